@@ -1,0 +1,179 @@
+//! Configuration by the field's habit: defaults < file < environment < flags.
+//!
+//! A binary's settings are one clap struct. Flags and `TOURIN_*` variables are clap's; this module
+//! adds the file: TOML whose keys are the long flags' names (`listen = "127.0.0.1:8080"`). A bad
+//! value stops the start with one line that names it, and exit code 2.
+
+mod file;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+use crate::secret::Secret;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for machines.
+    Json,
+}
+
+/// Logging, the same in every binary.
+#[derive(Debug, Clone, Args)]
+pub struct LogSettings {
+    /// How log lines look
+    #[arg(long, env = "TOURIN_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged: a level, or `target=level` pairs separated by commas
+    #[arg(
+        long,
+        env = "TOURIN_LOG",
+        value_name = "FILTER",
+        default_value = "info,pingora=error,pingora_core=error,pingora_proxy=off,sqlx=warn"
+    )]
+    pub log: String,
+}
+
+/// The configuration file, the same in every binary.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigFile {
+    /// TOML file whose keys are the names of these flags; flags and environment win over it
+    #[arg(long, env = "TOURIN_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// A service's place in the mesh, the same in every service.
+#[derive(Debug, Clone, Args)]
+pub struct MeshSettings {
+    /// Where the registry answers
+    #[arg(
+        long,
+        env = "TOURIN_REGISTRY_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8500"
+    )]
+    pub registry_url: String,
+    /// Secret shared by the mesh (16 characters or more): lets an instance register, and signs the
+    /// identity that the gateway passes on
+    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub registration_secret: Secret,
+    /// Address at which others reach this instance [default: the address it listens on]
+    #[arg(long, env = "TOURIN_ADVERTISE", value_name = "ADDR")]
+    pub advertise: Option<SocketAddr>,
+    /// Name of this instance, unique in its service [default: the service's name and a random part]
+    #[arg(long, env = "TOURIN_INSTANCE_ID", value_name = "ID")]
+    pub instance_id: Option<String>,
+    /// Milliseconds between two heartbeats to the registry
+    #[arg(long, env = "TOURIN_HEARTBEAT_MS", value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    pub heartbeat_ms: u64,
+    /// Milliseconds after the last heartbeat at which the registry drops this instance
+    #[arg(long, env = "TOURIN_LEASE_MS", value_name = "MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(200..=300_000))]
+    pub lease_ms: u64,
+}
+
+impl MeshSettings {
+    /// Settings of an instance in the registry at `registry_url`, with the defaults for the rest.
+    pub fn new(registry_url: impl Into<String>, registration_secret: Secret) -> Self {
+        Self {
+            registry_url: registry_url.into(),
+            registration_secret,
+            advertise: None,
+            instance_id: None,
+            heartbeat_ms: 1_000,
+            lease_ms: 3_000,
+        }
+    }
+
+    /// The configured name of this instance of `service`, or a new random one.
+    pub fn instance_id_or_new(&self, service: &str) -> String {
+        self.instance_id.clone().unwrap_or_else(|| {
+            let random = uuid::Uuid::now_v7().simple().to_string();
+            // A UUIDv7 begins with the time; its end is random.
+            format!("{service}-{}", &random[20..])
+        })
+    }
+}
+
+/// Reads the settings of this process, or ends it with exit code 2 and one line that says which
+/// value is wrong, or with code 0 after `--help` and `--version`.
+pub fn parse<C: Parser>() -> C {
+    parse_args(&std::env::args_os().collect::<Vec<_>>())
+}
+
+/// [`parse`] over arguments that the binary has looked at itself.
+pub fn parse_args<C: Parser>(args: &[OsString]) -> C {
+    match try_parse_from::<C>(args, |name| std::env::var_os(name).is_some(), config_from_env()) {
+        Ok(settings) => settings,
+        Err(error) => exit_with(&error),
+    }
+}
+
+fn config_from_env() -> Option<PathBuf> {
+    std::env::var_os("TOURIN_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// What was wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// clap's own report: a bad value, a missing argument, or a request for help.
+    #[error("{}", one_line(.0))]
+    Arguments(#[from] clap::Error),
+    /// The configuration file cannot be read, is not TOML, or has a key or value that is not one.
+    #[error("{0}")]
+    File(String),
+}
+
+/// [`parse`] over given arguments, for tests: `is_set` says whether an environment variable is set.
+///
+/// # Errors
+/// When a value is bad, a key unknown, the file unreadable; also for `--help`, which clap reports
+/// as an error of its own kind.
+pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
+    args: &[OsString],
+    is_set: impl Fn(&str) -> bool,
+    config_from_env: Option<PathBuf>,
+) -> Result<C, ConfigError> {
+    let command = C::command();
+    let args = match file::path_in(args).or(config_from_env) {
+        Some(path) => file::merge(&command, args, &path, is_set)?,
+        None => args.to_vec(),
+    };
+    let matches = command.try_get_matches_from(args)?;
+    Ok(C::from_arg_matches(&matches)?)
+}
+
+/// Prints an error the way every Tourin binary does and ends the process.
+#[allow(clippy::print_stderr)] // Logging is not set up yet; this is the process's last word.
+fn exit_with(error: &ConfigError) -> ! {
+    if let ConfigError::Arguments(error) = error
+        && !error.use_stderr()
+    {
+        error.exit(); // --help and --version
+    }
+    eprintln!("error: {error}");
+    std::process::exit(2)
+}
+
+/// clap's report without its usage lines, on one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut words = String::new();
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("Usage:") || line.starts_with("For more information") {
+            break;
+        }
+        if !line.is_empty() {
+            words.push_str(if words.is_empty() { "" } else { " " });
+            words.push_str(line);
+        }
+    }
+    words.trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+use std::io::Write;
+
+use super::*;
+
+#[derive(Debug, Parser)]
+#[command(name = "demo")]
+struct Demo {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Where to listen
+    #[arg(long, env = "DEMO_LISTEN", default_value = "127.0.0.1:1")]
+    listen: SocketAddr,
+    #[arg(long)]
+    ephemeral: bool,
+    #[arg(long)]
+    origin: Vec<String>,
+}
+
+fn parse_with(file: &str, flags: &[&str], set: &[&str]) -> Result<Demo, ConfigError> {
+    let mut on_disk = tempfile::NamedTempFile::new().unwrap();
+    on_disk.write_all(file.as_bytes()).unwrap();
+    let mut args: Vec<OsString> = vec!["demo".into(), "--config".into(), on_disk.path().into()];
+    args.extend(flags.iter().map(Into::into));
+    try_parse_from(&args, |name| set.contains(&name), None)
+}
+
+#[test]
+fn a_file_wins_over_defaults_and_flags_win_over_the_file() {
+    let file = "listen = '127.0.0.1:2'\nephemeral = true\norigin = ['a', 'b']";
+    let demo = parse_with(file, &[], &[]).unwrap();
+    assert_eq!(demo.listen.port(), 2);
+    assert!(demo.ephemeral);
+    assert_eq!(demo.origin, ["a", "b"]);
+
+    let demo = parse_with(file, &["--listen", "127.0.0.1:3", "--origin=c"], &[]).unwrap();
+    assert_eq!(demo.listen.port(), 3);
+    assert_eq!(demo.origin, ["c"]);
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    // The variable is said to be set but is not, so that clap falls back to the default: what
+    // matters is that the file's value was not used.
+    let demo = parse_with("listen = '127.0.0.1:2'", &[], &["DEMO_LISTEN"]).unwrap();
+    assert_eq!(demo.listen.port(), 1);
+}
+
+#[test]
+fn a_bad_file_is_one_line_that_names_what_is_wrong() {
+    let cases = [
+        ("listn = 1", "unknown key 'listn'; known keys: listen, ephemeral, origin"),
+        ("listen = 'nonsense'", "invalid value 'nonsense' for '--listen"),
+        ("listen = {a = 1}", "key 'listen' is table: expected a string"),
+        ("x = 1\nlisten = ", ":2: not TOML"),
+    ];
+    for (file, expected) in cases {
+        let message = parse_with(file, &[], &[]).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn a_bad_flag_is_one_line() {
+    let message = parse_with("", &["--listen", "nowhere"], &[]).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "invalid value 'nowhere' for '--listen <LISTEN>': invalid socket address syntax"
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let args: Vec<OsString> = vec!["demo".into(), "--config=/no/such/file".into()];
+    let message = try_parse_from::<Demo>(&args, |_| false, None).unwrap_err().to_string();
+    assert!(message.starts_with("cannot read --config /no/such/file"), "{message}");
+}

@@ -1,0 +1,14 @@
+//! HTTP as every service serves it: the error body, the extractors that answer with it, the layers
+//! around a service's routes, and a server with bounds that drains.
+
+mod error;
+mod extract;
+mod layers;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ApiError, ErrorBody};
+pub use extract::{Json, Params, Path};
+pub use layers::{HttpLimits, service_router};
+pub use serve::{BindError, bind, serve};

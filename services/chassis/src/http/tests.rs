@@ -1,0 +1,195 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{get, post};
+use http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tower::ServiceExt;
+
+use super::*;
+use crate::health::Health;
+use crate::identity::{
+    Caller, IDENTITY_HEADER, IdentitySigner, IdentityVerifier, MemberCaller, Subject,
+};
+use crate::secret::Secret;
+use crate::shutdown::Shutdown;
+
+fn router(secret: &Secret, health: Health, limits: &HttpLimits) -> Router {
+    let routes = Router::new()
+        .route(
+            "/panic",
+            get(|| async {
+                if true {
+                    panic!("boom")
+                }
+            }),
+        )
+        .route("/echo", post(|Json(body): Json<Vec<u32>>| async move { Json(body) }))
+        .route("/me", get(|caller: MemberCaller| async move { caller.id }))
+        .route("/who", get(|caller: Caller| async move { format!("{:?}", caller.0.is_some()) }))
+        .route("/slow", get(|| async { std::future::pending::<()>().await }));
+    service_router("demo", routes, IdentityVerifier::new(secret, "demo"), health, limits)
+}
+
+fn plain() -> Router {
+    router(&Secret::random(), Health::new(), &HttpLimits::default())
+}
+
+async fn answer(router: Router, request: Request<Body>) -> (StatusCode, http::HeaderMap, String) {
+    let response = router.oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
+}
+
+fn get_request(path: &str) -> Request<Body> {
+    Request::get(path).body(Body::empty()).unwrap()
+}
+
+fn kind(body: &str) -> String {
+    serde_json::from_str::<ErrorBody>(body).unwrap().error
+}
+
+#[tokio::test]
+async fn every_refusal_has_the_error_body() {
+    let (status, _, body) = answer(plain(), get_request("/nowhere")).await;
+    assert_eq!((status, kind(&body).as_str()), (StatusCode::NOT_FOUND, "not_found"));
+
+    let (status, headers, body) = answer(plain(), get_request("/echo")).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(headers[header::ALLOW], "POST");
+    assert_eq!(kind(&body), "method_not_allowed");
+
+    let (status, _, body) = answer(plain(), get_request("/panic")).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(!body.contains("boom"), "the cause is not the client's business: {body}");
+}
+
+#[tokio::test]
+async fn bodies_are_told_apart_by_what_is_wrong_with_them() {
+    let json = |body: &'static str| {
+        Request::post("/echo")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .unwrap()
+    };
+    assert_eq!(answer(plain(), json("[1,2]")).await.2, "[1,2]");
+    assert_eq!(answer(plain(), json("[1,")).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(answer(plain(), json("{}")).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    let untyped = Request::post("/echo").body(Body::from("[1]")).unwrap();
+    assert_eq!(answer(plain(), untyped).await.0, StatusCode::BAD_REQUEST);
+
+    let limits = HttpLimits { body_bytes: 4, ..HttpLimits::default() };
+    let router = router(&Secret::random(), Health::new(), &limits);
+    let (status, _, body) = answer(router, json("[1,2,3]")).await;
+    assert_eq!((status, kind(&body).as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "too_large"));
+}
+
+#[tokio::test]
+async fn only_a_signed_identity_counts() {
+    let secret = Secret::random();
+    let router = router(&secret, Health::new(), &HttpLimits::default());
+    let member = Subject::Member { id: "traveller".into(), session: "s".into(), roles: Vec::new() };
+    let mut signed = get_request("/me");
+    let value = IdentitySigner::new(&secret).sign(&member, "demo");
+    signed.headers_mut().insert(IDENTITY_HEADER, value);
+    assert_eq!(answer(router.clone(), signed).await.2, "traveller");
+
+    assert_eq!(answer(router.clone(), get_request("/me")).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(answer(router.clone(), get_request("/who")).await.2, "false");
+
+    let mut forged = get_request("/who");
+    let value = IdentitySigner::new(&Secret::random()).sign(&member, "demo");
+    forged.headers_mut().insert(IDENTITY_HEADER, value);
+    assert_eq!(answer(router, forged).await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
+    let health = Health::new();
+    let database = health.register("database");
+    let router = router(&Secret::random(), health, &HttpLimits::default());
+    let (status, _, body) = answer(router.clone(), get_request("/readyz")).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.contains(r#""database":"not reached yet""#), "{body}");
+    assert_eq!(answer(router.clone(), get_request("/healthz")).await.0, StatusCode::OK);
+    database.set_ready();
+    assert_eq!(answer(router, get_request("/readyz")).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn work_over_the_limits_is_answered_503_with_retry_after() {
+    let limits =
+        HttpLimits { concurrent_requests: 1, request_timeout_ms: 50, ..HttpLimits::default() };
+    let router = router(&Secret::random(), Health::new(), &limits);
+    let (first, second) = tokio::join!(
+        answer(router.clone(), get_request("/slow")),
+        answer(router.clone(), get_request("/slow")),
+    );
+    for (status, headers, _) in [first, second] {
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(headers[header::RETRY_AFTER], "1");
+    }
+}
+
+async fn serve_one(
+    release: std::sync::Arc<tokio::sync::Notify>,
+) -> (SocketAddr, Shutdown, tokio::task::JoinHandle<std::io::Result<()>>) {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = Shutdown::new();
+    let routes = Router::new().route(
+        "/wait",
+        get(move || {
+            let release = release.clone();
+            async move {
+                release.notified().await;
+                "done"
+            }
+        }),
+    );
+    let serving = {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            serve(listener, routes, &HttpLimits::default(), stop, Duration::from_secs(5)).await
+        })
+    };
+    (address, stop, serving)
+}
+
+#[tokio::test]
+async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
+    let release = std::sync::Arc::new(tokio::sync::Notify::new());
+    let (address, stop, serving) = serve_one(release.clone()).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET /wait HTTP/1.1\r\nhost: demo\r\n\r\n").await.unwrap();
+    // An idle kept-alive connection must not hold the drain up.
+    let _idle = TcpStream::connect(address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+
+    stop.begin();
+    let refused = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), refused).await.expect("new connections refused");
+
+    release.notify_one();
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK") && text.ends_with("done"), "{text}");
+    tokio::time::timeout(Duration::from_secs(2), serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named() {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let error = bind(address).await.unwrap_err().to_string();
+    assert!(error.contains(&address.to_string()) && error.contains("taken"), "{error}");
+}

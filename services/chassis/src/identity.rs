@@ -1,0 +1,237 @@
+//! The identity that travels with a request: signed and short-lived.
+//!
+//! The gateway strips whatever identity a stranger sends, then adds its own for the one service
+//! that the request goes to. A service that calls another's `/internal` routes signs itself the
+//! same way. A request without a valid signature has no identity. The key is derived from the
+//! secret that the mesh shares.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use serde::{Deserialize, Serialize};
+
+use crate::http::ApiError;
+use crate::secret::Secret;
+
+/// Carries the signed identity from the gateway to a service.
+pub const IDENTITY_HEADER: HeaderName = HeaderName::from_static("x-tourin-identity");
+/// Carries the request's id; the gateway sets it.
+pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+/// On an answer of core: ids of sessions that it ended, separated by commas. The gateway revokes
+/// them at once and takes the header off.
+pub const SESSION_ENDED_HEADER: HeaderName = HeaderName::from_static("x-tourin-session-ended");
+
+/// How long a signed identity holds, in seconds: longer than any hop inside the mesh takes, short
+/// enough that a captured one is soon worthless.
+pub const IDENTITY_TTL_S: i64 = 30;
+/// How far the clocks of the mesh's machines may differ, in seconds.
+const CLOCK_LEEWAY_S: u64 = 5;
+const PURPOSE: &str = "tourin/identity/v1";
+
+/// Who a request is made for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Subject {
+    /// A member with a live session.
+    Member {
+        /// The member's id.
+        id: String,
+        /// The session's id.
+        session: String,
+        /// What the member may do beyond a member's own.
+        roles: Vec<String>,
+    },
+    /// An anonymous visitor.
+    Visitor {
+        /// A salted pseudonym: neither an address nor a member's id.
+        pseudonym: String,
+    },
+    /// A part of the mesh itself.
+    Service {
+        /// Its service's name.
+        name: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    aud: String,
+    exp: i64,
+    #[serde(flatten)]
+    subject: Subject,
+}
+
+/// Signs identities.
+#[derive(Clone)]
+pub struct IdentitySigner {
+    key: EncodingKey,
+}
+
+impl std::fmt::Debug for IdentitySigner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IdentitySigner")
+    }
+}
+
+impl IdentitySigner {
+    /// A signer with the key derived from the mesh's secret.
+    pub fn new(secret: &Secret) -> Self {
+        Self { key: EncodingKey::from_secret(&secret.derive_key(PURPOSE)) }
+    }
+
+    /// The header's value for a request to `audience`, the service's name.
+    pub fn sign(&self, subject: &Subject, audience: &str) -> HeaderValue {
+        let claims = Claims {
+            aud: audience.to_owned(),
+            exp: chrono::Utc::now().timestamp() + IDENTITY_TTL_S,
+            subject: subject.clone(),
+        };
+        let token = encode(&Header::new(Algorithm::HS256), &claims, &self.key)
+            .expect("HMAC over serialisable claims cannot fail");
+        HeaderValue::from_str(&token).expect("a JWT is made of header-safe characters")
+    }
+}
+
+/// Verifies identities for one service.
+#[derive(Clone)]
+pub struct IdentityVerifier {
+    inner: Arc<(DecodingKey, Validation)>,
+}
+
+impl std::fmt::Debug for IdentityVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IdentityVerifier")
+    }
+}
+
+impl IdentityVerifier {
+    /// A verifier for `service` with the key derived from the mesh's secret. Identities for other
+    /// services are refused.
+    pub fn new(secret: &Secret, service: &'static str) -> Self {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_audience(&[service]);
+        validation.set_required_spec_claims(&["exp", "aud"]);
+        validation.leeway = CLOCK_LEEWAY_S;
+        let key = DecodingKey::from_secret(&secret.derive_key(PURPOSE));
+        Self { inner: Arc::new((key, validation)) }
+    }
+
+    /// Who the header's value says that the request is for; `None` when its signature, audience or
+    /// time is not right.
+    pub fn verify(&self, value: &HeaderValue) -> Option<Subject> {
+        let (key, validation) = &*self.inner;
+        let token = value.to_str().ok()?;
+        decode::<Claims>(token, key, validation).ok().map(|token| token.claims.subject)
+    }
+}
+
+/// Takes the identity off the request and puts what it proves into the request's extensions.
+pub(crate) async fn verify_identity(
+    State(verifier): State<IdentityVerifier>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if let Some(value) = request.headers_mut().remove(IDENTITY_HEADER) {
+        match verifier.verify(&value) {
+            Some(subject) => {
+                request.extensions_mut().insert(subject);
+            }
+            None => {
+                return ApiError::forbidden("the request's internal identity is not valid")
+                    .into_response();
+            }
+        }
+    }
+    next.run(request).await
+}
+
+/// Who a request is made for; `None` when it did not come through the gateway.
+#[derive(Debug, Clone)]
+pub struct Caller(pub Option<Subject>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(parts.extensions.get::<Subject>().cloned()))
+    }
+}
+
+/// A member with a live session; others are answered 401.
+#[derive(Debug, Clone)]
+pub struct MemberCaller {
+    /// The member's id.
+    pub id: String,
+    /// The session's id.
+    pub session: String,
+    /// What the member may do beyond a member's own.
+    pub roles: Vec<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for MemberCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        match parts.extensions.get::<Subject>().cloned() {
+            Some(Subject::Member { id, session, roles }) => Ok(Self { id, session, roles }),
+            _ => Err(ApiError::unauthenticated("this call needs a session: log in first")),
+        }
+    }
+}
+
+/// A part of the mesh itself; others are answered 403.
+#[derive(Debug, Clone)]
+pub struct ServiceCaller {
+    /// The calling service's name.
+    pub name: String,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ServiceCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        match parts.extensions.get::<Subject>().cloned() {
+            Some(Subject::Service { name }) => Ok(Self { name }),
+            _ => Err(ApiError::forbidden("this path is for the mesh's own services")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn visitor() -> Subject {
+        Subject::Visitor { pseudonym: "anon:abc".to_owned() }
+    }
+
+    #[test]
+    fn an_identity_holds_for_its_audience_and_secret_only() {
+        let secret = Secret::random();
+        let value = IdentitySigner::new(&secret).sign(&visitor(), "core");
+        assert_eq!(IdentityVerifier::new(&secret, "core").verify(&value), Some(visitor()));
+        assert_eq!(IdentityVerifier::new(&secret, "recommendation").verify(&value), None);
+        assert_eq!(IdentityVerifier::new(&Secret::random(), "core").verify(&value), None);
+    }
+
+    #[test]
+    fn an_old_or_altered_identity_is_refused() {
+        let secret = Secret::random();
+        let verifier = IdentityVerifier::new(&secret, "core");
+        let signer = IdentitySigner::new(&secret);
+        let past = chrono::Utc::now().timestamp() - i64::try_from(CLOCK_LEEWAY_S).unwrap() - 1;
+        let claims = Claims { aud: "core".into(), exp: past, subject: visitor() };
+        let old = encode(&Header::new(Algorithm::HS256), &claims, &signer.key).unwrap();
+        assert_eq!(verifier.verify(&HeaderValue::from_str(&old).unwrap()), None);
+
+        let good = signer.sign(&visitor(), "core");
+        let altered = format!("{}x", good.to_str().unwrap());
+        assert_eq!(verifier.verify(&HeaderValue::from_str(&altered).unwrap()), None);
+        assert_eq!(verifier.verify(&HeaderValue::from_static("rubbish")), None);
+    }
+}

@@ -1,0 +1,12 @@
+//! What every Tourin service needs and no domain knows: configuration, logging, HTTP serving,
+//! health, shutdown, and the signed identity that travels between the gateway and the services.
+
+pub mod clock;
+pub mod config;
+pub mod health;
+pub mod http;
+pub mod identity;
+pub mod process;
+pub mod secret;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,51 @@
+//! The life of a service that is a process of its own: build, run, stop.
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use crate::config::LogSettings;
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+/// What a shell sees when a setting or the machine stood in the way of starting.
+pub const CANNOT_START: u8 = 2;
+
+/// Starts logging, builds the service, and runs it until SIGINT or SIGTERM.
+///
+/// Exit code 0 after a clean stop, [`CANNOT_START`] with one line on standard error when the service
+/// could not be built, 1 when it failed later.
+pub async fn run<S, B, R>(
+    log: &LogSettings,
+    build: B,
+    run_until_stopped: impl FnOnce(S, Shutdown) -> R,
+) -> ExitCode
+where
+    B: Future<Output = anyhow::Result<S>>,
+    R: Future<Output = anyhow::Result<()>>,
+{
+    if let Err(error) = telemetry::init(log) {
+        return refuse(&anyhow::Error::msg(error));
+    }
+    let built = match Shutdown::on_signals() {
+        Ok(stop) => build.await.map(|service| (service, stop)),
+        Err(error) => Err(error.into()),
+    };
+    let (service, stop) = match built {
+        Ok(built) => built,
+        Err(error) => return refuse(&error),
+    };
+    match run_until_stopped(service, stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the service failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A start that cannot be: one line, whatever the log's settings, and [`CANNOT_START`].
+#[allow(clippy::print_stderr)] // Not a log line: the answer to whoever started the program.
+pub fn refuse(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(CANNOT_START)
+}

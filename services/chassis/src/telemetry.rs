@@ -1,0 +1,29 @@
+//! Logs: structured, human or JSON, on standard error so that standard output stays the program's
+//! own.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, LogSettings};
+
+/// Starts logging for this process. A second call (tests start several services) changes nothing.
+///
+/// # Errors
+/// When the filter is not one, with what is wrong in it.
+pub fn init(settings: &LogSettings) -> Result<(), String> {
+    let filter = EnvFilter::builder()
+        .parse(&settings.log)
+        .map_err(|error| format!("invalid value '{}' for '--log': {error}", settings.log))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Colours are for a person's terminal, not for a file or a pipe.
+        .with_ansi(std::io::stderr().is_terminal());
+    // An error here means only that a subscriber is installed already.
+    match settings.log_format {
+        LogFormat::Text => builder.with_target(false).try_init().ok(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init().ok(),
+    };
+    Ok(())
+}
