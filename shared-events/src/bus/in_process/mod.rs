@@ -1,0 +1,176 @@
+//! The bus inside one process: bounded queues in memory, made durable by the outbox behind the publisher.
+//!
+//! [`InProcessBus::publish`](Publisher::publish) resolves only when every bound queue has settled the event, so the
+//! relay marks an outbox row after the effect, and a crash at any moment publishes again what had not taken effect.
+
+mod queue;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use super::{Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription};
+use crate::dead_letters::DeadLetterStore;
+use crate::events::Outgoing;
+use crate::{Clock, system_clock};
+use queue::{Entry, Message, Queue, Source, State};
+
+/// The most events a queue holds, delivered and unsettled ones included, unless set otherwise.
+pub const DEFAULT_QUEUE_CAPACITY: usize = 4096;
+
+/// How full a queue is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// The queue's name.
+    pub queue: String,
+    /// Events not handed out, waiting retries included.
+    pub waiting: usize,
+    /// Deliveries handed out and not settled.
+    pub unsettled: usize,
+    /// Subscribers.
+    pub subscribers: usize,
+}
+
+/// The bus. Clones are the same bus.
+#[derive(Clone)]
+pub struct InProcessBus(Arc<Bus>);
+
+struct Bus {
+    queues: Mutex<BTreeMap<String, Arc<Queue>>>,
+    closed: AtomicBool,
+    dead_letters: Arc<dyn DeadLetterStore>,
+    clock: Clock,
+    queue_capacity: usize,
+}
+
+impl InProcessBus {
+    /// A bus whose dead letters go to `dead_letters`, with queues of [`DEFAULT_QUEUE_CAPACITY`].
+    pub fn new(dead_letters: Arc<dyn DeadLetterStore>) -> Self {
+        Self::with_capacity(dead_letters, DEFAULT_QUEUE_CAPACITY, system_clock())
+    }
+
+    /// The same, with queues of `queue_capacity` events (at least 1) and a given clock for dead letters.
+    pub fn with_capacity(
+        dead_letters: Arc<dyn DeadLetterStore>,
+        queue_capacity: usize,
+        clock: Clock,
+    ) -> Self {
+        Self(Arc::new(Bus {
+            queues: Mutex::default(),
+            closed: false.into(),
+            dead_letters,
+            clock,
+            queue_capacity: queue_capacity.max(1),
+        }))
+    }
+
+    /// How full each queue is, by name.
+    pub fn depths(&self) -> Vec<QueueDepth> {
+        lock(&self.0.queues).values().map(|queue| queue.depth()).collect()
+    }
+
+    /// Ends the bus: publishers get [`PublishError::Unavailable`], subscribers the end of their deliveries. What was
+    /// not settled stays in the publisher's outbox.
+    pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        for queue in lock(&self.0.queues).values() {
+            queue.close();
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire)
+    }
+
+    /// The queues an event goes to.
+    fn route(&self, event: &Outgoing) -> Vec<Arc<Queue>> {
+        lock(&self.0.queues).values().filter(|queue| queue.takes(event)).cloned().collect()
+    }
+}
+
+fn closed() -> PublishError {
+    PublishError::Unavailable("the bus is closed".to_owned())
+}
+
+#[async_trait]
+impl Publisher for InProcessBus {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        if self.is_closed() {
+            return batch.iter().map(|_| Err(closed())).collect();
+        }
+        let mut confirms: Vec<Vec<oneshot::Receiver<()>>> = Vec::with_capacity(batch.len());
+        // By queue and not by event: a full queue must not keep events from the others.
+        let mut plan: BTreeMap<String, (Arc<Queue>, Vec<(Arc<Message>, oneshot::Sender<()>)>)> =
+            BTreeMap::new();
+        for event in batch {
+            let queues = self.route(&event);
+            let message = Arc::new(Message::new(event));
+            let mut receivers = Vec::with_capacity(queues.len());
+            for queue in queues {
+                let (confirm, receiver) = oneshot::channel();
+                receivers.push(receiver);
+                plan.entry(queue.name.clone())
+                    .or_insert_with(|| (queue, Vec::new()))
+                    .1
+                    .push((message.clone(), confirm));
+            }
+            confirms.push(receivers);
+        }
+        join_all(plan.into_values().map(|(queue, messages)| async move {
+            for (message, confirm) in messages {
+                // A closed queue drops `confirm`, which its receiver takes for a failure.
+                let Ok(slot) = queue.slots.clone().acquire_owned().await else {
+                    return;
+                };
+                queue.push(Entry { message, attempt: 1, confirm, _slot: slot });
+            }
+        }))
+        .await;
+        let mut results = Vec::with_capacity(confirms.len());
+        for receivers in confirms {
+            let mut result =
+                if receivers.is_empty() { Err(PublishError::Unroutable) } else { Ok(()) };
+            for receiver in receivers {
+                if receiver.await.is_err() {
+                    result = Err(closed());
+                }
+            }
+            results.push(result);
+        }
+        results
+    }
+}
+
+#[async_trait]
+impl Subscriber for InProcessBus {
+    async fn subscribe(&self, subscription: Subscription) -> Result<Deliveries, SubscribeError> {
+        let bindings = subscription.check()?;
+        if self.is_closed() {
+            return Err(SubscribeError::Unavailable(anyhow::anyhow!("the bus is closed")));
+        }
+        let queue = lock(&self.0.queues)
+            .entry(subscription.queue.clone())
+            .or_insert_with(|| {
+                Arc::new(Queue {
+                    name: subscription.queue.clone(),
+                    slots: Arc::new(Semaphore::new(self.0.queue_capacity)),
+                    state: Mutex::new(State::new(subscription.shards)),
+                    changed: Notify::new(),
+                    dead_letters: self.0.dead_letters.clone(),
+                    clock: self.0.clock.clone(),
+                })
+            })
+            .clone();
+        let member = queue.join(&subscription, bindings)?;
+        Ok(Deliveries::new(Source { queue, member }))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can panic halfway through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

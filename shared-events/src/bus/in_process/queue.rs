@@ -1,0 +1,313 @@
+//! One queue: shards, subscribers, and what is out with them.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use super::{QueueDepth, lock};
+use crate::Clock;
+use crate::bus::unsettled::{Fate, Origin, Unsettled};
+use crate::bus::{
+    Delivery, DeliverySource, LaneKey, Lanes, Settler, SubscribeError, Subscription, TopicPattern,
+};
+use crate::dead_letters::{DeadLetter, DeadLetterStore};
+use crate::events::Outgoing;
+
+/// An event as it lies in queues.
+pub(super) struct Message {
+    id: Uuid,
+    body: Bytes,
+    exchange: String,
+    routing_key: String,
+    ordering_key: String,
+    headers: BTreeMap<String, String>,
+}
+
+impl Message {
+    pub(super) fn new(event: Outgoing) -> Self {
+        Self {
+            id: event.envelope.id,
+            body: event.envelope.encode(),
+            exchange: event.exchange,
+            routing_key: event.routing_key,
+            ordering_key: event.ordering_key,
+            headers: event.headers,
+        }
+    }
+}
+
+/// One event in one queue.
+pub(super) struct Entry {
+    pub(super) message: Arc<Message>,
+    pub(super) attempt: u32,
+    /// Closed when the publisher has gone: he will publish again, so this entry is void.
+    pub(super) confirm: oneshot::Sender<()>,
+    pub(super) _slot: OwnedSemaphorePermit,
+}
+
+pub(super) struct Queue {
+    pub(super) name: String,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) state: Mutex<State>,
+    pub(super) changed: Notify,
+    pub(super) dead_letters: Arc<dyn DeadLetterStore>,
+    pub(super) clock: Clock,
+}
+
+pub(super) struct State {
+    bindings: Vec<(String, TopicPattern)>,
+    shards: Vec<Lanes<Entry>>,
+    /// In the order of joining. The member at place i is the active one of every shard s with s % members == i.
+    members: Vec<Member>,
+    next_member: u64,
+    closed: bool,
+}
+
+struct Member {
+    id: u64,
+    prefetch: usize,
+    unsettled: usize,
+    /// The shard it looks at first, so that its shards take turns.
+    turn: usize,
+}
+
+enum Taken {
+    Delivery(Box<Delivery>),
+    NothingUntil(Option<Instant>),
+    Ended,
+}
+
+impl State {
+    pub(super) fn new(shards: usize) -> Self {
+        Self {
+            bindings: Vec::new(),
+            shards: (0..shards).map(|_| Lanes::default()).collect(),
+            members: Vec::new(),
+            next_member: 0,
+            closed: false,
+        }
+    }
+
+    /// The next entry for a member: from the shards that are his, in turn.
+    fn take(&mut self, member: u64, now: Instant) -> Result<(usize, LaneKey, Entry), Taken> {
+        if self.closed {
+            return Err(Taken::Ended);
+        }
+        let members = self.members.len();
+        let Some(place) = self.members.iter().position(|m| m.id == member) else {
+            return Err(Taken::Ended);
+        };
+        if self.members[place].unsettled >= self.members[place].prefetch {
+            return Err(Taken::NothingUntil(None));
+        }
+        let turn = self.members[place].turn;
+        let shards = self.shards.len();
+        let mut due: Option<Instant> = None;
+        for step in 0..shards {
+            let shard = (turn + step) % shards;
+            if shard % members != place {
+                continue;
+            }
+            while let Some((key, entry)) = self.shards[shard].take(now) {
+                if entry.confirm.is_closed() {
+                    self.shards[shard].done(&key);
+                    continue;
+                }
+                self.members[place].turn = (shard + 1) % shards;
+                self.members[place].unsettled += 1;
+                return Ok((shard, key, entry));
+            }
+            due = [due, self.shards[shard].next_due()].into_iter().flatten().min();
+        }
+        Err(Taken::NothingUntil(due))
+    }
+}
+
+impl Queue {
+    pub(super) fn takes(&self, event: &Outgoing) -> bool {
+        lock(&self.state).bindings.iter().any(|(exchange, pattern)| {
+            *exchange == event.exchange && pattern.matches(&event.routing_key)
+        })
+    }
+
+    pub(super) fn join(
+        &self,
+        subscription: &Subscription,
+        bindings: Vec<(String, TopicPattern)>,
+    ) -> Result<u64, SubscribeError> {
+        let mut state = lock(&self.state);
+        if state.shards.len() != subscription.shards {
+            return Err(SubscribeError::Invalid(format!(
+                "the queue {} has {} shards, not {}",
+                self.name,
+                state.shards.len(),
+                subscription.shards
+            )));
+        }
+        for binding in bindings {
+            if !state.bindings.contains(&binding) {
+                state.bindings.push(binding);
+            }
+        }
+        let id = state.next_member;
+        state.next_member += 1;
+        let prefetch = subscription.prefetch;
+        state.members.push(Member { id, prefetch, unsettled: 0, turn: 0 });
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(id)
+    }
+
+    fn leave(&self, member: u64) {
+        lock(&self.state).members.retain(|m| m.id != member);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        for shard in &mut state.shards {
+            *shard = Lanes::default();
+        }
+        drop(state);
+        self.slots.close();
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn push(&self, entry: Entry) {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return;
+        }
+        let mut hasher = DefaultHasher::new();
+        entry.message.ordering_key.hash(&mut hasher);
+        let shards = state.shards.len() as u64;
+        let shard = usize::try_from(hasher.finish() % shards).expect("there are few shards");
+        let key = entry.message.clone();
+        state.shards[shard].push(Some(&key.ordering_key), entry);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn take(self: &Arc<Self>, member: u64) -> Taken {
+        let taken = lock(&self.state).take(member, Instant::now());
+        let (shard, key, entry) = match taken {
+            Ok(taken) => taken,
+            Err(nothing) => return nothing,
+        };
+        let message = entry.message.clone();
+        Taken::Delivery(Box::new(Delivery {
+            body: message.body.clone(),
+            exchange: message.exchange.clone(),
+            routing_key: message.routing_key.clone(),
+            ordering_key: Some(message.ordering_key.clone()),
+            headers: message.headers.clone(),
+            attempt: entry.attempt,
+            settler: Settler::new(Unsettled::new(
+                self.clone(),
+                Place { member, shard, key },
+                entry,
+            )),
+        }))
+    }
+
+    pub(super) fn depth(&self) -> QueueDepth {
+        let state = lock(&self.state);
+        let waiting = state.shards.iter().map(Lanes::waiting).sum();
+        QueueDepth {
+            queue: self.name.clone(),
+            waiting,
+            unsettled: state.members.iter().map(|m| m.unsettled).sum(),
+            subscribers: state.members.len(),
+        }
+    }
+}
+
+pub(super) struct Source {
+    pub(super) queue: Arc<Queue>,
+    pub(super) member: u64,
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.queue.leave(self.member);
+    }
+}
+
+#[async_trait]
+impl DeliverySource for Source {
+    async fn next(&mut self) -> Option<Delivery> {
+        loop {
+            let mut changed = std::pin::pin!(self.queue.changed.notified());
+            // Listening before looking: what changes in between is not missed.
+            changed.as_mut().enable();
+            match self.queue.take(self.member) {
+                Taken::Delivery(delivery) => return Some(*delivery),
+                Taken::Ended => return None,
+                Taken::NothingUntil(None) => changed.await,
+                Taken::NothingUntil(Some(due)) => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = sleep_until(due) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where an entry that is out belongs, and who has it.
+pub(super) struct Place {
+    member: u64,
+    shard: usize,
+    key: LaneKey,
+}
+
+impl Origin for Queue {
+    type Entry = Entry;
+    type Place = Place;
+
+    fn end(&self, place: &Place, mut entry: Entry, fate: Fate) {
+        let mut state = lock(&self.state);
+        if let Some(member) = state.members.iter_mut().find(|m| m.id == place.member) {
+            member.unsettled -= 1;
+        }
+        entry.attempt = entry.attempt.saturating_add(1);
+        let shard = &mut state.shards[place.shard];
+        match fate {
+            Fate::Finished => {
+                shard.done(&place.key);
+                // The publisher may have gone; then nobody waits for this.
+                let _ = entry.confirm.send(());
+            }
+            Fate::Again(after) => shard.again(&place.key, entry, Instant::now() + after),
+            Fate::Back => shard.back(&place.key, entry),
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn dead_letter(&self, entry: &Entry, reason: String) -> DeadLetter {
+        let message = &entry.message;
+        DeadLetter::new(
+            &self.name,
+            Some(message.id),
+            &message.routing_key,
+            reason,
+            entry.attempt,
+            &message.body,
+            message.headers.clone(),
+            (self.clock)(),
+        )
+    }
+
+    fn dead_letters(&self) -> &dyn DeadLetterStore {
+        &*self.dead_letters
+    }
+}

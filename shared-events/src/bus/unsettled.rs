@@ -1,0 +1,86 @@
+//! Deliveries that are out, for the adapters that keep their queues in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Settle, SettleError, Settlement};
+use crate::dead_letters::{DeadLetter, DeadLetterStore};
+
+/// How long a delivery waits when its dead letter could not be stored.
+const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
+
+/// What becomes of an entry that was out.
+#[derive(Debug)]
+pub(super) enum Fate {
+    /// It is settled for good.
+    Finished,
+    /// It goes out again after a while.
+    Again(Duration),
+    /// It was abandoned, and goes out again as soon as possible.
+    Back,
+}
+
+/// A queue whose entries go out and come back.
+pub(super) trait Origin: Send + Sync + 'static {
+    /// An event in the queue.
+    type Entry: Send + Sync;
+    /// Where in the queue an entry belongs.
+    type Place: Send + Sync;
+
+    /// Takes an entry back.
+    fn end(&self, place: &Self::Place, entry: Self::Entry, fate: Fate);
+
+    /// The record of giving an entry up.
+    fn dead_letter(&self, entry: &Self::Entry, reason: String) -> DeadLetter;
+
+    /// Where such records are kept.
+    fn dead_letters(&self) -> &dyn DeadLetterStore;
+}
+
+/// An entry that is out. Dropped without having been settled, it goes back.
+pub(super) struct Unsettled<O: Origin> {
+    origin: Arc<O>,
+    place: O::Place,
+    entry: Option<O::Entry>,
+}
+
+impl<O: Origin> Unsettled<O> {
+    pub(super) fn new(origin: Arc<O>, place: O::Place, entry: O::Entry) -> Self {
+        Self { origin, place, entry: Some(entry) }
+    }
+
+    fn end(&mut self, fate: Fate) {
+        if let Some(entry) = self.entry.take() {
+            self.origin.end(&self.place, entry, fate);
+        }
+    }
+}
+
+impl<O: Origin> Drop for Unsettled<O> {
+    fn drop(&mut self) {
+        self.end(Fate::Back);
+    }
+}
+
+#[async_trait]
+impl<O: Origin> Settle for Unsettled<O> {
+    async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), SettleError> {
+        match settlement {
+            Settlement::Ack => self.end(Fate::Finished),
+            Settlement::Retry { after } => self.end(Fate::Again(after)),
+            Settlement::DeadLetter { reason } => {
+                if let Some(entry) = &self.entry {
+                    let letter = self.origin.dead_letter(entry, reason);
+                    if let Err(error) = self.origin.dead_letters().put(letter).await {
+                        self.end(Fate::Again(DEAD_LETTER_RETRY));
+                        return Err(SettleError(error));
+                    }
+                }
+                self.end(Fate::Finished);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,181 @@
+//! The consumer pipeline: receive, validate, expire, dedupe, process, acknowledge.
+//!
+//! What happens to an event:
+//!
+//! | the event | becomes | counted as |
+//! |---|---|---|
+//! | longer than `max_body_bytes` | a dead letter, unread | `oversized` |
+//! | not an envelope | a dead letter | `malformed` |
+//! | of a type under an [`Expiry`], older than its bound | acknowledged without effect | `expired` |
+//! | applied, or seen before, or of no interest | acknowledged | `applied`, `duplicate`, `ignored` |
+//! | failed for now ([`HandlerError::Transient`], a panic, a time-out) | retried with backoff, then a dead letter | `retried`, `dead_lettered` |
+//! | met a dependency that is down ([`HandlerError::Unavailable`]) | retried with backoff until it is back | `retried` |
+//! | failed for good ([`HandlerError::Permanent`]) | a dead letter at once | `dead_lettered` |
+//!
+//! An event is acknowledged only after the handler said that its effect is committed. While one is being retried, its
+//! ordering key waits and the others go on.
+
+mod pipeline;
+mod stats;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::join_all;
+
+use crate::backoff::Backoff;
+use crate::bus::TopicPattern;
+use crate::envelope::Envelope;
+use crate::events::{Event, InvalidEvent, read};
+
+pub use pipeline::Consumer;
+pub use stats::{ConsumerSnapshot, ConsumerStats};
+pub(crate) use stats::{count, counters};
+
+/// An event that passed the checks of its envelope.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    /// The event itself.
+    pub envelope: Envelope,
+    /// The exchange it was published to.
+    pub exchange: String,
+    /// The topic it was published under.
+    pub routing_key: String,
+    /// The key by which it is ordered, where the publisher gave one.
+    pub ordering_key: Option<String>,
+    /// The transport's metadata.
+    pub headers: BTreeMap<String, String>,
+    /// From 1.
+    pub attempt: u32,
+}
+
+impl Received {
+    /// Reads the payload as a typed, validated event.
+    ///
+    /// # Errors
+    /// [`InvalidEvent`]; as a [`HandlerError`] it is permanent, so `?` in a handler dead-letters the event.
+    pub fn data<E: Event>(&self) -> Result<E, InvalidEvent> {
+        read(&self.envelope)
+    }
+}
+
+/// What a handler did with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its effect and its id are committed.
+    Applied,
+    /// Its id was committed before; nothing was done.
+    Duplicate,
+    /// It is not one that this handler knows or needs.
+    Ignored,
+}
+
+/// Why a handler did not handle an event.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// It may work later; tried again as often as the [`RetryPolicy`] says.
+    #[error("{0:#}")]
+    Transient(anyhow::Error),
+    /// Something that every event needs is down. Tried again for as long as that takes: an outage must not turn good
+    /// events into dead letters.
+    #[error("{0:#}")]
+    Unavailable(anyhow::Error),
+    /// It never will. The text becomes the dead letter's reason; no personal data in it.
+    #[error("{0}")]
+    Permanent(String),
+}
+
+impl From<anyhow::Error> for HandlerError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Transient(error)
+    }
+}
+
+impl From<InvalidEvent> for HandlerError {
+    fn from(error: InvalidEvent) -> Self {
+        Self::Permanent(error.to_string())
+    }
+}
+
+/// The effect of events on a service.
+#[async_trait]
+pub trait Handler: Send + Sync {
+    /// Handles one event. Commits its effect and its id together, and answers [`Outcome::Duplicate`] when the id was
+    /// there already: that is what makes at-least-once delivery take effect once.
+    async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError>;
+
+    /// Handles several events at once, no two of the same ordering key; one result per event, in order. Override it to
+    /// commit a batch in one transaction. An event that failed is retried alone, through [`Handler::handle`], so that
+    /// a poison event spoils one batch at most.
+    async fn handle_batch(&self, events: &[Received]) -> Vec<Result<Outcome, HandlerError>> {
+        join_all(events.iter().map(|event| self.handle(event))).await
+    }
+}
+
+/// Events of a kind lose their meaning with age.
+///
+/// Use it for what only matters while fresh, such as views that feed a trend; never for events that carry state
+/// (a deletion, a changed spot), which must take effect however late.
+#[derive(Clone, Debug)]
+pub struct Expiry {
+    /// Which event types, as a topic pattern over the envelope's type.
+    pub types: TopicPattern,
+    /// The greatest age at which they are still handled.
+    pub max_age: Duration,
+}
+
+/// How often and how patiently a failed event is tried.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryPolicy {
+    /// How often in all, the first time included; then it is dead-lettered. Default 8.
+    pub max_attempts: u32,
+    /// The waits in between. Default 100 ms doubling to at most 10 s, half of it random: 8 attempts span at most 13 s.
+    pub backoff: Backoff,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            max_attempts: 8,
+            backoff: Backoff {
+                base: Duration::from_millis(100),
+                max: Duration::from_secs(10),
+                jitter: 0.5,
+            },
+        }
+    }
+}
+
+/// A consumer's bounds.
+#[derive(Clone, Debug)]
+pub struct ConsumerSettings {
+    /// What happens to failures.
+    pub retry: RetryPolicy,
+    /// Which events expire; the first entry that matches a type decides. Default: none do.
+    pub expiry: Vec<Expiry>,
+    /// The longest body that is read, in bytes. Default 256 KiB.
+    pub max_body_bytes: usize,
+    /// The most events handed to the handler together. Default 64.
+    pub max_batch: usize,
+    /// The most batches at work at once. Default 2.
+    pub concurrency: usize,
+    /// How long one call of the handler may take before it counts as failed for now. Default 10 s.
+    pub handle_timeout: Duration,
+    /// How long a stopping consumer waits for what it has begun. Default 2 s.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ConsumerSettings {
+    fn default() -> Self {
+        Self {
+            retry: RetryPolicy::default(),
+            expiry: Vec::new(),
+            max_body_bytes: 256 * 1024,
+            max_batch: 64,
+            concurrency: 2,
+            handle_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What every dead letter store must do. Each function takes a store that is empty.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use super::{DeadLetter, DeadLetterStore, MAX_BODY_BYTES};
+
+fn noon() -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(1_700_000_000_123_456).expect("a time")
+}
+
+fn letter(queue: &str, event_id: Option<Uuid>, body: &Bytes) -> DeadLetter {
+    let headers = BTreeMap::from([("traceparent".to_owned(), "00-1-2-01".to_owned())]);
+    DeadLetter::new(queue, event_id, "user.delete", "broken".to_owned(), 3, body, headers, noon())
+}
+
+/// Runs the whole suite; `fresh` makes an empty store.
+pub async fn all<S: DeadLetterStore>(mut fresh: impl AsyncFnMut() -> S) {
+    what_is_put_is_listed_as_it_was(&fresh().await).await;
+    the_newest_come_first_and_pages_join_up(&fresh().await).await;
+    an_event_given_up_again_stays_one_record(&fresh().await).await;
+    a_long_body_is_cut_and_its_length_kept(&fresh().await).await;
+}
+
+/// Every field survives.
+pub async fn what_is_put_is_listed_as_it_was(store: &impl DeadLetterStore) {
+    let with_id = letter("q", Some(Uuid::now_v7()), &Bytes::from_static(b"{\"a\":1}"));
+    let without_id = letter("q", None, &Bytes::from_static(b"\xff\x00not text"));
+    store.put(with_id.clone()).await.expect("put");
+    store.put(without_id.clone()).await.expect("put");
+    assert_eq!(store.list(10, None).await.expect("list"), [without_id, with_id]);
+    assert_eq!(store.count().await.expect("count"), 2);
+}
+
+/// Paging by the last id seen shows each letter once.
+pub async fn the_newest_come_first_and_pages_join_up(store: &impl DeadLetterStore) {
+    let mut put = Vec::new();
+    for _ in 0..7 {
+        let letter = letter("q", Some(Uuid::now_v7()), &Bytes::from_static(b"{}"));
+        store.put(letter.clone()).await.expect("put");
+        put.insert(0, letter.id);
+    }
+    let mut seen = Vec::new();
+    loop {
+        let page = store.list(3, seen.last().copied()).await.expect("list");
+        assert!(page.len() <= 3);
+        if page.is_empty() {
+            break;
+        }
+        seen.extend(page.into_iter().map(|letter| letter.id));
+    }
+    assert_eq!(seen, put);
+}
+
+/// At-least-once delivery does not multiply dead letters, per queue.
+pub async fn an_event_given_up_again_stays_one_record(store: &impl DeadLetterStore) {
+    let event = Some(Uuid::now_v7());
+    let body = Bytes::from_static(b"{}");
+    let first = letter("q", event, &body);
+    store.put(first.clone()).await.expect("put");
+    let mut again = letter("q", event, &body);
+    again.reason = "still broken".to_owned();
+    again.attempts = 9;
+    again.failed_at = noon() + TimeDelta::seconds(5);
+    store.put(again.clone()).await.expect("put");
+    store.put(letter("another", event, &body)).await.expect("put");
+    store.put(letter("q", None, &body)).await.expect("put");
+    store.put(letter("q", None, &body)).await.expect("put");
+    assert_eq!(store.count().await.expect("count"), 4);
+    let kept = store.list(10, None).await.expect("list");
+    let kept = kept.iter().find(|kept| kept.id == first.id).expect("the first one's id");
+    assert_eq!(*kept, DeadLetter { id: first.id, ..again });
+}
+
+/// The body is bounded.
+pub async fn a_long_body_is_cut_and_its_length_kept(store: &impl DeadLetterStore) {
+    let body = Bytes::from(vec![b'x'; MAX_BODY_BYTES + 10]);
+    store.put(letter("q", None, &body)).await.expect("put");
+    let kept = store.list(1, None).await.expect("list").remove(0);
+    assert_eq!(kept.body.len(), MAX_BODY_BYTES);
+    assert_eq!(kept.body_bytes, MAX_BODY_BYTES as u64 + 10);
+}

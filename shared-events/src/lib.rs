@@ -1,0 +1,35 @@
+//! Events that Tourin's services meet in: envelope, types, bus, outbox, consumer pipeline.
+//!
+//! The life of an event, and who keeps it at each step:
+//!
+//! 1. A service appends an [`events::Outgoing`] to its [`outbox`] in the transaction of the change it tells of.
+//! 2. The [`outbox::Relay`] publishes it on the [`bus`] and marks it once the bus confirmed it; or, where services
+//!    run as separate processes on embedded stores, [`bus::feed`] follows the outbox over HTTP.
+//! 3. A [`consumer::Consumer`] receives it, validates, expires, hands it to a [`consumer::Handler`] that commits the
+//!    effect together with the event's id, and only then acknowledges.
+//! 4. What cannot be handled ends in [`dead_letters`], never in a loop and never in silence.
+//!
+//! Delivery is at least once and in order per ordering key; the handler's dedupe makes the effect happen once.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+pub mod backoff;
+pub mod bus;
+pub mod consumer;
+pub mod dead_letters;
+pub mod envelope;
+pub mod events;
+pub mod outbox;
+pub mod sqlite;
+#[cfg(test)]
+mod tests;
+
+/// Where "now" comes from; passed in so that a test can own the time.
+pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
+
+/// The machine's clock.
+pub fn system_clock() -> Clock {
+    Arc::new(Utc::now)
+}

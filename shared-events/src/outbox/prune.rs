@@ -1,0 +1,104 @@
+//! Keeps the outbox from growing for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tokio_util::sync::CancellationToken;
+
+use super::{OutboxStore, PruneLimits};
+use crate::Clock;
+
+/// How often old rows are looked for.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Rows deleted per transaction.
+const ROWS: u32 = 2_000;
+/// The writer's breathing space between two such transactions.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long rows are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// A relay publishes them, nobody reads the feed: for this long after they were confirmed. Rows that are not
+    /// confirmed are kept whatever their age.
+    Published(Duration),
+    /// The feed is the only way out: for this long after they were recorded. A reader who stays away for longer misses
+    /// events, and is told so.
+    Feed(Duration),
+    /// Both: until confirmed and recorded this long ago.
+    Both {
+        /// After the confirmation.
+        published: Duration,
+        /// After the recording.
+        feed: Duration,
+    },
+}
+
+impl Default for Retention {
+    /// An hour after the confirmation.
+    fn default() -> Self {
+        Self::Published(Duration::from_secs(3_600))
+    }
+}
+
+/// Deletes what is past its retention, a little at a time.
+pub struct Pruner {
+    store: Arc<dyn OutboxStore>,
+    retention: Retention,
+    clock: Clock,
+}
+
+impl Pruner {
+    /// A pruner of `store`.
+    pub fn new(store: Arc<dyn OutboxStore>, retention: Retention, clock: Clock) -> Self {
+        Self { store, retention, clock }
+    }
+
+    /// Deletes everything that is past its retention now, and says how many rows that was.
+    ///
+    /// # Errors
+    /// When the store cannot delete; what was deleted before stays so.
+    pub async fn prune(&self) -> anyhow::Result<u64> {
+        let now = (self.clock)();
+        let before = |age: Duration| {
+            TimeDelta::from_std(age).ok().and_then(|age| now.checked_sub_signed(age))
+        };
+        let (published_until, recorded_until) = match self.retention {
+            Retention::Published(age) => (before(age), None),
+            Retention::Feed(age) => (None, before(age)),
+            Retention::Both { published, feed } => match (before(published), before(feed)) {
+                (Some(published), Some(feed)) => (Some(published), Some(feed)),
+                // One of them reaches back before time itself: nothing is that old.
+                _ => return Ok(0),
+            },
+        };
+        let limits = PruneLimits { published_until, recorded_until, rows: ROWS };
+        let mut total = 0;
+        loop {
+            let deleted = self.store.prune(&limits).await?;
+            total += deleted;
+            if deleted < u64::from(ROWS) {
+                return Ok(total);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Prunes once a minute until told to stop.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                result = self.prune() => match result {
+                    Ok(0) => {}
+                    Ok(rows) => tracing::debug!(rows, "outbox pruned"),
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "outbox not pruned"),
+                },
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The signal that something was committed.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// Tells the relay and waiting feed readers that there may be something new in the outbox. Carries no data: who is
+/// woken looks for himself. Clones are the same signal.
+#[derive(Clone, Debug)]
+pub struct Wake(Arc<watch::Sender<u64>>);
+
+impl Default for Wake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Wake {
+    /// A signal that nobody has given yet.
+    pub fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+
+    /// Call after a commit that appended to the outbox. Cheap, and never waits.
+    pub fn notify(&self) {
+        self.0.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Hears every signal given from now on.
+    pub fn listen(&self) -> WakeListener {
+        WakeListener(self.0.subscribe(), self.clone())
+    }
+}
+
+/// One listener's view of a [`Wake`].
+#[derive(Debug)]
+pub struct WakeListener(
+    watch::Receiver<u64>,
+    // Keeps the signal alive, so that waiting never ends for want of a sender.
+    #[expect(dead_code)] Wake,
+);
+
+impl WakeListener {
+    /// Waits for a signal given since the last time this returned. Safe to drop and call again.
+    pub async fn notified(&mut self) {
+        self.0.changed().await.expect("the listener itself keeps the sender alive");
+    }
+}

@@ -1,0 +1,145 @@
+//! SQLite as Tourin's services use it: one writer, several readers, commits that survive a power cut.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use sqlx::migrate::{MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{SqlSafeStr as _, Sqlite, Transaction};
+
+/// How long a statement waits for another process's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a caller waits for its turn on the writer, or for a free reader.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The size to which the write-ahead log is cut back after a checkpoint, in bytes (64 MiB).
+const JOURNAL_SIZE_LIMIT: &str = "67108864";
+
+/// An open database file. Clones share its connections.
+///
+/// SQLite has one writer at a time, so there is one writing connection and everybody queues for it here, fairly, instead
+/// of spinning on the file's lock. Readers see the last commit and never wait for the writer (write-ahead log). The
+/// writer syncs the log at every commit (`synchronous=FULL`): group work into one transaction where many small ones
+/// would wait for the disk. Another process may write too; its commits are waited for up to 5 s.
+#[derive(Clone, Debug)]
+pub struct Database {
+    path: PathBuf,
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+/// One step of a schema's history.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Grows with each step.
+    pub version: i64,
+    /// What it does, in a few words.
+    pub description: &'static str,
+    /// One or more statements. Never changed once released: its checksum is kept in the database and compared.
+    pub sql: &'static str,
+}
+
+impl Database {
+    /// Opens the file, creating it if need be, with one writing and up to `readers` (at least 1) reading connections.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or is not a database.
+    pub async fn open(path: &Path, readers: u32) -> anyhow::Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true)
+            .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT);
+        let pool = || {
+            SqlitePoolOptions::new()
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                // Local connections do not go stale; opening them again would only cost their caches.
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+        };
+        let opening = || format!("cannot open the database {}", path.display());
+        // The writer first: it creates the file and turns the write-ahead log on.
+        let writer =
+            pool().max_connections(1).connect_with(options.clone()).await.with_context(opening)?;
+        // Not opened read-only: a reader of a write-ahead log may have to create its shared memory file.
+        let readers = pool()
+            .max_connections(readers.max(1))
+            .connect_with(options.pragma("query_only", "1"))
+            .await
+            .with_context(opening)?;
+        Ok(Self { path: path.to_owned(), writer, readers })
+    }
+
+    /// Starts a writing transaction (`BEGIN IMMEDIATE`); waits for its turn. Rolled back unless committed.
+    ///
+    /// Never await anything but statements of this transaction before its end: everybody who writes is waiting.
+    ///
+    /// # Errors
+    /// When the writer is not free within 5 s, or another process holds the file's lock for as long.
+    pub async fn write(&self) -> sqlx::Result<Transaction<'static, Sqlite>> {
+        self.writer.begin_with("BEGIN IMMEDIATE").await
+    }
+
+    /// The reading connections. They refuse to write.
+    pub fn reader(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Brings a schema up to date: runs the steps that `table` does not list yet, all in one transaction. Several
+    /// schemas can live in one file, each with its own table. Safe when several processes do it at once.
+    ///
+    /// # Errors
+    /// When a step fails, when a step that ran was changed since, or when the file was migrated by a newer version of
+    /// the program.
+    pub async fn migrate(&self, steps: &[Migration], table: &'static str) -> anyhow::Result<()> {
+        let steps = steps
+            .iter()
+            .map(|step| {
+                sqlx::migrate::Migration::new(
+                    step.version,
+                    step.description.into(),
+                    MigrationType::Simple,
+                    step.sql.into_sql_str(),
+                    false,
+                )
+            })
+            .collect();
+        let mut migrator = Migrator::with_migrations(steps);
+        migrator.dangerous_set_table_name(table);
+        let migrating = || format!("cannot migrate {table} in {}", self.path.display());
+        let mut transaction = self.write().await.with_context(migrating)?;
+        migrator.run_direct(None, &mut *transaction, false).await.with_context(migrating)?;
+        transaction.commit().await.with_context(migrating)
+    }
+
+    /// Closes all connections once they are given back. Not needed for durability.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// A time as SQLite stores it here: microseconds since the epoch.
+pub fn to_micros(time: DateTime<Utc>) -> i64 {
+    time.timestamp_micros()
+}
+
+/// The inverse of [`to_micros`].
+///
+/// # Errors
+/// When the number is beyond what a date can be (about 262,000 years).
+pub fn from_micros(micros: i64) -> anyhow::Result<DateTime<Utc>> {
+    DateTime::from_timestamp_micros(micros).with_context(|| format!("{micros} is not a time"))
+}

@@ -1,0 +1,337 @@
+//! The pipeline, over the in-process bus.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{TimeDelta, Utc};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{eventually, soon};
+use crate::backoff::Backoff;
+use crate::bus::contract::{users, view};
+use crate::bus::in_process::InProcessBus;
+use crate::bus::{
+    Deliveries, Delivery, DeliverySource, Publisher as _, Settle, SettleError, Settlement, Settler,
+    Subscriber as _, TopicPattern,
+};
+use crate::consumer::*;
+use crate::dead_letters::{DeadLetterStore as _, MemoryDeadLetters};
+use crate::events::{DeleteUser, Event as _, Outgoing, ViewTourspot};
+use crate::system_clock;
+
+/// Keeps ids and effects, and does by user what the name says.
+#[derive(Default)]
+struct Diary {
+    seen: Mutex<BTreeSet<Uuid>>,
+    effects: Mutex<Vec<(String, String)>>,
+    batches: Mutex<Vec<usize>>,
+    outage: Mutex<u32>,
+}
+
+impl Diary {
+    fn effects_of(&self, user: &str) -> Vec<String> {
+        let effects = self.effects.lock().unwrap();
+        effects.iter().filter(|(who, _)| who == user).map(|(_, what)| what.clone()).collect()
+    }
+}
+
+#[async_trait]
+impl Handler for Diary {
+    async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
+        if event.envelope.r#type != ViewTourspot::TYPE {
+            return Ok(Outcome::Ignored);
+        }
+        let view: ViewTourspot = event.data()?;
+        match view.user_id.as_str() {
+            "poison" => return Err(anyhow::anyhow!("it never works").into()),
+            "hopeless" => return Err(HandlerError::Permanent("it cannot work".to_owned())),
+            "panic" => panic!("on purpose"),
+            "slow" => std::future::pending().await,
+            "later" if event.attempt < 3 => return Err(anyhow::anyhow!("not yet").into()),
+            "outage" => {
+                let mut left = self.outage.lock().unwrap();
+                if *left > 0 {
+                    *left -= 1;
+                    return Err(HandlerError::Unavailable(anyhow::anyhow!("the store is down")));
+                }
+            }
+            _ => {}
+        }
+        if !self.seen.lock().unwrap().insert(event.envelope.id) {
+            return Ok(Outcome::Duplicate);
+        }
+        self.effects.lock().unwrap().push((view.user_id, view.tourspot_id));
+        Ok(Outcome::Applied)
+    }
+
+    async fn handle_batch(&self, events: &[Received]) -> Vec<Result<Outcome, HandlerError>> {
+        self.batches.lock().unwrap().push(events.len());
+        futures::future::join_all(events.iter().map(|event| self.handle(event))).await
+    }
+}
+
+fn quick() -> ConsumerSettings {
+    ConsumerSettings {
+        retry: RetryPolicy {
+            max_attempts: 4,
+            backoff: Backoff {
+                base: Duration::from_millis(2),
+                max: Duration::from_millis(20),
+                jitter: 0.5,
+            },
+        },
+        handle_timeout: Duration::from_millis(100),
+        drain_timeout: Duration::from_millis(300),
+        ..ConsumerSettings::default()
+    }
+}
+
+struct Scene {
+    bus: InProcessBus,
+    dead_letters: Arc<MemoryDeadLetters>,
+    diary: Arc<Diary>,
+    stats: Arc<ConsumerStats>,
+    shutdown: CancellationToken,
+    consumer: JoinHandle<()>,
+}
+
+impl Scene {
+    async fn new(settings: ConsumerSettings) -> Self {
+        let dead_letters = Arc::new(MemoryDeadLetters::default());
+        let bus = InProcessBus::new(dead_letters.clone());
+        let deliveries = bus.subscribe(users("q")).await.unwrap();
+        let diary = Arc::new(Diary::default());
+        let consumer = Consumer::new("diary", deliveries, diary.clone(), system_clock())
+            .with_settings(settings);
+        let stats = consumer.stats();
+        let shutdown = CancellationToken::new();
+        let consumer = tokio::spawn(consumer.run(shutdown.clone()));
+        Self { bus, dead_letters, diary, stats, shutdown, consumer }
+    }
+
+    /// Publishes and waits until all of it is settled.
+    async fn publish(&self, events: Vec<Outgoing>) {
+        let results = soon(self.bus.publish(events)).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+
+    /// Reasons and attempts of the dead letters, the oldest first.
+    async fn given_up(&self) -> Vec<(String, u32)> {
+        let mut letters = self.dead_letters.list(100, None).await.unwrap();
+        letters.reverse();
+        letters.into_iter().map(|letter| (letter.reason, letter.attempts)).collect()
+    }
+}
+
+#[tokio::test]
+async fn events_take_effect_once_however_often_they_come() {
+    let scene = Scene::new(quick()).await;
+    let event = view("someone", 1);
+    let gone = Outgoing::new(&DeleteUser { user_id: "someone".to_owned() }, Utc::now());
+    scene.publish(vec![event.clone(), event.clone(), view("someone", 2), gone]).await;
+    scene.publish(vec![event]).await;
+    assert_eq!(scene.diary.effects_of("someone"), ["1", "2"]);
+    let stats = scene.stats.snapshot();
+    assert_eq!((stats.received, stats.applied, stats.duplicate, stats.ignored), (5, 2, 2, 1));
+    assert_eq!(stats.dead_lettered, 0);
+}
+
+#[tokio::test]
+async fn failures_are_retried_and_then_given_up() {
+    let scene = Scene::new(quick()).await;
+    scene.publish(vec![view("later", 1), view("poison", 2), view("hopeless", 3)]).await;
+    assert_eq!(scene.diary.effects_of("later"), ["1"]);
+    let mut given_up = scene.given_up().await;
+    given_up.sort();
+    let expected = [("it cannot work", 1), ("it never works", 4)];
+    assert_eq!(given_up, expected.map(|(reason, attempts)| (reason.to_owned(), attempts)));
+    let stats = scene.stats.snapshot();
+    assert_eq!((stats.retried, stats.dead_lettered), (2 + 3, 2));
+}
+
+#[tokio::test]
+async fn an_outage_makes_no_dead_letters_however_long() {
+    let scene = Scene::new(quick()).await;
+    *scene.diary.outage.lock().unwrap() = 25;
+    scene.publish(vec![view("outage", 1), view("outage", 2)]).await;
+    assert_eq!(scene.diary.effects_of("outage"), ["1", "2"]);
+    assert_eq!(scene.stats.snapshot().retried, 25);
+    assert!(scene.given_up().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_or_hangs_spoils_nothing_else() {
+    let scene = Scene::new(quick()).await;
+    let mut events = vec![view("panic", 1), view("slow", 2)];
+    events.extend((0..30).map(|n| view(&format!("good{n}"), n)));
+    scene.publish(events).await;
+    for n in 0..30 {
+        assert_eq!(scene.diary.effects_of(&format!("good{n}")), [n.to_string()]);
+    }
+    let mut given_up = scene.given_up().await;
+    given_up.sort();
+    assert_eq!(given_up.len(), 2, "{given_up:?}");
+    assert!(given_up[0].0.contains("panicked") && given_up[1].0.contains("longer"), "{given_up:?}");
+    // The batch they spoil between them, then three more attempts each, alone.
+    assert_eq!(scene.stats.snapshot().broken, 7);
+}
+
+#[tokio::test]
+async fn a_poison_event_holds_back_its_own_key_only() {
+    let settings = ConsumerSettings {
+        retry: RetryPolicy {
+            max_attempts: 3,
+            backoff: Backoff {
+                base: Duration::from_millis(300),
+                max: Duration::from_millis(300),
+                jitter: 0.0,
+            },
+        },
+        ..quick()
+    };
+    let scene = Scene::new(settings).await;
+    let poison = scene.bus.publish(vec![view("poison", 1)]);
+    let good = async {
+        eventually(async || match scene.stats.snapshot().retried {
+            0 => Err("not yet failed"),
+            _ => Ok(()),
+        })
+        .await;
+        scene.publish((0..50).map(|n| view("good", n)).collect()).await;
+        scene.stats.snapshot().dead_lettered
+    };
+    let (_, dead_letters_by_then) = soon(async { tokio::join!(poison, good) }).await;
+    assert_eq!(dead_letters_by_then, 0, "the good ones did not wait for the poison's end");
+    assert_eq!(scene.diary.effects_of("good").len(), 50);
+    assert_eq!(scene.given_up().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_waits_is_handled_together_and_retries_alone() {
+    let scene = Scene::new(ConsumerSettings { max_batch: 16, ..quick() }).await;
+    let mut events: Vec<Outgoing> = (0..60).map(|n| view(&format!("user{n}"), n)).collect();
+    events.insert(3, view("poison", 1));
+    scene.publish(events).await;
+    let batches = scene.diary.batches.lock().unwrap().clone();
+    assert!(batches.iter().all(|n| *n <= 16), "{batches:?}");
+    assert!(batches.contains(&16), "{batches:?}");
+    assert_eq!(batches.iter().sum::<usize>(), 61, "each once; retries do not come in batches");
+}
+
+#[tokio::test]
+async fn old_events_of_an_expiring_kind_are_dropped_and_others_not() {
+    let expiry =
+        Expiry { types: TopicPattern::new(ViewTourspot::TYPE), max_age: Duration::from_secs(60) };
+    let scene = Scene::new(ConsumerSettings { expiry: vec![expiry], ..quick() }).await;
+    let aged = |mut event: Outgoing, seconds| {
+        event.envelope.timestamp -= TimeDelta::seconds(seconds);
+        event
+    };
+    let gone = Outgoing::new(&DeleteUser { user_id: "someone".to_owned() }, Utc::now());
+    scene
+        .publish(vec![
+            aged(view("someone", 1), 120),
+            aged(view("someone", 2), 30),
+            // A publisher whose clock is ahead does not make an event old.
+            aged(view("someone", 3), -120),
+            aged(gone, 1_000_000),
+        ])
+        .await;
+    assert_eq!(scene.diary.effects_of("someone"), ["2", "3"]);
+    let stats = scene.stats.snapshot();
+    assert_eq!((stats.expired, stats.ignored, stats.dead_lettered), (1, 1, 0));
+}
+
+/// A bus whose deliveries are whatever the test says, for what the in-process bus would never carry.
+struct Raw(mpsc::Receiver<Delivery>);
+
+#[async_trait]
+impl DeliverySource for Raw {
+    async fn next(&mut self) -> Option<Delivery> {
+        self.0.recv().await
+    }
+}
+
+struct Note(mpsc::UnboundedSender<Settlement>, bool);
+
+#[async_trait]
+impl Settle for Note {
+    async fn settle(self: Box<Self>, settlement: Settlement) -> Result<(), SettleError> {
+        self.0.send(settlement).unwrap();
+        if self.1 { Ok(()) } else { Err(SettleError(anyhow::anyhow!("the connection is gone"))) }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_event_is_given_up_unread() {
+    let (sender, receiver) = mpsc::channel(8);
+    let (settled, mut settlements) = mpsc::unbounded_channel();
+    let deliver = async |body: Bytes, works: bool| {
+        let delivery = Delivery {
+            body,
+            exchange: String::new(),
+            routing_key: "user.viewTourspot".to_owned(),
+            ordering_key: None,
+            headers: Default::default(),
+            attempt: 1,
+            settler: Settler::new(Note(settled.clone(), works)),
+        };
+        sender.send(delivery).await.unwrap();
+    };
+    let diary = Arc::new(Diary::default());
+    let deliveries = Deliveries::new(Raw(receiver));
+    let consumer = Consumer::new("diary", deliveries, diary.clone(), system_clock());
+    let stats = consumer.stats();
+    let consumer = tokio::spawn(consumer.run(CancellationToken::new()));
+
+    let mut reasons = Vec::new();
+    let oversized = Bytes::from(vec![b' '; 256 * 1024 + 1]);
+    for body in [oversized, Bytes::from_static(b"\xff{"), Bytes::from_static(b"{\"secret\":1}")] {
+        deliver(body, true).await;
+        let Some(Settlement::DeadLetter { reason }) = soon(settlements.recv()).await else {
+            panic!("not given up");
+        };
+        assert!(!reason.contains("secret"), "{reason}");
+        reasons.push(reason);
+    }
+    assert!(reasons[0].contains("262145 bytes"), "{reasons:?}");
+    // An outcome that the bus cannot record does not stop the consumer.
+    deliver(view("someone", 1).envelope.encode(), false).await;
+    assert_eq!(soon(settlements.recv()).await, Some(Settlement::Ack));
+    deliver(view("someone", 2).envelope.encode(), true).await;
+    assert_eq!(soon(settlements.recv()).await, Some(Settlement::Ack));
+    drop(sender);
+    soon(consumer).await.unwrap();
+    let stats = stats.snapshot();
+    assert_eq!((stats.oversized, stats.malformed, stats.dead_lettered), (1, 2, 3));
+    assert_eq!((stats.applied, stats.unsettled), (2, 1));
+}
+
+#[tokio::test]
+async fn stopping_finishes_what_was_begun_and_hands_the_rest_back() {
+    let settings = ConsumerSettings { handle_timeout: Duration::from_secs(60), ..quick() };
+    let scene = Scene::new(settings).await;
+    let slow = tokio::spawn({
+        let bus = scene.bus.clone();
+        async move { bus.publish(vec![view("slow", 1)]).await }
+    });
+    eventually(async || match scene.stats.snapshot().received {
+        0 => Err("not yet received"),
+        _ => Ok(()),
+    })
+    .await;
+    scene.shutdown.cancel();
+    soon(scene.consumer).await.unwrap();
+    assert!(!slow.is_finished());
+    let mut successor = scene.bus.subscribe(users("q")).await.unwrap();
+    let delivery = soon(successor.next()).await.unwrap();
+    assert_eq!(delivery.attempt, 2);
+    delivery.settle(Settlement::Ack).await.unwrap();
+    assert_eq!(soon(slow).await.unwrap(), [Ok(())]);
+}

@@ -1,0 +1,46 @@
+//! Scenarios across modules, and the contract suites over the adapters that live here.
+
+mod bus;
+mod consumer;
+mod dead_letters;
+mod events;
+mod feed;
+mod journey;
+mod outbox;
+mod relay;
+mod sqlite;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::sqlite::Database;
+
+/// How long something may take that must happen.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until a condition holds; panics with its last word when it does not in time.
+async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<(), T>) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match look().await {
+            Ok(()) => return,
+            Err(last) if Instant::now() > deadline => panic!("it never came: {last:?}"),
+            Err(_) => sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// The future's output, which must come soon.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(SOON, future).await.expect("it should not take so long")
+}
+
+/// A database in a folder of its own; keep both.
+async fn database() -> (Database, Arc<TempDir>) {
+    let folder = Arc::new(TempDir::new().unwrap());
+    let database = Database::open(&folder.path().join("test.db"), 2).await.unwrap();
+    (database, folder)
+}

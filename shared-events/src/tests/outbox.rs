@@ -1,0 +1,183 @@
+//! The outbox in SQLite, and the feed and the pruner over it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{database, soon};
+use crate::bus::contract::view;
+use crate::events::Outgoing;
+use crate::outbox::contract::{self, OutboxFixture};
+use crate::outbox::sqlite::append;
+use crate::outbox::{Feed, OutboxStore, Pruner, Retention, SqliteOutbox, Wake};
+use crate::sqlite::Database;
+
+pub(super) struct Outbox {
+    pub(super) database: Database,
+    pub(super) store: SqliteOutbox,
+    pub(super) folder: Arc<TempDir>,
+}
+
+impl Outbox {
+    pub(super) async fn new() -> Self {
+        let (database, folder) = database().await;
+        let store = SqliteOutbox::open(database.clone()).await.unwrap();
+        Self { database, store, folder }
+    }
+
+    pub(super) async fn append_now(&self, events: &[Outgoing]) {
+        self.append(events, Utc::now()).await;
+    }
+}
+
+#[async_trait]
+impl OutboxFixture for Outbox {
+    async fn append(&self, events: &[Outgoing], recorded_at: DateTime<Utc>) {
+        let mut transaction = self.database.write().await.unwrap();
+        append(&mut transaction, events, recorded_at).await.unwrap();
+        transaction.commit().await.unwrap();
+    }
+
+    fn store(&self) -> &dyn OutboxStore {
+        &self.store
+    }
+}
+
+#[tokio::test]
+async fn sqlite_keeps_the_contract() {
+    contract::all(Outbox::new).await;
+}
+
+#[tokio::test]
+async fn events_of_a_transaction_that_is_rolled_back_never_were() {
+    let outbox = Outbox::new().await;
+    let mut transaction = outbox.database.write().await.unwrap();
+    append(&mut transaction, &[view("a", 1)], Utc::now()).await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert!(outbox.store.pending(0, 10).await.unwrap().is_empty());
+    assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+}
+
+#[tokio::test]
+async fn another_database_is_another_log_and_the_same_one_stays_the_same() {
+    let one = Outbox::new().await;
+    let two = Outbox::new().await;
+    let log_id = async |store: &SqliteOutbox| store.page_after(0, 1).await.unwrap().log_id;
+    assert_ne!(log_id(&one.store).await, log_id(&two.store).await);
+    let reopened = Database::open(&one.folder.path().join("test.db"), 1).await.unwrap();
+    let reopened = SqliteOutbox::open(reopened).await.unwrap();
+    assert_eq!(log_id(&one.store).await, log_id(&reopened).await);
+}
+
+#[tokio::test]
+async fn polling_and_pruning_walk_an_index_and_not_the_table() {
+    let outbox = Outbox::new().await;
+    let plan = async |sql: &'static str| -> String {
+        let rows: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(sql).fetch_all(outbox.database.reader()).await.unwrap();
+        rows.into_iter().map(|row| row.3).collect::<Vec<_>>().join("; ")
+    };
+    let pending = plan(
+        "EXPLAIN QUERY PLAN SELECT seq FROM outbox INDEXED BY outbox_pending
+         WHERE published_at IS NULL AND seq > 5 ORDER BY seq LIMIT 3",
+    )
+    .await;
+    assert!(pending.contains("outbox_pending") && !pending.contains("TEMP B-TREE"), "{pending}");
+    let published = plan(
+        "EXPLAIN QUERY PLAN SELECT seq FROM outbox INDEXED BY outbox_published
+         WHERE published_at <= 5 AND published_at IS NOT NULL ORDER BY published_at LIMIT 3",
+    )
+    .await;
+    assert!(
+        published.starts_with("SEARCH") && published.contains("outbox_published"),
+        "{published}"
+    );
+}
+
+#[tokio::test]
+async fn a_reader_of_the_feed_is_woken_by_a_commit() {
+    let outbox = Outbox::new().await;
+    let wake = Wake::new();
+    let feed = Feed::new(Arc::new(outbox.store.clone()), wake.clone(), CancellationToken::new());
+    let reader = tokio::spawn(async move { feed.page(0, 10, Duration::from_secs(15)).await });
+    outbox.append_now(&[view("a", 1)]).await;
+    wake.notify();
+    let page = soon(reader).await.unwrap().unwrap();
+    assert_eq!(page.events.len(), 1);
+}
+
+#[tokio::test]
+async fn a_reader_of_the_feed_sees_commits_that_nobody_signalled() {
+    let outbox = Outbox::new().await;
+    let wake = Wake::new();
+    let feed = Feed::new(Arc::new(outbox.store.clone()), wake, CancellationToken::new());
+    let reader = tokio::spawn(async move { feed.page(0, 10, Duration::from_secs(15)).await });
+    // As another process would.
+    let other = Database::open(&outbox.folder.path().join("test.db"), 1).await.unwrap();
+    let mut transaction = other.write().await.unwrap();
+    append(&mut transaction, &[view("a", 1)], Utc::now()).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(soon(reader).await.unwrap().unwrap().events.len(), 1);
+}
+
+#[tokio::test]
+async fn a_waiting_reader_of_the_feed_ends_with_its_patience_or_with_the_service() {
+    let outbox = Outbox::new().await;
+    let shutdown = CancellationToken::new();
+    let feed = Feed::new(Arc::new(outbox.store.clone()), Wake::new(), shutdown.clone());
+    let started = Instant::now();
+    let page = soon(feed.page(0, 10, Duration::from_millis(30))).await.unwrap();
+    assert!(page.events.is_empty() && started.elapsed() >= Duration::from_millis(30));
+    // A reader ahead of the log learns it at once.
+    let page = soon(feed.page(99, 10, Duration::from_secs(25))).await.unwrap();
+    assert_eq!(page.next, 0);
+    let waiting = tokio::spawn(async move { feed.page(0, 10, Duration::from_secs(25)).await });
+    shutdown.cancel();
+    assert!(soon(waiting).await.unwrap().unwrap().events.is_empty());
+    assert!(started.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn each_way_out_has_its_retention() {
+    let hour = Duration::from_secs(3_600);
+    let now = Utc::now();
+    let old = now - TimeDelta::hours(2);
+    let pruned = async |retention: Retention| {
+        let outbox = Outbox::new().await;
+        // Two old ones, the first of them confirmed long ago; two young ones, the first of them confirmed just now.
+        outbox.append(&[view("a", 1), view("a", 2)], old).await;
+        outbox.append(&[view("a", 3), view("a", 4)], now).await;
+        outbox.store.mark_published(&[1], old).await.unwrap();
+        outbox.store.mark_published(&[3], now).await.unwrap();
+        let clock: crate::Clock = Arc::new(move || now);
+        let pruner = Pruner::new(Arc::new(outbox.store.clone()), retention, clock);
+        let rows = pruner.prune().await.unwrap();
+        let left = outbox.store.page_after(0, 10).await.unwrap().events;
+        assert_eq!(4 - left.len() as u64, rows);
+        left.into_iter().map(|event| event.seq).collect::<Vec<_>>()
+    };
+    assert_eq!(pruned(Retention::Published(hour)).await, [2, 3, 4]);
+    assert_eq!(pruned(Retention::Feed(hour)).await, [3, 4]);
+    let both = |published, feed| Retention::Both { published, feed };
+    assert_eq!(pruned(both(hour, hour)).await, [2, 3, 4]);
+    assert_eq!(pruned(both(hour, 3 * hour)).await, [1, 2, 3, 4]);
+    assert_eq!(pruned(both(Duration::ZERO, Duration::ZERO)).await, [2, 4]);
+    assert_eq!(pruned(Retention::Feed(Duration::MAX)).await, [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn many_old_rows_are_pruned_in_steps() {
+    let outbox = Outbox::new().await;
+    let events: Vec<Outgoing> = (0..4_500).map(|n| view("a", n)).collect();
+    outbox.append(&events, Utc::now() - TimeDelta::hours(2)).await;
+    let retention = Retention::Feed(Duration::from_secs(3_600));
+    let store = Arc::new(outbox.store.clone());
+    let pruner = Pruner::new(store, retention, crate::system_clock());
+    assert_eq!(pruner.prune().await.unwrap(), 4_500);
+    assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+}

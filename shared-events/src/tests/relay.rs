@@ -1,0 +1,362 @@
+//! From the outbox to a bus that fails in every way it can.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use proptest::prelude::*;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::outbox::Outbox;
+use super::{eventually, soon};
+use crate::backoff::Backoff;
+use crate::bus::contract::view;
+use crate::bus::{PublishError, Publisher};
+use crate::events::Outgoing;
+use crate::outbox::sqlite::append;
+use crate::outbox::{OutboxStore as _, Relay, RelaySettings, Wake};
+use crate::sqlite::Database;
+use crate::system_clock;
+
+/// What the bus does with one attempt.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Confirm,
+    Refuse,
+    Unavailable,
+    Unroutable,
+    /// It carries the event, but the confirmation is lost.
+    CarryAndFail,
+    /// The process dies before the bus has the event.
+    CrashBefore,
+    /// The process dies after the bus has the event and before the relay knows.
+    CrashAfter,
+}
+
+/// A bus that follows a script, and confirms when the script is at its end.
+#[derive(Default)]
+struct ScriptedBus {
+    script: Mutex<VecDeque<Act>>,
+    carried: Mutex<Vec<(String, String)>>,
+    crash: Notify,
+    /// Every event of this key is refused.
+    refused_key: Mutex<Option<String>>,
+}
+
+impl ScriptedBus {
+    fn new(script: Vec<Act>) -> Arc<Self> {
+        Arc::new(Self { script: Mutex::new(script.into()), ..Self::default() })
+    }
+
+    fn carry(&self, event: &Outgoing) {
+        let number = event.envelope.data["tourspot_id"].as_str().unwrap().to_owned();
+        self.carried.lock().unwrap().push((event.ordering_key.clone(), number));
+    }
+
+    fn carried(&self) -> Vec<(String, String)> {
+        self.carried.lock().unwrap().clone()
+    }
+
+    /// By key, in the order in which each number was first carried: what a consumer that dedupes makes of it.
+    fn effect(&self) -> BTreeMap<String, Vec<u32>> {
+        let mut effect: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for (key, number) in self.carried() {
+            let numbers = effect.entry(key).or_default();
+            let number = number.parse().unwrap();
+            if !numbers.contains(&number) {
+                numbers.push(number);
+            }
+        }
+        effect
+    }
+}
+
+#[async_trait]
+impl Publisher for ScriptedBus {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        let mut results = Vec::new();
+        for event in batch {
+            // Others get their turn, as on a network.
+            tokio::task::yield_now().await;
+            let act = if self.refused_key.lock().unwrap().as_ref() == Some(&event.ordering_key) {
+                Act::Refuse
+            } else {
+                self.script.lock().unwrap().pop_front().unwrap_or(Act::Confirm)
+            };
+            if matches!(act, Act::Confirm | Act::CarryAndFail | Act::CrashAfter) {
+                self.carry(&event);
+            }
+            results.push(match act {
+                Act::Confirm => Ok(()),
+                Act::Refuse => Err(PublishError::Rejected("no".to_owned())),
+                Act::Unavailable | Act::CarryAndFail => {
+                    Err(PublishError::Unavailable("gone".to_owned()))
+                }
+                Act::Unroutable => Err(PublishError::Unroutable),
+                Act::CrashBefore | Act::CrashAfter => {
+                    self.crash.notify_one();
+                    std::future::pending().await
+                }
+            });
+        }
+        results
+    }
+}
+
+/// As by default, only quicker.
+fn quick() -> RelaySettings {
+    RelaySettings {
+        poll_interval: Duration::from_millis(5),
+        rescan_interval: Duration::from_millis(50),
+        lease: Duration::from_millis(20),
+        confirm_timeout: Duration::from_secs(5),
+        backoff: Backoff {
+            base: Duration::from_millis(1),
+            max: Duration::from_millis(5),
+            jitter: 0.5,
+        },
+        drain_timeout: Duration::from_millis(200),
+        ..RelaySettings::default()
+    }
+}
+
+fn relay(outbox: &Outbox, bus: &Arc<ScriptedBus>, wake: &Wake, settings: RelaySettings) -> Relay {
+    let store = Arc::new(outbox.store.clone());
+    Relay::new(store, bus.clone(), wake.clone(), system_clock()).with_settings(settings)
+}
+
+async fn all_marked(outbox: &Outbox) {
+    eventually(async || match outbox.store.depth().await.unwrap() {
+        depth if depth.pending == 0 => Ok(()),
+        depth => Err(depth),
+    })
+    .await;
+}
+
+/// Runs a relay until all is marked, then stops it.
+async fn run_until_marked(outbox: &Outbox, relay: Relay) {
+    let shutdown = CancellationToken::new();
+    let work = relay.run(shutdown.clone());
+    let control = async {
+        all_marked(outbox).await;
+        shutdown.cancel();
+    };
+    soon(async { tokio::join!(work, control) }).await;
+}
+
+#[tokio::test]
+async fn what_is_committed_is_published_at_once_and_marked() {
+    let outbox = Outbox::new().await;
+    let bus = ScriptedBus::new(Vec::new());
+    let wake = Wake::new();
+    // Long enough that only the signal can be what woke it.
+    let settings = RelaySettings { poll_interval: Duration::from_secs(600), ..quick() };
+    let relay = relay(&outbox, &bus, &wake, settings);
+    let stats = relay.stats();
+    let shutdown = CancellationToken::new();
+    let control = async {
+        for n in 0..20 {
+            outbox.append_now(&[view("a", n)]).await;
+            wake.notify();
+            all_marked(&outbox).await;
+        }
+        shutdown.cancel();
+    };
+    soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
+    assert_eq!(bus.effect()["a"], (0..20).collect::<Vec<_>>());
+    assert_eq!(bus.carried().len(), 20, "each once, for nothing failed");
+    assert_eq!(stats.snapshot().published, 20);
+}
+
+#[tokio::test]
+async fn commits_of_another_process_are_found_without_a_signal() {
+    let outbox = Outbox::new().await;
+    let bus = ScriptedBus::new(Vec::new());
+    let other = Database::open(&outbox.folder.path().join("test.db"), 1).await.unwrap();
+    let settings = RelaySettings::default();
+    let relay = relay(&outbox, &bus, &Wake::new(), settings);
+    let shutdown = CancellationToken::new();
+    let control = async {
+        // The relay has looked once and found nothing.
+        sleep(Duration::from_millis(20)).await;
+        let mut transaction = other.write().await.unwrap();
+        append(&mut transaction, &[view("a", 1)], chrono::Utc::now()).await.unwrap();
+        transaction.commit().await.unwrap();
+        all_marked(&outbox).await;
+        shutdown.cancel();
+    };
+    soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
+    assert_eq!(bus.carried().len(), 1);
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_holds_back_its_own_key_only() {
+    let outbox = Outbox::new().await;
+    let bus = ScriptedBus::new(Vec::new());
+    *bus.refused_key.lock().unwrap() = Some("poison".to_owned());
+    outbox.append_now(&[view("poison", 1), view("poison", 2), view("b", 1), view("b", 2)]).await;
+    let relay = relay(&outbox, &bus, &Wake::new(), quick());
+    let stats = relay.stats();
+    let shutdown = CancellationToken::new();
+    let control = async {
+        eventually(async || match outbox.store.depth().await.unwrap().pending {
+            2 if stats.snapshot().failed > 3 => Ok(()),
+            pending => Err((pending, stats.snapshot())),
+        })
+        .await;
+        assert_eq!(bus.effect(), BTreeMap::from([("b".to_owned(), vec![1, 2])]));
+        *bus.refused_key.lock().unwrap() = None;
+        all_marked(&outbox).await;
+        shutdown.cancel();
+    };
+    soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
+    assert_eq!(bus.effect()["poison"], [1, 2]);
+}
+
+#[tokio::test]
+async fn more_than_fits_in_memory_gets_through() {
+    let outbox = Outbox::new().await;
+    let bus = ScriptedBus::new(vec![Act::Unroutable; 5]);
+    let events: Vec<Outgoing> = (0..500).map(|n| view(&format!("user{}", n % 40), n)).collect();
+    outbox.append_now(&events).await;
+    let settings = RelaySettings { max_buffered: 32, max_in_flight: 8, ..quick() };
+    let relay = relay(&outbox, &bus, &Wake::new(), settings);
+    let stats = relay.stats();
+    run_until_marked(&outbox, relay).await;
+    assert_eq!(stats.snapshot().unroutable, 5);
+    assert_eq!(bus.carried().len(), 500);
+    for (key, numbers) in bus.effect() {
+        assert!(numbers.is_sorted(), "{key}: {numbers:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_relays_one_works_and_the_other_takes_over() {
+    let outbox = Outbox::new().await;
+    let bus = ScriptedBus::new(Vec::new());
+    let wake = Wake::new();
+    let settings = RelaySettings { lease: Duration::from_secs(30), ..quick() };
+    let stop_first = CancellationToken::new();
+    let stop_second = CancellationToken::new();
+    let first = relay(&outbox, &bus, &wake, settings);
+    let second = relay(&outbox, &bus, &wake, settings);
+    let (first_stats, second_stats) = (first.stats(), second.stats());
+    let control = async {
+        for n in 0..10 {
+            outbox.append_now(&[view("a", n), view("b", n)]).await;
+            wake.notify();
+            all_marked(&outbox).await;
+        }
+        let counts = [&first_stats, &second_stats].map(|s| s.snapshot().published);
+        assert!(counts == [20, 0] || counts == [0, 20], "{counts:?}");
+        // The one that works stops, and gives its lease back: the other need not wait for it to run out.
+        if counts[0] == 20 {
+            stop_first.cancel();
+        } else {
+            stop_second.cancel();
+        }
+        outbox.append_now(&[view("a", 10)]).await;
+        wake.notify();
+        all_marked(&outbox).await;
+        stop_first.cancel();
+        stop_second.cancel();
+    };
+    let work = async {
+        tokio::join!(first.run(stop_first.clone()), second.run(stop_second.clone()), control)
+    };
+    soon(work).await;
+    assert_eq!(bus.effect()["a"], (0..=10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn stopping_marks_what_was_confirmed_and_leaves_the_rest() {
+    let outbox = Outbox::new().await;
+    // One of the two is never confirmed.
+    let bus = ScriptedBus::new(vec![Act::Confirm, Act::CrashAfter]);
+    outbox.append_now(&[view("a", 1), view("b", 1)]).await;
+    let relay = relay(&outbox, &bus, &Wake::new(), quick());
+    let shutdown = CancellationToken::new();
+    let control = async {
+        bus.crash.notified().await;
+        shutdown.cancel();
+    };
+    soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
+    assert_eq!(bus.carried().len(), 2);
+    assert_eq!(outbox.store.depth().await.unwrap().pending, 1);
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        10 => Just(Act::Confirm),
+        2 => Just(Act::Refuse),
+        2 => Just(Act::Unavailable),
+        1 => Just(Act::Unroutable),
+        2 => Just(Act::CarryAndFail),
+        2 => Just(Act::CrashBefore),
+        2 => Just(Act::CrashAfter),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever fails and whenever the process dies: every committed event is carried at least once, and first in its
+    /// key's order.
+    #[test]
+    fn every_committed_event_is_carried_in_order_across_crashes(
+        transactions in proptest::collection::vec(proptest::collection::vec(0_u8..4, 1..6), 1..8),
+        script in proptest::collection::vec(act(), 0..40),
+        max_buffered in 1_usize..20,
+        max_in_flight in 1_usize..10,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let outbox = Outbox::new().await;
+            let bus = ScriptedBus::new(script);
+            let wake = Wake::new();
+            let mut committed: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+            let mut batches = Vec::new();
+            for keys in transactions {
+                let mut batch = Vec::new();
+                for key in keys {
+                    let key = format!("user{key}");
+                    let numbers = committed.entry(key.clone()).or_default();
+                    let number = u32::try_from(numbers.len()).unwrap();
+                    numbers.push(number);
+                    batch.push(view(&key, number));
+                }
+                batches.push(batch);
+            }
+            let settings = RelaySettings { max_buffered, max_in_flight, ..quick() };
+            let writing = async {
+                for batch in batches {
+                    outbox.append_now(&batch).await;
+                    wake.notify();
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let working = async {
+                loop {
+                    let shutdown = CancellationToken::new();
+                    tokio::select! {
+                        // Dropped where it stands: nothing is drained, marked or given back.
+                        () = bus.crash.notified() => continue,
+                        () = relay(&outbox, &bus, &wake, settings).run(shutdown) => unreachable!(),
+                    }
+                }
+            };
+            let checking = async {
+                writing.await;
+                all_marked(&outbox).await;
+            };
+            tokio::select! {
+                () = working => unreachable!(),
+                () = soon(checking) => {}
+            }
+            assert_eq!(bus.effect(), committed);
+        });
+    }
+}

@@ -1,0 +1,98 @@
+use sqlx::Row as _;
+
+use super::{database, soon};
+use crate::sqlite::{Database, Migration};
+
+const STEP: Migration = Migration {
+    version: 1,
+    description: "notes",
+    sql: "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
+          INSERT INTO notes (text) VALUES ('first');",
+};
+const SECOND_STEP: Migration = Migration {
+    version: 2,
+    description: "authors",
+    sql: "ALTER TABLE notes ADD COLUMN author TEXT;",
+};
+
+async fn notes(database: &Database) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(database.reader()).await.unwrap()
+}
+
+#[tokio::test]
+async fn commits_are_durable_and_readers_do_not_write() {
+    let (database, _folder) = database().await;
+    let mut transaction = database.write().await.unwrap();
+    let pragma = async |name: &'static str, connection: &mut sqlx::SqliteConnection| {
+        let row = sqlx::query(name).fetch_one(connection).await.unwrap();
+        row.try_get::<i64, _>(0).map_or_else(|_| row.get::<String, _>(0), |n| n.to_string())
+    };
+    assert_eq!(pragma("PRAGMA synchronous", &mut transaction).await, "2", "FULL");
+    assert_eq!(pragma("PRAGMA journal_mode", &mut transaction).await, "wal");
+    assert_eq!(pragma("PRAGMA foreign_keys", &mut transaction).await, "1");
+    assert_eq!(pragma("PRAGMA busy_timeout", &mut transaction).await, "5000");
+    transaction.rollback().await.unwrap();
+    let refused = sqlx::query("CREATE TABLE t (a)").execute(database.reader()).await;
+    assert!(refused.unwrap_err().to_string().contains("readonly"));
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_dropped_leaves_nothing_behind() {
+    let (database, _folder) = database().await;
+    database.migrate(&[STEP], "steps").await.unwrap();
+    let mut transaction = database.write().await.unwrap();
+    sqlx::query("DELETE FROM notes").execute(&mut *transaction).await.unwrap();
+    drop(transaction);
+    assert_eq!(notes(&database).await, 1);
+    soon(database.write()).await.unwrap().commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn readers_go_on_while_someone_writes() {
+    let (database, _folder) = database().await;
+    database.migrate(&[STEP], "steps").await.unwrap();
+    let mut transaction = database.write().await.unwrap();
+    sqlx::query("DELETE FROM notes").execute(&mut *transaction).await.unwrap();
+    assert_eq!(soon(notes(&database)).await, 1);
+    transaction.commit().await.unwrap();
+    assert_eq!(notes(&database).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_migrate_at_once_do_not_collide() {
+    let (one, _folder) = database().await;
+    let two = Database::open(one.path(), 1).await.unwrap();
+    let steps = [STEP, SECOND_STEP];
+    let (first, second) = tokio::join!(one.migrate(&steps, "steps"), two.migrate(&steps, "steps"));
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(notes(&two).await, 1, "the step ran once");
+}
+
+#[tokio::test]
+async fn a_step_that_fails_leaves_the_schema_as_it_was() {
+    let (database, _folder) = database().await;
+    let broken = Migration { version: 2, description: "broken", sql: "CREATE TABLE x (;" };
+    database.migrate(&[STEP, broken], "steps").await.unwrap_err();
+    database.migrate(&[STEP, SECOND_STEP], "steps").await.unwrap();
+    assert_eq!(notes(&database).await, 1);
+}
+
+#[tokio::test]
+async fn history_that_was_changed_or_is_newer_is_refused() {
+    let (database, _folder) = database().await;
+    database.migrate(&[STEP, SECOND_STEP], "steps").await.unwrap();
+    let changed = Migration { sql: "CREATE TABLE other (a);", ..STEP };
+    database.migrate(&[changed, SECOND_STEP], "steps").await.unwrap_err();
+    let older = database.migrate(&[STEP], "steps").await.unwrap_err();
+    assert!(format!("{older:#}").contains("test.db"), "{older:#}");
+    database.migrate(&[STEP, SECOND_STEP], "steps").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_opened_is_named() {
+    let (_, folder) = database().await;
+    let path = folder.path().join("missing").join("file.db");
+    let error = Database::open(&path, 1).await.unwrap_err();
+    assert!(format!("{error:#}").contains("missing/file.db"), "{error:#}");
+}
