@@ -1,0 +1,282 @@
+//! One call, one answer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::instance::Instance;
+use crate::wire::{AckRequest, Departure, MAX_WAIT_MS, RegisterRequest, Registered, Snapshot};
+
+/// A connection to the registry takes at most this long (milliseconds).
+const CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// A call takes at most this long (milliseconds), apart from what it was asked to wait.
+const REQUEST_TIMEOUT_MS: u64 = 2_000;
+/// An answer is read up to this size (bytes). 5,000 instances with all the
+/// metadata that is allowed fit.
+pub(crate) const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// How much of an error's message is kept (characters).
+const MAX_MESSAGE_CHARS: usize = 200;
+
+/// The address of the registry is not usable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the registry's URL {url:?} is not usable: {reason}")]
+pub struct InvalidRegistryUrl {
+    url: String,
+    reason: String,
+}
+
+/// Why a call did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// No answer: not there, too slow, or cut.
+    #[error("the registry cannot be reached: {0}")]
+    Unreachable(String),
+    /// The registration secret is not the registry's.
+    #[error("the registry does not accept the registration secret")]
+    Unauthorized,
+    /// The registry does not know the instance or watcher.
+    #[error("the registry does not know it")]
+    Unknown,
+    /// A live instance with another address holds the id.
+    #[error("the instance id is held by another live instance: {0}")]
+    Conflict(String),
+    /// Any other refusal.
+    #[error("the registry refused with {status}: {message}")]
+    Refused {
+        /// The status code.
+        status: u16,
+        /// What the registry said.
+        message: String,
+    },
+    /// The answer made no sense.
+    #[error("the registry's answer is not understood: {0}")]
+    Malformed(String),
+}
+
+/// Talks to one registry. Cheap to clone; clones share connections.
+///
+/// Proxy settings of the environment are ignored: the mesh's own traffic stays in the mesh.
+#[derive(Clone)]
+pub struct RegistryClient {
+    http: reqwest::Client,
+    base: Arc<str>,
+    bearer: Arc<str>,
+}
+
+impl fmt::Debug for RegistryClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryClient").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+impl RegistryClient {
+    /// A client of the registry at `base_url` (`http://host:port`, no path needed), which shows
+    /// `secret` (the registration secret) with every call that needs it. Opens no connection.
+    ///
+    /// # Errors
+    /// [`InvalidRegistryUrl`] when `base_url` is not an `http://` URL with a host.
+    pub fn new(base_url: &str, secret: &str) -> Result<Self, InvalidRegistryUrl> {
+        let invalid = |reason: String| InvalidRegistryUrl { url: base_url.to_owned(), reason };
+        let url = reqwest::Url::parse(base_url).map_err(|e| invalid(e.to_string()))?;
+        if url.scheme() != "http" || !url.has_host() {
+            return Err(invalid("it must be http://host:port".to_owned()));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(invalid("it must not have a query or a fragment".to_owned()));
+        }
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|e| invalid(e.to_string()))?;
+        Ok(Self {
+            http,
+            base: url.as_str().trim_end_matches('/').into(),
+            bearer: format!("Bearer {secret}").into(),
+        })
+    }
+
+    /// Registers `instance`, or renews its lease when it is registered as it is.
+    ///
+    /// # Errors
+    /// [`ClientError::Conflict`] when another address holds the id by a live lease; others as they say.
+    pub async fn register(
+        &self,
+        instance: &Instance,
+        lease: Duration,
+    ) -> Result<Registered, ClientError> {
+        let body = RegisterRequest {
+            address: instance.address,
+            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+            status: instance.status,
+            metadata: instance.metadata.clone(),
+        };
+        let path = instance_path(&instance.service, &instance.id);
+        answer(self.send(self.write(Method::PUT, &path).json(&body)).await?).await
+    }
+
+    /// Renews the lease of an instance.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when the registry does not know it (any more): register again.
+    pub async fn renew(&self, service: &str, id: &str) -> Result<(), ClientError> {
+        let path = format!("{}/renew", instance_path(service, id));
+        self.send(self.write(Method::POST, &path)).await?;
+        Ok(())
+    }
+
+    /// Marks an instance as draining and waits up to `wait` (at most [`MAX_WAIT_MS`]) until every
+    /// live watcher has acknowledged that.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when the registry does not know it; others as they say.
+    pub async fn drain(
+        &self,
+        service: &str,
+        id: &str,
+        wait: Duration,
+    ) -> Result<Departure, ClientError> {
+        let path = format!("{}/drain", instance_path(service, id));
+        self.depart(Method::POST, &path, wait).await
+    }
+
+    /// Takes an instance out at once and waits up to `wait` (at most [`MAX_WAIT_MS`]) until every
+    /// live watcher has acknowledged that.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when the registry does not know it; others as they say.
+    pub async fn deregister(
+        &self,
+        service: &str,
+        id: &str,
+        wait: Duration,
+    ) -> Result<Departure, ClientError> {
+        self.depart(Method::DELETE, &instance_path(service, id), wait).await
+    }
+
+    /// What the registry knows, of one service or of all.
+    ///
+    /// # Errors
+    /// As they say.
+    pub async fn list(&self, service: Option<&str>) -> Result<Snapshot, ClientError> {
+        let mut request = self.http.get(format!("{}/v1/instances", self.base));
+        if let Some(service) = service {
+            request = request.query(&[("service", service)]);
+        }
+        answer(self.send(request.timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))).await?).await
+    }
+
+    /// Says that everything up to `version` is in effect at `watcher`, which must be watching.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when no such watcher is connected; others as they say.
+    pub async fn ack(&self, watcher: &str, version: u64) -> Result<(), ClientError> {
+        let path = format!("/v1/watchers/{watcher}/ack");
+        self.send(self.write(Method::PUT, &path).json(&AckRequest { version })).await?;
+        Ok(())
+    }
+
+    /// Opens the watch. The answer's body has no end and no total time-out.
+    pub(crate) async fn watch(
+        &self,
+        from: u64,
+        epoch: u64,
+        watcher: Option<&str>,
+    ) -> Result<Response, ClientError> {
+        let mut request = self.http.get(format!("{}/v1/watch", self.base));
+        request = request.query(&[("from", from), ("epoch", epoch)]);
+        if let Some(watcher) = watcher {
+            request = request
+                .query(&[("watcher", watcher)])
+                .header(reqwest::header::AUTHORIZATION, &*self.bearer);
+        }
+        let opening = self.send(request);
+        match tokio::time::timeout(Duration::from_millis(REQUEST_TIMEOUT_MS), opening).await {
+            Ok(response) => response,
+            Err(_) => Err(ClientError::Unreachable("no answer in time".to_owned())),
+        }
+    }
+
+    async fn depart(
+        &self,
+        method: Method,
+        path: &str,
+        wait: Duration,
+    ) -> Result<Departure, ClientError> {
+        let wait = wait.min(Duration::from_millis(MAX_WAIT_MS));
+        let request = self
+            .write(method, path)
+            .query(&[("wait_ms", u64::try_from(wait.as_millis()).unwrap_or(MAX_WAIT_MS))])
+            .timeout(wait + Duration::from_millis(REQUEST_TIMEOUT_MS));
+        answer(self.send(request).await?).await
+    }
+
+    fn write(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http
+            .request(method, format!("{}{path}", self.base))
+            .header(reqwest::header::AUTHORIZATION, &*self.bearer)
+            .timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|e| unreachable_because(&e))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let message = error_message(response).await;
+        Err(match status {
+            StatusCode::UNAUTHORIZED => ClientError::Unauthorized,
+            StatusCode::NOT_FOUND => ClientError::Unknown,
+            StatusCode::CONFLICT => ClientError::Conflict(message),
+            other => ClientError::Refused { status: other.as_u16(), message },
+        })
+    }
+}
+
+fn instance_path(service: &str, id: &str) -> String {
+    // Both are held to plain characters by `limits`; nothing to escape.
+    format!("/v1/instances/{service}/{id}")
+}
+
+async fn answer<T: DeserializeOwned>(response: Response) -> Result<T, ClientError> {
+    let body = bounded_body(response).await?;
+    serde_json::from_slice(&body).map_err(|e| ClientError::Malformed(e.to_string()))
+}
+
+async fn error_message(response: Response) -> String {
+    #[derive(Deserialize)]
+    struct Body {
+        message: String,
+    }
+    let said = match bounded_body(response).await {
+        Ok(body) => serde_json::from_slice::<Body>(&body).map(|b| b.message).unwrap_or_default(),
+        Err(_) => String::new(),
+    };
+    said.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect()
+}
+
+async fn bounded_body(mut response: Response) -> Result<Vec<u8>, ClientError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|e| unreachable_because(&e))? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(ClientError::Malformed(format!("more than {MAX_ANSWER_BYTES} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The innermost cause ("connection refused") says more than the outermost ("error sending request").
+fn unreachable_because(error: &reqwest::Error) -> ClientError {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    ClientError::Unreachable(cause.to_string())
+}

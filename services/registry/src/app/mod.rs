@@ -1,0 +1,201 @@
+//! Use cases: one per call, plus the sweeper. All state is behind one lock that is never held
+//! across an await; who waits is woken by channels that carry no data worth keeping.
+
+mod watch;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::watch as signal;
+use tokio::time::{sleep, timeout};
+use tourin_chassis::clock::SharedClock;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_registry_api::{Departure, Instance, Snapshot};
+use tracing::{info, warn};
+
+use crate::domain::{Catalogue, CatalogueLimits, RegisterError, Unknown, WatcherLimits, Watchers};
+
+pub use watch::{Watch, WatchItem};
+
+/// The sweeper looks at least this often (milliseconds), and at the moment the next lease ends.
+const SWEEP_MS: u64 = 100;
+/// Who asked for a shorter wait than this (milliseconds) says nothing about the watchers.
+const FAIR_WAIT_MS: u64 = 1_000;
+
+/// Bounds of [`Discovery`].
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of instances and their changes.
+    pub catalogue: CatalogueLimits,
+    /// Of watchers.
+    pub watchers: WatcherLimits,
+}
+
+/// Who is there, and who wants to know.
+#[derive(Debug)]
+pub struct Discovery {
+    state: Mutex<State>,
+    clock: SharedClock,
+    /// The catalogue's version.
+    version: signal::Sender<u64>,
+    /// A watcher acknowledged or went.
+    progress: signal::Sender<()>,
+    /// A watch was replaced by a newer one of the same name.
+    replaced: signal::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    catalogue: Catalogue,
+    watchers: Watchers,
+}
+
+impl Discovery {
+    /// An empty registry, whose epoch is the clock's time now.
+    pub fn new(limits: Limits, clock: SharedClock) -> Arc<Self> {
+        let catalogue = Catalogue::new(limits.catalogue, clock.now());
+        Arc::new(Self {
+            version: signal::Sender::new(catalogue.version()),
+            progress: signal::Sender::new(()),
+            replaced: signal::Sender::new(()),
+            state: Mutex::new(State { catalogue, watchers: Watchers::new(limits.watchers) }),
+            clock,
+        })
+    }
+
+    /// Registers or renews an instance; gives a version in which it is known.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    pub fn register(&self, instance: Instance, lease: TimeDelta) -> Result<u64, RegisterError> {
+        let (service, id, address) =
+            (instance.service.clone(), instance.id.clone(), instance.address);
+        let (before, version) = self.change(|catalogue, now| {
+            catalogue.expire(now);
+            (catalogue.version(), catalogue.register(instance, lease, now))
+        });
+        let version = version?;
+        if version > before {
+            info!(service, id, %address, version, "registered");
+        }
+        Ok(version)
+    }
+
+    /// Renews a lease.
+    ///
+    /// # Errors
+    /// [`Unknown`] when there is none.
+    pub fn renew(&self, service: &str, id: &str) -> Result<(), Unknown> {
+        self.change(|catalogue, now| catalogue.renew(service, id, now))
+    }
+
+    /// Marks an instance as draining, then waits for the watchers.
+    ///
+    /// # Errors
+    /// [`Unknown`] when it is not there.
+    pub async fn drain(
+        &self,
+        service: &str,
+        id: &str,
+        wait: Duration,
+    ) -> Result<Departure, Unknown> {
+        let version = self.change(|catalogue, now| catalogue.drain(service, id, now))?;
+        info!(service, id, version, "draining");
+        Ok(self.acknowledged(version, wait).await)
+    }
+
+    /// Takes an instance out, then waits for the watchers.
+    ///
+    /// # Errors
+    /// [`Unknown`] when it is not there.
+    pub async fn deregister(
+        &self,
+        service: &str,
+        id: &str,
+        wait: Duration,
+    ) -> Result<Departure, Unknown> {
+        let version = self.change(|catalogue, now| catalogue.deregister(service, id, now))?;
+        info!(service, id, version, "left");
+        Ok(self.acknowledged(version, wait).await)
+    }
+
+    /// What is known, of one service or all.
+    pub fn list(&self, service: Option<&str>) -> Snapshot {
+        self.change(|catalogue, now| {
+            catalogue.expire(now);
+            catalogue.snapshot(service)
+        })
+    }
+
+    /// Notes a watcher's acknowledgement; false when there is no such watcher.
+    pub fn acknowledge(&self, watcher: &str, version: u64) -> bool {
+        let known = self.state().watchers.acknowledge(watcher, version);
+        if known {
+            self.progress.send_replace(());
+        }
+        known
+    }
+
+    /// Lets leases end when they end, until the shutdown.
+    pub async fn sweep(self: Arc<Self>, stop: Shutdown) {
+        loop {
+            let now = self.clock.now();
+            let next = self.state().catalogue.next_expiry();
+            let until_next = next.and_then(|at| (at - now).to_std().ok()).unwrap_or_default();
+            let pause = match next {
+                Some(_) => until_next.min(Duration::from_millis(SWEEP_MS)),
+                None => Duration::from_millis(SWEEP_MS),
+            };
+            tokio::select! {
+                () = stop.begun() => return,
+                () = sleep(pause) => {}
+            }
+            for gone in self.change(|catalogue, now| catalogue.expire(now)) {
+                let Instance { service, id, address, .. } = gone;
+                warn!(service, id, %address, "its lease ended");
+            }
+        }
+    }
+
+    /// Waits until every watcher that is waited for has acknowledged `version`.
+    async fn acknowledged(&self, version: u64, wait: Duration) -> Departure {
+        let mut progress = self.progress.subscribe();
+        let everybody = async {
+            while !self.state().watchers.all_acknowledged(version) {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let acknowledged = timeout(wait, everybody).await.is_ok();
+        if !acknowledged && wait >= Duration::from_millis(FAIR_WAIT_MS) {
+            let watchers = self.state().watchers.give_up_waiting_for(version);
+            warn!(?watchers, version, "watchers did not acknowledge in time");
+            self.progress.send_replace(());
+        }
+        Departure { version, acknowledged }
+    }
+
+    /// Does something with the catalogue and wakes the watchers when that made a new version.
+    fn change<T>(&self, act: impl FnOnce(&mut Catalogue, DateTime<Utc>) -> T) -> T {
+        let mut state = self.state();
+        // Read under the lock: calls in another order than their times would look like a clock
+        // that was set back.
+        let now = self.clock.now();
+        let result = act(&mut state.catalogue, now);
+        let version = state.catalogue.version();
+        drop(state);
+        self.version.send_if_modified(|known| {
+            let newer = version > *known;
+            *known = version.max(*known);
+            newer
+        });
+        result
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The catalogue's methods leave it whole at every point that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

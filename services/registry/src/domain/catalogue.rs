@@ -1,0 +1,221 @@
+//! Who is there, until when, and every change of that.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tourin_registry_api::{ChangeKind, DownReason, Instance, Snapshot, Status};
+
+use super::history::{History, Since};
+
+/// When the registry itself did not look for longer than this, or the clock went back by more,
+/// leases start anew (see [`Catalogue`]).
+const MAX_PAUSE: TimeDelta = TimeDelta::seconds(1);
+
+/// Bounds of a [`Catalogue`].
+#[derive(Clone, Copy, Debug)]
+pub struct CatalogueLimits {
+    /// Most instances at once.
+    pub instances: usize,
+    /// Most changes kept for watchers that resume.
+    pub history: usize,
+}
+
+/// A registration that is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// The id belongs to a live lease of another address.
+    #[error(
+        "the id is held by a live instance at {held_by}; choose another id or wait for its lease to end"
+    )]
+    Held {
+        /// The holder's address.
+        held_by: SocketAddr,
+    },
+    /// There are as many instances as there may be.
+    #[error("the registry holds as many instances as it may ({limit})")]
+    Full {
+        /// How many that is.
+        limit: usize,
+    },
+}
+
+/// No live lease has this service and id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no such instance")]
+pub struct Unknown;
+
+/// Who is there, until when, and every change of that.
+///
+/// - An instance is there from its registration until its lease ends or it leaves. A lease ends
+///   exactly its length after the last registration or renewal; from that moment on every call
+///   takes the instance for gone.
+/// - A service and id belong to one address at a time. The same address may register again, with
+///   other metadata, or after a restart; another one only when the lease has ended.
+/// - Every difference makes one change with the next version; a call that changes nothing (a renewal,
+///   the same registration again) makes none. Applying the changes after a version to what was
+///   known at that version gives what is known now.
+/// - Only time in which the registry ran counts against a lease. When nobody called for more than a
+///   second (the machine slept, the process was stopped) or the clock was set back by more than
+///   that, every lease starts anew: the instances had no way to renew. The sweeper calls ten times
+///   a second.
+#[derive(Debug)]
+pub struct Catalogue {
+    leases: BTreeMap<(String, String), Lease>,
+    history: History,
+    limits: CatalogueLimits,
+    last_look: DateTime<Utc>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    instance: Instance,
+    length: TimeDelta,
+    ends_at: DateTime<Utc>,
+}
+
+impl Catalogue {
+    /// An empty one. Its epoch, and first version, is `now` in microseconds since the Unix epoch.
+    pub fn new(limits: CatalogueLimits, now: DateTime<Utc>) -> Self {
+        // A version of 0 means "knows nothing"; a clock before 1970 must not make one.
+        let epoch = u64::try_from(now.timestamp_micros()).unwrap_or(0).max(1);
+        Self {
+            leases: BTreeMap::new(),
+            history: History::new(epoch, limits.history),
+            limits,
+            last_look: now,
+        }
+    }
+
+    /// The latest change's version; the epoch when there was none.
+    pub fn version(&self) -> u64 {
+        self.history.version()
+    }
+
+    /// Registers an instance, or renews it when it is known as it is. Gives the version in which
+    /// it is known.
+    ///
+    /// # Errors
+    /// [`RegisterError`] when the id is somebody else's or there is no room.
+    pub fn register(
+        &mut self,
+        instance: Instance,
+        length: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<u64, RegisterError> {
+        self.expire(now);
+        let key = (instance.service.clone(), instance.id.clone());
+        let ends_at = now + length;
+        if let Some(lease) = self.leases.get_mut(&key) {
+            if lease.instance.address != instance.address {
+                return Err(RegisterError::Held { held_by: lease.instance.address });
+            }
+            (lease.length, lease.ends_at) = (length, ends_at);
+            if lease.instance == instance {
+                return Ok(self.version());
+            }
+            lease.instance = instance.clone();
+        } else if self.leases.len() >= self.limits.instances {
+            return Err(RegisterError::Full { limit: self.limits.instances });
+        } else {
+            self.leases.insert(key, Lease { instance: instance.clone(), length, ends_at });
+        }
+        let kind = match instance.status {
+            Status::Up => ChangeKind::Up,
+            Status::Draining => ChangeKind::Draining,
+        };
+        self.history.record(kind, instance);
+        Ok(self.version())
+    }
+
+    /// Lets the lease run its whole length again.
+    ///
+    /// # Errors
+    /// [`Unknown`] when there is no such live lease.
+    pub fn renew(&mut self, service: &str, id: &str, now: DateTime<Utc>) -> Result<(), Unknown> {
+        self.expire(now);
+        let lease = self.leases.get_mut(&key(service, id)).ok_or(Unknown)?;
+        lease.ends_at = now + lease.length;
+        Ok(())
+    }
+
+    /// Marks an instance as wanting nothing new. Its lease goes on as before. Gives a version in
+    /// which that is known.
+    ///
+    /// # Errors
+    /// [`Unknown`] when there is no such live lease.
+    pub fn drain(&mut self, service: &str, id: &str, now: DateTime<Utc>) -> Result<u64, Unknown> {
+        self.expire(now);
+        let lease = self.leases.get_mut(&key(service, id)).ok_or(Unknown)?;
+        if lease.instance.status != Status::Draining {
+            lease.instance.status = Status::Draining;
+            self.history.record(ChangeKind::Draining, lease.instance.clone());
+        }
+        Ok(self.version())
+    }
+
+    /// Takes an instance out at once. Gives the version that did.
+    ///
+    /// # Errors
+    /// [`Unknown`] when there is no such live lease.
+    pub fn deregister(
+        &mut self,
+        service: &str,
+        id: &str,
+        now: DateTime<Utc>,
+    ) -> Result<u64, Unknown> {
+        self.expire(now);
+        let lease = self.leases.remove(&key(service, id)).ok_or(Unknown)?;
+        let reason = DownReason::Left;
+        self.history.record(ChangeKind::Down { reason }, lease.instance);
+        Ok(self.version())
+    }
+
+    /// Takes out every instance whose lease has ended; gives them.
+    pub fn expire(&mut self, now: DateTime<Utc>) -> Vec<Instance> {
+        let pause = now - self.last_look;
+        self.last_look = now;
+        if pause.abs() > MAX_PAUSE {
+            for lease in self.leases.values_mut() {
+                lease.ends_at = now + lease.length;
+            }
+            return Vec::new();
+        }
+        let ended = self.leases.extract_if(.., |_, lease| lease.ends_at <= now);
+        let gone: Vec<Instance> = ended.map(|(_, lease)| lease.instance).collect();
+        for instance in &gone {
+            let reason = DownReason::Expired;
+            self.history.record(ChangeKind::Down { reason }, instance.clone());
+        }
+        gone
+    }
+
+    /// When the next lease ends, if there is one.
+    pub fn next_expiry(&self) -> Option<DateTime<Utc>> {
+        self.leases.values().map(|lease| lease.ends_at).min()
+    }
+
+    /// Everything known, or what is known of one service.
+    pub fn snapshot(&self, service: Option<&str>) -> Snapshot {
+        let instances = self
+            .leases
+            .values()
+            .map(|lease| &lease.instance)
+            .filter(|instance| service.is_none_or(|service| instance.service == service))
+            .cloned()
+            .collect();
+        Snapshot { epoch: self.history.epoch(), version: self.version(), instances }
+    }
+
+    /// What a watcher gets that knows `version` of `epoch` (0: not known).
+    pub fn since(&self, version: u64, epoch: u64) -> Since {
+        self.history.since(version, epoch)
+    }
+}
+
+fn key(service: &str, id: &str) -> (String, String) {
+    (service.to_owned(), id.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

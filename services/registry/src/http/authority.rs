@@ -1,0 +1,53 @@
+//! Who may write: whoever shows the registration secret.
+
+use axum::extract::{FromRef, FromRequestParts};
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use tourin_chassis::http::ApiError;
+use tourin_chassis::secret::Secret;
+
+/// The caller showed the secret. Extracted before the body is read.
+pub(super) struct SecretHolder;
+
+impl<S> FromRequestParts<S> for SecretHolder
+where
+    S: Send + Sync,
+    Secret: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        match MaybeSecretHolder::from_request_parts(parts, state).await? {
+            MaybeSecretHolder(true) => Ok(Self),
+            MaybeSecretHolder(false) => Err(ApiError::unauthenticated(
+                "this call needs the registration secret: Authorization: Bearer <secret>",
+            )),
+        }
+    }
+}
+
+/// Whether the caller showed the secret. A wrong one is refused even where none is needed: it is a
+/// mistake that should not go unnoticed.
+pub(super) struct MaybeSecretHolder(pub(super) bool);
+
+impl<S> FromRequestParts<S> for MaybeSecretHolder
+where
+    S: Send + Sync,
+    Secret: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        let Some(value) = parts.headers.get(AUTHORIZATION) else {
+            return Ok(Self(false));
+        };
+        let shown = value.to_str().ok().and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        match shown {
+            Some(shown) if Secret::from_ref(state).matches(shown) => Ok(Self(true)),
+            _ => Err(ApiError::unauthenticated("the registration secret is not right")),
+        }
+    }
+}

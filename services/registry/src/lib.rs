@@ -1,0 +1,77 @@
+//! Tourin's registry: discovery of service instances.
+//!
+//! Instances hold leases; watchers hear of every change, in order, and say when it is in effect.
+//! Everything is in memory: after a restart the instances register again within a heartbeat, and
+//! the watchers bridge the gap (see [`tourin_registry_api::Directory`]).
+
+pub mod app;
+pub mod config;
+pub mod domain;
+mod http;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tourin_chassis::clock::SystemClock;
+use tourin_chassis::health::Health;
+use tourin_chassis::http::{HttpLimits, bind, serve, service_router};
+use tourin_chassis::identity::IdentityVerifier;
+use tourin_chassis::shutdown::{Shutdown, Tasks};
+
+use crate::app::Discovery;
+pub use crate::config::Settings;
+
+/// Largest request body (bytes): a registration with all the metadata that is allowed, escaped.
+const MAX_BODY_BYTES: usize = 16 * 1024;
+/// How long open requests may go on after the stop (milliseconds).
+const DRAIN_TIMEOUT_MS: u64 = 2_500;
+
+/// The registry, built and bound but not yet running.
+#[derive(Debug)]
+pub struct Registry {
+    listener: TcpListener,
+    addr: SocketAddr,
+    discovery: Arc<Discovery>,
+    settings: Settings,
+}
+
+impl Registry {
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+        let listener = bind(settings.listen).await?;
+        let addr = listener.local_addr()?;
+        let discovery = Discovery::new(settings.limits(), Arc::new(SystemClock));
+        Ok(Self { listener, addr, discovery, settings })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until `stop`; then ends the watches, lets open requests finish, and returns within
+    /// three seconds.
+    ///
+    /// # Errors
+    /// When the listener fails for good.
+    pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
+        let Self { listener, addr, discovery, settings } = self;
+        let tasks = Tasks::new(stop.clone());
+        tasks.spawn("lease sweeper", Arc::clone(&discovery).sweep(stop.clone()));
+
+        let secret = settings.registration_secret;
+        let verifier = IdentityVerifier::new(&secret, "registry");
+        let limits = HttpLimits { body_bytes: MAX_BODY_BYTES, ..HttpLimits::default() };
+        let routes = http::routes(http::Shared { discovery, secret, stop: stop.clone() });
+        let router = service_router("registry", routes, verifier, Health::new(), &limits);
+        tracing::info!(%addr, "registry listening");
+        serve(listener, router, &limits, stop, Duration::from_millis(DRAIN_TIMEOUT_MS)).await?;
+        tasks.finish(Duration::from_millis(500)).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,26 @@
+//! The registry as a process of its own.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tourin_chassis::config::{ConfigFile, LogSettings, parse};
+use tourin_chassis::process;
+use tourin_registry::{Registry, Settings};
+
+/// Tourin's registry: who is there, and every change of that
+#[derive(Debug, Parser)]
+#[command(name = "registry", version)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    log: LogSettings,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli: Cli = parse();
+    process::run(&cli.log, Registry::build(cli.settings), Registry::run_until_stopped).await
+}
