@@ -1,0 +1,319 @@
+//! Signing up, the profile, the password, deletion, and the list of members.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tourin_chassis::clock::SharedClock;
+
+use super::StoreError;
+use super::attempts::{Attempts, TooManyAttempts};
+use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
+use super::revocations::Revocations;
+use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
+use crate::domain::page::{Page, PageRequest};
+use crate::domain::password::Password;
+use crate::domain::session::SessionPolicy;
+use crate::domain::token::SessionId;
+
+/// An account with what proves that somebody is its member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The account.
+    pub account: Account,
+    /// Its password's hash.
+    pub hash: PasswordHash,
+}
+
+/// What became of an account to create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It exists now.
+    Created,
+    /// Somebody has this id, or one that differs only in case.
+    Taken,
+}
+
+/// A password to change.
+#[derive(Clone, Debug)]
+pub struct PasswordChange {
+    /// Whose.
+    pub member: MemberId,
+    /// The hash that the old password was verified with: if it is no longer the account's, the
+    /// password has been changed meanwhile.
+    pub verified: PasswordHash,
+    /// The new password's hash.
+    pub replacement: PasswordHash,
+    /// The session that goes on; all others are ended.
+    pub keep: SessionId,
+    /// Until when the ended sessions stay in the revocation log.
+    pub revoked_until: DateTime<Utc>,
+    /// When.
+    pub now: DateTime<Utc>,
+}
+
+/// What became of a password to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It is changed.
+    Changed {
+        /// The sessions ended.
+        ended: Vec<SessionId>,
+    },
+    /// The account is gone, or its password is another one now.
+    Stale,
+}
+
+/// Accounts. Each method is one transaction; one that ends sessions appends them to the revocation
+/// log in the same one.
+#[async_trait]
+pub trait AccountStore: Send + Sync {
+    /// Creates an account unless its id is taken, whatever the case of its letters.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn create(
+        &self,
+        credentials: &Credentials,
+        now: DateTime<Utc>,
+    ) -> Result<Created, StoreError>;
+
+    /// Whether [`AccountStore::create`] would answer [`Created::Taken`] at this moment.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn is_taken(&self, id: &MemberId) -> Result<bool, StoreError>;
+
+    /// The member of exactly this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn member(&self, id: &MemberId) -> Result<Option<Member>, StoreError>;
+
+    /// The account of exactly this id, with its password's hash.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn credentials(&self, id: &MemberId) -> Result<Option<Credentials>, StoreError>;
+
+    /// Changes the profile; `None` when there is no such account.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn update_profile(
+        &self,
+        id: &MemberId,
+        change: &ProfileChange,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Account>, StoreError>;
+
+    /// Replaces the password's hash if the verified one is still the account's, and ends the
+    /// member's other sessions.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError>;
+
+    /// Removes the account, everything that is the member's and all sessions, and appends the fact
+    /// to the outbox (`user.delete`). Says which sessions were ended; `None` when there is no such
+    /// account.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn delete(
+        &self,
+        id: &MemberId,
+        revoked_until: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<SessionId>>, StoreError>;
+
+    /// Members whose id or name contains `query` (all without one), whatever the case of Latin
+    /// letters, by id in code point order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn members(
+        &self,
+        query: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<Member>, StoreError>;
+}
+
+/// Why something about an account was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// The id is another member's, or differs from it only in case.
+    #[error("the id is taken; choose another one")]
+    Taken,
+    /// The account behind the session is gone.
+    #[error("the session's account does not exist any more")]
+    Gone,
+    /// The old password is not the account's.
+    #[error("`oldPassword` is wrong")]
+    WrongPassword,
+    /// Too many wrong passwords for this account.
+    #[error(transparent)]
+    TooManyAttempts(#[from] TooManyAttempts),
+    /// The password could not be hashed or compared.
+    #[error(transparent)]
+    Hashing(#[from] HashingError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The use cases of accounts.
+pub struct Accounts {
+    /// Where the accounts are.
+    pub accounts: Arc<dyn AccountStore>,
+    /// Hashes and compares passwords.
+    pub passwords: Arc<Passwords>,
+    /// Slows down guessing.
+    pub attempts: Arc<Attempts>,
+    /// Is told when sessions end.
+    pub revocations: Arc<Revocations>,
+    /// How long tokens live, and so revocations.
+    pub policy: SessionPolicy,
+    /// What time it is.
+    pub clock: SharedClock,
+}
+
+impl Accounts {
+    /// Creates an account.
+    ///
+    /// # Errors
+    /// [`AccountError::Taken`], or a failure.
+    pub async fn sign_up(
+        &self,
+        id: MemberId,
+        password: &Password,
+        name: Name,
+        email: Email,
+    ) -> Result<Account, AccountError> {
+        // Asked first because a hash is dear; creating asks again, so that of two at once one wins.
+        if self.accounts.is_taken(&id).await? {
+            return Err(AccountError::Taken);
+        }
+        let hash = self.passwords.hash(password).await?;
+        let credentials = Credentials { account: Account { id, name, email }, hash };
+        match self.accounts.create(&credentials, self.clock.now()).await? {
+            Created::Created => Ok(credentials.account),
+            Created::Taken => Err(AccountError::Taken),
+        }
+    }
+
+    /// Changes name and address.
+    ///
+    /// # Errors
+    /// [`AccountError::Gone`], or a failure.
+    pub async fn update_profile(
+        &self,
+        id: &MemberId,
+        change: &ProfileChange,
+    ) -> Result<Account, AccountError> {
+        let changed = self.accounts.update_profile(id, change, self.clock.now()).await?;
+        changed.ok_or(AccountError::Gone)
+    }
+
+    /// Changes the password for whoever knows the old one and ends the member's sessions other than
+    /// `keep`; says which.
+    ///
+    /// # Errors
+    /// [`AccountError::WrongPassword`], [`AccountError::TooManyAttempts`], or a failure.
+    pub async fn update_password(
+        &self,
+        id: &MemberId,
+        keep: SessionId,
+        old: &str,
+        new: &Password,
+    ) -> Result<Vec<SessionId>, AccountError> {
+        // A stolen session must not be a way to guess the password faster than logging in.
+        self.attempts.charge(id.as_str())?;
+        let (known, comparison) =
+            self.compare(id, old).await.inspect_err(|_| self.attempts.refund(id.as_str()))?;
+        let Some(known) = known else {
+            return Err(AccountError::Gone);
+        };
+        if comparison == Comparison::Different {
+            return Err(AccountError::WrongPassword);
+        }
+        self.attempts.refund(id.as_str());
+
+        let replacement = self.passwords.hash(new).await?;
+        let now = self.clock.now();
+        let change = PasswordChange {
+            member: id.clone(),
+            verified: known.hash,
+            replacement,
+            keep,
+            revoked_until: self.policy.revoked_until(now),
+            now,
+        };
+        match self.accounts.change_password(change).await? {
+            Changed::Changed { ended } => {
+                self.announce(&ended);
+                Ok(ended)
+            }
+            Changed::Stale => Err(AccountError::WrongPassword),
+        }
+    }
+
+    /// Removes the account and what is the member's; says which sessions were ended.
+    ///
+    /// # Errors
+    /// [`AccountError::Gone`], or a failure.
+    pub async fn delete(&self, id: &MemberId) -> Result<Vec<SessionId>, AccountError> {
+        let now = self.clock.now();
+        let until = self.policy.revoked_until(now);
+        let ended = self.accounts.delete(id, until, now).await?.ok_or(AccountError::Gone)?;
+        self.announce(&ended);
+        Ok(ended)
+    }
+
+    /// A member, by id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn member(&self, id: &MemberId) -> Result<Option<Member>, StoreError> {
+        self.accounts.member(id).await
+    }
+
+    /// Members whose id or name contains `query`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn members(
+        &self,
+        query: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<Member>, StoreError> {
+        // No id and no name is that long or has such a character: nothing to look through.
+        let possible = |query: &str| {
+            query.chars().count() <= Name::MAX_CHARS
+                && query
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == ' ' || ('가'..='힣').contains(&c))
+        };
+        if query.is_some_and(|query| !possible(query)) {
+            return Ok(Page { items: Vec::new(), total: 0, request: page });
+        }
+        self.accounts.members(query, page).await
+    }
+
+    async fn compare(
+        &self,
+        id: &MemberId,
+        typed: &str,
+    ) -> Result<(Option<Credentials>, Comparison), AccountError> {
+        let known = self.accounts.credentials(id).await?;
+        let stored = known.as_ref().map(|credentials| &credentials.hash);
+        let comparison = self.passwords.compare(typed, stored).await?;
+        Ok((known, comparison))
+    }
+
+    fn announce(&self, ended: &[SessionId]) {
+        if !ended.is_empty() {
+            self.revocations.appended();
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! From a record to a spot, or to the reason why it is none.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::ImportError;
+use crate::domain::spot::{RawSpot, SpotContent, SpotDraft, SpotId};
+use crate::domain::tag::TagSet;
+
+/// The columns, by the names that clients see; those that every row needs first.
+const COLUMNS: [&str; 9] =
+    ["id", "name", "address", "lat", "lng", "tags", "description", "phoneNumber", "imageUrl"];
+const REQUIRED: usize = 6;
+
+/// Where each of [`COLUMNS`] is in a CSV file.
+pub(super) struct Header {
+    places: [Option<usize>; COLUMNS.len()],
+    width: usize,
+}
+
+impl Header {
+    /// Reads the names in the first row: in any order, `phoneNumber` or `phone_number` alike;
+    /// other columns are passed over.
+    pub(super) fn parse(row: &[String]) -> Result<Self, ImportError> {
+        let mut places = [None; COLUMNS.len()];
+        for (place, name) in row.iter().enumerate() {
+            let plain = plain(name);
+            if let Some(column) = COLUMNS.iter().position(|column| *column.to_lowercase() == plain)
+                && places[column].replace(place).is_some()
+            {
+                return Err(ImportError::Header(format!("the column {name} is there twice")));
+            }
+        }
+        let missing: Vec<_> = COLUMNS[..REQUIRED]
+            .iter()
+            .zip(places)
+            .filter_map(|(column, place)| place.is_none().then_some(*column))
+            .collect();
+        if missing.is_empty() {
+            Ok(Self { places, width: row.len() })
+        } else {
+            Err(ImportError::Header(format!("the first line has no column {}", missing.join(", "))))
+        }
+    }
+
+    /// The spot in a row.
+    pub(super) fn spot(&self, mut row: Vec<String>) -> Result<SpotDraft, String> {
+        if row.len() != self.width {
+            return Err(format!("{} fields where the header has {}", row.len(), self.width));
+        }
+        let mut take = |column: usize| {
+            self.places[column].map(|place| std::mem::take(&mut row[place])).unwrap_or_default()
+        };
+        let id = take(0);
+        let (name, address) = (take(1), take(2));
+        let (lat, lng) = (degrees("lat", &take(3))?, degrees("lng", &take(4))?);
+        let tags = tags(take(5).split('|'))?;
+        let raw = RawSpot {
+            name,
+            address,
+            lat,
+            lng,
+            tags,
+            description: Some(take(6)),
+            phone_number: Some(take(7)),
+            image_url: Some(take(8)),
+        };
+        draft(&id, raw)
+    }
+}
+
+fn plain(name: &str) -> String {
+    name.trim().chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
+}
+
+/// A line of NDJSON; members that are not named here are passed over.
+#[derive(Deserialize)]
+struct Line {
+    id: Value,
+    name: String,
+    address: String,
+    lat: f64,
+    lng: f64,
+    tags: Tags,
+    description: Option<String>,
+    #[serde(rename = "phoneNumber", alias = "phone_number")]
+    phone_number: Option<String>,
+    #[serde(rename = "imageUrl", alias = "image_url")]
+    image_url: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "tags must be an array of strings, or one string with | between")]
+enum Tags {
+    Many(Vec<String>),
+    Joined(String),
+}
+
+/// The spot in a line of NDJSON.
+pub(super) fn spot_of_line(line: &str) -> Result<SpotDraft, String> {
+    let line: Line = serde_json::from_str(line).map_err(|error| {
+        // serde counts within this one line; the line's own number is reported beside it.
+        let text = error.to_string();
+        let end = text.rfind(" at line ").unwrap_or(text.len());
+        text[..end].to_owned()
+    })?;
+    let id = match line.id {
+        Value::String(id) => id,
+        Value::Number(id) => id.to_string(),
+        _ => return Err("id must be a string or a number".to_owned()),
+    };
+    let tags = match &line.tags {
+        Tags::Many(names) => tags(names.iter().map(String::as_str))?,
+        Tags::Joined(names) => tags(names.split('|'))?,
+    };
+    let raw = RawSpot {
+        name: line.name,
+        address: line.address,
+        lat: line.lat,
+        lng: line.lng,
+        tags,
+        description: line.description,
+        phone_number: line.phone_number,
+        image_url: line.image_url,
+    };
+    draft(&id, raw)
+}
+
+fn degrees(field: &str, text: &str) -> Result<f64, String> {
+    text.trim().parse().map_err(|_| format!("{field} is not a number"))
+}
+
+fn tags<'a>(names: impl Iterator<Item = &'a str>) -> Result<TagSet, String> {
+    let names = names.map(str::trim).filter(|name| !name.is_empty());
+    TagSet::parse(names).map_err(|error| error.to_string())
+}
+
+fn draft(id: &str, raw: RawSpot) -> Result<SpotDraft, String> {
+    let id: SpotId = id.trim().parse().map_err(|error| format!("id: {error}"))?;
+    let content = SpotContent::new(raw).map_err(|error| error.to_string())?;
+    Ok(SpotDraft { id, content })
+}

@@ -1,0 +1,241 @@
+//! Hashing passwords: Argon2id, on threads that may block, so many at once and no more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use argon2::password_hash::rand_core::OsRng;
+use argon2::password_hash::{PasswordHash as Phc, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+
+use crate::domain::password::Password;
+
+/// The cost of a hash and how many are computed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashingPolicy {
+    /// Memory of one hash, in KiB. Default 19,456 (OWASP's password storage cheat sheet).
+    pub memory_kib: u32,
+    /// Passes over the memory. Default 2, same source.
+    pub iterations: u32,
+    /// Lanes. Default 1, same source.
+    pub parallelism: u32,
+    /// Hashes computed at once; each takes a core and `memory_kib`.
+    pub concurrency: usize,
+    /// How long a request waits for its turn before it is told to come back.
+    pub wait: Duration,
+}
+
+impl Default for HashingPolicy {
+    fn default() -> Self {
+        Self {
+            memory_kib: Params::DEFAULT_M_COST,
+            iterations: Params::DEFAULT_T_COST,
+            parallelism: Params::DEFAULT_P_COST,
+            concurrency: 2,
+            wait: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A password's hash in PHC string form (`$argon2id$v=19$m=...`). Not printed in debug output.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordHash(pub String);
+
+impl std::fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PasswordHash(..)")
+    }
+}
+
+/// Why a password was not hashed or compared.
+#[derive(Debug, thiserror::Error)]
+pub enum HashingError {
+    /// All places are taken and none became free in time.
+    #[error("too many passwords are being checked")]
+    Busy,
+    /// The computation itself failed.
+    #[error("the password could not be hashed")]
+    Failed(#[source] anyhow::Error),
+}
+
+/// The outcome of comparing a password with a stored hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// Another password, or nobody's.
+    Different,
+    /// The same.
+    Same {
+        /// The hash was made with other costs than today's and should be replaced.
+        outdated: bool,
+    },
+}
+
+/// Hashes and compares passwords.
+#[derive(Debug)]
+pub struct Passwords {
+    argon2: Argon2<'static>,
+    places: Arc<Semaphore>,
+    wait: Duration,
+    /// Compared with when the account does not exist, so that this takes as long as when it does.
+    nobody: PasswordHash,
+}
+
+impl Passwords {
+    /// Prepares hashing under `policy`; computes one hash.
+    ///
+    /// # Errors
+    /// When Argon2 does not allow the costs.
+    pub fn new(policy: &HashingPolicy) -> anyhow::Result<Self> {
+        let params = Params::new(policy.memory_kib, policy.iterations, policy.parallelism, None)
+            .map_err(|error| {
+                anyhow::anyhow!(
+                    "--password-memory-kib {}, --password-iterations {}, \
+                         --password-parallelism {}: {error}",
+                    policy.memory_kib,
+                    policy.iterations,
+                    policy.parallelism
+                )
+            })?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let nobody = hash_now(&argon2, "")?;
+        let places = Arc::new(Semaphore::new(policy.concurrency.max(1)));
+        Ok(Self { argon2, places, wait: policy.wait, nobody })
+    }
+
+    /// Hashes a new password with a salt of its own.
+    ///
+    /// # Errors
+    /// [`HashingError`].
+    pub async fn hash(&self, password: &Password) -> Result<PasswordHash, HashingError> {
+        let argon2 = self.argon2.clone();
+        let password = password.expose().to_owned();
+        self.in_turn(move || hash_now(&argon2, &password)).await
+    }
+
+    /// Compares a password that somebody typed with a stored hash; with nobody's when there is no
+    /// such account, which takes as long and never matches.
+    ///
+    /// # Errors
+    /// [`HashingError`]; also when the stored hash cannot be read.
+    pub async fn compare(
+        &self,
+        typed: &str,
+        stored: Option<&PasswordHash>,
+    ) -> Result<Comparison, HashingError> {
+        // Longer than any password can be: it cannot match, and must not cost more than one that
+        // could.
+        let possible = typed.chars().count() <= Password::MAX_CHARS;
+        let known = stored.is_some() && possible;
+        let hash = stored.unwrap_or(&self.nobody).clone();
+        let typed = if possible { typed.to_owned() } else { String::new() };
+        let argon2 = self.argon2.clone();
+        self.in_turn(move || {
+            let hash = Phc::new(&hash.0)
+                .map_err(|error| anyhow::anyhow!("a stored password hash: {error}"))?;
+            // Verifies with the costs that the hash names, not with today's.
+            match argon2.verify_password(typed.as_bytes(), &hash) {
+                Ok(()) if known => {
+                    let costs = |p: &Params| (p.m_cost(), p.t_cost(), p.p_cost());
+                    let outdated = hash.algorithm != Algorithm::Argon2id.ident()
+                        || Params::try_from(&hash)
+                            .map_or(true, |made| costs(&made) != costs(argon2.params()));
+                    Ok(Comparison::Same { outdated })
+                }
+                Ok(()) | Err(argon2::password_hash::Error::Password) => Ok(Comparison::Different),
+                Err(error) => Err(anyhow::anyhow!("comparing a password: {error}")),
+            }
+        })
+        .await
+    }
+
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T, HashingError> {
+        let place = tokio::time::timeout(self.wait, Arc::clone(&self.places).acquire_owned())
+            .await
+            .map_err(|_| HashingError::Busy)?
+            .map_err(|closed| HashingError::Failed(closed.into()))?;
+        // The place moves into the thread: a client that hangs up does not stop the computation,
+        // so it must not free the place either.
+        let done = tokio::task::spawn_blocking(move || {
+            let outcome = work();
+            drop(place);
+            outcome
+        });
+        done.await
+            .map_err(|panicked| HashingError::Failed(panicked.into()))?
+            .map_err(HashingError::Failed)
+    }
+}
+
+fn hash_now(argon2: &Argon2<'static>, password: &str) -> anyhow::Result<PasswordHash> {
+    let salt = SaltString::generate(&mut OsRng);
+    let hash = argon2
+        .hash_password(password.as_bytes(), &salt)
+        .map_err(|error| anyhow::anyhow!("hashing a password: {error}"))?;
+    Ok(PasswordHash(hash.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cheap() -> HashingPolicy {
+        HashingPolicy { memory_kib: 16, iterations: 1, ..HashingPolicy::default() }
+    }
+
+    fn password(text: &str) -> Password {
+        Password::parse("password", text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_password_matches_its_own_hash_only() {
+        let passwords = Passwords::new(&cheap()).unwrap();
+        let hash = passwords.hash(&password("sea-breeze1!")).await.unwrap();
+        assert!(hash.0.starts_with("$argon2id$v=19$m=16,t=1,p=1$"));
+        assert_ne!(hash, passwords.hash(&password("sea-breeze1!")).await.unwrap(), "salted");
+        let same = passwords.compare("sea-breeze1!", Some(&hash)).await.unwrap();
+        assert_eq!(same, Comparison::Same { outdated: false });
+        for other in ["sea-breeze1?", "", &"x".repeat(1_000_000)] {
+            let outcome = passwords.compare(other, Some(&hash)).await.unwrap();
+            assert_eq!(outcome, Comparison::Different);
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_has_no_password() {
+        let passwords = Passwords::new(&cheap()).unwrap();
+        for typed in ["", "sea-breeze1!"] {
+            assert_eq!(passwords.compare(typed, None).await.unwrap(), Comparison::Different);
+        }
+        // The stand-in for an unknown account costs what a known one costs.
+        assert!(passwords.nobody.0.starts_with("$argon2id$v=19$m=16,t=1,p=1$"));
+    }
+
+    #[tokio::test]
+    async fn a_hash_with_other_costs_is_outdated() {
+        let before = Passwords::new(&cheap()).unwrap();
+        let hash = before.hash(&password("sea-breeze1!")).await.unwrap();
+        let after = Passwords::new(&HashingPolicy { iterations: 2, ..cheap() }).unwrap();
+        let outcome = after.compare("sea-breeze1!", Some(&hash)).await.unwrap();
+        assert_eq!(outcome, Comparison::Same { outdated: true });
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waits_too_long_for_its_turn_is_turned_away() {
+        let policy = HashingPolicy { wait: Duration::from_millis(20), concurrency: 1, ..cheap() };
+        let passwords = Passwords::new(&policy).unwrap();
+        let taken = Arc::clone(&passwords.places).acquire_owned().await.unwrap();
+        let refused = passwords.hash(&password("sea-breeze1!")).await;
+        assert!(matches!(refused, Err(HashingError::Busy)), "{refused:?}");
+        drop(taken);
+        assert!(passwords.hash(&password("sea-breeze1!")).await.is_ok());
+    }
+
+    #[test]
+    fn costs_that_argon2_does_not_allow_are_named() {
+        let error = Passwords::new(&HashingPolicy { memory_kib: 1, ..cheap() }).unwrap_err();
+        assert!(error.to_string().starts_with("--password-memory-kib 1"), "{error}");
+    }
+}

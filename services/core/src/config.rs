@@ -1,0 +1,254 @@
+//! The settings of the core service. Their defaults, units and variables are in `core --help`.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::ensure;
+use chrono::TimeDelta;
+use clap::{Args, value_parser};
+use tourin_chassis::config::MeshSettings;
+
+use crate::app::attempts::AttemptPolicy;
+use crate::app::passwords::HashingPolicy;
+use crate::domain::session::SessionPolicy;
+
+/// Settings of the core service.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, env = "TOURIN_CORE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8081")]
+    pub listen: SocketAddr,
+    /// Folder of the database and the signing key; made if absent
+    #[arg(
+        long,
+        env = "TOURIN_CORE_DATA_DIR",
+        value_name = "DIR",
+        default_value = "tourin-data/core"
+    )]
+    pub data_dir: PathBuf,
+    /// Start with an empty catalogue of tour spots
+    #[arg(long, env = "TOURIN_NO_DEMO")]
+    pub no_demo: bool,
+    /// Connections that read the database; one more writes
+    #[arg(long, env = "TOURIN_CORE_DATABASE_READERS", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
+    pub database_readers: u32,
+    /// Most spots that one look at the map answers
+    #[arg(long, env = "TOURIN_MAP_SPOTS", value_name = "N", default_value_t = 500, value_parser = value_parser!(u16).range(1..=5_000))]
+    pub map_spots: u16,
+    /// Milliseconds that requests in flight may take when the service stops
+    #[arg(long, env = "TOURIN_CORE_DRAIN_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(0..=60_000))]
+    pub drain_timeout_ms: u64,
+    /// How tokens are signed and how long they hold.
+    #[command(flatten)]
+    pub tokens: TokenSettings,
+    /// How passwords are hashed and guesses slowed down.
+    #[command(flatten)]
+    pub passwords: PasswordSettings,
+    /// The service's place in the mesh.
+    #[command(flatten)]
+    pub mesh: MeshSettings,
+}
+
+/// How tokens are signed and how long they hold.
+#[derive(Args, Clone, Debug)]
+pub struct TokenSettings {
+    /// Ed25519 private key (PKCS#8 PEM) that signs access tokens [default: <data-dir>/signing.pem,
+    /// made at the first start]
+    #[arg(long, env = "TOURIN_SIGNING_KEY", value_name = "FILE")]
+    pub signing_key: Option<PathBuf>,
+    /// Keys that signed before and are still published: PEM files, or folders of *.pem
+    /// [default: <data-dir>/previous-keys, if there is one]
+    #[arg(long, env = "TOURIN_PREVIOUS_SIGNING_KEYS", value_name = "PATH", value_delimiter = ',')]
+    pub previous_signing_keys: Vec<PathBuf>,
+    /// Seconds that an access token holds
+    #[arg(long, env = "TOURIN_ACCESS_TOKEN_S", value_name = "S", default_value_t = 600, value_parser = value_parser!(u32).range(5..=86_400))]
+    pub access_token_s: u32,
+    /// Seconds that a session lasts, however often it is renewed (30 days)
+    #[arg(long, env = "TOURIN_SESSION_S", value_name = "S", default_value_t = 2_592_000, value_parser = value_parser!(u32).range(10..=31_536_000))]
+    pub session_s: u32,
+    /// Seconds that a session lasts without being renewed (14 days)
+    #[arg(long, env = "TOURIN_SESSION_IDLE_S", value_name = "S", default_value_t = 1_209_600, value_parser = value_parser!(u32).range(10..=31_536_000))]
+    pub session_idle_s: u32,
+    /// Milliseconds in which a used refresh token still leads to its successor, for the race of two
+    /// tabs; 0 for none
+    #[arg(long, env = "TOURIN_REFRESH_GRACE_MS", value_name = "MS", default_value_t = 10_000, value_parser = value_parser!(u32).range(0..=120_000))]
+    pub refresh_grace_ms: u32,
+    /// Sessions that a member may have at once; one more ends the oldest
+    #[arg(long, env = "TOURIN_SESSIONS_PER_MEMBER", value_name = "N", default_value_t = 50, value_parser = value_parser!(u16).range(1..=100))]
+    pub sessions_per_member: u16,
+    /// Set cookies that browsers send over HTTPS only
+    #[arg(long, env = "TOURIN_COOKIE_SECURE")]
+    pub cookie_secure: bool,
+}
+
+/// How passwords are hashed and guesses slowed down.
+#[derive(Args, Clone, Debug)]
+pub struct PasswordSettings {
+    /// Memory of one Argon2id hash, in KiB (OWASP's recommendation)
+    #[arg(long, env = "TOURIN_PASSWORD_MEMORY_KIB", value_name = "KIB", default_value_t = 19_456, value_parser = value_parser!(u32).range(8..=4_194_304))]
+    pub password_memory_kib: u32,
+    /// Passes of one Argon2id hash over its memory (OWASP's recommendation)
+    #[arg(long, env = "TOURIN_PASSWORD_ITERATIONS", value_name = "N", default_value_t = 2, value_parser = value_parser!(u32).range(1..=100))]
+    pub password_iterations: u32,
+    /// Lanes of one Argon2id hash (OWASP's recommendation)
+    #[arg(long, env = "TOURIN_PASSWORD_PARALLELISM", value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=64))]
+    pub password_parallelism: u32,
+    /// Hashes computed at once [default: half of the cores, at most 4]
+    #[arg(long, env = "TOURIN_PASSWORD_CONCURRENCY", value_name = "N", value_parser = value_parser!(u16).range(1..=256))]
+    pub password_concurrency: Option<u16>,
+    /// Milliseconds that a request waits for its turn to hash before it is answered 503
+    #[arg(long, env = "TOURIN_PASSWORD_WAIT_MS", value_name = "MS", default_value_t = 5_000, value_parser = value_parser!(u64).range(1..=60_000))]
+    pub password_wait_ms: u64,
+    /// Wrong passwords that an account bears before attempts have to wait
+    #[arg(long, env = "TOURIN_LOGIN_BURST", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=10_000))]
+    pub login_burst: u32,
+    /// Milliseconds per further attempt
+    #[arg(long, env = "TOURIN_LOGIN_REFILL_MS", value_name = "MS", default_value_t = 6_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    pub login_refill_ms: u64,
+    /// Accounts whose wrong passwords are counted at once
+    #[arg(long, env = "TOURIN_LOGIN_ACCOUNTS", value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u32).range(100..=10_000_000))]
+    pub login_accounts: u32,
+}
+
+impl Settings {
+    /// Settings of an instance that listens on `listen` and keeps its data in `data_dir`, with the
+    /// defaults for the rest.
+    pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>, mesh: MeshSettings) -> Self {
+        Self {
+            listen,
+            data_dir: data_dir.into(),
+            no_demo: false,
+            database_readers: 4,
+            map_spots: 500,
+            drain_timeout_ms: 1_000,
+            tokens: TokenSettings::default(),
+            passwords: PasswordSettings::default(),
+            mesh,
+        }
+    }
+}
+
+impl Default for TokenSettings {
+    fn default() -> Self {
+        Self {
+            signing_key: None,
+            previous_signing_keys: Vec::new(),
+            access_token_s: 600,
+            session_s: 2_592_000,
+            session_idle_s: 1_209_600,
+            refresh_grace_ms: 10_000,
+            sessions_per_member: 50,
+            cookie_secure: false,
+        }
+    }
+}
+
+impl Default for PasswordSettings {
+    fn default() -> Self {
+        Self {
+            password_memory_kib: 19_456,
+            password_iterations: 2,
+            password_parallelism: 1,
+            password_concurrency: None,
+            password_wait_ms: 5_000,
+            login_burst: 10,
+            login_refill_ms: 6_000,
+            login_accounts: 100_000,
+        }
+    }
+}
+
+impl TokenSettings {
+    /// The bounds of sessions.
+    ///
+    /// # Errors
+    /// When one value contradicts another.
+    pub fn policy(&self) -> anyhow::Result<SessionPolicy> {
+        ensure!(
+            self.access_token_s <= self.session_idle_s && self.session_idle_s <= self.session_s,
+            "--access-token-s {} must not exceed --session-idle-s {}, nor that --session-s {}",
+            self.access_token_s,
+            self.session_idle_s,
+            self.session_s
+        );
+        Ok(SessionPolicy {
+            access_token: TimeDelta::seconds(self.access_token_s.into()),
+            absolute: TimeDelta::seconds(self.session_s.into()),
+            idle: TimeDelta::seconds(self.session_idle_s.into()),
+            grace: TimeDelta::milliseconds(self.refresh_grace_ms.into()),
+            per_member: self.sessions_per_member.into(),
+            ..SessionPolicy::default()
+        })
+    }
+}
+
+impl PasswordSettings {
+    /// The cost of a hash and how many are computed at once.
+    pub fn hashing(&self) -> HashingPolicy {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        HashingPolicy {
+            memory_kib: self.password_memory_kib,
+            iterations: self.password_iterations,
+            parallelism: self.password_parallelism,
+            concurrency: self.password_concurrency.map_or((cores / 2).clamp(1, 4), usize::from),
+            wait: Duration::from_millis(self.password_wait_ms),
+        }
+    }
+
+    /// How many wrong passwords an account bears.
+    pub fn attempts(&self) -> AttemptPolicy {
+        AttemptPolicy {
+            burst: NonZeroU32::new(self.login_burst).unwrap_or(NonZeroU32::MIN),
+            refill: Duration::from_millis(self.login_refill_ms),
+            keys: usize::try_from(self.login_accounts).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Probe {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Settings, clap::Error> {
+        let always = ["core", "--registration-secret", "0123456789abcdef"];
+        Probe::try_parse_from(always.iter().chain(arguments)).map(|probe| probe.settings)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_policies() {
+        Probe::command().debug_assert();
+        let settings = parse(&[]).unwrap();
+        assert_eq!(settings.tokens.policy().unwrap(), SessionPolicy::default());
+        assert_eq!(settings.passwords.attempts(), AttemptPolicy::default());
+        let hashing = settings.passwords.hashing();
+        let expected =
+            HashingPolicy { concurrency: hashing.concurrency, ..HashingPolicy::default() };
+        assert_eq!(hashing, expected);
+    }
+
+    #[test]
+    fn settings_made_in_code_are_those_of_the_flags() {
+        let by_flags = parse(&[]).unwrap();
+        let in_code = Settings::new(by_flags.listen, &by_flags.data_dir, by_flags.mesh.clone());
+        assert_eq!(format!("{in_code:?}"), format!("{by_flags:?}"));
+    }
+
+    #[test]
+    fn values_out_of_range_and_values_at_odds_are_refused_by_name() {
+        let error = parse(&["--access-token-s", "1"]).unwrap_err().to_string();
+        assert!(error.contains("--access-token-s"), "{error}");
+        let at_odds = parse(&["--session-idle-s", "700", "--session-s", "600"]).unwrap();
+        let error = at_odds.tokens.policy().unwrap_err().to_string();
+        assert!(error.contains("--session-idle-s 700"), "{error}");
+    }
+}

@@ -1,0 +1,179 @@
+//! How long a session lives and what a presented refresh token is worth.
+//!
+//! A session is a family of refresh tokens, one after the other. Exactly one is current. The rules
+//! are here and pure; a store loads the rows, asks [`SessionPolicy::judge`], and acts on the verdict
+//! in the same transaction.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// The bounds of sessions. Defaults: see [`SessionPolicy::default`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionPolicy {
+    /// Lifetime of an access token.
+    pub access_token: TimeDelta,
+    /// Lifetime of a session, however often it is renewed.
+    pub absolute: TimeDelta,
+    /// Lifetime of a session that is not renewed.
+    pub idle: TimeDelta,
+    /// How long a used refresh token still leads to its successor.
+    pub grace: TimeDelta,
+    /// Sessions that a member may have at once; opening one more ends the oldest.
+    pub per_member: usize,
+    /// How many used refresh tokens of a session are remembered, so that their reuse is noticed.
+    /// An older one is merely unknown.
+    pub remembered_tokens: u32,
+}
+
+impl Default for SessionPolicy {
+    /// 10 minutes, 30 days, 14 days, 10 seconds, 50 sessions, 1,000 tokens.
+    fn default() -> Self {
+        Self {
+            access_token: TimeDelta::minutes(10),
+            absolute: TimeDelta::days(30),
+            idle: TimeDelta::days(14),
+            grace: TimeDelta::seconds(10),
+            per_member: 50,
+            remembered_tokens: 1_000,
+        }
+    }
+}
+
+/// How far the clocks of the mesh's machines may differ; a revocation is kept that much longer than
+/// the last access token of its session.
+const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
+
+/// The times of a session that its bounds depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionTimes {
+    /// When the member logged in.
+    pub started_at: DateTime<Utc>,
+    /// When the current refresh token was issued.
+    pub renewed_at: DateTime<Utc>,
+}
+
+/// What the presented refresh token is in its family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenPlace {
+    /// The one that may be used.
+    Current,
+    /// The one whose successor is current.
+    JustUsed {
+        /// When it was used.
+        at: DateTime<Utc>,
+    },
+    /// One whose successor has been used too: both cannot be in the hands of one honest client.
+    UsedBefore,
+}
+
+/// What to do about a presented refresh token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Use it up; issue its successor.
+    Rotate,
+    /// The race of two tabs: give the same successor again.
+    Repeat,
+    /// A used token has come back: somebody copied it. End the session.
+    Reuse,
+    /// The session is over.
+    Expired,
+}
+
+impl SessionPolicy {
+    /// When a session ends unless it is renewed.
+    pub fn expires_at(&self, times: &SessionTimes) -> DateTime<Utc> {
+        (times.started_at + self.absolute).min(times.renewed_at + self.idle)
+    }
+
+    /// When an access token issued at `now` ceases to hold: never later than the session's
+    /// absolute end.
+    pub fn access_expires_at(
+        &self,
+        started_at: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> DateTime<Utc> {
+        (now + self.access_token).min(started_at + self.absolute)
+    }
+
+    /// Until when a gateway must remember that a session was ended at `now`: until every access
+    /// token of it has expired by anybody's clock.
+    pub fn revoked_until(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        now + self.access_token + CLOCK_LEEWAY
+    }
+
+    /// What a refresh token presented at `now` is worth.
+    pub fn judge(&self, times: &SessionTimes, place: TokenPlace, now: DateTime<Utc>) -> Verdict {
+        if now >= self.expires_at(times) {
+            return Verdict::Expired;
+        }
+        match place {
+            TokenPlace::Current => Verdict::Rotate,
+            TokenPlace::JustUsed { at } if now - at < self.grace => Verdict::Repeat,
+            TokenPlace::JustUsed { .. } | TokenPlace::UsedBefore => Verdict::Reuse,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    const DAY: i64 = 86_400;
+
+    #[test]
+    fn an_idle_session_ends_before_its_absolute_lifetime() {
+        let policy = SessionPolicy::default();
+        let fresh = SessionTimes { started_at: at(0), renewed_at: at(0) };
+        assert_eq!(policy.expires_at(&fresh), at(14 * DAY));
+        let renewed = SessionTimes { started_at: at(0), renewed_at: at(20 * DAY) };
+        assert_eq!(policy.expires_at(&renewed), at(30 * DAY));
+    }
+
+    #[test]
+    fn an_access_token_does_not_outlive_its_session() {
+        let policy = SessionPolicy::default();
+        assert_eq!(policy.access_expires_at(at(0), at(5)), at(605));
+        assert_eq!(policy.access_expires_at(at(0), at(30 * DAY - 5)), at(30 * DAY));
+    }
+
+    #[test]
+    fn the_grace_ends_on_the_dot() {
+        let policy = SessionPolicy::default();
+        let times = SessionTimes { started_at: at(0), renewed_at: at(100) };
+        let used = TokenPlace::JustUsed { at: at(100) };
+        assert_eq!(policy.judge(&times, used, at(109)), Verdict::Repeat);
+        assert_eq!(policy.judge(&times, used, at(110)), Verdict::Reuse);
+        let none = SessionPolicy { grace: TimeDelta::zero(), ..policy };
+        assert_eq!(none.judge(&times, used, at(100)), Verdict::Reuse);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_issued_after_the_end_and_only_the_current_token_rotates(
+            started in 0..100 * DAY, renewed_after in 0..40 * DAY, used_before in 0..60_i64,
+            now_after in 0..40 * DAY, place in 0..3,
+        ) {
+            let policy = SessionPolicy::default();
+            let times =
+                SessionTimes { started_at: at(started), renewed_at: at(started + renewed_after) };
+            let now = at(started + renewed_after + now_after);
+            let place = match place {
+                0 => TokenPlace::Current,
+                1 => TokenPlace::JustUsed { at: now - TimeDelta::seconds(used_before) },
+                _ => TokenPlace::UsedBefore,
+            };
+            let verdict = policy.judge(&times, place, now);
+            let over = now - times.started_at >= policy.absolute
+                || now - times.renewed_at >= policy.idle;
+            prop_assert_eq!(verdict == Verdict::Expired, over);
+            prop_assert_eq!(verdict == Verdict::Rotate, !over && place == TokenPlace::Current);
+            // A revocation outlasts every access token that was issued before it.
+            prop_assert!(policy.revoked_until(now) > policy.access_expires_at(times.started_at, now));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Tour spots: what one is, and what makes one valid.
+
+use std::fmt;
+use std::str::FromStr;
+
+use unicode_normalization::UnicodeNormalization;
+
+use super::tag::TagSet;
+
+/// Longest name, in characters.
+pub const MAX_NAME_CHARS: usize = 200;
+/// Longest address, in characters.
+pub const MAX_ADDRESS_CHARS: usize = 300;
+/// Longest description, in characters.
+pub const MAX_DESCRIPTION_CHARS: usize = 5_000;
+/// Longest telephone number, in characters: the data has short lists of them.
+pub const MAX_PHONE_CHARS: usize = 100;
+/// Longest image address, in characters.
+pub const MAX_IMAGE_URL_CHARS: usize = 2_048;
+
+/// Names a tour spot: a whole number, a string in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpotId(i64);
+
+impl SpotId {
+    /// The id with this number.
+    pub const fn new(number: i64) -> Self {
+        Self(number)
+    }
+
+    /// The id's number.
+    pub const fn number(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for SpotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A text that is no id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an id is a whole number from 0 to {} without sign or leading zeros", i64::MAX)]
+pub struct InvalidId;
+
+impl FromStr for SpotId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_id(text).map(Self)
+    }
+}
+
+/// One spelling per number, so that two paths never name one thing.
+pub(super) fn parse_id(text: &str) -> Result<i64, InvalidId> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits || (text.len() > 1 && text.starts_with('0')) {
+        return Err(InvalidId);
+    }
+    text.parse().map_err(|_| InvalidId)
+}
+
+/// A point on the earth in decimal degrees (WGS 84).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Coordinates {
+    lat: f64,
+    lng: f64,
+}
+
+impl Coordinates {
+    /// The point at a latitude of -90..=90 and a longitude of -180..=180 degrees.
+    ///
+    /// # Errors
+    /// [`InvalidSpot`] when a number is outside or not finite.
+    pub fn new(lat: f64, lng: f64) -> Result<Self, InvalidSpot> {
+        if !(-90.0..=90.0).contains(&lat) {
+            return Err(InvalidSpot::Latitude);
+        }
+        if !(-180.0..=180.0).contains(&lng) {
+            return Err(InvalidSpot::Longitude);
+        }
+        // A negative zero prints as "-0" and compares unequal in its bits.
+        Ok(Self { lat: lat + 0.0, lng: lng + 0.0 })
+    }
+
+    /// The latitude in degrees.
+    pub const fn lat(self) -> f64 {
+        self.lat
+    }
+
+    /// The longitude in degrees.
+    pub const fn lng(self) -> f64 {
+        self.lng
+    }
+}
+
+/// Why a spot is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says it")]
+pub enum InvalidSpot {
+    #[error("{0}")]
+    Id(#[from] InvalidId),
+    #[error("lat must be a number from -90 to 90")]
+    Latitude,
+    #[error("lng must be a number from -180 to 180")]
+    Longitude,
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    #[error("{0} is longer than {1} characters")]
+    TooLong(&'static str, usize),
+    #[error("{0} has a control character")]
+    ControlCharacter(&'static str),
+    #[error("a spot needs at least one tag")]
+    NoTag,
+}
+
+/// What a spot says, without its version. Valid by construction: texts are trimmed, in Unicode NFC
+/// and bounded, and there is at least one tag.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpotContent {
+    name: String,
+    address: String,
+    at: Coordinates,
+    tags: TagSet,
+    image_url: Option<String>,
+    description: Option<String>,
+    phone_number: Option<String>,
+}
+
+/// The parts of a [`SpotContent`] before they are checked. An empty optional text is none.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "the fields of a spot")]
+pub struct RawSpot {
+    pub name: String,
+    pub address: String,
+    pub lat: f64,
+    pub lng: f64,
+    pub tags: TagSet,
+    pub image_url: Option<String>,
+    pub description: Option<String>,
+    pub phone_number: Option<String>,
+}
+
+impl SpotContent {
+    /// Checks and normalises the parts of a spot.
+    ///
+    /// # Errors
+    /// [`InvalidSpot`], naming the first part that is wrong.
+    pub fn new(raw: RawSpot) -> Result<Self, InvalidSpot> {
+        if raw.tags.is_empty() {
+            return Err(InvalidSpot::NoTag);
+        }
+        Ok(Self {
+            name: line("name", raw.name, MAX_NAME_CHARS)?.ok_or(InvalidSpot::Missing("name"))?,
+            address: line("address", raw.address, MAX_ADDRESS_CHARS)?
+                .ok_or(InvalidSpot::Missing("address"))?,
+            at: Coordinates::new(raw.lat, raw.lng)?,
+            tags: raw.tags,
+            image_url: line("imageUrl", raw.image_url.unwrap_or_default(), MAX_IMAGE_URL_CHARS)?,
+            description: text(
+                "description",
+                raw.description.unwrap_or_default(),
+                MAX_DESCRIPTION_CHARS,
+            )?,
+            phone_number: line(
+                "phoneNumber",
+                raw.phone_number.unwrap_or_default(),
+                MAX_PHONE_CHARS,
+            )?,
+        })
+    }
+
+    /// The spot's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is, in words.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where it is on the map.
+    pub const fn at(&self) -> Coordinates {
+        self.at
+    }
+
+    /// What kind of place it is.
+    pub const fn tags(&self) -> TagSet {
+        self.tags
+    }
+
+    /// A picture of it.
+    pub fn image_url(&self) -> Option<&str> {
+        self.image_url.as_deref()
+    }
+
+    /// What there is to see.
+    pub fn description(&self) -> Option<&str> {
+        self.description.as_deref()
+    }
+
+    /// Whom to call.
+    pub fn phone_number(&self) -> Option<&str> {
+        self.phone_number.as_deref()
+    }
+}
+
+/// A text of one line.
+fn line(field: &'static str, value: String, max: usize) -> Result<Option<String>, InvalidSpot> {
+    let value = text(field, value, max)?;
+    match &value {
+        Some(line) if line.chars().any(char::is_control) => {
+            Err(InvalidSpot::ControlCharacter(field))
+        }
+        _ => Ok(value),
+    }
+}
+
+fn text(field: &'static str, value: String, max: usize) -> Result<Option<String>, InvalidSpot> {
+    let trimmed = value.trim();
+    if trimmed.is_empty() {
+        return Ok(None);
+    }
+    let normal = if unicode_normalization::is_nfc(trimmed) {
+        if trimmed.len() == value.len() { value } else { trimmed.to_owned() }
+    } else {
+        trimmed.nfc().collect()
+    };
+    if normal.chars().nth(max).is_some() {
+        return Err(InvalidSpot::TooLong(field, max));
+    }
+    Ok(Some(normal))
+}
+
+/// A spot as an editor or an import gives it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpotDraft {
+    /// Its id.
+    pub id: SpotId,
+    /// What it shall say.
+    pub content: SpotContent,
+}
+
+/// A spot as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spot {
+    /// Its id.
+    pub id: SpotId,
+    /// Grows by one with every change of its content, from 1.
+    pub version: u64,
+    /// What it says.
+    pub content: SpotContent,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tag::Tag;
+    use super::*;
+
+    fn raw() -> RawSpot {
+        RawSpot {
+            name: "경복궁".into(),
+            address: "서울특별시 종로구 사직로 161".into(),
+            lat: 37.579_6,
+            lng: 126.977,
+            tags: TagSet::from_iter([Tag::History]),
+            ..RawSpot::default()
+        }
+    }
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        assert_eq!("0".parse(), Ok(SpotId::new(0)));
+        assert_eq!("9223372036854775807".parse(), Ok(SpotId::new(i64::MAX)));
+        for wrong in ["", "01", "+1", "-1", " 1", "1.0", "१", "abc", "9223372036854775808"] {
+            assert_eq!(wrong.parse::<SpotId>(), Err(InvalidId), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn texts_are_trimmed_composed_and_blank_is_none() {
+        let content = SpotContent::new(RawSpot {
+            name: " 경복궁 ".nfd().collect(),
+            description: Some("  ".into()),
+            ..raw()
+        })
+        .unwrap();
+        assert_eq!(content.name(), "경복궁");
+        assert_eq!(content.description(), None);
+    }
+
+    #[test]
+    fn a_wrong_part_is_named() {
+        let wrong = |change: fn(&mut RawSpot)| {
+            let mut raw = raw();
+            change(&mut raw);
+            SpotContent::new(raw).unwrap_err()
+        };
+        assert_eq!(wrong(|spot| spot.name = " ".into()), InvalidSpot::Missing("name"));
+        assert_eq!(wrong(|spot| spot.lat = 90.1), InvalidSpot::Latitude);
+        assert_eq!(wrong(|spot| spot.lat = f64::NAN), InvalidSpot::Latitude);
+        assert_eq!(wrong(|spot| spot.lng = f64::INFINITY), InvalidSpot::Longitude);
+        assert_eq!(wrong(|spot| spot.tags = TagSet::default()), InvalidSpot::NoTag);
+        assert_eq!(
+            wrong(|spot| spot.name = "a\u{0}b".into()),
+            InvalidSpot::ControlCharacter("name")
+        );
+        assert_eq!(
+            wrong(|spot| spot.address = "가".repeat(301)),
+            InvalidSpot::TooLong("address", 300)
+        );
+    }
+}

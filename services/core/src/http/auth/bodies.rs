@@ -1,0 +1,176 @@
+//! What the calls under `/api/auth` take and answer.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use tourin_chassis::http::ApiError;
+use utoipa::ToSchema;
+
+use super::super::openapi;
+use crate::app::sessions::TokenPair;
+use crate::domain::account::{Account, Email, Invalid, MemberId, Name, ProfileChange};
+use crate::domain::password::Password;
+
+/// A secret as somebody typed it: not shown in debug output, nor quoted when it is not a string.
+#[derive(Clone, Default)]
+pub(super) struct Typed(pub(super) String);
+
+impl std::fmt::Debug for Typed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Typed(..)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Typed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // serde's own message would quote what it found, and so put a password into the answer.
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => Ok(Self(text)),
+            _ => Err(serde::de::Error::custom("a password or token must be a string")),
+        }
+    }
+}
+
+/// A new account.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SignUp {
+    #[schema(schema_with = openapi::member_id)]
+    id: String,
+    #[schema(schema_with = openapi::password)]
+    password: Typed,
+    #[schema(schema_with = openapi::name)]
+    name: String,
+    #[schema(schema_with = openapi::email)]
+    email: String,
+}
+
+impl SignUp {
+    /// The parts, or everything that is wrong with them.
+    pub(super) fn parse(&self) -> Result<(MemberId, Password, Name, Email), ApiError> {
+        let parts = (
+            MemberId::parse(&self.id),
+            Password::parse("password", &self.password.0),
+            Name::parse(&self.name),
+            Email::parse(&self.email),
+        );
+        match parts {
+            (Ok(id), Ok(password), Ok(name), Ok(email)) => Ok((id, password, name, email)),
+            (id, password, name, email) => {
+                Err(invalid([id.err(), password.err(), name.err(), email.err()]))
+            }
+        }
+    }
+}
+
+/// All refusals in one message.
+pub(super) fn invalid(reasons: impl IntoIterator<Item = Option<Invalid>>) -> ApiError {
+    let reasons: Vec<_> = reasons.into_iter().flatten().map(|reason| reason.to_string()).collect();
+    ApiError::invalid(reasons.join("; "))
+}
+
+/// Who logs in.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct LogIn {
+    #[schema(example = "hana12345")]
+    pub(super) id: String,
+    #[schema(schema_with = openapi::typed_password)]
+    pub(super) password: Typed,
+}
+
+/// A refresh token, where the cookie does not carry it.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Reissue {
+    #[schema(value_type = Option<String>)]
+    pub(super) refresh_token: Option<Typed>,
+}
+
+/// What to change of the profile; what is left out, or null, stays.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct UpdateProfile {
+    #[schema(schema_with = openapi::optional_name, required = false)]
+    name: Option<String>,
+    #[schema(schema_with = openapi::optional_email, required = false)]
+    email: Option<String>,
+}
+
+impl UpdateProfile {
+    /// The change, or everything that is wrong with it.
+    pub(super) fn parse(&self) -> Result<ProfileChange, ApiError> {
+        let name = self.name.as_deref().map(Name::parse).transpose();
+        let email = self.email.as_deref().map(Email::parse).transpose();
+        match (name, email) {
+            (Ok(name), Ok(email)) => Ok(ProfileChange { name, email }),
+            (name, email) => Err(invalid([name.err(), email.err()])),
+        }
+    }
+}
+
+/// The old password and the one to replace it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct UpdatePassword {
+    #[schema(schema_with = openapi::typed_password)]
+    pub(super) old_password: Typed,
+    #[schema(schema_with = openapi::password)]
+    pub(super) new_password: Typed,
+}
+
+/// An account as its member sees it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Account)]
+pub(super) struct AccountAnswer {
+    #[schema(schema_with = openapi::member_id)]
+    id: String,
+    #[schema(schema_with = openapi::name)]
+    name: String,
+    #[schema(schema_with = openapi::email)]
+    email: String,
+}
+
+impl From<Account> for AccountAnswer {
+    fn from(account: Account) -> Self {
+        Self {
+            id: account.id.to_string(),
+            name: account.name.as_str().to_owned(),
+            email: account.email.as_str().to_owned(),
+        }
+    }
+}
+
+/// A pair of tokens.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Tokens)]
+pub(super) struct TokensAnswer {
+    /// Send it as `Authorization: Bearer ...`
+    access_token: String,
+    /// Good for one reissue
+    #[schema(min_length = 43, max_length = 43)]
+    refresh_token: String,
+    #[schema(pattern = "^Bearer$")]
+    token_type: &'static str,
+    /// Seconds for which the access token holds
+    #[schema(minimum = 0)]
+    expires_in: i64,
+}
+
+impl From<&TokenPair> for TokensAnswer {
+    fn from(pair: &TokenPair) -> Self {
+        Self {
+            access_token: pair.access_token.clone(),
+            refresh_token: pair.refresh_token.expose(),
+            token_type: "Bearer",
+            expires_in: (pair.access_expires_at - pair.issued_at).num_seconds(),
+        }
+    }
+}
+
+/// An account and its new session's tokens.
+#[derive(Serialize, ToSchema)]
+#[schema(as = LoggedIn)]
+pub(super) struct LoggedInAnswer {
+    #[serde(flatten)]
+    pub(super) account: AccountAnswer,
+    #[serde(flatten)]
+    pub(super) tokens: TokensAnswer,
+}

@@ -1,0 +1,345 @@
+//! `/api/auth`: signing up, logging in and out, the account.
+
+mod bodies;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::Value;
+use tourin_chassis::http::{ApiError, Json, Params};
+use tourin_chassis::identity::{MemberCaller, SESSION_ENDED_HEADER};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use self::bodies::{
+    AccountAnswer, LogIn, LoggedInAnswer, Reissue, SignUp, TokensAnswer, UpdatePassword,
+    UpdateProfile,
+};
+use super::body::{self, Object};
+use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, TooManyAttempts, Unavailable};
+use super::{AppState, cookies};
+use crate::app::accounts::AccountError;
+use crate::app::passwords::HashingError;
+use crate::app::sessions::{SessionError, TokenPair};
+use crate::domain::account::{Account, MemberId};
+use crate::domain::password::Password;
+use crate::domain::token::SessionId;
+
+pub(super) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::default()
+        .routes(routes!(sign_up))
+        .routes(routes!(log_in))
+        .routes(routes!(reissue))
+        .routes(routes!(log_out))
+        .routes(routes!(me))
+        .routes(routes!(delete_account))
+        .routes(routes!(update_profile))
+        .routes(routes!(update_password))
+}
+
+/// Sign up
+#[utoipa::path(
+    post, path = "/api/auth/signup", operation_id = "signUp", tag = "auth",
+    request_body = SignUp,
+    responses(
+        (status = 201, description = "The account exists now", body = AccountAnswer),
+        BodyRefused, Unavailable,
+    ),
+)]
+async fn sign_up(
+    State(state): State<AppState>,
+    Object(body): Object<SignUp>,
+) -> Result<(StatusCode, Json<AccountAnswer>), ApiError> {
+    let (id, password, name, email) = body.parse()?;
+    let account = state.accounts.sign_up(id, &password, name, email).await?;
+    Ok((StatusCode::CREATED, Json(account.into())))
+}
+
+/// Log in
+///
+/// Answers the tokens and sets them as the cookies `access_token` and `refresh_token`.
+#[utoipa::path(
+    post, path = "/api/auth/login", operation_id = "logIn", tag = "auth",
+    request_body = LogIn,
+    responses(
+        (status = 200, description = "A session is open", body = LoggedInAnswer),
+        (status = 401, description = "The id or the password is wrong",
+            body = tourin_chassis::http::ErrorBody),
+        BodyRefused, TooManyAttempts, Unavailable,
+    ),
+)]
+async fn log_in(
+    State(state): State<AppState>,
+    Object(body): Object<LogIn>,
+) -> Result<Response, ApiError> {
+    let opened = state.sessions.log_in(&body.id, &body.password.0).await?;
+    let answer = LoggedInAnswer {
+        account: opened.account.into(),
+        tokens: TokensAnswer::from(&opened.tokens),
+    };
+    let mut response = with_tokens(&state, &opened.tokens, Json(answer));
+    name_ended(response.headers_mut(), &opened.ended);
+    Ok(response)
+}
+
+/// Exchange a refresh token for a new pair
+///
+/// The token is in the body or in the cookie `refresh_token`; the body goes first. It is good once;
+/// a repeat within seconds, by a second tab, answers the same successor. A later repeat ends the
+/// session.
+#[utoipa::path(
+    post, path = "/api/auth/reissue", operation_id = "reissueTokens", tag = "auth",
+    request_body = Option<Reissue>,
+    responses(
+        (status = 200, description = "A new pair", body = TokensAnswer),
+        (status = 401, description = "The token is unknown, used, expired or revoked",
+            body = tourin_chassis::http::ErrorBody),
+        BodyRefused, Unavailable,
+    ),
+)]
+async fn reissue(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let body = read_reissue(&headers, body)?.refresh_token.map(|token| token.0);
+    let presented = body
+        .as_deref()
+        .filter(|token| !token.is_empty())
+        .or_else(|| cookies::refresh_token(&headers))
+        .unwrap_or_default();
+    match state.sessions.renew(presented).await {
+        Ok(tokens) => Ok(with_tokens(&state, &tokens, Json(TokensAnswer::from(&tokens)))),
+        Err(SessionError::Refused { ended }) => {
+            let refused = SessionError::Refused { ended };
+            let mut response = ApiError::unauthenticated(refused.to_string()).into_response();
+            state.cookies.clear(response.headers_mut());
+            name_ended(response.headers_mut(), ended.as_slice());
+            Ok(response)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Log out
+#[utoipa::path(
+    post, path = "/api/auth/logout", operation_id = "logOut", tag = "auth",
+    params(("everywhere" = Option<bool>, Query, description = "End all of the member's sessions")),
+    responses(
+        (status = 204, description = "The session's tokens work nowhere any more"),
+        SessionNeeded, QueryRefused, Unavailable,
+    ),
+    security(("bearer" = []), ("cookie" = [])),
+)]
+async fn log_out(
+    State(state): State<AppState>,
+    caller: MemberCaller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let everywhere = params
+        .one::<bool>("everywhere")
+        .map_err(|_| ApiError::invalid("everywhere must be true or false, given once"))?
+        .unwrap_or(false);
+    let ended = state.sessions.log_out(&caller.id, &caller.session, everywhere).await?;
+    Ok(farewell(&state, &ended))
+}
+
+/// The account that is logged in
+#[utoipa::path(
+    get, path = "/api/auth/me", operation_id = "showMe", tag = "auth",
+    responses(
+        (status = 200, description = "The account", body = AccountAnswer),
+        SessionNeeded, Unavailable,
+    ),
+    security(("bearer" = []), ("cookie" = [])),
+)]
+async fn me(State(state): State<AppState>, caller: MemberCaller) -> Result<Response, ApiError> {
+    let (account, _) = signed_in(&state, &caller).await?;
+    Ok(private(Json(AccountAnswer::from(account))))
+}
+
+/// Delete the account and everything that is the member's
+#[utoipa::path(
+    post, path = "/api/auth/delete-account", operation_id = "deleteAccount", tag = "auth",
+    responses(
+        (status = 204, description = "The account is gone and the erasure has begun"),
+        SessionNeeded, Unavailable,
+    ),
+    security(("bearer" = []), ("cookie" = [])),
+)]
+async fn delete_account(
+    State(state): State<AppState>,
+    caller: MemberCaller,
+) -> Result<Response, ApiError> {
+    let (account, _) = signed_in(&state, &caller).await?;
+    let ended = state.accounts.delete(&account.id).await?;
+    Ok(farewell(&state, &ended))
+}
+
+/// Change the name or the email address
+#[utoipa::path(
+    post, path = "/api/auth/update-profile", operation_id = "updateProfile", tag = "auth",
+    request_body = UpdateProfile,
+    responses(
+        (status = 200, description = "The account as it is now", body = AccountAnswer),
+        SessionNeeded, BodyRefused, Unavailable,
+    ),
+    security(("bearer" = []), ("cookie" = [])),
+)]
+async fn update_profile(
+    State(state): State<AppState>,
+    caller: MemberCaller,
+    Object(body): Object<UpdateProfile>,
+) -> Result<Response, ApiError> {
+    let (account, _) = signed_in(&state, &caller).await?;
+    let account = state.accounts.update_profile(&account.id, &body.parse()?).await?;
+    Ok(private(Json(AccountAnswer::from(account))))
+}
+
+/// Change the password
+///
+/// Ends the member's other sessions.
+#[utoipa::path(
+    post, path = "/api/auth/update-password", operation_id = "updatePassword", tag = "auth",
+    request_body = UpdatePassword,
+    responses(
+        (status = 204, description = "The password is changed, other sessions are ended"),
+        (status = 401, description = "There is no session, it has ended, or the old password is wrong",
+            body = tourin_chassis::http::ErrorBody),
+        BodyRefused, TooManyAttempts, Unavailable,
+    ),
+    security(("bearer" = []), ("cookie" = [])),
+)]
+async fn update_password(
+    State(state): State<AppState>,
+    caller: MemberCaller,
+    Object(body): Object<UpdatePassword>,
+) -> Result<Response, ApiError> {
+    let (account, session) = signed_in(&state, &caller).await?;
+    let new = Password::parse("newPassword", &body.new_password.0)
+        .map_err(|reason| bodies::invalid([Some(reason)]))?;
+    let ended =
+        state.accounts.update_password(&account.id, session, &body.old_password.0, &new).await?;
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    name_ended(response.headers_mut(), &ended);
+    Ok(response)
+}
+
+/// The caller's account and session. The gateway has verified the token; here is the last word on
+/// whether the session is still open.
+async fn signed_in(
+    state: &AppState,
+    caller: &MemberCaller,
+) -> Result<(Account, SessionId), ApiError> {
+    let ended = || ApiError::unauthenticated("the session has ended; log in again");
+    let session = SessionId::parse(&caller.session).ok_or_else(ended)?;
+    let id = MemberId::parse(&caller.id).map_err(|_| ended())?;
+    let account = state.sessions.account(&id, session).await?.ok_or_else(ended)?;
+    Ok((account, session))
+}
+
+/// The body of a reissue, which may be absent.
+fn read_reissue(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Reissue, ApiError> {
+    let body = body.map_err(|error| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            ApiError::too_large("the body is larger than this call accepts")
+        }
+        _ => ApiError::malformed("the body could not be read"),
+    })?;
+    if body.trim_ascii().is_empty() {
+        return Ok(Reissue::default());
+    }
+    let json = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|value| value.trim().eq_ignore_ascii_case("application/json"));
+    if !json {
+        return Err(ApiError::malformed(
+            "the body must be JSON, sent with the header Content-Type: application/json",
+        ));
+    }
+    match serde_json::from_slice(&body) {
+        Ok(Value::Object(object)) => body::read(object),
+        // How some clients say that there is no body.
+        Ok(Value::Null) => Ok(Reissue::default()),
+        Ok(_) => Err(body::not_an_object()),
+        Err(error) => Err(ApiError::malformed(error.to_string())),
+    }
+}
+
+fn with_tokens(state: &AppState, tokens: &TokenPair, answer: impl IntoResponse) -> Response {
+    let mut response = private(answer);
+    state.cookies.set(response.headers_mut(), tokens);
+    response
+}
+
+/// An answer that no cache may keep.
+fn private(answer: impl IntoResponse) -> Response {
+    let mut response = answer.into_response();
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn farewell(state: &AppState, ended: &[SessionId]) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    state.cookies.clear(response.headers_mut());
+    name_ended(response.headers_mut(), ended);
+    response
+}
+
+/// Tells the gateway which sessions are over from now on.
+fn name_ended(headers: &mut HeaderMap, ended: &[SessionId]) {
+    if ended.is_empty() {
+        return;
+    }
+    let ids: Vec<_> = ended.iter().map(ToString::to_string).collect();
+    let value = HeaderValue::from_str(&ids.join(",")).expect("UUIDs and commas are header-safe");
+    headers.insert(SESSION_ENDED_HEADER, value);
+}
+
+impl From<HashingError> for ApiError {
+    fn from(error: HashingError) -> Self {
+        match error {
+            HashingError::Busy => Self::unavailable(
+                "too many passwords are being checked; try again",
+                std::time::Duration::from_secs(2),
+            ),
+            HashingError::Failed(cause) => Self::internal(cause),
+        }
+    }
+}
+
+impl From<AccountError> for ApiError {
+    fn from(error: AccountError) -> Self {
+        let message = error.to_string();
+        match error {
+            AccountError::Taken => Self::invalid(message),
+            AccountError::Gone | AccountError::WrongPassword => Self::unauthenticated(message),
+            AccountError::TooManyAttempts(wait) => Self::rate_limited(message, wait.retry_after),
+            AccountError::Hashing(error) => error.into(),
+            AccountError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        let message = error.to_string();
+        match error {
+            SessionError::WrongCredentials | SessionError::Refused { .. } => {
+                Self::unauthenticated(message)
+            }
+            SessionError::TooManyAttempts(wait) => Self::rate_limited(message, wait.retry_after),
+            SessionError::Hashing(error) => error.into(),
+            SessionError::Store(error) => error.into(),
+            SessionError::Token(cause) => Self::internal(cause),
+        }
+    }
+}

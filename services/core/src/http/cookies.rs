@@ -1,0 +1,101 @@
+//! The cookies of a session, for browsers that only send cookies.
+//!
+//! | cookie | path | SameSite |
+//! |---|---|---|
+//! | `access_token` | `/` | `Lax` |
+//! | `refresh_token` | `/api/auth` | `Strict` |
+//!
+//! Both are `HttpOnly`, and `Secure` where the settings say so. The gateway checks the `Origin` of
+//! writes that a cookie authenticates.
+
+use chrono::{DateTime, Utc};
+use http::header::{COOKIE, SET_COOKIE};
+use http::{HeaderMap, HeaderValue};
+
+use crate::app::sessions::TokenPair;
+
+const ACCESS: Cookie = Cookie { name: "access_token", path: "/", same_site: "Lax" };
+const REFRESH: Cookie = Cookie { name: "refresh_token", path: "/api/auth", same_site: "Strict" };
+
+struct Cookie {
+    name: &'static str,
+    path: &'static str,
+    same_site: &'static str,
+}
+
+/// How cookies are set.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CookieSettings {
+    /// Whether browsers may send them over HTTPS only.
+    pub secure: bool,
+}
+
+impl CookieSettings {
+    /// Adds the headers that set both cookies to a pair of tokens, each for as long as it holds.
+    pub(super) fn set(self, headers: &mut HeaderMap, tokens: &TokenPair) {
+        let lasts = |until: DateTime<Utc>| (until - tokens.issued_at).num_seconds().max(0);
+        let access = lasts(tokens.access_expires_at);
+        let refresh = lasts(tokens.refresh_expires_at);
+        headers.append(SET_COOKIE, self.cookie(&ACCESS, &tokens.access_token, access));
+        headers.append(SET_COOKIE, self.cookie(&REFRESH, &tokens.refresh_token.expose(), refresh));
+    }
+
+    /// Adds the headers that remove both cookies.
+    pub(super) fn clear(self, headers: &mut HeaderMap) {
+        headers.append(SET_COOKIE, self.cookie(&ACCESS, "", 0));
+        headers.append(SET_COOKIE, self.cookie(&REFRESH, "", 0));
+    }
+
+    fn cookie(self, cookie: &Cookie, value: &str, max_age_s: i64) -> HeaderValue {
+        let Cookie { name, path, same_site } = cookie;
+        let secure = if self.secure { "; Secure" } else { "" };
+        let text = format!(
+            "{name}={value}; Path={path}; Max-Age={max_age_s}; HttpOnly; SameSite={same_site}{secure}"
+        );
+        let mut header = HeaderValue::from_str(&text)
+            .expect("tokens are base64url and dots, which headers hold");
+        header.set_sensitive(true);
+        header
+    }
+}
+
+/// The refresh token among the request's cookies.
+pub(super) fn refresh_token(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get_all(COOKIE)
+        .iter()
+        .filter_map(|header| header.to_str().ok())
+        .flat_map(|header| header.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(name, value)| *name == REFRESH.name && !value.is_empty())
+        .map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refresh_token_is_found_among_other_cookies() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(refresh_token(&headers), None);
+        headers.append(COOKIE, HeaderValue::from_static("theme=dark; xrefresh_token=no"));
+        headers.append(COOKIE, HeaderValue::from_static("access_token=a;refresh_token=r-1_x"));
+        assert_eq!(refresh_token(&headers), Some("r-1_x"));
+    }
+
+    #[test]
+    fn clearing_names_the_same_paths_as_setting() {
+        let mut headers = HeaderMap::new();
+        CookieSettings { secure: true }.clear(&mut headers);
+        let cleared: Vec<_> =
+            headers.get_all(SET_COOKIE).iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!(
+            cleared,
+            [
+                "access_token=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax; Secure",
+                "refresh_token=; Path=/api/auth; Max-Age=0; HttpOnly; SameSite=Strict; Secure",
+            ]
+        );
+    }
+}

@@ -1,0 +1,78 @@
+//! The service's HTTP face: parses at the edge, calls one use case, shapes the answer.
+
+mod auth;
+mod body;
+mod bookmarks;
+mod cookies;
+mod feed;
+mod jwks;
+mod members;
+mod openapi;
+pub mod page;
+mod resync;
+mod reviews;
+mod revocations;
+mod spots;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tourin_chassis::http::ApiError;
+use tourin_chassis::shutdown::Shutdown;
+use utoipa_axum::router::OpenApiRouter;
+
+pub use self::cookies::CookieSettings;
+use crate::app::StoreError;
+use crate::app::accounts::Accounts;
+use crate::app::content::Content;
+use crate::app::revocations::Revocations;
+use crate::app::sessions::Sessions;
+use crate::app::signing::SigningKeys;
+
+/// What the handlers need; cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    /// Sign-up, profile, password, deletion, the members' list.
+    pub accounts: Arc<Accounts>,
+    /// Log-in, rotation, log-out.
+    pub sessions: Arc<Sessions>,
+    /// The log of ended sessions that gateways follow.
+    pub revocations: Arc<Revocations>,
+    /// The keys that sign and verify access tokens.
+    pub keys: Arc<SigningKeys>,
+    /// How the session's cookies are set.
+    pub cookies: CookieSettings,
+    /// Spots, bookmarks, reviews, likes, views, the feed.
+    pub content: Content,
+    /// Long polls end when this begins.
+    pub shutdown: Shutdown,
+}
+
+/// Every route of the service with its OpenAPI description.
+pub fn router(state: AppState) -> axum::Router {
+    let routes = OpenApiRouter::with_openapi(openapi::document())
+        .merge(auth::router())
+        .merge(members::router())
+        .merge(jwks::router())
+        .merge(revocations::router())
+        .merge(spots::router())
+        .merge(bookmarks::router())
+        .merge(reviews::router())
+        .merge(feed::router())
+        .merge(resync::router());
+    openapi::serve(routes).with_state(state)
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(cause) => {
+                tracing::warn!(error = format!("{cause:#}"), "the store cannot be reached");
+                Self::unavailable("the store cannot be reached; try again", Duration::from_secs(1))
+            }
+            StoreError::Failed(cause) => Self::internal(cause),
+        }
+    }
+}

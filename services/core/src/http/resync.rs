@@ -1,0 +1,40 @@
+//! `/internal/tour-spots`: all spots, by id, for replicas that begin or doubt. A replica that
+//! follows the events meanwhile keeps the higher version of each spot.
+
+use axum::extract::State;
+use axum::routing::get;
+use serde::Serialize;
+use tourin_chassis::http::{ApiError, Json, Params};
+use tourin_chassis::identity::ServiceCaller;
+use tourin_shared_events::events::TourSpotUpsert;
+use utoipa_axum::router::OpenApiRouter;
+
+use super::AppState;
+use crate::app::spots::{MAX_RESYNC_PAGE, upsert_payload};
+use crate::domain::spot::SpotId;
+
+pub(super) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::default().route("/internal/tour-spots", get(walk))
+}
+
+#[derive(Serialize)]
+struct SpotsAnswer {
+    spots: Vec<TourSpotUpsert>,
+    /// What to ask for next; null at the end.
+    next: Option<String>,
+}
+
+async fn walk(
+    State(state): State<AppState>,
+    _: ServiceCaller,
+    params: Params,
+) -> Result<Json<SpotsAnswer>, ApiError> {
+    let after = params.one::<SpotId>("after")?;
+    let limit = params.one::<u32>("limit")?.unwrap_or(MAX_RESYNC_PAGE).clamp(1, MAX_RESYNC_PAGE);
+    let spots = state.content.spots.page_after(after, limit).await?;
+    let full = spots.len() == limit as usize;
+    Ok(Json(SpotsAnswer {
+        next: spots.last().filter(|_| full).map(|spot| spot.id.to_string()),
+        spots: spots.iter().map(upsert_payload).collect(),
+    }))
+}

@@ -1,0 +1,313 @@
+//! `/api/tour-spots`: the list, the map, one spot.
+#![allow(unused_qualifications, reason = "utoipa's macro writes them")]
+
+use std::str::FromStr;
+
+use axum::extract::State;
+use axum::response::Response;
+use http::Method;
+use serde::Serialize;
+use tourin_chassis::http::{ApiError, ErrorBody, Json, Params, Path};
+use tourin_chassis::identity::{Caller, Subject};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::AppState;
+use super::openapi::{QueryRefused, Unavailable};
+use super::page::{self, PageOf, PageParams};
+use crate::domain::geo::Bounds;
+use crate::domain::search::{SearchText, SpotFilter, SpotSort};
+use crate::domain::spot::{Spot, SpotId};
+use crate::domain::tag::{Tag, TagSet};
+
+pub(super) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::default().routes(routes!(list)).routes(routes!(map)).routes(routes!(find))
+}
+
+/// A tour spot in a list.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TourSpotOverview {
+    #[schema(pattern = "^[0-9]+$", example = "1")]
+    id: String,
+    #[schema(example = "경복궁")]
+    name: String,
+    #[schema(example = "서울특별시 종로구 사직로 161")]
+    address: String,
+    /// Decimal degrees (WGS 84).
+    #[schema(minimum = -90, maximum = 90)]
+    lat: f64,
+    /// Decimal degrees (WGS 84).
+    #[schema(minimum = -180, maximum = 180)]
+    lng: f64,
+    /// Null when there is none.
+    #[schema(required)]
+    image_url: Option<String>,
+    #[schema(min_items = 1)]
+    tags: Vec<Tag>,
+}
+
+impl From<&Spot> for TourSpotOverview {
+    fn from(spot: &Spot) -> Self {
+        let content = &spot.content;
+        Self {
+            id: spot.id.to_string(),
+            name: content.name().to_owned(),
+            address: content.address().to_owned(),
+            lat: content.at().lat(),
+            lng: content.at().lng(),
+            image_url: content.image_url().map(ToOwned::to_owned),
+            tags: content.tags().iter().collect(),
+        }
+    }
+}
+
+/// A tour spot.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TourSpot {
+    #[schema(pattern = "^[0-9]+$", example = "1")]
+    id: String,
+    #[schema(example = "경복궁")]
+    name: String,
+    #[schema(example = "서울특별시 종로구 사직로 161")]
+    address: String,
+    /// Decimal degrees (WGS 84).
+    #[schema(minimum = -90, maximum = 90)]
+    lat: f64,
+    /// Decimal degrees (WGS 84).
+    #[schema(minimum = -180, maximum = 180)]
+    lng: f64,
+    /// Null when there is none.
+    #[schema(required)]
+    image_url: Option<String>,
+    /// Null when there is none.
+    #[schema(required)]
+    description: Option<String>,
+    /// Null when none is known.
+    #[schema(required)]
+    phone_number: Option<String>,
+    #[schema(min_items = 1)]
+    tags: Vec<Tag>,
+}
+
+impl From<&Spot> for TourSpot {
+    fn from(spot: &Spot) -> Self {
+        let TourSpotOverview { id, name, address, lat, lng, image_url, tags } = spot.into();
+        Self {
+            id,
+            name,
+            address,
+            lat,
+            lng,
+            image_url,
+            description: spot.content.description().map(ToOwned::to_owned),
+            phone_number: spot.content.phone_number().map(ToOwned::to_owned),
+            tags,
+        }
+    }
+}
+
+/// The conditions of the list and of the map, for the OpenAPI document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "read by utoipa only")]
+struct FilterParams {
+    /// A text in the name or the address. Every character stands for itself; blank is none.
+    #[param(max_length = 100, example = "해운대")]
+    query: Option<String>,
+    /// At least one of these tags. Repeated or separated by commas.
+    #[param(inline)]
+    tags: Option<Vec<Tag>>,
+    /// `bookmarked`: only spots that the caller has bookmarked; needs a session.
+    #[param(rename = "customFilters", inline)]
+    custom_filters: Option<Vec<CustomFilter>>,
+}
+
+/// A condition on what the caller did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum CustomFilter {
+    /// The caller has bookmarked the spot.
+    Bookmarked,
+}
+
+impl FromStr for CustomFilter {
+    type Err = ApiError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "bookmarked" => Ok(Self::Bookmarked),
+            _ => Err(ApiError::invalid("customFilters knows only bookmarked")),
+        }
+    }
+}
+
+/// The order of the list, for the OpenAPI document.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "read by utoipa only")]
+enum Sort {
+    #[schema(rename = "name-asc")]
+    NameAscending,
+    #[schema(rename = "name-desc")]
+    NameDescending,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "read by utoipa only")]
+struct SortParam {
+    /// By the name's code points, then by id; `name-asc` when not given. `name-desc` is the exact
+    /// reverse.
+    #[param(inline)]
+    sort: Option<Sort>,
+}
+
+/// The edges of the map, for the OpenAPI document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+#[allow(dead_code, reason = "read by utoipa only")]
+struct BoundsParams {
+    /// The southern edge in decimal degrees, not above `maxLat`.
+    #[param(minimum = -90, maximum = 90, example = 33.0)]
+    min_lat: f64,
+    /// The western edge in decimal degrees, not above `maxLng`.
+    #[param(minimum = -180, maximum = 180, example = 124.5)]
+    min_lng: f64,
+    /// The northern edge in decimal degrees.
+    #[param(minimum = -90, maximum = 90, example = 38.7)]
+    max_lat: f64,
+    /// The eastern edge in decimal degrees.
+    #[param(minimum = -180, maximum = 180, example = 131.9)]
+    max_lng: f64,
+}
+
+fn filter(params: &Params, caller: &Caller) -> Result<SpotFilter, ApiError> {
+    let invalid = |error: &dyn std::fmt::Display| ApiError::invalid(error.to_string());
+    let query = match params.one::<String>("query")? {
+        Some(text) => SearchText::new(&text).map_err(|error| invalid(&error))?,
+        None => None,
+    };
+    let tags = TagSet::parse(params.list("tags")).map_err(|error| invalid(&error))?;
+    let mut bookmarked_by = None;
+    for name in params.list("customFilters") {
+        match (name.parse()?, &caller.0) {
+            (CustomFilter::Bookmarked, Some(Subject::Member { id, .. })) => {
+                bookmarked_by = Some(id.clone());
+            }
+            (CustomFilter::Bookmarked, _) => {
+                return Err(ApiError::unauthenticated(
+                    "customFilters=bookmarked needs a session: log in first",
+                ));
+            }
+        }
+    }
+    Ok(SpotFilter { query, tags, bookmarked_by })
+}
+
+fn bounds(params: &Params) -> Result<Bounds, ApiError> {
+    let edge = |name: &str| {
+        params
+            .one::<f64>(name)?
+            .ok_or_else(|| ApiError::invalid(format!("{name} is missing: the map needs its edges")))
+    };
+    Bounds::new(edge("minLat")?, edge("minLng")?, edge("maxLat")?, edge("maxLng")?)
+        .map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// The caller of a member's call whose account was deleted meanwhile.
+pub(super) fn no_such_member() -> ApiError {
+    ApiError::unauthenticated("the account of this session does not exist any more")
+}
+
+/// No spot has the id.
+pub(super) fn no_such_spot() -> ApiError {
+    ApiError::not_found("no such tour spot")
+}
+
+/// Tour spots, by name
+#[utoipa::path(
+    get, path = "/api/tour-spots",
+    operation_id = "listTourSpots", tag = "tour spots",
+    params(FilterParams, SortParam, PageParams),
+    responses(
+        PageOf<TourSpotOverview>,
+        (status = 401, description = "`customFilters=bookmarked` without a session",
+            body = ErrorBody),
+        QueryRefused, Unavailable,
+    ),
+    security((), ("bearer" = []), ("cookie" = [])),
+)]
+async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let request = page::request(&params)?;
+    let sort = params.one::<SpotSort>("sort")?.unwrap_or_default();
+    let filter = filter(&params, &caller)?;
+    let found = state.content.spots.search(&filter, sort, request).await?;
+    let spots = found.ok_or_else(no_such_member)?;
+    Ok(page::answer(spots.map(|spot| TourSpotOverview::from(&spot))))
+}
+
+/// Tour spots in a box of the map
+///
+/// By id. At most 500, unless the operator set another bound; when more match, some from all over
+/// the box, the same ones for the same box and catalogue.
+#[utoipa::path(
+    get, path = "/api/tour-spots/map",
+    operation_id = "mapTourSpots", tag = "tour spots",
+    params(BoundsParams, FilterParams),
+    responses(
+        (status = 200, description = "The spots in the box", body = Vec<TourSpotOverview>),
+        (status = 401, description = "`customFilters=bookmarked` without a session",
+            body = ErrorBody),
+        QueryRefused, Unavailable,
+    ),
+    security((), ("bearer" = []), ("cookie" = [])),
+)]
+async fn map(
+    State(state): State<AppState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<TourSpotOverview>>, ApiError> {
+    let bounds = bounds(&params)?;
+    let filter = filter(&params, &caller)?;
+    let found = state.content.spots.map(&filter, &bounds).await?;
+    let spots = found.ok_or_else(no_such_member)?;
+    Ok(Json(spots.iter().map(TourSpotOverview::from).collect()))
+}
+
+/// A tour spot
+///
+/// A successful answer counts as a view of the spot by the caller.
+#[utoipa::path(
+    get, path = "/api/tour-spots/{id}",
+    operation_id = "showTourSpot", tag = "tour spots",
+    params(("id" = String, Path, description = "The spot's id", example = "1")),
+    responses(
+        (status = 200, description = "The spot", body = TourSpot),
+        (status = 404, description = "No such spot", body = ErrorBody),
+        Unavailable,
+    ),
+)]
+async fn find(
+    State(state): State<AppState>,
+    method: Method,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<TourSpot>, ApiError> {
+    let id: SpotId = id.parse().map_err(|_| no_such_spot())?;
+    let spot = state.content.spots.find(id).await?.ok_or_else(no_such_spot)?;
+    // HEAD comes here too; it shows the spot to nobody.
+    if method == Method::GET {
+        match caller.0 {
+            Some(Subject::Member { id: viewer, .. }) => state.content.views.record(viewer, id),
+            Some(Subject::Visitor { pseudonym }) => state.content.views.record(pseudonym, id),
+            Some(Subject::Service { .. }) | None => {}
+        }
+    }
+    Ok(Json(TourSpot::from(&spot)))
+}

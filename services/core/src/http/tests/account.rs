@@ -1,0 +1,216 @@
+//! Signing up, the profile, the password, deletion.
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use serde_json::{Value, json};
+use tourin_chassis::identity::Subject;
+use tourin_shared_events::outbox::OutboxStore;
+
+use super::{answered, no_content, refused};
+use crate::testing::{PASSWORD, TestCore, session};
+
+fn hana() -> Value {
+    json!({"id": "hana12345", "password": PASSWORD, "name": "김하나", "email": "hana@example.com"})
+}
+
+fn with(field: &str, value: Value) -> Value {
+    let mut body = hana();
+    body[field] = value;
+    body
+}
+
+async fn sign_up(core: &TestCore, body: Value) -> crate::testing::Answer {
+    core.call("POST", "/api/auth/signup", None, Some(body)).await
+}
+
+#[tokio::test]
+async fn signing_up_answers_the_account_without_its_password() {
+    let core = TestCore::start().await;
+    let answer = sign_up(&core, hana()).await;
+    let account = json!({"id": "hana12345", "name": "김하나", "email": "hana@example.com"});
+    answered(&answer, StatusCode::CREATED, &account);
+    assert_eq!(answer.cookie("access_token"), None, "signing up is not logging in");
+}
+
+#[tokio::test]
+async fn an_id_is_taken_whatever_its_case() {
+    let core = TestCore::start().await;
+    sign_up(&core, hana()).await;
+    for id in ["hana12345", "HANA12345"] {
+        refused(&sign_up(&core, with("id", json!(id))).await, 422, "invalid", "taken");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_account_is_said_field_by_field() {
+    let core = TestCore::start().await;
+    for (field, value, says) in [
+        ("id", "1hana2345", "`id` must be 8 to 17 letters and digits"),
+        ("id", "hana123", "`id` must be 8 to 17"),
+        ("id", "anonymous", "not \"anonymous\""),
+        ("password", "nodigits!", "`password` must be 8 to 24 characters"),
+        ("name", "a1", "`name` must be 2 to 6 Hangul syllables, or 2 to 24 Latin letters"),
+        ("name", "김하나와친구들", "`name` must be"),
+        ("email", "hana@localhost", "`email` must be an email address such as"),
+    ] {
+        refused(&sign_up(&core, with(field, json!(value))).await, 422, "invalid", says);
+    }
+    let all = json!({"id": "", "password": "", "name": "", "email": ""});
+    let answer = sign_up(&core, all).await;
+    for field in ["`id`", "`password`", "`name`", "`email`"] {
+        refused(&answer, 422, "invalid", field);
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_another_shape_is_422_and_one_that_is_no_json_is_400() {
+    let core = TestCore::start().await;
+    refused(&sign_up(&core, json!({"id": "hana12345"})).await, 422, "invalid", "password");
+    refused(&sign_up(&core, with("id", json!(7))).await, 422, "invalid", "string");
+    let list = json!(["hana12345", PASSWORD, "김하나", "hana@example.com"]);
+    for body in [list, json!([]), json!(PASSWORD), json!(7), Value::Null] {
+        let answer = sign_up(&core, body).await;
+        refused(&answer, 422, "invalid", "the body must be a JSON object");
+    }
+    let absent = core.call("POST", "/api/auth/signup", None, None).await;
+    refused(&absent, 400, "malformed", "application/json");
+    let broken = Request::post("/api/auth/signup")
+        .header("content-type", "application/json")
+        .body(Body::from("{\"id\": "))
+        .unwrap();
+    refused(&core.send(broken).await, 400, "malformed", "");
+    let big = with("name", json!("x".repeat(2 << 20)));
+    refused(&sign_up(&core, big).await, 413, "too_large", "");
+}
+
+#[tokio::test]
+async fn a_password_never_comes_back_whatever_is_wrong_with_it() {
+    let core = TestCore::start().await;
+    for password in [json!("hunter2"), json!(8_675_309), json!({"hunter2": 1}), json!(["hunter2"])]
+    {
+        let answer = sign_up(&core, with("password", password)).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(!answer.text.contains("hunter2") && !answer.text.contains("8675309"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn me_is_the_account_of_an_open_session() {
+    let core = TestCore::start().await;
+    let (_, hana) = core.member("hana12345").await;
+    let me = core.call("GET", "/api/auth/me", Some(&hana), None).await;
+    let account = json!({"id": "hana12345", "name": "김하나", "email": "hana@example.com"});
+    answered(&me, StatusCode::OK, &account);
+    assert_eq!(me.header("cache-control"), "no-store");
+}
+
+#[tokio::test]
+async fn calls_that_need_a_session_refuse_strangers() {
+    let core = TestCore::start().await;
+    core.member("hana12345").await;
+    let visitor = Subject::Visitor { pseudonym: "anon:mfrggzdf".to_owned() };
+    let made_up = Subject::Member {
+        id: "hana12345".to_owned(),
+        session: uuid::Uuid::new_v4().to_string(),
+        roles: vec![],
+    };
+    let passwords = json!({"oldPassword": PASSWORD, "newPassword": "new-breeze2!"});
+    for (method, path, body) in [
+        ("GET", "/api/auth/me", None),
+        ("POST", "/api/auth/delete-account", None),
+        ("POST", "/api/auth/update-profile", Some(json!({}))),
+        ("POST", "/api/auth/update-password", Some(passwords)),
+    ] {
+        for stranger in [None, Some(&visitor), Some(&made_up)] {
+            let answer = core.call(method, path, stranger, body.clone()).await;
+            refused(&answer, 401, "unauthenticated", "");
+        }
+    }
+    let log_out = core.call("POST", "/api/auth/logout", Some(&visitor), None).await;
+    refused(&log_out, 401, "unauthenticated", "");
+}
+
+#[tokio::test]
+async fn a_profile_changes_where_it_is_told_to() {
+    let core = TestCore::start().await;
+    let (_, hana) = core.member("hana12345").await;
+    let update = |body| core.call("POST", "/api/auth/update-profile", Some(&hana), Some(body));
+    let named = json!({"id": "hana12345", "name": "Hana Kim", "email": "hana@example.com"});
+    answered(&update(json!({"name": "Hana Kim"})).await, StatusCode::OK, &named);
+    answered(&update(json!({"email": null})).await, StatusCode::OK, &named);
+    let both = json!({"id": "hana12345", "name": "박하나", "email": "h.kim@example.org"});
+    let change = json!({"name": "박하나", "email": "h.kim@example.org"});
+    answered(&update(change).await, StatusCode::OK, &both);
+    refused(&update(json!({"name": "-"})).await, 422, "invalid", "`name` must be");
+    refused(&update(json!({"email": "x"})).await, 422, "invalid", "`email` must be");
+    refused(&update(json!({"email": 1})).await, 422, "invalid", "");
+}
+
+#[tokio::test]
+async fn a_new_password_replaces_the_old_and_ends_other_sessions() {
+    let core = TestCore::start().await;
+    let (_, here) = core.member("hana12345").await;
+    let (_, there) = core.log_in("hana12345").await;
+    let update = |old: &str, new: &str| {
+        let body = json!({"oldPassword": old, "newPassword": new});
+        core.call("POST", "/api/auth/update-password", Some(&here), Some(body))
+    };
+    refused(
+        &update("wrong", "new-breeze2!").await,
+        401,
+        "unauthenticated",
+        "`oldPassword` is wrong",
+    );
+    refused(&update(PASSWORD, "weak").await, 422, "invalid", "`newPassword` must be 8 to 24");
+
+    let changed = update(PASSWORD, "new-breeze2!").await;
+    no_content(&changed);
+    assert_eq!(changed.ended(), [session(&there)]);
+    let me = |subject| core.call("GET", "/api/auth/me", Some(subject), None);
+    assert_eq!(me(&here).await.status, StatusCode::OK);
+    assert_eq!(me(&there).await.status, StatusCode::UNAUTHORIZED);
+
+    let log_in = |password: &'static str| {
+        let body = json!({"id": "hana12345", "password": password});
+        core.call("POST", "/api/auth/login", None, Some(body))
+    };
+    assert_eq!(log_in(PASSWORD).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(log_in("new-breeze2!").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn guessing_the_old_password_is_slowed_down_like_logging_in() {
+    let core = TestCore::start().await;
+    let (_, hana) = core.member("hana12345").await;
+    let body = json!({"oldPassword": "wrong", "newPassword": "new-breeze2!"});
+    let guess = || core.call("POST", "/api/auth/update-password", Some(&hana), Some(body.clone()));
+    for _ in 0..10 {
+        assert_eq!(guess().await.status, StatusCode::UNAUTHORIZED);
+    }
+    refused(&guess().await, 429, "rate_limited", "too many failed attempts");
+}
+
+#[tokio::test]
+async fn a_deleted_account_leaves_nothing_but_the_fact() {
+    let core = TestCore::start().await;
+    let (_, hana) = core.member("hana12345").await;
+    let (_, there) = core.log_in("hana12345").await;
+    let deleted = core.call("POST", "/api/auth/delete-account", Some(&hana), None).await;
+    no_content(&deleted);
+    assert_eq!(deleted.cookie("access_token").as_deref(), Some(""));
+    let mut ended = deleted.ended();
+    ended.sort();
+    let mut sessions = [session(&hana), session(&there)];
+    sessions.sort();
+    assert_eq!(ended, sessions);
+
+    let body = json!({"id": "hana12345", "password": PASSWORD});
+    let log_in = core.call("POST", "/api/auth/login", None, Some(body)).await;
+    refused(&log_in, 401, "unauthenticated", "the id or the password is wrong");
+    let member = core.call("GET", "/api/users/hana12345", None, None).await;
+    refused(&member, 404, "not_found", "no such member");
+    let again = core.call("POST", "/api/auth/delete-account", Some(&hana), None).await;
+    refused(&again, 401, "unauthenticated", "the session has ended");
+    let feed = core.store.outbox().page_after(0, 100).await.unwrap();
+    assert_eq!(feed.events.last().unwrap().routing_key, "user.delete");
+}

@@ -1,0 +1,298 @@
+//! Logging in and out, renewing, the revocation log.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use chrono::TimeDelta;
+use http::header::{CONTENT_TYPE, COOKIE, SET_COOKIE};
+use http::{Request, StatusCode};
+use serde_json::{Value, json};
+
+use super::{no_content, refused};
+use crate::testing::{Answer, PASSWORD, TestCore, claims, service, session};
+
+async fn log_in(core: &TestCore, id: &str, password: &str) -> Answer {
+    let body = json!({"id": id, "password": password});
+    core.call("POST", "/api/auth/login", None, Some(body)).await
+}
+
+async fn reissue(core: &TestCore, token: &str) -> Answer {
+    let body = json!({"refreshToken": token});
+    core.call("POST", "/api/auth/reissue", None, Some(body)).await
+}
+
+async fn reissue_by_cookie(core: &TestCore, cookie: &str) -> Answer {
+    let request = Request::post("/api/auth/reissue")
+        .header(COOKIE, format!("theme=dark; refresh_token={cookie}"))
+        .body(Body::empty());
+    core.send(request.unwrap()).await
+}
+
+fn refresh_token(answer: &Answer) -> String {
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    answer.json()["refreshToken"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn logging_in_answers_the_account_and_its_tokens_and_sets_the_cookies() {
+    let core = TestCore::start().await;
+    let (answer, _) = core.member("hana12345").await;
+    let body = answer.json();
+    assert_eq!(
+        (&body["id"], &body["name"], &body["email"], &body["tokenType"], &body["expiresIn"]),
+        (
+            &json!("hana12345"),
+            &json!("김하나"),
+            &json!("hana@example.com"),
+            &json!("Bearer"),
+            &json!(600)
+        )
+    );
+    assert_eq!(body.as_object().unwrap().len(), 7, "{body}");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let cookies: Vec<_> =
+        answer.headers.get_all(SET_COOKIE).iter().map(|c| c.to_str().unwrap()).collect();
+    let access = body["accessToken"].as_str().unwrap();
+    let refresh = body["refreshToken"].as_str().unwrap();
+    assert_eq!(
+        cookies,
+        [
+            format!("access_token={access}; Path=/; Max-Age=600; HttpOnly; SameSite=Lax"),
+            format!(
+                "refresh_token={refresh}; Path=/api/auth; Max-Age=1209600; HttpOnly; SameSite=Strict"
+            ),
+        ]
+    );
+
+    let claims = claims(access);
+    assert_eq!(
+        (claims.sub.as_str(), claims.iat, claims.nbf),
+        ("hana12345", 1_800_000_000, 1_800_000_000)
+    );
+    assert_eq!(claims.exp, 1_800_000_600);
+    assert_eq!(claims.roles, ["member"]);
+    assert!(
+        uuid::Uuid::parse_str(&claims.jti).is_ok() && uuid::Uuid::parse_str(&claims.sid).is_ok()
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_id_and_a_wrong_password_are_refused_alike() {
+    let core = TestCore::start().await;
+    core.member("hana12345").await;
+    let wrong_password = log_in(&core, "hana12345", "wrong").await;
+    for answer in [
+        log_in(&core, "nobody1234", PASSWORD).await,
+        log_in(&core, "x", PASSWORD).await,
+        log_in(&core, "HANA12345", PASSWORD).await,
+        log_in(&core, "hana12345", "").await,
+    ] {
+        refused(&answer, 401, "unauthenticated", "the id or the password is wrong");
+        assert_eq!(answer.text, wrong_password.text);
+        assert_eq!(answer.headers.get(SET_COOKIE), None);
+    }
+    let shapeless =
+        core.call("POST", "/api/auth/login", None, Some(json!({"id": "hana12345"}))).await;
+    refused(&shapeless, 422, "invalid", "password");
+}
+
+#[tokio::test]
+async fn guessing_a_password_is_slowed_down_before_it_costs_a_hash() {
+    let core = TestCore::start().await;
+    core.member("hana12345").await;
+    core.member("minsu1234").await;
+    for _ in 0..10 {
+        assert_eq!(log_in(&core, "hana12345", "wrong").await.status, StatusCode::UNAUTHORIZED);
+    }
+    let answer = log_in(&core, "hana12345", PASSWORD).await;
+    refused(&answer, 429, "rate_limited", "too many failed attempts");
+    let seconds: u64 = answer.header("retry-after").parse().unwrap();
+    assert!((1..=6).contains(&seconds), "{answer:?}");
+    assert_eq!(log_in(&core, "minsu1234", PASSWORD).await.status, StatusCode::OK);
+    // An id that nobody has is treated like one that somebody has.
+    for _ in 0..10 {
+        assert_eq!(log_in(&core, "nobody1234", "wrong").await.status, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(log_in(&core, "nobody1234", "x").await.status, StatusCode::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test]
+async fn logging_in_often_is_not_guessing() {
+    let core = TestCore::start().await;
+    core.member("hana12345").await;
+    for _ in 0..30 {
+        assert_eq!(log_in(&core, "hana12345", PASSWORD).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn one_session_too_many_ends_the_oldest() {
+    let core = TestCore::with(&["--sessions-per-member", "2"]).await;
+    let (_, first) = core.member("hana12345").await;
+    core.clock.advance(TimeDelta::seconds(1));
+    core.log_in("hana12345").await;
+    core.clock.advance(TimeDelta::seconds(1));
+    let (third, _) = core.log_in("hana12345").await;
+    assert_eq!(third.ended(), [session(&first)]);
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_exchanged_for_a_new_pair_of_the_same_session() {
+    let core = TestCore::start().await;
+    let (first, hana) = core.member("hana12345").await;
+    core.clock.advance(TimeDelta::minutes(9));
+    let second = reissue(&core, &refresh_token(&first)).await;
+    assert_eq!(second.status, StatusCode::OK, "{second:?}");
+    let body = second.json();
+    assert_eq!(body.as_object().unwrap().len(), 4, "{body}");
+    assert_eq!((&body["tokenType"], &body["expiresIn"]), (&json!("Bearer"), &json!(600)));
+    let access = body["accessToken"].as_str().unwrap();
+    assert_eq!(claims(access).sid, session(&hana));
+    assert_eq!(claims(access).iat, 1_800_000_540);
+    assert_eq!(second.cookie("access_token").as_deref(), Some(access));
+    assert_eq!(second.cookie("refresh_token").as_deref(), body["refreshToken"].as_str());
+    assert_ne!(refresh_token(&second), refresh_token(&first));
+    // By cookie, and the body goes first.
+    let third = reissue_by_cookie(&core, &refresh_token(&second)).await;
+    assert_eq!(third.status, StatusCode::OK);
+    let both = Request::post("/api/auth/reissue")
+        .header(COOKIE, "refresh_token=outdated")
+        .header(CONTENT_TYPE, "application/json")
+        .body(Body::from(json!({"refreshToken": refresh_token(&third)}).to_string()));
+    assert_eq!(core.send(both.unwrap()).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn two_tabs_that_renew_at_once_get_the_same_successor() {
+    let core = TestCore::start().await;
+    let (first, _) = core.member("hana12345").await;
+    let token = refresh_token(&first);
+    let tabs = futures::future::join_all((0..4).map(|_| reissue_by_cookie(&core, &token))).await;
+    let successors: Vec<_> = tabs.iter().map(refresh_token).collect();
+    assert!(successors.iter().all(|next| *next == successors[0]), "{successors:?}");
+    // The slow one, a moment later; then the successor works, in whatever tab.
+    core.clock.advance(TimeDelta::seconds(9));
+    assert_eq!(refresh_token(&reissue(&core, &token).await), successors[0]);
+    assert_eq!(reissue(&core, &successors[0]).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_used_token_that_comes_back_late_ends_the_session() {
+    let core = TestCore::start().await;
+    let (first, hana) = core.member("hana12345").await;
+    let second = reissue(&core, &refresh_token(&first)).await;
+    core.clock.advance(TimeDelta::seconds(10));
+    let stolen = reissue_by_cookie(&core, &refresh_token(&first)).await;
+    refused(
+        &stolen,
+        401,
+        "unauthenticated",
+        "the refresh token is unknown, used, expired or revoked",
+    );
+    assert_eq!(stolen.ended(), [session(&hana)]);
+    assert_eq!(stolen.cookie("access_token").as_deref(), Some(""));
+    assert_eq!(stolen.cookie("refresh_token").as_deref(), Some(""));
+    // Whoever holds the newest token is out as well.
+    let newest = reissue(&core, &refresh_token(&second)).await;
+    refused(&newest, 401, "unauthenticated", "");
+    let me = core.call("GET", "/api/auth/me", Some(&hana), None).await;
+    refused(&me, 401, "unauthenticated", "the session has ended");
+}
+
+#[tokio::test]
+async fn tokens_that_lead_nowhere_are_refused_and_the_cookies_removed() {
+    let core = TestCore::start().await;
+    let (first, _) = core.member("hana12345").await;
+    let unknown = "A".repeat(43);
+    for body in [
+        Some(json!({"refreshToken": unknown})),
+        Some(json!({"refreshToken": "x"})),
+        Some(json!({"refreshToken": ""})),
+        Some(json!({"refreshToken": null})),
+        Some(json!({})),
+        Some(Value::Null),
+        None,
+    ] {
+        let answer = core.call("POST", "/api/auth/reissue", None, body).await;
+        refused(&answer, 401, "unauthenticated", "log in again");
+        assert_eq!(answer.cookie("refresh_token").as_deref(), Some(""), "{answer:?}");
+    }
+    let shapeless = json!({"refreshToken": 7});
+    let answer = core.call("POST", "/api/auth/reissue", None, Some(shapeless)).await;
+    refused(&answer, 422, "invalid", "must be a string");
+    let list = core.call("POST", "/api/auth/reissue", None, Some(json!(["x"]))).await;
+    refused(&list, 422, "invalid", "must be a JSON object");
+    let broken = Request::post("/api/auth/reissue")
+        .header(CONTENT_TYPE, "application/json")
+        .body(Body::from("{"));
+    refused(&core.send(broken.unwrap()).await, 400, "malformed", "");
+    let form = Request::post("/api/auth/reissue").body(Body::from("refreshToken=x"));
+    refused(&core.send(form.unwrap()).await, 400, "malformed", "application/json");
+
+    core.clock.advance(TimeDelta::days(14));
+    refused(&reissue(&core, &refresh_token(&first)).await, 401, "unauthenticated", "expired");
+}
+
+#[tokio::test]
+async fn logging_out_ends_this_session_or_all() {
+    let core = TestCore::start().await;
+    let (first, here) = core.member("hana12345").await;
+    let (_, there) = core.log_in("hana12345").await;
+    let (_, elsewhere) = core.log_in("hana12345").await;
+    let out = core.call("POST", "/api/auth/logout", Some(&here), None).await;
+    no_content(&out);
+    assert_eq!(out.ended(), [session(&here)]);
+    assert_eq!(out.cookie("access_token").as_deref(), Some(""));
+    assert_eq!(out.cookie("refresh_token").as_deref(), Some(""));
+    refused(&reissue(&core, &refresh_token(&first)).await, 401, "unauthenticated", "");
+    let me = core.call("GET", "/api/auth/me", Some(&there), None).await;
+    assert_eq!(me.status, StatusCode::OK, "{me:?}");
+
+    let odd = core.call("POST", "/api/auth/logout?everywhere=maybe", Some(&there), None).await;
+    refused(&odd, 422, "invalid", "everywhere must be true or false");
+    let all = core.call("POST", "/api/auth/logout?everywhere=true", Some(&there), None).await;
+    no_content(&all);
+    let mut ended = all.ended();
+    ended.sort();
+    let mut expected = [session(&there), session(&elsewhere)];
+    expected.sort();
+    assert_eq!(ended, expected);
+}
+
+#[tokio::test]
+async fn gateways_follow_the_revocations() {
+    let core = TestCore::start().await;
+    let (_, hana) = core.member("hana12345").await;
+    let stranger = core.call("GET", "/internal/revocations", Some(&hana), None).await;
+    refused(&stranger, 403, "forbidden", "");
+
+    let gateway = service();
+    let empty = core.call("GET", "/internal/revocations", Some(&gateway), None).await.json();
+    assert_eq!((&empty["next"], &empty["entries"]), (&json!(0), &json!([])));
+    let path = "/internal/revocations?after=0&wait_ms=20000";
+    let (followed, _) = tokio::join!(core.call("GET", path, Some(&gateway), None), async {
+        core.call("POST", "/api/auth/logout", Some(&hana), None).await
+    });
+    let page = followed.json();
+    assert_eq!(page["logId"], empty["logId"]);
+    let entry = &page["entries"][0];
+    assert_eq!(entry["session"], json!(session(&hana)));
+    assert_eq!(entry["seq"], page["next"]);
+    // Ten minutes of the access token and a minute for clocks that differ.
+    assert_eq!(entry["until"], "2027-01-15T08:11:00.000000Z");
+}
+
+#[tokio::test]
+async fn a_follower_that_waits_is_let_go_at_the_stop() {
+    let core = TestCore::start().await;
+    let gateway = service();
+    let path = "/internal/revocations?after=0&wait_ms=20000";
+    let waiting = core.call("GET", path, Some(&gateway), None);
+    let stopping = async {
+        tokio::task::yield_now().await;
+        core.stopping.begin();
+    };
+    let both = futures::future::join(waiting, stopping);
+    let (answer, ()) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
+    assert_eq!(answer.json()["entries"], json!([]));
+}

@@ -1,0 +1,134 @@
+//! Accounts.
+
+use super::*;
+use crate::app::accounts::{Changed, PasswordChange};
+use crate::domain::account::ProfileChange;
+use crate::domain::page::PageRequest;
+
+pub(super) async fn an_account_reads_back_as_it_was_created(store: impl Ports) {
+    let hana = sign_up(&store, "hana12345").await;
+    assert_eq!(store.credentials(&id("hana12345")).await.unwrap(), Some(hana));
+    let member = store.member(&id("hana12345")).await.unwrap().unwrap();
+    assert_eq!((member.id.as_str(), member.name.as_str()), ("hana12345", "김하나"));
+}
+
+pub(super) async fn ids_are_case_sensitive_but_taken_in_any_case(store: impl Ports) {
+    sign_up(&store, "hana12345").await;
+    assert_eq!(store.credentials(&id("HANA12345")).await.unwrap(), None);
+    assert_eq!(store.member(&id("Hana12345")).await.unwrap(), None);
+    assert!(store.is_taken(&id("Hana12345")).await.unwrap());
+    assert!(!store.is_taken(&id("hana12346")).await.unwrap());
+    let other = credentials("HANA12345", "다른 이름".split(' ').next().unwrap());
+    assert_eq!(store.create(&other, at(1)).await.unwrap(), Created::Taken);
+}
+
+pub(super) async fn of_many_who_want_one_id_at_once_one_gets_it(store: impl Ports) {
+    let wishes: Vec<_> = ["minsu1234", "MinSu1234", "MINSU1234", "minSU1234"]
+        .into_iter()
+        .map(|wish| credentials(wish, "민수"))
+        .collect();
+    let outcomes = futures::future::join_all(wishes.iter().map(|wish| store.create(wish, at(0))));
+    let created = outcomes.await.into_iter().filter(|o| matches!(o, Ok(Created::Created))).count();
+    assert_eq!(created, 1);
+}
+
+pub(super) async fn a_profile_changes_only_where_it_is_told_to(store: impl Ports) {
+    let hana = sign_up(&store, "hana12345").await;
+    let name = Name::parse("Hana Kim").unwrap();
+    let change = ProfileChange { name: Some(name.clone()), email: None };
+    let changed = store.update_profile(&id("hana12345"), &change, at(1)).await.unwrap().unwrap();
+    assert_eq!(changed, Account { name, ..hana.account.clone() });
+    let nothing = ProfileChange::default();
+    let same = store.update_profile(&id("hana12345"), &nothing, at(2)).await.unwrap().unwrap();
+    assert_eq!(same, changed);
+    let nobody = store.update_profile(&id("nobody123"), &nothing, at(2)).await.unwrap();
+    assert_eq!(nobody, None);
+}
+
+fn password_change(of: &Credentials, keep: SessionId) -> PasswordChange {
+    PasswordChange {
+        member: of.account.id.clone(),
+        verified: of.hash.clone(),
+        replacement: PasswordHash("another hash".to_owned()),
+        keep,
+        revoked_until: at(1_000),
+        now: at(10),
+    }
+}
+
+pub(super) async fn a_new_password_ends_the_members_other_sessions(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let minsu = sign_up(&store, "minsu1234").await;
+    let here = log_in(&store, &hana, &policy, at(1)).await;
+    let there = log_in(&store, &hana, &policy, at(2)).await;
+    let others = log_in(&store, &minsu, &policy, at(3)).await;
+
+    let changed = store.change_password(password_change(&hana, here.id)).await.unwrap();
+    assert_eq!(changed, Changed::Changed { ended: vec![there.id] });
+    assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
+    assert!(!is_open(&store, &hana.account.id, there.id, at(11)).await);
+    assert!(is_open(&store, &minsu.account.id, others.id, at(11)).await);
+    assert_eq!(revoked(&store, at(11)).await, [there.id]);
+
+    // The old password's hash proves nothing any more.
+    let late = store.change_password(password_change(&hana, here.id)).await.unwrap();
+    assert_eq!(late, Changed::Stale);
+    let open = OpenSession {
+        member: hana.account.id.clone(),
+        session: SessionId::new(),
+        token: RefreshToken::random().unwrap().hash(),
+        verified: hana.hash,
+        rehashed: None,
+        now: at(12),
+    };
+    assert_eq!(store.open(open, &policy).await.unwrap(), Opened::Stale);
+}
+
+pub(super) async fn a_deleted_account_is_gone_with_its_sessions(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let first = log_in(&store, &hana, &policy, at(1)).await;
+    let second = log_in(&store, &hana, &policy, at(2)).await;
+
+    let mut ended = store.delete(&hana.account.id, at(1_000), at(3)).await.unwrap().unwrap();
+    ended.sort();
+    let mut expected = vec![first.id, second.id];
+    expected.sort();
+    assert_eq!(ended, expected);
+    assert_eq!(store.credentials(&hana.account.id).await.unwrap(), None);
+    assert!(!is_open(&store, &hana.account.id, first.id, at(4)).await);
+    assert_eq!(revoked(&store, at(4)).await.len(), 2);
+    assert_eq!(store.delete(&hana.account.id, at(1_000), at(5)).await.unwrap(), None);
+    assert!(!store.is_taken(&hana.account.id).await.unwrap());
+}
+
+pub(super) async fn members_are_found_by_part_of_id_or_name(store: impl Ports) {
+    for (member, name) in [
+        ("zebra1234", "김하나"),
+        ("Apple1234", "Anna Lee"),
+        ("hana12345", "박민수"),
+        ("hanb12345", "이하나"),
+    ] {
+        store.create(&credentials(member, name), at(0)).await.unwrap();
+    }
+    let page = |number, size| PageRequest::new(Some(number), Some(size)).unwrap();
+    let ids = |query: Option<&'static str>, request| {
+        let store = &store;
+        async move {
+            let found = store.members(query, request).await.unwrap();
+            let ids: Vec<_> = found.items.iter().map(|member| member.id.to_string()).collect();
+            (ids, found.total)
+        }
+    };
+    let all = ["Apple1234", "hana12345", "hanb12345", "zebra1234"].map(str::to_owned);
+    assert_eq!(ids(None, page(1, 10)).await, (all.to_vec(), 4), "by code point");
+    assert_eq!(ids(None, page(2, 3)).await, (all[3..].to_vec(), 4));
+    assert_eq!(ids(None, page(9, 100)).await, (vec![], 4));
+    assert_eq!(ids(Some("하나"), page(1, 10)).await.0, ["hanb12345", "zebra1234"]);
+    assert_eq!(ids(Some("HANA"), page(1, 10)).await.0, ["hana12345"]);
+    assert_eq!(ids(Some("nna l"), page(1, 10)).await.0, ["Apple1234"]);
+    for syntax in ["%", "_", "*", "'", "\"", "OR 1=1", "han%"] {
+        assert_eq!(ids(Some(syntax), page(1, 10)).await, (vec![], 0), "{syntax} is text");
+    }
+}

@@ -1,0 +1,176 @@
+//! Sessions and the revocation log.
+
+use super::*;
+use crate::app::sessions::Rotation;
+use crate::domain::session::SessionTimes;
+use crate::domain::token::Salt;
+
+pub(super) async fn a_session_shows_its_own_member_only(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let minsu = sign_up(&store, "minsu1234").await;
+    let session = log_in(&store, &hana, &policy, at(1)).await;
+    let account = store.account(&hana.account.id, session.id, &policy, at(2)).await.unwrap();
+    assert_eq!(account, Some(hana.account));
+    assert!(!is_open(&store, &minsu.account.id, session.id, at(2)).await);
+    assert!(!is_open(&store, &minsu.account.id, SessionId::new(), at(2)).await);
+}
+
+pub(super) async fn the_oldest_session_makes_room_for_the_newest(store: impl Ports) {
+    let policy = SessionPolicy { per_member: 3, ..SessionPolicy::default() };
+    let hana = sign_up(&store, "hana12345").await;
+    let mut open = Vec::new();
+    for n in 0..3 {
+        let session = log_in(&store, &hana, &policy, at(n)).await;
+        assert_eq!(session.ended, []);
+        open.push(session.id);
+    }
+    let fourth = log_in(&store, &hana, &policy, at(3)).await;
+    assert_eq!(fourth.ended, [open[0]]);
+    assert_eq!(revoked(&store, at(4)).await, [open[0]]);
+    assert!(!is_open(&store, &hana.account.id, open[0], at(4)).await);
+    assert!(is_open(&store, &hana.account.id, open[1], at(4)).await);
+    assert!(is_open(&store, &hana.account.id, fourth.id, at(4)).await);
+}
+
+pub(super) async fn logging_in_renews_an_outdated_hash(store: impl Ports) {
+    let hana = sign_up(&store, "hana12345").await;
+    let open = OpenSession {
+        member: hana.account.id.clone(),
+        session: SessionId::new(),
+        token: RefreshToken::random().unwrap().hash(),
+        verified: hana.hash.clone(),
+        rehashed: Some(PasswordHash("fresh".to_owned())),
+        now: at(1),
+    };
+    let opened = store.open(open, &SessionPolicy::default()).await.unwrap();
+    assert_eq!(opened, Opened::Open { ended: vec![] });
+    let known = store.credentials(&hana.account.id).await.unwrap().unwrap();
+    assert_eq!(known, Credentials { hash: PasswordHash("fresh".to_owned()), ..hana });
+}
+
+pub(super) async fn ending_a_session_is_logged_even_when_it_was_over(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &policy, at(1)).await;
+    let other = log_in(&store, &hana, &policy, at(2)).await;
+    for _ in 0..2 {
+        let ended = store.end(&hana.account.id, session.id, false, at(1_000)).await.unwrap();
+        assert_eq!(ended, [session.id]);
+    }
+    assert!(!is_open(&store, &hana.account.id, session.id, at(3)).await);
+    assert!(is_open(&store, &hana.account.id, other.id, at(3)).await);
+    assert_eq!(revoked(&store, at(3)).await, [session.id, session.id]);
+    let rotation = rotate(&store, &session.token, &policy, at(3)).await;
+    assert_eq!(rotation, Rotation::Unknown);
+}
+
+pub(super) async fn ending_sessions_everywhere_ends_the_members_only(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let minsu = sign_up(&store, "minsu1234").await;
+    let mut of_hana = Vec::new();
+    for n in 0..3 {
+        of_hana.push(log_in(&store, &hana, &policy, at(n)).await.id);
+    }
+    let of_minsu = log_in(&store, &minsu, &policy, at(4)).await.id;
+    let mut ended = store.end(&hana.account.id, of_hana[1], true, at(1_000)).await.unwrap();
+    assert_eq!(ended[0], of_hana[1]);
+    ended.sort();
+    of_hana.sort();
+    assert_eq!(ended, of_hana);
+    assert!(is_open(&store, &minsu.account.id, of_minsu, at(5)).await);
+}
+
+pub(super) async fn sessions_that_are_over_are_pruned_without_a_revocation(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let idle = log_in(&store, &hana, &policy, at(0)).await;
+    let renewed = log_in(&store, &hana, &policy, at(0)).await;
+    let day = 86_400;
+    rotate(&store, &renewed.token, &policy, at(10 * day)).await;
+    assert!(!is_open(&store, &hana.account.id, idle.id, at(15 * day)).await);
+    assert!(is_open(&store, &hana.account.id, renewed.id, at(15 * day)).await);
+    assert_eq!(store.prune(&policy, at(13 * day)).await.unwrap(), 0);
+    assert_eq!(store.prune(&policy, at(15 * day)).await.unwrap(), 1);
+    assert!(is_open(&store, &hana.account.id, renewed.id, at(15 * day)).await);
+    assert_eq!(store.prune(&policy, at(31 * day)).await.unwrap(), 1);
+    assert_eq!(revoked(&store, at(0)).await, []);
+}
+
+pub(super) async fn a_pruned_salt_turns_a_repeat_into_a_reuse(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &policy, at(0)).await;
+    rotate(&store, &session.token, &policy, at(10)).await;
+    store.prune(&policy, at(19)).await.unwrap();
+    let in_grace = rotate(&store, &session.token, &policy, at(19)).await;
+    assert!(matches!(in_grace, Rotation::Repeated { .. }), "{in_grace:?}");
+    store.prune(&policy, at(20)).await.unwrap();
+    // A longer grace after a restart finds nothing to derive the successor with.
+    let longer = SessionPolicy { grace: TimeDelta::seconds(60), ..policy };
+    let late = rotate(&store, &session.token, &longer, at(21)).await;
+    assert_eq!(late, Rotation::Reused { session: session.id });
+}
+
+pub(super) async fn of_many_tabs_that_renew_at_once_one_rotates_and_all_agree(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &policy, at(0)).await;
+    let tabs = (0..8).map(|_| async {
+        let salt = Salt::random().unwrap();
+        let next = session.token.successor(&salt);
+        let hash = session.token.hash();
+        match store.rotate(&hash, &salt, &next.hash(), &policy, at(5)).await.unwrap() {
+            Rotation::Rotated { .. } => (true, next),
+            Rotation::Repeated { salt, times, .. } => {
+                assert_eq!(times, SessionTimes { started_at: at(0), renewed_at: at(5) });
+                (false, session.token.successor(&salt))
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    let outcomes = futures::future::join_all(tabs).await;
+    assert_eq!(outcomes.iter().filter(|(rotated, _)| *rotated).count(), 1);
+    assert!(outcomes.iter().all(|(_, token)| *token == outcomes[0].1), "one successor for all");
+}
+
+pub(super) async fn the_log_is_read_in_stretches_and_forgets_what_has_expired(store: impl Ports) {
+    let hana = sign_up(&store, "hana12345").await;
+    let sessions: Vec<_> = (0..5).map(|_| SessionId::new()).collect();
+    for (n, session) in sessions.iter().enumerate() {
+        let until = at(100 + i64::try_from(n).unwrap());
+        store.end(&hana.account.id, *session, false, until).await.unwrap();
+    }
+    let first = store.page_after(0, 2, at(0)).await.unwrap();
+    assert_eq!(first.entries.iter().map(|e| e.session).collect::<Vec<_>>(), sessions[..2]);
+    assert_eq!(first.entries[0].until, at(100));
+    assert_eq!(first.next, first.entries[1].seq);
+    let second = store.page_after(first.next, 10, at(0)).await.unwrap();
+    assert_eq!(second.entries.iter().map(|e| e.session).collect::<Vec<_>>(), sessions[2..]);
+    assert_eq!(second.log_id, first.log_id);
+    let end = store.page_after(second.next, 10, at(0)).await.unwrap();
+    assert_eq!((end.entries.len(), end.next), (0, second.next));
+    let beyond = store.page_after(u64::MAX, 10, at(0)).await.unwrap();
+    assert_eq!((beyond.entries.len(), beyond.next), (0, u64::MAX));
+
+    assert_eq!(revoked(&store, at(102)).await, sessions[3..], "expired entries are left out");
+    assert_eq!(store.prune_expired(at(102)).await.unwrap(), 3);
+    assert_eq!(revoked(&store, at(0)).await, sessions[3..]);
+    // Places are not given twice, even when the newest entries are gone.
+    assert_eq!(store.prune_expired(at(1_000)).await.unwrap(), 2);
+    store.end(&hana.account.id, sessions[0], false, at(2_000)).await.unwrap();
+    let after = store.page_after(0, 10, at(0)).await.unwrap();
+    assert!(after.entries[0].seq > second.next);
+}
+
+pub(super) async fn rotate(
+    store: &impl Ports,
+    token: &RefreshToken,
+    policy: &SessionPolicy,
+    now: DateTime<Utc>,
+) -> Rotation {
+    let salt = Salt::random().unwrap();
+    let next = token.successor(&salt).hash();
+    store.rotate(&token.hash(), &salt, &next, policy, now).await.unwrap()
+}

@@ -1,0 +1,137 @@
+//! The embedded store: one SQLite file, one writer, WAL.
+
+mod accounts;
+mod bookmarks;
+mod grams;
+mod map;
+mod member_content;
+mod pages;
+mod reviews;
+mod revocations;
+mod search;
+mod sessions;
+mod spot_writes;
+mod spots;
+mod views;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::Context;
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+use tourin_shared_events::events::Outgoing;
+use tourin_shared_events::outbox::{SqliteOutbox, Wake, sqlite::append};
+use tourin_shared_events::sqlite::{Database, Migration, from_micros};
+
+pub use self::spots::SqliteSpots;
+#[cfg(test)]
+pub(in crate::store) use self::spots::statements;
+use crate::app::StoreError;
+
+/// The steps of core's own schema; the outbox has its own, in the same file.
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        description: "accounts, sessions, revocations",
+        sql: include_str!("../../../migrations/sqlite/0001_accounts.sql"),
+    },
+    Migration {
+        version: 2,
+        description: "spots, bookmarks, reviews",
+        sql: include_str!("../../../migrations/sqlite/0002_spots.sql"),
+    },
+];
+
+/// Core's ports on one SQLite file.
+///
+/// A method that writes does so in one `BEGIN IMMEDIATE` transaction, with the events it causes,
+/// and calls [`SqliteStore::committed`] after the commit.
+#[derive(Clone)]
+pub struct SqliteStore {
+    /// The file: one writer connection, a pool of readers.
+    pub(crate) db: Database,
+    /// Wakes the outbox relay and whoever follows the feed; carries no data.
+    pub(crate) wake: Wake,
+    outbox: SqliteOutbox,
+}
+
+impl SqliteStore {
+    /// Opens the file, creating it for its owner only if need be, and brings its schema up to date. `readers` is the
+    /// number of reading connections.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or a migration fails.
+    pub async fn open(path: &Path, readers: u32, wake: Wake) -> anyhow::Result<Self> {
+        // SQLite gives its other files the mode of this one.
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("cannot open the database {}", path.display()))?;
+        let db = Database::open(path, readers).await?;
+        db.migrate(MIGRATIONS, "core_migrations").await?;
+        let outbox = SqliteOutbox::open(db.clone()).await?;
+        Ok(Self { db, wake, outbox })
+    }
+
+    /// The outbox that this store's transactions append to.
+    pub fn outbox(&self) -> SqliteOutbox {
+        self.outbox.clone()
+    }
+
+    /// Asks the database for an answer, to know whether it gives one.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(self.db.reader()).await?;
+        Ok(())
+    }
+
+    /// Closes the connections once they are given back.
+    pub async fn close(&self) {
+        self.db.close().await;
+    }
+
+    /// Tells the relay that a transaction with events has committed.
+    pub(crate) fn committed(&self) {
+        self.wake.notify();
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        let unreachable = match &error {
+            E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Io(_) => true,
+            // SQLITE_BUSY and SQLITE_LOCKED with their extended codes, SQLITE_IOERR, SQLITE_FULL,
+            // SQLITE_CANTOPEN: somebody else holds the file, or the disk is at fault.
+            E::Database(cause) => cause
+                .code()
+                .and_then(|code| code.parse::<u32>().ok())
+                .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14)),
+            _ => false,
+        };
+        if unreachable { Self::Unavailable(error.into()) } else { Self::Failed(error.into()) }
+    }
+}
+
+/// A stored time; one that no date can be is a fault.
+fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
+    from_micros(micros).map_err(StoreError::Failed)
+}
+
+/// Appends events to the outbox, inside the transaction of the change that they tell of.
+async fn record(
+    conn: &mut SqliteConnection,
+    events: &[Outgoing],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    append(conn, events, now).await.map_err(|error| match error.downcast::<sqlx::Error>() {
+        Ok(error) => error.into(),
+        Err(error) => StoreError::Failed(error),
+    })
+}
