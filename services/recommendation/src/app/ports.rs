@@ -1,0 +1,231 @@
+//! What the use cases need of stores and of core.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::domain::interaction::{Change, Kind, Remembered};
+use crate::domain::similarity::Neighbourhood;
+use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::trend::Ranked;
+
+/// A store or a service that did not answer as it should. Trying again later may help.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0:#}")]
+pub struct PortError(Arc<anyhow::Error>);
+
+impl PortError {
+    /// A failure with its cause.
+    pub fn new(cause: impl Into<anyhow::Error>) -> Self {
+        Self(Arc::new(cause.into()))
+    }
+}
+
+/// A view or a bookmark on its way into the trend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrendEvent {
+    /// The event's id, by which it is recognised when it comes again.
+    pub event_id: Uuid,
+    /// The member's id or the visitor's pseudonym.
+    pub subject: String,
+    /// The spot.
+    pub spot: SpotId,
+    /// What was done.
+    pub kind: Kind,
+    /// When; not in the future.
+    pub occurred_at: DateTime<Utc>,
+    /// The event's id is remembered at least until then.
+    pub remember_until: DateTime<Utc>,
+}
+
+/// What became of a [`TrendEvent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// It counts.
+    Applied,
+    /// This very event was there before.
+    Duplicate,
+    /// The same person, spot and kind counted within the window around it; or the person has been
+    /// forgotten since.
+    AlreadyCounted,
+}
+
+/// The decayed scores of spots. Implementations agree on
+/// [`TrendRules`](crate::domain::trend::TrendRules), given when they are opened.
+#[async_trait]
+pub trait TrendStore: Send + Sync {
+    /// Counts an event, once: the score, the window and the event's id are stored together or not
+    /// at all. An event may be older than ones that were recorded before it.
+    async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError>;
+
+    /// Up to `limit` spots with a value of at least the rules' floor at `now`, in the order of
+    /// [`rank`](crate::domain::trend::rank). It also names spots that the replica does not have.
+    async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError>;
+
+    /// Forgets what names this person. Events of theirs up to `at` that are still on their way do
+    /// not count any more; scores, which name nobody, stay. `remember_until` bounds how long the
+    /// order is remembered.
+    async fn forget(
+        &self,
+        subject: &str,
+        at: DateTime<Utc>,
+        remember_until: DateTime<Utc>,
+    ) -> Result<(), PortError>;
+
+    /// Removes what no longer has an effect at `now`. Returns the number of records removed.
+    async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError>;
+}
+
+/// A change of a member's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryEvent {
+    /// The member's id.
+    pub member: String,
+    /// The spot.
+    pub spot: SpotId,
+    /// What changed.
+    pub change: Change,
+    /// When.
+    pub occurred_at: DateTime<Utc>,
+}
+
+/// What became of a [`HistoryEvent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The history changed.
+    Applied,
+    /// The history knew this or something newer.
+    Stale,
+    /// The member was forgotten after the event.
+    Forgotten,
+}
+
+/// What a member is known to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// The latest spots, newest first.
+    pub recent: Vec<Remembered>,
+    /// Every spot that the member has viewed or has bookmarked.
+    pub known: HashSet<SpotId>,
+}
+
+/// What members have viewed and bookmarked.
+///
+/// The effect of an event is to move a date forward, so that the state itself recognises what it
+/// has seen: recording an event again, however late, changes nothing. No ids of events are kept.
+#[async_trait]
+pub trait HistoryStore: Send + Sync {
+    /// Records a change. The latest change of a bookmark by its time wins, the later arrival among
+    /// equal times.
+    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError>;
+
+    /// Forgets a member, and whatever they did up to `at` that is still on its way.
+    /// `remember_until` bounds how long the order is remembered.
+    async fn forget(
+        &self,
+        member: &str,
+        at: DateTime<Utc>,
+        remember_until: DateTime<Utc>,
+    ) -> Result<(), PortError>;
+
+    /// A member's profile with up to `limit` recent spots.
+    async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError>;
+
+    /// The latest `holders` members who know a spot, each with the latest spots they know (a
+    /// bounded number).
+    async fn neighbourhood(&self, spot: SpotId, holders: usize)
+    -> Result<Neighbourhood, PortError>;
+
+    /// How many members know each of the spots; spots that nobody knows are left out.
+    async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError>;
+
+    /// Removes what no longer has an effect at `now`. Returns the number of records removed.
+    async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError>;
+}
+
+/// A spot's state as core tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SpotState {
+    /// It is there.
+    Live(Spot),
+    /// It is gone since this version.
+    Deleted {
+        /// Which spot.
+        id: SpotId,
+        /// The version of the deletion.
+        version: u64,
+    },
+}
+
+/// Where a listing of spots by number of tags goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TagCursor {
+    /// The number of tags of the last spot.
+    pub tags: usize,
+    /// Its id.
+    pub id: SpotId,
+}
+
+/// The service's own copy of core's spots.
+#[async_trait]
+pub trait SpotReplica: Send + Sync {
+    /// Merges states; returns how many changed the replica. A state whose version is not above the
+    /// replica's changes nothing, so that events and resync may overtake each other. A deletion
+    /// leaves its version behind.
+    async fn merge(&self, states: &[SpotState], now: DateTime<Utc>) -> Result<usize, PortError>;
+
+    /// Those of the spots that are there.
+    async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError>;
+
+    /// Up to `limit` spots near `place`, nearest first, smaller id first among equals. With `tags`,
+    /// only spots that have one of them.
+    async fn near(
+        &self,
+        place: Place,
+        tags: Option<&[String]>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError>;
+
+    /// Up to `limit` spots, most tags first, smaller id first among equals, after `after`.
+    async fn most_tagged(
+        &self,
+        after: Option<TagCursor>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError>;
+
+    /// Whether it has no spot at all.
+    async fn is_empty(&self) -> Result<bool, PortError>;
+
+    /// The log of core that the replica's versions belong to, when one is known.
+    async fn log_id(&self) -> Result<Option<String>, PortError>;
+
+    /// Says that versions belong to the log `log_id` from now on. Versions of another log mean
+    /// nothing in it: when it differs from the one before, every version restarts at zero.
+    async fn adopt_log(&self, log_id: &str) -> Result<(), PortError>;
+
+    /// Ends a full resync that began at `began`: spots that neither the resync nor an event has
+    /// confirmed since are gone from core, and are deleted here. Returns how many.
+    async fn sweep(&self, began: DateTime<Utc>) -> Result<u64, PortError>;
+}
+
+/// A part of core's catalogue.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CataloguePage {
+    /// The spots, by id.
+    pub spots: Vec<Spot>,
+    /// Where the next page begins; `None` when this is the last.
+    pub next: Option<String>,
+}
+
+/// Core's catalogue of spots, read from core itself.
+#[async_trait]
+pub trait Catalogue: Send + Sync {
+    /// The id of core's event log, which changes when core's data is made anew.
+    async fn log_id(&self) -> Result<String, PortError>;
+
+    /// A page of live spots, from `after` on.
+    async fn page(&self, after: Option<&str>) -> Result<CataloguePage, PortError>;
+}

@@ -1,0 +1,268 @@
+//! The three questions that the service answers: what is trending, what is like a spot, what would
+//! a member like.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tourin_chassis::clock::SharedClock;
+
+use super::model::{Seed, SimilarityModel};
+use super::ports::{HistoryStore, PortError, Profile, SpotReplica, TagCursor, TrendStore};
+use crate::domain::content::ContentRules;
+use crate::domain::ranking::{Candidates, blend};
+use crate::domain::spot::{Spot, SpotId};
+use crate::domain::trend::{Ranked, rank};
+
+/// The most entries of the trend that are looked at to find ones that can be shown.
+const TREND_DEPTH: usize = 10_000;
+/// The member's latest spots to which content similarity is measured.
+const CONTENT_SEEDS: usize = 5;
+/// The most spots near one that are compared by content.
+const CONTENT_DEPTH: usize = 2_000;
+/// Spots looked up at once.
+const CHUNK: usize = 200;
+
+/// Answers the three questions.
+#[derive(Clone)]
+pub struct Recommender {
+    /// The trend's scores.
+    pub trend: Arc<dyn TrendStore>,
+    /// Members' histories.
+    pub histories: Arc<dyn HistoryStore>,
+    /// The replica of spots.
+    pub spots: Arc<dyn SpotReplica>,
+    /// What goes with what.
+    pub model: Arc<dyn SimilarityModel>,
+    /// How tags and distance weigh.
+    pub content: ContentRules,
+    /// The latest spots of a member that count.
+    pub history_limit: usize,
+    /// The time.
+    pub clock: SharedClock,
+}
+
+impl Recommender {
+    /// Up to `k` spots of the trend, best first: only spots with a live score, so that it may be
+    /// short or empty.
+    ///
+    /// # Errors
+    /// When a store fails.
+    pub async fn trend(&self, k: usize) -> Result<Vec<Spot>, PortError> {
+        let mut found = Found::default();
+        let trending = self.trending(k, &HashSet::new(), &mut found).await?;
+        Ok(found.take(trending, k))
+    }
+
+    /// Up to `k` spots for a member, best first, never one that they have viewed or bookmarked. As
+    /// many as there are when there are fewer than `k`.
+    ///
+    /// # Errors
+    /// When a store fails.
+    pub async fn personalized(&self, member: &str, k: usize) -> Result<Vec<Spot>, PortError> {
+        if k == 0 {
+            return Ok(Vec::new());
+        }
+        let profile = self.histories.profile(member, self.history_limit).await?;
+        let known = &profile.known;
+        let mut found = Found::default();
+        let mut candidates = Candidates {
+            trending: self.trending(k, known, &mut found).await?,
+            ..Candidates::default()
+        };
+        if !profile.recent.is_empty() {
+            candidates.co_occurring = self.co_occurring(&profile, k, &mut found).await?;
+            if candidates.co_occurring.len() < k {
+                candidates.alike = self.alike(&profile, k, &mut found).await?;
+            }
+        }
+        let mut answer = found.take(blend(&candidates, known), k);
+        self.fill(&mut answer, k, known).await?;
+        Ok(answer)
+    }
+
+    /// Up to `k` spots like one, best first, without itself; `None` when there is no such spot.
+    ///
+    /// # Errors
+    /// When a store fails.
+    pub async fn similar(&self, spot: SpotId, k: usize) -> Result<Option<Vec<Spot>>, PortError> {
+        let Some(seed) = self.spots.get_many(&[spot]).await?.remove(&spot) else {
+            return Ok(None);
+        };
+        if k == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        let itself = HashSet::from([spot]);
+        let mut found = Found::default();
+        let row = self.model.neighbours(spot).await?;
+        let mut order = self.live(row.iter().copied(), k, &itself, &mut found).await?;
+        if order.len() < k {
+            let near = self.content_candidates(&seed, k + 1).await?;
+            let alike = near
+                .iter()
+                .filter(|candidate| candidate.id != spot)
+                .map(|candidate| Ranked {
+                    spot: candidate.id,
+                    value: self.content.affinity(&seed, candidate),
+                })
+                .collect();
+            found.add(near);
+            order.extend(spots_of(rank(alike)));
+        }
+        let mut answer = found.take(order, k);
+        self.fill(&mut answer, k, &itself).await?;
+        Ok(Some(answer))
+    }
+
+    /// The `k` best of the trend that exist and are not in `known`.
+    async fn trending(
+        &self,
+        k: usize,
+        known: &HashSet<SpotId>,
+        found: &mut Found,
+    ) -> Result<Vec<SpotId>, PortError> {
+        let now = self.clock.now();
+        let mut depth = 2 * k + 10;
+        loop {
+            let top = self.trend.top(depth, now).await?;
+            let exhausted = top.len() < depth || depth >= TREND_DEPTH;
+            let live = self.live(top, k, known, found).await?;
+            if live.len() >= k || exhausted {
+                return Ok(live);
+            }
+            depth = (depth * 4).min(TREND_DEPTH);
+        }
+    }
+
+    async fn co_occurring(
+        &self,
+        profile: &Profile,
+        k: usize,
+        found: &mut Found,
+    ) -> Result<Vec<SpotId>, PortError> {
+        let seeds: Vec<Seed> = profile
+            .recent
+            .iter()
+            .map(|remembered| Seed { spot: remembered.spot, weight: remembered.kind.weight() })
+            .collect();
+        let scored = self.model.score(&seeds).await?;
+        self.live(scored, k, &profile.known, found).await
+    }
+
+    /// Spots with tags and places like the member's latest ones.
+    async fn alike(
+        &self,
+        profile: &Profile,
+        k: usize,
+        found: &mut Found,
+    ) -> Result<Vec<SpotId>, PortError> {
+        let latest = &profile.recent[..profile.recent.len().min(CONTENT_SEEDS)];
+        let ids: Vec<SpotId> = latest.iter().map(|remembered| remembered.spot).collect();
+        let seeds = self.spots.get_many(&ids).await?;
+        // What the member knows is found as well, and must not crowd out the rest.
+        let wanted = k + profile.known.len();
+        let mut pool = HashMap::<SpotId, Spot>::new();
+        for seed in ids.iter().filter_map(|id| seeds.get(id)) {
+            let near = self.content_candidates(seed, wanted).await?;
+            pool.extend(near.into_iter().map(|spot| (spot.id, spot)));
+        }
+        let alike = pool
+            .values()
+            .filter(|spot| !profile.known.contains(&spot.id))
+            .map(|spot| Ranked {
+                spot: spot.id,
+                value: latest
+                    .iter()
+                    .filter_map(|remembered| Some((remembered, seeds.get(&remembered.spot)?)))
+                    .map(|(remembered, seed)| {
+                        remembered.kind.weight() * self.content.affinity(seed, spot)
+                    })
+                    .sum(),
+            })
+            .collect();
+        found.add(pool.into_values());
+        Ok(spots_of(rank(alike)))
+    }
+
+    /// Spots near one, with a common tag and without: at least `wanted` when there are as many, up
+    /// to a bound.
+    async fn content_candidates(&self, seed: &Spot, wanted: usize) -> Result<Vec<Spot>, PortError> {
+        let limit = (wanted + 50).min(CONTENT_DEPTH);
+        let mut near = self.spots.near(seed.place, None, limit).await?;
+        if !seed.tags.is_empty() {
+            let tagged = self.spots.near(seed.place, Some(&seed.tags), limit).await?;
+            let there: HashSet<SpotId> = near.iter().map(|spot| spot.id).collect();
+            near.extend(tagged.into_iter().filter(|spot| !there.contains(&spot.id)));
+        }
+        Ok(near)
+    }
+
+    /// The first `wanted` of a ranking that exist and are not in `known`.
+    async fn live(
+        &self,
+        ranking: impl IntoIterator<Item = Ranked>,
+        wanted: usize,
+        known: &HashSet<SpotId>,
+        found: &mut Found,
+    ) -> Result<Vec<SpotId>, PortError> {
+        let unknown: Vec<Ranked> =
+            ranking.into_iter().filter(|ranked| !known.contains(&ranked.spot)).collect();
+        let mut live = Vec::with_capacity(wanted.min(unknown.len()));
+        for chunk in unknown.chunks(CHUNK) {
+            let ids: Vec<SpotId> = chunk.iter().map(|ranked| ranked.spot).collect();
+            found.add(self.spots.get_many(&ids).await?.into_values());
+            live.extend(ids.into_iter().filter(|id| found.has(*id)));
+            if live.len() >= wanted {
+                live.truncate(wanted);
+                break;
+            }
+        }
+        Ok(live)
+    }
+
+    /// Fills an answer up to `k` with the spots that have most tags.
+    async fn fill(
+        &self,
+        answer: &mut Vec<Spot>,
+        k: usize,
+        known: &HashSet<SpotId>,
+    ) -> Result<(), PortError> {
+        let mut there: HashSet<SpotId> = answer.iter().map(|spot| spot.id).collect();
+        let mut after = None;
+        while answer.len() < k {
+            let page = self.spots.most_tagged(after, CHUNK).await?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = Some(TagCursor { tags: last.tags.len(), id: last.id });
+            for spot in page {
+                if answer.len() < k && !known.contains(&spot.id) && there.insert(spot.id) {
+                    answer.push(spot);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn spots_of(ranking: Vec<Ranked>) -> Vec<SpotId> {
+    ranking.into_iter().map(|ranked| ranked.spot).collect()
+}
+
+/// Spots looked up for one answer.
+#[derive(Default)]
+struct Found(HashMap<SpotId, Spot>);
+
+impl Found {
+    fn add(&mut self, spots: impl IntoIterator<Item = Spot>) {
+        self.0.extend(spots.into_iter().map(|spot| (spot.id, spot)));
+    }
+
+    fn has(&self, id: SpotId) -> bool {
+        self.0.contains_key(&id)
+    }
+
+    /// The first `k` of an order that are there, each once.
+    fn take(mut self, order: impl IntoIterator<Item = SpotId>, k: usize) -> Vec<Spot> {
+        order.into_iter().filter_map(|id| self.0.remove(&id)).take(k).collect()
+    }
+}

@@ -1,0 +1,78 @@
+//! Reading core's whole catalogue into the replica: what events cannot bring, because they were
+//! published before this service was there or were lost with its data.
+
+use std::sync::Arc;
+
+use tourin_chassis::clock::SharedClock;
+
+use super::ports::{Catalogue, PortError, SpotReplica, SpotState};
+
+/// The most pages of a resync, against a catalogue that never ends: 1,000 spots each, ten million.
+const MAX_PAGES: usize = 10_000;
+
+/// What a resync did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resynced {
+    /// Spots in core's catalogue.
+    pub read: usize,
+    /// Spots that were new or newer than the replica's.
+    pub changed: usize,
+    /// Spots of the replica that core no longer has.
+    pub removed: u64,
+}
+
+/// Brings the replica up to core's catalogue.
+#[derive(Clone)]
+pub struct Resync {
+    catalogue: Arc<dyn Catalogue>,
+    spots: Arc<dyn SpotReplica>,
+    clock: SharedClock,
+}
+
+impl Resync {
+    /// A resync of `spots` from `catalogue`.
+    pub fn new(
+        catalogue: Arc<dyn Catalogue>,
+        spots: Arc<dyn SpotReplica>,
+        clock: SharedClock,
+    ) -> Self {
+        Self { catalogue, spots, clock }
+    }
+
+    /// Whether core's data has been made anew since the replica was last in step with it, so that
+    /// only a full resync can tell what is left.
+    ///
+    /// # Errors
+    /// When core or the replica does not answer.
+    pub async fn is_due(&self) -> Result<bool, PortError> {
+        let current = self.catalogue.log_id().await?;
+        Ok(self.spots.log_id().await?.as_deref() != Some(current.as_str()))
+    }
+
+    /// Reads the whole catalogue. Events may be applied at the same time: the larger version of a
+    /// spot wins whichever way it came.
+    ///
+    /// # Errors
+    /// When core or the replica does not answer; what was read until then stays.
+    pub async fn run(&self) -> Result<Resynced, PortError> {
+        let began = self.clock.now();
+        let log_id = self.catalogue.log_id().await?;
+        self.spots.adopt_log(&log_id).await?;
+        let mut resynced = Resynced::default();
+        let mut after: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.catalogue.page(after.as_deref()).await?;
+            let states: Vec<SpotState> = page.spots.into_iter().map(SpotState::Live).collect();
+            resynced.read += states.len();
+            resynced.changed += self.spots.merge(&states, self.clock.now()).await?;
+            match page.next {
+                Some(next) if after.as_deref() != Some(next.as_str()) => after = Some(next),
+                _ => {
+                    resynced.removed = self.spots.sweep(began).await?;
+                    return Ok(resynced);
+                }
+            }
+        }
+        Err(PortError::new(anyhow::anyhow!("core's catalogue did not end after {MAX_PAGES} pages")))
+    }
+}

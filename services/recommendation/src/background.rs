@@ -1,0 +1,144 @@
+//! What runs beside the requests: keeping the replica in step with core, and pruning.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::health::Dependency;
+use tourin_registry_api::Directory;
+use tourin_shared_events::backoff::Backoff;
+use tourin_shared_events::bus::feed::FeedStats;
+
+use crate::app::ingest::Ingest;
+use crate::app::ports::{PortError, SpotReplica};
+use crate::app::resync::Resync;
+use crate::upstream::core::CORE;
+
+/// Waits after a resync that failed.
+const RETRY: Backoff =
+    Backoff { base: Duration::from_millis(200), max: Duration::from_secs(10), jitter: 0.5 };
+/// How often core is asked whether its data was made anew, apart from when its instances change.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often what has no effect any more is removed.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Keeps the replica in step with core: reads the whole catalogue when the service starts, whenever
+/// core's data was made anew, and every so often.
+pub(crate) struct ReplicaKeeper {
+    pub(crate) resync: Resync,
+    pub(crate) spots: Arc<dyn SpotReplica>,
+    pub(crate) directory: Directory,
+    pub(crate) ready: Dependency,
+    pub(crate) interval: Duration,
+    /// What the follower of core's feed has missed, where there is one.
+    pub(crate) feed: Option<Arc<FeedStats>>,
+}
+
+/// When the catalogue was last read, and what had been missed of the feed before that.
+#[derive(Clone, Copy)]
+struct InStep {
+    at: Instant,
+    missed: u64,
+}
+
+impl ReplicaKeeper {
+    /// Runs until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = self.keep() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn keep(&self) {
+        self.accept_what_is_there().await;
+        let mut changed = self.directory.changed();
+        let mut failures = 0;
+        let mut last: Option<InStep> = None;
+        loop {
+            changed.mark_unchanged();
+            let core = self.core_instances();
+            if !core.is_empty() {
+                let missed = self.missed();
+                match self.step(last).await {
+                    Ok(true) => {
+                        last = Some(InStep { at: Instant::now(), missed });
+                        self.ready.set_ready();
+                        failures = 0;
+                    }
+                    Ok(false) => failures = 0,
+                    Err(error) => {
+                        failures += 1;
+                        tracing::warn!(%error, failures, "the replica of spots is not in step with core; trying again");
+                    }
+                }
+            }
+            let pause = if failures > 0 { RETRY.after(failures) } else { PROBE_INTERVAL };
+            let other_core = async {
+                while self.core_instances() == core {
+                    if changed.changed().await.is_err() {
+                        return std::future::pending().await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = sleep(pause.min(self.interval)) => {}
+                () = other_core => {}
+            }
+        }
+    }
+
+    /// A replica that has spots from before serves them at once; the resync makes them newer.
+    async fn accept_what_is_there(&self) {
+        match self.spots.is_empty().await {
+            Ok(true) => {}
+            Ok(false) => self.ready.set_ready(),
+            Err(error) => tracing::warn!(%error, "cannot look into the replica of spots"),
+        }
+    }
+
+    /// Reads the whole catalogue when that is due; returns whether it was.
+    async fn step(&self, last: Option<InStep>) -> Result<bool, PortError> {
+        let fresh = last
+            .is_some_and(|last| last.at.elapsed() < self.interval && last.missed == self.missed());
+        if fresh && !self.resync.is_due().await? {
+            return Ok(false);
+        }
+        let began = Instant::now();
+        let resynced = self.resync.run().await?;
+        tracing::info!(
+            read = resynced.read,
+            changed = resynced.changed,
+            removed = resynced.removed,
+            duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "the replica of spots is in step with core"
+        );
+        Ok(true)
+    }
+
+    /// How often events were missed because core had deleted them before they were read here.
+    fn missed(&self) -> u64 {
+        self.feed.as_ref().map_or(0, |stats| stats.snapshot().gaps)
+    }
+
+    /// The ids of core's instances, sorted.
+    fn core_instances(&self) -> Vec<String> {
+        self.directory.instances(CORE).iter().map(|instance| instance.id.clone()).collect()
+    }
+}
+
+/// Removes what has no effect any more, until `stop`.
+pub(crate) async fn prune(ingest: Ingest, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = sleep(PRUNE_INTERVAL) => {}
+            () = stop.cancelled() => return,
+        }
+        match ingest.prune().await {
+            Ok(0) => {}
+            Ok(removed) => tracing::debug!(removed, "pruned"),
+            Err(error) => tracing::warn!(%error, "cannot prune"),
+        }
+    }
+}

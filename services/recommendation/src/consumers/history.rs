@@ -1,0 +1,54 @@
+//! `recommendation.history`: what members know.
+
+use async_trait::async_trait;
+use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
+use tourin_shared_events::events::{
+    BookmarkTourspot, DeleteUser, Event, UnbookmarkTourspot, ViewTourspot,
+};
+
+use super::{spot_id, transient};
+use crate::app::ingest::Ingest;
+use crate::app::ports::Kept;
+use crate::domain::interaction::Change;
+
+/// Keeps members' histories, and forgets a member whose account ended.
+pub(super) struct HistoryHandler(pub(super) Ingest);
+
+#[async_trait]
+impl Handler for HistoryHandler {
+    async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
+        let (member, spot, change) = match event.envelope.r#type.as_str() {
+            ViewTourspot::TYPE => {
+                let view: ViewTourspot = event.data()?;
+                (view.user_id, view.tourspot_id, Change::Viewed)
+            }
+            BookmarkTourspot::TYPE => {
+                let bookmark: BookmarkTourspot = event.data()?;
+                (bookmark.user_id, bookmark.tourspot_id, Change::Bookmarked)
+            }
+            UnbookmarkTourspot::TYPE => {
+                let removal: UnbookmarkTourspot = event.data()?;
+                (removal.user_id, removal.tourspot_id, Change::Unbookmarked)
+            }
+            DeleteUser::TYPE => {
+                let deleted: DeleteUser = event.data()?;
+                self.0
+                    .forget_history(&deleted.user_id, event.envelope.timestamp)
+                    .await
+                    .map_err(transient)?;
+                return Ok(Outcome::Applied);
+            }
+            _ => return Ok(Outcome::Ignored),
+        };
+        let kept = self
+            .0
+            .remember(&member, spot_id(&spot)?, change, event.envelope.timestamp)
+            .await
+            .map_err(transient)?;
+        Ok(match kept {
+            Some(Kept::Applied) => Outcome::Applied,
+            Some(Kept::Stale) => Outcome::Duplicate,
+            Some(Kept::Forgotten) | None => Outcome::Ignored,
+        })
+    }
+}

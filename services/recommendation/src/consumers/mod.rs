@@ -1,0 +1,184 @@
+//! The service's queues: who consumes what, and how far it is tried.
+//!
+//! | queue | takes | does |
+//! |---|---|---|
+//! | `recommendation.trend` | views, bookmarks, deleted accounts | counts for the trend |
+//! | `recommendation.history` | views, bookmarks and their removal, deleted accounts | keeps members' histories |
+//! | `recommendation.spots` | spots added, changed, deleted | keeps the replica of spots |
+//!
+//! The queues are this service's own: each has its own pace, retries and dead letters, and core
+//! knows of none of them. Every event takes effect once: a count for the trend is committed with its
+//! event's id, a history and a spot are registers that only a later date or a higher version moves.
+//! Views and bookmarks lose their meaning with age and expire; a deletion and a spot never do.
+
+mod history;
+mod spots;
+mod trend;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::clock::SharedClock;
+use tourin_chassis::health::Dependency;
+use tourin_shared_events::backoff::Backoff;
+use tourin_shared_events::bus::{Binding, Subscriber, Subscription, TopicPattern};
+use tourin_shared_events::consumer::{
+    Consumer, ConsumerSettings, ConsumerStats, Expiry, Handler, HandlerError, Outcome,
+};
+use tourin_shared_events::events::{
+    BookmarkTourspot, DeleteUser, Event, TOUR_SPOT_EXCHANGE, TourSpotDelete, TourSpotUpsert,
+    USER_EXCHANGE, UnbookmarkTourspot, ViewTourspot,
+};
+
+use crate::app::ingest::{Ages, Ingest};
+use crate::app::ports::PortError;
+use crate::domain::spot::{NotASpotId, SpotId};
+
+/// Shards of each queue: how many replicas can share its work at most.
+const SHARDS: usize = 8;
+/// The most deliveries of a queue that this instance holds unsettled.
+const PREFETCH: usize = 256;
+/// How long a stopping consumer waits for what it has begun.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(800);
+/// Waits between attempts to subscribe.
+const RESUBSCRIBE: Backoff =
+    Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5), jitter: 0.5 };
+
+/// One of the service's consumers, before it has subscribed.
+pub struct QueueConsumer {
+    /// The queue's name.
+    pub queue: &'static str,
+    /// Counters, since it was made.
+    pub stats: Arc<ConsumerStats>,
+    bindings: Vec<Binding>,
+    expiry: Vec<Expiry>,
+    handler: Arc<dyn Handler>,
+}
+
+/// The service's consumers.
+pub fn all(ingest: &Ingest, ages: Ages) -> Vec<QueueConsumer> {
+    vec![
+        QueueConsumer {
+            queue: "recommendation.trend",
+            stats: Arc::default(),
+            bindings: bindings(
+                USER_EXCHANGE,
+                &[ViewTourspot::TYPE, BookmarkTourspot::TYPE, DeleteUser::TYPE],
+            ),
+            expiry: expiry(&[ViewTourspot::TYPE, BookmarkTourspot::TYPE], ages.trend),
+            handler: Arc::new(trend::TrendHandler(ingest.clone())),
+        },
+        QueueConsumer {
+            queue: "recommendation.history",
+            stats: Arc::default(),
+            bindings: bindings(
+                USER_EXCHANGE,
+                &[
+                    ViewTourspot::TYPE,
+                    BookmarkTourspot::TYPE,
+                    UnbookmarkTourspot::TYPE,
+                    DeleteUser::TYPE,
+                ],
+            ),
+            expiry: expiry(
+                &[ViewTourspot::TYPE, BookmarkTourspot::TYPE, UnbookmarkTourspot::TYPE],
+                ages.histories,
+            ),
+            handler: Arc::new(history::HistoryHandler(ingest.clone())),
+        },
+        QueueConsumer {
+            queue: "recommendation.spots",
+            stats: Arc::default(),
+            bindings: bindings(TOUR_SPOT_EXCHANGE, &[TourSpotUpsert::TYPE, TourSpotDelete::TYPE]),
+            expiry: Vec::new(),
+            handler: Arc::new(spots::SpotHandler(ingest.clone())),
+        },
+    ]
+}
+
+impl QueueConsumer {
+    /// Consumes until `stop`, subscribing again whenever the bus is out of reach or has ended.
+    /// `subscribed` is ready while there is a subscription.
+    pub async fn run(
+        self,
+        subscriber: Arc<dyn Subscriber>,
+        clock: SharedClock,
+        subscribed: Dependency,
+        stop: CancellationToken,
+    ) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            match subscriber.subscribe(self.subscription()).await {
+                Ok(deliveries) => {
+                    failures = 0;
+                    subscribed.set_ready();
+                    let time = Arc::clone(&clock);
+                    Consumer::new(
+                        self.queue,
+                        deliveries,
+                        Arc::clone(&self.handler),
+                        Arc::new(move || time.now()),
+                    )
+                    .with_settings(self.settings())
+                    .with_stats(Arc::clone(&self.stats))
+                    .run(stop.clone())
+                    .await;
+                }
+                Err(error) => {
+                    tracing::warn!(queue = self.queue, %error, "cannot subscribe; trying again");
+                }
+            }
+            if stop.is_cancelled() {
+                break;
+            }
+            subscribed.set_unready("not subscribed to its queue");
+            failures += 1;
+            tokio::select! {
+                () = tokio::time::sleep(RESUBSCRIBE.after(failures)) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    fn subscription(&self) -> Subscription {
+        Subscription {
+            queue: self.queue.to_owned(),
+            bindings: self.bindings.clone(),
+            prefetch: PREFETCH,
+            shards: SHARDS,
+        }
+    }
+
+    fn settings(&self) -> ConsumerSettings {
+        ConsumerSettings {
+            expiry: self.expiry.clone(),
+            drain_timeout: DRAIN_TIMEOUT,
+            ..ConsumerSettings::default()
+        }
+    }
+}
+
+fn bindings(exchange: &str, types: &[&str]) -> Vec<Binding> {
+    types.iter().map(|pattern| Binding::new(exchange, *pattern)).collect()
+}
+
+fn expiry(types: &[&str], max_age: Duration) -> Vec<Expiry> {
+    types.iter().map(|pattern| Expiry { types: TopicPattern::new(pattern), max_age }).collect()
+}
+
+fn spot_id(text: &str) -> Result<SpotId, HandlerError> {
+    text.parse()
+        .map_err(|error: NotASpotId| HandlerError::Permanent(format!("tourspot_id: {error}")))
+}
+
+fn transient(error: PortError) -> HandlerError {
+    HandlerError::Transient(error.into())
+}
+
+fn applied_or_duplicate(applied: bool) -> Outcome {
+    if applied { Outcome::Applied } else { Outcome::Duplicate }
+}

@@ -1,0 +1,256 @@
+//! The queues over the bus in this process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::clock::Clock;
+use tourin_chassis::health::Health;
+use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_shared_events::bus::Publisher;
+use tourin_shared_events::bus::in_process::InProcessBus;
+use tourin_shared_events::consumer::ConsumerStats;
+use tourin_shared_events::dead_letters::DeadLetter;
+use tourin_shared_events::events::{
+    BookmarkTourspot, DeleteUser, Event, Outgoing, TourSpotDelete, TourSpotUpsert,
+    UnbookmarkTourspot, ViewTourspot,
+};
+
+use crate::config::RuleSettings;
+use crate::scenario::{World, id};
+
+struct Mesh {
+    world: World,
+    bus: InProcessBus,
+    tasks: Tasks,
+    stats: Vec<Arc<ConsumerStats>>,
+}
+
+impl Mesh {
+    /// A world whose queues are consumed by as many replicas.
+    async fn with_replicas(replicas: usize) -> Self {
+        let world = World::with_spots(9).await;
+        let bus = InProcessBus::new(world.stores.dead_letters.clone());
+        let shutdown = Shutdown::new();
+        let tasks = Tasks::new(shutdown.clone());
+        let health = Health::new();
+        let mut stats = Vec::new();
+        for _ in 0..replicas {
+            for consumer in super::all(&world.ingest, RuleSettings::default().ages()) {
+                stats.push(consumer.stats.clone());
+                let token: CancellationToken = shutdown.token();
+                let ready = health.register(consumer.queue);
+                let running =
+                    consumer.run(Arc::new(bus.clone()), world.clock.clone(), ready, token);
+                tasks.spawn("consumer", running);
+            }
+        }
+        let mesh = Self { world, bus, tasks, stats };
+        let all = 3 * replicas;
+        mesh.until("all have subscribed", || {
+            let subscribers: usize = mesh.bus.depths().iter().map(|queue| queue.subscribers).sum();
+            subscribers == all
+        })
+        .await;
+        mesh
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn() -> bool) {
+        let reached = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), reached).await.expect(what);
+    }
+
+    fn event<E: Event>(&self, event: &E) -> Outgoing {
+        Outgoing::new(event, self.world.clock.now())
+    }
+
+    /// Publishes; the bus confirms once every queue has settled.
+    async fn publish(&self, events: Vec<Outgoing>) {
+        for result in self.bus.publish(events).await {
+            result.unwrap();
+        }
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.world.stores.dead_letters.list(100, None).await.unwrap()
+    }
+
+    fn total(&self, count: impl Fn(&ConsumerStats) -> u64) -> u64 {
+        self.stats.iter().map(|stats| count(stats)).sum()
+    }
+
+    async fn value(&self, spot: i64) -> f64 {
+        let top = self.world.stores.trend.top(100, self.world.clock.now()).await.unwrap();
+        top.iter().find(|ranked| ranked.spot == id(spot)).map_or(0.0, |ranked| ranked.value)
+    }
+
+    async fn stop(self) {
+        self.tasks.shutdown().begin();
+        assert!(self.tasks.finish(Duration::from_secs(3)).await);
+    }
+}
+
+fn view(user: &str, spot: &str) -> ViewTourspot {
+    ViewTourspot { user_id: user.to_owned(), tourspot_id: spot.to_owned() }
+}
+
+fn bookmark(user: &str, spot: &str) -> BookmarkTourspot {
+    BookmarkTourspot { user_id: user.to_owned(), tourspot_id: spot.to_owned() }
+}
+
+fn upsert(spot: &str, version: u64) -> TourSpotUpsert {
+    TourSpotUpsert {
+        tourspot_id: spot.to_owned(),
+        version,
+        name: format!("{spot} v{version}"),
+        address: String::new(),
+        lat: 37.0,
+        lng: 127.0,
+        image_url: None,
+        description: None,
+        phone_number: None,
+        tags: vec!["자연".to_owned()],
+    }
+}
+
+#[tokio::test]
+async fn views_and_bookmarks_reach_the_trend_and_the_history() {
+    let mesh = Mesh::with_replicas(1).await;
+    mesh.publish(vec![
+        mesh.event(&view("member01", "1")),
+        mesh.event(&bookmark("member01", "2")),
+        mesh.event(&view("anon:abcd", "3")),
+    ])
+    .await;
+    assert_eq!(mesh.world.trend(5).await, [2, 1, 3]);
+    assert!(!mesh.world.personalized("member01", 100).await.iter().any(|n| [1, 2].contains(n)));
+    let anonymous = mesh.world.stores.histories.profile("anon:abcd", 9).await.unwrap();
+    assert!(anonymous.known.is_empty());
+
+    let back = UnbookmarkTourspot { user_id: "member01".into(), tourspot_id: "2".into() };
+    mesh.publish(vec![mesh.event(&back)]).await;
+    assert!(mesh.world.personalized("member01", 100).await.contains(&2));
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_comes_again_has_no_effect() {
+    let mesh = Mesh::with_replicas(1).await;
+    let event = mesh.event(&bookmark("member01", "1"));
+    for _ in 0..3 {
+        mesh.publish(vec![event.clone()]).await;
+    }
+    assert!((mesh.value(1).await - 2.0).abs() < 1e-9);
+    assert_eq!(mesh.total(|stats| stats.snapshot().applied), 2);
+    assert_eq!(mesh.total(|stats| stats.snapshot().duplicate), 4);
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_old_is_dropped_and_a_deletion_never_is() {
+    let mesh = Mesh::with_replicas(1).await;
+    mesh.publish(vec![mesh.event(&bookmark("member01", "1"))]).await;
+    let now = mesh.world.clock.now();
+    let old = Outgoing::new(&view("member02", "2"), now - TimeDelta::hours(25));
+    let ancient = Outgoing::new(&view("member02", "3"), now - TimeDelta::days(31));
+    mesh.publish(vec![old, ancient]).await;
+    assert_eq!(mesh.total(|stats| stats.snapshot().expired), 3);
+    assert!(mesh.value(2).await.abs() < 1e-12);
+    // Too old for the trend, not for a history.
+    let known = mesh.world.stores.histories.profile("member02", 9).await.unwrap().known;
+    assert_eq!(known.into_iter().collect::<Vec<_>>(), [id(2)]);
+
+    let deleted = DeleteUser { user_id: "member01".into() };
+    let event = mesh.event(&deleted);
+    mesh.world.pass(TimeDelta::days(60));
+    mesh.publish(vec![event]).await;
+    let profile = mesh.world.stores.histories.profile("member01", 9).await.unwrap();
+    assert!(profile.known.is_empty());
+    assert!(mesh.dead_letters().await.is_empty());
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_member_is_forgotten_and_late_events_do_not_bring_them_back() {
+    let mesh = Mesh::with_replicas(1).await;
+    let late = mesh.event(&view("member01", "4"));
+    mesh.publish(vec![mesh.event(&bookmark("member01", "1"))]).await;
+    mesh.world.pass(TimeDelta::seconds(1));
+    mesh.publish(vec![mesh.event(&DeleteUser { user_id: "member01".into() })]).await;
+    mesh.publish(vec![late]).await;
+    let profile = mesh.world.stores.histories.profile("member01", 9).await.unwrap();
+    assert!(profile.known.is_empty());
+    assert!(mesh.value(4).await.abs() < 1e-12);
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn spots_follow_their_versions_whatever_the_order() {
+    let mesh = Mesh::with_replicas(1).await;
+    let deletion = TourSpotDelete { tourspot_id: "51".into(), version: 3 };
+    mesh.publish(vec![mesh.event(&upsert("50", 2)), mesh.event(&upsert("50", 1))]).await;
+    mesh.publish(vec![mesh.event(&deletion), mesh.event(&upsert("51", 2))]).await;
+    let spots = mesh.world.stores.spots.get_many(&[id(50), id(51)]).await.unwrap();
+    assert_eq!(spots.len(), 1);
+    assert_eq!(spots[&id(50)].name, "50 v2");
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_malformed_becomes_a_dead_letter_and_the_rest_goes_on() {
+    let mesh = Mesh::with_replicas(1).await;
+    let mut shapeless = mesh.event(&view("member01", "1"));
+    shapeless.envelope.data = json!({"user_id": 7});
+    let leading_zero = mesh.event(&view("member02", "007"));
+    let nowhere = TourSpotUpsert { lat: 91.0, ..upsert("60", 1) };
+    let events =
+        vec![shapeless, leading_zero, mesh.event(&nowhere), mesh.event(&view("member03", "3"))];
+    for result in mesh.bus.publish(events).await {
+        // Kept with the dead letters, which is as safe as delivered.
+        result.unwrap();
+    }
+    mesh.until("the good one counted", || mesh.total(|stats| stats.snapshot().applied) == 2).await;
+    assert_eq!(mesh.world.trend(5).await, [3]);
+    let letters = mesh.dead_letters().await;
+    let mut queues: Vec<_> = letters.iter().map(|letter| letter.queue.as_str()).collect();
+    queues.sort_unstable();
+    assert_eq!(
+        queues,
+        [
+            "recommendation.history",
+            "recommendation.history",
+            "recommendation.spots",
+            "recommendation.trend",
+            "recommendation.trend"
+        ]
+    );
+    mesh.stop().await;
+}
+
+#[tokio::test]
+async fn two_replicas_share_the_work_and_count_each_event_once() {
+    let mesh = Mesh::with_replicas(2).await;
+    let mut events = Vec::new();
+    for n in 0..200 {
+        events.push(mesh.event(&view(&format!("member{n:03}"), &(n % 4 + 1).to_string())));
+    }
+    let again = events.clone();
+    let (first, second) = tokio::join!(mesh.bus.publish(events), mesh.bus.publish(again));
+    assert!(first.into_iter().chain(second).all(|result| result.is_ok()));
+    for spot in 1..=4 {
+        let value = mesh.value(spot).await;
+        assert!((value - 50.0).abs() < 1e-6, "spot {spot} is worth {value}");
+    }
+    assert_eq!(mesh.total(|stats| stats.snapshot().applied), 400);
+    assert_eq!(mesh.total(|stats| stats.snapshot().duplicate), 400);
+    for replica in mesh.stats.chunks(3) {
+        assert!(replica.iter().any(|stats| stats.snapshot().received > 0), "a replica is idle");
+    }
+    mesh.stop().await;
+}

@@ -1,0 +1,61 @@
+//! `recommendation.trend`: what people do, counted for the trend.
+
+use async_trait::async_trait;
+use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
+use tourin_shared_events::events::{BookmarkTourspot, DeleteUser, Event, ViewTourspot};
+
+use super::{spot_id, transient};
+use crate::app::ingest::Ingest;
+use crate::app::ports::Counted;
+use crate::domain::interaction::Kind;
+
+/// Counts views and bookmarks, of visitors too, and forgets who counted when an account ends.
+pub(super) struct TrendHandler(pub(super) Ingest);
+
+#[async_trait]
+impl Handler for TrendHandler {
+    async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
+        match event.envelope.r#type.as_str() {
+            ViewTourspot::TYPE => {
+                let view: ViewTourspot = event.data()?;
+                self.count(event, &view.user_id, &view.tourspot_id, Kind::View).await
+            }
+            BookmarkTourspot::TYPE => {
+                let bookmark: BookmarkTourspot = event.data()?;
+                let BookmarkTourspot { user_id, tourspot_id } = bookmark;
+                self.count(event, &user_id, &tourspot_id, Kind::Bookmark).await
+            }
+            DeleteUser::TYPE => {
+                let deleted: DeleteUser = event.data()?;
+                self.0
+                    .forget_in_trend(&deleted.user_id, event.envelope.timestamp)
+                    .await
+                    .map_err(transient)?;
+                Ok(Outcome::Applied)
+            }
+            _ => Ok(Outcome::Ignored),
+        }
+    }
+}
+
+impl TrendHandler {
+    async fn count(
+        &self,
+        event: &Received,
+        subject: &str,
+        spot: &str,
+        kind: Kind,
+    ) -> Result<Outcome, HandlerError> {
+        let envelope = &event.envelope;
+        let counted = self
+            .0
+            .count(envelope.id, subject, spot_id(spot)?, kind, envelope.timestamp)
+            .await
+            .map_err(transient)?;
+        Ok(match counted {
+            Counted::Applied => Outcome::Applied,
+            Counted::Duplicate => Outcome::Duplicate,
+            Counted::AlreadyCounted => Outcome::Ignored,
+        })
+    }
+}

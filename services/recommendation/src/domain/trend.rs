@@ -1,0 +1,123 @@
+//! The trend: views and bookmarks of everybody, visitors included, decayed.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use super::decay::Decay;
+use super::spot::SpotId;
+
+/// A score that a spot's value at read time must reach to be in the trend: what is left of one view
+/// after ten half-lives.
+pub const DEFAULT_FLOOR: f64 = 1.0 / 1024.0;
+
+/// A value below which a score may be forgotten: it can no longer change an order that anybody sees.
+pub const NEGLIGIBLE: f64 = 1e-12;
+
+/// How a trend counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrendRules {
+    /// The time in which a count loses half its worth.
+    pub half_life: Duration,
+    /// Within this time of a count, the same person, spot and kind does not count again.
+    pub window: Duration,
+    /// Smallest value that is still in the trend.
+    pub floor: f64,
+    /// Events older than this no longer come, so that what only they need may be forgotten.
+    pub max_age: Duration,
+}
+
+impl TrendRules {
+    /// The decay of these rules.
+    pub fn decay(&self) -> Decay {
+        Decay::with_half_life(self.half_life)
+    }
+}
+
+impl Default for TrendRules {
+    fn default() -> Self {
+        Self {
+            half_life: Duration::from_secs(3_600),
+            window: Duration::from_secs(3_600),
+            floor: DEFAULT_FLOOR,
+            max_age: Duration::from_secs(24 * 3_600),
+        }
+    }
+}
+
+/// A spot with a value, larger is better.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ranked {
+    /// The spot.
+    pub spot: SpotId,
+    /// Its value when it was read.
+    pub value: f64,
+}
+
+/// Best first; the smaller id first among equals.
+///
+/// Values that agree in their first nine or so digits are equal: sums of the same numbers in
+/// another order differ in the last bits, and must not rank differently.
+pub fn rank(mut entries: Vec<Ranked>) -> Vec<Ranked> {
+    let by_rounded = |entry: &Ranked| (Descending(rounded(entry.value)), entry.spot);
+    entries.sort_by_cached_key(by_rounded);
+    entries
+}
+
+/// Larger numbers first.
+struct Descending(f64);
+
+impl Ord for Descending {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.0.total_cmp(&self.0)
+    }
+}
+
+impl PartialOrd for Descending {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Descending {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Descending {}
+
+fn rounded(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let magnitude = 10f64.powi(9 - value.abs().log10().floor() as i32);
+    if magnitude.is_finite() { (value * magnitude).round() / magnitude } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranked(spot: i64, value: f64) -> Ranked {
+        Ranked { spot: SpotId::new(spot).expect("not negative"), value }
+    }
+
+    #[test]
+    fn equals_are_ordered_by_id_even_when_their_last_bits_differ() {
+        let noisy = 0.1 + 0.2; // 0.30000000000000004
+        let order: Vec<_> = rank(vec![ranked(2, noisy), ranked(1, 0.3), ranked(3, 0.4)])
+            .iter()
+            .map(|r| r.spot.number())
+            .collect();
+        assert_eq!(order, [3, 1, 2]);
+    }
+
+    #[test]
+    fn tiny_values_keep_their_order() {
+        let order: Vec<_> = rank(vec![ranked(1, 1e-305), ranked(2, 2e-305), ranked(3, 0.0)])
+            .iter()
+            .map(|r| r.spot.number())
+            .collect();
+        assert_eq!(order, [2, 1, 3]);
+    }
+}

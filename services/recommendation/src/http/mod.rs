@@ -1,0 +1,31 @@
+//! The service's HTTP face: parses at the edge, calls one use case, shapes the answer.
+
+mod openapi;
+mod overview;
+mod recommendations;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use tourin_chassis::http::ApiError;
+
+use crate::app::ports::PortError;
+use crate::app::recommend::Recommender;
+
+pub use overview::TourSpotOverview;
+
+/// When to try again after a store failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Every route of the service, with its OpenAPI description under `/internal/openapi.json`.
+pub fn router(recommender: Recommender) -> axum::Router {
+    openapi::serve(openapi::describe(recommendations::router())).with_state(recommender)
+}
+
+/// A store that fails is a dependency that is down: the client may try again.
+fn unavailable(error: PortError) -> ApiError {
+    tracing::error!(%error, "a store failed");
+    ApiError::unavailable("recommendations cannot be made at the moment; try again", RETRY_AFTER)
+}

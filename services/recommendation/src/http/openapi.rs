@@ -1,0 +1,52 @@
+//! This service's part of the mesh's OpenAPI document. The gateway merges the parts.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tourin_chassis::http::ErrorBody;
+use tourin_chassis::identity::ServiceCaller;
+use utoipa::{IntoResponses, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::recommend::Recommender;
+
+/// Where the part is, for the mesh's own services only.
+const PATH: &str = "/internal/openapi.json";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Tourin recommendation", description = "Trend, similar spots, personal recommendations."),
+    tags((name = "recommendations", description = "What is worth a visit"))
+)]
+struct Document;
+
+/// The status of every call: something that it needs is down, or overloaded.
+#[derive(IntoResponses)]
+#[response(
+    status = 503,
+    description = "Something that the call needs is down or overloaded",
+    headers(("Retry-After" = u32, description = "Seconds after which to try again"))
+)]
+#[allow(dead_code, reason = "read by utoipa only")]
+pub(super) struct Unavailable(ErrorBody);
+
+/// The routes with what the document says apart from them.
+pub(super) fn describe(routes: OpenApiRouter<Recommender>) -> OpenApiRouter<Recommender> {
+    OpenApiRouter::with_openapi(Document::openapi()).merge(routes)
+}
+
+/// The routes and their document.
+pub(super) fn serve(routes: OpenApiRouter<Recommender>) -> Router<Recommender> {
+    let (router, document) = routes.split_for_parts();
+    let json = document.to_json().expect("a document made at compile time can be written as JSON");
+    let json: Arc<str> = json.into();
+    router.merge(Router::new().route(PATH, get(answer)).with_state(json))
+}
+
+async fn answer(_service: ServiceCaller, State(json): State<Arc<str>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], json.to_string())
+}

@@ -1,0 +1,183 @@
+//! The contract's rows over the service's router, with signed identities.
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode};
+use serde_json::{Value, json};
+use tourin_chassis::health::Health;
+use tourin_chassis::http::{HttpLimits, service_router};
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
+use tourin_chassis::secret::Secret;
+use tower::ServiceExt as _;
+
+use crate::SERVICE;
+use crate::domain::spot::Spot;
+use crate::scenario::{World, spot};
+
+struct Service {
+    world: World,
+    router: Router,
+    signer: IdentitySigner,
+}
+
+impl Service {
+    async fn with_spots(count: i64) -> Self {
+        let world = World::with_spots(count).await;
+        let secret = Secret::random();
+        let router = service_router(
+            SERVICE,
+            super::router(world.recommender.clone()),
+            IdentityVerifier::new(&secret, SERVICE),
+            Health::new(),
+            &HttpLimits::default(),
+        );
+        Self { world, router, signer: IdentitySigner::new(&secret) }
+    }
+
+    async fn get(&self, path: &str, caller: Option<Subject>) -> (StatusCode, Value) {
+        let mut request = Request::get(path);
+        if let Some(caller) = caller {
+            request = request.header(IDENTITY_HEADER, self.signer.sign(&caller, SERVICE));
+        }
+        let request = request.body(Body::empty()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+}
+
+fn member(id: &str) -> Option<Subject> {
+    Some(Subject::Member { id: id.to_owned(), session: "session".to_owned(), roles: Vec::new() })
+}
+
+fn visitor() -> Option<Subject> {
+    Some(Subject::Visitor { pseudonym: "anon:abcd".to_owned() })
+}
+
+fn ids(body: &Value) -> Vec<&str> {
+    let spots = body.as_array().unwrap().iter();
+    spots.map(|spot| spot["id"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_member_reads_the_trend_as_overviews() {
+    let service = Service::with_spots(3).await;
+    let picture = Spot {
+        image_url: Some("https://example.org/4.jpg".to_owned()),
+        ..spot(4, &["역사", "문화"])
+    };
+    service.world.add(picture).await;
+    service.world.view("anon:abcd", 1).await;
+    service.world.bookmark("member01", 4).await;
+    let (status, body) = service.get("/api/recommendations/trend", member("member02")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        body,
+        json!([
+            {"id": "4", "name": "곳 4", "address": "길 4", "lat": 35.4, "lng": 127.0,
+             "imageUrl": "https://example.org/4.jpg", "tags": ["역사", "문화"]},
+            {"id": "1", "name": "곳 1", "address": "길 1", "lat": 35.1, "lng": 127.0,
+             "imageUrl": null, "tags": ["자연"]},
+        ])
+    );
+}
+
+#[tokio::test]
+async fn trend_and_personal_recommendations_need_a_session() {
+    let service = Service::with_spots(3).await;
+    for path in ["/api/recommendations/trend", "/api/recommendations/personalized?k=3"] {
+        for caller in [None, visitor()] {
+            let (status, body) = service.get(path, caller).await;
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+            assert_eq!(body["error"], "unauthenticated");
+            assert!(body["message"].is_string());
+        }
+    }
+}
+
+#[tokio::test]
+async fn personal_recommendations_are_the_callers_own() {
+    let service = Service::with_spots(20).await;
+    service.world.bookmark("member01", 5).await;
+    let path = "/api/recommendations/personalized?user_id=member01&k=100";
+    let (status, body) = service.get(path, member("member02")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(ids(&body)[0], "5");
+    let (_, body) = service.get(path, member("member01")).await;
+    assert_eq!(body.as_array().unwrap().len(), 19);
+    assert!(!ids(&body).contains(&"5"));
+}
+
+#[tokio::test]
+async fn k_is_0_to_100_with_its_default() {
+    let service = Service::with_spots(120).await;
+    for number in 1..=120 {
+        service.world.view("member01", number).await;
+    }
+    for (path, default) in [
+        ("/api/recommendations/trend", 5),
+        ("/api/recommendations/personalized", 5),
+        ("/api/tour-spots/7/similar", 10),
+    ] {
+        for (query, expected) in
+            [("", default), ("?k=0", 0), ("?k=1", 1), ("?k=100", 100), ("?other=1", default)]
+        {
+            let (status, body) = service.get(&format!("{path}{query}"), member("member02")).await;
+            assert_eq!(status, StatusCode::OK, "{path}{query}");
+            assert_eq!(ids(&body).len(), expected, "{path}{query}");
+        }
+        for query in ["k=101", "k=-1", "k=", "k=five", "k=5.0", "k=1&k=2", "k=99999999999999999999"]
+        {
+            let (status, body) = service.get(&format!("{path}?{query}"), member("member02")).await;
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{path}?{query}");
+            assert_eq!(body["error"], "invalid");
+        }
+    }
+}
+
+#[tokio::test]
+async fn anyone_reads_similar_spots_of_one_that_is_there() {
+    let service = Service::with_spots(20).await;
+    for caller in [None, visitor(), member("member01")] {
+        let (status, body) = service.get("/api/tour-spots/10/similar?k=2", caller).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(ids(&body), ["8", "12"]);
+    }
+    service.world.delete(10).await;
+    for id in ["10", "21", "abc", "-1", "010", "99999999999999999999", "%00"] {
+        let (status, body) = service.get(&format!("/api/tour-spots/{id}/similar"), None).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{id}");
+        assert_eq!(body["error"], "not_found");
+    }
+}
+
+#[tokio::test]
+async fn the_document_is_for_services_and_names_every_call_and_status() {
+    let service = Service::with_spots(0).await;
+    let path = "/internal/openapi.json";
+    assert_eq!(service.get(path, member("member01")).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(service.get(path, None).await.0, StatusCode::FORBIDDEN);
+    let gateway = Subject::Service { name: "gateway".to_owned() };
+    let (status, document) = service.get(path, Some(gateway)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    for (path, statuses) in [
+        ("/api/recommendations/trend", ["200", "401", "422", "503"]),
+        ("/api/recommendations/personalized", ["200", "401", "422", "503"]),
+        ("/api/tour-spots/{id}/similar", ["200", "404", "422", "503"]),
+    ] {
+        let responses = &document["paths"][path]["get"]["responses"];
+        for status in statuses {
+            assert!(responses[status].is_object(), "{path} {status}");
+        }
+    }
+    let overview = &document["components"]["schemas"]["TourSpotOverview"];
+    assert_eq!(
+        overview["required"],
+        json!(["id", "name", "address", "lat", "lng", "imageUrl", "tags"])
+    );
+    let tags = document["components"]["schemas"]["TourSpotTag"]["enum"].as_array().unwrap();
+    assert_eq!((tags.len(), &tags[0]), (9, &json!("자연")));
+    assert!(document["components"]["schemas"]["ErrorBody"].is_object());
+}

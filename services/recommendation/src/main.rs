@@ -1,0 +1,30 @@
+//! The recommendation service as a process of its own.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use tourin_chassis::clock::SystemClock;
+use tourin_chassis::config::{ConfigFile, LogSettings, parse};
+use tourin_chassis::process;
+use tourin_recommendation::{Dependencies, Recommendation, Settings};
+
+/// Tourin's recommendation service: trend, similar spots, personal recommendations
+#[derive(Debug, Parser)]
+#[command(name = "recommendation", version)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    log: LogSettings,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli: Cli = parse();
+    // No bus and stores of its own: it follows core's events over HTTP.
+    let build = Recommendation::build(cli.settings, Dependencies::new(Arc::new(SystemClock)));
+    process::run(&cli.log, build, Recommendation::run_until_stopped).await
+}

@@ -1,0 +1,144 @@
+//! A small world for tests that speak in scenarios: spots, members, a clock that stands still.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tourin_chassis::clock::{Clock, ManualClock, SharedClock};
+use uuid::Uuid;
+
+use crate::app::ingest::Ingest;
+use crate::app::model::{CoOccurrence, CoOccurrenceRules};
+use crate::app::ports::{Counted, Kept, SpotState};
+use crate::app::recommend::Recommender;
+use crate::config::RuleSettings;
+use crate::domain::content::ContentRules;
+use crate::domain::interaction::{Change, Kind};
+use crate::domain::spot::{Place, Spot, SpotId};
+use crate::store::Stores;
+
+pub(crate) fn start() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+}
+
+pub(crate) fn id(number: i64) -> SpotId {
+    SpotId::new(number).unwrap()
+}
+
+/// A spot on a north-south line, a tenth of a degree (11 km) from the next.
+pub(crate) fn spot(number: i64, tags: &[&str]) -> Spot {
+    Spot {
+        id: id(number),
+        version: 1,
+        name: format!("곳 {number}"),
+        address: format!("길 {number}"),
+        place: Place { lat: 35.0 + number as f64 / 10.0, lng: 127.0 },
+        image_url: None,
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+    }
+}
+
+pub(crate) fn numbers(spots: &[Spot]) -> Vec<i64> {
+    spots.iter().map(|spot| spot.id.number()).collect()
+}
+
+/// Stores in a folder of their own, with what works on them.
+pub(crate) struct World {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) stores: Stores,
+    pub(crate) ingest: Ingest,
+    pub(crate) recommender: Recommender,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// A world without spots. Rows of the model are made anew for each question.
+    pub(crate) async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(start()));
+        let time: SharedClock = clock.clone();
+        let rules = RuleSettings::default();
+        let file = folder.path().join("recommendation.db");
+        let stores =
+            Stores::open(&file, rules.trend(), rules.histories(), time.clone()).await.unwrap();
+        let ingest = Ingest::new(
+            stores.trend.clone(),
+            stores.histories.clone(),
+            stores.spots.clone(),
+            time.clone(),
+            rules.ages(),
+        );
+        let co_occurrence =
+            CoOccurrenceRules { row_max_age: Duration::ZERO, ..CoOccurrenceRules::default() };
+        let recommender = Recommender {
+            trend: stores.trend.clone(),
+            histories: stores.histories.clone(),
+            spots: stores.spots.clone(),
+            model: Arc::new(CoOccurrence::new(stores.histories.clone(), co_occurrence)),
+            content: ContentRules::default(),
+            history_limit: 100,
+            clock: time,
+        };
+        Self { clock, stores, ingest, recommender, _folder: folder }
+    }
+
+    /// A world with spots 1 to `count`: odd ones are nature, even ones history.
+    pub(crate) async fn with_spots(count: i64) -> Self {
+        let world = Self::new().await;
+        for number in 1..=count {
+            let tag = if number % 2 == 0 { "역사" } else { "자연" };
+            world.add(spot(number, &[tag])).await;
+        }
+        world
+    }
+
+    pub(crate) async fn add(&self, spot: Spot) {
+        self.ingest.merge_spot(SpotState::Live(spot)).await.unwrap();
+    }
+
+    pub(crate) async fn delete(&self, number: i64) {
+        let deleted = SpotState::Deleted { id: id(number), version: 1_000 };
+        self.ingest.merge_spot(deleted).await.unwrap();
+    }
+
+    pub(crate) fn pass(&self, time: TimeDelta) {
+        self.clock.advance(time);
+    }
+
+    /// Views a spot, as core's event would have it, and lets a second pass.
+    pub(crate) async fn view(&self, who: &str, number: i64) -> (Counted, Option<Kept>) {
+        self.act(who, number, Kind::View, Change::Viewed).await
+    }
+
+    /// Bookmarks a spot, as core's event would have it, and lets a second pass.
+    pub(crate) async fn bookmark(&self, who: &str, number: i64) -> (Counted, Option<Kept>) {
+        self.act(who, number, Kind::Bookmark, Change::Bookmarked).await
+    }
+
+    async fn act(
+        &self,
+        who: &str,
+        number: i64,
+        kind: Kind,
+        change: Change,
+    ) -> (Counted, Option<Kept>) {
+        let now = self.clock.now();
+        let counted = self.ingest.count(Uuid::now_v7(), who, id(number), kind, now).await.unwrap();
+        let kept = self.ingest.remember(who, id(number), change, now).await.unwrap();
+        self.pass(TimeDelta::seconds(1));
+        (counted, kept)
+    }
+
+    pub(crate) async fn trend(&self, k: usize) -> Vec<i64> {
+        numbers(&self.recommender.trend(k).await.unwrap())
+    }
+
+    pub(crate) async fn personalized(&self, member: &str, k: usize) -> Vec<i64> {
+        numbers(&self.recommender.personalized(member, k).await.unwrap())
+    }
+
+    pub(crate) async fn similar(&self, number: i64, k: usize) -> Option<Vec<i64>> {
+        let similar = self.recommender.similar(id(number), k).await.unwrap();
+        similar.map(|spots| numbers(&spots))
+    }
+}

@@ -1,0 +1,176 @@
+//! The contract of [`HistoryStore`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures::future::join_all;
+
+use super::{RECENT, at, id, on_sqlite};
+use crate::app::ports::{HistoryEvent, HistoryStore, Kept, Profile};
+use crate::domain::interaction::{Change, Kind};
+use crate::domain::similarity::Holder;
+use crate::domain::spot::SpotId;
+
+type Store = Arc<dyn HistoryStore>;
+
+on_sqlite!(histories:
+    what_a_member_viewed_or_bookmarked_is_known_newest_first,
+    a_bookmark_taken_back_is_gone_unless_it_was_viewed,
+    changes_may_come_late_and_more_than_once,
+    neighbours_are_the_members_who_know_a_spot_and_what_they_know,
+    a_long_history_is_known_whole_but_co_occurs_with_its_latest,
+    a_forgotten_member_leaves_nothing_behind,
+    forgetting_twice_spares_whoever_took_the_id_since,
+    the_same_from_many_sides_counts_once,
+    pruning_removes_only_what_can_no_longer_be_overtaken,
+);
+
+async fn change(store: &Store, member: &str, spot: i64, change: Change, seconds: i64) -> Kept {
+    let event = HistoryEvent {
+        member: member.to_owned(),
+        spot: id(spot),
+        change,
+        occurred_at: at(seconds),
+    };
+    store.record(&event).await.unwrap()
+}
+
+async fn profile(store: &Store, member: &str) -> Profile {
+    store.profile(member, 100).await.unwrap()
+}
+
+async fn recent(store: &Store, member: &str) -> Vec<(i64, Kind)> {
+    let profile = profile(store, member).await;
+    profile.recent.iter().map(|remembered| (remembered.spot.number(), remembered.kind)).collect()
+}
+
+async fn degree(store: &Store, spot: i64) -> u64 {
+    let degrees = store.degrees(&[id(spot)]).await.unwrap();
+    degrees.get(&id(spot)).copied().unwrap_or_default()
+}
+
+fn ids(numbers: &[i64]) -> Vec<SpotId> {
+    numbers.iter().copied().map(id).collect()
+}
+
+async fn what_a_member_viewed_or_bookmarked_is_known_newest_first(store: Store) {
+    assert_eq!(profile(&store, "nobody").await, Profile::default());
+    change(&store, "member1", 1, Change::Viewed, 1).await;
+    change(&store, "member1", 2, Change::Bookmarked, 2).await;
+    change(&store, "member1", 3, Change::Viewed, 3).await;
+    change(&store, "member1", 1, Change::Viewed, 4).await;
+    assert_eq!(
+        recent(&store, "member1").await,
+        [(1, Kind::View), (3, Kind::View), (2, Kind::Bookmark)]
+    );
+    let short = store.profile("member1", 1).await.unwrap();
+    assert_eq!(short.recent.len(), 1);
+    assert_eq!(short.recent[0].last_at, at(4));
+    assert_eq!(short.known, HashSet::from([id(1), id(2), id(3)]));
+}
+
+async fn a_bookmark_taken_back_is_gone_unless_it_was_viewed(store: Store) {
+    change(&store, "member1", 1, Change::Viewed, 1).await;
+    change(&store, "member1", 1, Change::Bookmarked, 2).await;
+    change(&store, "member1", 2, Change::Bookmarked, 3).await;
+    change(&store, "member1", 1, Change::Unbookmarked, 4).await;
+    change(&store, "member1", 2, Change::Unbookmarked, 5).await;
+    assert_eq!(recent(&store, "member1").await, [(1, Kind::View)]);
+    assert_eq!(degree(&store, 1).await, 1);
+    assert_eq!(degree(&store, 2).await, 0);
+    assert!(store.neighbourhood(id(2), 10).await.unwrap().holders.is_empty());
+}
+
+async fn changes_may_come_late_and_more_than_once(store: Store) {
+    assert_eq!(change(&store, "member1", 1, Change::Unbookmarked, 10).await, Kept::Applied);
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 5).await, Kept::Stale);
+    assert!(recent(&store, "member1").await.is_empty());
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 11).await, Kept::Applied);
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 11).await, Kept::Stale);
+    assert_eq!(change(&store, "member1", 1, Change::Unbookmarked, 10).await, Kept::Stale);
+    assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
+    assert_eq!(change(&store, "member1", 1, Change::Viewed, 3).await, Kept::Applied);
+    assert_eq!(change(&store, "member1", 1, Change::Viewed, 2).await, Kept::Stale);
+    assert_eq!(degree(&store, 1).await, 1);
+    assert_eq!(profile(&store, "member1").await.recent[0].last_at, at(11));
+}
+
+async fn neighbours_are_the_members_who_know_a_spot_and_what_they_know(store: Store) {
+    for (member, spot, seconds) in [
+        ("member1", 1, 1),
+        ("member1", 2, 2),
+        ("member2", 1, 3),
+        ("member2", 3, 4),
+        ("member3", 4, 5),
+    ] {
+        change(&store, member, spot, Change::Viewed, seconds).await;
+    }
+    let neighbourhood = store.neighbourhood(id(1), 10).await.unwrap();
+    assert_eq!(neighbourhood.degree, 2);
+    let holder = |spots: &[i64]| Holder { degree: 2, recent: ids(spots) };
+    assert_eq!(neighbourhood.holders, [holder(&[3, 1]), holder(&[2, 1])]);
+    let latest = store.neighbourhood(id(1), 1).await.unwrap();
+    assert_eq!(latest.degree, 2);
+    assert_eq!(latest.holders, [holder(&[3, 1])]);
+    assert_eq!(
+        store.degrees(&ids(&[1, 2, 9])).await.unwrap(),
+        HashMap::from([(id(1), 2), (id(2), 1)])
+    );
+}
+
+async fn a_long_history_is_known_whole_but_co_occurs_with_its_latest(store: Store) {
+    let many = RECENT as i64 + 3;
+    for spot in 1..=many {
+        change(&store, "member1", spot, Change::Viewed, spot).await;
+    }
+    assert_eq!(profile(&store, "member1").await.known.len(), RECENT + 3);
+    let neighbourhood = store.neighbourhood(id(1), 10).await.unwrap();
+    let latest: Vec<i64> = (4..=many).rev().collect();
+    assert_eq!(neighbourhood.holders[0].recent, ids(&latest));
+    assert_eq!(neighbourhood.holders[0].degree, many as u64);
+}
+
+async fn a_forgotten_member_leaves_nothing_behind(store: Store) {
+    change(&store, "member1", 1, Change::Bookmarked, 1).await;
+    change(&store, "member1", 2, Change::Viewed, 2).await;
+    change(&store, "member2", 1, Change::Viewed, 3).await;
+    store.forget("member1", at(10), at(10_000)).await.unwrap();
+    assert_eq!(profile(&store, "member1").await, Profile::default());
+    assert_eq!((degree(&store, 1).await, degree(&store, 2).await), (1, 0));
+    assert_eq!(store.neighbourhood(id(1), 10).await.unwrap().holders.len(), 1);
+    // What was on its way is too late.
+    assert_eq!(change(&store, "member1", 3, Change::Viewed, 9).await, Kept::Forgotten);
+    assert_eq!(profile(&store, "member1").await, Profile::default());
+}
+
+async fn forgetting_twice_spares_whoever_took_the_id_since(store: Store) {
+    change(&store, "member1", 1, Change::Viewed, 1).await;
+    store.forget("member1", at(10), at(10_000)).await.unwrap();
+    assert_eq!(change(&store, "member1", 2, Change::Viewed, 20).await, Kept::Applied);
+    store.forget("member1", at(10), at(10_000)).await.unwrap();
+    assert_eq!(recent(&store, "member1").await, [(2, Kind::View)]);
+    assert_eq!(degree(&store, 2).await, 1);
+}
+
+async fn the_same_from_many_sides_counts_once(store: Store) {
+    let calls = (0..40).map(|n| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { change(&store, "member1", n % 4, Change::Viewed, n % 4).await })
+    });
+    let outcomes: Vec<Kept> = join_all(calls).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(outcomes.iter().filter(|kept| **kept == Kept::Applied).count(), 4);
+    for spot in 0..4 {
+        assert_eq!(degree(&store, spot).await, 1);
+    }
+    assert_eq!(store.neighbourhood(id(0), 10).await.unwrap().holders[0].degree, 4);
+}
+
+async fn pruning_removes_only_what_can_no_longer_be_overtaken(store: Store) {
+    const DAY: i64 = 24 * 3_600;
+    change(&store, "member1", 1, Change::Unbookmarked, 10).await;
+    change(&store, "member1", 2, Change::Bookmarked, 10).await;
+    assert_eq!(store.prune(at(29 * DAY)).await.unwrap(), 0);
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 9).await, Kept::Stale);
+    assert_eq!(store.prune(at(32 * DAY)).await.unwrap(), 1);
+    assert_eq!(recent(&store, "member1").await, [(2, Kind::Bookmark)]);
+}

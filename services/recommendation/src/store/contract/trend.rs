@@ -1,0 +1,221 @@
+//! The contract of [`TrendStore`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use futures::future::join_all;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::{at, id, on_sqlite, open_sqlite, start};
+use crate::app::ports::{Counted, TrendEvent, TrendStore};
+use crate::domain::interaction::Kind;
+use crate::domain::trend::{Ranked, TrendRules};
+
+type Store = Arc<dyn TrendStore>;
+
+on_sqlite!(trend:
+    an_event_counts_once_however_often_it_comes,
+    one_person_spot_and_kind_count_once_within_the_window,
+    a_bookmark_weighs_two_views,
+    values_halve_in_a_half_life_and_fall_off_below_the_floor,
+    an_old_event_counts_for_what_is_left_of_it,
+    a_year_without_events_does_no_harm,
+    equals_are_in_the_order_of_their_ids,
+    a_forgotten_person_no_longer_counts,
+    many_at_once_count_once_each,
+    pruning_keeps_what_can_still_come_again,
+);
+
+const HOUR: i64 = 3_600;
+
+fn event(subject: &str, spot: i64, kind: Kind, seconds: i64) -> TrendEvent {
+    TrendEvent {
+        event_id: Uuid::now_v7(),
+        subject: subject.to_owned(),
+        spot: id(spot),
+        kind,
+        occurred_at: at(seconds),
+        remember_until: at(seconds) + TimeDelta::hours(25),
+    }
+}
+
+async fn view(trend: &Store, subject: &str, spot: i64, seconds: i64) -> Counted {
+    trend.record(&event(subject, spot, Kind::View, seconds)).await.unwrap()
+}
+
+async fn top(trend: &Store, seconds: i64) -> Vec<Ranked> {
+    trend.top(100, at(seconds)).await.unwrap()
+}
+
+async fn spots(trend: &Store, seconds: i64) -> Vec<i64> {
+    top(trend, seconds).await.iter().map(|r| r.spot.number()).collect()
+}
+
+async fn value(trend: &Store, spot: i64, seconds: i64) -> f64 {
+    top(trend, seconds).await.iter().find(|r| r.spot == id(spot)).map_or(0.0, |r| r.value)
+}
+
+fn assert_close(a: f64, b: f64) {
+    assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+}
+
+async fn an_event_counts_once_however_often_it_comes(trend: Store) {
+    let bookmark = event("member1", 1, Kind::Bookmark, 0);
+    assert_eq!(trend.record(&bookmark).await.unwrap(), Counted::Applied);
+    for _ in 0..3 {
+        assert_eq!(trend.record(&bookmark).await.unwrap(), Counted::Duplicate);
+    }
+    assert_close(value(&trend, 1, 0).await, 2.0);
+}
+
+async fn one_person_spot_and_kind_count_once_within_the_window(trend: Store) {
+    assert_eq!(view(&trend, "member1", 1, 0).await, Counted::Applied);
+    assert_eq!(view(&trend, "member1", 1, HOUR - 1).await, Counted::AlreadyCounted);
+    assert_eq!(view(&trend, "member1", 1, -HOUR + 1).await, Counted::AlreadyCounted);
+    assert_eq!(view(&trend, "member2", 1, 1).await, Counted::Applied);
+    assert_eq!(view(&trend, "member1", 2, 1).await, Counted::Applied);
+    let bookmark = event("member1", 1, Kind::Bookmark, 1);
+    assert_eq!(trend.record(&bookmark).await.unwrap(), Counted::Applied);
+    assert_eq!(view(&trend, "member1", 1, HOUR).await, Counted::Applied);
+    assert_eq!(view(&trend, "member1", 1, -HOUR).await, Counted::Applied);
+}
+
+async fn a_bookmark_weighs_two_views(trend: Store) {
+    view(&trend, "member1", 1, 0).await;
+    trend.record(&event("member1", 2, Kind::Bookmark, 0)).await.unwrap();
+    assert_eq!(spots(&trend, 0).await, [2, 1]);
+    view(&trend, "member2", 1, 0).await;
+    assert_close(value(&trend, 1, 0).await, value(&trend, 2, 0).await);
+}
+
+async fn values_halve_in_a_half_life_and_fall_off_below_the_floor(trend: Store) {
+    view(&trend, "member1", 1, 0).await;
+    assert_close(value(&trend, 1, 0).await, 1.0);
+    assert_close(value(&trend, 1, HOUR).await, 0.5);
+    assert_close(value(&trend, 1, 3 * HOUR).await, 0.125);
+    assert_eq!(spots(&trend, 10 * HOUR - 60).await, [1]);
+    assert!(spots(&trend, 10 * HOUR + 60).await.is_empty());
+}
+
+async fn an_old_event_counts_for_what_is_left_of_it(trend: Store) {
+    view(&trend, "member1", 1, 0).await;
+    view(&trend, "member1", 2, -2 * HOUR).await;
+    assert_close(value(&trend, 2, 0).await, 0.25);
+    assert_eq!(spots(&trend, 0).await, [1, 2]);
+}
+
+async fn a_year_without_events_does_no_harm(trend: Store) {
+    view(&trend, "member1", 1, 0).await;
+    let year = 365 * 24 * HOUR;
+    assert!(spots(&trend, year).await.is_empty());
+    view(&trend, "member1", 2, year).await;
+    assert_close(value(&trend, 2, year).await, 1.0);
+    view(&trend, "member1", 3, 2 * year).await;
+    assert_eq!(spots(&trend, 2 * year).await, [3]);
+}
+
+async fn equals_are_in_the_order_of_their_ids(trend: Store) {
+    for (number, spot) in [9, 3, 7, 1].into_iter().enumerate() {
+        view(&trend, "member1", spot, number as i64).await;
+        view(&trend, "member2", spot, 3 - number as i64).await;
+    }
+    // 3 and 7 were viewed at seconds 1 and 2, 9 and 1 at seconds 0 and 3.
+    assert_eq!(spots(&trend, 60).await, [1, 9, 3, 7]);
+    let first = trend.top(1, at(60)).await.unwrap();
+    assert_eq!(first[0].spot, id(1));
+    assert!(trend.top(0, at(60)).await.unwrap().is_empty());
+}
+
+async fn a_forgotten_person_no_longer_counts(trend: Store) {
+    view(&trend, "member1", 1, 0).await;
+    trend.forget("member1", at(10), at(HOUR * 30)).await.unwrap();
+    assert_eq!(view(&trend, "member1", 2, 5).await, Counted::AlreadyCounted);
+    assert_eq!(view(&trend, "member2", 3, 5).await, Counted::Applied);
+    // Somebody new with the same id.
+    assert_eq!(view(&trend, "member1", 4, 20).await, Counted::Applied);
+    assert_eq!(spots(&trend, 20).await, [4, 3, 1]);
+}
+
+async fn many_at_once_count_once_each(trend: Store) {
+    let events: Vec<_> =
+        (0..60).map(|n| event(&format!("member{n}"), n % 3, Kind::View, 0)).collect();
+    let calls = events.iter().chain(&events).map(|event| {
+        let trend = Arc::clone(&trend);
+        let event = event.clone();
+        tokio::spawn(async move { trend.record(&event).await.unwrap() })
+    });
+    let outcomes: Vec<_> = join_all(calls).await.into_iter().map(Result::unwrap).collect();
+    let applied = outcomes.iter().filter(|o| **o == Counted::Applied).count();
+    let duplicates = outcomes.iter().filter(|o| **o == Counted::Duplicate).count();
+    assert_eq!((applied, duplicates), (60, 60));
+    for spot in 0..3 {
+        assert_close(value(&trend, spot, 0).await, 20.0);
+    }
+}
+
+async fn pruning_keeps_what_can_still_come_again(trend: Store) {
+    let first = event("member1", 1, Kind::View, 0);
+    trend.record(&first).await.unwrap();
+    trend.prune(at(24 * HOUR)).await.unwrap();
+    assert_eq!(trend.record(&first).await.unwrap(), Counted::Duplicate);
+    assert!(trend.prune(at(48 * HOUR)).await.unwrap() >= 3);
+    assert_eq!(trend.prune(at(48 * HOUR)).await.unwrap(), 0);
+    assert!(spots(&trend, 48 * HOUR).await.is_empty());
+}
+
+#[tokio::test]
+async fn another_half_life_keeps_todays_values_and_decays_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let hourly = TrendRules::default();
+    let before = open_sqlite(folder.path(), hourly, start()).await;
+    view(&before.trend, "member1", 1, 0).await;
+    drop(before);
+
+    let quick = TrendRules { half_life: Duration::from_secs(60), ..hourly };
+    let after = open_sqlite(folder.path(), quick, at(HOUR)).await;
+    assert_close(value(&after.trend, 1, HOUR).await, 0.5);
+    assert_close(value(&after.trend, 1, HOUR + 60).await, 0.25);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    /// Every view is of its own person, so that no two share a window.
+    #[test]
+    fn any_order_of_the_same_events_gives_the_same_trend(
+        seen in prop::collection::vec((0..600 * HOUR, 0..5i64, any::<bool>()), 1..25),
+        order in any::<prop::sample::Index>(),
+        reversed in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let trends = runtime.block_on(async {
+            let events: Vec<_> = seen
+                .iter()
+                .enumerate()
+                .map(|(n, (seconds, spot, bookmark))| {
+                    let kind = if *bookmark { Kind::Bookmark } else { Kind::View };
+                    event(&format!("member{n}"), *spot, kind, *seconds)
+                })
+                .collect();
+            let mut other = events.clone();
+            other.rotate_left(order.index(events.len()));
+            if reversed {
+                other.reverse();
+            }
+            let mut trends = Vec::new();
+            for events in [events, other] {
+                let folder = tempfile::tempdir().unwrap();
+                // A floor of next to nothing: all that was ever seen within 600 half-lives.
+                let rules = TrendRules { floor: 1e-8, ..TrendRules::default() };
+                let stores = open_sqlite(folder.path(), rules, start()).await;
+                for event in &events {
+                    stores.trend.record(event).await.unwrap();
+                }
+                trends.push(spots(&stores.trend, 600 * HOUR).await);
+            }
+            trends
+        });
+        prop_assert_eq!(&trends[0], &trends[1]);
+    }
+}

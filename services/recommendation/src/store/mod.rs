@@ -1,0 +1,70 @@
+//! The service's stores behind the ports of [`app::ports`](crate::app::ports).
+
+pub mod sqlite;
+
+#[cfg(test)]
+mod contract;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tourin_chassis::clock::SharedClock;
+use tourin_shared_events::bus::feed::CursorStore;
+use tourin_shared_events::dead_letters::DeadLetterStore;
+
+use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
+use crate::domain::trend::TrendRules;
+
+/// How histories are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryRules {
+    /// The latest spots of a member that co-occur with each other. Default 100: a member with
+    /// thousands of spots must not make every row of the model longer.
+    pub recent: usize,
+    /// Events older than this no longer come. Default 30 days.
+    pub max_age: Duration,
+}
+
+impl Default for HistoryRules {
+    fn default() -> Self {
+        Self { recent: 100, max_age: Duration::from_secs(30 * 24 * 3_600) }
+    }
+}
+
+/// Everything the service keeps. Clones share it, and so do replicas in one process: whichever of
+/// them takes an event, all of them answer with it.
+#[derive(Clone)]
+pub struct Stores {
+    /// The trend's scores.
+    pub trend: Arc<dyn TrendStore>,
+    /// Members' histories.
+    pub histories: Arc<dyn HistoryStore>,
+    /// The replica of spots.
+    pub spots: Arc<dyn SpotReplica>,
+    /// How far core's feed has been followed, for when there is no bus.
+    pub cursor: Arc<dyn CursorStore>,
+    /// Events that could not be handled, for when there is no bus that keeps them.
+    pub dead_letters: Arc<dyn DeadLetterStore>,
+}
+
+impl Stores {
+    /// Opens the stores in one SQLite file, creating or migrating it if need be.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or migrated.
+    pub async fn open(
+        file: &Path,
+        trend: TrendRules,
+        histories: HistoryRules,
+        clock: SharedClock,
+    ) -> anyhow::Result<Self> {
+        sqlite::open(file, trend, histories, clock).await
+    }
+}
+
+impl std::fmt::Debug for Stores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stores")
+    }
+}

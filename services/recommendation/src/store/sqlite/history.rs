@@ -1,0 +1,344 @@
+//! Histories on SQLite.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
+
+use super::writer::{Change, Writer};
+use super::{PRUNE_BATCH, count, ids_as_json, micros, prune_all};
+use crate::app::ingest::MARGIN;
+use crate::app::ports::{HistoryEvent, HistoryStore, Kept, PortError, Profile};
+use crate::domain::interaction::{self, Kind, Remembered};
+use crate::domain::similarity::{Holder, Neighbourhood};
+use crate::domain::spot::SpotId;
+use crate::store::HistoryRules;
+
+/// [`HistoryStore`] on SQLite.
+pub(super) struct SqliteHistories {
+    db: Database,
+    writer: Writer,
+    rules: HistoryRules,
+}
+
+impl SqliteHistories {
+    /// The histories in `db`, by `rules`.
+    pub(super) fn new(db: Database, writer: Writer, rules: HistoryRules) -> Self {
+        Self { db, writer, rules }
+    }
+}
+
+#[async_trait]
+impl HistoryStore for SqliteHistories {
+    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
+        let change = Record { event: event.clone(), recent: self.rules.recent };
+        self.writer.commit(change).await
+    }
+
+    async fn forget(
+        &self,
+        member: &str,
+        at: DateTime<Utc>,
+        remember_until: DateTime<Utc>,
+    ) -> Result<(), PortError> {
+        let change = Forget { member: member.to_owned(), at, remember_until };
+        self.writer.commit(change).await
+    }
+
+    async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError> {
+        let rows: Vec<(i64, bool, i64)> = sqlx::query_as(
+            "SELECT spot_id, bookmarked, last_at FROM interactions WHERE member = ? AND live = 1
+             ORDER BY last_at DESC, spot_id",
+        )
+        .bind(member)
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::new)?;
+        let mut profile = Profile::default();
+        for (spot, bookmarked, last_at) in rows {
+            let Some(spot) = SpotId::new(spot) else {
+                continue;
+            };
+            profile.known.insert(spot);
+            if profile.recent.len() < limit {
+                profile.recent.push(Remembered {
+                    spot,
+                    kind: if bookmarked { Kind::Bookmark } else { Kind::View },
+                    last_at: from_micros(last_at).map_err(PortError::new)?,
+                });
+            }
+        }
+        Ok(profile)
+    }
+
+    async fn neighbourhood(
+        &self,
+        spot: SpotId,
+        holders: usize,
+    ) -> Result<Neighbourhood, PortError> {
+        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
+            "SELECT members.degree, members.recent,
+                 (SELECT degree FROM spot_degrees WHERE spot_id = ?1)
+             FROM interactions JOIN members USING (member)
+             WHERE interactions.spot_id = ?1 AND live = 1
+             ORDER BY last_at DESC, interactions.member LIMIT ?2",
+        )
+        .bind(spot.number())
+        .bind(count(holders))
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::new)?;
+        let mut neighbourhood = Neighbourhood::default();
+        for (degree, recent, spot_degree) in rows {
+            neighbourhood.degree = u64::try_from(spot_degree).unwrap_or_default();
+            let recent: Vec<i64> = serde_json::from_str(&recent).map_err(PortError::new)?;
+            neighbourhood.holders.push(Holder {
+                degree: u64::try_from(degree).unwrap_or_default(),
+                recent: recent.into_iter().filter_map(SpotId::new).collect(),
+            });
+        }
+        Ok(neighbourhood)
+    }
+
+    async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError> {
+        let rows: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT spot_id, degree FROM spot_degrees
+             WHERE spot_id IN (SELECT value FROM json_each(?))",
+        )
+        .bind(ids_as_json(spots))
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::new)?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(spot, degree)| Some((SpotId::new(spot)?, u64::try_from(degree).ok()?)))
+            .collect())
+    }
+
+    async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
+        prune_all(|| self.writer.commit(Prune { now, rules: self.rules })).await
+    }
+}
+
+/// A row of `interactions`: what a member has to do with a spot.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Interaction {
+    viewed_at: Option<i64>,
+    bookmarked: bool,
+    bookmark_changed_at: Option<i64>,
+}
+
+impl Interaction {
+    /// The row after a change at `at`.
+    fn after(self, change: interaction::Change, at: i64) -> Self {
+        let bookmarked = match change {
+            interaction::Change::Viewed => {
+                return Self { viewed_at: self.viewed_at.max(Some(at)), ..self };
+            }
+            interaction::Change::Bookmarked => true,
+            interaction::Change::Unbookmarked => false,
+        };
+        if self.bookmark_changed_at.is_some_and(|changed| changed > at) {
+            return self;
+        }
+        Self { bookmarked, bookmark_changed_at: Some(at), ..self }
+    }
+
+    fn is_live(self) -> bool {
+        self.viewed_at.is_some() || self.bookmarked
+    }
+
+    /// When the member last did what is still so; the time of the change when nothing is.
+    fn last_at(self) -> i64 {
+        let bookmarked_at = self.bookmark_changed_at.filter(|_| self.bookmarked);
+        self.viewed_at.max(bookmarked_at).or(self.bookmark_changed_at).unwrap_or_default()
+    }
+}
+
+struct Record {
+    event: HistoryEvent,
+    recent: usize,
+}
+
+#[async_trait]
+impl Change for Record {
+    type Output = Kept;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Kept> {
+        let HistoryEvent { member, spot, .. } = &self.event;
+        let at = to_micros(self.event.occurred_at);
+        let (before, forgotten) = read(connection, member, *spot, at).await?;
+        if forgotten {
+            return Ok(Kept::Forgotten);
+        }
+        let after = before.unwrap_or_default().after(self.event.change, at);
+        if before.unwrap_or_default() == after {
+            return Ok(Kept::Stale);
+        }
+        sqlx::query(
+            "INSERT INTO interactions
+                 (member, spot_id, viewed_at, bookmarked, bookmark_changed_at, live, last_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET viewed_at = excluded.viewed_at,
+                 bookmarked = excluded.bookmarked,
+                 bookmark_changed_at = excluded.bookmark_changed_at,
+                 live = excluded.live, last_at = excluded.last_at",
+        )
+        .bind(member)
+        .bind(spot.number())
+        .bind(after.viewed_at)
+        .bind(after.bookmarked)
+        .bind(after.bookmark_changed_at)
+        .bind(after.is_live())
+        .bind(after.last_at())
+        .execute(&mut *connection)
+        .await?;
+        let was_live = before.is_some_and(Interaction::is_live);
+        let growth = i64::from(after.is_live()) - i64::from(was_live);
+        if growth != 0 {
+            sqlx::query(
+                "INSERT INTO spot_degrees (spot_id, degree) VALUES (?, ?)
+                 ON CONFLICT DO UPDATE SET degree = degree + excluded.degree",
+            )
+            .bind(spot.number())
+            .bind(growth)
+            .execute(&mut *connection)
+            .await?;
+        }
+        if growth != 0 || after.is_live() {
+            self.refresh_member(connection, growth).await?;
+        }
+        Ok(Kept::Applied)
+    }
+}
+
+impl Record {
+    async fn refresh_member(
+        &self,
+        connection: &mut SqliteConnection,
+        growth: i64,
+    ) -> sqlx::Result<()> {
+        sqlx::query(
+            "INSERT INTO members (member, degree, recent)
+             SELECT ?1, ?2, json_group_array(spot_id) FROM
+                 (SELECT spot_id FROM interactions WHERE member = ?1 AND live = 1
+                  ORDER BY last_at DESC, spot_id LIMIT ?3)
+             WHERE true
+             ON CONFLICT DO UPDATE SET degree = degree + excluded.degree, recent = excluded.recent",
+        )
+        .bind(&self.event.member)
+        .bind(growth)
+        .bind(count(self.recent))
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// The row, and whether the member was forgotten after `at`.
+async fn read(
+    connection: &mut SqliteConnection,
+    member: &str,
+    spot: SpotId,
+    at: i64,
+) -> sqlx::Result<(Option<Interaction>, bool)> {
+    let row: Option<(Option<i64>, bool, Option<i64>)> = sqlx::query_as(
+        "SELECT viewed_at, bookmarked, bookmark_changed_at FROM interactions
+         WHERE member = ? AND spot_id = ?",
+    )
+    .bind(member)
+    .bind(spot.number())
+    .fetch_optional(&mut *connection)
+    .await?;
+    let forgotten: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM members_forgotten WHERE member = ? AND forgotten_at >= ?)",
+    )
+    .bind(member)
+    .bind(at)
+    .fetch_one(connection)
+    .await?;
+    let row = row.map(|(viewed_at, bookmarked, bookmark_changed_at)| Interaction {
+        viewed_at,
+        bookmarked,
+        bookmark_changed_at,
+    });
+    Ok((row, forgotten))
+}
+
+struct Forget {
+    member: String,
+    at: DateTime<Utc>,
+    remember_until: DateTime<Utc>,
+}
+
+#[async_trait]
+impl Change for Forget {
+    type Output = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        // The order may come again after a new member took the same id: once is enough.
+        let is_new = sqlx::query(
+            "INSERT INTO members_forgotten (member, forgotten_at, kept_until) VALUES (?, ?, ?)
+             ON CONFLICT DO UPDATE SET forgotten_at = excluded.forgotten_at,
+                 kept_until = max(kept_until, excluded.kept_until)
+             WHERE excluded.forgotten_at > forgotten_at",
+        )
+        .bind(&self.member)
+        .bind(to_micros(self.at))
+        .bind(to_micros(self.remember_until))
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if is_new == 0 {
+            return Ok(());
+        }
+        for statement in [
+            "UPDATE spot_degrees SET degree = degree - 1 WHERE spot_id IN
+                 (SELECT spot_id FROM interactions WHERE member = ? AND live = 1)",
+            "DELETE FROM interactions WHERE member = ?",
+            "DELETE FROM members WHERE member = ?",
+        ] {
+            sqlx::query(statement).bind(&self.member).execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+}
+
+struct Prune {
+    now: DateTime<Utc>,
+    rules: HistoryRules,
+}
+
+#[async_trait]
+impl Change for Prune {
+    type Output = u64;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<u64> {
+        let now = to_micros(self.now);
+        let needed = micros(self.rules.max_age + MARGIN);
+        let mut removed = 0;
+        for (statement, before) in [
+            (
+                "DELETE FROM interactions WHERE (member, spot_id) IN
+                     (SELECT member, spot_id FROM interactions
+                      WHERE live = 0 AND last_at < ? LIMIT ?)",
+                now.saturating_sub(needed),
+            ),
+            (
+                "DELETE FROM members_forgotten WHERE member IN
+                     (SELECT member FROM members_forgotten WHERE kept_until < ? LIMIT ?)",
+                now,
+            ),
+        ] {
+            removed += sqlx::query(statement)
+                .bind(before)
+                .bind(PRUNE_BATCH)
+                .execute(&mut *connection)
+                .await?
+                .rows_affected();
+        }
+        Ok(removed)
+    }
+}

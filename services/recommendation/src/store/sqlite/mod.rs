@@ -1,0 +1,91 @@
+//! The embedded stores: one SQLite file, one writer, WAL.
+
+mod cursor;
+mod history;
+mod spots;
+mod trend;
+mod writer;
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tourin_chassis::clock::SharedClock;
+use tourin_shared_events::dead_letters::SqliteDeadLetters;
+use tourin_shared_events::sqlite::{Database, Migration};
+
+use super::{HistoryRules, Stores};
+use crate::app::ports::PortError;
+use crate::domain::spot::SpotId;
+use crate::domain::trend::TrendRules;
+
+const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    description: "trend, histories, spots",
+    sql: include_str!("../../../migrations/sqlite/0001_stores.sql"),
+}];
+/// Connections that read at the same time.
+const READERS: u32 = 4;
+/// Records of one kind that one transaction removes, so that events do not wait for long.
+const PRUNE_BATCH: i64 = 2_000;
+
+/// Opens the stores in `file`.
+///
+/// # Errors
+/// When the file cannot be opened or migrated.
+pub async fn open(
+    file: &Path,
+    trend_rules: TrendRules,
+    history_rules: HistoryRules,
+    clock: SharedClock,
+) -> anyhow::Result<Stores> {
+    let db = Database::open(file, READERS).await?;
+    db.migrate(MIGRATIONS, "recommendation_migrations").await?;
+    let dead_letters = SqliteDeadLetters::open(db.clone()).await?;
+    let writer = writer::Writer::start(db.clone());
+    let trend =
+        trend::SqliteTrend::open(db.clone(), writer.clone(), trend_rules, clock.now()).await?;
+    Ok(Stores {
+        trend: Arc::new(trend),
+        histories: Arc::new(history::SqliteHistories::new(
+            db.clone(),
+            writer.clone(),
+            history_rules,
+        )),
+        spots: Arc::new(spots::SqliteSpots::new(db.clone(), writer.clone())),
+        cursor: Arc::new(cursor::SqliteCursor::new(db, writer)),
+        dead_letters: Arc::new(dead_letters),
+    })
+}
+
+/// Repeats a step that removes a bounded number of records until it removes few. Returns how many
+/// it removed in all.
+async fn prune_all<F>(step: impl Fn() -> F) -> Result<u64, PortError>
+where
+    F: Future<Output = Result<u64, PortError>>,
+{
+    let mut removed = 0;
+    loop {
+        let now = step().await?;
+        removed += now;
+        if now < PRUNE_BATCH.unsigned_abs() {
+            return Ok(removed);
+        }
+    }
+}
+
+/// A number of rows as SQLite takes it.
+fn count(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}
+
+/// A span in microseconds; one that does not fit is the longest that does.
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn ids_as_json(ids: &[SpotId]) -> String {
+    let numbers: Vec<i64> = ids.iter().map(|id| id.number()).collect();
+    serde_json::Value::from(numbers).to_string()
+}

@@ -1,0 +1,326 @@
+//! The replica of spots on SQLite.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, SqliteConnection};
+use tourin_shared_events::sqlite::{Database, to_micros};
+
+use super::writer::{Change, Writer};
+use super::{count, ids_as_json};
+use crate::app::ports::{PortError, SpotReplica, SpotState, TagCursor};
+use crate::domain::spot::{Place, Spot, SpotId};
+
+/// Half the width, in degrees, of the boxes that are searched for near spots, one after another
+/// until one has enough: from a town (about 5 km) to the whole world.
+const HALF_WIDTHS: [f64; 6] = [0.05, 0.2, 0.8, 3.2, 12.8, 360.0];
+
+/// [`SpotReplica`] on SQLite.
+pub(super) struct SqliteSpots {
+    db: Database,
+    writer: Writer,
+}
+
+impl SqliteSpots {
+    /// The replica in `db`.
+    pub(super) fn new(db: Database, writer: Writer) -> Self {
+        Self { db, writer }
+    }
+}
+
+/// A spot's columns, in the order of every `SELECT` here.
+#[derive(FromRow)]
+struct Row {
+    id: i64,
+    version: i64,
+    name: String,
+    address: String,
+    lat: f64,
+    lng: f64,
+    image_url: Option<String>,
+    tags: String,
+}
+
+impl TryFrom<Row> for Spot {
+    type Error = PortError;
+
+    fn try_from(row: Row) -> Result<Self, Self::Error> {
+        let id = SpotId::new(row.id)
+            .ok_or_else(|| PortError::new(anyhow::anyhow!("a spot's id is below zero")))?;
+        Ok(Self {
+            id,
+            version: u64::try_from(row.version).unwrap_or_default(),
+            name: row.name,
+            address: row.address,
+            place: Place { lat: row.lat, lng: row.lng },
+            image_url: row.image_url,
+            tags: serde_json::from_str(&row.tags).map_err(PortError::new)?,
+        })
+    }
+}
+
+fn spots(rows: Vec<Row>) -> Result<Vec<Spot>, PortError> {
+    rows.into_iter().map(Spot::try_from).collect()
+}
+
+#[async_trait]
+impl SpotReplica for SqliteSpots {
+    async fn merge(&self, states: &[SpotState], now: DateTime<Utc>) -> Result<usize, PortError> {
+        let change = Merge { states: states.to_vec(), now };
+        self.writer.commit(change).await
+    }
+
+    async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query_as(
+            "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
+             WHERE deleted = 0 AND id IN (SELECT value FROM json_each(?))",
+        )
+        .bind(ids_as_json(ids))
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::new)?;
+        Ok(spots(rows)?.into_iter().map(|spot| (spot.id, spot)).collect())
+    }
+
+    async fn near(
+        &self,
+        place: Place,
+        tags: Option<&[String]>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError> {
+        let tags = tags.map(strings_as_json);
+        for half_width in HALF_WIDTHS {
+            let found = self.in_box(place, half_width, tags.as_deref(), limit).await?;
+            if found.len() >= limit {
+                return Ok(found);
+            }
+            if half_width >= HALF_WIDTHS[HALF_WIDTHS.len() - 1] {
+                return Ok(found);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    async fn most_tagged(
+        &self,
+        after: Option<TagCursor>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError> {
+        let (tags, id) =
+            after.map_or((i64::MAX, 0), |after| (count(after.tags), after.id.number()));
+        let rows = sqlx::query_as(
+            "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
+             WHERE deleted = 0 AND tag_count <= ?1 AND (tag_count < ?1 OR id > ?2)
+             ORDER BY tag_count DESC, id LIMIT ?3",
+        )
+        .bind(tags)
+        .bind(id)
+        .bind(count(limit))
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::new)?;
+        spots(rows)
+    }
+
+    async fn is_empty(&self) -> Result<bool, PortError> {
+        sqlx::query_scalar("SELECT NOT EXISTS (SELECT 1 FROM spots WHERE deleted = 0)")
+            .fetch_one(self.db.reader())
+            .await
+            .map_err(PortError::new)
+    }
+
+    async fn log_id(&self) -> Result<Option<String>, PortError> {
+        sqlx::query_scalar("SELECT log_id FROM core_log")
+            .fetch_optional(self.db.reader())
+            .await
+            .map_err(PortError::new)
+    }
+
+    async fn adopt_log(&self, log_id: &str) -> Result<(), PortError> {
+        self.writer.commit(AdoptLog(log_id.to_owned())).await
+    }
+
+    async fn sweep(&self, began: DateTime<Utc>) -> Result<u64, PortError> {
+        self.writer.commit(Sweep(began)).await
+    }
+}
+
+impl SqliteSpots {
+    /// The nearest spots of a box around a place. Degrees of longitude are shortened by the
+    /// latitude; over the width of a box that is as good as the great circle.
+    async fn in_box(
+        &self,
+        place: Place,
+        half_width: f64,
+        tags: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError> {
+        let shortening = place.lat.to_radians().cos().max(0.01);
+        let half_lng = half_width / shortening;
+        let rows = sqlx::query_as(
+            "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
+             WHERE deleted = 0 AND lat BETWEEN ?1 - ?3 AND ?1 + ?3 AND lng BETWEEN ?2 - ?4 AND ?2 + ?4
+                 AND (?6 IS NULL OR EXISTS (SELECT 1 FROM json_each(spots.tags) AS own
+                     WHERE own.value IN (SELECT value FROM json_each(?6))))
+             ORDER BY (lat - ?1) * (lat - ?1) + (lng - ?2) * (lng - ?2) * ?5, id LIMIT ?7",
+        )
+        .bind(place.lat)
+        .bind(place.lng)
+        .bind(half_width)
+        .bind(half_lng)
+        .bind(shortening * shortening)
+        .bind(tags)
+        .bind(count(limit))
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::new)?;
+        spots(rows)
+    }
+}
+
+struct Merge {
+    states: Vec<SpotState>,
+    now: DateTime<Utc>,
+}
+
+#[async_trait]
+impl Change for Merge {
+    type Output = usize;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<usize> {
+        let mut changed = 0;
+        for state in &self.states {
+            let is_newer = match state {
+                SpotState::Live(spot) => self.upsert(connection, spot).await?,
+                SpotState::Deleted { id, version } => {
+                    self.delete(connection, *id, *version).await?
+                }
+            };
+            changed += usize::from(is_newer);
+        }
+        Ok(changed)
+    }
+}
+
+impl Merge {
+    async fn upsert(&self, connection: &mut SqliteConnection, spot: &Spot) -> sqlx::Result<bool> {
+        let tags = strings_as_json(&spot.tags);
+        let now = to_micros(self.now);
+        let is_newer = sqlx::query(
+            "INSERT INTO spots (id, version, deleted, confirmed_at, name, address, lat, lng,
+                 image_url, tags, tag_count)
+             VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+             ON CONFLICT DO UPDATE SET version = ?2, deleted = 0, confirmed_at = ?3, name = ?4,
+                 address = ?5, lat = ?6, lng = ?7, image_url = ?8, tags = ?9, tag_count = ?10
+             WHERE version < ?2",
+        )
+        .bind(spot.id.number())
+        .bind(stored_version(spot.version))
+        .bind(now)
+        .bind(&spot.name)
+        .bind(&spot.address)
+        .bind(spot.place.lat)
+        .bind(spot.place.lng)
+        .bind(&spot.image_url)
+        .bind(&tags)
+        .bind(count(spot.tags.len()))
+        .execute(&mut *connection)
+        .await?
+        .rows_affected()
+            > 0;
+        if !is_newer {
+            sqlx::query("UPDATE spots SET confirmed_at = max(confirmed_at, ?) WHERE id = ?")
+                .bind(now)
+                .bind(spot.id.number())
+                .execute(connection)
+                .await?;
+        }
+        Ok(is_newer)
+    }
+
+    async fn delete(
+        &self,
+        connection: &mut SqliteConnection,
+        id: SpotId,
+        version: u64,
+    ) -> sqlx::Result<bool> {
+        let is_newer = sqlx::query(
+            "INSERT INTO spots (id, version, deleted, confirmed_at, name, address, lat, lng,
+                 image_url, tags, tag_count)
+             VALUES (?1, ?2, 1, ?3, '', '', 0, 0, NULL, '[]', 0)
+             ON CONFLICT DO UPDATE SET version = ?2, deleted = 1, confirmed_at = ?3, name = '',
+                 address = '', lat = 0, lng = 0, image_url = NULL, tags = '[]', tag_count = 0
+             WHERE version < ?2",
+        )
+        .bind(id.number())
+        .bind(stored_version(version))
+        .bind(to_micros(self.now))
+        .execute(&mut *connection)
+        .await?
+        .rows_affected()
+            > 0;
+        Ok(is_newer)
+    }
+}
+
+struct AdoptLog(String);
+
+#[async_trait]
+impl Change for AdoptLog {
+    type Output = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        let before: Option<String> = sqlx::query_scalar("SELECT log_id FROM core_log")
+            .fetch_optional(&mut *connection)
+            .await?;
+        if before.as_ref() == Some(&self.0) {
+            return Ok(());
+        }
+        if before.is_some() {
+            // Below every version, so that the first state of the new log wins, whatever it is.
+            sqlx::query("UPDATE spots SET version = -1").execute(&mut *connection).await?;
+        }
+        sqlx::query(
+            "INSERT INTO core_log (id, log_id) VALUES (1, ?)
+             ON CONFLICT DO UPDATE SET log_id = excluded.log_id",
+        )
+        .bind(&self.0)
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+struct Sweep(DateTime<Utc>);
+
+#[async_trait]
+impl Change for Sweep {
+    type Output = u64;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<u64> {
+        let began = to_micros(self.0);
+        let removed = sqlx::query(
+            "UPDATE spots SET deleted = 1, name = '', address = '', lat = 0, lng = 0,
+                 image_url = NULL, tags = '[]', tag_count = 0
+             WHERE deleted = 0 AND confirmed_at < ?",
+        )
+        .bind(began)
+        .execute(connection)
+        .await?
+        .rows_affected();
+        Ok(removed)
+    }
+}
+
+/// SQLite's integers are signed; a version beyond them is the largest.
+fn stored_version(version: u64) -> i64 {
+    i64::try_from(version).unwrap_or(i64::MAX)
+}
+
+fn strings_as_json(strings: &[String]) -> String {
+    serde_json::Value::from(strings.to_vec()).to_string()
+}

@@ -1,0 +1,319 @@
+//! The trend on SQLite.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
+
+use super::writer::{Change, Writer};
+use super::{PRUNE_BATCH, count, micros, prune_all};
+use crate::app::ingest::MARGIN;
+use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
+use crate::domain::decay::Decay;
+use crate::domain::interaction::Kind;
+use crate::domain::spot::SpotId;
+use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, rank};
+
+/// Read beyond what is asked for, so that spots that tie at the end are ordered by id and not by
+/// the last bits of their scores.
+const TIES: usize = 64;
+
+/// [`TrendStore`] on SQLite.
+pub(super) struct SqliteTrend {
+    db: Database,
+    writer: Writer,
+    rules: TrendRules,
+}
+
+impl SqliteTrend {
+    /// The trend in `db`, by `rules`. Scores kept under another half-life keep the worth they have
+    /// at `now`, and decay by the new one from then on.
+    pub(super) async fn open(
+        db: Database,
+        writer: Writer,
+        rules: TrendRules,
+        now: DateTime<Utc>,
+    ) -> Result<Self, PortError> {
+        let adopt = AdoptHalfLife { half_life: rules.half_life, now };
+        writer.commit(adopt).await?;
+        Ok(Self { db, writer, rules })
+    }
+}
+
+#[async_trait]
+impl TrendStore for SqliteTrend {
+    async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
+        let change = Record { event: event.clone(), rules: self.rules };
+        self.writer.commit(change).await
+    }
+
+    async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
+        // One statement, so that the scores belong to the landmark they are read with.
+        let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
+            "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
+             ORDER BY score DESC, spot_id LIMIT ?",
+        )
+        .bind(count(limit.saturating_add(TIES)))
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::new)?;
+        let Some((_, _, landmark)) = rows.first() else {
+            return Ok(Vec::new());
+        };
+        let landmark = from_micros(*landmark).map_err(PortError::new)?;
+        let decay = self.rules.decay();
+        let live = rows
+            .into_iter()
+            .filter_map(|(spot, score, _)| {
+                Some(Ranked { spot: SpotId::new(spot)?, value: decay.value(score, landmark, now) })
+            })
+            .filter(|ranked| ranked.value >= self.rules.floor)
+            .collect();
+        let mut top = rank(live);
+        top.truncate(limit);
+        Ok(top)
+    }
+
+    async fn forget(
+        &self,
+        subject: &str,
+        at: DateTime<Utc>,
+        remember_until: DateTime<Utc>,
+    ) -> Result<(), PortError> {
+        let change = Forget { subject: subject.to_owned(), at, remember_until };
+        self.writer.commit(change).await
+    }
+
+    async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
+        prune_all(|| self.writer.commit(Prune { now, rules: self.rules })).await
+    }
+}
+
+const fn code(kind: Kind) -> i64 {
+    match kind {
+        Kind::View => 1,
+        Kind::Bookmark => 2,
+    }
+}
+
+struct Record {
+    event: TrendEvent,
+    rules: TrendRules,
+}
+
+#[async_trait]
+impl Change for Record {
+    type Output = Counted;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Counted> {
+        let event = &self.event;
+        let is_new = sqlx::query(
+            "INSERT INTO trend_seen (event_id, kept_until) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        )
+        .bind(event.event_id.as_bytes().as_slice())
+        .bind(to_micros(event.remember_until))
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if is_new == 0 {
+            return Ok(Counted::Duplicate);
+        }
+        let at = to_micros(event.occurred_at);
+        let (landmark, forgotten): (i64, bool) = sqlx::query_as(
+            "SELECT landmark, EXISTS (SELECT 1 FROM trend_forgotten
+                 WHERE subject = ? AND forgotten_at >= ?)
+             FROM trend_state",
+        )
+        .bind(&event.subject)
+        .bind(at)
+        .fetch_one(&mut *connection)
+        .await?;
+        if forgotten {
+            return Ok(Counted::AlreadyCounted);
+        }
+        let window = micros(self.rules.window);
+        let counts = sqlx::query(
+            "INSERT INTO trend_counted (subject, spot_id, kind, counted_at)
+             SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM trend_counted
+                 WHERE subject = ?1 AND spot_id = ?2 AND kind = ?3
+                 AND counted_at > ?4 - ?5 AND counted_at < ?4 + ?5)",
+        )
+        .bind(&event.subject)
+        .bind(event.spot.number())
+        .bind(code(event.kind))
+        .bind(at)
+        .bind(window)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if counts == 0 {
+            return Ok(Counted::AlreadyCounted);
+        }
+        let decay = self.rules.decay();
+        let mut landmark = time(landmark)?;
+        if decay.must_move(landmark, event.occurred_at) {
+            move_landmark(connection, decay, landmark, event.occurred_at).await?;
+            landmark = event.occurred_at;
+        }
+        sqlx::query(
+            "INSERT INTO trend_scores (spot_id, score) VALUES (?, ?)
+             ON CONFLICT DO UPDATE SET score = score + excluded.score",
+        )
+        .bind(event.spot.number())
+        .bind(event.kind.weight() * decay.gain(landmark, event.occurred_at))
+        .execute(connection)
+        .await?;
+        Ok(Counted::Applied)
+    }
+}
+
+/// Multiplies every score to a new landmark and drops those that are too small to matter there.
+async fn move_landmark(
+    connection: &mut SqliteConnection,
+    decay: Decay,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    sqlx::query("UPDATE trend_scores SET score = score * ?")
+        .bind(decay.move_factor(from, to))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("DELETE FROM trend_scores WHERE score < ?")
+        .bind(NEGLIGIBLE)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE trend_state SET landmark = ?")
+        .bind(to_micros(to))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+struct AdoptHalfLife {
+    half_life: Duration,
+    now: DateTime<Utc>,
+}
+
+#[async_trait]
+impl Change for AdoptHalfLife {
+    type Output = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        let half_life = micros(self.half_life);
+        sqlx::query(
+            "INSERT INTO trend_state (id, landmark, half_life_us) VALUES (1, ?, ?)
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(to_micros(self.now))
+        .bind(half_life)
+        .execute(&mut *connection)
+        .await?;
+        let (landmark, before): (i64, i64) =
+            sqlx::query_as("SELECT landmark, half_life_us FROM trend_state")
+                .fetch_one(&mut *connection)
+                .await?;
+        if before != half_life {
+            let before = Duration::from_micros(u64::try_from(before).unwrap_or_default());
+            let decay = Decay::with_half_life(before);
+            let landmark = time(landmark)?;
+            // A clock that went back must not blow the scores up.
+            move_landmark(connection, decay, landmark, self.now.max(landmark)).await?;
+            sqlx::query("UPDATE trend_state SET half_life_us = ?")
+                .bind(half_life)
+                .execute(connection)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+struct Forget {
+    subject: String,
+    at: DateTime<Utc>,
+    remember_until: DateTime<Utc>,
+}
+
+#[async_trait]
+impl Change for Forget {
+    type Output = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        sqlx::query("DELETE FROM trend_counted WHERE subject = ? AND counted_at <= ?")
+            .bind(&self.subject)
+            .bind(to_micros(self.at))
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query(
+            "INSERT INTO trend_forgotten (subject, forgotten_at, kept_until) VALUES (?, ?, ?)
+             ON CONFLICT DO UPDATE SET forgotten_at = max(forgotten_at, excluded.forgotten_at),
+                 kept_until = max(kept_until, excluded.kept_until)",
+        )
+        .bind(&self.subject)
+        .bind(to_micros(self.at))
+        .bind(to_micros(self.remember_until))
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+struct Prune {
+    now: DateTime<Utc>,
+    rules: TrendRules,
+}
+
+#[async_trait]
+impl Change for Prune {
+    type Output = u64;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<u64> {
+        let now = to_micros(self.now);
+        let mut removed = 0;
+        for statement in [
+            "DELETE FROM trend_seen WHERE event_id IN
+                 (SELECT event_id FROM trend_seen WHERE kept_until < ? LIMIT ?)",
+            "DELETE FROM trend_forgotten WHERE subject IN
+                 (SELECT subject FROM trend_forgotten WHERE kept_until < ? LIMIT ?)",
+        ] {
+            removed += sqlx::query(statement)
+                .bind(now)
+                .bind(PRUNE_BATCH)
+                .execute(&mut *connection)
+                .await?
+                .rows_affected();
+        }
+        // A count matters as long as an event within a window of it can still come.
+        let needed = self.rules.max_age + self.rules.window + MARGIN;
+        removed += sqlx::query(
+            "DELETE FROM trend_counted WHERE (subject, spot_id, kind, counted_at) IN
+                 (SELECT subject, spot_id, kind, counted_at FROM trend_counted
+                  WHERE counted_at < ? LIMIT ?)",
+        )
+        .bind(now.saturating_sub(micros(needed)))
+        .bind(PRUNE_BATCH)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+
+        let landmark: i64 = sqlx::query_scalar("SELECT landmark FROM trend_state")
+            .fetch_one(&mut *connection)
+            .await?;
+        let negligible = self.rules.decay().score(NEGLIGIBLE, time(landmark)?, self.now);
+        removed += sqlx::query(
+            "DELETE FROM trend_scores WHERE spot_id IN
+                 (SELECT spot_id FROM trend_scores WHERE score < ? LIMIT ?)",
+        )
+        .bind(negligible)
+        .bind(PRUNE_BATCH)
+        .execute(connection)
+        .await?
+        .rows_affected();
+        Ok(removed)
+    }
+}
+
+fn time(micros: i64) -> sqlx::Result<DateTime<Utc>> {
+    from_micros(micros).map_err(|error| sqlx::Error::Decode(error.into()))
+}

@@ -1,0 +1,135 @@
+//! Core's internal HTTP API, called as a service of the mesh.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use reqwest::header::HeaderMap;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
+use tourin_registry_api::Directory;
+use tourin_shared_events::bus::feed::{Endpoint, Target};
+use tourin_shared_events::events::{Event, TourSpotUpsert};
+
+use crate::SERVICE;
+use crate::app::ports::{Catalogue, CataloguePage, PortError};
+use crate::domain::spot::Spot;
+
+/// Core's name in the registry.
+pub const CORE: &str = "core";
+/// Longest time to connect, in milliseconds.
+const CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// Longest time for a whole answer, in milliseconds.
+const REQUEST_TIMEOUT_MS: u64 = 10_000;
+/// Spots on a page, the most that core gives.
+const PAGE_SPOTS: usize = 1_000;
+/// Largest answer that is read, in bytes (64 MiB): a page of spots with the longest texts.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Calls whichever instance of core is up.
+#[derive(Clone)]
+pub struct CoreClient {
+    http: reqwest::Client,
+    directory: Directory,
+    signer: IdentitySigner,
+}
+
+impl CoreClient {
+    /// A client that finds core through `directory`.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be set up.
+    pub fn new(directory: Directory, signer: IdentitySigner) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
+            .timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
+            .build()
+            .context("cannot set up the HTTP client")?;
+        Ok(Self { http, directory, signer })
+    }
+
+    fn base_url(&self) -> anyhow::Result<String> {
+        self.directory.pick(CORE).map(|core| core.base_url()).context("no instance of core is up")
+    }
+
+    /// This service's identity, as core verifies it; it is short-lived.
+    fn identity(&self) -> HeaderMap {
+        let service = Subject::Service { name: SERVICE.to_owned() };
+        HeaderMap::from_iter([(IDENTITY_HEADER, self.signer.sign(&service, CORE))])
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<T> {
+        let url = format!("{}{path}", self.base_url()?);
+        let mut response = self
+            .http
+            .get(&url)
+            .query(query)
+            .headers(self.identity())
+            .send()
+            .await?
+            .error_for_status()?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            anyhow::ensure!(
+                body.len() + chunk.len() <= MAX_ANSWER_BYTES,
+                "the answer of core to {path} is too large"
+            );
+            body.extend_from_slice(&chunk);
+        }
+        serde_json::from_slice(&body)
+            .with_context(|| format!("the answer of core to {path} is not understood"))
+    }
+}
+
+#[async_trait]
+impl Endpoint for CoreClient {
+    async fn resolve(&self) -> anyhow::Result<Target> {
+        Ok(Target { base_url: self.base_url()?, headers: self.identity() })
+    }
+}
+
+/// A page of the feed, for its log only.
+#[derive(Deserialize)]
+struct Log {
+    log_id: String,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    spots: Vec<TourSpotUpsert>,
+    next: Option<String>,
+}
+
+#[async_trait]
+impl Catalogue for CoreClient {
+    async fn log_id(&self) -> Result<String, PortError> {
+        let query = [("after", "0"), ("limit", "1"), ("wait_ms", "0")];
+        let log: Log = self.get("/internal/events", &query).await.map_err(PortError::new)?;
+        Ok(log.log_id)
+    }
+
+    async fn page(&self, after: Option<&str>) -> Result<CataloguePage, PortError> {
+        let limit = PAGE_SPOTS.to_string();
+        let mut query = vec![("limit", limit.as_str())];
+        query.extend(after.map(|after| ("after", after)));
+        let page: Page = self.get("/internal/tour-spots", &query).await.map_err(PortError::new)?;
+        let spots = page
+            .spots
+            .into_iter()
+            .filter_map(|upsert| match upsert.validate() {
+                Ok(()) => Spot::try_from(upsert).ok(),
+                Err(error) => {
+                    tracing::warn!(%error, "a spot of core's catalogue is left out");
+                    None
+                }
+            })
+            .collect();
+        Ok(CataloguePage { spots, next: page.next })
+    }
+}

@@ -1,0 +1,3 @@
+//! Other services that this one calls.
+
+pub mod core;
