@@ -1,0 +1,257 @@
+//! The keys that tokens are verified with: core's public ones, by `kid`.
+//!
+//! They are fetched from any instance of core at start, again every few minutes, and at once when a
+//! token names a `kid` that is not known, so that a new key works the moment core signs with it.
+//! Made-up kids cost at most one fetch per cool-down, whoever asks and however often: there is one
+//! fetcher, and everybody waits for the same fetch.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::mesh_client::{CORE, MeshClient};
+
+const JWKS_PATH: &str = "/.well-known/jwks.json";
+/// Keys of one issuer that are kept; a sane one has two or three.
+const MAX_KEYS: usize = 64;
+/// The least time between two fetches.
+const COOL_DOWN: Duration = Duration::from_millis(1_000);
+/// A fetch without anybody's asking, so that a withdrawn key is forgotten.
+const REFRESH_EVERY: Duration = Duration::from_secs(300);
+/// The pause after a failed fetch.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long a request waits for a fetch that it asked for.
+const LOOKUP_WAIT: Duration = Duration::from_millis(2_000);
+const FETCH_TIMEOUT: Duration = Duration::from_millis(1_500);
+const MAX_JWKS_BYTES: usize = 256 << 10;
+
+/// A public key and the one algorithm that it is for.
+#[derive(Debug)]
+pub struct Key {
+    /// From the key itself, never from a token.
+    pub algorithm: Algorithm,
+    /// What verifies.
+    pub decoding: DecodingKey,
+}
+
+/// What a `kid` stands for.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// A key.
+    Found(Arc<Key>),
+    /// Nothing, says core.
+    Unknown,
+    /// Core could not be asked, so nothing is known.
+    Unavailable,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    last_fetch: Option<Instant>,
+    succeeded: bool,
+    loaded: bool,
+}
+
+/// The keys known now.
+#[derive(Debug)]
+pub struct KeyStore {
+    keys: ArcSwap<HashMap<String, Arc<Key>>>,
+    wanted: Notify,
+    progress: watch::Sender<Progress>,
+    withdrawn: AtomicU64,
+}
+
+impl Default for KeyStore {
+    fn default() -> Self {
+        Self {
+            keys: ArcSwap::default(),
+            wanted: Notify::new(),
+            progress: watch::Sender::new(Progress::default()),
+            withdrawn: AtomicU64::new(0),
+        }
+    }
+}
+
+impl KeyStore {
+    /// Whether there has been a successful fetch.
+    pub fn is_loaded(&self) -> bool {
+        self.progress.borrow().loaded
+    }
+
+    /// Changes whenever a key was taken away, so that nothing verified by it may be believed.
+    pub fn withdrawals(&self) -> u64 {
+        self.withdrawn.load(Ordering::Acquire)
+    }
+
+    /// The key of `kid`, asking core when it is not known. Waits at most two seconds.
+    pub async fn lookup(&self, kid: &str) -> Lookup {
+        if let Some(key) = self.find(kid) {
+            return Lookup::Found(key);
+        }
+        let mut progress = self.progress.subscribe();
+        let before = *progress.borrow_and_update();
+        if before.last_fetch.is_none_or(|at| at.elapsed() >= COOL_DOWN) {
+            self.wanted.notify_one();
+            // A time-out is answered by what is known then.
+            let _ = tokio::time::timeout(LOOKUP_WAIT, progress.changed()).await;
+        }
+        match self.find(kid) {
+            Some(key) => Lookup::Found(key),
+            None if progress.borrow().succeeded => Lookup::Unknown,
+            None => Lookup::Unavailable,
+        }
+    }
+
+    fn find(&self, kid: &str) -> Option<Arc<Key>> {
+        self.keys.load().get(kid).cloned()
+    }
+
+    /// Takes over the keys of a JWKS document. Keys that are no signature keys of ours are left out.
+    ///
+    /// # Errors
+    /// When it is not one, or has no usable key: the keys known before stay.
+    pub fn install(&self, document: &[u8]) -> anyhow::Result<()> {
+        #[derive(Deserialize)]
+        struct Document {
+            keys: Vec<serde_json::Value>,
+        }
+        let document: Document = serde_json::from_slice(document)?;
+        let keys: HashMap<String, Arc<Key>> = document
+            .keys
+            .into_iter()
+            .take(MAX_KEYS)
+            .filter_map(|jwk| serde_json::from_value::<Jwk>(jwk).ok())
+            .filter_map(|jwk| usable(&jwk))
+            .collect();
+        anyhow::ensure!(!keys.is_empty(), "no usable key among them");
+        let before = self.keys.swap(Arc::new(keys));
+        let now = self.keys.load();
+        let withdrawn = before.iter().any(|(kid, old)| {
+            now.get(kid).is_none_or(|new| !same_key(&old.decoding, &new.decoding))
+        });
+        if withdrawn {
+            self.withdrawn.fetch_add(1, Ordering::AcqRel);
+        }
+        self.fetched(true);
+        Ok(())
+    }
+
+    fn fetched(&self, succeeded: bool) {
+        self.progress.send_modify(|progress| {
+            progress.last_fetch = Some(Instant::now());
+            progress.succeeded = succeeded;
+            progress.loaded |= succeeded;
+        });
+    }
+
+    /// Keeps the keys current until `stop`.
+    pub async fn follow(&self, mesh: MeshClient, stop: CancellationToken) {
+        let mut membership = mesh.directory().changed();
+        loop {
+            let fetched = tokio::select! {
+                () = stop.cancelled() => return,
+                fetched = self.fetch(&mesh) => fetched,
+            };
+            let succeeded = fetched.is_ok();
+            if let Err(error) = fetched {
+                tracing::debug!(error = format!("{error:#}"), "cannot fetch the token keys");
+                self.fetched(false);
+            }
+            let pause = if succeeded { REFRESH_EVERY } else { RETRY_AFTER };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = self.wanted.notified() => {}
+                // The first instance of core has just come up: no need to wait for the pause.
+                Ok(()) = membership.changed(), if !succeeded => {}
+            }
+        }
+    }
+
+    async fn fetch(&self, mesh: &MeshClient) -> anyhow::Result<()> {
+        let document = mesh.get(CORE, JWKS_PATH, FETCH_TIMEOUT, MAX_JWKS_BYTES).await?;
+        self.install(&document)
+    }
+}
+
+fn same_key(one: &DecodingKey, other: &DecodingKey) -> bool {
+    matches!((one.try_get_as_bytes(), other.try_get_as_bytes()), (Ok(one), Ok(other)) if one == other)
+}
+
+fn usable(jwk: &Jwk) -> Option<(String, Arc<Key>)> {
+    let kid = jwk.common.key_id.clone()?;
+    let algorithm = match &jwk.algorithm {
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+            Algorithm::EdDSA
+        }
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
+            Algorithm::ES256
+        }
+        _ => return None,
+    };
+    let declared = match jwk.common.key_algorithm {
+        None => algorithm,
+        Some(KeyAlgorithm::EdDSA) => Algorithm::EdDSA,
+        Some(KeyAlgorithm::ES256) => Algorithm::ES256,
+        Some(_) => return None,
+    };
+    let decoding = DecodingKey::from_jwk(jwk).ok()?;
+    // jsonwebtoken cuts an Ed25519 key out of whatever is there, and panics when that is too short.
+    let expected_bytes = if algorithm == Algorithm::EdDSA { 32 } else { 65 };
+    let whole = decoding.try_get_as_bytes().is_ok_and(|bytes| bytes.len() == expected_bytes);
+    (declared == algorithm && whole).then(|| (kid, Arc::new(Key { algorithm, decoding })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ED: &str = r#"{"kty":"OKP","crv":"Ed25519","kid":"ed","alg":"EdDSA","use":"sig","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    const EC: &str = r#"{"kty":"EC","crv":"P-256","kid":"ec","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
+
+    fn install(store: &KeyStore, keys: &[&str]) -> anyhow::Result<()> {
+        store.install(format!("{{\"keys\":[{}]}}", keys.join(",")).as_bytes())
+    }
+
+    #[test]
+    fn only_signature_keys_of_two_kinds_are_taken() {
+        let store = KeyStore::default();
+        install(&store, &[
+            ED,
+            EC,
+            r#"{"kty":"oct","kid":"mac","k":"c2VjcmV0"}"#,
+            r#"{"kty":"RSA","kid":"rsa","n":"AQAB","e":"AQAB"}"#,
+            r#"{"kty":"EC","crv":"P-384","kid":"p384","x":"AA","y":"AA"}"#,
+            r#"{"kty":"OKP","crv":"Ed25519","kid":"odd","alg":"ES256","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#,
+            r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#,
+            r#"{"kty":"OKP","crv":"Ed25519","kid":"short","x":"AAAA"}"#,
+            r#"{"kty":"future"}"#,
+        ])
+        .unwrap();
+        assert_eq!(store.find("ed").unwrap().algorithm, Algorithm::EdDSA);
+        assert_eq!(store.find("ec").unwrap().algorithm, Algorithm::ES256);
+        assert_eq!(store.keys.load().len(), 2);
+    }
+
+    #[test]
+    fn a_bad_document_leaves_the_keys_alone() {
+        let store = KeyStore::default();
+        install(&store, &[ED]).unwrap();
+        assert!(store.install(b"not json").is_err());
+        assert!(install(&store, &[]).is_err());
+        assert!(store.find("ed").is_some());
+        assert_eq!(store.withdrawals(), 0);
+        install(&store, &[ED, EC]).unwrap();
+        assert_eq!(store.withdrawals(), 0, "a key more withdraws nothing");
+        install(&store, &[EC]).unwrap();
+        assert_eq!(store.withdrawals(), 1);
+    }
+}

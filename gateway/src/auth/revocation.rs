@@ -1,0 +1,303 @@
+//! Sessions that have ended before their tokens expired.
+//!
+//! Core keeps a numbered log of them; each gateway follows it by long poll from where it left off
+//! and keeps the ids until the tokens would have expired anyway. So no request asks anybody, and
+//! nothing is missed across a reconnect. An answer of core that ends sessions says so in a header
+//! too, which this gateway takes to heart before the client has the answer.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::clock::SharedClock;
+
+use crate::config::WhenStale;
+use crate::mesh_client::{CORE, MeshClient};
+
+/// Ended sessions that are remembered. With tokens of 10 minutes this holds 300 endings a second.
+const MAX_SESSIONS: usize = 200_000;
+/// How long a session named in a header is remembered, until the log gives its exact end: longer
+/// than any access token lives.
+const HEADER_HOLD: TimeDelta = TimeDelta::hours(1);
+/// Longest wait of one long poll.
+const MAX_POLL: Duration = Duration::from_secs(20);
+/// What a poll may take beyond the wait that it asked for.
+const POLL_MARGIN: Duration = Duration::from_millis(2_000);
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const MAX_PAGE_BYTES: usize = 16 << 20;
+
+/// One page of core's log.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    /// Another one means another log: numbers start anew.
+    log_id: String,
+    /// Where the next page starts.
+    next: u64,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Entry {
+    session: String,
+    /// When the last token of the session expires.
+    until: DateTime<Utc>,
+}
+
+/// Whether the list can be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reliance {
+    /// It is current, or old and meant to be used all the same.
+    Usable,
+    /// It has not been loaded yet.
+    Loading,
+    /// It is too old.
+    Stale,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Contact {
+    last: Option<Instant>,
+}
+
+/// The sessions that have ended.
+#[derive(Debug)]
+pub struct Revocations {
+    sessions: RwLock<HashMap<String, DateTime<Utc>>>,
+    contact: RwLock<Contact>,
+    started: Instant,
+    stale_after: Duration,
+    when_stale: WhenStale,
+    clock: SharedClock,
+}
+
+impl Revocations {
+    /// An empty list that counts as not loaded.
+    pub fn new(stale_after: Duration, when_stale: WhenStale, clock: SharedClock) -> Self {
+        Self {
+            sessions: RwLock::default(),
+            contact: RwLock::default(),
+            started: Instant::now(),
+            stale_after,
+            when_stale,
+            clock,
+        }
+    }
+
+    /// Whether the session has ended.
+    pub fn has_ended(&self, session: &str) -> bool {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.contains_key(session)
+    }
+
+    /// Whether the list has been loaded once.
+    pub fn is_loaded(&self) -> bool {
+        self.last_contact().is_some()
+    }
+
+    /// Whether calls that need a session can be judged now.
+    pub fn reliance(&self, now: Instant) -> Reliance {
+        let last = self.last_contact();
+        let silent_for = now.saturating_duration_since(last.unwrap_or(self.started));
+        match (last, silent_for > self.stale_after, self.when_stale) {
+            (Some(_), false, _) | (_, true, WhenStale::Serve) => Reliance::Usable,
+            (None, false, _) => Reliance::Loading,
+            (_, true, WhenStale::Deny) => Reliance::Stale,
+        }
+    }
+
+    fn last_contact(&self) -> Option<Instant> {
+        self.contact.read().unwrap_or_else(PoisonError::into_inner).last
+    }
+
+    /// Ends the sessions that an answer of core names, separated by commas.
+    pub fn end_named(&self, header: &str) {
+        let until = self.clock.now() + HEADER_HOLD;
+        let named = header.split(',').map(str::trim).filter(|name| !name.is_empty());
+        self.end(named.map(|session| (session.to_owned(), until)));
+    }
+
+    fn end(&self, ended: impl Iterator<Item = (String, DateTime<Utc>)>) {
+        let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
+        for (session, until) in ended {
+            sessions.insert(session, until);
+        }
+        if sessions.len() > MAX_SESSIONS {
+            let now = self.clock.now();
+            sessions.retain(|_, until| *until > now);
+        }
+        if sessions.len() > MAX_SESSIONS {
+            // Those whose tokens expire first have the least left to do harm with.
+            let mut ends: Vec<_> = sessions.values().copied().collect();
+            let (_, cut, _) = ends.select_nth_unstable(sessions.len() - MAX_SESSIONS);
+            let cut = *cut;
+            sessions.retain(|_, until| *until > cut);
+            tracing::error!(
+                kept = sessions.len(),
+                "more ended sessions than can be remembered; dropped the oldest"
+            );
+        }
+    }
+
+    /// Forgets sessions whose tokens have expired.
+    fn prune(&self) {
+        let now = self.clock.now();
+        let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|_, until| *until > now);
+    }
+
+    fn contacted(&self) {
+        let mut contact = self.contact.write().unwrap_or_else(PoisonError::into_inner);
+        contact.last = Some(Instant::now());
+    }
+
+    /// Follows core's log until `stop`.
+    pub async fn follow(&self, mesh: MeshClient, stop: CancellationToken) {
+        let mut membership = mesh.directory().changed();
+        let mut place = Place::default();
+        let mut pruned = Instant::now();
+        // Several polls must fit into the bound, or a quiet log would look stale.
+        let patience = MAX_POLL.min(self.stale_after / 3);
+        loop {
+            let page = tokio::select! {
+                () = stop.cancelled() => return,
+                page = read(&mesh, &place, patience) => page,
+            };
+            match page {
+                Ok(page) => {
+                    if self.apply(&mut place, page) {
+                        self.contacted();
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "cannot read the ended sessions");
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(RETRY_AFTER) => {}
+                        Ok(()) = membership.changed(), if !self.is_loaded() => {}
+                    }
+                }
+            }
+            if pruned.elapsed() > PRUNE_EVERY {
+                self.prune();
+                pruned = Instant::now();
+            }
+        }
+    }
+
+    /// Takes a page over; whether that brings the list up to date.
+    fn apply(&self, place: &mut Place, page: Page) -> bool {
+        if place.log.as_deref().is_some_and(|log| log != page.log_id) {
+            // Numbers of another log mean nothing here. What is known stays: ended is ended.
+            tracing::info!("core's log of ended sessions is a new one; reading it from its start");
+            *place = Place { log: Some(page.log_id), ..Place::default() };
+            return false;
+        }
+        let caught_up = place.caught_up || page.entries.is_empty();
+        *place = Place { log: Some(page.log_id), after: page.next.max(place.after), caught_up };
+        self.end(page.entries.into_iter().map(|entry| (entry.session, entry.until)));
+        caught_up
+    }
+}
+
+/// Where the follower is in core's log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Place {
+    log: Option<String>,
+    after: u64,
+    /// Whether the log's end has been seen; until then nobody waits for more.
+    caught_up: bool,
+}
+
+async fn read(mesh: &MeshClient, place: &Place, patience: Duration) -> anyhow::Result<Page> {
+    let wait = if place.caught_up { patience } else { Duration::ZERO };
+    let path = format!("/internal/revocations?after={}&wait_ms={}", place.after, wait.as_millis());
+    let page = mesh.get(CORE, &path, wait + POLL_MARGIN, MAX_PAGE_BYTES).await?;
+    Ok(serde_json::from_slice(&page)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tourin_chassis::clock::{Clock, ManualClock};
+
+    use super::*;
+
+    fn list(stale_ms: u64, when_stale: WhenStale) -> (Revocations, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(DateTime::UNIX_EPOCH));
+        let shared: SharedClock = clock.clone();
+        (Revocations::new(Duration::from_millis(stale_ms), when_stale, shared), clock)
+    }
+
+    fn page(log: &str, next: u64, sessions: &[&str], until: DateTime<Utc>) -> Page {
+        let entries =
+            sessions.iter().map(|session| Entry { session: (*session).to_owned(), until });
+        Page { log_id: log.to_owned(), next, entries: entries.collect() }
+    }
+
+    #[test]
+    fn ended_sessions_are_known_until_their_tokens_expire() {
+        let (list, clock) = list(1_000, WhenStale::Serve);
+        let mut place = Place::default();
+        let until = clock.now() + TimeDelta::minutes(10);
+        assert!(!list.apply(&mut place, page("a", 2, &["s1", "s2"], until)), "not yet at the end");
+        assert!(list.apply(&mut place, page("a", 2, &[], until)));
+        list.end_named("s3, s4,");
+        assert!(["s1", "s2", "s3", "s4"].iter().all(|session| list.has_ended(session)));
+        assert!(!list.has_ended("s5") && !list.has_ended(""));
+        clock.advance(TimeDelta::minutes(11));
+        list.prune();
+        assert!(!list.has_ended("s1") && list.has_ended("s3"));
+    }
+
+    #[test]
+    fn another_log_is_read_from_its_start() {
+        let (list, clock) = list(1_000, WhenStale::Serve);
+        let mut place = Place::default();
+        let until = clock.now() + TimeDelta::minutes(10);
+        list.apply(&mut place, page("a", 9, &["s1"], until));
+        assert_eq!(place.after, 9);
+        assert!(!list.apply(&mut place, page("b", 9, &[], until)));
+        assert_eq!(place, Place { log: Some("b".to_owned()), after: 0, caught_up: false });
+        assert!(list.has_ended("s1"));
+        list.apply(&mut place, page("b", 1, &["s2"], until));
+        assert!(list.has_ended("s2"));
+    }
+
+    #[test]
+    fn reliance_follows_contact_and_policy() {
+        let later =
+            |list: &Revocations, ms| list.reliance(Instant::now() + Duration::from_millis(ms));
+        for policy in [WhenStale::Serve, WhenStale::Deny] {
+            let (list, _) = list(10_000, policy);
+            assert_eq!(later(&list, 0), Reliance::Loading, "{policy:?}");
+            let bound_passed = match policy {
+                WhenStale::Serve => Reliance::Usable,
+                WhenStale::Deny => Reliance::Stale,
+            };
+            assert_eq!(later(&list, 20_000), bound_passed);
+            list.contacted();
+            assert_eq!(later(&list, 5_000), Reliance::Usable);
+            assert_eq!(later(&list, 20_000), bound_passed);
+        }
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        let (list, clock) = list(1_000, WhenStale::Serve);
+        let now = clock.now();
+        let ended = (0..MAX_SESSIONS + 10).map(|n| {
+            let seconds = i64::try_from(n).unwrap() + 1;
+            (format!("s{n}"), now + TimeDelta::seconds(seconds))
+        });
+        list.end(ended);
+        assert!(list.sessions.read().unwrap().len() <= MAX_SESSIONS);
+        assert!(!list.has_ended("s0"));
+        assert!(list.has_ended(&format!("s{}", MAX_SESSIONS + 9)));
+    }
+}

@@ -1,0 +1,199 @@
+//! Access tokens: what makes one good.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
+use moka::Expiry;
+use moka::sync::Cache;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tourin_chassis::clock::SharedClock;
+
+use super::keys::{KeyStore, Lookup};
+
+/// A longer token is not read at all (bytes). Core's have a few hundred.
+const MAX_TOKEN_BYTES: usize = 8 << 10;
+
+/// Whom a good token speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The member's id.
+    pub id: String,
+    /// The session that the token belongs to.
+    pub session: String,
+    /// What the member may do beyond a member's own.
+    pub roles: Vec<String>,
+    /// When the token stops being good.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Why a token is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenError {
+    /// It is not good, and trying again will not help.
+    Invalid,
+    /// Its time is over.
+    Expired,
+    /// The keys to judge it by cannot be had just now.
+    KeysUnavailable,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    sid: String,
+    exp: i64,
+    nbf: Option<i64>,
+    #[serde(default)]
+    roles: Vec<String>,
+}
+
+/// What a token must say.
+#[derive(Debug, Clone)]
+pub struct TokenRules {
+    /// `iss`.
+    pub issuer: String,
+    /// `aud`.
+    pub audience: String,
+    /// By how much clocks may differ.
+    pub leeway: Duration,
+    /// Good tokens that are remembered.
+    pub cache_entries: u64,
+}
+
+struct UntilExpiry {
+    clock: SharedClock,
+}
+
+impl Expiry<Digested, Remembered> for UntilExpiry {
+    fn expire_after_create(
+        &self,
+        _: &Digested,
+        value: &Remembered,
+        _: Instant,
+    ) -> Option<Duration> {
+        let left = value.member.expires_at - self.clock.now();
+        Some(left.to_std().unwrap_or(Duration::ZERO))
+    }
+}
+
+/// SHA-256 of a token: the cache holds nothing that could be used as one.
+type Digested = [u8; 32];
+
+#[derive(Clone)]
+struct Remembered {
+    member: Arc<Member>,
+    withdrawals: u64,
+}
+
+/// Tells good tokens from bad ones. Good ones are remembered until they expire, so that a signature
+/// is checked once per token, not once per request.
+pub struct TokenVerifier {
+    keys: Arc<KeyStore>,
+    good: Cache<Digested, Remembered>,
+    eddsa: Validation,
+    es256: Validation,
+    leeway: TimeDelta,
+    clock: SharedClock,
+}
+
+impl TokenVerifier {
+    /// A verifier by these rules.
+    pub fn new(keys: Arc<KeyStore>, rules: &TokenRules, clock: SharedClock) -> Self {
+        let validation = |algorithm| {
+            let mut validation = Validation::new(algorithm);
+            validation.set_issuer(&[&rules.issuer]);
+            validation.set_audience(&[&rules.audience]);
+            validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+            // Times are judged below, by the clock that is passed in.
+            validation.validate_exp = false;
+            validation
+        };
+        Self {
+            keys,
+            good: Cache::builder()
+                .max_capacity(rules.cache_entries)
+                .expire_after(UntilExpiry { clock: Arc::clone(&clock) })
+                .build(),
+            eddsa: validation(Algorithm::EdDSA),
+            es256: validation(Algorithm::ES256),
+            leeway: TimeDelta::from_std(rules.leeway).unwrap_or_default(),
+            clock,
+        }
+    }
+
+    /// Whom the token speaks for.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn verify(&self, token: &str) -> Result<Arc<Member>, TokenError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::Invalid);
+        }
+        let digest: Digested = Sha256::digest(token).into();
+        let withdrawals = self.keys.withdrawals();
+        if let Some(known) = self.good.get(&digest)
+            && known.withdrawals == withdrawals
+        {
+            self.in_time(&known.member)?;
+            return Ok(known.member);
+        }
+        let member = Arc::new(self.check(token).await?);
+        self.good.insert(digest, Remembered { member: Arc::clone(&member), withdrawals });
+        Ok(member)
+    }
+
+    async fn check(&self, token: &str) -> Result<Member, TokenError> {
+        // An algorithm that is not known, "none" above all, does not even parse.
+        let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
+        let validation = match header.alg {
+            Algorithm::EdDSA => &self.eddsa,
+            Algorithm::ES256 => &self.es256,
+            _ => return Err(TokenError::Invalid),
+        };
+        // Extensions that must be understood (RFC 7515, 4.1.11) are not.
+        if header.crit.is_some() {
+            return Err(TokenError::Invalid);
+        }
+        let kid = header.kid.ok_or(TokenError::Invalid)?;
+        let key = match self.keys.lookup(&kid).await {
+            Lookup::Found(key) => key,
+            Lookup::Unknown => return Err(TokenError::Invalid),
+            Lookup::Unavailable => return Err(TokenError::KeysUnavailable),
+        };
+        // The key says what it is for; a token that says otherwise is an attempt.
+        if key.algorithm != header.alg {
+            return Err(TokenError::Invalid);
+        }
+        let claims = decode::<Claims>(token, &key.decoding, validation)
+            .map_err(|_| TokenError::Invalid)?
+            .claims;
+        let expires_at = DateTime::from_timestamp(claims.exp, 0).ok_or(TokenError::Invalid)?;
+        if let Some(not_before) = claims.nbf {
+            let from = DateTime::from_timestamp(not_before, 0).ok_or(TokenError::Invalid)?;
+            if self.clock.now() + self.leeway < from {
+                return Err(TokenError::Invalid);
+            }
+        }
+        if claims.sub.is_empty() || claims.sid.is_empty() {
+            return Err(TokenError::Invalid);
+        }
+        let member =
+            Member { id: claims.sub, session: claims.sid, roles: claims.roles, expires_at };
+        self.in_time(&member)?;
+        Ok(member)
+    }
+
+    fn in_time(&self, member: &Member) -> Result<(), TokenError> {
+        if self.clock.now() - self.leeway < member.expires_at {
+            Ok(())
+        } else {
+            Err(TokenError::Expired)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! The gateway's settings. Every bound is named with its unit.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum, value_parser};
+use tourin_chassis::config::MeshSettings;
+
+use crate::client_address::Network;
+use crate::origin::Origin;
+
+/// What to do with calls that need a session when core has not said for too long which sessions
+/// have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WhenStale {
+    /// Serve by what is known: a session ended meanwhile lives on until its token expires.
+    Serve,
+    /// Answer 503 until core is back.
+    Deny,
+}
+
+macro_rules! defaults {
+    ($($name:ident: $type:ty = $value:expr;)*) => {$(const $name: $type = $value;)*};
+}
+
+defaults! {
+    LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+    TOKEN_ISSUER: &str = "tourin-core";
+    TOKEN_AUDIENCE: &str = "tourin";
+    TOKEN_LEEWAY_S: u64 = 5;
+    TOKEN_CACHE_ENTRIES: u64 = 10_000;
+    REVOCATION_STALE_MS: u64 = 30_000;
+    CONNECT_TIMEOUT_MS: u64 = 1_000;
+    FIRST_BYTE_TIMEOUT_MS: u64 = 12_000;
+    TOTAL_TIMEOUT_MS: u64 = 30_000;
+    UPSTREAM_TRIES: usize = 3;
+    UPSTREAM_IDLE_MS: u64 = 30_000;
+    BODY_LIMIT_BYTES: u64 = 1 << 20;
+    URI_LIMIT_BYTES: usize = 8 << 10;
+    HEADER_LIMIT_BYTES: usize = 32 << 10;
+    HEADER_LIMIT_COUNT: usize = 100;
+    HEADER_READ_TIMEOUT_MS: u64 = 10_000;
+    CLIENT_STALL_MS: u64 = 10_000;
+    CLIENT_IDLE_MS: u64 = 60_000;
+    MAX_REQUESTS: usize = 4_096;
+    MAX_CONNECTIONS: usize = 10_000;
+    DRAIN_TIMEOUT_MS: u64 = 2_500;
+}
+
+/// The gateway's settings; `main` adds logging and the configuration file.
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// The gateway's place in the mesh.
+    #[command(flatten)]
+    pub mesh: MeshSettings,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, env = "TOURIN_GATEWAY_LISTEN", value_name = "ADDR", default_value_t = LISTEN)]
+    pub listen: SocketAddr,
+    /// Route table (TOML) [default: the one built in, which covers the whole contract]
+    #[arg(long, env = "TOURIN_GATEWAY_ROUTES", value_name = "FILE")]
+    pub routes: Option<PathBuf>,
+    /// Web origin (`https://app.example`) that may call with cookies from another site; repeatable
+    #[arg(
+        long = "allowed-origin",
+        env = "TOURIN_GATEWAY_ALLOWED_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
+    pub allowed_origins: Vec<Origin>,
+    /// Address or network (`10.0.0.0/8`) of proxies whose Forwarded headers are believed; repeatable
+    #[arg(long, env = "TOURIN_GATEWAY_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',')]
+    pub trusted_proxies: Vec<Network>,
+
+    /// Who must have issued an access token (`iss`)
+    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_ISSUER", value_name = "ISS", default_value = TOKEN_ISSUER)]
+    pub token_issuer: String,
+    /// Whom an access token must be meant for (`aud`)
+    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_AUDIENCE", value_name = "AUD", default_value = TOKEN_AUDIENCE)]
+    pub token_audience: String,
+    /// Seconds by which core's clock may differ from this one's
+    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_LEEWAY_S", value_name = "S", default_value_t = TOKEN_LEEWAY_S, value_parser = value_parser!(u64).range(0..=60))]
+    pub token_leeway_s: u64,
+    /// Verified tokens that are remembered until they expire
+    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_CACHE_ENTRIES", value_name = "N", default_value_t = TOKEN_CACHE_ENTRIES, value_parser = value_parser!(u64).range(0..=10_000_000))]
+    pub token_cache_entries: u64,
+    /// Milliseconds without word from core after which the list of ended sessions is stale
+    #[arg(long, env = "TOURIN_GATEWAY_REVOCATION_STALE_MS", value_name = "MS", default_value_t = REVOCATION_STALE_MS, value_parser = value_parser!(u64).range(100..=3_600_000))]
+    pub revocation_stale_ms: u64,
+    /// What calls that need a session get while it is stale
+    #[arg(
+        long,
+        env = "TOURIN_GATEWAY_REVOCATION_WHEN_STALE",
+        value_name = "POLICY",
+        default_value = "serve"
+    )]
+    pub revocation_when_stale: WhenStale,
+
+    /// Milliseconds to connect to an instance before the next one is tried
+    #[arg(long, env = "TOURIN_GATEWAY_CONNECT_TIMEOUT_MS", value_name = "MS", default_value_t = CONNECT_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=60_000))]
+    pub connect_timeout_ms: u64,
+    /// Milliseconds to wait for the first byte of an answer, and between any two of its parts; more
+    /// than the services' own 10 s, so that their word counts
+    #[arg(long, env = "TOURIN_GATEWAY_FIRST_BYTE_TIMEOUT_MS", value_name = "MS", default_value_t = FIRST_BYTE_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    pub first_byte_timeout_ms: u64,
+    /// Milliseconds that a request and its answer may take altogether
+    #[arg(long, env = "TOURIN_GATEWAY_TOTAL_TIMEOUT_MS", value_name = "MS", default_value_t = TOTAL_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    pub total_timeout_ms: u64,
+    /// Instances tried for one request, the first included
+    #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_TRIES", value_name = "N", default_value_t = UPSTREAM_TRIES, value_parser = parse_count)]
+    pub upstream_tries: usize,
+    /// Milliseconds for which an idle connection to an instance is kept; below the 60 s after which
+    /// services close it from their side
+    #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_IDLE_MS", value_name = "MS", default_value_t = UPSTREAM_IDLE_MS, value_parser = value_parser!(u64).range(1..=55_000))]
+    pub upstream_idle_ms: u64,
+
+    /// Largest request body, in bytes
+    #[arg(long, env = "TOURIN_GATEWAY_BODY_LIMIT_BYTES", value_name = "BYTES", default_value_t = BODY_LIMIT_BYTES)]
+    pub body_limit_bytes: u64,
+    /// Longest request target, in bytes
+    #[arg(long, env = "TOURIN_GATEWAY_URI_LIMIT_BYTES", value_name = "BYTES", default_value_t = URI_LIMIT_BYTES, value_parser = parse_count)]
+    pub uri_limit_bytes: usize,
+    /// Largest request head, in bytes
+    #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_BYTES", value_name = "BYTES", default_value_t = HEADER_LIMIT_BYTES, value_parser = parse_count)]
+    pub header_limit_bytes: usize,
+    /// Most header fields in a request (Pingora itself stops at 256)
+    #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_COUNT", value_name = "N", default_value_t = HEADER_LIMIT_COUNT, value_parser = parse_count)]
+    pub header_limit_count: usize,
+    /// Milliseconds from the first byte of a request's head to its last
+    #[arg(long, env = "TOURIN_GATEWAY_HEADER_READ_TIMEOUT_MS", value_name = "MS", default_value_t = HEADER_READ_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=600_000))]
+    pub header_read_timeout_ms: u64,
+    /// Milliseconds for which a client may stall in the middle of a request's body or of its answer
+    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_STALL_MS", value_name = "MS", default_value_t = CLIENT_STALL_MS, value_parser = value_parser!(u64).range(1..=600_000))]
+    pub client_stall_ms: u64,
+    /// Milliseconds for which a client's idle connection is kept
+    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_IDLE_MS", value_name = "MS", default_value_t = CLIENT_IDLE_MS, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    pub client_idle_ms: u64,
+    /// Requests handled at once; more are answered 503
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_REQUESTS", value_name = "N", default_value_t = MAX_REQUESTS, value_parser = parse_count)]
+    pub max_requests: usize,
+    /// Client connections held at once; more wait to be accepted
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS", value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = parse_count)]
+    pub max_connections: usize,
+
+    /// Threads that move requests [default: one per processor, at most 16]
+    #[arg(long, env = "TOURIN_GATEWAY_THREADS", value_name = "N", value_parser = parse_count)]
+    pub gateway_threads: Option<usize>,
+    /// Milliseconds that requests in flight get to finish when the gateway stops
+    #[arg(long, env = "TOURIN_GATEWAY_DRAIN_TIMEOUT_MS", value_name = "MS", default_value_t = DRAIN_TIMEOUT_MS, value_parser = value_parser!(u64).range(0..=3_000))]
+    pub drain_timeout_ms: u64,
+}
+
+impl Settings {
+    /// The defaults, for a gateway in the mesh that `mesh` describes.
+    pub fn new(mesh: MeshSettings) -> Self {
+        Self {
+            mesh,
+            listen: LISTEN,
+            routes: None,
+            allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            token_issuer: TOKEN_ISSUER.to_owned(),
+            token_audience: TOKEN_AUDIENCE.to_owned(),
+            token_leeway_s: TOKEN_LEEWAY_S,
+            token_cache_entries: TOKEN_CACHE_ENTRIES,
+            revocation_stale_ms: REVOCATION_STALE_MS,
+            revocation_when_stale: WhenStale::Serve,
+            connect_timeout_ms: CONNECT_TIMEOUT_MS,
+            first_byte_timeout_ms: FIRST_BYTE_TIMEOUT_MS,
+            total_timeout_ms: TOTAL_TIMEOUT_MS,
+            upstream_tries: UPSTREAM_TRIES,
+            upstream_idle_ms: UPSTREAM_IDLE_MS,
+            body_limit_bytes: BODY_LIMIT_BYTES,
+            uri_limit_bytes: URI_LIMIT_BYTES,
+            header_limit_bytes: HEADER_LIMIT_BYTES,
+            header_limit_count: HEADER_LIMIT_COUNT,
+            header_read_timeout_ms: HEADER_READ_TIMEOUT_MS,
+            client_stall_ms: CLIENT_STALL_MS,
+            client_idle_ms: CLIENT_IDLE_MS,
+            max_requests: MAX_REQUESTS,
+            max_connections: MAX_CONNECTIONS,
+            gateway_threads: None,
+            drain_timeout_ms: DRAIN_TIMEOUT_MS,
+        }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.gateway_threads.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, |processors| processors.get().min(16))
+        })
+    }
+
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+/// A whole number from 1 on. clap's ranges cover only fixed-width integers.
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number from 1 on".to_owned()),
+        Ok(count) => Ok(count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Bare {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn the_flags_defaults_are_those_of_new() {
+        let secret = "0123456789abcdef";
+        let parsed = Bare::parse_from(["gateway", "--registration-secret", secret]).settings;
+        let mesh = MeshSettings::new("http://127.0.0.1:8500", secret.parse().unwrap());
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", Settings::new(mesh)));
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        for (flag, value) in [
+            ("--allowed-origin", "app.example"),
+            ("--trusted-proxies", "10.0.0.0/33"),
+            ("--upstream-tries", "0"),
+            ("--upstream-idle-ms", "60000"),
+            ("--revocation-when-stale", "maybe"),
+        ] {
+            let error = Bare::try_parse_from([
+                "gateway",
+                "--registration-secret",
+                "0123456789abcdef",
+                flag,
+                value,
+            ])
+            .err()
+            .expect(flag)
+            .to_string();
+            assert!(error.contains(flag) && error.contains(value), "{error}");
+        }
+    }
+}

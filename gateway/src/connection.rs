@@ -1,0 +1,383 @@
+//! One client's connection, with the bounds that Pingora leaves to its user.
+//!
+//! Pingora bounds each read of a request's head but not all of them together, so that a client that
+//! sends a byte now and then holds a connection for ever; it takes heads of up to 1 MiB; and what it
+//! refuses itself (a head that does not parse) it answers without a body. This stream sits under
+//! Pingora's HTTP session, watches for the head's end, and puts that right: the whole head has one
+//! deadline and one size, an idle connection is closed, and refusals are in the contract's words.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes};
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use crate::answers::Answer;
+
+/// Written bytes that are gathered before they go out (bytes): a small answer is one packet.
+const WRITE_BUFFER_BYTES: usize = 8 << 10;
+/// What is still read of a request that has been refused before its end, so that the client sees
+/// the refusal and not a reset: so much (bytes) ...
+const LINGER_BYTES: usize = 8 << 20;
+/// ... for so long.
+const LINGER: Duration = Duration::from_millis(1_000);
+/// Thrown away at a time (bytes).
+const DISCARD_BYTES: usize = 4 << 10;
+
+/// Bounds of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// Largest head.
+    pub head_bytes: usize,
+    /// From a head's first byte to its last.
+    pub head_timeout: Duration,
+    /// Between requests.
+    pub idle_timeout: Duration,
+}
+
+/// What the proxy and the stream tell each other.
+#[derive(Debug)]
+pub struct Connection {
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Whether the proxy has taken the current request on; what Pingora writes before that is a
+    /// refusal of its own.
+    admitted: AtomicBool,
+    linger: AtomicBool,
+}
+
+impl Connection {
+    /// A connection from `peer`.
+    pub fn new(peer: SocketAddr) -> Arc<Self> {
+        Arc::new(Self { peer, admitted: AtomicBool::new(false), linger: AtomicBool::new(false) })
+    }
+
+    /// The proxy has the request now.
+    pub fn admit(&self) {
+        self.admitted.store(true, Ordering::Relaxed);
+    }
+
+    fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Relaxed)
+    }
+
+    /// The answer comes before the request's end: do not cut the connection under it.
+    pub fn linger(&self) {
+        self.linger.store(true, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Waiting for a head, or reading one.
+    Head(Head),
+    /// Past the head: body, answer.
+    Open,
+    /// The head was refused; its answer goes out ...
+    Refusing(Bytes),
+    /// ... and what still comes in is thrown away for a while (so many bytes), then reading fails.
+    /// Pingora closes without a word when a head cannot be read, so this cannot be left to
+    /// [`Shutdown`].
+    Discarding(usize),
+}
+
+/// The stream under one Pingora session after another.
+pub struct GuardedStream {
+    io: BufWriter<TcpStream>,
+    phase: Phase,
+    limits: ConnectionLimits,
+    connection: Arc<Connection>,
+    timer: Pin<Box<Sleep>>,
+    /// Our words in place of Pingora's refusal.
+    substitute: Option<Bytes>,
+}
+
+impl std::fmt::Debug for GuardedStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuardedStream").field("peer", &self.connection.peer).finish_non_exhaustive()
+    }
+}
+
+impl GuardedStream {
+    /// Guards an accepted connection.
+    pub fn new(tcp: TcpStream, limits: ConnectionLimits, connection: Arc<Connection>) -> Self {
+        Self {
+            io: BufWriter::with_capacity(WRITE_BUFFER_BYTES, tcp),
+            phase: Phase::Head(Head::default()),
+            timer: Box::pin(tokio::time::sleep(limits.idle_timeout)),
+            limits,
+            connection,
+            substitute: None,
+        }
+    }
+
+    /// Makes ready for the connection's next request.
+    pub fn next_request(&mut self) {
+        self.phase = Phase::Head(Head::default());
+        self.timer.as_mut().reset(Instant::now() + self.limits.idle_timeout);
+        self.connection.admitted.store(false, Ordering::Relaxed);
+        self.connection.linger.store(false, Ordering::Relaxed);
+    }
+
+    fn refuse(&mut self, answer: &Answer) {
+        // It never becomes a request that the proxy could log.
+        tracing::info!(route = "unread", status = answer.status.as_u16(), "request");
+        self.phase = Phase::Refusing(answer.to_wire());
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, mut wire: Bytes) -> Poll<io::Result<Bytes>> {
+        while !wire.is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, &wire) {
+                Poll::Ready(Ok(written)) => wire.advance(written),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Ready(Ok(wire)),
+            }
+        }
+        Poll::Ready(Ok(wire))
+    }
+}
+
+impl AsyncRead for GuardedStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if matches!(this.phase, Phase::Head(_)) && this.connection.is_admitted() {
+            // A pipelined head came with the request before it, and not by this way.
+            this.phase = Phase::Open;
+        }
+        loop {
+            match &mut this.phase {
+                Phase::Open => return Pin::new(&mut this.io).poll_read(cx, buf),
+                Phase::Head(head) => {
+                    let before = buf.filled().len();
+                    match Pin::new(&mut this.io).poll_read(cx, buf) {
+                        Poll::Ready(Ok(())) if buf.filled().len() == before => {
+                            return Poll::Ready(Ok(()));
+                        }
+                        Poll::Ready(Ok(())) => {
+                            let first = head.seen == 0;
+                            match head.feed(&buf.filled()[before..], this.limits.head_bytes) {
+                                Fed::Incomplete => {
+                                    if first {
+                                        let deadline = Instant::now() + this.limits.head_timeout;
+                                        this.timer.as_mut().reset(deadline);
+                                    }
+                                    return Poll::Ready(Ok(()));
+                                }
+                                Fed::Complete => {
+                                    this.phase = Phase::Open;
+                                    return Poll::Ready(Ok(()));
+                                }
+                                Fed::TooLarge { in_target } => {
+                                    buf.set_filled(before);
+                                    let limit = this.limits.head_bytes;
+                                    this.refuse(&if in_target {
+                                        Answer::uri_too_long(limit)
+                                    } else {
+                                        Answer::head_too_large(format_args!("{limit} bytes"))
+                                    });
+                                }
+                            }
+                        }
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Pending => {
+                            let quiet = head.seen == 0;
+                            ready!(this.timer.as_mut().poll(cx));
+                            if quiet {
+                                // Idle for long enough: the end of the stream, as far as Pingora sees.
+                                return Poll::Ready(Ok(()));
+                            }
+                            this.refuse(&Answer::client_too_slow());
+                        }
+                    }
+                }
+                Phase::Refusing(wire) => {
+                    let wire = std::mem::take(wire);
+                    let rest = ready!(this.poll_send(cx, wire))?;
+                    let done = rest.is_empty();
+                    this.phase = Phase::Refusing(rest);
+                    if !done {
+                        return Poll::Pending;
+                    }
+                    // Flushes, and says that no more will come.
+                    ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                    this.timer.as_mut().reset(Instant::now() + LINGER);
+                    this.phase = Phase::Discarding(LINGER_BYTES);
+                }
+                Phase::Discarding(left) => {
+                    let mut sink = [0; DISCARD_BYTES];
+                    let mut sink = ReadBuf::new(&mut sink);
+                    let read = match Pin::new(&mut this.io).poll_read(cx, &mut sink) {
+                        Poll::Ready(Ok(())) => sink.filled().len(),
+                        Poll::Ready(Err(_)) => 0,
+                        Poll::Pending => {
+                            ready!(this.timer.as_mut().poll(cx));
+                            0
+                        }
+                    };
+                    *left = left.saturating_sub(read);
+                    if read == 0 || *left == 0 {
+                        return Poll::Ready(Err(io::Error::other(
+                            "the request's head was refused",
+                        )));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for GuardedStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.connection.is_admitted() {
+            return Pin::new(&mut this.io).poll_write(cx, bytes);
+        }
+        if this.substitute.is_none() {
+            let answer = if bytes.get(9..12) == Some(b"405") {
+                Answer::method_not_allowed("")
+            } else {
+                Answer::malformed("this is not an HTTP/1.1 request that can be read")
+            };
+            this.connection.linger();
+            this.substitute = Some(answer.to_wire());
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(wire) = this.substitute.take() {
+            let rest = ready!(this.poll_send(cx, wire))?;
+            let done = rest.is_empty();
+            // Stays there, empty, so that nothing more of Pingora's is let through.
+            this.substitute = Some(rest);
+            if !done {
+                return Poll::Pending;
+            }
+        }
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for GuardedStream {
+    async fn shutdown(&mut self) {
+        if AsyncWriteExt::shutdown(self).await.is_err()
+            || !self.connection.linger.load(Ordering::Relaxed)
+        {
+            return;
+        }
+        // Closing with unread bytes resets the connection, and the client may lose the answer.
+        let drain = async {
+            let mut sink = [0; DISCARD_BYTES];
+            let mut left = LINGER_BYTES;
+            while left > 0 {
+                match self.io.read(&mut sink).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(read) => left = left.saturating_sub(read),
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, drain).await;
+    }
+}
+
+impl UniqueID for GuardedStream {
+    fn id(&self) -> UniqueIDType {
+        self.io.get_ref().as_raw_fd()
+    }
+}
+
+impl Ssl for GuardedStream {}
+impl Peek for GuardedStream {}
+
+impl GetTimingDigest for GuardedStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for GuardedStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for GuardedStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}
+
+/// A head on its way in.
+#[derive(Debug, Default)]
+struct Head {
+    seen: usize,
+    started: bool,
+    lines: usize,
+    /// Whether nothing but a carriage return has come since the last line feed.
+    at_line_start: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Fed {
+    Incomplete,
+    Complete,
+    TooLarge { in_target: bool },
+}
+
+impl Head {
+    fn feed(&mut self, bytes: &[u8], limit: usize) -> Fed {
+        for &byte in bytes {
+            self.seen += 1;
+            if self.seen > limit {
+                return Fed::TooLarge { in_target: self.lines == 0 };
+            }
+            // Blank lines before a request are skipped, as Pingora's parser does.
+            if !self.started && matches!(byte, b'\r' | b'\n') {
+                continue;
+            }
+            self.started = true;
+            match byte {
+                b'\n' if self.at_line_start => return Fed::Complete,
+                b'\n' => {
+                    self.lines += 1;
+                    self.at_line_start = true;
+                }
+                b'\r' => {}
+                _ => self.at_line_start = false,
+            }
+        }
+        Fed::Incomplete
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! What is known of one request while it is under way.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tourin_registry_api::Instance;
+
+use crate::answers::Answer;
+use crate::client_address::Client;
+use crate::connection::Connection;
+use crate::routes::Route;
+
+/// One request's way from its header to its line in the access log.
+pub struct RequestContext {
+    /// When the header was complete.
+    pub started: Instant,
+    /// The client's connection.
+    pub connection: Option<Arc<Connection>>,
+    /// The id that goes with it everywhere.
+    pub request_id: HeaderValue,
+    /// The origin of the page that asked, when it is one from elsewhere that is allowed.
+    pub cross_origin: Option<HeaderValue>,
+    /// What was decided when it was let in; `None` for what the gateway answers itself.
+    pub admitted: Option<Admitted>,
+    /// The instance that it went to last.
+    pub instance: Option<Instance>,
+    /// Instances (by id) that are not tried again.
+    pub avoided: Vec<String>,
+    /// Attempts made.
+    pub tries: usize,
+    /// Whether this attempt's head has gone out, as far as this side can tell.
+    pub head_sent: bool,
+    /// Body bytes seen in this attempt.
+    pub body_bytes: u64,
+    /// The answer to give when an attempt fails for a reason that Pingora cannot know.
+    pub verdict: Option<Answer>,
+    /// The route that its path has, whether it was let in or not.
+    pub route: Option<Arc<Route>>,
+    /// The gateway's own path that it asked for, if it did.
+    pub own_path: Option<&'static str>,
+}
+
+/// A request that goes to a service.
+pub struct Admitted {
+    /// Where to.
+    pub route: Arc<Route>,
+    /// On whose behalf, signed for that service.
+    pub identity: HeaderValue,
+    /// From where.
+    pub client: Client,
+    /// Largest body in bytes.
+    pub body_limit: u64,
+    /// Wait for the answer's first byte.
+    pub first_byte_timeout: Duration,
+    /// When it must be over.
+    pub deadline: Instant,
+    /// Its place among the requests at once.
+    pub _place: OwnedSemaphorePermit,
+}
+
+impl Default for RequestContext {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            connection: None,
+            request_id: HeaderValue::from_static("unknown"),
+            cross_origin: None,
+            admitted: None,
+            instance: None,
+            avoided: Vec::new(),
+            tries: 0,
+            head_sent: false,
+            body_bytes: 0,
+            verdict: None,
+            route: None,
+            own_path: None,
+        }
+    }
+}
+
+impl RequestContext {
+    /// The template under which the request is logged: no ids, no query.
+    pub fn route_name(&self) -> &str {
+        match &self.route {
+            Some(route) => &route.template,
+            None => self.own_path.unwrap_or("unmatched"),
+        }
+    }
+}

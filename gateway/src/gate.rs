@@ -1,0 +1,225 @@
+//! Letting requests in: everything that is decided from a request's header, in order, before a
+//! byte goes to a service.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::{CONTENT_LENGTH, IF_NONE_MATCH};
+use http::uri::PathAndQuery;
+use http::{Method, StatusCode, Uri};
+use pingora::proxy::Session;
+use tourin_chassis::identity::IdentitySigner;
+
+use crate::answers::Answer;
+use crate::auth::{Authenticator, Credentials};
+use crate::client_address::{Client, Network};
+use crate::context::{Admitted, RequestContext};
+use crate::headers;
+use crate::limits::{Admission, RateLimits};
+use crate::openapi::ApiDescription;
+use crate::origin::OriginPolicy;
+use crate::path::{self, PathError};
+use crate::routes::{OPENAPI_PATH, RouteTable};
+use crate::upstreams::Upstreams;
+
+/// Bounds on requests.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestLimits {
+    /// Longest request target.
+    pub uri_bytes: usize,
+    /// Most header fields.
+    pub header_count: usize,
+    /// Largest body, unless the route says otherwise.
+    pub body_bytes: u64,
+    /// Wait for an answer's first byte, unless the route says otherwise.
+    pub first_byte_timeout: Duration,
+    /// Time for a whole request, unless the route says otherwise.
+    pub total_timeout: Duration,
+}
+
+/// What decides.
+pub struct Gate {
+    /// Where requests go.
+    pub routes: Arc<RouteTable>,
+    /// Who is calling.
+    pub authenticator: Authenticator,
+    /// The instances.
+    pub upstreams: Arc<Upstreams>,
+    /// Other sites' pages.
+    pub origins: OriginPolicy,
+    /// Proxies that are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Signs who a request is for.
+    pub signer: IdentitySigner,
+    /// Calls per client.
+    pub rates: Arc<RateLimits>,
+    /// Requests at once.
+    pub admission: Admission,
+    /// The merged API description.
+    pub api: Arc<ApiDescription>,
+    /// Bounds.
+    pub limits: RequestLimits,
+    /// Whether token keys are there.
+    pub keys: Arc<crate::auth::keys::KeyStore>,
+}
+
+impl Gate {
+    /// Lets a request in (its context then says where it goes), or gives the answer to it.
+    ///
+    /// # Errors
+    /// The answer, which need not be a refusal: what the gateway serves itself comes this way too.
+    pub async fn admit(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<(), Answer> {
+        let header = session.req_header();
+        ctx.request_id = headers::request_id(&header.headers);
+        if header.raw_path().len() > self.limits.uri_bytes {
+            return Err(Answer::uri_too_long(self.limits.uri_bytes));
+        }
+        if header.headers.len() > self.limits.header_count {
+            return Err(Answer::head_too_large(format_args!(
+                "{} fields",
+                self.limits.header_count
+            )));
+        }
+        let raw = session.as_http1().map(|http| http.get_headers_raw_bytes()).unwrap_or_default();
+        headers::check_framing(&raw, &header.headers, header.version)?;
+        let peer = match &ctx.connection {
+            Some(connection) => connection.peer,
+            None => return Err(Answer::internal()),
+        };
+        let client = Client::of(peer, &header.headers, &self.trusted_proxies);
+        ctx.cross_origin = self.origins.allowed_origin(&header.headers);
+
+        let path = match path::canonical(raw_path(&header.uri, header.raw_path())) {
+            Ok(path) => path,
+            Err(PathError::Malformed) => {
+                return Err(Answer::malformed("the request's path is not valid"));
+            }
+            Err(PathError::Ambiguous) => return Err(Answer::not_found()),
+        };
+        if let Some(answer) = self.own(&path, session, ctx) {
+            return Err(answer);
+        }
+        let place = self.admission.enter().ok_or_else(|| {
+            Answer::unavailable("the gateway is at its limit of concurrent requests; try again")
+        })?;
+        let route = Arc::clone(self.routes.find(&path).ok_or_else(Answer::not_found)?);
+        ctx.route = Some(Arc::clone(&route));
+
+        let header = session.req_header();
+        if let Some(answer) =
+            self.origins.preflight(&header.method, &header.headers, &route.allow())
+        {
+            return Err(answer);
+        }
+        let access = route
+            .access(&header.method)
+            .ok_or_else(|| Answer::method_not_allowed(&route.allow()))?;
+        let body_limit = route.body_limit_bytes.unwrap_or(self.limits.body_bytes);
+        let declared = header.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        if declared.is_some_and(|bytes| {
+            bytes.parse::<u64>().is_ok_and(|bytes| bytes > body_limit) || bytes.len() > 19
+        }) {
+            return Err(Answer::body_too_large(body_limit));
+        }
+        self.rates.check(&route.template, client.address).map_err(Answer::rate_limited)?;
+        let credentials = Credentials::of(&header.headers);
+        self.origins.check(
+            &header.method,
+            &header.headers,
+            client.host.as_deref(),
+            credentials.by_cookie,
+        )?;
+        let subject =
+            self.authenticator.admit(access, &credentials, client.address, &header.headers).await?;
+        if !self.upstreams.has_any(&route.service) {
+            return Err(Answer::unavailable(format!(
+                "no instance of {} is up; try again",
+                route.service
+            )));
+        }
+        let identity = self.signer.sign(&subject, &route.service);
+        self.rewrite(session, path)?;
+        ctx.admitted = Some(Admitted {
+            identity,
+            client,
+            body_limit,
+            first_byte_timeout: route.first_byte_timeout.unwrap_or(self.limits.first_byte_timeout),
+            deadline: Instant::now() + route.total_timeout.unwrap_or(self.limits.total_timeout),
+            route,
+            _place: place,
+        });
+        Ok(())
+    }
+
+    /// What is asked for is what was judged: the canonical path, with the query as it came.
+    fn rewrite(&self, session: &mut Session, mut path: String) -> Result<(), Answer> {
+        let header = session.req_header_mut();
+        if let Some(query) = header.uri.query() {
+            path.push('?');
+            path.push_str(query);
+        }
+        let target = PathAndQuery::try_from(path)
+            .map_err(|_| Answer::malformed("the request's query is not valid"))?;
+        header.set_uri(Uri::from(target));
+        Ok(())
+    }
+
+    /// The gateway's own paths.
+    fn own(&self, path: &str, session: &Session, ctx: &mut RequestContext) -> Option<Answer> {
+        let own = ["/healthz", "/readyz", OPENAPI_PATH];
+        let own = own.into_iter().find(|own| *own == path)?;
+        ctx.own_path = Some(own);
+        let header = session.req_header();
+        if let Some(answer) = self.origins.preflight(&header.method, &header.headers, "GET, HEAD") {
+            return Some(answer);
+        }
+        if ![Method::GET, Method::HEAD].contains(&header.method) {
+            return Some(Answer::method_not_allowed("GET, HEAD"));
+        }
+        Some(match own {
+            "/healthz" => Answer::json(StatusCode::OK, r#"{"status":"alive"}"#),
+            "/readyz" => self.readiness(session.is_process_shutting_down()),
+            _ => self.api.answer(header.headers.get(IF_NONE_MATCH)),
+        })
+    }
+
+    fn readiness(&self, stopping: bool) -> Answer {
+        let mut unready = serde_json::Map::new();
+        for service in self.upstreams.missing() {
+            unready.insert(service.to_owned(), "no instance is up".into());
+        }
+        if !self.keys.is_loaded() {
+            unready.insert("keys".to_owned(), "core's keys have not been loaded yet".into());
+        }
+        if !self.authenticator.revocations.is_loaded() {
+            unready.insert(
+                "sessions".to_owned(),
+                "the ended sessions have not been loaded yet".into(),
+            );
+        }
+        if stopping {
+            unready.insert("gateway".to_owned(), "stopping".into());
+        }
+        let (status, word) = if unready.is_empty() {
+            (StatusCode::OK, "ready")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "unready")
+        };
+        let body = serde_json::json!({"status": word, "unready": unready});
+        Answer::json(status, body.to_string())
+    }
+}
+
+/// The path as it came over the wire, in origin form or in absolute form.
+fn raw_path<'a>(uri: &'a Uri, target: &'a [u8]) -> &'a [u8] {
+    if target.first() == Some(&b'/') {
+        let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+        &target[..end]
+    } else {
+        uri.path().as_bytes()
+    }
+}

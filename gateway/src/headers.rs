@@ -1,0 +1,321 @@
+//! Which headers are let in, passed on and let out.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, SERVER, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use uuid::Uuid;
+
+use crate::answers::Answer;
+use crate::client_address::Client;
+
+/// Longest request id that is taken from a client (bytes).
+const MAX_REQUEST_ID_BYTES: usize = 64;
+
+/// Headers by which proxies and frameworks pass on who somebody is, where they come from, or what
+/// they really asked for. From a stranger they are claims, so none comes through.
+const CLAIMS: &[&str] = &[
+    "client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "remote-user",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-method",
+    "x-original-uri",
+    "x-original-url",
+    "x-real-ip",
+    "x-remote-user",
+    "x-rewrite-url",
+    "x-roles",
+    "x-session-id",
+    "x-userid",
+    "x-username",
+];
+const CLAIM_PREFIXES: &[&str] =
+    &["x-tourin-", "x-user-", "x-auth-", "x-forwarded-", "x-authenticated-"];
+
+/// Refuses requests whose end two readers could see in different places.
+///
+/// `raw` is the head as it came: Pingora itself drops a `Content-Length` that stands beside a
+/// `Transfer-Encoding`, as RFC 9112 allows, and nobody would notice.
+///
+/// # Errors
+/// The 400 to answer with.
+pub fn check_framing(raw: &[u8], headers: &HeaderMap, version: Version) -> Result<(), Answer> {
+    let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
+    let codings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
+    if !codings.is_empty() {
+        let chunked = codings.len() == 1 && codings[0].as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !chunked {
+            return Err(Answer::malformed("the only Transfer-Encoding taken is \"chunked\", once"));
+        }
+        if !lengths.is_empty() || has_field(raw, b"content-length") {
+            return Err(Answer::malformed(
+                "Content-Length and Transfer-Encoding exclude each other",
+            ));
+        }
+    }
+    let digits = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.len() > 1 || !lengths.iter().all(|value| digits(value)) {
+        return Err(Answer::malformed("Content-Length must be one whole number, once"));
+    }
+    if version >= Version::HTTP_11 && headers.get(HOST).is_none_or(HeaderValue::is_empty) {
+        return Err(Answer::malformed("Host is missing"));
+    }
+    Ok(())
+}
+
+fn has_field(raw: &[u8], name: &[u8]) -> bool {
+    raw.split(|byte| *byte == b'\n').skip(1).any(|line| {
+        let field = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        field.trim_ascii().eq_ignore_ascii_case(name)
+    })
+}
+
+/// The request's id: the client's own when it is harmless to log, else a new one.
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let harmless = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len())
+            && bytes
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    match headers.get("x-request-id").filter(harmless) {
+        Some(id) => id.clone(),
+        None => HeaderValue::from_str(&Uuid::now_v7().to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+    }
+}
+
+/// Takes the protocol switch off before Pingora looks at it: nothing behind the gateway switches.
+pub fn forbid_upgrade(request: &mut RequestHeader) {
+    request.remove_header(&UPGRADE);
+}
+
+/// Makes a client's header one that a service may see: claims about identity and origin are gone,
+/// so are the access token (its meaning travels as the signed identity) and hop-by-hop headers.
+///
+/// # Errors
+/// Pingora's, for a header that cannot be written; none of those set here.
+pub fn to_service(
+    request: &mut RequestHeader,
+    request_id: &HeaderValue,
+    identity: &HeaderValue,
+    client: &Client,
+) -> pingora::Result<()> {
+    let unwanted: Vec<HeaderName> = request
+        .headers
+        .keys()
+        .filter(|name| is_claim(name) || is_hop_by_hop(name))
+        .cloned()
+        .collect();
+    for name in &unwanted {
+        request.remove_header(name);
+    }
+    request.remove_header(&AUTHORIZATION);
+    pass_cookies(request)?;
+    for (name, value) in client.headers() {
+        request.insert_header(name, value)?;
+    }
+    request.insert_header("x-request-id", request_id.clone())?;
+    request.insert_header("x-tourin-identity", identity.clone())?;
+    Ok(())
+}
+
+fn is_claim(name: &HeaderName) -> bool {
+    // Some servers read `_` as `-`.
+    let name = name.as_str().replace('_', "-");
+    CLAIMS.contains(&name.as_str()) || CLAIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // Transfer-Encoding stays with Pingora, which frames the body anew.
+    [CONNECTION, TE, TRAILER, UPGRADE].contains(name)
+        || [
+            "keep-alive",
+            "proxy-connection",
+            "proxy-authorization",
+            "proxy-authenticate",
+            "http2-settings",
+        ]
+        .contains(&name.as_str())
+}
+
+fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
+    let kept: Vec<String> = request
+        .headers
+        .get_all(COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .map(str::trim)
+        .filter(|pair| {
+            !pair.is_empty() && pair.split('=').next().map(str::trim) != Some("access_token")
+        })
+        .map(str::to_owned)
+        .collect();
+    request.remove_header(&COOKIE);
+    if !kept.is_empty() {
+        request.insert_header(COOKIE, kept.join("; "))?;
+    }
+    Ok(())
+}
+
+/// Makes a service's header one that a client may see.
+///
+/// # Errors
+/// Pingora's, for a header that cannot be written; none of those set here.
+pub fn to_client(response: &mut ResponseHeader, request_id: &HeaderValue) -> pingora::Result<()> {
+    let named: Vec<HeaderName> = response
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let unwanted: Vec<HeaderName> = response
+        .headers
+        .keys()
+        .filter(|name| {
+            is_hop_by_hop(name)
+                || *name == SERVER
+                || name.as_str().starts_with("x-tourin-")
+                || (named.contains(name) && *name != TRANSFER_ENCODING && *name != CONTENT_LENGTH)
+        })
+        .cloned()
+        .collect();
+    for name in &unwanted {
+        response.remove_header(name);
+    }
+    response.insert_header("x-request-id", request_id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(pairs: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("POST", b"/", None).unwrap();
+        for (name, value) in pairs {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    #[test]
+    fn strangers_claims_and_tokens_do_not_come_through() {
+        let mut request = request(&[
+            ("Host", "tourin.example"),
+            ("X-Tourin-Identity", "forged"),
+            ("X_Tourin_Identity", "forged"),
+            ("X-User-Id", "admin"),
+            ("X-Forwarded-User", "admin"),
+            ("X-Forwarded-For", "1.1.1.1"),
+            ("Forwarded", "for=1.1.1.1"),
+            ("X-Http-Method-Override", "DELETE"),
+            ("Authorization", "Bearer secret"),
+            ("Cookie", "access_token=secret; refresh_token=r; theme=dark"),
+            ("Cookie", "access_token=again"),
+            ("TE", "trailers"),
+            ("Keep-Alive", "timeout=5"),
+            ("Accept-Language", "ko"),
+        ]);
+        let client = Client::of("203.0.113.9:1".parse().unwrap(), &request.headers.clone(), &[]);
+        to_service(
+            &mut request,
+            &HeaderValue::from_static("id-1"),
+            &HeaderValue::from_static("signed"),
+            &client,
+        )
+        .unwrap();
+        let mut names: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "accept-language",
+                "cookie",
+                "forwarded",
+                "host",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-proto",
+                "x-request-id",
+                "x-tourin-identity"
+            ]
+        );
+        assert_eq!(request.headers["x-tourin-identity"], "signed");
+        assert_eq!(request.headers["x-forwarded-for"], "203.0.113.9");
+        assert_eq!(request.headers["cookie"], "refresh_token=r; theme=dark");
+    }
+
+    #[test]
+    fn ambiguous_framing_is_refused() {
+        let check = |pairs: &[(&'static str, &str)], raw: &str| {
+            let request = request(pairs);
+            check_framing(raw.as_bytes(), &request.headers, Version::HTTP_11).is_ok()
+        };
+        let host = ("Host", "h");
+        assert!(check(&[host], ""));
+        assert!(check(&[host, ("Content-Length", "3")], ""));
+        assert!(check(&[host, ("Transfer-Encoding", "Chunked")], "POST / HTTP/1.1\r\nHost: h\r\n"));
+        assert!(!check(&[], ""));
+        assert!(!check(&[host, ("Content-Length", "3"), ("Content-Length", "3")], ""));
+        assert!(!check(&[host, ("Content-Length", "3, 3")], ""));
+        assert!(!check(&[host, ("Content-Length", "+3")], ""));
+        assert!(!check(
+            &[host, ("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
+            ""
+        ));
+        assert!(!check(&[host, ("Transfer-Encoding", "gzip, chunked")], ""));
+        assert!(!check(
+            &[host, ("Transfer-Encoding", "chunked")],
+            "POST / HTTP/1.1\r\nHost: h\r\ncontent-LENGTH : 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+        ));
+    }
+
+    #[test]
+    fn request_ids() {
+        let id = |value: &str| {
+            let headers = HeaderMap::from_iter([(
+                HeaderName::from_static("x-request-id"),
+                value.parse().unwrap(),
+            )]);
+            request_id(&headers).to_str().unwrap().to_owned()
+        };
+        assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
+        for bad in ["", "a b", "<script>", &"a".repeat(65)] {
+            let new = id(bad);
+            assert_eq!(Uuid::parse_str(&new).unwrap().get_version_num(), 7, "{bad}");
+        }
+    }
+
+    #[test]
+    fn services_inner_matters_stay_inside() {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("Server", "hyper"),
+            ("X-Tourin-Session-Ended", "s1"),
+            ("Connection", "X-Hop"),
+            ("X-Hop", "1"),
+            ("Content-Type", "application/json"),
+            ("X-Pagination-Page", "1"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        to_client(&mut response, &HeaderValue::from_static("id-1")).unwrap();
+        let mut names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "x-pagination-page", "x-request-id"]);
+    }
+}

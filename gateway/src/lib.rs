@@ -1,0 +1,255 @@
+//! Tourin's gateway: one URL in front of the services.
+//!
+//! The request path is Pingora's proxy with the phases of [`proxy`], in an accept loop of its own
+//! ([`server`]). Beside it run the followers that keep what requests are judged by: instances
+//! ([`upstreams`]), token keys and ended sessions ([`auth`]), the API description ([`openapi`]).
+//! A request asks none of them over the network, but for a token signed with a key not seen before.
+//!
+//! TLS ends in front of the gateway; it speaks HTTP/1.1 on both sides.
+
+pub mod answers;
+pub mod auth;
+pub mod client_address;
+pub mod config;
+pub mod connection;
+pub mod context;
+pub mod gate;
+pub mod headers;
+pub mod limits;
+pub mod mesh_client;
+pub mod openapi;
+pub mod origin;
+pub mod path;
+pub mod proxy;
+pub mod routes;
+pub mod server;
+pub mod upstreams;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use pingora::server::configuration::ServerConf;
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::clock::{SharedClock, SystemClock};
+use tourin_chassis::identity::IdentitySigner;
+use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_registry_api::limits::{instance_id, lease_ms};
+use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
+
+pub use config::{Settings, WhenStale};
+
+use auth::Authenticator;
+use auth::keys::KeyStore;
+use auth::revocation::Revocations;
+use auth::tokens::{TokenRules, TokenVerifier};
+use connection::ConnectionLimits;
+use gate::{Gate, RequestLimits};
+use limits::{Admission, RateLimits};
+use mesh_client::{GATEWAY, MeshClient};
+use openapi::ApiDescription;
+use origin::OriginPolicy;
+use proxy::{Proxy, UpstreamLimits};
+use routes::RouteTable;
+use server::{DataPlane, ServerSettings};
+use upstreams::Upstreams;
+
+/// Idle connections to instances that are kept, over all of them.
+const UPSTREAM_POOL: usize = 256;
+/// What background tasks get to end.
+const TASKS_END: Duration = Duration::from_millis(500);
+
+/// A gateway that is bound and about to serve.
+pub struct Gateway {
+    settings: Settings,
+    routes: RouteTable,
+    registry: RegistryClient,
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Gateway {
+    /// Reads the routes and binds the listener. Connections wait from now on; they are served by
+    /// [`Gateway::run_until_stopped`].
+    ///
+    /// # Errors
+    /// A route table that cannot be read or used, a registry URL that is none, an address that
+    /// cannot be had; each names its flag.
+    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+        let routes = load_routes(&settings)?;
+        check_mesh(&settings)?;
+        let registry = RegistryClient::new(
+            &settings.mesh.registry_url,
+            settings.mesh.registration_secret.expose(),
+        )
+        .context("--registry-url")?;
+        let listener = tourin_chassis::http::bind(settings.listen).await?;
+        let addr = listener.local_addr().context("cannot tell the bound address")?;
+        let listener = listener.into_std().context("cannot hand the listener over")?;
+        Ok(Self { settings, routes, registry, listener, addr })
+    }
+
+    /// The address that it listens on, with the real port.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until `shutdown` begins, then drains: within [`Settings::drain_timeout_ms`] and half a
+    /// second more.
+    ///
+    /// # Errors
+    /// When the data plane fails.
+    pub async fn run_until_stopped(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let Self { settings, routes, registry, listener, addr } = self;
+        let id = settings.mesh.instance_id_or_new(GATEWAY);
+        // The followers outlive the drain: requests in flight need what they know, and leaving the
+        // registry waits for this gateway's own acknowledgement too.
+        let end = Shutdown::new();
+        let tasks = Tasks::new(end.clone());
+        let stop = end.token();
+        // Also when this future is dropped half-way.
+        let _end = end.token().drop_guard();
+
+        let (directory, watching) = Directory::watch(registry.clone(), id.clone(), stop.clone());
+        tasks.spawn("registry watch", watching);
+        let gate = start_gate(&settings, routes, directory, &tasks, &stop)?;
+
+        let limits = UpstreamLimits {
+            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+            idle_timeout: Duration::from_millis(settings.upstream_idle_ms),
+            tries: settings.upstream_tries,
+            client_stall: Duration::from_millis(settings.client_stall_ms),
+        };
+        let conf = ServerConf {
+            threads: settings.threads(),
+            max_retries: settings.upstream_tries,
+            upstream_keepalive_pool_size: UPSTREAM_POOL,
+            ..ServerConf::default()
+        };
+        let proxy = pingora::proxy::http_proxy(&Arc::new(conf), Proxy::new(gate, limits));
+        let mut data_plane = DataPlane::start(listener, proxy, server_settings(&settings))?;
+
+        let instance = Instance::new(GATEWAY, id, settings.mesh.advertise.unwrap_or(addr));
+        let registration = Registration::start(
+            registry,
+            instance,
+            Duration::from_millis(settings.mesh.heartbeat_ms),
+            Duration::from_millis(settings.mesh.lease_ms),
+            stop,
+        );
+        tracing::info!(%addr, "gateway listening");
+
+        let served = tokio::select! {
+            () = shutdown.begun() => {
+                // Nobody reaches a gateway through the registry, so leaving it need not come first.
+                let (stopped, _) = tokio::join!(data_plane.stop(), registration.leave());
+                stopped
+            }
+            ended = data_plane.ended() => ended,
+        };
+        end.begin();
+        tasks.finish(TASKS_END).await;
+        served
+    }
+}
+
+/// What the registry would refuse, said at the start instead of again and again.
+fn check_mesh(settings: &Settings) -> anyhow::Result<()> {
+    if let Some(id) = &settings.mesh.instance_id {
+        instance_id(id).with_context(|| format!("--instance-id {id:?}"))?;
+    }
+    let lease = settings.mesh.lease_ms;
+    lease_ms(lease).with_context(|| format!("--lease-ms {lease}"))
+}
+
+fn load_routes(settings: &Settings) -> anyhow::Result<RouteTable> {
+    let Some(file) = &settings.routes else {
+        return RouteTable::parse(routes::BUILT_IN).context("the built-in routes");
+    };
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).with_context(|| format!("--routes {shown}"))?;
+    RouteTable::parse(&text).with_context(|| format!("--routes {shown}"))
+}
+
+fn server_settings(settings: &Settings) -> ServerSettings {
+    ServerSettings {
+        threads: settings.threads(),
+        max_connections: settings.max_connections,
+        drain_timeout: settings.drain_timeout(),
+        limits: ConnectionLimits {
+            head_bytes: settings.header_limit_bytes,
+            head_timeout: Duration::from_millis(settings.header_read_timeout_ms),
+            idle_timeout: Duration::from_millis(settings.client_idle_ms),
+        },
+    }
+}
+
+/// Puts together what judges requests, and starts what keeps it current.
+fn start_gate(
+    settings: &Settings,
+    routes: RouteTable,
+    directory: Directory,
+    tasks: &Tasks,
+    stop: &CancellationToken,
+) -> anyhow::Result<Arc<Gate>> {
+    let secret = &settings.mesh.registration_secret;
+    let clock: SharedClock = Arc::new(SystemClock);
+    let signer = IdentitySigner::new(secret);
+    let mesh = MeshClient::new(signer.clone(), directory.clone())?;
+
+    let upstreams = Arc::new(Upstreams::new(routes.services()));
+    let keys = Arc::new(KeyStore::default());
+    let revocations = Arc::new(Revocations::new(
+        Duration::from_millis(settings.revocation_stale_ms),
+        settings.revocation_when_stale,
+        Arc::clone(&clock),
+    ));
+    let rates = Arc::new(RateLimits::new(&routes));
+    let api = Arc::new(ApiDescription::default());
+    let routes = Arc::new(routes);
+
+    macro_rules! follow {
+        ($name:literal, $what:ident, $method:ident $(, $argument:ident)*) => {{
+            let (what, stop) = (Arc::clone(&$what), stop.clone());
+            $(let $argument = $argument.clone();)*
+            tasks.spawn($name, async move { what.$method($($argument,)* stop).await });
+        }};
+    }
+    follow!("upstreams", upstreams, follow, directory);
+    follow!("token keys", keys, follow, mesh);
+    follow!("ended sessions", revocations, follow, mesh);
+    follow!("rate limits", rates, forget_quiet);
+    follow!("API description", api, follow, routes, mesh);
+
+    let rules = TokenRules {
+        issuer: settings.token_issuer.clone(),
+        audience: settings.token_audience.clone(),
+        leeway: Duration::from_secs(settings.token_leeway_s),
+        cache_entries: settings.token_cache_entries,
+    };
+    Ok(Arc::new(Gate {
+        routes,
+        authenticator: Authenticator {
+            tokens: TokenVerifier::new(Arc::clone(&keys), &rules, Arc::clone(&clock)),
+            revocations,
+            secret: secret.clone(),
+            clock,
+        },
+        upstreams,
+        origins: OriginPolicy::new(settings.allowed_origins.clone()),
+        trusted_proxies: settings.trusted_proxies.clone(),
+        signer,
+        rates,
+        admission: Admission::new(settings.max_requests),
+        api,
+        limits: RequestLimits {
+            uri_bytes: settings.uri_limit_bytes,
+            header_count: settings.header_limit_count,
+            body_bytes: settings.body_limit_bytes,
+            first_byte_timeout: Duration::from_millis(settings.first_byte_timeout_ms),
+            total_timeout: Duration::from_millis(settings.total_timeout_ms),
+        },
+        keys,
+    }))
+}

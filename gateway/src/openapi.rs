@@ -1,0 +1,308 @@
+//! One API description for the one URL: the services' parts, merged.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, ETAG};
+use http::{HeaderValue, Method, StatusCode};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::answers::Answer;
+use crate::mesh_client::MeshClient;
+use crate::routes::{Access, OPENAPI_PATH, RouteTable};
+
+const PART_PATH: &str = "/internal/openapi.json";
+const REFRESH_EVERY: Duration = Duration::from_secs(60);
+/// The pause before asking again services that have not given their part yet.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+const FETCH_TIMEOUT: Duration = Duration::from_millis(2_000);
+const MAX_PART_BYTES: usize = 8 << 20;
+const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
+
+struct Document {
+    body: Bytes,
+    etag: HeaderValue,
+}
+
+/// The description as it is known now.
+#[derive(Default)]
+pub struct ApiDescription {
+    document: ArcSwapOption<Document>,
+}
+
+impl ApiDescription {
+    /// The answer to a request for it.
+    pub fn answer(&self, if_none_match: Option<&HeaderValue>) -> Answer {
+        let Some(document) = self.document.load_full() else {
+            return Answer::unavailable("no service has described its calls yet; try again");
+        };
+        let known = if_none_match.and_then(|tags| tags.to_str().ok()).is_some_and(|tags| {
+            tags.split(',').map(str::trim).any(|tag| {
+                tag == "*" || tag.trim_start_matches("W/").as_bytes() == document.etag.as_bytes()
+            })
+        });
+        let answer = if known {
+            Answer::empty(StatusCode::NOT_MODIFIED)
+        } else {
+            Answer::json(StatusCode::OK, document.body.clone())
+        };
+        answer
+            .cacheable()
+            .with(ETAG, document.etag.clone())
+            .with(CACHE_CONTROL, HeaderValue::from_static("no-cache"))
+    }
+
+    /// Keeps the description current until `stop`.
+    pub async fn follow(&self, routes: Arc<RouteTable>, mesh: MeshClient, stop: CancellationToken) {
+        let mut membership = mesh.directory().changed();
+        let mut parts: BTreeMap<String, Value> = BTreeMap::new();
+        loop {
+            let mut complete = true;
+            for service in routes.services() {
+                let fetched = tokio::select! {
+                    () = stop.cancelled() => return,
+                    fetched = fetch(&mesh, &service) => fetched,
+                };
+                match fetched {
+                    Ok(part) => {
+                        parts.insert(service, part);
+                    }
+                    Err(error) => {
+                        // What was known of it stays.
+                        complete = false;
+                        tracing::debug!(
+                            service,
+                            error = format!("{error:#}"),
+                            "cannot fetch an API description"
+                        );
+                    }
+                }
+            }
+            if !parts.is_empty() {
+                self.publish(&merge(&parts, &routes));
+            }
+            let pause = if complete { REFRESH_EVERY } else { RETRY_AFTER };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                Ok(()) = membership.changed() => {}
+            }
+        }
+    }
+
+    fn publish(&self, document: &Value) {
+        let body = document.to_string();
+        let digest: String =
+            Sha256::digest(&body).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        if let Ok(etag) = HeaderValue::from_str(&format!("\"{digest}\"")) {
+            self.document.store(Some(Arc::new(Document { body: body.into(), etag })));
+        }
+    }
+}
+
+async fn fetch(mesh: &MeshClient, service: &str) -> anyhow::Result<Value> {
+    let part = mesh.get(service, PART_PATH, FETCH_TIMEOUT, MAX_PART_BYTES).await?;
+    Ok(serde_json::from_slice(&part)?)
+}
+
+/// One document of the parts: what is routed to the service that describes it, with the gateway's
+/// own answers and who may call added.
+pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
+    let mut paths = Map::new();
+    let mut components: Map<String, Value> = Map::new();
+    let mut tags = Vec::new();
+    for (service, part) in parts {
+        let mut part = part.clone();
+        let renamed = take_components(service, &part, &mut components);
+        rename_references(&mut part, &renamed);
+        for tag in part["tags"].as_array().into_iter().flatten() {
+            if !tags.contains(tag) {
+                tags.push(tag.clone());
+            }
+        }
+        let Value::Object(described) = part["paths"].take() else {
+            continue;
+        };
+        for (template, item) in described {
+            add_path(service, template, item, routes, &mut paths);
+        }
+    }
+    paths.insert(OPENAPI_PATH.to_owned(), json!({"get": {
+        "operationId": "apiDescription",
+        "summary": "This document",
+        "responses": {
+            "200": {"description": "OpenAPI 3.1", "content": {"application/json": {"schema": {"type": "object"}}}},
+            "304": {"description": "Not modified since the ETag given in If-None-Match"},
+            "default": failure(),
+        },
+    }}));
+    set_component(
+        &mut components,
+        "schemas",
+        "GatewayError",
+        json!({
+            "type": "object",
+            "required": ["error", "message"],
+            "properties": {
+                "error": {"type": "string", "description": "The kind of error, for programs."},
+                "message": {"type": "string", "description": "What was wrong, for people."},
+            },
+        }),
+    );
+    set_component(
+        &mut components,
+        "securitySchemes",
+        "bearer",
+        json!({
+            "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+        }),
+    );
+    set_component(
+        &mut components,
+        "securitySchemes",
+        "cookie",
+        json!({
+            "type": "apiKey", "in": "cookie", "name": "access_token",
+        }),
+    );
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tourin",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Everything behind the gateway's one URL.",
+        },
+        "servers": [{"url": "/"}],
+        "tags": tags,
+        "paths": paths,
+        "components": components,
+    })
+}
+
+fn failure() -> Value {
+    json!({
+        "description": "Any refusal or failure, the gateway's own included",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GatewayError"}}},
+    })
+}
+
+fn add_path(
+    service: &str,
+    template: String,
+    mut item: Value,
+    routes: &RouteTable,
+    paths: &mut Map<String, Value>,
+) {
+    let Some(route) = routes.find(&sample(&template)).filter(|route| route.service == service)
+    else {
+        return; // Not reachable by this way, such as a service's /internal paths.
+    };
+    let Some(operations) = item.as_object_mut() else {
+        return;
+    };
+    operations.retain(|method, operation| {
+        if !METHODS.contains(&method.as_str()) {
+            return !["head", "options", "trace"].contains(&method.as_str());
+        }
+        let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes());
+        let Some(access) = method.ok().and_then(|method| route.access(&method)) else {
+            return false;
+        };
+        if let Some(operation) = operation.as_object_mut() {
+            if *access == Access::Public {
+                operation.remove("security");
+            } else {
+                operation.insert("security".to_owned(), json!([{"bearer": []}, {"cookie": []}]));
+            }
+            let responses = operation.entry("responses").or_insert_with(|| json!({}));
+            if let Some(responses) = responses.as_object_mut() {
+                responses.entry("default").or_insert_with(failure);
+            }
+        }
+        true
+    });
+    if operations.keys().any(|key| METHODS.contains(&key.as_str())) {
+        paths.insert(template, item);
+    }
+}
+
+/// A path that the template matches.
+fn sample(template: &str) -> String {
+    let mut path = String::new();
+    for segment in template.split('/').skip(1) {
+        path.push('/');
+        path.push_str(if segment.contains('{') { "x" } else { segment });
+    }
+    path
+}
+
+/// Moves a part's components over; gives new names to those whose names another part has taken for
+/// something else.
+fn take_components(
+    service: &str,
+    part: &Value,
+    into: &mut Map<String, Value>,
+) -> BTreeMap<String, String> {
+    let own = part["components"].as_object().cloned().unwrap_or_default();
+    let mut renamed = BTreeMap::new();
+    for (kind, named) in &own {
+        if kind == "securitySchemes" {
+            continue; // Who may call is the gateway's to say.
+        }
+        for (name, value) in named.as_object().into_iter().flatten() {
+            let taken = into.get(kind).and_then(|known| known.get(name));
+            if taken.is_some_and(|known| known != value) {
+                renamed.insert(
+                    format!("#/components/{kind}/{name}"),
+                    format!("#/components/{kind}/{service}.{name}"),
+                );
+            }
+        }
+    }
+    for (kind, named) in own {
+        if kind == "securitySchemes" {
+            continue;
+        }
+        for (name, mut value) in named.as_object().cloned().into_iter().flatten() {
+            rename_references(&mut value, &renamed);
+            let clashes = renamed.contains_key(&format!("#/components/{kind}/{name}"));
+            let name = if clashes { format!("{service}.{name}") } else { name };
+            set_component(into, &kind, &name, value);
+        }
+    }
+    renamed
+}
+
+fn set_component(components: &mut Map<String, Value>, kind: &str, name: &str, value: Value) {
+    let named = components.entry(kind).or_insert_with(|| json!({}));
+    if let Some(named) = named.as_object_mut() {
+        named.insert(name.to_owned(), value);
+    }
+}
+
+fn rename_references(value: &mut Value, renamed: &BTreeMap<String, String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Value::String(target) if key == "$ref" => {
+                        if let Some(new) = renamed.get(target.as_str()) {
+                            target.clone_from(new);
+                        }
+                    }
+                    value => rename_references(value, renamed),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| rename_references(item, renamed)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+use super::*;
+
+fn reference(name: &str) -> Value {
+    json!({"200": {"description": "ok", "content": {"application/json": {"schema": {"$ref": format!("#/components/schemas/{name}")}}}}})
+}
+
+#[test]
+fn parts_become_one_document() {
+    let routes = RouteTable::parse(crate::routes::BUILT_IN).unwrap();
+    let core = json!({
+        "paths": {
+            "/api/users/{userId}": {"get": {"responses": reference("User")}, "delete": {"responses": {}}},
+            "/api/auth/me": {"get": {"responses": reference("User")}},
+            "/internal/events": {"get": {"responses": {}}},
+            "/api/recommendations/trend": {"get": {"responses": {}}},
+        },
+        "components": {"schemas": {"User": {"type": "object"}, "ErrorBody": {"type": "object"}}},
+        "tags": [{"name": "members"}],
+    });
+    let recommendation = json!({
+        "paths": {"/api/recommendations/trend": {"get": {"responses": reference("User")}}},
+        "components": {"schemas": {"User": {"type": "string"}, "ErrorBody": {"type": "object"}}},
+        "tags": [{"name": "members"}],
+    });
+    let parts =
+        BTreeMap::from([("core".to_owned(), core), ("recommendation".to_owned(), recommendation)]);
+    let merged = merge(&parts, &routes);
+    let paths: Vec<_> = merged["paths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(
+        paths,
+        ["/api/auth/me", "/api/openapi.json", "/api/recommendations/trend", "/api/users/{userId}"]
+    );
+    assert!(merged["paths"]["/api/users/{userId}"].get("delete").is_none(), "not routed");
+    assert!(merged["paths"]["/api/users/{userId}"]["get"].get("security").is_none());
+    assert!(merged["paths"]["/api/auth/me"]["get"]["security"].is_array());
+    let trend = &merged["paths"]["/api/recommendations/trend"]["get"]["responses"];
+    let schema = "/content/application~1json/schema/$ref";
+    assert_eq!(trend["200"].pointer(schema).unwrap(), "#/components/schemas/recommendation.User");
+    assert_eq!(trend["default"].pointer(schema).unwrap(), "#/components/schemas/GatewayError");
+    assert_eq!(merged["components"]["schemas"]["User"]["type"], "object");
+    assert_eq!(merged["components"]["schemas"]["recommendation.User"]["type"], "string");
+    assert!(merged["components"]["schemas"].get("recommendation.ErrorBody").is_none());
+    assert_eq!(merged["tags"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_known_document_is_not_sent_again() {
+    let api = ApiDescription::default();
+    assert_eq!(api.answer(None).status, StatusCode::SERVICE_UNAVAILABLE);
+    api.publish(&json!({"openapi": "3.1.0"}));
+    let first = api.answer(None);
+    let (_, etag) = first.headers.iter().find(|(name, _)| *name == ETAG).unwrap();
+    assert_eq!(first.status, StatusCode::OK);
+    assert_eq!(api.answer(Some(etag)).status, StatusCode::NOT_MODIFIED);
+    assert_eq!(api.answer(Some(&HeaderValue::from_static("\"other\""))).status, StatusCode::OK);
+}

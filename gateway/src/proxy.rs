@@ -1,0 +1,404 @@
+//! A request's way through the gateway, as Pingora's phases.
+//!
+//! Delivery contract: a request is sent to another instance only while nothing can have happened at
+//! the first one. That is: the connection could not be made, or was lost while the head was still
+//! being written. Beyond that only idempotent methods are sent again, and only while the client has
+//! seen nothing of an answer. Time-outs are never retried.
+
+use std::any::Any;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use tourin_chassis::identity::SESSION_ENDED_HEADER;
+
+use crate::answers::Answer;
+use crate::connection::Connection;
+use crate::context::RequestContext;
+use crate::gate::Gate;
+use crate::mesh_client::CORE;
+use crate::{headers, origin};
+
+/// An error of ours; the answer to give is in the request's context.
+const VERDICT: ErrorType = ErrorType::Custom("verdict");
+/// Status that is logged, never sent, when the client left before the answer.
+const CLIENT_GONE: u16 = 499;
+
+/// Bounds on the way to an instance.
+#[derive(Debug, Clone, Copy)]
+pub struct UpstreamLimits {
+    /// To connect.
+    pub connect_timeout: Duration,
+    /// For which an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// Attempts for one request.
+    pub tries: usize,
+    /// For which a client may stall.
+    pub client_stall: Duration,
+}
+
+/// The gateway's part in Pingora's proxy.
+pub struct Proxy {
+    gate: Arc<Gate>,
+    limits: UpstreamLimits,
+}
+
+impl Proxy {
+    /// A proxy for what `gate` lets in.
+    pub fn new(gate: Arc<Gate>, limits: UpstreamLimits) -> Self {
+        Self { gate, limits }
+    }
+
+    async fn respond(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+        answer: &Answer,
+    ) -> Result<()> {
+        let mut head = answer.head()?;
+        head.insert_header("x-request-id", ctx.request_id.clone())?;
+        if let Some(origin) = &ctx.cross_origin {
+            for (name, value) in origin::cors_headers(origin) {
+                head.append_header(name, value)?;
+            }
+        }
+        if !session.is_body_done() {
+            session.set_keepalive(None);
+            if let Some(connection) = &ctx.connection {
+                connection.linger();
+            }
+        }
+        let bodyless = answer.body.is_empty() || session.req_header().method == Method::HEAD;
+        session.write_response_header(Box::new(head), bodyless).await?;
+        if !bodyless {
+            session.write_response_body(Some(answer.body.clone()), true).await?;
+        }
+        Ok(())
+    }
+
+    fn answer_to(error: &Error, ctx: &mut RequestContext) -> Option<Answer> {
+        if let Some(verdict) = ctx.verdict.take() {
+            return Some(verdict);
+        }
+        match (error.esource(), error.etype()) {
+            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Answer::client_too_slow()),
+            (
+                ErrorSource::Downstream,
+                ErrorType::ReadError
+                | ErrorType::WriteError
+                | ErrorType::WriteTimedout
+                | ErrorType::ConnectionClosed,
+            ) => None,
+            (ErrorSource::Downstream, _) => {
+                Some(Answer::malformed("the request is not valid HTTP"))
+            }
+            (_, kind) if is_connect_failure(kind) => {
+                Some(Answer::unavailable("no instance of the service can be reached; try again"))
+            }
+            (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+                Some(Answer::upstream_too_slow())
+            }
+            (ErrorSource::Upstream, _) => Some(Answer::bad_gateway()),
+            _ => Some(Answer::internal()),
+        }
+    }
+}
+
+fn is_connect_failure(kind: &ErrorType) -> bool {
+    matches!(
+        kind,
+        ErrorType::ConnectTimedout
+            | ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError
+            | ErrorType::SocketError
+            | ErrorType::BindError
+    )
+}
+
+fn verdict(ctx: &mut RequestContext, answer: Answer) -> Box<Error> {
+    ctx.verdict = Some(answer);
+    Error::new_in(VERDICT)
+}
+
+fn check_deadline(ctx: &mut RequestContext) -> Result<()> {
+    match &ctx.admitted {
+        Some(admitted) if Instant::now() >= admitted.deadline => {
+            Err(verdict(ctx, Answer::upstream_too_slow()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> Self::CTX {
+        RequestContext::default()
+    }
+
+    fn init_downstream_modules(&self, _: &mut HttpModules) {
+        // No compression: answers are small, and services' bodies pass untouched.
+    }
+
+    /// The accept loop hands the connection over by this way, for a first request too.
+    fn on_connection_reuse(
+        &self,
+        _: &mut Session,
+        ctx: &mut Self::CTX,
+        given: Box<dyn Any + Send + Sync>,
+    ) {
+        if let Ok(connection) = given.downcast::<Arc<Connection>>() {
+            connection.admit();
+            ctx.connection = Some(*connection);
+        }
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        session.set_read_timeout(Some(self.limits.client_stall));
+        session.set_write_timeout(Some(self.limits.client_stall));
+        headers::forbid_upgrade(session.req_header_mut());
+        let Err(answer) = self.gate.admit(session, ctx).await else {
+            return Ok(false);
+        };
+        self.respond(session, ctx, &answer).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+        check_deadline(ctx)?;
+        let Some(admitted) = &ctx.admitted else {
+            return Err(verdict(ctx, Answer::internal()));
+        };
+        let Some(instance) = self.gate.upstreams.pick(&admitted.route.service, &ctx.avoided) else {
+            let words = if ctx.avoided.is_empty() {
+                format!("no instance of {} is up; try again", admitted.route.service)
+            } else {
+                format!("no instance of {} can be reached; try again", admitted.route.service)
+            };
+            return Err(verdict(ctx, Answer::unavailable(words)));
+        };
+        let left = admitted.deadline.saturating_duration_since(Instant::now());
+        let wait = admitted.first_byte_timeout.min(left);
+        let mut peer = HttpPeer::new(instance.address, false, String::new());
+        // A new instance at an old one's address does not get the old one's connections.
+        let mut id = DefaultHasher::new();
+        instance.id.hash(&mut id);
+        peer.group_key = id.finish();
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.limits.connect_timeout.min(left));
+        options.total_connection_timeout = options.connection_timeout;
+        options.read_timeout = Some(wait);
+        options.write_timeout = Some(wait);
+        options.idle_timeout = Some(self.limits.idle_timeout);
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        ctx.instance = Some(instance);
+        ctx.tries += 1;
+        Ok(Box::new(peer))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        // A second attempt starts from the start.
+        ctx.body_bytes = 0;
+        ctx.head_sent = false;
+        let Some(admitted) = &ctx.admitted else {
+            return Err(verdict(ctx, Answer::internal()));
+        };
+        headers::to_service(request, &ctx.request_id, &admitted.identity, &admitted.client)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        // Pingora comes here once the head is written, for an empty body too.
+        ctx.head_sent = true;
+        check_deadline(ctx)?;
+        ctx.body_bytes += body.as_ref().map_or(0, |part| part.len() as u64);
+        match &ctx.admitted {
+            Some(admitted) if ctx.body_bytes > admitted.body_limit => {
+                let limit = admitted.body_limit;
+                Err(verdict(ctx, Answer::body_too_large(limit)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        // Before the client can have the answer, so that nothing it does next is too early.
+        let from_core =
+            ctx.admitted.as_ref().is_some_and(|admitted| admitted.route.service == CORE);
+        if from_core {
+            for ended in response.headers.get_all(SESSION_ENDED_HEADER) {
+                if let Ok(sessions) = ended.to_str() {
+                    self.gate.authenticator.revocations.end_named(sessions);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        headers::to_client(response, &ctx.request_id)?;
+        if let Some(origin) = &ctx.cross_origin {
+            for (name, value) in origin::cors_headers(origin) {
+                response.append_header(name, value)?;
+            }
+        }
+        if session.is_process_shutting_down() {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        check_deadline(ctx)?;
+        Ok(None)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        // Nothing was sent, so any method may go elsewhere.
+        error.set_retry(ctx.tries < self.limits.tries);
+        if let Some(instance) = &ctx.instance {
+            tracing::warn!(instance = instance.id, tries = ctx.tries, error = %error.etype().as_str(), "cannot connect");
+            ctx.avoided.push(instance.id.clone());
+        }
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Self::CTX,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let lost = *error.esource() == ErrorSource::Upstream
+            && matches!(
+                error.etype(),
+                ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
+            );
+        let unanswered = session.response_written().is_none();
+        // The head could not be written whole: no service can have acted on it.
+        let nothing_sent = *error.etype() == ErrorType::WriteError && !ctx.head_sent;
+        let repeatable =
+            session.req_header().method.is_idempotent() && !session.retry_buffer_truncated();
+        let again =
+            lost && unanswered && ctx.tries < self.limits.tries && (repeatable || nothing_sent);
+        error.set_retry(again);
+        if let Some(instance) = &ctx.instance {
+            tracing::warn!(
+                instance = instance.id, tries = ctx.tries, client_reused, again,
+                error = %error.etype().as_str(), "an attempt failed"
+            );
+            // A connection that went stale while idle says nothing of its instance.
+            if again && !client_reused {
+                ctx.avoided.push(instance.id.clone());
+            }
+        }
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Self::CTX,
+    ) -> FailToProxy {
+        session.set_keepalive(None);
+        let begun = session.response_written().is_some_and(|head| !head.status.is_informational());
+        let answer = Self::answer_to(error, ctx);
+        if let Some(answer) = &answer
+            && answer.status == StatusCode::INTERNAL_SERVER_ERROR
+        {
+            tracing::error!(request_id = ?ctx.request_id, %error, "a fault in the gateway");
+        }
+        let error_code = match answer {
+            None => CLIENT_GONE,
+            // Too late for words: the connection is cut, so that half an answer is not taken for one.
+            Some(answer) if begun => answer.status.as_u16(),
+            Some(answer) => match self.respond(session, ctx, &answer).await {
+                Ok(()) => answer.status.as_u16(),
+                Err(_) => CLIENT_GONE,
+            },
+        };
+        if !begun && error_code != CLIENT_GONE && !session.is_body_done() {
+            session.shutdown().await; // Lingers, so that the client gets to read the answer.
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Self::CTX) {
+        let status = session.response_written().map_or(CLIENT_GONE, |head| head.status.as_u16());
+        tracing::info!(
+            method = %session.req_header().method,
+            route = ctx.route_name(),
+            status,
+            duration_us = u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            instance = ctx.instance.as_ref().map_or("-", |instance| instance.id.as_str()),
+            tries = ctx.tries,
+            request_id = ctx.request_id.to_str().unwrap_or("-"),
+            error = error.map(Error::etype).filter(|kind| **kind != VERDICT).map(ErrorType::as_str),
+            "request"
+        );
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
+        // The access line has it, and without the query.
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Self::CTX,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn request_summary(&self, session: &Session, ctx: &Self::CTX) -> String {
+        format!("{} {}", session.req_header().method, ctx.route_name())
+    }
+}

@@ -1,0 +1,266 @@
+//! The route table: which service answers a path, and who may call it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::path;
+
+/// The table that is built in.
+pub const BUILT_IN: &str = include_str!("../routes.toml");
+/// Where the gateway serves the merged API description itself.
+pub const OPENAPI_PATH: &str = "/api/openapi.json";
+
+/// Who may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody; a valid token is passed on, a bad one is as good as none.
+    Public,
+    /// Whoever has a session.
+    Session,
+    /// Whoever has a session with this role.
+    Role(String),
+}
+
+/// One entry of the table.
+#[derive(Debug)]
+pub struct Route {
+    /// The template as written; the name under which requests are logged.
+    pub template: String,
+    /// The service's name in the registry.
+    pub service: String,
+    /// Largest request body in bytes, when not the gateway's default.
+    pub body_limit_bytes: Option<u64>,
+    /// Wait for an answer's first byte, when not the gateway's default.
+    pub first_byte_timeout: Option<Duration>,
+    /// Time for the whole request, when not the gateway's default.
+    pub total_timeout: Option<Duration>,
+    /// Calls per client address and minute; unlimited when absent.
+    pub rate_per_minute: Option<NonZeroU32>,
+    methods: Vec<(Method, Access)>,
+}
+
+impl Route {
+    /// Who may call with this method; `None` when nobody can.
+    pub fn access(&self, method: &Method) -> Option<&Access> {
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        self.methods.iter().find(|(known, _)| known == method).map(|(_, access)| access)
+    }
+
+    /// The methods, as `Allow` lists them.
+    pub fn allow(&self) -> String {
+        let mut methods = Vec::new();
+        for (method, _) in &self.methods {
+            methods.push(method.as_str());
+            if method == Method::GET {
+                methods.push("HEAD");
+            }
+        }
+        methods.join(", ")
+    }
+}
+
+/// A table that cannot be used, with the line that says why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct RouteError {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong, with the field's name and its value.
+    pub reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTable {
+    route: Vec<Spanned<RawRoute>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRoute {
+    path: Spanned<String>,
+    service: Spanned<String>,
+    methods: BTreeMap<String, Spanned<String>>,
+    body_limit_bytes: Option<u64>,
+    first_byte_timeout_ms: Option<Spanned<u64>>,
+    total_timeout_ms: Option<Spanned<u64>>,
+    rate_per_minute: Option<Spanned<u32>>,
+}
+
+/// The routes, ready to be looked up.
+///
+/// Templates with `{*rest}` live in a router of their own that is asked second: matchit takes a
+/// catch-all and a `{name}` in one place for a conflict, and so the rule is plain too: a full
+/// template wins over a prefix.
+#[derive(Debug)]
+pub struct RouteTable {
+    exact: matchit::Router<Arc<Route>>,
+    prefixes: matchit::Router<Arc<Route>>,
+    routes: Vec<Arc<Route>>,
+}
+
+impl RouteTable {
+    /// Reads a table.
+    ///
+    /// # Errors
+    /// [`RouteError`] for the first thing in it that is wrong.
+    pub fn parse(text: &str) -> Result<Self, RouteError> {
+        let raw: RawTable = toml::from_str(text).map_err(|error| RouteError {
+            line: line_at(text, error.span().map_or(0, |span| span.start)),
+            reason: error.message().replace('\n', "; "),
+        })?;
+        let mut table = Self {
+            exact: matchit::Router::new(),
+            prefixes: matchit::Router::new(),
+            routes: Vec::new(),
+        };
+        for entry in raw.route {
+            let line = line_at(text, entry.span().start);
+            table.add(text, line, entry.into_inner())?;
+        }
+        if table.routes.is_empty() {
+            return Err(RouteError { line: 1, reason: "no [[route]] in it".to_owned() });
+        }
+        Ok(table)
+    }
+
+    fn add(&mut self, text: &str, line: usize, raw: RawRoute) -> Result<(), RouteError> {
+        let wrong = |at: usize, field: &str, value: &str, expected: &str| RouteError {
+            line: line_at(text, at),
+            reason: format!("{field} = {value:?}: {expected}"),
+        };
+        let bounded = |field: &str, value: &Option<Spanned<u64>>| match value {
+            Some(ms) if *ms.get_ref() == 0 => {
+                Err(wrong(ms.span().start, field, "0", "at least 1 millisecond"))
+            }
+            value => Ok(value.as_ref().map(|ms| Duration::from_millis(*ms.get_ref()))),
+        };
+        let (at, template) = (raw.path.span().start, raw.path.get_ref().as_str());
+        check_template(template).map_err(|expected| wrong(at, "path", template, expected))?;
+        if let Err(error) = tourin_registry_api::limits::service_name(raw.service.get_ref()) {
+            let service = raw.service.get_ref();
+            return Err(wrong(raw.service.span().start, "service", service, &error.to_string()));
+        }
+        let mut methods = Vec::new();
+        for (name, access) in &raw.methods {
+            let field = format!("methods.{name}");
+            let (at, value) = (access.span().start, access.get_ref().as_str());
+            let method = match name.as_str() {
+                "GET" => Method::GET,
+                "POST" => Method::POST,
+                "PUT" => Method::PUT,
+                "PATCH" => Method::PATCH,
+                "DELETE" => Method::DELETE,
+                _ => {
+                    return Err(wrong(
+                        at,
+                        &field,
+                        value,
+                        "methods are GET (with HEAD), POST, PUT, PATCH, DELETE",
+                    ));
+                }
+            };
+            let access = parse_access(value).ok_or_else(|| {
+                wrong(at, &field, value, "expected \"public\", \"session\" or \"role:NAME\"")
+            })?;
+            methods.push((method, access));
+        }
+        if methods.is_empty() {
+            return Err(RouteError { line, reason: format!("path {template:?} has no methods") });
+        }
+        let rate_per_minute = match raw.rate_per_minute {
+            None => None,
+            Some(rate) => Some(NonZeroU32::new(*rate.get_ref()).ok_or_else(|| {
+                wrong(
+                    rate.span().start,
+                    "rate_per_minute",
+                    "0",
+                    "at least 1; leave it out for no limit",
+                )
+            })?),
+        };
+        let route = Arc::new(Route {
+            template: template.to_owned(),
+            service: raw.service.get_ref().clone(),
+            body_limit_bytes: raw.body_limit_bytes,
+            first_byte_timeout: bounded("first_byte_timeout_ms", &raw.first_byte_timeout_ms)?,
+            total_timeout: bounded("total_timeout_ms", &raw.total_timeout_ms)?,
+            rate_per_minute,
+            methods,
+        });
+        let router = if template.contains("{*") { &mut self.prefixes } else { &mut self.exact };
+        router
+            .insert(template, Arc::clone(&route))
+            .map_err(|error| wrong(at, "path", template, &error.to_string()))?;
+        self.routes.push(route);
+        Ok(())
+    }
+
+    /// The route of a canonical path.
+    pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
+        if path::is_internal(path) {
+            return None;
+        }
+        self.exact.at(path).or_else(|_| self.prefixes.at(path)).ok().map(|found| found.value)
+    }
+
+    /// Every route, in the table's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes.iter()
+    }
+
+    /// The services that the table names.
+    pub fn services(&self) -> BTreeSet<String> {
+        self.iter().map(|route| route.service.clone()).collect()
+    }
+}
+
+fn parse_access(text: &str) -> Option<Access> {
+    match text {
+        "public" => Some(Access::Public),
+        "session" => Some(Access::Session),
+        _ => text
+            .strip_prefix("role:")
+            .filter(|role| !role.is_empty())
+            .map(|role| Access::Role(role.to_owned())),
+    }
+}
+
+fn check_template(template: &str) -> Result<(), &'static str> {
+    // Fixed text must be in canonical form, or no request would ever match it.
+    let mut plain = String::new();
+    let mut in_parameter = false;
+    for character in template.chars() {
+        match character {
+            '{' => in_parameter = true,
+            '}' => {
+                in_parameter = false;
+                plain.push('x');
+            }
+            character if !in_parameter => plain.push(character),
+            _ => {}
+        }
+    }
+    match path::canonical(plain.as_bytes()) {
+        Ok(canonical) if canonical != plain => {
+            Err("fixed text must be percent-encoded in the canonical way")
+        }
+        Ok(plain) if path::is_internal(&plain) => Err("this path is never routed"),
+        Ok(plain) if plain == OPENAPI_PATH => Err("the gateway serves this path itself"),
+        Ok(_) => Ok(()),
+        Err(_) => Err("expected a path such as /api/users/{id}, without dot or empty segments"),
+    }
+}
+
+fn line_at(text: &str, byte: usize) -> usize {
+    1 + text.as_bytes()[..byte.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests;

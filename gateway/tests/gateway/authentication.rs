@@ -1,0 +1,203 @@
+//! Who is who.
+
+use serde_json::json;
+
+use crate::harness::{Issuer, Mesh, eventually};
+use tourin_gateway::WhenStale;
+
+#[tokio::test]
+async fn a_session_is_known_by_header_or_cookie() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let token = core.issuer.token("member01", "s1");
+    let expected = json!({"kind": "member", "id": "member01", "session": "s1", "roles": []});
+    let by_header = gateway.call_as(&token, "GET", "/api/auth/me").await;
+    assert_eq!(by_header.asked()["subject"], expected);
+    let cookies = format!("theme=dark; access_token={token}; refresh_token=r");
+    let by_cookie = gateway.call("GET", "/api/auth/me", &[("cookie", &cookies)]).await;
+    assert_eq!(by_cookie.asked()["subject"], expected);
+    // Tokens stop here; the refresh token is core's business.
+    let headers = &by_cookie.asked()["headers"];
+    assert_eq!(headers["cookie"], "theme=dark; refresh_token=r");
+    assert!(by_header.asked()["headers"].get("authorization").is_none());
+    // The header wins, also when it is the worse of the two.
+    let both = [("cookie", cookies.as_str()), ("authorization", "Bearer nonsense")];
+    gateway.call("GET", "/api/auth/me", &both).await.assert_refused(401, "unauthenticated");
+    // A service is told who somebody is for itself only.
+    let trend = gateway.call_as(&token, "GET", "/api/recommendations/trend").await;
+    assert_eq!(trend.asked()["subject"], expected);
+}
+
+#[tokio::test]
+async fn without_a_good_token_there_is_no_session() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let bare = gateway.get("/api/auth/me").await;
+    bare.assert_refused(401, "unauthenticated");
+    assert_eq!(bare.header("www-authenticate"), Some("Bearer realm=\"tourin\""));
+
+    let claims = Issuer::claims("member01", "s1");
+    let with = |name: &str, value| {
+        let mut claims = claims.clone();
+        claims[name] = value;
+        core.issuer.sign(&claims)
+    };
+    let now = chrono::Utc::now().timestamp();
+    let good = core.issuer.sign(&claims);
+    for (what, token) in [
+        ("nonsense", "nonsense".to_owned()),
+        (
+            "alg none",
+            format!("eyJhbGciOiJub25lIiwia2lkIjoia2V5LTEifQ.{}.", good.split('.').nth(1).unwrap()),
+        ),
+        ("tampered", good.replace('.', ".A")),
+        ("expired", with("exp", json!(now - 60))),
+        ("not yet valid", with("nbf", json!(now + 60))),
+        ("another issuer", with("iss", json!("evil"))),
+        ("another audience", with("aud", json!("evil"))),
+        ("another key of the same name", Issuer::new(9, "key-1").token("member01", "s1")),
+        ("a key that is not core's", Issuer::new(9, "key-9").token("member01", "s1")),
+    ] {
+        let answer = gateway.call_as(&token, "GET", "/api/auth/me").await;
+        answer.assert_refused(401, "unauthenticated");
+        assert!(answer.header("www-authenticate").unwrap().contains("invalid_token"), "{what}");
+        // Where no session is needed, it is as good as none.
+        let public = gateway.call_as(&token, "GET", "/api/users").await;
+        assert_eq!(public.asked()["subject"]["kind"], "visitor", "{what}");
+    }
+    assert_eq!(gateway.call_as(&good, "GET", "/api/auth/me").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_visitor_has_a_pseudonym_and_no_address() {
+    let (mesh, _core, gateway) = Mesh::complete().await;
+    let other = mesh.gateway(|_| {}).await;
+    let name = |answer: &crate::harness::Answer| {
+        answer.asked()["subject"]["pseudonym"].as_str().unwrap().to_owned()
+    };
+    let agent = [("user-agent", "browser")];
+    let first = name(&gateway.call("GET", "/api/users", &agent).await);
+    assert!(first.starts_with("anon:") && first.len() == "anon:".len() + 26, "{first}");
+    assert_eq!(
+        first,
+        name(&other.call("GET", "/api/tour-spots/1", &agent).await),
+        "the same at every gateway"
+    );
+    assert_ne!(first, name(&gateway.call("GET", "/api/users", &[("user-agent", "another")]).await));
+}
+
+#[tokio::test]
+async fn a_role_is_asked_for_where_the_table_says() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    let folder = tempfile::tempdir().unwrap();
+    let routes = folder.path().join("routes.toml");
+    std::fs::write(
+        &routes,
+        "[[route]]\npath = \"/admin/{*rest}\"\nservice = \"core\"\nmethods = { GET = \"role:admin\" }\n",
+    )
+    .unwrap();
+    let gateway = mesh.gateway(|settings| settings.routes = Some(routes)).await;
+    let mut claims = Issuer::claims("member01", "s1");
+    let plain = core.issuer.sign(&claims);
+    claims["roles"] = json!(["admin"]);
+    let admin = core.issuer.sign(&claims);
+    gateway.get("/admin/x/y").await.assert_refused(401, "unauthenticated");
+    gateway.call_as(&plain, "GET", "/admin/x/y").await.assert_refused(403, "forbidden");
+    assert_eq!(gateway.call_as(&admin, "GET", "/admin/x/y").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_new_key_works_the_moment_it_is_used_and_a_withdrawn_one_no_longer() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let old = core.issuer.token("member01", "s1");
+    assert_eq!(gateway.call_as(&old, "GET", "/api/auth/me").await.status, 200);
+    let new = Issuer::new(8, "key-2");
+    core.publish(vec![new.jwk()]);
+    // At most one fetch a second: right after a fetch it may take that long.
+    let token = new.token("member01", "s1");
+    eventually("the new key is known", || async {
+        gateway.call_as(&token, "GET", "/api/auth/me").await.status == 200
+    })
+    .await;
+    gateway.call_as(&old, "GET", "/api/auth/me").await.assert_refused(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn a_logout_counts_at_once_here_and_soon_everywhere() {
+    let (mesh, core, gateway) = Mesh::complete().await;
+    let other = mesh.gateway(|_| {}).await;
+    let token = core.issuer.token("member01", "s1");
+    let bystander = core.issuer.token("member02", "s2");
+    for gateway in [&gateway, &other] {
+        assert_eq!(gateway.call_as(&token, "GET", "/api/auth/me").await.status, 200);
+    }
+    let logout = gateway.call_as(&token, "POST", "/api/auth/logout").await;
+    assert_eq!(logout.status, 200);
+    assert!(logout.header("x-tourin-session-ended").is_none());
+    gateway.call_as(&token, "GET", "/api/auth/me").await.assert_refused(401, "unauthenticated");
+
+    core.end_session("s1");
+    eventually("the other gateway knows", || async {
+        other.call_as(&token, "GET", "/api/auth/me").await.status == 401
+    })
+    .await;
+    let public = other.call_as(&token, "GET", "/api/users").await;
+    assert_eq!(public.asked()["subject"]["kind"], "visitor");
+    assert_eq!(other.call_as(&bystander, "GET", "/api/auth/me").await.status, 200);
+
+    // One that starts later reads the log from its start.
+    let late = mesh.gateway(|_| {}).await;
+    late.call_as(&token, "GET", "/api/auth/me").await.assert_refused(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn when_core_is_silent_sessions_are_served_or_denied_as_configured() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let serving = mesh.gateway(|settings| settings.revocation_stale_ms = 300).await;
+    let denying = mesh
+        .gateway(|settings| {
+            settings.revocation_stale_ms = 300;
+            settings.revocation_when_stale = WhenStale::Deny;
+        })
+        .await;
+    let token = core.issuer.token("member01", "s1");
+    for gateway in [&serving, &denying] {
+        assert_eq!(gateway.call_as(&token, "GET", "/api/recommendations/trend").await.status, 200);
+    }
+    core.stop.begin();
+    eventually("the list is stale", || async {
+        denying.call_as(&token, "GET", "/api/recommendations/trend").await.status == 503
+    })
+    .await;
+    let denied = denying.call_as(&token, "GET", "/api/recommendations/trend").await;
+    denied.assert_refused(503, "unavailable");
+    assert!(denied.header("retry-after").is_some());
+    assert_eq!(denying.call_as(&token, "GET", "/api/tour-spots/1/similar").await.status, 200);
+    assert_eq!(serving.call_as(&token, "GET", "/api/recommendations/trend").await.status, 200);
+    // A key that cannot be asked about is no reason for a 401.
+    let unknown = Issuer::new(9, "key-9").token("member01", "s1");
+    eventually("core is known to be out of reach", || async {
+        serving.call_as(&unknown, "GET", "/api/recommendations/trend").await.status == 503
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn before_anything_is_loaded_nobody_is_turned_away_as_a_stranger() {
+    let mesh = Mesh::start().await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.starting_gateway(|_| {}).await;
+    eventually("recommendation is known", || async {
+        gateway.get("/api/tour-spots/1/similar").await.status == 200
+    })
+    .await;
+    let token = Issuer::new(7, "key-1").token("member01", "s1");
+    let answer = gateway.call_as(&token, "GET", "/api/recommendations/trend").await;
+    answer.assert_refused(503, "unavailable");
+    mesh.service("core", "core-1").await;
+    eventually("core is there", || async {
+        gateway.call_as(&token, "GET", "/api/recommendations/trend").await.status == 200
+    })
+    .await;
+}

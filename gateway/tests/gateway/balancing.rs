@@ -1,0 +1,217 @@
+//! Where requests go, and where they go instead.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::harness::{Mesh, TestGateway, eventually};
+
+async fn count(
+    gateway: &TestGateway,
+    method: &str,
+    path: &str,
+    calls: usize,
+) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..calls {
+        let answer = gateway.call(method, path, &[]).await;
+        let instance = answer.asked()["instance"].as_str().unwrap().to_owned();
+        *counts.entry(instance).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test]
+async fn requests_take_turns_over_the_instances_of_the_right_service() {
+    let mesh = Mesh::start().await;
+    for id in ["core-1", "core-2", "core-3"] {
+        mesh.service("core", id).await;
+    }
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|_| {}).await;
+
+    let expected = BTreeMap::from(["core-1", "core-2", "core-3"].map(|id| (id.to_owned(), 4)));
+    assert_eq!(count(&gateway, "GET", "/api/tour-spots", 12).await, expected);
+    let similar = gateway.get("/api/tour-spots/7/similar?k=3").await;
+    assert_eq!(similar.asked()["instance"], "recommendation-1");
+    assert_eq!(similar.asked()["query"], "k=3");
+    assert_eq!(gateway.get("/api/tour-spots/7").await.asked()["path"], "/api/tour-spots/7");
+}
+
+#[tokio::test]
+async fn what_is_not_in_the_table_is_not_there() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    gateway.get("/nothing").await.assert_refused(404, "not_found");
+    gateway.get("/internal/revocations").await.assert_refused(404, "not_found");
+    let wrong = gateway.call("DELETE", "/api/users", &[]).await;
+    wrong.assert_refused(405, "method_not_allowed");
+    assert_eq!(wrong.header("allow"), Some("GET, HEAD"));
+    let head = gateway.call("HEAD", "/nothing", &[]).await;
+    assert_eq!((head.status, head.body.is_null()), (404, true));
+    assert!(head.header("content-length").unwrap().parse::<usize>().unwrap() > 0);
+    assert_eq!(core.calls(), 0);
+    let head = gateway.call("HEAD", "/api/users", &[]).await;
+    assert_eq!((head.status, head.body.is_null(), core.calls()), (200, true, 1));
+}
+
+#[tokio::test]
+async fn a_dead_instance_costs_nobody_an_answer() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    mesh.register("core", "core-0", dead.local_addr().unwrap()).await;
+    drop(dead);
+    let gateway = mesh.gateway(|_| {}).await;
+    // A write is retried as well: the dead one never saw it.
+    let counts = count(&gateway, "POST", "/api/auth/login", 10).await;
+    assert_eq!(counts, BTreeMap::from([("core-1".to_owned(), 10)]));
+    assert_eq!(core.calls(), 10, "each request arrived once");
+}
+
+#[tokio::test]
+async fn with_nobody_left_the_answer_is_503() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    let gateway = mesh.starting_gateway(|_| {}).await;
+    eventually("core is known", || async { gateway.get("/api/users").await.status == 200 }).await;
+
+    let none = gateway.get("/api/tour-spots/1/similar").await;
+    none.assert_refused(503, "unavailable");
+    assert_eq!(none.header("retry-after"), Some("1"));
+    let unready = gateway.get("/readyz").await;
+    assert_eq!(unready.status, 503);
+    assert!(unready.body["unready"]["recommendation"].is_string(), "{unready:?}");
+    assert_eq!(gateway.get("/healthz").await.status, 200);
+
+    core.stop.begin();
+    eventually("core is down", || async { gateway.get("/api/users").await.status == 503 }).await;
+    gateway.get("/api/users").await.assert_refused(503, "unavailable");
+}
+
+#[tokio::test]
+async fn an_instance_that_drains_gets_nothing_new() {
+    let mesh = Mesh::start().await;
+    mesh.service("core", "core-1").await;
+    let leaving = mesh.service("core", "core-2").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|_| {}).await;
+    eventually("both are in use", || async {
+        gateway.get("/api/users").await;
+        leaving.calls() > 0
+    })
+    .await;
+
+    let departure = mesh.registry.drain("core", "core-2", Duration::from_secs(2)).await.unwrap();
+    assert!(departure.acknowledged, "the gateway says when it has stopped choosing it");
+    let before = leaving.calls();
+    count(&gateway, "GET", "/api/users", 10).await;
+    assert_eq!(leaving.calls(), before);
+}
+
+/// A service that answers one request per connection and, asked again on it, closes: what an idle
+/// connection looks like that the other side has given up.
+async fn answers_once(listener: TcpListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            assert!(stream.read(&mut buffer).await.unwrap() > 0);
+            let answer =
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+            stream.write_all(answer).await.unwrap();
+            let _ = stream.read(&mut buffer).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_stale_connection_is_retried_only_where_that_is_safe() {
+    let mesh = Mesh::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    mesh.register("core", "core-1", listener.local_addr().unwrap()).await;
+    tokio::spawn(answers_once(listener));
+    let gateway = mesh.starting_gateway(|_| {}).await;
+    eventually("core is known", || async { gateway.get("/api/users").await.status == 200 }).await;
+
+    // Every other request meets a connection that dies under it.
+    for _ in 0..6 {
+        assert_eq!(gateway.get("/api/users").await.status, 200);
+    }
+    // A write that may have been read is not repeated.
+    let login = || gateway.call("POST", "/api/auth/login", &[]);
+    let answers = [login().await, login().await];
+    let lost =
+        answers.iter().find(|answer| answer.status != 200).expect("one meets a dead connection");
+    lost.assert_refused(502, "bad_gateway");
+    assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 1);
+}
+
+/// Reads a request and then does as told.
+async fn broken(listener: TcpListener, answer: &'static [u8]) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = [0; 4096];
+        let _ = stream.read(&mut buffer).await;
+        let _ = stream.write_all(answer).await;
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_breaks_off_is_not_asked_twice() {
+    let mesh = Mesh::start().await;
+    mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    mesh.register("core", "core-2", listener.local_addr().unwrap()).await;
+    tokio::spawn(broken(listener, b""));
+    let gateway = mesh.gateway(|_| {}).await;
+
+    // Reading and idempotent writing go on to the other one, with their bodies.
+    assert_eq!(count(&gateway, "GET", "/api/users", 6).await["core-1"], 6);
+    for _ in 0..4 {
+        let url = format!("{}/api/users?n=1", gateway.url);
+        let answer = gateway.send(gateway.http.get(url).body("body")).await;
+        assert_eq!(answer.asked()["body"], 4);
+    }
+    // A write may have taken effect, and so it does not.
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(gateway.call("POST", "/api/auth/login", &[]).await.status);
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 502, 502]);
+}
+
+#[tokio::test]
+async fn half_an_answer_is_not_passed_off_as_one() {
+    let mesh = Mesh::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    mesh.register("core", "core-1", listener.local_addr().unwrap()).await;
+    tokio::spawn(broken(listener, b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"));
+    let gateway = mesh.starting_gateway(|_| {}).await;
+    eventually("core is known", || async {
+        let answer = gateway.http.get(format!("{}/api/users", gateway.url)).send();
+        answer.await.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    let answer = gateway.http.get(format!("{}/api/users", gateway.url)).send();
+    assert!(answer.await.unwrap().bytes().await.is_err());
+}
+
+#[tokio::test]
+async fn one_description_covers_the_services() {
+    let (_mesh, _core, gateway) = Mesh::complete().await;
+    eventually("both parts are in", || async {
+        let api = gateway.get("/api/openapi.json").await;
+        api.body["paths"].as_object().is_some_and(|paths| paths.len() == 3)
+    })
+    .await;
+    let api = gateway.get("/api/openapi.json").await;
+    assert_eq!(api.asked()["openapi"], "3.1.0");
+    let etag = api.header("etag").unwrap();
+    let again = gateway.call("GET", "/api/openapi.json", &[("if-none-match", etag)]).await;
+    assert_eq!((again.status, again.body.is_null()), (304, true));
+}

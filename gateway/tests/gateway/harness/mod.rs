@@ -1,0 +1,233 @@
+//! A small mesh: registry, gateways, and services that say what they were asked.
+
+mod raw;
+mod service;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ed25519_dalek::SigningKey;
+use ed25519_dalek::pkcs8::EncodePrivateKey;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tourin_chassis::config::MeshSettings;
+use tourin_chassis::secret::Secret;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_gateway::{Gateway, Settings};
+use tourin_registry::Registry;
+use tourin_registry_api::{Instance, RegistryClient};
+
+pub use raw::raw;
+pub use service::Service;
+
+/// Nothing in these tests may take longer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Waits until `condition` holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < DEADLINE, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub struct Mesh {
+    pub secret: Secret,
+    pub registry_url: String,
+    pub registry: RegistryClient,
+    pub stop: Shutdown,
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        self.stop.begin();
+    }
+}
+
+impl Mesh {
+    pub async fn start() -> Self {
+        let secret = Secret::random();
+        let stop = Shutdown::new();
+        let settings =
+            tourin_registry::Settings::new("127.0.0.1:0".parse().unwrap(), secret.clone());
+        let registry = Registry::build(settings).await.unwrap();
+        let registry_url = format!("http://{}", registry.addr());
+        tokio::spawn(registry.run_until_stopped(stop.clone()));
+        Self {
+            registry: RegistryClient::new(&registry_url, secret.expose()).unwrap(),
+            secret,
+            registry_url,
+            stop,
+        }
+    }
+
+    /// A mesh with one instance each of core and recommendation, and a gateway that is ready.
+    pub async fn complete() -> (Self, Service, TestGateway) {
+        let mesh = Self::start().await;
+        let core = mesh.service("core", "core-1").await;
+        mesh.service("recommendation", "recommendation-1").await;
+        let gateway = mesh.gateway(|_| {}).await;
+        (mesh, core, gateway)
+    }
+
+    pub async fn service(&self, name: &'static str, id: &str) -> Service {
+        let service = Service::start(name, id, &self.secret, self.stop.clone()).await;
+        self.register(name, id, service.address).await;
+        service
+    }
+
+    pub async fn register(&self, service: &str, id: &str, address: std::net::SocketAddr) {
+        self.registry
+            .register(&Instance::new(service, id, address), Duration::from_secs(60))
+            .await
+            .unwrap();
+    }
+
+    pub fn settings(&self) -> Settings {
+        let mut settings =
+            Settings::new(MeshSettings::new(self.registry_url.clone(), self.secret.clone()));
+        settings.listen = "127.0.0.1:0".parse().unwrap();
+        settings.gateway_threads = Some(2);
+        settings
+    }
+
+    /// A gateway that has been ready once.
+    pub async fn gateway(&self, adjust: impl FnOnce(&mut Settings)) -> TestGateway {
+        let gateway = self.starting_gateway(adjust).await;
+        eventually("the gateway is ready", || async { gateway.get("/readyz").await.status == 200 })
+            .await;
+        gateway
+    }
+
+    pub async fn starting_gateway(&self, adjust: impl FnOnce(&mut Settings)) -> TestGateway {
+        let mut settings = self.settings();
+        adjust(&mut settings);
+        let gateway = Gateway::build(settings).await.unwrap();
+        let stop = Shutdown::new();
+        TestGateway {
+            url: format!("http://{}", gateway.addr()),
+            addr: gateway.addr(),
+            stop: stop.clone(),
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .timeout(DEADLINE)
+                .build()
+                .unwrap(),
+            running: tokio::spawn(gateway.run_until_stopped(stop)),
+        }
+    }
+}
+
+pub struct TestGateway {
+    pub url: String,
+    pub addr: std::net::SocketAddr,
+    pub stop: Shutdown,
+    pub http: reqwest::Client,
+    pub running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Drop for TestGateway {
+    fn drop(&mut self) {
+        self.stop.begin();
+    }
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// A refusal in the contract's form.
+    #[track_caller]
+    pub fn assert_refused(&self, status: u16, error: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.body["error"], error, "{self:?}");
+        assert!(!self.body["message"].as_str().unwrap().is_empty());
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        assert!(self.header("x-request-id").is_some());
+    }
+
+    /// The service's answer, which says what it was asked.
+    #[track_caller]
+    pub fn asked(&self) -> &Value {
+        assert_eq!(self.status, 200, "{self:?}");
+        &self.body
+    }
+}
+
+impl TestGateway {
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = response.bytes().await.unwrap();
+        let body =
+            if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+        Answer { status, headers, body }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, &[]).await
+    }
+
+    pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let method = method.parse().unwrap();
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request).await
+    }
+
+    pub async fn call_as(&self, token: &str, method: &str, path: &str) -> Answer {
+        self.call(method, path, &[("authorization", &format!("Bearer {token}"))]).await
+    }
+}
+
+/// Core's signing key.
+pub struct Issuer {
+    key: SigningKey,
+    kid: String,
+}
+
+impl Issuer {
+    pub fn new(seed: u8, kid: &str) -> Self {
+        Self { key: SigningKey::from_bytes(&[seed; 32]), kid: kid.to_owned() }
+    }
+
+    pub fn jwk(&self) -> Value {
+        let public = URL_SAFE_NO_PAD.encode(self.key.verifying_key().as_bytes());
+        json!({"kty": "OKP", "crv": "Ed25519", "kid": self.kid, "alg": "EdDSA", "use": "sig", "x": public})
+    }
+
+    pub fn claims(member: &str, session: &str) -> Value {
+        let now = chrono::Utc::now().timestamp();
+        json!({
+            "iss": "tourin-core", "aud": "tourin", "sub": member, "sid": session,
+            "iat": now, "nbf": now, "exp": now + 600, "jti": session, "roles": [],
+        })
+    }
+
+    pub fn sign(&self, claims: &Value) -> String {
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.kid = Some(self.kid.clone());
+        let der = self.key.to_pkcs8_der().unwrap();
+        encode(&header, claims, &EncodingKey::from_ed_der(der.as_bytes())).unwrap()
+    }
+
+    pub fn token(&self, member: &str, session: &str) -> String {
+        self.sign(&Self::claims(member, session))
+    }
+}

@@ -1,0 +1,49 @@
+//! Requests that no proper client would send.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// What came back before the connection was closed.
+#[derive(Debug)]
+pub struct RawAnswer {
+    pub status: u16,
+    pub head: String,
+    pub body: Value,
+}
+
+impl RawAnswer {
+    #[track_caller]
+    pub fn assert_refused(&self, status: u16, error: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.body["error"], error, "{self:?}");
+        assert!(self.head.to_lowercase().contains("content-type: application/json"), "{self:?}");
+    }
+}
+
+/// Sends bytes as they are and reads until the connection is closed, which `Connection: close` in
+/// the request brings about.
+pub async fn raw(addr: SocketAddr, request: impl AsRef<[u8]>) -> RawAnswer {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    // The gateway may refuse and close before it has read everything.
+    let _ = stream.write_all(request.as_ref()).await;
+    let mut bytes = Vec::new();
+    tokio::time::timeout(super::DEADLINE, stream.read_to_end(&mut bytes))
+        .await
+        .expect("the connection is closed in time")
+        .unwrap();
+    parse(&bytes)
+}
+
+pub fn parse(bytes: &[u8]) -> RawAnswer {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    RawAnswer {
+        status,
+        head: head.to_owned(),
+        body: serde_json::from_str(body).unwrap_or(Value::Null),
+    }
+}

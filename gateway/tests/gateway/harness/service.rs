@@ -1,0 +1,188 @@
+//! A service that answers every public path with what it was asked, and core's internal calls as
+//! the test sets them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentityVerifier, SESSION_ENDED_HEADER, Subject};
+use tourin_chassis::secret::Secret;
+use tourin_chassis::shutdown::Shutdown;
+
+use super::Issuer;
+
+#[derive(Clone)]
+pub struct Service {
+    pub address: SocketAddr,
+    pub issuer: Arc<Issuer>,
+    pub stop: Shutdown,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: String,
+    verifier: IdentityVerifier,
+    jwks: Mutex<Vec<Value>>,
+    ended: watch::Sender<Vec<String>>,
+    calls: AtomicUsize,
+    hold: Notify,
+    held: AtomicUsize,
+}
+
+impl Service {
+    pub async fn start(name: &'static str, id: &str, secret: &Secret, mesh: Shutdown) -> Self {
+        let issuer = Arc::new(Issuer::new(7, "key-1"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let service = Self {
+            address: listener.local_addr().unwrap(),
+            stop: Shutdown::new(),
+            inner: Arc::new(Inner {
+                id: id.to_owned(),
+                verifier: IdentityVerifier::new(secret, name),
+                jwks: Mutex::new(vec![issuer.jwk()]),
+                ended: watch::Sender::new(Vec::new()),
+                calls: AtomicUsize::new(0),
+                hold: Notify::new(),
+                held: AtomicUsize::new(0),
+            }),
+            issuer,
+        };
+        let router = Router::new()
+            .route("/.well-known/jwks.json", get(jwks))
+            .route("/internal/revocations", get(revocations))
+            .route("/internal/openapi.json", get(openapi))
+            .fallback(echo)
+            .with_state(Arc::clone(&service.inner));
+        let stop = service.stop.clone();
+        tokio::spawn(async move {
+            let serving = axum::serve(listener, router);
+            tokio::select! {
+                _ = serving => {}
+                () = stop.begun() => {}
+                () = mesh.begun() => {}
+            }
+        });
+        service
+    }
+
+    /// Public calls that have arrived.
+    pub fn calls(&self) -> usize {
+        self.inner.calls.load(Ordering::SeqCst)
+    }
+
+    /// Calls that wait for [`Service::release`].
+    pub fn held(&self) -> usize {
+        self.inner.held.load(Ordering::SeqCst)
+    }
+
+    /// Lets the calls that asked to be held go on.
+    pub fn release(&self) {
+        self.inner.hold.notify_waiters();
+    }
+
+    /// Appends to the log of ended sessions.
+    pub fn end_session(&self, session: &str) {
+        self.inner.ended.send_modify(|ended| ended.push(session.to_owned()));
+    }
+
+    /// Changes the published keys.
+    pub fn publish(&self, keys: Vec<Value>) {
+        *self.inner.jwks.lock().unwrap() = keys;
+    }
+}
+
+async fn jwks(State(inner): State<Arc<Inner>>) -> Response {
+    let keys = inner.jwks.lock().unwrap().clone();
+    axum::Json(json!({"keys": keys})).into_response()
+}
+
+#[derive(Deserialize)]
+struct After {
+    after: usize,
+    wait_ms: u64,
+}
+
+async fn revocations(
+    State(inner): State<Arc<Inner>>,
+    Query(page): Query<After>,
+    request: Request,
+) -> Response {
+    let caller =
+        request.headers().get(IDENTITY_HEADER).and_then(|value| inner.verifier.verify(value));
+    if caller != Some(Subject::Service { name: "gateway".to_owned() }) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let mut ended = inner.ended.subscribe();
+    let more = ended.wait_for(|ended| ended.len() > page.after);
+    let _ = tokio::time::timeout(Duration::from_millis(page.wait_ms), more).await;
+    let ended = inner.ended.borrow().clone();
+    let until = chrono::Utc::now() + chrono::TimeDelta::minutes(10);
+    let entries: Vec<_> = ended
+        .iter()
+        .enumerate()
+        .skip(page.after)
+        .map(|(index, session)| json!({"seq": index + 1, "session": session, "until": until}))
+        .collect();
+    axum::Json(json!({"logId": "log-1", "next": ended.len(), "entries": entries})).into_response()
+}
+
+async fn openapi(State(inner): State<Arc<Inner>>) -> Response {
+    let path = if inner.id.starts_with("core") {
+        "/api/users/{userId}"
+    } else {
+        "/api/recommendations/trend"
+    };
+    axum::Json(json!({"openapi": "3.1.0", "paths": {path: {"get": {"responses": {"200": {"description": "ok"}}}}}}))
+        .into_response()
+}
+
+async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    inner.calls.fetch_add(1, Ordering::SeqCst);
+    let (parts, body) = request.into_parts();
+    let query = parts.uri.query().unwrap_or_default().to_owned();
+    if query.contains("hold") {
+        let released = inner.hold.notified();
+        inner.held.fetch_add(1, Ordering::SeqCst);
+        released.await;
+        inner.held.fetch_sub(1, Ordering::SeqCst);
+    }
+    let body: Bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let subject = parts.headers.get(IDENTITY_HEADER).and_then(|value| inner.verifier.verify(value));
+    let headers: BTreeMap<_, _> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap_or("?").to_owned()))
+        .collect();
+    let asked = json!({
+        "instance": inner.id,
+        "method": parts.method.as_str(),
+        "path": parts.uri.path(),
+        "query": query,
+        "headers": headers,
+        "body": body.len(),
+        "subject": subject,
+    });
+    let mut response = Response::new(Body::from(asked.to_string()));
+    let out = response.headers_mut();
+    out.insert("content-type", "application/json".parse().unwrap());
+    out.insert("server", "stub".parse().unwrap());
+    out.insert("x-tourin-internal", "secret".parse().unwrap());
+    if let Some(Subject::Member { session, .. }) = subject
+        && parts.uri.path() == "/api/auth/logout"
+    {
+        out.insert(SESSION_ENDED_HEADER, session.parse().unwrap());
+    }
+    response
+}

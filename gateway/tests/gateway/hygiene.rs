@@ -1,0 +1,142 @@
+//! What is let through of a request's header, and what of an answer's.
+
+use crate::harness::{Mesh, raw};
+
+#[tokio::test]
+async fn nobody_can_claim_to_be_somebody() {
+    let (_mesh, _core, gateway) = Mesh::complete().await;
+    let answer = gateway
+        .call(
+            "GET",
+            "/api/users",
+            &[
+                ("x-tourin-identity", "forged"),
+                ("x-user-id", "admin"),
+                ("x-forwarded-user", "admin"),
+                ("x-forwarded-for", "10.0.0.1"),
+                ("forwarded", "for=10.0.0.1"),
+                ("x-forwarded-proto", "https"),
+                ("x-http-method-override", "DELETE"),
+                ("connection", "x-secret-hop"),
+                ("x-secret-hop", "1"),
+                ("accept-language", "ko"),
+            ],
+        )
+        .await;
+    let asked = answer.asked();
+    assert_eq!(asked["subject"]["kind"], "visitor");
+    let headers = asked["headers"].as_object().unwrap();
+    for gone in ["x-user-id", "x-forwarded-user", "x-http-method-override", "x-secret-hop"] {
+        assert!(!headers.contains_key(gone), "{gone}: {headers:?}");
+    }
+    assert_ne!(headers["x-tourin-identity"], "forged");
+    assert_eq!(headers["x-forwarded-for"], "127.0.0.1");
+    assert_eq!(headers["x-forwarded-proto"], "http");
+    assert_eq!(headers["x-forwarded-host"], gateway.addr.to_string());
+    assert_eq!(headers["forwarded"], format!("for=127.0.0.1;proto=http;host=\"{}\"", gateway.addr));
+    assert_eq!(headers["accept-language"], "ko");
+
+    for inner in ["server", "x-tourin-internal"] {
+        assert!(answer.header(inner).is_none(), "{inner}");
+    }
+    assert_eq!(answer.header("x-request-id").unwrap(), headers["x-request-id"].as_str().unwrap());
+    let named = gateway.call("GET", "/api/users", &[("x-request-id", "mine-1")]).await;
+    assert_eq!(named.header("x-request-id"), Some("mine-1"));
+    assert_eq!(named.asked()["headers"]["x-request-id"], "mine-1");
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_says_who_calls() {
+    let mesh = Mesh::start().await;
+    mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh
+        .gateway(|settings| settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()])
+        .await;
+    let said = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https")];
+    let answer = gateway.call("GET", "/api/users", &said).await;
+    assert_eq!(answer.asked()["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1");
+    assert_eq!(answer.asked()["headers"]["x-forwarded-proto"], "https");
+}
+
+#[tokio::test]
+async fn access_is_decided_by_the_path_that_the_service_reads() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let ask =
+        |target: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    for target in [
+        "/api/users/../../internal/revocations",
+        "/api/%2e%2e/internal/revocations",
+        "/api/users/..%2f..%2finternal/revocations",
+        "/api/users/..%5c..%5cinternal",
+        "//internal/revocations",
+        "/api//auth/me",
+        "/api/./auth/me",
+        "/internal/revocations",
+        "/%69nternal/revocations",
+        "/INTERNAL/revocations",
+        "http://h/internal/revocations",
+        "/internal/../internal/revocations",
+    ] {
+        raw(gateway.addr, ask(target)).await.assert_refused(404, "not_found");
+    }
+    for target in ["/api/users/%zz", "/api/users/%", "*"] {
+        raw(gateway.addr, ask(target)).await.assert_refused(400, "malformed");
+    }
+    // Spelt otherwise, but one path all the same: judged as what it is.
+    for target in ["/api/auth/%6De", "http://h/api/auth/me"] {
+        raw(gateway.addr, ask(target)).await.assert_refused(401, "unauthenticated");
+    }
+    assert_eq!(core.calls(), 0);
+    let answer = raw(gateway.addr, ask("/api/%75sers/%ec%84%9c?query=%20a")).await;
+    assert_eq!(answer.body["path"], "/api/users/%EC%84%9C");
+    assert_eq!(answer.body["query"], "query=%20a");
+}
+
+#[tokio::test]
+async fn requests_with_two_possible_ends_are_refused() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let ask = |fields: &str, body: &str| {
+        format!(
+            "POST /api/auth/login HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{fields}\r\n{body}"
+        )
+    };
+    for (fields, body) in [
+        ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "0\r\n\r\n"),
+        ("Content-Length: 2\r\nContent-Length: 2\r\n", "{}"),
+        ("Content-Length: 2\r\nContent-Length: 3\r\n", "{}"),
+        ("Content-Length: +2\r\n", "{}"),
+        ("Content-Length: 2, 2\r\n", "{}"),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", "0\r\n\r\n"),
+        ("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
+        ("Host: other\r\n", ""),
+        ("Connection: x-forwarded-for\r\nContent-Length: 0\r\n", ""),
+    ] {
+        raw(gateway.addr, ask(fields, body)).await.assert_refused(400, "malformed");
+    }
+    raw(gateway.addr, "GET /api/users HTTP/1.1\r\nConnection: close\r\n\r\n")
+        .await
+        .assert_refused(400, "malformed");
+    raw(gateway.addr, "what?\r\n\r\n").await.assert_refused(400, "malformed");
+    raw(gateway.addr, "GET /api/users HTTP/1.1\r\nHost h\r\n\r\n")
+        .await
+        .assert_refused(400, "malformed");
+    assert_eq!(
+        raw(gateway.addr, "CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n").await.status,
+        405
+    );
+    assert_eq!(core.calls(), 0);
+
+    let chunked = ask("Transfer-Encoding: chunked\r\n", "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    assert_eq!(raw(gateway.addr, chunked).await.body["body"], 5);
+}
+
+#[tokio::test]
+async fn nothing_switches_protocols() {
+    let (_mesh, _core, gateway) = Mesh::complete().await;
+    let ask = "GET /api/users HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n";
+    let answer = raw(gateway.addr, ask).await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.body["headers"].get("upgrade").is_none());
+}

@@ -1,0 +1,228 @@
+//! Too much, too long, too often.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Mesh, TestGateway, eventually, raw};
+use tourin_gateway::Settings;
+
+async fn limited(mesh: &Mesh, adjust: impl FnOnce(&mut Settings)) -> TestGateway {
+    mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    mesh.gateway(adjust).await
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_whether_announced_or_not() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| settings.body_limit_bytes = 1_000).await;
+    let url = format!("{}/api/auth/login", gateway.url);
+    let fits = gateway.send(gateway.http.post(&url).body(vec![b'x'; 1_000])).await;
+    assert_eq!(fits.asked()["body"], 1_000);
+    gateway
+        .send(gateway.http.post(&url).body(vec![b'x'; 200_000]))
+        .await
+        .assert_refused(413, "too_large");
+
+    let ask = |chunks: usize| {
+        let chunk = format!("64\r\n{}\r\n", "x".repeat(100));
+        format!(
+            "POST /api/auth/login HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
+            chunk.repeat(chunks)
+        )
+    };
+    assert_eq!(raw(gateway.addr, ask(10)).await.body["body"], 1_000);
+    raw(gateway.addr, ask(11)).await.assert_refused(413, "too_large");
+    let absurd = "POST /api/auth/login HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999999\r\n\r\n";
+    assert!([400, 413].contains(&raw(gateway.addr, absurd).await.status));
+}
+
+#[tokio::test]
+async fn heads_are_bounded() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| {
+        settings.header_limit_bytes = 4_000;
+        settings.header_limit_count = 20;
+        settings.uri_limit_bytes = 500;
+    })
+    .await;
+    let ask = |target: &str, fields: &str| {
+        format!("GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{fields}\r\n")
+    };
+    assert_eq!(raw(gateway.addr, ask("/api/users", "")).await.status, 200);
+    let long = format!("/api/users?query={}", "a".repeat(500));
+    raw(gateway.addr, ask(&long, "")).await.assert_refused(414, "too_large");
+    let longer = format!("/api/users?query={}", "a".repeat(5_000));
+    raw(gateway.addr, ask(&longer, "")).await.assert_refused(414, "too_large");
+    let many: String = (0..30).map(|n| format!("A{n}: 1\r\n")).collect();
+    raw(gateway.addr, ask("/api/users", &many)).await.assert_refused(431, "too_large");
+    let large = format!("A: {}\r\n", "a".repeat(100_000));
+    raw(gateway.addr, ask("/api/users", &large)).await.assert_refused(431, "too_large");
+    // Blank lines before a request count too.
+    raw(gateway.addr, "\r\n".repeat(3_000)).await.assert_refused(414, "too_large");
+}
+
+#[tokio::test]
+async fn a_slow_head_is_cut_off_as_a_whole() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| {
+        settings.header_read_timeout_ms = 300;
+        settings.client_idle_ms = 300;
+    })
+    .await;
+    // A byte now and then keeps no connection.
+    let (mut read, mut write) = TcpStream::connect(gateway.addr).await.unwrap().into_split();
+    let start = Instant::now();
+    let dripping = tokio::spawn(async move {
+        for byte in b"GET /api/users HTTP/1.1\r\nHost: h\r\nX-Slow: ".iter().cycle() {
+            if write.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(5), read.read_to_end(&mut answer))
+        .await
+        .expect("cut off");
+    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
+    dripping.abort();
+
+    // One that says nothing is closed without a word.
+    let mut idle = TcpStream::connect(gateway.addr).await.unwrap();
+    answer.clear();
+    tokio::time::timeout(Duration::from_secs(5), idle.read_to_end(&mut answer))
+        .await
+        .expect("closed")
+        .unwrap();
+    assert!(answer.is_empty());
+}
+
+#[tokio::test]
+async fn a_kept_connection_serves_again_and_again() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| settings.header_read_timeout_ms = 500).await;
+    let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
+    let mut buffer = vec![0; 8192];
+    for _ in 0..3 {
+        stream.write_all(b"GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        while !answer.contains("\"subject\"") || !answer.ends_with('}') {
+            let read = stream.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "closed after {answer:?}");
+            answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+        assert!(answer.starts_with("HTTP/1.1 200 OK"));
+    }
+    // Its bounds hold for every request on it.
+    stream.write_all(b"GET /api/us").await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 408 "));
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_answer_costs_504() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| settings.first_byte_timeout_ms = 200).await;
+    let start = Instant::now();
+    gateway.get("/api/users?hold").await.assert_refused(504, "timeout");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    drop(gateway);
+    let gateway = mesh.gateway(|settings| settings.total_timeout_ms = 200).await;
+    gateway.get("/api/users?hold").await.assert_refused(504, "timeout");
+}
+
+#[tokio::test]
+async fn only_so_many_requests_at_once() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|settings| settings.max_requests = 2).await;
+    let held: Vec<_> = (0..2)
+        .map(|_| tokio::spawn(gateway.http.get(format!("{}/api/users?hold", gateway.url)).send()))
+        .collect();
+    eventually("both are under way", || async { core.held() == 2 }).await;
+    gateway.get("/api/users").await.assert_refused(503, "unavailable");
+    assert_eq!(gateway.get("/healthz").await.status, 200, "probes have no place to lose");
+    core.release();
+    for call in held {
+        assert_eq!(call.await.unwrap().unwrap().status(), 200);
+    }
+    eventually("there is a place again", || async {
+        gateway.get("/api/users").await.status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_that_invite_guessing_are_rate_limited() {
+    let mesh = Mesh::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let routes = folder.path().join("routes.toml");
+    let table = tourin_gateway::routes::BUILT_IN.replacen(
+        "rate_per_minute = 6000",
+        "rate_per_minute = 3",
+        1,
+    );
+    std::fs::write(&routes, table).unwrap();
+    let gateway = limited(&mesh, |settings| settings.routes = Some(routes)).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.call("POST", "/api/auth/signup", &[]).await.status, 200);
+    }
+    let refused = gateway.call("POST", "/api/auth/signup", &[]).await;
+    refused.assert_refused(429, "rate_limited");
+    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait));
+    assert_eq!(gateway.call("POST", "/api/auth/login", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_may_send_its_next_request_early() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|settings| settings.header_limit_bytes = 1_000).await;
+    let body = "x".repeat(5_000);
+    let requests = format!(
+        "POST /api/auth/login?n=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{{}}\
+         POST /api/auth/login?n=2 HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n\r\n{body}\
+         GET /api/users?n=3 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    );
+    let (mut read, mut write) = TcpStream::connect(gateway.addr).await.unwrap().into_split();
+    // In pieces, so that heads are cut anywhere.
+    let pieces = requests.into_bytes();
+    for piece in pieces.chunks(97) {
+        write.write_all(piece).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut answers = String::new();
+    tokio::time::timeout(Duration::from_secs(5), read.read_to_string(&mut answers))
+        .await
+        .expect("closed after the last")
+        .unwrap();
+    let places: Vec<_> = ["n=1", "n=2", "n=3"].map(|n| answers.find(n)).into();
+    assert!(places.is_sorted() && places.iter().all(Option::is_some), "{answers}");
+    assert!(answers.contains("\"body\":5000"), "{answers}");
+    assert_eq!(core.calls(), 3);
+}
+
+#[tokio::test]
+async fn a_client_may_wait_to_be_asked_for_its_body() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |_| {}).await;
+    let head = "POST /api/auth/login HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+    let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut buffer = [0; 4096];
+    let read = stream.read(&mut buffer).await.unwrap();
+    assert!(buffer[..read].starts_with(b"HTTP/1.1 100 Continue\r\n"));
+    stream.write_all(b"{}").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains("\"body\":2"), "{answer}");
+}

@@ -1,0 +1,85 @@
+//! Other sites' pages.
+
+use crate::harness::{Mesh, TestGateway};
+
+async fn gateway(mesh: &Mesh) -> (TestGateway, String) {
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh
+        .gateway(|settings| settings.allowed_origins = vec!["https://app.example".parse().unwrap()])
+        .await;
+    (gateway, core.issuer.token("member01", "s1"))
+}
+
+#[tokio::test]
+async fn another_sites_page_cannot_write_with_the_members_cookies() {
+    let mesh = Mesh::start().await;
+    let (gateway, token) = gateway(&mesh).await;
+    let cookie = format!("access_token={token}");
+    let own = gateway.url.clone();
+    let bearer = format!("Bearer {token}");
+    for (headers, status) in [
+        (vec![("cookie", cookie.as_str())], 200),
+        (vec![("cookie", &cookie), ("origin", &own)], 200),
+        (vec![("cookie", &cookie), ("origin", "https://app.example")], 200),
+        (vec![("cookie", &cookie), ("origin", "https://evil.example")], 403),
+        (vec![("cookie", &cookie), ("origin", "null")], 403),
+        (vec![("cookie", &cookie), ("referer", "https://evil.example/page")], 403),
+        (vec![("cookie", &cookie), ("sec-fetch-site", "cross-site")], 403),
+        (vec![("cookie", &cookie), ("sec-fetch-site", "same-origin")], 200),
+        (
+            vec![
+                ("cookie", &cookie),
+                ("authorization", &bearer),
+                ("origin", "https://evil.example"),
+            ],
+            200,
+        ),
+        (vec![("authorization", &bearer), ("origin", "https://evil.example")], 200),
+    ] {
+        let answer = gateway.call("PUT", "/api/tour-spot-reviews/1/likes", &headers).await;
+        assert_eq!(answer.status, status, "{headers:?}");
+    }
+    // The refresh token alone is a cookie to lean on as well.
+    let stolen = [("cookie", "refresh_token=r"), ("origin", "https://evil.example")];
+    gateway.call("POST", "/api/auth/reissue", &stolen).await.assert_refused(403, "forbidden");
+    // Reading is not writing.
+    let read = [("cookie", cookie.as_str()), ("origin", "https://evil.example")];
+    assert_eq!(gateway.call("GET", "/api/auth/me", &read).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_allowed_page_may_call_with_credentials() {
+    let mesh = Mesh::start().await;
+    let (gateway, _) = gateway(&mesh).await;
+    let preflight =
+        |origin: &'static str| [("origin", origin), ("access-control-request-method", "POST")];
+    let allowed =
+        gateway.call("OPTIONS", "/api/users/u/bookmarks", &preflight("https://app.example")).await;
+    assert_eq!((allowed.status, allowed.body.is_null()), (204, true));
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://app.example"));
+    assert_eq!(allowed.header("access-control-allow-credentials"), Some("true"));
+    assert_eq!(allowed.header("access-control-allow-methods"), Some("GET, HEAD, POST"));
+    let refused = gateway.call("OPTIONS", "/api/users", &preflight("https://evil.example")).await;
+    refused.assert_refused(403, "forbidden");
+    assert!(refused.header("access-control-allow-origin").is_none());
+
+    for path in ["/api/users", "/nothing"] {
+        let answer = gateway.call("GET", path, &[("origin", "https://app.example")]).await;
+        assert_eq!(
+            answer.header("access-control-allow-origin"),
+            Some("https://app.example"),
+            "{path}"
+        );
+        assert!(
+            answer
+                .header("access-control-expose-headers")
+                .unwrap()
+                .contains("x-pagination-total-item")
+        );
+        assert_eq!(answer.header("vary"), Some("origin"));
+        let answer = gateway.call("GET", path, &[("origin", "https://evil.example")]).await;
+        assert!(answer.header("access-control-allow-origin").is_none(), "{path}");
+    }
+    gateway.call("OPTIONS", "/api/users", &[]).await.assert_refused(405, "method_not_allowed");
+}
