@@ -1,0 +1,100 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+use tourin_chassis::config::{ConfigFile, LogSettings};
+
+use crate::dead_letters::EventsCommand;
+use crate::demo_traffic::DemoTrafficSettings;
+use crate::import::ImportSettings;
+use crate::up::UpSettings;
+
+/// Tourin: a tour-spot service as a mesh of small services behind one URL.
+///
+/// Without a command it runs `up`. Every flag can also be given as the variable shown beside it, or
+/// as a key in a TOML file (--config): defaults < file < environment < flags.
+#[derive(Debug, Parser)]
+#[command(name = "tourin", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the whole mesh in one process: gateway, registry, core, recommendation
+    Up(Run<UpSettings>),
+    /// Load tour spots from a CSV or NDJSON file; a mesh may be running on the same data
+    Import(Run<ImportSettings>),
+    /// Play members who browse and bookmark, through a gateway
+    DemoTraffic(Run<DemoTrafficSettings>),
+    /// Look at events that could not be processed
+    Events(Run<EventsCommand>),
+}
+
+/// A command's settings with what every command has.
+#[derive(Debug, clap::Args)]
+pub struct Run<S: clap::Args> {
+    #[allow(missing_docs)] // Its help is its fields'.
+    #[command(flatten)]
+    pub settings: S,
+    /// The configuration file; read by [`tourin_chassis::config`].
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+impl Command {
+    /// How this command logs.
+    pub fn log(&self) -> &LogSettings {
+        match self {
+            Self::Up(run) => &run.log,
+            Self::Import(run) => &run.log,
+            Self::DemoTraffic(run) => &run.log,
+            Self::Events(run) => &run.log,
+        }
+    }
+}
+
+/// `args` with `up` put in where no command is named.
+pub fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is_for_all =
+        |arg: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|known| arg == known);
+    let names_none = match args.get(1) {
+        None => true,
+        Some(first) => first.to_string_lossy().starts_with('-') && !is_for_all(first),
+    };
+    if names_none {
+        args.insert(1.min(args.len()), "up".into());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Vec<OsString> {
+        line.split(' ').map(Into::into).collect()
+    }
+
+    #[test]
+    fn no_command_is_up() {
+        assert_eq!(with_default_command(args("tourin")), args("tourin up"));
+        assert_eq!(with_default_command(args("tourin --ephemeral")), args("tourin up --ephemeral"));
+        for untouched in ["tourin import x.csv", "tourin --help", "tourin -V"] {
+            assert_eq!(with_default_command(args(untouched)), args(untouched));
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,126 @@
+//! The folder that keeps an all-in-one's data.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+use tourin_chassis::secret::Secret;
+
+/// A data folder, held by this process until dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    // Held for their effect: the lock keeps other all-in-ones out; the temporary folder goes away
+    // with this value.
+    _lock: File,
+    _temporary: Option<TempDir>,
+}
+
+impl DataDir {
+    /// Opens the folder at `path`, making it when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made or written to, or another process holds it.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        Self::hold(path, None)
+    }
+
+    /// A temporary folder.
+    ///
+    /// # Errors
+    /// When the system's temporary folder cannot be written to.
+    pub fn temporary() -> anyhow::Result<Self> {
+        let folder = TempDir::with_prefix("tourin-").context("cannot make a temporary folder")?;
+        let path = folder.path().to_owned();
+        Self::hold(&path, Some(folder))
+    }
+
+    fn hold(path: &Path, temporary: Option<TempDir>) -> anyhow::Result<Self> {
+        let shown = path.display();
+        // Only the owner may read it: it holds keys and people's addresses.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("--data-dir {shown}: cannot make the folder"))?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join("lock"))
+            .with_context(|| format!("--data-dir {shown}: cannot write to the folder"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "--data-dir {shown}: another tourin uses this folder; stop it, or name another folder"
+            ),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("--data-dir {shown}: cannot lock it"));
+            }
+        }
+        let path = path.canonicalize().with_context(|| format!("--data-dir {shown}"))?;
+        Ok(Self { path, _lock: lock, _temporary: temporary })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The secret that the mesh on this data shares, made at the first call. Kept, because the
+    /// pseudonyms of anonymous visitors derive from it.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn secret(&self) -> anyhow::Result<Secret> {
+        let path = self.path.join("mesh-secret");
+        let shown = path.display();
+        match fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().map_err(|error| anyhow::anyhow!("{shown}: {error}")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let secret = Secret::random();
+                let mut file = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&path)
+                    .with_context(|| format!("cannot write {shown}"))?;
+                file.write_all(secret.expose().as_bytes())
+                    .with_context(|| format!("cannot write {shown}"))?;
+                Ok(secret)
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_held_by_one_and_keeps_its_secret() {
+        let parent = TempDir::new().unwrap();
+        let path = parent.path().join("deep/er");
+        let first = DataDir::open(&path).unwrap();
+        let secret = first.secret().unwrap();
+        let refused = DataDir::open(&path).unwrap_err().to_string();
+        assert!(refused.contains("another tourin"), "{refused}");
+        drop(first);
+        let second = DataDir::open(&path).unwrap();
+        assert!(second.secret().unwrap().matches(secret.expose()));
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_named() {
+        let parent = TempDir::new().unwrap();
+        let path = parent.path().join("file");
+        fs::write(&path, "").unwrap();
+        let refused = DataDir::open(&path).unwrap_err().to_string();
+        assert!(refused.contains("--data-dir") && refused.contains("file"), "{refused}");
+    }
+}

@@ -1,0 +1,106 @@
+//! `tourin import`: tour spots from a file into core's store.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tourin_chassis::clock::SystemClock;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_core::app::import::{Format, Observer, Progress, Rejected, import};
+
+/// Bad rows that are printed one by one; the rest are counted only.
+const PRINTED_REJECTIONS: u64 = 1_000;
+
+/// Settings of an import.
+#[derive(Debug, Clone, Args)]
+pub struct ImportSettings {
+    /// CSV with a header (id,name,address,lat,lng,tags,description,phoneNumber,imageUrl; tags
+    /// separated by `|`) or NDJSON with the same names and tags as a list
+    #[arg(value_name = "FILE")]
+    pub source: PathBuf,
+    /// `csv` or `ndjson` [default: what the file's name ends in]
+    #[arg(long, env = "TOURIN_IMPORT_FORMAT", value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Folder that keeps the data of `tourin up`, which may be running
+    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
+    pub data_dir: PathBuf,
+}
+
+/// Runs the import and prints what it came to. Exit code 1 when rows were left out.
+///
+/// # Errors
+/// When the file or the store cannot be used, or the import broke off.
+pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<ExitCode> {
+    let shown = settings.source.display();
+    let Some(format) = settings.format.or_else(|| Format::of_path(&settings.source)) else {
+        bail!(
+            "{shown}: its name does not end in .csv or .ndjson; say --format csv or --format ndjson"
+        );
+    };
+    let file = tokio::fs::File::open(&settings.source)
+        .await
+        .with_context(|| format!("cannot read {shown}"))?;
+    let size = file.metadata().await.with_context(|| format!("cannot read {shown}"))?.len();
+    let store = tourin_core::open_spots(&settings.data_dir).await?;
+
+    let mut console = Console::new(size);
+    let done = tokio::select! {
+        done = import(&store, file, format, &SystemClock, &mut console) => done,
+        () = stop.begun() => {
+            console.bar.finish_and_clear();
+            bail!("interrupted; the rows imported so far stay, and importing again completes it");
+        }
+    };
+    console.bar.finish_and_clear();
+    let done = done.with_context(|| format!("{shown}: the import broke off"))?;
+    writeln!(
+        std::io::stdout(),
+        "{} rows: {} imported, {} unchanged, {} rejected",
+        done.rows,
+        done.imported,
+        done.unchanged,
+        done.rejected,
+    )?;
+    Ok(if done.rejected == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A progress bar on a terminal, and a line for each bad row on standard error.
+struct Console {
+    bar: ProgressBar,
+    printed: u64,
+}
+
+impl Console {
+    fn new(bytes: u64) -> Self {
+        let bar = ProgressBar::new(bytes);
+        let style = ProgressStyle::with_template(
+            "{bar:30} {percent:>3} %  {decimal_bytes_per_sec}  {msg}  {eta} left",
+        );
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { bar, printed: 0 }
+    }
+}
+
+impl Observer for Console {
+    #[allow(clippy::print_stderr)] // The import's report, for whoever started it.
+    fn rejected(&mut self, row: Rejected) {
+        self.printed += 1;
+        if self.printed <= PRINTED_REJECTIONS {
+            self.bar.suspend(|| eprintln!("line {}: {}", row.line, row.reason));
+        } else if self.printed == PRINTED_REJECTIONS + 1 {
+            self.bar.suspend(|| eprintln!("more bad rows are counted, not printed"));
+        }
+    }
+
+    fn progressed(&mut self, progress: &Progress) {
+        self.bar.set_position(progress.bytes);
+        self.bar.set_message(format!("{} rows, {} rejected", progress.rows, progress.rejected));
+    }
+}

@@ -1,0 +1,12 @@
+//! The Tourin mesh in one process, and the operator's command line.
+//!
+//! The only crate that links every service. It swaps adapters (embedded stores, an in-process bus),
+//! never logic or middleware: a request still crosses the gateway and a service over loopback.
+
+pub mod cli;
+pub mod data_dir;
+pub mod dead_letters;
+pub mod demo_traffic;
+pub mod import;
+pub mod mesh;
+pub mod up;

@@ -1,0 +1,29 @@
+//! `tourin`: the all-in-one and the operator's command line.
+
+use std::process::ExitCode;
+
+use tourin::cli::{Cli, Command, with_default_command};
+use tourin::{dead_letters, demo_traffic, import, mesh};
+use tourin_chassis::shutdown::Shutdown;
+use tourin_chassis::{config, process, telemetry};
+
+fn main() -> ExitCode {
+    let args = with_default_command(std::env::args_os().collect());
+    let cli: Cli = config::parse_args(&args);
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => process::refuse(&error),
+    }
+}
+
+#[tokio::main]
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    telemetry::init(command.log()).map_err(anyhow::Error::msg)?;
+    let stop = Shutdown::on_signals()?;
+    match command {
+        Command::Up(run) => mesh::up(run.settings, stop).await,
+        Command::Import(run) => import::run(&run.settings, &stop).await,
+        Command::DemoTraffic(run) => demo_traffic::run_and_print(&run.settings, &stop).await,
+        Command::Events(run) => dead_letters::run(&run.settings).await,
+    }
+}

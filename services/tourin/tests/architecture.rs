@@ -1,0 +1,149 @@
+//! The rules of dependency in `docs/architecture.md`, read off `cargo metadata` and the sources.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What each crate of the workspace may depend on of the workspace.
+const ALLOWED: [(&str, &[&str]); 8] = [
+    ("tourin-chassis", &[]),
+    ("tourin-registry-api", &[]),
+    ("tourin-shared-events", &[]),
+    ("tourin-registry", &["tourin-chassis", "tourin-registry-api"]),
+    ("tourin-gateway", &["tourin-chassis", "tourin-registry-api"]),
+    ("tourin-core", &["tourin-chassis", "tourin-registry-api", "tourin-shared-events"]),
+    ("tourin-recommendation", &["tourin-chassis", "tourin-registry-api", "tourin-shared-events"]),
+    (
+        "tourin",
+        &[
+            "tourin-chassis",
+            "tourin-core",
+            "tourin-gateway",
+            "tourin-recommendation",
+            "tourin-registry",
+            "tourin-registry-api",
+            "tourin-shared-events",
+        ],
+    ),
+];
+
+/// What must not be named in a service's `domain` and `app`: they know neither engines nor HTTP.
+const OUTER_CRATES: [&str; 9] =
+    ["sqlx", "lapin", "redis", "mongodb", "pingora", "axum", "hyper", "reqwest", "http"];
+
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The normal dependencies of each crate of the workspace, by name.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(workspace_root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().unwrap();
+            let normal = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+            (text(&package["name"]), normal.map(|dependency| text(&dependency["name"])).collect())
+        })
+        .collect()
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+fn crates_depend_only_on_what_the_rules_allow() {
+    let dependencies = dependencies();
+    let known: BTreeSet<&str> = ALLOWED.iter().map(|(name, _)| *name).collect();
+    let found: BTreeSet<&str> = dependencies.keys().map(String::as_str).collect();
+    assert_eq!(found, known, "a crate came or went: say above what it may depend on");
+    for (name, allowed) in ALLOWED {
+        let edges = dependencies[name].iter().filter(|edge| known.contains(edge.as_str()));
+        let forbidden: Vec<_> = edges.filter(|edge| !allowed.contains(&edge.as_str())).collect();
+        assert!(forbidden.is_empty(), "{name} must not depend on {forbidden:?}");
+    }
+}
+
+#[test]
+fn the_gateway_has_no_database_and_the_services_no_proxy() {
+    let dependencies = dependencies();
+    for (name, forbidden) in [
+        ("tourin-gateway", "sqlx"),
+        ("tourin-registry", "sqlx"),
+        ("tourin-core", "pingora"),
+        ("tourin-recommendation", "pingora"),
+    ] {
+        assert!(!dependencies[name].contains(forbidden), "{name} must not depend on {forbidden}");
+    }
+}
+
+#[test]
+fn domain_and_app_know_neither_engines_nor_http() {
+    let mut looked_at = 0;
+    for service in ["core", "recommendation"] {
+        for layer in ["domain", "app"] {
+            let folder = workspace_root().join("services").join(service).join("src").join(layer);
+            for file in rust_files(&folder) {
+                looked_at += 1;
+                let source = std::fs::read_to_string(&file).unwrap();
+                for (number, line) in source.lines().enumerate() {
+                    let code = line.split("//").next().unwrap_or_default();
+                    for outer in OUTER_CRATES {
+                        let named = code.match_indices(&format!("{outer}::")).any(|(at, _)| {
+                            !code[..at].ends_with(|before: char| {
+                                before.is_alphanumeric() || before == '_' || before == ':'
+                            })
+                        });
+                        assert!(!named, "{}:{}: {outer} in {layer}", file.display(), number + 1);
+                    }
+                }
+            }
+        }
+    }
+    assert!(looked_at > 10, "only {looked_at} files were looked at");
+}
+
+#[test]
+fn domain_does_not_know_app_and_app_does_not_know_the_adapters() {
+    for service in ["core", "recommendation"] {
+        for (layer, outer) in [
+            ("domain", &["app", "http", "consumers", "store", "cache"][..]),
+            ("app", &["http", "consumers", "store", "cache"]),
+        ] {
+            let folder = workspace_root().join("services").join(service).join("src").join(layer);
+            for file in rust_files(&folder) {
+                let source = std::fs::read_to_string(&file).unwrap();
+                // Tests at the end of a file may use an adapter to run the code on; a comment may
+                // link to what it speaks of.
+                let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+                let code: String =
+                    code.lines().filter_map(|line| line.split("//").next()).collect();
+                for module in outer {
+                    let named = code.contains(&format!("crate::{module}::"));
+                    assert!(!named, "{}: {layer} uses {module}", file.display());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The `tourin` program as its users meet it.
+
+use std::time::{Duration, Instant};
+
+use crate::process::{Process, command, free_address};
+
+fn stderr_and_code(arguments: &[&str]) -> (String, Option<i32>) {
+    let output = command("tourin").args(arguments).output().expect("it runs");
+    (String::from_utf8(output.stderr).unwrap(), output.status.code())
+}
+
+#[test]
+fn what_is_wrong_is_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "listn = '127.0.0.1:0'\n").unwrap();
+    let file = file.to_str().unwrap();
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = held.local_addr().unwrap().to_string();
+
+    let cases: [(&[&str], &str); 7] = [
+        (&["up", "--ephemeral", "--listen", &taken], &taken),
+        (&["up", "--listen", "nowhere"], "--listen"),
+        (&["up", "--listen", "127.0.0.1:0", "--data-dir", file], "--data-dir"),
+        (&["up", "--replicas", "recommendation=0"], "recommendation=N"),
+        (&["up", "--log-format", "xml"], "--log-format"),
+        (&["up", "--config", file], "unknown key 'listn'"),
+        (&["up", "--config", "/no/such/file"], "/no/such/file"),
+    ];
+    for (arguments, named) in cases {
+        let (stderr, code) = stderr_and_code(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(named), "{arguments:?}: {stderr}");
+        let errors: Vec<_> = stderr.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(errors.len(), 1, "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn help_shows_every_flag_with_its_variable() {
+    let output = command("tourin").args(["up", "--help"]).output().unwrap();
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    for flag in [
+        "--listen",
+        "--data-dir",
+        "--ephemeral",
+        "--no-demo",
+        "--replicas",
+        "--log-format",
+        "--config",
+    ] {
+        assert!(help.contains(flag), "{flag}");
+        let variable = format!("TOURIN_{}", flag[2..].to_uppercase().replace('-', "_"));
+        assert!(help.contains(&variable), "{variable}");
+    }
+}
+
+fn get(url: &str) -> serde_json::Value {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let answer = reqwest::get(url).await.expect("an answer");
+        assert!(answer.status().is_success(), "{url}: {}", answer.status());
+        answer.json().await.expect("JSON")
+    })
+}
+
+#[test]
+fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let up = || {
+        let mut up = command("tourin");
+        // By variables this time.
+        up.env("TOURIN_LISTEN", &address).env("TOURIN_DATA_DIR", folder.path());
+        let process = Process::start(up);
+        process.wait_for_line("Tourin is ready");
+        process
+    };
+    let url = format!("http://{address}/api/users?query=keeper");
+    let sign_up = serde_json::json!({
+        "id": "keeper001", "password": "Tour1n!pass", "name": "Keeper", "email": "k@example.com",
+    });
+
+    let mut first = up();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let status = runtime.block_on(async {
+        let client = reqwest::Client::new();
+        let request = client.post(format!("http://{address}/api/auth/signup")).json(&sign_up);
+        request.send().await.expect("an answer").status()
+    });
+    assert_eq!(status, 201);
+    let asked = Instant::now();
+    first.signal("INT");
+    assert!(first.wait(Duration::from_secs(5)).success());
+    assert!(asked.elapsed() < Duration::from_secs(5));
+
+    let mut second = up();
+    assert_eq!(get(&url)[0]["id"], "keeper001");
+    second.signal("TERM");
+    assert!(second.wait(Duration::from_secs(5)).success());
+}
+
+#[test]
+fn import_loads_the_good_rows_and_names_the_bad_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let file = folder.path().join("spots.csv");
+    std::fs::write(
+        &file,
+        "id,name,address,lat,lng,tags,description,phoneNumber,imageUrl\n\
+         900001,가온누리 전망대,강원특별자치도 강릉시,37.75,128.87,자연,바다가 보인다,,\n\
+         900002,나쁜 좌표,강원특별자치도 강릉시,97.75,128.87,자연,,,\n\
+         900003,모르는 태그,강원특별자치도 강릉시,37.75,128.87,우주,,,\n\
+         900004,다온누리 광장,강원특별자치도 강릉시,37.76,128.88,문화|휴양,넓다,,\n",
+    )
+    .unwrap();
+    let import = || {
+        let mut import = command("tourin");
+        import.arg("import").arg(&file).arg("--data-dir").arg(&data);
+        let output = import.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, stdout, stderr) = import();
+    assert_eq!(code, Some(1), "bad rows are told by the exit code: {stdout}{stderr}");
+    assert!(stdout.contains("2 imported") && stdout.contains("2 rejected"), "{stdout}");
+    assert!(stderr.contains("line 3") && stderr.contains("lat"), "{stderr}");
+    assert!(stderr.contains("line 4") && stderr.contains("우주"), "{stderr}");
+    let (_, stdout, _) = import();
+    assert!(stdout.contains("0 imported") && stdout.contains("2 unchanged"), "{stdout}");
+
+    let address = free_address();
+    let mut up = command("tourin");
+    up.args(["up", "--no-demo", "--listen", &address, "--data-dir"]).arg(&data);
+    let process = Process::start(up);
+    process.wait_for_line("Tourin is ready");
+    let found = get(&format!("http://{address}/api/tour-spots?query=%EC%98%A8%EB%88%84%EB%A6%AC"));
+    let names: Vec<_> = found.as_array().unwrap().iter().map(|spot| &spot["name"]).collect();
+    assert_eq!(names, ["가온누리 전망대", "다온누리 광장"]);
+    // An import while the mesh runs reaches the other service too.
+    std::fs::write(
+        &file,
+        "{\"id\":\"900005\",\"name\":\"라온누리\",\"address\":\"강원특별자치도 강릉시\",\"lat\":37.77,\"lng\":128.89,\"tags\":[\"문화\"],\"description\":\"새롭다\"}\n",
+    )
+    .unwrap();
+    let mut more = command("tourin");
+    more.arg("import").arg(&file).args(["--format", "ndjson", "--data-dir"]).arg(&data);
+    let output = more.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let url = format!("http://{address}/api/tour-spots/900001/similar?k=10");
+    let deadline = Instant::now() + crate::world::PATIENCE;
+    while !get(&url).to_string().contains("라온누리") {
+        assert!(Instant::now() < deadline, "the imported spot never reached recommendation");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn demo_traffic_browses_and_bookmarks_through_the_gateway() {
+    let address = free_address();
+    let mut up = command("tourin");
+    up.args(["up", "--ephemeral", "--listen", &address]);
+    let process = Process::start(up);
+    process.wait_for_line("Tourin is ready");
+    let mut traffic = command("tourin");
+    traffic.args(["demo-traffic", "--members", "3", "--rate", "60", "--duration-s", "2"]);
+    traffic.args(["--gateway", &format!("http://{address}")]);
+    let output = traffic.output().unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let views: u32 = stdout.split(' ').next().unwrap().parse().unwrap();
+    assert!(views > 20, "{stdout}");
+    assert!(stdout.trim_end().ends_with("0 failed"), "{stdout}");
+}

@@ -1,0 +1,17 @@
+//! The contract, row by row, through the real gateway of a whole mesh.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod account_scenarios;
+mod bookmark_scenarios;
+mod command_line_scenarios;
+mod fuzz_scenarios;
+mod gateway_scenarios;
+mod member_scenarios;
+mod process;
+mod recommendation_scenarios;
+mod review_scenarios;
+mod separate_process_scenarios;
+mod session_scenarios;
+mod spot_scenarios;
+mod world;

@@ -1,0 +1,181 @@
+//! Trend, personal recommendations, similar spots.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::world::{Member, World, eventually, ids};
+
+async fn trend(world: &World, member: &Member, k: usize) -> Vec<String> {
+    ids(&world.get_as(member, &format!("/api/recommendations/trend?k={k}")).await.expect(200))
+}
+
+async fn personal(world: &World, member: &Member, k: usize) -> Vec<String> {
+    ids(&world
+        .get_as(member, &format!("/api/recommendations/personalized?k={k}"))
+        .await
+        .expect(200))
+}
+
+async fn trend_begins_with(world: &World, member: &Member, expected: &[&String]) {
+    eventually(|| async {
+        let trend = trend(world, member, 10).await;
+        if trend.iter().take(expected.len()).eq(expected.iter().copied()) {
+            Ok(())
+        } else {
+            Err(trend)
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_shows_in_the_trend_within_a_second() {
+    let world = World::start().await;
+    let member = world.member("traveller1").await;
+    let spot = world.spots(1).await.remove(0);
+    world.view(&member, &spot).await;
+    let viewed = Instant::now();
+    trend_begins_with(&world, &member, &[&spot]).await;
+    assert!(viewed.elapsed() < Duration::from_secs(1), "{:?}", viewed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bookmark_weighs_two_views_and_counts_once_an_hour() {
+    let world = World::start().await;
+    let one = world.member("traveller1").await;
+    let two = world.member("traveller2").await;
+    let spots = world.spots(2).await;
+    // Many views by one member count once; so the other spot's bookmark wins.
+    for _ in 0..5 {
+        world.view(&one, &spots[0]).await;
+    }
+    world.bookmark(&two, &spots[1]).await;
+    trend_begins_with(&world, &one, &[&spots[1], &spots[0]]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_anonymous_view_counts_too() {
+    let world = World::start().await;
+    let member = world.member("traveller1").await;
+    let spot = world.spots(1).await.remove(0);
+    world.get(&format!("/api/tour-spots/{spot}")).await.expect(200);
+    trend_begins_with(&world, &member, &[&spot]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recommendations_need_a_session_and_a_k_that_is_one() {
+    let world = World::start().await;
+    let member = world.member("traveller1").await;
+    for path in ["/api/recommendations/trend", "/api/recommendations/personalized"] {
+        world.get(path).await.expect_error(401);
+        for k in ["-1", "101", "x", "1.5"] {
+            world.get_as(&member, &format!("{path}?k={k}")).await.expect_error(422);
+        }
+        let none = world.get_as(&member, &format!("{path}?k=0")).await.expect(200);
+        assert_eq!(none, json!([]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_bookmark_already_changes_what_a_member_sees() {
+    let world = World::start().await;
+    let other = world.member("traveller1").await;
+    let newcomer = world.member("traveller2").await;
+    let popular = world.spots(3).await;
+    for spot in &popular {
+        world.view(&other, spot).await;
+    }
+    eventually(|| async {
+        let seen = personal(&world, &newcomer, 3).await;
+        if seen.iter().all(|spot| popular.contains(spot)) && seen.len() == 3 {
+            Ok(())
+        } else {
+            Err(seen)
+        }
+    })
+    .await;
+
+    let palace = world.spot("경복궁").await;
+    world.bookmark(&newcomer, &palace).await;
+    eventually(|| async {
+        let seen = personal(&world, &newcomer, 5).await;
+        let changed = seen.iter().any(|spot| !popular.contains(spot));
+        if changed && !seen.contains(&palace) && seen.len() == 5 { Ok(()) } else { Err(seen) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_shown_what_they_know() {
+    let world = World::start().await;
+    let member = world.member("traveller1").await;
+    let known = world.spots(12).await;
+    for spot in &known {
+        world.view(&member, spot).await;
+    }
+    eventually(|| async {
+        let seen = personal(&world, &member, 100).await;
+        if seen.len() == 100 && seen.iter().all(|spot| !known.contains(spot)) {
+            Ok(())
+        } else {
+            Err(seen)
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_with_a_like_taste_lead_to_each_others_spots() {
+    let world = World::start().await;
+    let spots = world.spots(40).await;
+    let (shared, wanted) = (&spots[3], &spots[37]);
+    for number in 1..=3 {
+        let member = world.member(&format!("traveller{number}")).await;
+        world.bookmark(&member, shared).await;
+        world.bookmark(&member, wanted).await;
+    }
+    let newcomer = world.member("traveller9").await;
+    world.bookmark(&newcomer, shared).await;
+    eventually(|| async {
+        let seen = personal(&world, &newcomer, 3).await;
+        if seen.first() == Some(wanted) { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    let similar = world.get(&format!("/api/tour-spots/{shared}/similar?k=5")).await.expect(200);
+    assert_eq!(ids(&similar)[0], *wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anybody_finds_spots_like_one() {
+    let world = World::start().await;
+    let palace = world.spot("경복궁").await;
+    let answer = world.get(&format!("/api/tour-spots/{palace}/similar")).await.expect(200);
+    let similar = ids(&answer);
+    assert_eq!(similar.len(), 10);
+    assert!(!similar.contains(&palace));
+    let fields: Vec<_> = answer[0].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(fields, ["address", "id", "imageUrl", "lat", "lng", "name", "tags"]);
+    // The same spot looks the same whichever service tells of it.
+    let query = format!("/api/tour-spots/{}", similar[0]);
+    let told_by_core = world.get(&query).await.expect(200);
+    for (field, value) in answer[0].as_object().unwrap() {
+        assert_eq!(&told_by_core[field], value, "{field}");
+    }
+    world.get("/api/tour-spots/999999/similar").await.expect_error(404);
+    world.get(&format!("/api/tour-spots/{palace}/similar?k=101")).await.expect_error(422);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_replicas_answer_and_count_each_event_once() {
+    let world =
+        World::with(|settings| settings.replicas = "recommendation=3".parse().unwrap()).await;
+    let members = [world.member("traveller1").await, world.member("traveller2").await];
+    let spots = world.spots(2).await;
+    world.view(&members[0], &spots[0]).await;
+    world.bookmark(&members[1], &spots[1]).await;
+    // Asked more often than there are replicas: whoever answers says the same.
+    for _ in 0..6 {
+        trend_begins_with(&world, &members[0], &[&spots[1], &spots[0]]).await;
+    }
+}

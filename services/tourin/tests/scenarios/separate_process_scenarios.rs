@@ -1,0 +1,182 @@
+//! The four services as separate processes, started by hand: the same mesh over HTTP.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::process::{Process, command, free_address};
+use crate::world::{World, eventually, ids};
+
+const SECRET: &str = "a-secret-for-this-scenario";
+
+struct Services {
+    registry_url: String,
+    _registry: Process,
+    gateway: Process,
+    core: Process,
+    recommendation: Vec<Process>,
+    folder: tempfile::TempDir,
+}
+
+fn service(name: &str, registry_url: &str, listen: &str) -> std::process::Command {
+    let mut service = command(name);
+    service
+        .env("TOURIN_REGISTRATION_SECRET", SECRET)
+        .env("TOURIN_REGISTRY_URL", registry_url)
+        .args(["--listen", listen]);
+    service
+}
+
+fn recommendation(registry_url: &str, folder: &Path, number: usize) -> Process {
+    let mut process = service("recommendation", registry_url, "127.0.0.1:0");
+    process.arg("--data-dir").arg(folder.join(format!("recommendation-{number}")));
+    process.args(["--instance-id", &format!("recommendation-{number}")]);
+    Process::start(process)
+}
+
+impl Services {
+    /// Started in an order in which nobody's dependency is there yet: it must not matter.
+    async fn start(replicas: usize) -> (World, Self) {
+        let folder = tempfile::tempdir().unwrap();
+        let registry_address = free_address();
+        let registry_url = format!("http://{registry_address}");
+        let gateway_address = free_address();
+        let gateway = Process::start(service("gateway", &registry_url, &gateway_address));
+        let recommendation = (1..=replicas)
+            .map(|number| recommendation(&registry_url, folder.path(), number))
+            .collect();
+        let mut core = service("core", &registry_url, "127.0.0.1:0");
+        core.arg("--data-dir").arg(folder.path().join("core"));
+        let core = Process::start(core);
+        let mut registry = command("registry");
+        registry.env("TOURIN_REGISTRATION_SECRET", SECRET).args(["--listen", &registry_address]);
+        let registry = Process::start(registry);
+        let world = World::at(format!("http://{gateway_address}"));
+        let services =
+            Self { registry_url, _registry: registry, gateway, core, recommendation, folder };
+        services.wait_for(replicas).await;
+        eventually(|| async {
+            let ready = world.request(Method::GET, "/readyz").send().await;
+            match ready {
+                Ok(answer) if answer.status() == 200 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        (world, services)
+    }
+
+    async fn instances(&self) -> Vec<Value> {
+        let url = format!("{}/v1/instances?service=recommendation", self.registry_url);
+        let Ok(answer) = reqwest::get(url).await else {
+            return Vec::new();
+        };
+        let snapshot: Value = answer.json().await.expect("JSON");
+        snapshot["instances"].as_array().expect("a list").clone()
+    }
+
+    async fn wait_for(&self, replicas: usize) -> Duration {
+        let start = Instant::now();
+        eventually(|| async {
+            let instances = self.instances().await;
+            if instances.len() == replicas { Ok(()) } else { Err(instances) }
+        })
+        .await;
+        start.elapsed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_four_services_form_the_same_mesh() {
+    let (world, mut services) = Services::start(1).await;
+    let member = world.member("traveller1").await;
+    let spots = world.spots(2).await;
+    world.view(&member, &spots[0]).await;
+    world.bookmark(&member, &spots[1]).await;
+    eventually(|| async {
+        let trend = world.get_as(&member, "/api/recommendations/trend").await.expect(200);
+        if ids(&trend) == [spots[1].clone(), spots[0].clone()] { Ok(()) } else { Err(trend) }
+    })
+    .await;
+    world.get("/api/openapi.json").await.expect(200);
+    world.post_as(&member, "/api/auth/logout", json!({})).await.expect(204);
+    world.get_as(&member, "/api/auth/me").await.expect_error(401);
+
+    for process in [&mut services.gateway, &mut services.core, &mut services.recommendation[0]] {
+        process.signal("TERM");
+        assert!(process.wait(Duration::from_secs(5)).success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replica_costs_no_request_and_disappears_within_its_lease() {
+    let (world, mut services) = Services::start(2).await;
+    let spot = world.spots(1).await.remove(0);
+    let path = format!("/api/tour-spots/{spot}/similar");
+    for _ in 0..4 {
+        eventually(|| async {
+            let answer = world.get(&path).await;
+            if answer.status == 200 { Ok(()) } else { Err(answer) }
+        })
+        .await;
+    }
+    let killed = services.recommendation.remove(0);
+    killed.signal("KILL");
+    let start = Instant::now();
+    // One after the other while it is still listed, so that every second one meets it.
+    while services.instances().await.len() == 2 {
+        world.get(&path).await.expect(200);
+        assert!(start.elapsed() < Duration::from_secs(4), "still listed: its lease is 3 s");
+    }
+    for _ in 0..4 {
+        world.get(&path).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_replica_leaves_at_once_and_costs_no_request() {
+    let (world, mut services) = Services::start(2).await;
+    let spot = world.spots(1).await.remove(0);
+    let path = format!("/api/tour-spots/{spot}/similar");
+    let stopped = services.recommendation.remove(0);
+    stopped.signal("TERM");
+    let start = Instant::now();
+    while services.instances().await.len() == 2 {
+        world.get(&path).await.expect(200);
+    }
+    assert!(start.elapsed() < Duration::from_millis(1_500), "{:?}", start.elapsed());
+    // A replica that comes is used without anybody's doing.
+    services.recommendation.push(recommendation(&services.registry_url, services.folder.path(), 3));
+    services.wait_for(2).await;
+    for _ in 0..8 {
+        world.get(&path).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_wait_for_a_replica_that_was_away() {
+    let (world, mut services) = Services::start(1).await;
+    let member = world.member("traveller1").await;
+    let spots = world.spots(3).await;
+    world.bookmark(&member, &spots[0]).await;
+    let away = services.recommendation.remove(0);
+    away.signal("KILL");
+    drop(away);
+    world.bookmark(&member, &spots[1]).await;
+    services.recommendation.push(recommendation(&services.registry_url, services.folder.path(), 1));
+    eventually(|| async {
+        let answer = world.get_as(&member, "/api/recommendations/trend").await;
+        if answer.status != 200 {
+            return Err(answer.text);
+        }
+        let text = answer.text.clone();
+        let mut trend = ids(&answer.expect(200));
+        trend.sort();
+        let mut expected = spots[..2].to_vec();
+        expected.sort();
+        if trend == expected { Ok(()) } else { Err(text) }
+    })
+    .await;
+}

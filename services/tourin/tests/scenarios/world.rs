@@ -1,0 +1,254 @@
+//! What the scenarios are told in: a mesh, its visitors and its members.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tourin::mesh::Mesh;
+use tourin::up::UpSettings;
+use tourin_chassis::shutdown::Shutdown;
+
+/// How long a scenario waits for something that must come true.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PASSWORD: &str = "Tour1n!pass";
+
+/// A whole mesh on free ports and a folder that goes with it.
+pub struct World {
+    // Held so that it runs as long as the scenario.
+    _mesh: Option<Mesh>,
+    http: reqwest::Client,
+    pub url: String,
+}
+
+/// An answer with its body read.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    /// Checks the status and gives the JSON body.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        if self.text.is_empty() {
+            return Value::Null;
+        }
+        serde_json::from_str(&self.text).expect("a JSON body")
+    }
+
+    /// Checks that it is the contract's error with this status and gives its message.
+    #[track_caller]
+    pub fn expect_error(self, status: u16) -> String {
+        let body = self.expect(status);
+        assert!(body["error"].is_string(), "{body}");
+        let message = body["message"].as_str().expect("a message").to_owned();
+        assert!(!message.is_empty());
+        message
+    }
+
+    #[track_caller]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no header {name} in {:?}", self.headers))
+            .to_str()
+            .unwrap()
+    }
+
+    /// The numbers of the paging headers: page, items here, page size asked for, pages, items.
+    #[track_caller]
+    pub fn paging(&self) -> [u64; 5] {
+        ["page", "page-size", "page-limit", "total-page", "total-item"]
+            .map(|name| self.header(&format!("x-pagination-{name}")).parse().unwrap())
+    }
+
+    pub fn cookies(&self) -> Vec<String> {
+        self.headers
+            .get_all("set-cookie")
+            .iter()
+            .map(|cookie| cookie.to_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+/// Somebody with a session.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub id: String,
+    pub access: String,
+    pub refresh: String,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut UpSettings)) -> Self {
+        let mut settings = UpSettings::ephemeral();
+        change(&mut settings);
+        let mesh = Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts");
+        let url = mesh.url();
+        Self { _mesh: Some(mesh), ..Self::at(url) }
+    }
+
+    /// A mesh that somebody else started.
+    pub fn at(url: String) -> Self {
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(PATIENCE)
+            .build()
+            .unwrap();
+        Self { _mesh: None, http, url }
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.expect("an answer");
+        let status = response.status();
+        let headers = response.headers().clone();
+        Answer { status, headers, text: response.text().await.expect("a whole body") }
+    }
+
+    /// As an anonymous visitor.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// As a member.
+    pub async fn get_as(&self, member: &Member, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path).bearer_auth(&member.access)).await
+    }
+
+    pub async fn post_as(&self, member: &Member, path: &str, body: Value) -> Answer {
+        self.send(self.request(Method::POST, path).bearer_auth(&member.access).json(&body)).await
+    }
+
+    pub async fn put_as(&self, member: &Member, path: &str, body: Value) -> Answer {
+        self.send(self.request(Method::PUT, path).bearer_auth(&member.access).json(&body)).await
+    }
+
+    pub async fn delete_as(&self, member: &Member, path: &str) -> Answer {
+        self.send(self.request(Method::DELETE, path).bearer_auth(&member.access)).await
+    }
+
+    /// The OpenAPI document, once every service has given its part.
+    pub async fn description(&self) -> Value {
+        eventually(|| async {
+            let document = self.get("/api/openapi.json").await.expect(200);
+            let paths = document["paths"].as_object().expect("paths");
+            let complete = ["/api/auth/login", "/api/recommendations/trend"]
+                .iter()
+                .all(|path| paths.contains_key(*path));
+            if complete {
+                Ok(document.clone())
+            } else {
+                Err(paths.keys().cloned().collect::<Vec<_>>())
+            }
+        })
+        .await
+    }
+
+    /// Signs up and logs in.
+    pub async fn member(&self, id: &str) -> Member {
+        let body = json!({
+            "id": id, "password": PASSWORD, "name": "Traveller", "email": format!("{id}@example.com"),
+        });
+        self.post("/api/auth/signup", body).await.expect(201);
+        self.login(id, PASSWORD).await
+    }
+
+    pub async fn login(&self, id: &str, password: &str) -> Member {
+        let body =
+            self.post("/api/auth/login", json!({"id": id, "password": password})).await.expect(200);
+        Member::from_tokens(id, &body)
+    }
+
+    /// The id of a spot of the catalogue, by its exact name.
+    pub async fn spot(&self, name: &str) -> String {
+        let query: String = form(name);
+        let spots =
+            self.get(&format!("/api/tour-spots?query={query}&pageSize=100")).await.expect(200);
+        spots
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|spot| spot["name"] == name)
+            .unwrap_or_else(|| panic!("no spot {name} in {spots}"))["id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// The ids of the first spots of the catalogue, by name.
+    pub async fn spots(&self, count: usize) -> Vec<String> {
+        let spots = self.get(&format!("/api/tour-spots?pageSize={count}")).await.expect(200);
+        ids(&spots)
+    }
+
+    pub async fn view(&self, member: &Member, spot: &str) {
+        self.get_as(member, &format!("/api/tour-spots/{spot}")).await.expect(200);
+    }
+
+    pub async fn bookmark(&self, member: &Member, spot: &str) {
+        let path = format!("/api/users/{}/bookmarks", member.id);
+        self.post_as(member, &path, json!({"tourSpotId": spot})).await.expect(201);
+    }
+}
+
+impl Member {
+    pub fn from_tokens(id: &str, body: &Value) -> Self {
+        let text = |field: &str| body[field].as_str().expect("a token").to_owned();
+        Self { id: id.to_owned(), access: text("accessToken"), refresh: text("refreshToken") }
+    }
+
+    pub fn cookie(&self) -> HeaderValue {
+        HeaderValue::from_str(&format!("access_token={}", self.access)).unwrap()
+    }
+}
+
+/// The `id` of each element.
+pub fn ids(list: &Value) -> Vec<String> {
+    let list = list.as_array().expect("a list");
+    list.iter().map(|item| item["id"].as_str().expect("an id").to_owned()).collect()
+}
+
+/// A text as it stands in a query string.
+pub fn form(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+/// Polls until the condition gives something; fails with the last refusal.
+#[track_caller]
+pub fn eventually<T, E, F, Fut>(mut attempt: F) -> impl Future<Output = T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    E: std::fmt::Debug,
+{
+    let deadline = Instant::now() + PATIENCE;
+    let caller = std::panic::Location::caller();
+    async move {
+        loop {
+            match attempt().await {
+                Ok(value) => return value,
+                Err(last) if Instant::now() > deadline => {
+                    panic!("{caller}: still not so after {PATIENCE:?}: {last:?}")
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
