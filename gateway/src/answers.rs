@@ -201,12 +201,34 @@ impl Answer {
     pub fn to_wire(&self) -> Bytes {
         let reason = self.status.canonical_reason().unwrap_or_default();
         let head = format!(
-            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n",
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n",
             self.status.as_u16(),
             self.body.len(),
         );
         let mut wire = head.into_bytes();
+        for (name, value) in &self.headers {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                wire.extend_from_slice(part);
+            }
+        }
+        wire.extend_from_slice(b"\r\n");
         wire.extend_from_slice(&self.body);
         wire.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_as_bytes_has_all_its_headers() {
+        let wire = Answer::method_not_allowed("GET, HEAD").retry_after(Duration::ZERO).to_wire();
+        let wire = String::from_utf8(wire.to_vec()).unwrap();
+        let (head, body) = wire.split_once("\r\n\r\n").unwrap();
+        let lines: Vec<_> = head.split("\r\n").collect();
+        assert_eq!(lines[0], "HTTP/1.1 405 Method Not Allowed");
+        assert!(lines.contains(&"allow: GET, HEAD") && lines.contains(&"retry-after: 1"), "{head}");
+        assert!(lines.contains(&format!("content-length: {}", body.len()).as_str()), "{head}");
     }
 }

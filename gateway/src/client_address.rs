@@ -1,12 +1,19 @@
 //! Who is calling, by address, and what services are told about it.
 //!
 //! A stranger's `X-Forwarded-*` and `Forwarded` say nothing and are replaced. A trusted proxy's are
-//! believed, from the right up to the first address that is not a trusted proxy's itself.
+//! believed, from the right up to the first address that is not a trusted proxy's itself; whatever
+//! is left of that was written by strangers. `Forwarded` counts when there is one, `X-Forwarded-*`
+//! when not: one of the two is the proxy's and the other may be the client's own, so a proxy that
+//! writes the one must remove the other.
+
+mod forwarded;
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+
+use forwarded::Element;
 
 /// The chain of addresses, nearest last.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -91,28 +98,25 @@ impl Client {
         if !is_trusted(peer) {
             return client;
         }
-        let listed = headers.get_all(X_FORWARDED_FOR);
-        let listed: Vec<&str> = listed
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .collect();
+        let said = if headers.contains_key(http::header::FORWARDED) {
+            forwarded_elements(headers)
+        } else {
+            x_forwarded_elements(headers)
+        };
         // From the nearest outward: each hop is vouched for by the trusted one before it.
-        for entry in listed.iter().rev().take(MAX_HOPS) {
-            let Some(address) = hop(entry) else { break };
+        for element in &said {
+            if let Some(scheme) = &element.proto {
+                client.scheme = if scheme.eq_ignore_ascii_case("https") { "https" } else { "http" };
+            }
+            if let Some(host) = &element.host {
+                client.host = Some(host.clone());
+            }
+            let Some(address) = element.peer.as_deref().and_then(hop) else { break };
             client.chain.insert(0, address);
             client.address = address;
             if !is_trusted(address) {
                 break;
             }
-        }
-        if first(headers, &X_FORWARDED_PROTO)
-            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
-        {
-            client.scheme = "https";
-        }
-        if let Some(host) = first(headers, &X_FORWARDED_HOST) {
-            client.host = Some(host.to_owned());
         }
         client
     }
@@ -149,10 +153,49 @@ impl Client {
     }
 }
 
+/// What proxies say in `Forwarded`, the nearest first.
+fn forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
+    let lines: Vec<_> = headers.get_all(http::header::FORWARDED).iter().collect();
+    lines
+        .into_iter()
+        .rev()
+        // What stands left of a line that cannot be read is nobody's word.
+        .map_while(|line| forwarded::parse(line.to_str().ok()?))
+        .flat_map(|line| line.into_iter().rev())
+        .take(MAX_HOPS)
+        .collect()
+}
+
+/// What proxies say in `X-Forwarded-*`, the nearest first. Where a proxy sets the scheme or the host
+/// instead of adding its own, there are fewer of these than hops.
+fn x_forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
+    let [mut peers, mut protos, mut hosts] = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST]
+        .map(|name| listed(headers, &name).into_iter());
+    std::iter::from_fn(|| {
+        let element = Element { peer: peers.next(), proto: protos.next(), host: hosts.next() };
+        (element != Element::default()).then_some(element)
+    })
+    .take(MAX_HOPS)
+    .collect()
+}
+
+/// The entries of a list over all its lines, the last first.
+fn listed(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
+    let mut entries: Vec<_> = headers
+        .get_all(name)
+        .iter()
+        .flat_map(|line| line.to_str().unwrap_or("?").split(','))
+        .map(|entry| entry.trim().to_owned())
+        .filter(|entry| !entry.is_empty())
+        .collect();
+    entries.reverse();
+    entries
+}
+
 fn hop(entry: &str) -> Option<IpAddr> {
     let entry = entry.trim();
-    entry
-        .parse::<IpAddr>()
+    let bare = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']')).unwrap_or(entry);
+    bare.parse::<IpAddr>()
         .or_else(|_| entry.parse::<SocketAddr>().map(|address| address.ip()))
         .ok()
         .map(|address| address.to_canonical())
@@ -160,13 +203,6 @@ fn hop(entry: &str) -> Option<IpAddr> {
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok()).filter(|value| !value.is_empty())
-}
-
-fn first<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    text(headers, name)
-        .and_then(|value| value.split(',').next())
-        .map(str::trim)
-        .filter(|value| !value.is_empty())
 }
 
 #[cfg(test)]
@@ -225,6 +261,62 @@ mod tests {
         let client = Client::of("[::1]:5000".parse().unwrap(), &broken, &trusted);
         assert_eq!(client.address, "::1".parse::<IpAddr>().unwrap());
         assert!(told(&client, &http::header::FORWARDED).starts_with("for=\"[::1]\""));
+    }
+
+    #[test]
+    fn forwarded_counts_when_it_is_there() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let of = |pairs: &[(&'static str, &str)]| {
+            Client::of("10.1.2.3:5000".parse().unwrap(), &headers(pairs), &trusted)
+        };
+        let client = of(&[
+            ("host", "gateway.internal"),
+            (
+                "forwarded",
+                "for=6.6.6.6;proto=http;host=evil.example, for=\"[2001:db8::9]:4711\";proto=https;host=\"tourin.example\", for=10.2.0.1;proto=http;host=inner",
+            ),
+            ("x-forwarded-for", "7.7.7.7"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "evil.example"),
+        ]);
+        assert_eq!(client.address, "2001:db8::9".parse::<IpAddr>().unwrap());
+        assert_eq!((client.scheme, client.host.as_deref()), ("https", Some("tourin.example")));
+        assert_eq!(told(&client, &X_FORWARDED_FOR), "2001:db8::9, 10.2.0.1, 10.1.2.3");
+        // What cannot be read is nobody's word, and neither is what stands beside it.
+        for line in ["for=\"6.6.6.6", "for=unknown", "for=_hidden, for=_known"] {
+            let client = of(&[("forwarded", line), ("x-forwarded-for", "7.7.7.7")]);
+            assert_eq!(client.address, "10.1.2.3".parse::<IpAddr>().unwrap(), "{line}");
+        }
+        // A proxy's own line stands after the client's.
+        let mut lines = headers(&[("forwarded", "for=\"")]);
+        lines.append("forwarded", "for=203.0.113.9".parse().unwrap());
+        let client = Client::of("10.1.2.3:5000".parse().unwrap(), &lines, &trusted);
+        assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn scheme_and_host_are_believed_as_far_as_the_address() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let of = |peers: &str, protos: &str, hosts: &str| {
+            let said = headers(&[
+                ("x-forwarded-for", peers),
+                ("x-forwarded-proto", protos),
+                ("x-forwarded-host", hosts),
+            ]);
+            let client = Client::of("10.1.2.3:5000".parse().unwrap(), &said, &trusted);
+            (client.scheme, client.host.unwrap())
+        };
+        let said = |scheme, host: &str| (scheme, host.to_owned());
+        // The client's own words stand left of the proxy's.
+        assert_eq!(of("9.9.9.9", "https, http", "evil, tourin"), said("http", "tourin"));
+        assert_eq!(of("6.6.6.6, 9.9.9.9", "http, https", "evil, tourin"), said("https", "tourin"));
+        // Two proxies that add, and two of which the outer sets and the inner leaves alone.
+        assert_eq!(
+            of("9.9.9.9, 10.2.0.1", "https, http", "tourin, inner"),
+            said("https", "tourin")
+        );
+        assert_eq!(of("9.9.9.9, 10.2.0.1", "https", "tourin"), said("https", "tourin"));
+        assert_eq!(of("what?", "https", "tourin"), said("https", "tourin"));
     }
 
     #[test]

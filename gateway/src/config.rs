@@ -42,9 +42,11 @@ defaults! {
     HEADER_LIMIT_COUNT: usize = 100;
     HEADER_READ_TIMEOUT_MS: u64 = 10_000;
     CLIENT_STALL_MS: u64 = 10_000;
+    CLIENT_FIRST_BYTE_MS: u64 = 5_000;
     CLIENT_IDLE_MS: u64 = 60_000;
     MAX_REQUESTS: usize = 4_096;
     MAX_CONNECTIONS: usize = 10_000;
+    MAX_CONNECTIONS_PER_CLIENT: usize = 512;
     DRAIN_TIMEOUT_MS: u64 = 2_500;
 }
 
@@ -68,7 +70,9 @@ pub struct Settings {
         value_delimiter = ','
     )]
     pub allowed_origins: Vec<Origin>,
-    /// Address or network (`10.0.0.0/8`) of proxies whose Forwarded headers are believed; repeatable
+    /// Address or network (`10.0.0.0/8`) of proxies that are believed; repeatable. Forwarded counts
+    /// when it is there, X-Forwarded-For, -Proto and -Host when not, so a proxy must set or remove
+    /// Forwarded itself
     #[arg(long, env = "TOURIN_GATEWAY_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',')]
     pub trusted_proxies: Vec<Network>,
 
@@ -132,15 +136,23 @@ pub struct Settings {
     /// Milliseconds for which a client may stall in the middle of a request's body or of its answer
     #[arg(long, env = "TOURIN_GATEWAY_CLIENT_STALL_MS", value_name = "MS", default_value_t = CLIENT_STALL_MS, value_parser = value_parser!(u64).range(1..=600_000))]
     pub client_stall_ms: u64,
-    /// Milliseconds for which a client's idle connection is kept
+    /// Milliseconds for which a new connection may stay silent before its first request
+    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_FIRST_BYTE_MS", value_name = "MS", default_value_t = CLIENT_FIRST_BYTE_MS, value_parser = value_parser!(u64).range(1..=600_000))]
+    pub client_first_byte_ms: u64,
+    /// Milliseconds for which a client's idle connection is kept between requests
     #[arg(long, env = "TOURIN_GATEWAY_CLIENT_IDLE_MS", value_name = "MS", default_value_t = CLIENT_IDLE_MS, value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub client_idle_ms: u64,
     /// Requests handled at once; more are answered 503
     #[arg(long, env = "TOURIN_GATEWAY_MAX_REQUESTS", value_name = "N", default_value_t = MAX_REQUESTS, value_parser = parse_count)]
     pub max_requests: usize,
-    /// Client connections held at once; more wait to be accepted
+    /// Client connections held at once; more wait to be accepted. Fewer when the limit of open files
+    /// asks for it
     #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS", value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = parse_count)]
     pub max_connections: usize,
+    /// Connections of one client (IPv4 address, IPv6 /64) held at once, trusted proxies apart; more
+    /// are closed
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "N", default_value_t = MAX_CONNECTIONS_PER_CLIENT, value_parser = parse_count)]
+    pub max_connections_per_client: usize,
 
     /// Threads that move requests [default: one per processor, at most 16]
     #[arg(long, env = "TOURIN_GATEWAY_THREADS", value_name = "N", value_parser = parse_count)]
@@ -176,9 +188,11 @@ impl Settings {
             header_limit_count: HEADER_LIMIT_COUNT,
             header_read_timeout_ms: HEADER_READ_TIMEOUT_MS,
             client_stall_ms: CLIENT_STALL_MS,
+            client_first_byte_ms: CLIENT_FIRST_BYTE_MS,
             client_idle_ms: CLIENT_IDLE_MS,
             max_requests: MAX_REQUESTS,
             max_connections: MAX_CONNECTIONS,
+            max_connections_per_client: MAX_CONNECTIONS_PER_CLIENT,
             gateway_threads: None,
             drain_timeout_ms: DRAIN_TIMEOUT_MS,
         }

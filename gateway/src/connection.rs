@@ -5,13 +5,15 @@
 //! refuses itself (a head that does not parse) it answers without a body. This stream sits under
 //! Pingora's HTTP session, watches for the head's end, and puts that right: the whole head has one
 //! deadline and one size, an idle connection is closed, and refusals are in the contract's words.
+//! Pingora bounds no exchange as a whole either; here reads and writes that wait end with the
+//! request's time, and Pingora's with them.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -45,7 +47,9 @@ pub struct ConnectionLimits {
     pub head_bytes: usize,
     /// From a head's first byte to its last.
     pub head_timeout: Duration,
-    /// Between requests.
+    /// Until the first byte of a connection's first head.
+    pub first_byte_timeout: Duration,
+    /// From a request's end to the next one's first byte.
     pub idle_timeout: Duration,
 }
 
@@ -58,12 +62,19 @@ pub struct Connection {
     /// refusal of its own.
     admitted: AtomicBool,
     linger: AtomicBool,
+    /// When the current request and its answer must be over.
+    deadline: Mutex<Option<Instant>>,
 }
 
 impl Connection {
     /// A connection from `peer`.
     pub fn new(peer: SocketAddr) -> Arc<Self> {
-        Arc::new(Self { peer, admitted: AtomicBool::new(false), linger: AtomicBool::new(false) })
+        Arc::new(Self {
+            peer,
+            admitted: AtomicBool::new(false),
+            linger: AtomicBool::new(false),
+            deadline: Mutex::new(None),
+        })
     }
 
     /// The proxy has the request now.
@@ -73,6 +84,15 @@ impl Connection {
 
     fn is_admitted(&self) -> bool {
         self.admitted.load(Ordering::Relaxed)
+    }
+
+    /// The current request and its answer must be over by then.
+    pub fn end_by(&self, deadline: Instant) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The answer comes before the request's end: do not cut the connection under it.
@@ -118,7 +138,7 @@ impl GuardedStream {
         Self {
             io: BufWriter::with_capacity(WRITE_BUFFER_BYTES, tcp),
             phase: Phase::Head(Head::default()),
-            timer: Box::pin(tokio::time::sleep(limits.idle_timeout)),
+            timer: Box::pin(tokio::time::sleep(limits.first_byte_timeout)),
             limits,
             connection,
             substitute: None,
@@ -131,12 +151,26 @@ impl GuardedStream {
         self.timer.as_mut().reset(Instant::now() + self.limits.idle_timeout);
         self.connection.admitted.store(false, Ordering::Relaxed);
         self.connection.linger.store(false, Ordering::Relaxed);
+        *self.connection.deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn refuse(&mut self, answer: &Answer) {
         // It never becomes a request that the proxy could log.
         tracing::info!(route = "unread", status = answer.status.as_u16(), "request");
         self.phase = Phase::Refusing(answer.to_wire());
+    }
+
+    /// In place of waiting: fails once the exchange has had all of its time. The timer is the head's
+    /// before that.
+    fn poll_overdue<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let Some(deadline) = self.connection.deadline() else {
+            return Poll::Pending;
+        };
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the exchange took too long")))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, mut wire: Bytes) -> Poll<io::Result<Bytes>> {
@@ -164,7 +198,12 @@ impl AsyncRead for GuardedStream {
         }
         loop {
             match &mut this.phase {
-                Phase::Open => return Pin::new(&mut this.io).poll_read(cx, buf),
+                Phase::Open => {
+                    return match Pin::new(&mut this.io).poll_read(cx, buf) {
+                        Poll::Pending => this.poll_overdue(cx),
+                        ready => ready,
+                    };
+                }
                 Phase::Head(head) => {
                     let before = buf.filled().len();
                     match Pin::new(&mut this.io).poll_read(cx, buf) {
@@ -252,11 +291,15 @@ impl AsyncWrite for GuardedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.connection.is_admitted() {
-            return Pin::new(&mut this.io).poll_write(cx, bytes);
+            return match Pin::new(&mut this.io).poll_write(cx, bytes) {
+                Poll::Pending => this.poll_overdue(cx),
+                ready => ready,
+            };
         }
         if this.substitute.is_none() {
             let answer = if bytes.get(9..12) == Some(b"405") {
-                Answer::method_not_allowed("")
+                // Only CONNECT is refused like this, which has no path to tell the methods of.
+                Answer::method_not_allowed("GET, HEAD, POST, PUT, PATCH, DELETE")
             } else {
                 Answer::malformed("this is not an HTTP/1.1 request that can be read")
             };
@@ -277,7 +320,10 @@ impl AsyncWrite for GuardedStream {
                 return Poll::Pending;
             }
         }
-        Pin::new(&mut this.io).poll_flush(cx)
+        match Pin::new(&mut this.io).poll_flush(cx) {
+            Poll::Pending => this.poll_overdue(cx),
+            ready => ready,
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -133,8 +133,7 @@ impl Gate {
             client.host.as_deref(),
             credentials.by_cookie,
         )?;
-        let subject =
-            self.authenticator.admit(access, &credentials, client.address, &header.headers).await?;
+        let subject = self.authenticator.admit(access, &credentials, client.address).await?;
         if !self.upstreams.has_any(&route.service) {
             return Err(Answer::unavailable(format!(
                 "no instance of {} is up; try again",

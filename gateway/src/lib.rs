@@ -13,6 +13,7 @@ pub mod client_address;
 pub mod config;
 pub mod connection;
 pub mod context;
+pub mod descriptors;
 pub mod gate;
 pub mod headers;
 pub mod limits;
@@ -45,6 +46,7 @@ use auth::keys::KeyStore;
 use auth::revocation::Revocations;
 use auth::tokens::{TokenRules, TokenVerifier};
 use connection::ConnectionLimits;
+use descriptors::ConnectionCounts;
 use gate::{Gate, RequestLimits};
 use limits::{Admission, RateLimits};
 use mesh_client::{GATEWAY, MeshClient};
@@ -67,6 +69,7 @@ pub struct Gateway {
     registry: RegistryClient,
     listener: TcpListener,
     addr: SocketAddr,
+    connections: ConnectionCounts,
 }
 
 impl Gateway {
@@ -77,6 +80,8 @@ impl Gateway {
     /// A route table that cannot be read or used, a registry URL that is none, an address that
     /// cannot be had; each names its flag.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+        // Before anything is opened, so that nothing here runs out.
+        let open_files = descriptors::raise_limit();
         let routes = load_routes(&settings)?;
         check_mesh(&settings)?;
         let registry = RegistryClient::new(
@@ -87,7 +92,12 @@ impl Gateway {
         let listener = tourin_chassis::http::bind(settings.listen).await?;
         let addr = listener.local_addr().context("cannot tell the bound address")?;
         let listener = listener.into_std().context("cannot hand the listener over")?;
-        Ok(Self { settings, routes, registry, listener, addr })
+        let connections = ConnectionCounts {
+            total: settings.max_connections,
+            per_client: settings.max_connections_per_client,
+        }
+        .within(open_files);
+        Ok(Self { settings, routes, registry, listener, addr, connections })
     }
 
     /// The address that it listens on, with the real port.
@@ -101,12 +111,12 @@ impl Gateway {
     /// # Errors
     /// When the data plane fails.
     pub async fn run_until_stopped(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Self { settings, routes, registry, listener, addr } = self;
+        let Self { settings, routes, registry, listener, addr, connections } = self;
         let id = settings.mesh.instance_id_or_new(GATEWAY);
         // The followers outlive the drain: requests in flight need what they know, and leaving the
         // registry waits for this gateway's own acknowledgement too.
         let end = Shutdown::new();
-        let tasks = Tasks::new(end.clone());
+        let tasks = Tasks::new(end.clone()).or_stop(shutdown.clone());
         let stop = end.token();
         // Also when this future is dropped half-way.
         let _end = end.token().drop_guard();
@@ -128,7 +138,8 @@ impl Gateway {
             ..ServerConf::default()
         };
         let proxy = pingora::proxy::http_proxy(&Arc::new(conf), Proxy::new(gate, limits));
-        let mut data_plane = DataPlane::start(listener, proxy, server_settings(&settings))?;
+        let mut data_plane =
+            DataPlane::start(listener, proxy, server_settings(&settings, connections))?;
 
         let instance = Instance::new(GATEWAY, id, settings.mesh.advertise.unwrap_or(addr));
         let registration = Registration::start(
@@ -149,8 +160,8 @@ impl Gateway {
             ended = data_plane.ended() => ended,
         };
         end.begin();
-        tasks.finish(TASKS_END).await;
-        served
+        let finished = tasks.finish(TASKS_END).await;
+        served.and(finished)
     }
 }
 
@@ -172,14 +183,16 @@ fn load_routes(settings: &Settings) -> anyhow::Result<RouteTable> {
     RouteTable::parse(&text).with_context(|| format!("--routes {shown}"))
 }
 
-fn server_settings(settings: &Settings) -> ServerSettings {
+fn server_settings(settings: &Settings, connections: ConnectionCounts) -> ServerSettings {
     ServerSettings {
         threads: settings.threads(),
-        max_connections: settings.max_connections,
+        connections,
+        trusted_proxies: settings.trusted_proxies.clone(),
         drain_timeout: settings.drain_timeout(),
         limits: ConnectionLimits {
             head_bytes: settings.header_limit_bytes,
             head_timeout: Duration::from_millis(settings.header_read_timeout_ms),
+            first_byte_timeout: Duration::from_millis(settings.client_first_byte_ms),
             idle_timeout: Duration::from_millis(settings.client_idle_ms),
         },
     }

@@ -1,8 +1,9 @@
-//! How much is let in: calls per client on routes that ask for it, and requests at once.
+//! How much is let in: connections per client, calls per client on routes that ask for it, and
+//! requests at once.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
@@ -43,7 +44,7 @@ impl RateLimits {
         let Some(limiter) = self.by_template.get(template) else {
             return Ok(());
         };
-        let key = if limiter.len() < MAX_CLIENTS { counted_as(client) } else { OTHERS };
+        let key = if limiter.len() < MAX_CLIENTS { network_of(client) } else { OTHERS };
         limiter.check_key(&key).map_err(|not_until| not_until.wait_time_from(self.clock.now()))
     }
 
@@ -61,13 +62,59 @@ impl RateLimits {
     }
 }
 
-/// Who has one IPv6 address has a /64 of them.
-fn counted_as(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
+/// What one client is told apart by: its IPv4 address, or the /64 of its IPv6 address, for who has
+/// one of those has them all.
+pub fn network_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => {
             let network = u128::from(address) >> 64 << 64;
             IpAddr::V6(network.into())
+        }
+    }
+}
+
+/// Connections of each client at once.
+#[derive(Debug, Clone)]
+pub struct ClientConnections {
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    limit: usize,
+}
+
+impl ClientConnections {
+    /// At most `limit` of each client.
+    pub fn new(limit: usize) -> Self {
+        Self { open: Arc::default(), limit }
+    }
+
+    /// A place for a connection from `client` until it is dropped; `None` when it has all of its own.
+    pub fn enter(&self, client: IpAddr) -> Option<ClientPlace> {
+        let client = network_of(client);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(client).or_default();
+        if *count >= self.limit {
+            return None;
+        }
+        *count += 1;
+        Some(ClientPlace { open: Arc::clone(&self.open), client })
+    }
+}
+
+/// One connection's place among those of its client.
+#[derive(Debug)]
+pub struct ClientPlace {
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    client: IpAddr,
+}
+
+impl Drop for ClientPlace {
+    fn drop(&mut self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.client);
+            }
         }
     }
 }
@@ -112,6 +159,22 @@ mod tests {
         assert!(limits.check("/a", two).is_err(), "one /64 is one client");
         assert!(limits.check("/a", three).is_ok());
         assert!((0..100).all(|_| limits.check("/b", one).is_ok()));
+    }
+
+    #[test]
+    fn a_client_has_so_many_connections_however_it_spells_its_address() {
+        let clients = ClientConnections::new(2);
+        let enter = |address: &str| clients.enter(address.parse().unwrap());
+        let first = enter("203.0.113.1").unwrap();
+        let _second = enter("::ffff:203.0.113.1").unwrap();
+        assert!(enter("203.0.113.1").is_none());
+        let _other = enter("::ffff:203.0.113.2").expect("another client");
+        let _six = [enter("2001:db8::1").unwrap(), enter("2001:db8::2").unwrap()];
+        assert!(enter("2001:db8::3").is_none(), "one /64 is one client");
+        assert!(enter("2001:db8:0:1::1").is_some());
+        drop(first);
+        assert!(enter("203.0.113.1").is_some());
+        assert_eq!(clients.open.lock().unwrap().len(), 3, "who has none is forgotten");
     }
 
     #[test]

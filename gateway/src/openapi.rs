@@ -214,7 +214,7 @@ fn add_path(
             return false;
         };
         if let Some(operation) = operation.as_object_mut() {
-            if *access == Access::Public {
+            if matches!(access, Access::Public | Access::Optional) {
                 operation.remove("security");
             } else {
                 operation.insert("security".to_owned(), json!([{"bearer": []}, {"cookie": []}]));

@@ -84,9 +84,19 @@ impl Proxy {
         Ok(())
     }
 
-    fn answer_to(error: &Error, ctx: &mut RequestContext) -> Option<Answer> {
+    fn answer_to(error: &Error, ctx: &mut RequestContext, body_done: bool) -> Option<Answer> {
         if let Some(verdict) = ctx.verdict.take() {
             return Some(verdict);
+        }
+        let overdue =
+            ctx.admitted.as_ref().is_some_and(|admitted| Instant::now() >= admitted.deadline);
+        if overdue && *error.esource() == ErrorSource::Downstream {
+            // The stream has ended the exchange, whoever it waited for.
+            return Some(if body_done {
+                Answer::upstream_too_slow()
+            } else {
+                Answer::client_too_slow()
+            });
         }
         match (error.esource(), error.etype()) {
             (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Answer::client_too_slow()),
@@ -168,6 +178,9 @@ impl ProxyHttp for Proxy {
         session.set_write_timeout(Some(self.limits.client_stall));
         headers::forbid_upgrade(session.req_header_mut());
         let Err(answer) = self.gate.admit(session, ctx).await else {
+            if let (Some(connection), Some(admitted)) = (&ctx.connection, &ctx.admitted) {
+                connection.end_by(admitted.deadline.into());
+            }
             return Ok(false);
         };
         self.respond(session, ctx, &answer).await?;
@@ -347,7 +360,7 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         session.set_keepalive(None);
         let begun = session.response_written().is_some_and(|head| !head.status.is_informational());
-        let answer = Self::answer_to(error, ctx);
+        let answer = Self::answer_to(error, ctx, session.is_body_done());
         if let Some(answer) = &answer
             && answer.status == StatusCode::INTERNAL_SERVER_ERROR
         {

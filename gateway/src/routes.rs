@@ -19,8 +19,12 @@ pub const OPENAPI_PATH: &str = "/api/openapi.json";
 /// Who may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
-    /// Anybody; a valid token is passed on, a bad one is as good as none.
+    /// Anybody; a valid token is passed on, one that is bad or cannot be judged just now is as good
+    /// as none.
     Public,
+    /// Anybody, but the answer depends on who it is: like [`Access::Public`], except that a token
+    /// which cannot be judged just now is refused with 503, and not taken for a visitor's.
+    Optional,
     /// Whoever has a session.
     Session,
     /// Whoever has a session with this role.
@@ -167,7 +171,12 @@ impl RouteTable {
                 }
             };
             let access = parse_access(value).ok_or_else(|| {
-                wrong(at, &field, value, "expected \"public\", \"session\" or \"role:NAME\"")
+                wrong(
+                    at,
+                    &field,
+                    value,
+                    "expected \"public\", \"optional\", \"session\" or \"role:NAME\"",
+                )
             })?;
             methods.push((method, access));
         }
@@ -224,6 +233,7 @@ impl RouteTable {
 fn parse_access(text: &str) -> Option<Access> {
     match text {
         "public" => Some(Access::Public),
+        "optional" => Some(Access::Optional),
         "session" => Some(Access::Session),
         _ => text
             .strip_prefix("role:")

@@ -11,7 +11,7 @@
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pingora::apps::HttpServerApp;
@@ -21,11 +21,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::client_address::Network;
 use crate::connection::{Connection, ConnectionLimits, GuardedStream};
+use crate::descriptors::ConnectionCounts;
+use crate::limits::ClientConnections;
 use crate::proxy::Proxy;
 
 /// The pause after a failed accept; running out of file descriptors must not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// What keeps happening to connections is logged this often.
+const LOG_EVERY: Duration = Duration::from_secs(1);
 /// What tasks get to notice that their runtime ends.
 const RUNTIME_END: Duration = Duration::from_millis(100);
 /// Pingora's own keep-alive bound (seconds); the stream's idle time-out is shorter and decides.
@@ -37,7 +42,9 @@ pub struct ServerSettings {
     /// Worker threads.
     pub threads: usize,
     /// Client connections at once.
-    pub max_connections: usize,
+    pub connections: ConnectionCounts,
+    /// Proxies, which connect for many clients and so are not counted as one.
+    pub trusted_proxies: Vec<Network>,
     /// What requests in flight get when it stops.
     pub drain_timeout: Duration,
     /// Bounds of each connection.
@@ -119,7 +126,9 @@ async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS)));
+    let places = Arc::new(Semaphore::new(settings.connections.total.min(Semaphore::MAX_PERMITS)));
+    let clients = ClientConnections::new(settings.connections.per_client);
+    let (mut failed, mut crowded) = (Occasionally::default(), Occasionally::default());
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -133,18 +142,29 @@ async fn serve(
         let (place, (tcp, peer)) = match accepted {
             (Ok(place), Ok(connection)) => (place, connection),
             (_, Err(error)) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if let Some(unlogged) = failed.happens(Instant::now()) {
+                    tracing::warn!(%error, unlogged, "cannot accept a connection");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
             (Err(_), _) => break, // The semaphore is never closed.
         };
+        let is_proxy = settings.trusted_proxies.iter().any(|net| net.contains(peer.ip()));
+        let own_place = if is_proxy { None } else { clients.enter(peer.ip()) };
+        if own_place.is_none() && !is_proxy {
+            if let Some(unlogged) = crowded.happens(Instant::now()) {
+                let limit = settings.connections.per_client;
+                tracing::warn!(limit, unlogged, "closed a connection: its client has too many");
+            }
+            continue;
+        }
         let proxy = Arc::clone(&proxy);
         let stopping = stopping.clone();
         let limits = settings.limits;
         connections.spawn(async move {
             converse(&proxy, tcp, Connection::new(peer), limits, &stopping).await;
-            drop(place);
+            drop((place, own_place));
         });
     }
     drop(listener);
@@ -158,6 +178,25 @@ async fn serve(
         );
     }
     Ok(())
+}
+
+/// Lets what happens over and over be logged now and then.
+#[derive(Debug, Default)]
+struct Occasionally {
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Occasionally {
+    /// It happens. When it is to be logged: how often it was not since the last time.
+    fn happens(&mut self, now: Instant) -> Option<u64> {
+        if self.logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_EVERY) {
+            self.unlogged += 1;
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
+    }
 }
 
 /// One connection's requests, one after the other.
@@ -191,5 +230,19 @@ async fn converse(
         if let Some(settings) = settings {
             settings.apply_to_session(&mut session);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_happening_is_logged_once_a_second() {
+        let start = Instant::now();
+        let mut failed = Occasionally::default();
+        let logged: Vec<_> =
+            (0..250).filter_map(|n| failed.happens(start + ACCEPT_PAUSE * n)).collect();
+        assert_eq!(logged, [0, 49, 49, 49, 49]);
     }
 }

@@ -1,5 +1,8 @@
 //! SQLite as Tourin's services use it: one writer, several readers, commits that survive a power cut.
 
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,14 +46,17 @@ pub struct Migration {
 }
 
 impl Database {
-    /// Opens the file, creating it if need be, with one writing and up to `readers` (at least 1) reading connections.
+    /// Opens the file with one writing and up to `readers` (at least 1) reading connections. A file that is not there
+    /// is created with access for its owner only, and SQLite gives those beside it (`-wal`, `-shm`) the same mode.
     ///
     /// # Errors
     /// When the file cannot be opened or is not a database.
     pub async fn open(path: &Path, readers: u32) -> anyhow::Result<Self> {
+        let opening = || format!("cannot open the database {}", path.display());
+        create_private_file(path).with_context(opening)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
+            .create_if_missing(false)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
@@ -64,8 +70,7 @@ impl Database {
                 .max_lifetime(None)
                 .test_before_acquire(false)
         };
-        let opening = || format!("cannot open the database {}", path.display());
-        // The writer first: it creates the file and turns the write-ahead log on.
+        // The writer first: it turns the write-ahead log on.
         let writer =
             pool().max_connections(1).connect_with(options.clone()).await.with_context(opening)?;
         // Not opened read-only: a reader of a write-ahead log may have to create its shared memory file.
@@ -128,6 +133,24 @@ impl Database {
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+}
+
+/// Makes a folder and those above it, where they are not there, with access for their owner only: what services keep
+/// names people. A folder that is there stays as it is.
+///
+/// # Errors
+/// When it cannot be made, or something else than a folder is there.
+pub fn create_private_folder(folder: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Creates an empty file, if there is none, that only its owner may read.
+fn create_private_file(path: &Path) -> std::io::Result<()> {
+    // A file that is there is not opened: closing it again would take away every lock that this process has on it.
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        created => created.map(drop),
     }
 }
 

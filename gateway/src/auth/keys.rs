@@ -3,7 +3,8 @@
 //! They are fetched from any instance of core at start, again every few minutes, and at once when a
 //! token names a `kid` that is not known, so that a new key works the moment core signs with it.
 //! Made-up kids cost at most one fetch per cool-down, whoever asks and however often: there is one
-//! fetcher, and everybody waits for the same fetch.
+//! fetcher, and everybody waits for the same fetch. Nobody is told that there is no such key before
+//! core has been asked after they came; so many may wait for that, and more are sent away.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use arc_swap::ArcSwap;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::mesh_client::{CORE, MeshClient};
@@ -28,8 +29,10 @@ const COOL_DOWN: Duration = Duration::from_millis(1_000);
 const REFRESH_EVERY: Duration = Duration::from_secs(300);
 /// The pause after a failed fetch.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// How long a request waits for a fetch that it asked for.
-const LOOKUP_WAIT: Duration = Duration::from_millis(2_000);
+/// How long a request waits for a fetch that it asked for: the cool-down, the fetch, and some more.
+const LOOKUP_WAIT: Duration = Duration::from_millis(3_000);
+/// Requests that wait for a fetch at once.
+const MAX_WAITING: usize = 256;
 const FETCH_TIMEOUT: Duration = Duration::from_millis(1_500);
 const MAX_JWKS_BYTES: usize = 256 << 10;
 
@@ -55,7 +58,10 @@ pub enum Lookup {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    last_fetch: Option<Instant>,
+    /// When the last fetch that has ended began ...
+    began: Option<Instant>,
+    /// ... and when it ended.
+    ended: Option<Instant>,
     succeeded: bool,
     loaded: bool,
 }
@@ -65,6 +71,7 @@ struct Progress {
 pub struct KeyStore {
     keys: ArcSwap<HashMap<String, Arc<Key>>>,
     wanted: Notify,
+    waiting: Semaphore,
     progress: watch::Sender<Progress>,
     withdrawn: AtomicU64,
 }
@@ -74,6 +81,7 @@ impl Default for KeyStore {
         Self {
             keys: ArcSwap::default(),
             wanted: Notify::new(),
+            waiting: Semaphore::new(MAX_WAITING),
             progress: watch::Sender::new(Progress::default()),
             withdrawn: AtomicU64::new(0),
         }
@@ -91,21 +99,32 @@ impl KeyStore {
         self.withdrawn.load(Ordering::Acquire)
     }
 
-    /// The key of `kid`, asking core when it is not known. Waits at most two seconds.
+    /// The key of `kid`, asking core when it is not known. Waits at most three seconds.
     pub async fn lookup(&self, kid: &str) -> Lookup {
         if let Some(key) = self.find(kid) {
             return Lookup::Found(key);
         }
+        let came = Instant::now();
         let mut progress = self.progress.subscribe();
-        let before = *progress.borrow_and_update();
-        if before.last_fetch.is_none_or(|at| at.elapsed() >= COOL_DOWN) {
-            self.wanted.notify_one();
-            // A time-out is answered by what is known then.
-            let _ = tokio::time::timeout(LOOKUP_WAIT, progress.changed()).await;
+        let before = *progress.borrow();
+        if !before.succeeded && before.is_recent() {
+            return Lookup::Unavailable;
         }
+        let Ok(_place) = self.waiting.try_acquire() else {
+            return Lookup::Unavailable;
+        };
+        self.wanted.notify_one();
+        // A fetch that began before does not say that there is no such key now.
+        let asked = progress.wait_for(|progress| {
+            progress.began.is_some_and(|began| began >= came) || self.find(kid).is_some()
+        });
+        let asked = match tokio::time::timeout(LOOKUP_WAIT, asked).await {
+            Ok(Ok(progress)) => progress.succeeded,
+            Ok(Err(_)) | Err(_) => false,
+        };
         match self.find(kid) {
             Some(key) => Lookup::Found(key),
-            None if progress.borrow().succeeded => Lookup::Unknown,
+            None if asked => Lookup::Unknown,
             None => Lookup::Unavailable,
         }
     }
@@ -140,13 +159,13 @@ impl KeyStore {
         if withdrawn {
             self.withdrawn.fetch_add(1, Ordering::AcqRel);
         }
-        self.fetched(true);
         Ok(())
     }
 
-    fn fetched(&self, succeeded: bool) {
+    pub(super) fn fetched(&self, began: Instant, succeeded: bool) {
         self.progress.send_modify(|progress| {
-            progress.last_fetch = Some(Instant::now());
+            progress.began = Some(began);
+            progress.ended = Some(Instant::now());
             progress.succeeded = succeeded;
             progress.loaded |= succeeded;
         });
@@ -156,6 +175,7 @@ impl KeyStore {
     pub async fn follow(&self, mesh: MeshClient, stop: CancellationToken) {
         let mut membership = mesh.directory().changed();
         loop {
+            let began = Instant::now();
             let fetched = tokio::select! {
                 () = stop.cancelled() => return,
                 fetched = self.fetch(&mesh) => fetched,
@@ -163,22 +183,36 @@ impl KeyStore {
             let succeeded = fetched.is_ok();
             if let Err(error) = fetched {
                 tracing::debug!(error = format!("{error:#}"), "cannot fetch the token keys");
-                self.fetched(false);
             }
+            self.fetched(began, succeeded);
             let pause = if succeeded { REFRESH_EVERY } else { RETRY_AFTER };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = self.wanted.notified() => {}
+                () = self.wanted_again() => {}
                 // The first instance of core has just come up: no need to wait for the pause.
                 Ok(()) = membership.changed(), if !succeeded => {}
             }
         }
     }
 
+    /// Somebody wants a key, and the cool-down is over.
+    async fn wanted_again(&self) {
+        self.wanted.notified().await;
+        let ended = self.progress.borrow().ended;
+        let rest = ended.map(|at| COOL_DOWN.saturating_sub(at.elapsed()));
+        tokio::time::sleep(rest.unwrap_or_default()).await;
+    }
+
     async fn fetch(&self, mesh: &MeshClient) -> anyhow::Result<()> {
         let document = mesh.get(CORE, JWKS_PATH, FETCH_TIMEOUT, MAX_JWKS_BYTES).await?;
         self.install(&document)
+    }
+}
+
+impl Progress {
+    fn is_recent(&self) -> bool {
+        self.ended.is_some_and(|at| at.elapsed() < COOL_DOWN)
     }
 }
 
@@ -253,5 +287,40 @@ mod tests {
         assert_eq!(store.withdrawals(), 0, "a key more withdraws nothing");
         install(&store, &[EC]).unwrap();
         assert_eq!(store.withdrawals(), 1);
+    }
+
+    #[tokio::test]
+    async fn there_is_no_such_key_only_when_core_has_been_asked_since() {
+        let store = Arc::new(KeyStore::default());
+        let before = Instant::now();
+        store.fetched(before, true);
+        let asking = Arc::clone(&store);
+        let lookup = tokio::spawn(async move { asking.lookup("gone").await });
+        while store.waiting.available_permits() == MAX_WAITING {
+            tokio::task::yield_now().await;
+        }
+        store.wanted.notified().await;
+        // One that began earlier ends now; it may have missed a key.
+        store.fetched(before, true);
+        tokio::task::yield_now().await;
+        assert!(!lookup.is_finished());
+        store.fetched(Instant::now(), true);
+        assert!(matches!(lookup.await.unwrap(), Lookup::Unknown));
+        assert_eq!(store.waiting.available_permits(), MAX_WAITING);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_wait_and_nobody_while_core_is_known_to_be_silent() {
+        let store = KeyStore::default();
+        install(&store, &[ED]).unwrap();
+        store.fetched(Instant::now(), true);
+        let everybody = store.waiting.acquire_many(u32::try_from(MAX_WAITING).unwrap()).await;
+        assert!(matches!(store.lookup("gone").await, Lookup::Unavailable));
+        assert!(matches!(store.lookup("ed").await, Lookup::Found(_)), "needs no waiting");
+        drop(everybody);
+        store.fetched(Instant::now(), false);
+        let asked = Instant::now();
+        assert!(matches!(store.lookup("gone").await, Lookup::Unavailable));
+        assert!(asked.elapsed() < COOL_DOWN);
     }
 }

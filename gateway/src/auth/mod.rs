@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, COOKIE, USER_AGENT};
+use http::header::{AUTHORIZATION, COOKIE};
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::identity::Subject;
 use tourin_chassis::secret::Secret;
@@ -87,66 +87,69 @@ impl Authenticator {
         access: &Access,
         credentials: &Credentials<'_>,
         address: IpAddr,
-        headers: &HeaderMap,
     ) -> Result<Subject, Answer> {
-        let member = self.member(credentials).await;
         let role = match access {
-            Access::Public => {
-                return Ok(match member {
-                    Ok(Some(member)) => subject(&member),
-                    // A bad token is as good as none here.
-                    Ok(None) | Err(_) => self.visitor(address, headers),
-                });
-            }
-            Access::Session => None,
             Access::Role(role) => Some(role),
+            _ => None,
         };
-        let Some(member) = member? else {
-            return Err(Answer::unauthenticated("this call needs a session: log in first", false));
-        };
-        match self.revocations.reliance(Instant::now()) {
-            Reliance::Usable => {}
-            Reliance::Loading => {
-                return Err(Answer::unavailable(
-                    "the gateway is still loading the ended sessions; try again",
-                ));
+        match (access, self.judge(credentials).await) {
+            (_, Shown::Good(member)) => match role {
+                Some(role) if !member.roles.contains(role) => {
+                    Err(Answer::forbidden(format!("this call needs the role {role:?}")))
+                }
+                _ => Ok(subject(&member)),
+            },
+            // A bad token is as good as none here; one that cannot be judged must not pass for good.
+            (Access::Public, _) | (Access::Optional, Shown::Nothing | Shown::Bad(_)) => {
+                let pseudonym = visitor::pseudonym(&self.secret, self.clock.now(), address);
+                Ok(Subject::Visitor { pseudonym })
             }
-            Reliance::Stale => {
-                return Err(Answer::unavailable("sessions cannot be checked just now; try again"));
+            (_, Shown::Bad(answer) | Shown::Unjudged(answer)) => Err(answer),
+            (_, Shown::Nothing) => {
+                Err(Answer::unauthenticated("this call needs a session: log in first", false))
             }
-        }
-        match role {
-            Some(role) if !member.roles.contains(role) => {
-                Err(Answer::forbidden(format!("this call needs the role {role:?}")))
-            }
-            _ => Ok(subject(&member)),
         }
     }
 
-    async fn member(&self, credentials: &Credentials<'_>) -> Result<Option<Arc<Member>>, Answer> {
+    async fn judge(&self, credentials: &Credentials<'_>) -> Shown {
         let Some(token) = credentials.token else {
-            return Ok(None);
+            return Shown::Nothing;
         };
-        let refused = |message| Err(Answer::unauthenticated(message, true));
-        match self.tokens.verify(token).await {
-            Ok(member) if self.revocations.has_ended(&member.session) => {
-                refused("this session has ended: log in again")
+        let bad = |message| Shown::Bad(Answer::unauthenticated(message, true));
+        let unjudged = |message: &'static str| Shown::Unjudged(Answer::unavailable(message));
+        let member = match self.tokens.verify(token).await {
+            Ok(member) => member,
+            Err(TokenError::Invalid) => return bad("the access token is not valid: log in again"),
+            Err(TokenError::Expired) => {
+                return bad("the access token has expired: have it reissued");
             }
-            Ok(member) => Ok(Some(member)),
-            Err(TokenError::Invalid) => refused("the access token is not valid: log in again"),
-            Err(TokenError::Expired) => refused("the access token has expired: have it reissued"),
             Err(TokenError::KeysUnavailable) => {
-                Err(Answer::unavailable("tokens cannot be checked just now; try again"))
+                return unjudged("tokens cannot be checked just now; try again");
             }
+        };
+        if self.revocations.has_ended(&member.session) {
+            return bad("this session has ended: log in again");
+        }
+        match self.revocations.reliance(Instant::now()) {
+            Reliance::Usable => Shown::Good(member),
+            Reliance::Loading => {
+                unjudged("the gateway is still loading the ended sessions; try again")
+            }
+            Reliance::Stale => unjudged("sessions cannot be checked just now; try again"),
         }
     }
+}
 
-    fn visitor(&self, address: IpAddr, headers: &HeaderMap) -> Subject {
-        let agent = headers.get(USER_AGENT).map_or(&[][..], |value| value.as_bytes());
-        Subject::Visitor {
-            pseudonym: visitor::pseudonym(&self.secret, self.clock.now(), address, agent),
-        }
-    }
+/// What a request's credentials are worth.
+enum Shown {
+    /// There are none.
+    Nothing,
+    /// A session that has not ended, as far as the policy asks to know.
+    Good(Arc<Member>),
+    /// Not good; trying again will not help. With the answer where a session is needed.
+    Bad(Answer),
+    /// That cannot be said just now, and it is our fault. With the answer to give.
+    Unjudged(Answer),
 }
 
 fn subject(member: &Member) -> Subject {

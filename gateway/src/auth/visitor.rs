@@ -1,8 +1,10 @@
 //! Pseudonyms for visitors without a session.
 //!
-//! Services may count a visitor, not know one: a pseudonym is a keyed hash of address and browser
-//! under a key that changes every day (UTC), so that it is the same within a day at every gateway,
-//! tells nothing of the address, and cannot be followed from one day to the next.
+//! Services may count a visitor, not know one: a pseudonym is a keyed hash of the visitor's network
+//! (IPv4 address, IPv6 /64) under a key that changes every day (UTC), so that it is the same within
+//! a day at every gateway, tells nothing of the address, and cannot be followed from one day to the
+//! next. Nothing else goes into it: what a client says of itself, such as its User-Agent, would let
+//! one visitor be as many as it likes. Visitors behind one address are one.
 
 use std::net::IpAddr;
 
@@ -11,24 +13,19 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use tourin_chassis::secret::Secret;
 
+use crate::limits::network_of;
+
 const PURPOSE: &str = "tourin/visitor/v1/";
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// Characters of base32 that are kept: 130 bits.
 const LENGTH: usize = 26;
 
 /// The visitor's pseudonym of the day.
-pub fn pseudonym(
-    secret: &Secret,
-    now: DateTime<Utc>,
-    address: IpAddr,
-    user_agent: &[u8],
-) -> String {
+pub fn pseudonym(secret: &Secret, now: DateTime<Utc>, address: IpAddr) -> String {
     let key = secret.derive_key(&format!("{PURPOSE}{}", now.date_naive()));
     let mut mac =
         <Hmac<Sha256> as Mac>::new_from_slice(&key).expect("HMAC accepts a key of any length");
-    mac.update(address.to_string().as_bytes());
-    mac.update(b"\n");
-    mac.update(user_agent);
+    mac.update(network_of(address).to_string().as_bytes());
     let digest = mac.finalize().into_bytes();
     let mut name = String::from("anon:");
     name.extend(base32(&digest).take(LENGTH));
@@ -64,17 +61,26 @@ mod tests {
         let secret = Secret::random();
         let noon = Utc.with_ymd_and_hms(2026, 5, 4, 12, 0, 0).unwrap();
         let address: IpAddr = "203.0.113.9".parse().unwrap();
-        let name = pseudonym(&secret, noon, address, b"browser");
+        let name = pseudonym(&secret, noon, address);
         assert_eq!(name.len(), "anon:".len() + LENGTH);
         assert!(name["anon:".len()..].bytes().all(|byte| ALPHABET.contains(&byte)));
-        assert_eq!(name, pseudonym(&secret, noon + TimeDelta::hours(11), address, b"browser"));
+        assert_eq!(name, pseudonym(&secret, noon + TimeDelta::hours(11), address));
         for other in [
-            pseudonym(&secret, noon + TimeDelta::hours(12), address, b"browser"),
-            pseudonym(&secret, noon, address, b"another"),
-            pseudonym(&secret, noon, "203.0.113.10".parse().unwrap(), b"browser"),
-            pseudonym(&Secret::random(), noon, address, b"browser"),
+            pseudonym(&secret, noon + TimeDelta::hours(12), address),
+            pseudonym(&secret, noon, "203.0.113.10".parse().unwrap()),
+            pseudonym(&Secret::random(), noon, address),
         ] {
             assert_ne!(name, other);
         }
+    }
+
+    #[test]
+    fn a_whole_ipv6_network_is_one_visitor() {
+        let (secret, now) = (Secret::random(), Utc.with_ymd_and_hms(2026, 5, 4, 12, 0, 0).unwrap());
+        let name = |address: &str| pseudonym(&secret, now, address.parse().unwrap());
+        assert_eq!(name("2001:db8::1"), name("2001:db8::ffff:2"));
+        assert_ne!(name("2001:db8::1"), name("2001:db8:0:1::1"));
+        assert_eq!(name("::ffff:203.0.113.9"), name("203.0.113.9"));
+        assert_ne!(name("::ffff:203.0.113.9"), name("::ffff:203.0.113.10"));
     }
 }

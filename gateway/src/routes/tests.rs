@@ -20,8 +20,8 @@ fn the_built_in_table_covers_the_contract() {
         ("GET", "/api/users/u/bookmarks/1", "core", Access::Public),
         ("DELETE", "/api/users/u/bookmarks/1", "core", Access::Session),
         ("GET", "/api/users/u/tour-spot-reviews/likes", "core", Access::Public),
-        ("GET", "/api/tour-spots", "core", Access::Public),
-        ("GET", "/api/tour-spots/map", "core", Access::Public),
+        ("GET", "/api/tour-spots", "core", Access::Optional),
+        ("GET", "/api/tour-spots/map", "core", Access::Optional),
         ("HEAD", "/api/tour-spots/1", "core", Access::Public),
         ("GET", "/api/tour-spots/1/reviews", "core", Access::Public),
         ("POST", "/api/tour-spots/1/reviews", "core", Access::Session),
@@ -48,6 +48,17 @@ fn the_built_in_table_covers_the_contract() {
     let bookmarks = table.find("/api/users/u/bookmarks").unwrap();
     assert_eq!(bookmarks.allow(), "GET, HEAD, POST");
     assert_eq!(bookmarks.access(&Method::DELETE), None);
+}
+
+#[test]
+fn guessing_and_bulk_accounts_are_slowed_down() {
+    let table = RouteTable::parse(BUILT_IN).unwrap();
+    for (path, expected) in
+        [("/api/auth/login", 300), ("/api/auth/signup", 300), ("/api/auth/reissue", 600)]
+    {
+        let rate = table.find(path).unwrap().rate_per_minute.map(NonZeroU32::get);
+        assert_eq!(rate, Some(expected), "{path}");
+    }
 }
 
 #[test]

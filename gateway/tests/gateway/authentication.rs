@@ -81,7 +81,12 @@ async fn a_visitor_has_a_pseudonym_and_no_address() {
         name(&other.call("GET", "/api/tour-spots/1", &agent).await),
         "the same at every gateway"
     );
-    assert_ne!(first, name(&gateway.call("GET", "/api/users", &[("user-agent", "another")]).await));
+    let another = [("user-agent", "another")];
+    assert_eq!(
+        first,
+        name(&gateway.call("GET", "/api/users", &another).await),
+        "nobody is two by saying so"
+    );
 }
 
 #[tokio::test]
@@ -173,7 +178,13 @@ async fn when_core_is_silent_sessions_are_served_or_denied_as_configured() {
     let denied = denying.call_as(&token, "GET", "/api/recommendations/trend").await;
     denied.assert_refused(503, "unavailable");
     assert!(denied.header("retry-after").is_some());
-    assert_eq!(denying.call_as(&token, "GET", "/api/tour-spots/1/similar").await.status, 200);
+    let public = denying.call_as(&token, "GET", "/api/tour-spots/1/similar").await;
+    assert_eq!(public.asked()["subject"]["kind"], "visitor", "a token that cannot be judged");
+    for lists in ["/api/tour-spots", "/api/tour-spots/map"] {
+        let refused = denying.call_as(&token, "GET", lists).await;
+        refused.assert_refused(503, "unavailable");
+        assert!(refused.header("retry-after").is_some());
+    }
     assert_eq!(serving.call_as(&token, "GET", "/api/recommendations/trend").await.status, 200);
     // A key that cannot be asked about is no reason for a 401.
     let unknown = Issuer::new(9, "key-9").token("member01", "s1");
@@ -195,9 +206,56 @@ async fn before_anything_is_loaded_nobody_is_turned_away_as_a_stranger() {
     let token = Issuer::new(7, "key-1").token("member01", "s1");
     let answer = gateway.call_as(&token, "GET", "/api/recommendations/trend").await;
     answer.assert_refused(503, "unavailable");
+    let list = gateway.call_as(&token, "GET", "/api/tour-spots").await;
+    list.assert_refused(503, "unavailable");
+    assert!(list.body["message"].as_str().unwrap().contains("tokens"), "{list:?}");
     mesh.service("core", "core-1").await;
     eventually("core is there", || async {
         gateway.call_as(&token, "GET", "/api/recommendations/trend").await.status == 200
     })
     .await;
+}
+
+#[tokio::test]
+async fn where_a_session_is_optional_a_token_is_believed_or_not_but_never_unchecked() {
+    let (mesh, core, gateway) = Mesh::complete().await;
+    let token = core.issuer.token("member01", "s1");
+    for path in ["/api/tour-spots", "/api/tour-spots/map"] {
+        let kind = async |token: Option<&str>| {
+            let answer = match token {
+                Some(token) => gateway.call_as(token, "GET", path).await,
+                None => gateway.get(path).await,
+            };
+            answer.asked()["subject"]["kind"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(kind(Some(&token)).await, "member");
+        assert_eq!(kind(Some("nonsense")).await, "visitor");
+        assert_eq!(kind(None).await, "visitor");
+    }
+    // Core gives its keys but not yet its ended sessions: the token may be one of a session that
+    // has ended.
+    core.withhold_ended_sessions();
+    let starting = mesh.starting_gateway(|_| {}).await;
+    eventually("the keys are there", || async {
+        let unready = starting.get("/readyz").await.body["unready"].clone();
+        unready.get("sessions").is_some() && unready.as_object().unwrap().len() == 1
+    })
+    .await;
+    let refused = starting.call_as(&token, "GET", "/api/tour-spots?customFilters=bookmarked").await;
+    refused.assert_refused(503, "unavailable");
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(starting.get("/api/tour-spots").await.asked()["subject"]["kind"], "visitor");
+    let public = starting.call_as(&token, "GET", "/api/tour-spots/1").await;
+    assert_eq!(public.asked()["subject"]["kind"], "visitor", "not checked, so not believed");
+}
+
+#[tokio::test]
+async fn a_new_keys_token_is_good_right_after_somebody_made_a_key_up() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let made_up = Issuer::new(9, "key-9").token("member01", "s1");
+    gateway.call_as(&made_up, "GET", "/api/auth/me").await.assert_refused(401, "unauthenticated");
+    let new = Issuer::new(8, "key-2");
+    core.publish(vec![core.issuer.jwk(), new.jwk()]);
+    let answer = gateway.call_as(&new.token("member01", "s1"), "GET", "/api/auth/me").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
 }

@@ -69,7 +69,7 @@ async fn a_slow_head_is_cut_off_as_a_whole() {
     let mesh = Mesh::start().await;
     let gateway = limited(&mesh, |settings| {
         settings.header_read_timeout_ms = 300;
-        settings.client_idle_ms = 300;
+        settings.client_first_byte_ms = 300;
     })
     .await;
     // A byte now and then keeps no connection.
@@ -137,6 +137,76 @@ async fn a_service_that_does_not_answer_costs_504() {
 }
 
 #[tokio::test]
+async fn an_answer_that_nobody_reads_is_over_when_its_time_is() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh
+        .gateway(|settings| {
+            settings.total_timeout_ms = 1_000;
+            settings.client_stall_ms = 60_000;
+        })
+        .await;
+    let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
+    stream.write_all(b"GET /api/users?flood HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    eventually("the answer has begun", || async { core.held() == 1 }).await;
+    // The client does not read, so the gateway cannot write.
+    eventually("the gateway has given it up", || async { core.held() == 0 }).await;
+}
+
+#[tokio::test]
+async fn silent_connections_of_one_client_leave_room_for_others() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| {
+        settings.max_connections_per_client = 8;
+        settings.client_first_byte_ms = 600_000;
+    })
+    .await;
+    // From another address of this machine than everybody else's.
+    let connect = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        socket.connect(gateway.addr).await.unwrap()
+    };
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        idle.push(connect().await);
+    }
+    let mut buffer = [0; 4096];
+    let mut one_more = connect().await;
+    let closed = tokio::time::timeout(Duration::from_secs(5), one_more.read(&mut buffer)).await;
+    assert!(matches!(closed.expect("closed at once"), Ok(0) | Err(_)));
+    assert_eq!(gateway.get("/api/users").await.status, 200, "another client");
+    // The eight are served, and one that goes makes room.
+    let ask = b"GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n";
+    idle[0].write_all(ask).await.unwrap();
+    assert!(idle[0].read(&mut buffer).await.unwrap() > 0);
+    idle.pop();
+    eventually("there is room again", async || {
+        let mut next = connect().await;
+        next.write_all(ask).await.is_ok()
+            && next.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_connection_has_less_patience_than_a_used_one() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| settings.client_first_byte_ms = 300).await;
+    let mut used = TcpStream::connect(gateway.addr).await.unwrap();
+    let ask = b"GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut buffer = [0; 4096];
+    used.write_all(ask).await.unwrap();
+    assert!(used.read(&mut buffer).await.unwrap() > 0);
+    let mut silent = TcpStream::connect(gateway.addr).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut buffer)).await;
+    assert_eq!(closed.expect("closed").unwrap(), 0);
+    used.write_all(ask).await.unwrap();
+    assert!(used.read(&mut buffer).await.unwrap() > 0, "kept between requests");
+}
+
+#[tokio::test]
 async fn only_so_many_requests_at_once() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
@@ -164,7 +234,7 @@ async fn calls_that_invite_guessing_are_rate_limited() {
     let folder = tempfile::tempdir().unwrap();
     let routes = folder.path().join("routes.toml");
     let table = tourin_gateway::routes::BUILT_IN.replacen(
-        "rate_per_minute = 6000",
+        "rate_per_minute = 300",
         "rate_per_minute = 3",
         1,
     );

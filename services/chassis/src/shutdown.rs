@@ -1,8 +1,10 @@
 //! Stopping in order: one signal that everybody sees, and an owner for every background task.
 
 use std::future::Future;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -61,18 +63,36 @@ impl Shutdown {
 
 /// The owner of a service's background tasks.
 ///
-/// A task must end soon after the [`Shutdown`] that its owner was made with; one that ends before
-/// is logged as an error, for nothing would do its work any more.
+/// A task must end soon after the [`Shutdown`] that its owner was made with. One that ends before
+/// is a failure, for nothing would do its work any more: it is logged, the service is stopped where
+/// [`Tasks::or_stop`] says so, and [`Tasks::finish`] tells of it.
 #[derive(Debug, Clone)]
 pub struct Tasks {
     tracker: TaskTracker,
     shutdown: Shutdown,
+    on_failure: Option<Shutdown>,
+    failed: Arc<OnceLock<&'static str>>,
+    running: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
 impl Tasks {
     /// An owner without tasks.
     pub fn new(shutdown: Shutdown) -> Self {
-        Self { tracker: TaskTracker::new(), shutdown }
+        Self {
+            tracker: TaskTracker::new(),
+            shutdown,
+            on_failure: None,
+            failed: Arc::default(),
+            running: Arc::default(),
+        }
+    }
+
+    /// The same, but a task that ends too early begins `stop`: a service without its relay, say, is
+    /// better started anew by whoever supervises it than left half alive.
+    #[must_use]
+    pub fn or_stop(mut self, stop: Shutdown) -> Self {
+        self.on_failure = Some(stop);
+        self
     }
 
     /// The signal on which the tasks stop.
@@ -85,27 +105,71 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let shutdown = self.shutdown.clone();
         let running = tokio::spawn(task);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).push(running.abort_handle());
+        let owner = self.clone();
         self.tracker.spawn(async move {
             match running.await {
-                Ok(()) if shutdown.is_begun() => tracing::debug!(task = name, "task ended"),
-                Ok(()) => tracing::error!(task = name, "task ended before the service"),
-                Err(error) => tracing::error!(task = name, %error, "task failed"),
+                Ok(()) if owner.shutdown.is_begun() => tracing::debug!(task = name, "task ended"),
+                Err(error) if error.is_cancelled() => tracing::warn!(task = name, "task dropped"),
+                Ok(()) => owner.fail(name, "it ended before the service"),
+                Err(error) => owner.fail(name, &error.to_string()),
             }
         });
     }
 
-    /// Waits for all tasks to end, at most `limit`. Returns whether all did.
-    pub async fn finish(self, limit: Duration) -> bool {
-        self.tracker.close();
-        let finished = tokio::time::timeout(limit, self.tracker.wait()).await.is_ok();
-        if !finished {
-            tracing::warn!(
-                limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-                "tasks still running at the end of the drain"
-            );
+    fn fail(&self, name: &'static str, reason: &str) {
+        tracing::error!(task = name, reason, "a background task failed");
+        // The first failure is the one to tell of; others may follow from it.
+        let _first = self.failed.set(name);
+        if let Some(stop) = &self.on_failure {
+            stop.begin();
         }
-        finished
+    }
+
+    /// Waits for all tasks to end, at most `limit`; those left then are dropped.
+    ///
+    /// # Errors
+    /// When a task had ended too early.
+    pub async fn finish(self, limit: Duration) -> anyhow::Result<()> {
+        self.tracker.close();
+        if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {
+            for task in self.running.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                task.abort();
+            }
+            self.tracker.wait().await;
+        }
+        match self.failed.get() {
+            Some(name) => Err(anyhow::anyhow!("the background task '{name}' failed")),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_dies_stops_the_service() {
+        let stop = Shutdown::new();
+        let end = Shutdown::new();
+        let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
+        let until_end = end.clone();
+        tasks.spawn("lives", async move { until_end.begun().await });
+        tasks.spawn("dies", async { panic!("boom") });
+        tokio::time::timeout(Duration::from_secs(5), stop.begun()).await.expect("it stops");
+        end.begin();
+        let error = tasks.finish(Duration::from_secs(5)).await.unwrap_err().to_string();
+        assert!(error.contains("'dies'"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_does_not_end_is_dropped_after_the_limit() {
+        let end = Shutdown::new();
+        let tasks = Tasks::new(end.clone());
+        tasks.spawn("stuck", std::future::pending());
+        end.begin();
+        tasks.finish(Duration::from_millis(20)).await.unwrap();
     }
 }

@@ -101,13 +101,21 @@ pub struct PasswordSettings {
     /// Milliseconds that a request waits for its turn to hash before it is answered 503
     #[arg(long, env = "TOURIN_PASSWORD_WAIT_MS", value_name = "MS", default_value_t = 5_000, value_parser = value_parser!(u64).range(1..=60_000))]
     pub password_wait_ms: u64,
-    /// Wrong passwords that an account bears before attempts have to wait
+    /// Wrong passwords that an account bears from one client's network, or from one session that
+    /// changes the password, before attempts from there have to wait
     #[arg(long, env = "TOURIN_LOGIN_BURST", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=10_000))]
     pub login_burst: u32,
-    /// Milliseconds per further attempt
+    /// Milliseconds per further attempt from there
     #[arg(long, env = "TOURIN_LOGIN_REFILL_MS", value_name = "MS", default_value_t = 6_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub login_refill_ms: u64,
-    /// Accounts whose wrong passwords are counted at once
+    /// Wrong passwords that an account bears from all networks together before attempts have to
+    /// wait, the member's own too; --login-burst alone stops a single network
+    #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_BURST", value_name = "N", default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub login_account_burst: u32,
+    /// Milliseconds per further attempt from all networks together
+    #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_REFILL_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    pub login_account_refill_ms: u64,
+    /// Accounts, and pairs of an account and a network, whose wrong passwords are counted at once
     #[arg(long, env = "TOURIN_LOGIN_ACCOUNTS", value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u32).range(100..=10_000_000))]
     pub login_accounts: u32,
 }
@@ -155,6 +163,8 @@ impl Default for PasswordSettings {
             password_wait_ms: 5_000,
             login_burst: 10,
             login_refill_ms: 6_000,
+            login_account_burst: 100,
+            login_account_refill_ms: 1_000,
             login_accounts: 100_000,
         }
     }
@@ -199,9 +209,12 @@ impl PasswordSettings {
 
     /// How many wrong passwords an account bears.
     pub fn attempts(&self) -> AttemptPolicy {
+        let at_least_one = |burst| NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
         AttemptPolicy {
-            burst: NonZeroU32::new(self.login_burst).unwrap_or(NonZeroU32::MIN),
+            burst: at_least_one(self.login_burst),
             refill: Duration::from_millis(self.login_refill_ms),
+            account_burst: at_least_one(self.login_account_burst),
+            account_refill: Duration::from_millis(self.login_account_refill_ms),
             keys: usize::try_from(self.login_accounts).unwrap_or(usize::MAX),
         }
     }

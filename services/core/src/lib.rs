@@ -14,9 +14,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 
-use std::fs::DirBuilder;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +29,7 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::{Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::outbox::Wake;
+use tourin_shared_events::sqlite::create_private_folder;
 
 pub use self::config::Settings;
 use crate::app::import::load_catalogue;
@@ -116,7 +115,7 @@ impl Core {
             self;
         // Tasks outlive the last request: what it left behind (views, events) is still written.
         let end = Shutdown::new();
-        let tasks = Tasks::new(end.clone());
+        let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
         let health = Health::new();
         background::start(&tasks, &store, &state, &dependencies, &health);
 
@@ -163,18 +162,15 @@ impl Core {
             tracing::warn!(%error, "the last views could not be written");
         }
         end.begin();
-        tasks.finish(TASKS_LIMIT).await;
+        let finished = tasks.finish(TASKS_LIMIT).await;
         store.close().await;
-        served.context("serving")
+        served.context("serving").and(finished)
     }
 }
 
 /// Makes the folder with access for its owner only: it holds a private key and password hashes.
 fn create_private(folder: &Path) -> anyhow::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
+    create_private_folder(folder)
         .with_context(|| format!("--data-dir {}: cannot make the folder", folder.display()))
 }
 

@@ -160,6 +160,17 @@ impl TestCore {
         self.send(request.body(body).unwrap()).await
     }
 
+    /// Tries to log in as a visitor from `address`, through the gateway.
+    pub(crate) async fn log_in_from(&self, address: &str, agent: &str, body: &Value) -> Answer {
+        let visitor = Subject::Visitor { pseudonym: format!("anon:{address}/{agent}") };
+        let request = Request::post("/api/auth/login")
+            .header(IDENTITY_HEADER, self.signer.sign(&visitor, SERVICE))
+            .header("x-forwarded-for", address)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Body::from(body.to_string()));
+        self.send(request.unwrap()).await
+    }
+
     /// Signs a member up, with [`PASSWORD`], and logs in: the answer and the identity that the
     /// gateway would make of it.
     pub(crate) async fn member(&self, id: &str) -> (Answer, Subject) {

@@ -13,6 +13,7 @@ use tourin_shared_events::bus::feed::FeedStats;
 use crate::app::ingest::Ingest;
 use crate::app::ports::{PortError, SpotReplica};
 use crate::app::resync::Resync;
+use crate::store::Failure;
 use crate::upstream::core::CORE;
 
 /// Waits after a resync that failed.
@@ -128,6 +129,20 @@ impl ReplicaKeeper {
     }
 }
 
+/// Says that the service is not ready once its store has stopped for good, until `stop`.
+pub(crate) async fn watch_store(mut failure: Failure, store: Dependency, stop: CancellationToken) {
+    store.set_ready();
+    tokio::select! {
+        reason = failure.happened() => {
+            tracing::error!(reason, "the store has stopped; the service must be started again");
+            store.set_unready(reason);
+            // The task stays, for its work is not over before the service is.
+            stop.cancelled().await;
+        }
+        () = stop.cancelled() => {}
+    }
+}
+
 /// Removes what has no effect any more, until `stop`.
 pub(crate) async fn prune(ingest: Ingest, stop: CancellationToken) {
     loop {
@@ -140,5 +155,26 @@ pub(crate) async fn prune(ingest: Ingest, stop: CancellationToken) {
             Ok(removed) => tracing::debug!(removed, "pruned"),
             Err(error) => tracing::warn!(%error, "cannot prune"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tourin_chassis::health::Health;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_has_stopped_makes_the_service_unready_with_the_reason() {
+        let (sender, failure) = Failure::new();
+        let (health, stop) = (Health::new(), CancellationToken::new());
+        let mut watching = Box::pin(watch_store(failure, health.register("store"), stop.clone()));
+        assert!(futures::poll!(&mut watching).is_pending());
+        assert!(health.unready().is_empty());
+        sender.send_replace(Some("the writer panicked".to_owned()));
+        assert!(futures::poll!(&mut watching).is_pending());
+        assert_eq!(health.unready()["store"], "the writer panicked");
+        stop.cancel();
+        watching.await;
     }
 }

@@ -32,8 +32,10 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::bus::feed::{FeedSettings, FeedStats, FeedSubscriber};
+use tourin_shared_events::sqlite::create_private_folder;
 
 pub use crate::config::Settings;
+pub use crate::consumers::subscriptions;
 pub use crate::store::Stores;
 
 use crate::app::ingest::Ingest;
@@ -60,7 +62,8 @@ type Events = Arc<dyn Subscriber>;
 
 /// What the service is given by whoever runs it.
 pub struct Dependencies {
-    /// The bus to consume from. `None`: follow core's feed over HTTP, which services in separate
+    /// The bus to consume from. A bus that forgets what no queue has taken must know the queues of [`subscriptions`]
+    /// before anybody publishes. `None`: follow core's feed over HTTP, which services in separate
     /// processes on embedded stores do.
     pub events: Option<Arc<dyn Subscriber>>,
     /// Stores shared with other replicas in this process. `None`: open the file in the data folder.
@@ -127,7 +130,7 @@ impl Recommendation {
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
         // The mesh must have stopped sending before anything here ends.
         let end = Shutdown::new();
-        let tasks = Tasks::new(end.clone());
+        let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
         let health = Health::new();
 
         let (directory, following) = Directory::follow(self.registry.clone(), end.token());
@@ -135,6 +138,14 @@ impl Recommendation {
         let secret = &self.settings.mesh.registration_secret;
         let core = Arc::new(CoreClient::new(directory.clone(), IdentitySigner::new(secret))?);
         let (subscriber, feed) = self.subscriber(&core)?;
+        tasks.spawn(
+            "store watcher",
+            background::watch_store(
+                self.stores.failure.clone(),
+                health.register("store"),
+                tasks.shutdown().token(),
+            ),
+        );
         self.consume(subscriber, &tasks, &health);
         self.keep_replica(core, directory, feed, &tasks, &health);
 
@@ -178,8 +189,8 @@ impl Recommendation {
             },
             membership
         );
-        tasks.finish(Duration::from_millis(TASKS_TIMEOUT_MS)).await;
-        served.context("the listener failed")
+        let finished = tasks.finish(Duration::from_millis(TASKS_TIMEOUT_MS)).await;
+        served.context("the listener failed").and(finished)
     }
 
     /// The bus that was given, or the follower of core's feed with its counters.
@@ -237,7 +248,7 @@ impl Recommendation {
     ) {
         let spots = Arc::clone(&self.stores.spots);
         let keeper = ReplicaKeeper {
-            resync: Resync::new(core, Arc::clone(&spots), Arc::clone(&self.clock)),
+            resync: Resync::new(core, Arc::clone(&spots)),
             spots,
             directory,
             ready: health.register("replica of spots"),
@@ -264,15 +275,14 @@ impl Recommendation {
     }
 }
 
-/// Opens the stores in the settings' data folder, making the folder if need be. Replicas in one
+/// Opens the stores in the settings' data folder, making the folder, for its owner only, if need be. Replicas in one
 /// process share what this returns.
 ///
 /// # Errors
 /// When the folder or the file in it cannot be used.
 pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Result<Stores> {
     let folder = &settings.data_dir;
-    tokio::fs::create_dir_all(folder)
-        .await
+    create_private_folder(folder)
         .with_context(|| format!("--data-dir {}: cannot make the folder", folder.display()))?;
     let rules = &settings.rules;
     Stores::open(&settings.file(), rules.trend(), rules.histories(), clock)

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,7 +22,9 @@ use tourin_chassis::config::MeshSettings;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_recommendation::{Dependencies, Recommendation, SERVICE, Settings, open_stores};
+use tourin_recommendation::{
+    Dependencies, Recommendation, SERVICE, Settings, open_stores, subscriptions,
+};
 use tourin_shared_events::bus::Publisher as _;
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing, ViewTourspot};
@@ -287,6 +290,9 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
     let settings = settings(folder.path(), mesh.url());
     let stores = open_stores(&settings, clock.clone()).await.unwrap();
     let bus = InProcessBus::new(stores.dead_letters.clone());
+    for subscription in subscriptions() {
+        bus.declare(subscription).unwrap();
+    }
     let mut replicas = Vec::new();
     for _ in 0..2 {
         let dependencies = Dependencies {
@@ -314,6 +320,16 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
     for replica in replicas {
         replica.stop().await;
     }
+}
+
+#[tokio::test]
+async fn what_the_service_keeps_is_for_its_owner_only() {
+    let place = tempfile::tempdir().unwrap();
+    let settings = settings(&place.path().join("data"), "http://127.0.0.1:1".to_owned());
+    let _stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&settings.data_dir), 0o700);
+    assert_eq!(mode(&settings.file()), 0o600);
 }
 
 #[tokio::test]

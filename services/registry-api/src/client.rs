@@ -75,7 +75,8 @@ impl fmt::Debug for RegistryClient {
 
 impl RegistryClient {
     /// A client of the registry at `base_url` (`http://host:port`, no path needed), which shows
-    /// `secret` (the registration secret) with every call that needs it. Opens no connection.
+    /// `secret` (the registration secret) with every call: what is open to strangers too has more
+    /// room for those who hold it. Opens no connection.
     ///
     /// # Errors
     /// [`InvalidRegistryUrl`] when `base_url` is not an `http://` URL with a host.
@@ -164,7 +165,7 @@ impl RegistryClient {
     /// # Errors
     /// As they say.
     pub async fn list(&self, service: Option<&str>) -> Result<Snapshot, ClientError> {
-        let mut request = self.http.get(format!("{}/v1/instances", self.base));
+        let mut request = self.read("/v1/instances");
         if let Some(service) = service {
             request = request.query(&[("service", service)]);
         }
@@ -188,12 +189,9 @@ impl RegistryClient {
         epoch: u64,
         watcher: Option<&str>,
     ) -> Result<Response, ClientError> {
-        let mut request = self.http.get(format!("{}/v1/watch", self.base));
-        request = request.query(&[("from", from), ("epoch", epoch)]);
+        let mut request = self.read("/v1/watch").query(&[("from", from), ("epoch", epoch)]);
         if let Some(watcher) = watcher {
-            request = request
-                .query(&[("watcher", watcher)])
-                .header(reqwest::header::AUTHORIZATION, &*self.bearer);
+            request = request.query(&[("watcher", watcher)]);
         }
         let opening = self.send(request);
         match tokio::time::timeout(Duration::from_millis(REQUEST_TIMEOUT_MS), opening).await {
@@ -217,10 +215,18 @@ impl RegistryClient {
     }
 
     fn write(&self, method: Method, path: &str) -> RequestBuilder {
+        self.call(method, path).timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
+    }
+
+    /// Without a time-out: a watch has none.
+    fn read(&self, path: &str) -> RequestBuilder {
+        self.call(Method::GET, path)
+    }
+
+    fn call(&self, method: Method, path: &str) -> RequestBuilder {
         self.http
             .request(method, format!("{}{path}", self.base))
             .header(reqwest::header::AUTHORIZATION, &*self.bearer)
-            .timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {

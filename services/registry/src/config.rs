@@ -31,7 +31,7 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=5_000)
     )]
     pub max_instances: u32,
-    /// Most watchers that hold the secret
+    /// Most watchers that hold the secret, with a name or without
     #[arg(
         long,
         env = "TOURIN_REGISTRY_MAX_WATCHERS",
@@ -80,8 +80,8 @@ impl Settings {
                 history: self.history as usize,
             },
             watchers: WatcherLimits {
-                named: self.max_watchers as usize,
-                anonymous: self.max_anonymous_watchers as usize,
+                holders: self.max_watchers as usize,
+                strangers: self.max_anonymous_watchers as usize,
             },
         }
     }

@@ -61,7 +61,7 @@ impl Registry {
     /// When the listener fails for good.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
         let Self { listener, addr, discovery, settings } = self;
-        let tasks = Tasks::new(stop.clone());
+        let tasks = Tasks::new(stop.clone()).or_stop(stop.clone());
         tasks.spawn("lease sweeper", Arc::clone(&discovery).sweep(stop.clone()));
 
         let secret = settings.registration_secret;
@@ -71,7 +71,6 @@ impl Registry {
         let router = service_router("registry", routes, verifier, Health::new(), &limits);
         tracing::info!(%addr, "registry listening");
         serve(listener, router, &limits, stop, Duration::from_millis(DRAIN_TIMEOUT_MS)).await?;
-        tasks.finish(Duration::from_millis(500)).await;
-        Ok(())
+        tasks.finish(Duration::from_millis(500)).await
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tourin_chassis::secret::Secret;
 
 /// A data folder, held by this process until dropped.
@@ -83,14 +83,15 @@ impl DataDir {
             Ok(text) => text.trim().parse().map_err(|error| anyhow::anyhow!("{shown}: {error}")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let secret = Secret::random();
-                let mut file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(&path)
+                // Whole or not at all: half a secret would stop every later start. The draft's mode
+                // is 0600.
+                let mut draft = NamedTempFile::new_in(&self.path)
                     .with_context(|| format!("cannot write {shown}"))?;
-                file.write_all(secret.expose().as_bytes())
+                draft
+                    .write_all(secret.expose().as_bytes())
+                    .and_then(|()| draft.as_file().sync_all())
                     .with_context(|| format!("cannot write {shown}"))?;
+                draft.persist_noclobber(&path).with_context(|| format!("cannot write {shown}"))?;
                 Ok(secret)
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),

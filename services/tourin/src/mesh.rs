@@ -82,6 +82,10 @@ impl Mesh {
 
         let letters = dead_letters::open(data_dir.path()).await?;
         let bus = Arc::new(InProcessBus::new(Arc::new(letters)));
+        // Before anything is published: what is confirmed was offered to every queue.
+        for subscription in tourin_recommendation::subscriptions() {
+            bus.declare(subscription)?;
+        }
         let core = Core::build(
             core_settings(&settings, &data_dir, mesh.clone()),
             tourin_core::Dependencies { publisher: Some(bus.clone()), clock: clock.clone() },
@@ -132,19 +136,18 @@ impl Mesh {
         &self.data_dir
     }
 
-    /// Waits until a part ends by itself, which none should; says which and why.
+    /// Waits until a part ends by itself, which none should; says which and why. The part is gone
+    /// then; the others run on until [`Mesh::stop`].
     pub async fn part_ended(&mut self) -> anyhow::Error {
-        let parts = self.parts.iter_mut().map(|part| {
-            Box::pin(async {
-                let reason = match (&mut part.running).await {
-                    Ok(Ok(())) => anyhow!("it ended"),
-                    Ok(Err(error)) => error,
-                    Err(error) => anyhow!(error),
-                };
-                reason.context(format!("{} stopped unasked", part.name))
-            })
-        });
-        futures::future::select_all(parts).await.0
+        let running = self.parts.iter_mut().map(|part| &mut part.running);
+        let (ended, index, _) = futures::future::select_all(running).await;
+        let part = self.parts.remove(index);
+        let reason = match ended {
+            Ok(Ok(())) => anyhow!("it ended"),
+            Ok(Err(error)) => error,
+            Err(error) => anyhow!(error),
+        };
+        reason.context(format!("{} stopped unasked", part.name))
     }
 
     /// Stops the parts, who calls before who is called, so that what is in flight finishes.
@@ -202,6 +205,7 @@ fn gateway_settings(settings: &UpSettings, mesh: MeshSettings) -> tourin_gateway
     let mut gateway = tourin_gateway::Settings::new(mesh);
     gateway.listen = settings.listen;
     gateway.allowed_origins.clone_from(&settings.allowed_origins);
+    gateway.trusted_proxies.clone_from(&settings.trusted_proxies);
     gateway.routes.clone_from(&settings.routes);
     gateway
 }
@@ -230,20 +234,25 @@ fn recommendation_settings(
 /// `tourin up`: runs until told to stop.
 ///
 /// # Errors
-/// As [`Mesh::start`] and [`Mesh::stop`], and when a part ends by itself.
+/// As [`Mesh::start`]. What fails later is logged, and the exit code is 1.
 pub async fn up(settings: UpSettings, stop: Shutdown) -> anyhow::Result<ExitCode> {
     let mut mesh = Mesh::start(settings, stop.clone()).await?;
     if !stop.is_begun() {
         greet(&mesh).context("cannot write to standard output")?;
     }
-    tokio::select! {
-        () = stop.begun() => mesh.stop().await?,
-        failed = mesh.part_ended() => {
-            tracing::error!(error = format!("{failed:#}"), "stopping");
-            return Ok(ExitCode::FAILURE);
+    let failed = tokio::select! {
+        () = stop.begun() => None,
+        failed = mesh.part_ended() => Some(failed),
+    };
+    // Also after a failure: what the other parts hold (views not yet written) is still good.
+    let failed = failed.or(mesh.stop().await.err());
+    Ok(match failed {
+        None => ExitCode::SUCCESS,
+        Some(error) => {
+            tracing::error!(error = format!("{error:#}"), "stopped with a failure");
+            ExitCode::FAILURE
         }
-    }
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Says where everything is, and three lines that a newcomer can paste.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
+use tourin_gateway::client_address::Network;
 use tourin_gateway::origin::Origin;
 
 /// The most replicas of a service in one process: each has its own listener and heartbeat.
@@ -17,19 +19,13 @@ pub struct UpSettings {
     #[arg(long, env = "TOURIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// Folder that keeps the data; made when it is not there
-    #[arg(
-        long,
-        env = "TOURIN_DATA_DIR",
-        value_name = "DIR",
-        default_value = "tourin-data",
-        conflicts_with = "ephemeral"
-    )]
+    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
     pub data_dir: PathBuf,
-    /// Keep the data in a temporary folder that goes with the process
-    #[arg(long, env = "TOURIN_EPHEMERAL")]
+    /// Keep the data in a temporary folder that goes with the process; wins over --data-dir
+    #[arg(long, env = "TOURIN_EPHEMERAL", value_parser = BoolishValueParser::new())]
     pub ephemeral: bool,
     /// Do not load the catalogue of tour spots at the first start
-    #[arg(long, env = "TOURIN_NO_DEMO")]
+    #[arg(long, env = "TOURIN_NO_DEMO", value_parser = BoolishValueParser::new())]
     pub no_demo: bool,
     /// How many instances of a service to run; `recommendation` from 1 to 16
     #[arg(
@@ -43,7 +39,7 @@ pub struct UpSettings {
     #[arg(long, env = "TOURIN_TREND_HALF_LIFE_MS", value_name = "MS", default_value_t = 3_600_000, value_parser = clap::value_parser!(u64).range(1..=31_536_000_000))]
     pub trend_half_life_ms: u64,
     /// Send session cookies over HTTPS only; for a gateway behind a TLS terminator
-    #[arg(long, env = "TOURIN_COOKIE_SECURE")]
+    #[arg(long, env = "TOURIN_COOKIE_SECURE", value_parser = BoolishValueParser::new())]
     pub cookie_secure: bool,
     /// Web origin (`https://app.example`) that may call with cookies from another site; repeatable
     #[arg(
@@ -53,6 +49,10 @@ pub struct UpSettings {
         value_delimiter = ','
     )]
     pub allowed_origins: Vec<Origin>,
+    /// Address or network (`10.0.0.0/8`) of proxies in front whose word on the client is believed;
+    /// repeatable
+    #[arg(long, env = "TOURIN_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',')]
+    pub trusted_proxies: Vec<Network>,
     /// Route table of the gateway [default: the one built in, gateway/routes.toml]
     #[arg(long, env = "TOURIN_ROUTES", value_name = "FILE")]
     pub routes: Option<PathBuf>,
@@ -70,6 +70,7 @@ impl UpSettings {
             trend_half_life_ms: 3_600_000,
             cookie_secure: false,
             allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
             routes: None,
         }
     }

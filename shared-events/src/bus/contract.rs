@@ -25,6 +25,9 @@ pub trait BusFixture: Send + Sync {
     /// Hands events to the bus, in order, without waiting for them to be settled. Calls keep their order too.
     async fn send(&self, events: Vec<Outgoing>);
 
+    /// Makes a queue that nobody receives from yet. A bus that keeps all events anyway has nothing to do.
+    async fn declare(&self, subscription: Subscription);
+
     /// The consuming side.
     fn subscriber(&self) -> &dyn Subscriber;
 
@@ -43,6 +46,8 @@ pub async fn all<F: BusFixture>(mut fresh: impl AsyncFnMut() -> F) {
     a_subscriber_holds_no_more_than_its_prefetch(&fresh().await).await;
     a_successor_gets_what_was_not_settled_and_only_that(&fresh().await).await;
     queues_each_get_all_events(&fresh().await).await;
+    a_declared_queue_keeps_events_for_whoever_subscribes(&fresh().await).await;
+    what_nobody_wants_holds_nobody_up(&fresh().await).await;
     a_subscription_that_cannot_work_is_refused(&fresh().await).await;
 }
 
@@ -229,6 +234,34 @@ pub async fn queues_each_get_all_events(fixture: &impl BusFixture) {
         ack(expect(deliveries, "a", 1).await).await;
         ack(expect(deliveries, "a", 2).await).await;
     }
+}
+
+/// The start of a service: its queues are there before it is.
+pub async fn a_declared_queue_keeps_events_for_whoever_subscribes(fixture: &impl BusFixture) {
+    fixture.declare(users("one")).await;
+    fixture.declare(users("two")).await;
+    let mut one = subscribe(fixture, users("one")).await;
+    fixture.send(vec![view("a", 1), view("a", 2)]).await;
+    ack(expect(&mut one, "a", 1).await).await;
+    ack(expect(&mut one, "a", 2).await).await;
+    // Declared again, it is the same queue.
+    fixture.declare(users("two")).await;
+    let mut two = subscribe(fixture, users("two")).await;
+    ack(expect(&mut two, "a", 1).await).await;
+    ack(expect(&mut two, "a", 2).await).await;
+    expect_nothing(&mut one).await;
+    expect_nothing(&mut two).await;
+}
+
+/// Events of a type that no queue is bound to come before others of their key.
+pub async fn what_nobody_wants_holds_nobody_up(fixture: &impl BusFixture) {
+    let bindings = vec![Binding::new(USER_EXCHANGE, ViewTourspot::TYPE)];
+    let mut deliveries = subscribe(fixture, Subscription::new("q", bindings)).await;
+    let gone = Outgoing::new(&DeleteUser { user_id: "a".to_owned() }, Utc::now());
+    fixture.send(vec![gone.clone(), view("a", 1), gone, view("a", 2)]).await;
+    ack(expect(&mut deliveries, "a", 1).await).await;
+    ack(expect(&mut deliveries, "a", 2).await).await;
+    expect_nothing(&mut deliveries).await;
 }
 
 /// A mistake shows at once, not as silence.

@@ -99,6 +99,13 @@ impl<T> Lanes<T> {
         self.delayed.insert((at, number), key.clone());
     }
 
+    /// Forgets a lane whose head is out, and gives back what waits behind it.
+    pub(crate) fn drop_lane(&mut self, key: &LaneKey) -> VecDeque<T> {
+        let waiting = self.lanes.remove(key).map(|lane| lane.waiting).unwrap_or_default();
+        self.waiting -= waiting.len();
+        waiting
+    }
+
     /// When the next delayed lane becomes ready.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.delayed.first_key_value().map(|((at, _), _)| *at)

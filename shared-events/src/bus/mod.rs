@@ -5,6 +5,8 @@
 //!   until a consumer settles it. A delivery that is dropped unsettled comes again.
 //! * **In order per key.** While a delivery of an ordering key is unsettled or waiting for its retry, no other
 //!   delivery of that key is handed out on that queue, to any subscriber. Other keys go on meanwhile.
+//! * **What nobody wants is confirmed.** An event that no binding matches has nobody to miss it. A queue gets what is
+//!   published once it is declared: declare every queue before the first publisher starts.
 //! * **Bounded.** A subscriber never holds more than its prefetch; a full queue makes publishers wait.
 
 pub mod feed;
@@ -30,8 +32,9 @@ pub use topic::TopicPattern;
 /// Why an event was not confirmed. It may or may not have been carried: publishing it again is always right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// No queue is bound for it yet. Nobody would have seen it.
-    #[error("no queue is bound for the event")]
+    /// No queue at all is declared yet, so that the bus cannot know who will want the event. (One that is declared
+    /// and does not want it is no reason to fail.)
+    #[error("no queue is declared on the bus yet")]
     Unroutable,
     /// The bus took this event and gave it back.
     #[error("the bus refused the event: {0}")]
@@ -46,7 +49,8 @@ pub enum PublishError {
 pub trait Publisher: Send + Sync {
     /// Publishes events in order and waits until each is confirmed or failed.
     ///
-    /// Returns one result per event, in the order given. `Ok` means that the bus will not lose it. When the future is
+    /// Returns one result per event, in the order given. `Ok` means that the bus will not lose it, or that there are
+    /// queues and none of them is bound for it. When the future is
     /// dropped, what becomes of the events is unknown; publish them again.
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>>;
 }

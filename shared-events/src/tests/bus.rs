@@ -47,6 +47,10 @@ impl BusFixture for Fixture {
         }
     }
 
+    async fn declare(&self, subscription: Subscription) {
+        self.bus.declare(subscription).unwrap();
+    }
+
     fn subscriber(&self) -> &dyn Subscriber {
         &self.bus
     }
@@ -76,12 +80,30 @@ async fn an_event_is_confirmed_only_when_every_queue_has_settled_it() {
 }
 
 #[tokio::test]
-async fn without_a_queue_an_event_is_not_confirmed() {
+async fn what_nobody_wants_is_confirmed_once_any_queue_is_declared() {
     let bus = Fixture::new().bus;
     assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Err(PublishError::Unroutable)]);
     let bindings = vec![Binding::new(USER_EXCHANGE, "user.delete")];
-    let _other = bus.subscribe(Subscription::new("deletions", bindings)).await.unwrap();
-    assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Err(PublishError::Unroutable)]);
+    bus.declare(Subscription::new("deletions", bindings)).unwrap();
+    assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Ok(())]);
+    assert_eq!(bus.depths()[0].waiting, 0);
+}
+
+#[tokio::test]
+async fn a_declared_queue_confirms_only_what_its_subscriber_settled() {
+    let bus = Fixture::new().bus;
+    bus.declare(users("q")).unwrap();
+    let mut publishing = bus.publish(vec![view("a", 1)]);
+    assert!(futures::poll!(&mut publishing).is_pending());
+    assert_eq!((bus.depths()[0].waiting, bus.depths()[0].subscribers), (1, 0));
+    bus.declare(users("q")).unwrap();
+    let mut deliveries = bus.subscribe(users("q")).await.unwrap();
+    soon(deliveries.next()).await.unwrap().settle(Settlement::Ack).await.unwrap();
+    assert_eq!(soon(publishing).await, [Ok(())]);
+    let different = Subscription { shards: 3, ..users("q") };
+    assert!(matches!(bus.declare(different), Err(SubscribeError::Invalid(_))));
+    bus.close();
+    assert!(matches!(bus.declare(users("late")), Err(SubscribeError::Unavailable(_))));
 }
 
 #[tokio::test]

@@ -167,6 +167,8 @@ impl BusFixture for Fixture {
         self.service.send(&events).await;
     }
 
+    async fn declare(&self, _: crate::bus::Subscription) {}
+
     fn subscriber(&self) -> &dyn Subscriber {
         &self.follower
     }

@@ -44,6 +44,8 @@ struct ScriptedBus {
     crash: Notify,
     /// Every event of this key is refused.
     refused_key: Mutex<Option<String>>,
+    /// Every event of a key that begins so has nowhere to go.
+    unroutable_keys: Mutex<Option<&'static str>>,
 }
 
 impl ScriptedBus {
@@ -83,6 +85,13 @@ impl Publisher for ScriptedBus {
             tokio::task::yield_now().await;
             let act = if self.refused_key.lock().unwrap().as_ref() == Some(&event.ordering_key) {
                 Act::Refuse
+            } else if self
+                .unroutable_keys
+                .lock()
+                .unwrap()
+                .is_some_and(|keys| event.ordering_key.starts_with(keys))
+            {
+                Act::Unroutable
             } else {
                 self.script.lock().unwrap().pop_front().unwrap_or(Act::Confirm)
             };
@@ -214,6 +223,51 @@ async fn an_event_that_is_refused_holds_back_its_own_key_only() {
     };
     soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
     assert_eq!(bus.effect()["poison"], [1, 2]);
+}
+
+#[tokio::test]
+async fn unroutable_events_leave_room_for_others_and_go_in_order_once_they_can() {
+    let outbox = Outbox::new().await;
+    let bus = ScriptedBus::new(Vec::new());
+    *bus.unroutable_keys.lock().unwrap() = Some("nobody");
+    // Many times what fits in memory, then one that somebody wants.
+    let unwanted = (0..300).map(|n| view(&format!("nobody{}", n % 60), n));
+    let events: Vec<Outgoing> = unwanted.chain([view("wanted", 1)]).collect();
+    outbox.append_now(&events).await;
+    let settings = RelaySettings { max_buffered: 16, max_in_flight: 4, ..quick() };
+    let relay = relay(&outbox, &bus, &Wake::new(), settings);
+    let stats = relay.stats();
+    let shutdown = CancellationToken::new();
+    let control = async {
+        eventually(async || match outbox.store.depth().await.unwrap().pending {
+            300 if bus.carried().len() == 1 => Ok(()),
+            pending => Err((pending, stats.snapshot())),
+        })
+        .await;
+        // It goes on like that, however often they were tried.
+        let tried = stats.snapshot().unroutable;
+        eventually(async || match stats.snapshot().unroutable {
+            now if now > tried + 120 => Ok(()),
+            now => Err(now),
+        })
+        .await;
+        outbox.append_now(&[view("wanted", 2), view("nobody3", 1_000)]).await;
+        eventually(async || match bus.carried().len() {
+            2 => Ok(()),
+            carried => Err(carried),
+        })
+        .await;
+        *bus.unroutable_keys.lock().unwrap() = None;
+        all_marked(&outbox).await;
+        shutdown.cancel();
+    };
+    soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
+    let effect = bus.effect();
+    assert_eq!((effect.len(), &effect["wanted"]), (61, &vec![1, 2]));
+    assert_eq!(effect["nobody3"], [3, 63, 123, 183, 243, 1_000]);
+    for (key, numbers) in effect {
+        assert!(numbers.is_sorted(), "{key}: {numbers:?}");
+    }
 }
 
 #[tokio::test]

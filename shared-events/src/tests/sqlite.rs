@@ -1,7 +1,10 @@
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use sqlx::Row as _;
 
 use super::{database, soon};
-use crate::sqlite::{Database, Migration};
+use crate::sqlite::{Database, Migration, create_private_folder};
 
 const STEP: Migration = Migration {
     version: 1,
@@ -95,4 +98,24 @@ async fn a_file_that_cannot_be_opened_is_named() {
     let path = folder.path().join("missing").join("file.db");
     let error = Database::open(&path, 1).await.unwrap_err();
     assert!(format!("{error:#}").contains("missing/file.db"), "{error:#}");
+}
+
+#[tokio::test]
+async fn what_is_created_is_for_its_owner_only() {
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("data").join("tourin");
+    create_private_folder(&folder).unwrap();
+    create_private_folder(&folder).unwrap();
+    assert_eq!(mode(&folder), 0o700);
+    assert_eq!(mode(&place.path().join("data")), 0o700);
+
+    let database = Database::open(&folder.join("test.db"), 1).await.unwrap();
+    database.migrate(&[STEP], "steps").await.unwrap();
+    for file in ["test.db", "test.db-wal", "test.db-shm"] {
+        assert_eq!(mode(&folder.join(file)), 0o600, "{file}");
+    }
+    // Opening it again is no reason to make it anew.
+    let again = Database::open(&folder.join("test.db"), 1).await.unwrap();
+    assert_eq!(notes(&again).await, 1);
 }

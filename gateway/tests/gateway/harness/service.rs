@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ struct Inner {
     verifier: IdentityVerifier,
     jwks: Mutex<Vec<Value>>,
     ended: watch::Sender<Vec<String>>,
+    ended_withheld: AtomicBool,
     calls: AtomicUsize,
     hold: Notify,
     held: AtomicUsize,
@@ -53,6 +54,7 @@ impl Service {
                 verifier: IdentityVerifier::new(secret, name),
                 jwks: Mutex::new(vec![issuer.jwk()]),
                 ended: watch::Sender::new(Vec::new()),
+                ended_withheld: AtomicBool::new(false),
                 calls: AtomicUsize::new(0),
                 hold: Notify::new(),
                 held: AtomicUsize::new(0),
@@ -97,6 +99,11 @@ impl Service {
         self.inner.ended.send_modify(|ended| ended.push(session.to_owned()));
     }
 
+    /// Answers no more calls for ended sessions.
+    pub fn withhold_ended_sessions(&self) {
+        self.inner.ended_withheld.store(true, Ordering::SeqCst);
+    }
+
     /// Changes the published keys.
     pub fn publish(&self, keys: Vec<Value>) {
         *self.inner.jwks.lock().unwrap() = keys;
@@ -124,6 +131,9 @@ async fn revocations(
     if caller != Some(Subject::Service { name: "gateway".to_owned() }) {
         return StatusCode::FORBIDDEN.into_response();
     }
+    if inner.ended_withheld.load(Ordering::SeqCst) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let mut ended = inner.ended.subscribe();
     let more = ended.wait_for(|ended| ended.len() > page.after);
     let _ = tokio::time::timeout(Duration::from_millis(page.wait_ms), more).await;
@@ -148,6 +158,14 @@ async fn openapi(State(inner): State<Arc<Inner>>) -> Response {
         .into_response()
 }
 
+struct Flood(Arc<Inner>);
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     inner.calls.fetch_add(1, Ordering::SeqCst);
     let (parts, body) = request.into_parts();
@@ -157,6 +175,14 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         inner.held.fetch_add(1, Ordering::SeqCst);
         released.await;
         inner.held.fetch_sub(1, Ordering::SeqCst);
+    }
+    if query.contains("flood") {
+        // Without an end, and counted as held until it is given up.
+        inner.held.fetch_add(1, Ordering::SeqCst);
+        let flood = futures::stream::unfold(Flood(inner), |flood| async {
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 64 << 10])), flood))
+        });
+        return Body::from_stream(flood).into_response();
     }
     let body: Bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let subject = parts.headers.get(IDENTITY_HEADER).and_then(|value| inner.verifier.verify(value));

@@ -36,17 +36,21 @@ pub(super) fn merge(
         ConfigError::File(format!("{shown}:{line}: not TOML: {}", error.message()))
     })?;
 
-    // Keys belong to the subcommand when one is named, for it has the flags.
-    let subcommand =
-        args.get(1).and_then(|arg| arg.to_str()).and_then(|name| command.find_subcommand(name));
-    let (target, at) = match subcommand {
-        Some(subcommand) => (subcommand, 2),
-        None => (command, 1),
-    };
+    // Keys belong to the innermost subcommand that is named, for it has the flags.
+    let (mut target, mut at) = (command, 1);
+    while let Some(inner) =
+        args.get(at).and_then(|arg| arg.to_str()).and_then(|name| target.find_subcommand(name))
+    {
+        (target, at) = (inner, at + 1);
+    }
 
     let mut merged: Vec<OsString> = args[..at.min(args.len())].to_vec();
     for (key, value) in &table {
         let Some(arg) = target.get_arguments().find(|arg| arg.get_long() == Some(key)) else {
+            // One file serves all of a program's commands.
+            if knows(command, key) {
+                continue;
+            }
             return Err(unknown_key(&shown.to_string(), key, target));
         };
         let flag = format!("--{key}");
@@ -69,6 +73,12 @@ pub(super) fn merge(
     }
     merged.extend(args.iter().skip(at).cloned());
     Ok(merged)
+}
+
+/// Whether the command or one below it has the flag.
+fn knows(command: &clap::Command, key: &str) -> bool {
+    command.get_arguments().any(|arg| arg.get_long() == Some(key))
+        || command.get_subcommands().any(|inner| knows(inner, key))
 }
 
 fn arguments(arg: &clap::Arg, flag: &str, value: &toml::Value) -> Option<Vec<OsString>> {

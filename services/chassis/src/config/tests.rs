@@ -75,3 +75,46 @@ fn a_missing_file_is_named() {
     let message = try_parse_from::<Demo>(&args, |_| false, None).unwrap_err().to_string();
     assert!(message.starts_with("cannot read --config /no/such/file"), "{message}");
 }
+
+#[derive(Debug, Parser)]
+struct Tool {
+    #[command(subcommand)]
+    command: ToolCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ToolCommand {
+    Serve(Demo),
+    Show {
+        #[command(subcommand)]
+        what: Shown,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Shown {
+    Things {
+        #[command(flatten)]
+        file: ConfigFile,
+        #[arg(long, default_value_t = 1)]
+        count: u8,
+    },
+}
+
+#[test]
+fn one_file_serves_all_commands_of_a_program() {
+    let mut on_disk = tempfile::NamedTempFile::new().unwrap();
+    on_disk.write_all(b"listen = '127.0.0.1:2'\ncount = 7\n").unwrap();
+    let with = |words: &[&str]| {
+        let mut args: Vec<OsString> = words.iter().map(Into::into).collect();
+        args.extend(["--config".into(), on_disk.path().into()]);
+        try_parse_from::<Tool>(&args, |_| false, None).unwrap().command
+    };
+    assert!(
+        matches!(with(&["tool", "serve"]), ToolCommand::Serve(demo) if demo.listen.port() == 2)
+    );
+    let things = with(&["tool", "show", "things"]);
+    assert!(
+        matches!(things, ToolCommand::Show { what: Shown::Things { count: 7, file } } if file.config.is_some())
+    );
+}

@@ -12,6 +12,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::HttpLimits;
@@ -52,6 +54,8 @@ pub async fn serve(
     drain_timeout: Duration,
 ) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.header_read_timeout_ms));
@@ -72,18 +76,25 @@ pub async fn serve(
         let connection =
             http.serve_connection(TokioIo::new(stream_options(stream)), service(&router, peer));
         let connection = graceful.watch(connection);
-        // Owned by `graceful`, which is told to stop below and waited for.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+        let cut = cut.clone();
+        connections.spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                },
+                () = cut.cancelled() => {}
             }
         });
     }
     drop(listener);
     let open = graceful.count();
     if tokio::time::timeout(drain_timeout, graceful.shutdown()).await.is_err() {
-        tracing::warn!(open, "connections still open at the end of the drain");
+        tracing::warn!(open, "connections cut at the end of the drain");
     }
+    // Nothing of a request runs on when this returns: what it works with is closed next.
+    cut.cancel();
+    connections.close();
+    connections.wait().await;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
 
 use super::StoreError;
-use super::attempts::{Attempts, TooManyAttempts};
+use super::attempts::{Attempts, Place, TooManyAttempts};
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
 use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
@@ -228,16 +228,20 @@ impl Accounts {
         new: &Password,
     ) -> Result<Vec<SessionId>, AccountError> {
         // A stolen session must not be a way to guess the password faster than logging in.
-        self.attempts.charge(id.as_str())?;
-        let (known, comparison) =
-            self.compare(id, old).await.inspect_err(|_| self.attempts.refund(id.as_str()))?;
+        // Counted by itself: whoever guesses elsewhere does not keep the member from changing it.
+        let place = Place::Session(keep);
+        self.attempts.charge(id.as_str(), &place)?;
+        let (known, comparison) = self
+            .compare(id, old)
+            .await
+            .inspect_err(|_| self.attempts.refund(id.as_str(), &place))?;
         let Some(known) = known else {
             return Err(AccountError::Gone);
         };
         if comparison == Comparison::Different {
             return Err(AccountError::WrongPassword);
         }
-        self.attempts.refund(id.as_str());
+        self.attempts.refund(id.as_str(), &place);
 
         let replacement = self.passwords.hash(new).await?;
         let now = self.clock.now();

@@ -1,6 +1,14 @@
 //! Slows down guessing of one account's password, before any hash is computed.
+//!
+//! Two counts, each charged before the password is compared. The strict one is of an account as
+//! guessed from one place: whoever guesses there uses up that place's attempts, and the member logs
+//! in from elsewhere as ever. The loose one is of the account alone: it bounds what many places
+//! together can guess.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,24 +18,33 @@ use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::{Quota, RateLimiter};
 
+use crate::domain::token::SessionId;
+
 /// How many wrong passwords an account bears. Defaults: see [`AttemptPolicy::default`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttemptPolicy {
-    /// Failures in a row before the first wait.
-    pub burst: std::num::NonZeroU32,
-    /// After the burst, one attempt per this long.
+    /// Failures in a row from one place before its first wait.
+    pub burst: NonZeroU32,
+    /// After the burst, one attempt from that place per this long.
     pub refill: Duration,
-    /// Accounts watched at once. An account that nobody fails on is forgotten after
-    /// `burst * refill`.
+    /// Failures in a row from all places together before the first wait.
+    pub account_burst: NonZeroU32,
+    /// After that burst, one attempt per this long.
+    pub account_refill: Duration,
+    /// Accounts, and accounts as guessed from one place, watched at once. What nobody fails on is
+    /// forgotten after `burst * refill` of its kind.
     pub keys: usize,
 }
 
 impl Default for AttemptPolicy {
-    /// 10 failures, then one per 6 s; 100,000 accounts.
+    /// From one place 10 failures, then one per 6 s; from all together 100, then one per second;
+    /// 100,000 accounts.
     fn default() -> Self {
         Self {
-            burst: std::num::NonZeroU32::new(10).expect("10 is not zero"),
+            burst: NonZeroU32::new(10).expect("10 is not zero"),
             refill: Duration::from_secs(6),
+            account_burst: NonZeroU32::new(100).expect("100 is not zero"),
+            account_refill: Duration::from_secs(1),
             keys: 100_000,
         }
     }
@@ -41,62 +58,121 @@ pub struct TooManyAttempts {
     pub retry_after: Duration,
 }
 
-/// Counts failures per account (generic cell rate algorithm).
+/// The place that an attempt comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A client's network, by its first address.
+    Network(IpAddr),
+    /// A visitor whose network is not told.
+    Visitor(String),
+    /// A session that is open.
+    Session(SessionId),
+    /// Nobody said: all of these are one place.
+    Unknown,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(address) => write!(f, "network {address}"),
+            Self::Visitor(pseudonym) => write!(f, "visitor {}", key(pseudonym)),
+            Self::Session(session) => write!(f, "session {session}"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// Counts failures per account.
 ///
 /// An attempt is charged before it is made, so that many at once cannot slip past the count, and
 /// refunded when it turns out right: a member who logs in often is not slowed down.
 #[derive(Debug)]
 pub struct Attempts<C: Clock<Instant = Nanos> = Uptime> {
-    limiter: RateLimiter<String, Ledger<C>, C, NoOpMiddleware<Nanos>>,
-    ledger: Ledger<C>,
-    refill: Duration,
+    from_place: Count<C>,
+    in_all: Count<C>,
 }
 
-/// Account names are at most 17 characters; anything much longer names no account and is cut.
+/// Account names are at most 17 characters, and pseudonyms 31; anything much longer names nobody
+/// and is cut.
 const KEY_CHARS: usize = 32;
 
 impl Attempts {
     /// Counts on the process's monotonic clock: a wall clock set back must not lock members out.
     pub fn new(policy: &AttemptPolicy) -> Self {
-        Self::with_clock(policy, Uptime(Instant::now()))
+        Self::with_clock(policy, &Uptime(Instant::now()))
     }
 }
 
 impl<C: Clock<Instant = Nanos> + Clone> Attempts<C> {
     /// Counts on a given clock.
-    pub fn with_clock(policy: &AttemptPolicy, clock: C) -> Self {
-        let quota = Quota::with_period(policy.refill.max(Duration::from_millis(1)))
-            .expect("the period is not zero")
-            .allow_burst(policy.burst);
-        let start = clock.now();
-        let ledger =
-            Ledger { due: Arc::default(), keys: policy.keys.max(1), start, clock: clock.clone() };
+    pub fn with_clock(policy: &AttemptPolicy, clock: &C) -> Self {
         Self {
-            limiter: RateLimiter::new(quota, ledger.clone(), clock),
-            ledger,
-            refill: policy.refill,
+            from_place: Count::new(policy.burst, policy.refill, policy.keys, clock.clone()),
+            in_all: Count::new(
+                policy.account_burst,
+                policy.account_refill,
+                policy.keys,
+                clock.clone(),
+            ),
         }
     }
 
-    /// Charges `account` with one attempt.
+    /// Charges `account` with one attempt from `place`.
     ///
     /// # Errors
-    /// [`TooManyAttempts`] when the account has no attempt left.
-    pub fn charge(&self, account: &str) -> Result<(), TooManyAttempts> {
-        let key = key(account);
-        self.limiter.check_key(&key).map_err(|until| TooManyAttempts {
+    /// [`TooManyAttempts`] when the place has no attempt left, which costs the account nothing, or
+    /// the account has none.
+    pub fn charge(&self, account: &str, place: &Place) -> Result<(), TooManyAttempts> {
+        let (account, there) = keys(account, place);
+        self.from_place.charge(&there)?;
+        self.in_all.charge(&account).inspect_err(|_| self.from_place.refund(&there))
+    }
+
+    /// Takes the charge of one attempt back: it was right, or was never made.
+    pub fn refund(&self, account: &str, place: &Place) {
+        let (account, there) = keys(account, place);
+        self.from_place.refund(&there);
+        self.in_all.refund(&account);
+    }
+}
+
+/// The keys of the account, and of the account as guessed from `place`.
+fn keys(account: &str, place: &Place) -> (String, String) {
+    let account = key(account);
+    let there = format!("{place}\n{account}");
+    (account, there)
+}
+
+/// One count per key (generic cell rate algorithm).
+#[derive(Debug)]
+struct Count<C: Clock<Instant = Nanos>> {
+    limiter: RateLimiter<String, Ledger<C>, C, NoOpMiddleware<Nanos>>,
+    ledger: Ledger<C>,
+    refill: Duration,
+}
+
+impl<C: Clock<Instant = Nanos> + Clone> Count<C> {
+    fn new(burst: NonZeroU32, refill: Duration, keys: usize, clock: C) -> Self {
+        let quota = Quota::with_period(refill.max(Duration::from_millis(1)))
+            .expect("the period is not zero")
+            .allow_burst(burst);
+        let start = clock.now();
+        let ledger = Ledger { due: Arc::default(), keys: keys.max(1), start, clock: clock.clone() };
+        Self { limiter: RateLimiter::new(quota, ledger.clone(), clock), ledger, refill }
+    }
+
+    fn charge(&self, key: &String) -> Result<(), TooManyAttempts> {
+        self.limiter.check_key(key).map_err(|until| TooManyAttempts {
             retry_after: until.wait_time_from(self.limiter.clock().now()),
         })
     }
 
-    /// Takes the charge of one attempt back: it was right, or was never made.
-    pub fn refund(&self, account: &str) {
+    fn refund(&self, key: &str) {
         let mut due = self.ledger.lock();
-        let key = key(account);
-        if let Some(at) = due.get_mut(&key) {
+        if let Some(at) = due.get_mut(key) {
             *at = at.saturating_sub(self.refill.into());
             if *at <= self.ledger.now() {
-                due.remove(&key);
+                due.remove(key);
             }
         }
     }
@@ -118,7 +194,7 @@ impl Clock for Uptime {
     }
 }
 
-/// For each account, the theoretical arrival time up to which its attempts are paid for.
+/// For each key, the theoretical arrival time up to which its attempts are paid for.
 #[derive(Clone, Debug)]
 struct Ledger<C: Clock<Instant = Nanos>> {
     due: Arc<Mutex<HashMap<String, Nanos>>>,
@@ -137,7 +213,7 @@ impl<C: Clock<Instant = Nanos>> Ledger<C> {
         self.clock.now().saturating_sub(self.start)
     }
 
-    /// Makes room: forgets accounts that owe nothing, then those that owe least. A flood of made-up
+    /// Makes room: forgets keys that owe nothing, then those that owe least. A flood of made-up
     /// names, one attempt each, so pushes out only itself, never an account under attack.
     fn make_room(&self, due: &mut HashMap<String, Nanos>) {
         let now = self.now();
@@ -176,75 +252,120 @@ impl<C: Clock<Instant = Nanos>> StateStore for Ledger<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use governor::clock::FakeRelativeClock;
 
     use super::*;
 
+    const HANA: &str = "hana12345";
+
     fn attempts(keys: usize) -> (Attempts<FakeRelativeClock>, FakeRelativeClock) {
         let clock = FakeRelativeClock::default();
         let policy = AttemptPolicy { keys, ..AttemptPolicy::default() };
-        (Attempts::with_clock(&policy, clock.clone()), clock)
+        (Attempts::with_clock(&policy, &clock), clock)
+    }
+
+    fn network(number: u32) -> Place {
+        Place::Network(Ipv4Addr::from_bits(number).into())
+    }
+
+    /// Guesses from a place until it has to wait; says how often it could.
+    fn exhaust(attempts: &Attempts<FakeRelativeClock>, place: &Place) -> usize {
+        (0..1_000).take_while(|_| attempts.charge(HANA, place).is_ok()).count()
     }
 
     #[test]
     fn ten_failures_then_one_per_six_seconds() {
         let (attempts, clock) = attempts(100);
-        for n in 1..=10 {
-            assert_eq!(attempts.charge("hana12345"), Ok(()), "attempt {n}");
+        for place in [network(1), Place::Visitor("anon:a".to_owned()), Place::Unknown] {
+            assert_eq!(exhaust(&attempts, &place), 10);
+            let refused = attempts.charge(HANA, &place).unwrap_err();
+            assert_eq!(refused.retry_after, Duration::from_secs(6));
+            assert_eq!(attempts.charge("another123", &place), Ok(()), "another account");
+            clock.advance(Duration::from_secs(6));
+            assert_eq!(exhaust(&attempts, &place), 1);
         }
-        let refused = attempts.charge("hana12345").unwrap_err();
-        assert_eq!(refused.retry_after, Duration::from_secs(6));
-        assert_eq!(attempts.charge("another123"), Ok(()), "another account is not touched");
-        clock.advance(Duration::from_secs(6));
-        assert_eq!(attempts.charge("hana12345"), Ok(()));
-        assert!(attempts.charge("hana12345").is_err());
+    }
+
+    #[test]
+    fn guesses_from_one_place_cost_another_nothing_for_however_long_they_go_on() {
+        let (attempts, clock) = attempts(100);
+        for _ in 0..10_000 {
+            for _ in 0..5 {
+                let _refused_mostly = attempts.charge(HANA, &network(1));
+            }
+            clock.advance(Duration::from_secs(1));
+        }
+        assert!(attempts.charge(HANA, &network(1)).is_err());
+        assert_eq!(exhaust(&attempts, &network(2)), 10);
+    }
+
+    #[test]
+    fn all_places_together_have_a_hundred_failures_then_one_per_second() {
+        let (attempts, clock) = attempts(1_000);
+        let allowed: usize = (0..50).map(|n| exhaust(&attempts, &network(n))).sum();
+        assert_eq!(allowed, 100);
+        let refused = attempts.charge(HANA, &network(50)).unwrap_err();
+        assert_eq!(refused.retry_after, Duration::from_secs(1));
+        assert_eq!(attempts.charge("another123", &network(50)), Ok(()));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(exhaust(&attempts, &network(50)), 1);
+        // What the account refused has cost the place nothing.
+        clock.advance(Duration::from_secs(100));
+        assert_eq!(exhaust(&attempts, &network(49)), 10);
     }
 
     #[test]
     fn attempts_that_are_right_are_free() {
         let (attempts, _clock) = attempts(100);
         for _ in 0..1_000 {
-            attempts.charge("hana12345").unwrap();
-            attempts.refund("hana12345");
+            attempts.charge(HANA, &network(1)).unwrap();
+            attempts.refund(HANA, &network(1));
         }
-        for n in 1..=10 {
-            assert_eq!(attempts.charge("hana12345"), Ok(()), "attempt {n}");
-        }
-        assert!(attempts.charge("hana12345").is_err());
-        assert_eq!(attempts.ledger.lock().len(), 1);
+        assert!(attempts.in_all.ledger.lock().is_empty());
+        assert_eq!(exhaust(&attempts, &network(1)), 10);
+        assert_eq!(attempts.from_place.ledger.lock().len(), 1);
     }
 
     #[test]
     fn a_flood_of_made_up_names_frees_no_account_under_attack() {
         let (attempts, _clock) = attempts(50);
-        while attempts.charge("hana12345").is_ok() {}
+        let places: Vec<_> = (0..10).map(network).collect();
+        let allowed: usize = places.iter().map(|place| exhaust(&attempts, place)).sum();
+        assert_eq!(allowed, 100);
         for n in 0..10_000 {
-            attempts.charge(&format!("madeup{n}")).unwrap();
-            assert!(attempts.ledger.lock().len() <= 50);
+            attempts.charge(&format!("madeup{n}"), &network(n)).unwrap();
+            assert!(attempts.from_place.ledger.lock().len() <= 50);
+            assert!(attempts.in_all.ledger.lock().len() <= 50);
         }
-        assert!(attempts.charge("hana12345").is_err());
+        let place = network(20_000);
+        assert!(attempts.charge(HANA, &place).is_err(), "the account is still counted");
+        for place in &places {
+            let (_, there) = keys(HANA, place);
+            assert!(attempts.from_place.charge(&there).is_err(), "{place} is still counted");
+        }
     }
 
     #[test]
     fn accounts_that_owe_nothing_are_forgotten_first() {
         let (attempts, clock) = attempts(10);
         for n in 0..10 {
-            attempts.charge(&format!("member{n}")).unwrap();
+            attempts.charge(&format!("member{n}"), &Place::Unknown).unwrap();
         }
         clock.advance(Duration::from_secs(7));
-        attempts.charge("hana12345").unwrap();
-        assert_eq!(attempts.ledger.lock().len(), 1);
+        attempts.charge(HANA, &Place::Unknown).unwrap();
+        assert_eq!(attempts.from_place.ledger.lock().len(), 1);
+        assert_eq!(attempts.in_all.ledger.lock().len(), 1);
     }
 
     #[test]
     fn guesses_at_once_do_not_slip_past_the_count() {
         let attempts = Attempts::new(&AttemptPolicy::default());
+        let guess = || attempts.charge(HANA, &Place::Unknown).is_ok();
         let allowed: usize = std::thread::scope(|scope| {
-            let guessers: Vec<_> = (0..8)
-                .map(|_| {
-                    scope.spawn(|| (0..10).filter(|_| attempts.charge("hana12345").is_ok()).count())
-                })
-                .collect();
+            let guessers: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| (0..10).filter(|_| guess()).count())).collect();
             guessers.into_iter().map(|guesser| guesser.join().unwrap()).sum()
         });
         assert_eq!(allowed, 10);

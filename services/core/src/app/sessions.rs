@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::accounts::{AccountStore, Credentials};
-use super::attempts::{Attempts, TooManyAttempts};
+use super::attempts::{Attempts, Place, TooManyAttempts};
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
 use super::signing::SigningKeys;
@@ -226,29 +226,35 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Opens a session for whoever knows the password.
+    /// Opens a session for whoever knows the password. Wrong ones count for the `place` they come
+    /// from.
     ///
     /// # Errors
     /// [`SessionError`]; an unknown id takes as long as a wrong password.
-    pub async fn log_in(&self, id: &str, password: &str) -> Result<LoggedIn, SessionError> {
-        self.attempts.charge(id)?;
+    pub async fn log_in(
+        &self,
+        id: &str,
+        password: &str,
+        place: &Place,
+    ) -> Result<LoggedIn, SessionError> {
+        self.attempts.charge(id, place)?;
         let known = match MemberId::parse(id) {
             Ok(id) => self.accounts.credentials(&id).await,
             Err(_) => Ok(None),
         };
-        let known = known.inspect_err(|_| self.attempts.refund(id))?;
+        let known = known.inspect_err(|_| self.attempts.refund(id, place))?;
         let stored = known.as_ref().map(|credentials| &credentials.hash);
         let comparison = self
             .passwords
             .compare(password, stored)
             .await
-            .inspect_err(|_| self.attempts.refund(id))?;
+            .inspect_err(|_| self.attempts.refund(id, place))?;
         let (Some(Credentials { account, hash }), Comparison::Same { outdated }) =
             (known, comparison)
         else {
             return Err(SessionError::WrongCredentials);
         };
-        self.attempts.refund(id);
+        self.attempts.refund(id, place);
 
         let rehashed = if outdated { self.rehash(password).await } else { None };
         let now = self.clock.now();

@@ -11,6 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::AppState;
+use super::body::Object;
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, Unavailable};
 use super::page::{self, PageOf, PageParams};
 use super::spots::{TourSpot, no_such_member, no_such_spot};
@@ -105,7 +106,7 @@ async fn place(
     State(state): State<AppState>,
     caller: MemberCaller,
     Path(user_id): Path<String>,
-    body: Result<Json<NewBookmark>, ApiError>,
+    body: Result<Object<NewBookmark>, ApiError>,
 ) -> Result<(StatusCode, Json<BookmarkAnswer>), ApiError> {
     own(&caller, &user_id)?;
     let spot: SpotId = body?.0.tour_spot_id.parse().map_err(|_| no_such_spot())?;

@@ -12,6 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::AppState;
+use super::body::Object;
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, Unavailable};
 use super::page::{self, PageOf, PageParams};
 use super::spots::{no_such_member, no_such_spot};
@@ -144,7 +145,7 @@ async fn write(
     State(state): State<AppState>,
     caller: MemberCaller,
     Path(spot): Path<String>,
-    Json(body): Json<NewReview>,
+    Object(body): Object<NewReview>,
 ) -> Result<(StatusCode, Json<ReviewAnswer>), ApiError> {
     own(&caller, &body.user_id)?;
     let content =
@@ -204,7 +205,7 @@ async fn like(
     State(state): State<AppState>,
     caller: MemberCaller,
     Path(review): Path<String>,
-    Json(body): Json<NewLike>,
+    Object(body): Object<NewLike>,
 ) -> Result<Json<ReviewLike>, ApiError> {
     own(&caller, &body.user_id)?;
     let review: ReviewId = review.parse().map_err(|_| no_such_review())?;

@@ -61,13 +61,15 @@ impl Ingest {
         kind: Kind,
         occurred_at: DateTime<Utc>,
     ) -> Result<Counted, PortError> {
+        let now = self.clock.now();
         let event = TrendEvent {
             event_id,
             subject: subject.to_owned(),
             spot,
             kind,
             // A clock that is ahead must not buy a spot a longer life in the trend.
-            occurred_at: occurred_at.min(self.clock.now()),
+            occurred_at: occurred_at.min(now),
+            recorded_at: now,
             remember_until: self.remember_until(occurred_at, self.ages.trend),
         };
         self.trend.record(&event).await
@@ -114,7 +116,7 @@ impl Ingest {
     /// # Errors
     /// When the store fails; nothing has happened then.
     pub async fn merge_spot(&self, state: SpotState) -> Result<bool, PortError> {
-        let changed = self.spots.merge(&[state], self.clock.now()).await?;
+        let changed = self.spots.merge(&[state]).await?;
         Ok(changed > 0)
     }
 

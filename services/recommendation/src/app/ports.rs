@@ -12,15 +12,26 @@ use crate::domain::similarity::Neighbourhood;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::Ranked;
 
-/// A store or a service that did not answer as it should. Trying again later may help.
+/// A store or a service that did not answer as it should.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0:#}")]
-pub struct PortError(Arc<anyhow::Error>);
+pub enum PortError {
+    /// It is out of reach, for everybody: trying again helps once it is back.
+    #[error("out of reach: {0:#}")]
+    Unavailable(Arc<anyhow::Error>),
+    /// It answered, and could not do this.
+    #[error("{0:#}")]
+    Failed(Arc<anyhow::Error>),
+}
 
 impl PortError {
+    /// An outage with its cause.
+    pub fn unavailable(cause: impl Into<anyhow::Error>) -> Self {
+        Self::Unavailable(Arc::new(cause.into()))
+    }
+
     /// A failure with its cause.
-    pub fn new(cause: impl Into<anyhow::Error>) -> Self {
-        Self(Arc::new(cause.into()))
+    pub fn failed(cause: impl Into<anyhow::Error>) -> Self {
+        Self::Failed(Arc::new(cause.into()))
     }
 }
 
@@ -35,8 +46,10 @@ pub struct TrendEvent {
     pub spot: SpotId,
     /// What was done.
     pub kind: Kind,
-    /// When; not in the future.
+    /// When it happened. What lies after `recorded_at` counts as of then.
     pub occurred_at: DateTime<Utc>,
+    /// The time now, which is after every event: scores that were kept under a clock that was ahead are set back to it.
+    pub recorded_at: DateTime<Utc>,
     /// The event's id is remembered at least until then.
     pub remember_until: DateTime<Utc>,
 }
@@ -174,8 +187,8 @@ pub struct TagCursor {
 pub trait SpotReplica: Send + Sync {
     /// Merges states; returns how many changed the replica. A state whose version is not above the
     /// replica's changes nothing, so that events and resync may overtake each other. A deletion
-    /// leaves its version behind.
-    async fn merge(&self, states: &[SpotState], now: DateTime<Utc>) -> Result<usize, PortError>;
+    /// leaves its version behind; a spot that was swept comes back with the version it had.
+    async fn merge(&self, states: &[SpotState]) -> Result<usize, PortError>;
 
     /// Those of the spots that are there.
     async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError>;
@@ -206,9 +219,13 @@ pub trait SpotReplica: Send + Sync {
     /// nothing in it: when it differs from the one before, every version restarts at zero.
     async fn adopt_log(&self, log_id: &str) -> Result<(), PortError>;
 
-    /// Ends a full resync that began at `began`: spots that neither the resync nor an event has
-    /// confirmed since are gone from core, and are deleted here. Returns how many.
-    async fn sweep(&self, began: DateTime<Utc>) -> Result<u64, PortError>;
+    /// Begins a full resync and returns its number, which is above all before. Resyncs of several
+    /// replicas may overlap.
+    async fn begin_resync(&self) -> Result<u64, PortError>;
+
+    /// Ends the full resync of this number: spots that nobody has mentioned since it began are gone
+    /// from core, and are deleted here. Returns how many.
+    async fn sweep(&self, resync: u64) -> Result<u64, PortError>;
 }
 
 /// A part of core's catalogue.

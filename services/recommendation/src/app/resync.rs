@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use tourin_chassis::clock::SharedClock;
-
 use super::ports::{Catalogue, PortError, SpotReplica, SpotState};
 
 /// The most pages of a resync, against a catalogue that never ends: 1,000 spots each, ten million.
@@ -26,17 +24,12 @@ pub struct Resynced {
 pub struct Resync {
     catalogue: Arc<dyn Catalogue>,
     spots: Arc<dyn SpotReplica>,
-    clock: SharedClock,
 }
 
 impl Resync {
     /// A resync of `spots` from `catalogue`.
-    pub fn new(
-        catalogue: Arc<dyn Catalogue>,
-        spots: Arc<dyn SpotReplica>,
-        clock: SharedClock,
-    ) -> Self {
-        Self { catalogue, spots, clock }
+    pub fn new(catalogue: Arc<dyn Catalogue>, spots: Arc<dyn SpotReplica>) -> Self {
+        Self { catalogue, spots }
     }
 
     /// Whether core's data has been made anew since the replica was last in step with it, so that
@@ -55,7 +48,7 @@ impl Resync {
     /// # Errors
     /// When core or the replica does not answer; what was read until then stays.
     pub async fn run(&self) -> Result<Resynced, PortError> {
-        let began = self.clock.now();
+        let number = self.spots.begin_resync().await?;
         let log_id = self.catalogue.log_id().await?;
         self.spots.adopt_log(&log_id).await?;
         let mut resynced = Resynced::default();
@@ -64,15 +57,17 @@ impl Resync {
             let page = self.catalogue.page(after.as_deref()).await?;
             let states: Vec<SpotState> = page.spots.into_iter().map(SpotState::Live).collect();
             resynced.read += states.len();
-            resynced.changed += self.spots.merge(&states, self.clock.now()).await?;
+            resynced.changed += self.spots.merge(&states).await?;
             match page.next {
                 Some(next) if after.as_deref() != Some(next.as_str()) => after = Some(next),
                 _ => {
-                    resynced.removed = self.spots.sweep(began).await?;
+                    resynced.removed = self.spots.sweep(number).await?;
                     return Ok(resynced);
                 }
             }
         }
-        Err(PortError::new(anyhow::anyhow!("core's catalogue did not end after {MAX_PAGES} pages")))
+        Err(PortError::failed(anyhow::anyhow!(
+            "core's catalogue did not end after {MAX_PAGES} pages"
+        )))
     }
 }

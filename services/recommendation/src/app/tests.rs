@@ -236,6 +236,7 @@ struct FakeCatalogue {
     log_id: Mutex<String>,
     spots: Mutex<Vec<Spot>>,
     fails: Mutex<bool>,
+    between_pages: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl FakeCatalogue {
@@ -244,6 +245,7 @@ impl FakeCatalogue {
             log_id: Mutex::new(log_id.to_owned()),
             spots: Mutex::new(spots),
             fails: Mutex::new(false),
+            between_pages: Mutex::default(),
         })
     }
 }
@@ -256,7 +258,10 @@ impl Catalogue for FakeCatalogue {
 
     async fn page(&self, after: Option<&str>) -> Result<CataloguePage, PortError> {
         if *self.fails.lock().unwrap() && after.is_some() {
-            return Err(PortError::new(anyhow::anyhow!("core went away")));
+            return Err(PortError::unavailable(anyhow::anyhow!("core went away")));
+        }
+        if let Some(happens) = &*self.between_pages.lock().unwrap() {
+            happens();
         }
         let after = after.map_or(-1, |after| after.parse().unwrap());
         let spots = self.spots.lock().unwrap();
@@ -280,7 +285,7 @@ async fn a_resync_brings_the_replica_up_to_the_catalogue() {
         "log",
         vec![version(3, spot(1, &["축제"])), spot(3, &[]), version(6, spot(4, &[]))],
     );
-    let resync = Resync::new(catalogue, world.stores.spots.clone(), world.clock.clone());
+    let resync = Resync::new(catalogue, world.stores.spots.clone());
     assert!(resync.is_due().await.unwrap());
     let resynced = resync.run().await.unwrap();
     assert_eq!(resynced, Resynced { read: 3, changed: 2, removed: 1 });
@@ -298,7 +303,7 @@ async fn a_resync_that_breaks_off_removes_nothing_and_can_be_repeated() {
     let catalogue = FakeCatalogue::new("log", (1..=4).map(|n| spot(n, &[])).collect());
     *catalogue.fails.lock().unwrap() = true;
     let spots = world.stores.spots.clone();
-    let resync = Resync::new(catalogue.clone(), spots.clone(), world.clock.clone());
+    let resync = Resync::new(catalogue.clone(), spots.clone());
     assert!(resync.run().await.is_err());
     assert!(spots.get_many(&[id(5)]).await.unwrap().contains_key(&id(5)));
     *catalogue.fails.lock().unwrap() = false;
@@ -306,11 +311,25 @@ async fn a_resync_that_breaks_off_removes_nothing_and_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_back_during_a_resync_removes_nothing() {
+    let world = World::with_spots(5).await;
+    let catalogue = FakeCatalogue::new("log", (1..=4).map(|n| spot(n, &[])).collect());
+    let clock = world.clock.clone();
+    *catalogue.between_pages.lock().unwrap() =
+        Some(Box::new(move || clock.advance(TimeDelta::hours(-2))));
+    let resync = Resync::new(catalogue, world.stores.spots.clone());
+    for removed in [1, 0] {
+        assert_eq!(resync.run().await.unwrap(), Resynced { read: 4, changed: 0, removed });
+        assert_eq!(world.stores.spots.most_tagged(None, 10).await.unwrap().len(), 4);
+    }
+}
+
+#[tokio::test]
 async fn when_core_starts_anew_its_low_versions_win_and_its_old_spots_go() {
     let world = World::new().await;
     let catalogue = FakeCatalogue::new("old", (1..=3).map(|n| version(9, spot(n, &[]))).collect());
     let spots = world.stores.spots.clone();
-    let resync = Resync::new(catalogue.clone(), spots.clone(), world.clock.clone());
+    let resync = Resync::new(catalogue.clone(), spots.clone());
     resync.run().await.unwrap();
     world.pass(TimeDelta::seconds(1));
 

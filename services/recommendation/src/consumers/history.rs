@@ -6,7 +6,7 @@ use tourin_shared_events::events::{
     BookmarkTourspot, DeleteUser, Event, UnbookmarkTourspot, ViewTourspot,
 };
 
-use super::{spot_id, transient};
+use super::{not_handled, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::Kept;
 use crate::domain::interaction::Change;
@@ -35,7 +35,7 @@ impl Handler for HistoryHandler {
                 self.0
                     .forget_history(&deleted.user_id, event.envelope.timestamp)
                     .await
-                    .map_err(transient)?;
+                    .map_err(not_handled)?;
                 return Ok(Outcome::Applied);
             }
             _ => return Ok(Outcome::Ignored),
@@ -44,7 +44,7 @@ impl Handler for HistoryHandler {
             .0
             .remember(&member, spot_id(&spot)?, change, event.envelope.timestamp)
             .await
-            .map_err(transient)?;
+            .map_err(not_handled)?;
         Ok(match kept {
             Some(Kept::Applied) => Outcome::Applied,
             Some(Kept::Stale) => Outcome::Duplicate,

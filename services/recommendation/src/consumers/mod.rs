@@ -54,36 +54,50 @@ pub struct QueueConsumer {
     pub queue: &'static str,
     /// Counters, since it was made.
     pub stats: Arc<ConsumerStats>,
-    bindings: Vec<Binding>,
+    subscription: Subscription,
     expiry: Vec<Expiry>,
     handler: Arc<dyn Handler>,
 }
 
-/// The service's consumers.
+const TREND: &str = "recommendation.trend";
+const HISTORY: &str = "recommendation.history";
+const SPOTS: &str = "recommendation.spots";
+
+/// The queues that every instance of the service subscribes to, for whoever runs the bus: an event that is published
+/// before a queue is declared never gets there.
+pub fn subscriptions() -> Vec<Subscription> {
+    vec![trend_subscription(), history_subscription(), spots_subscription()]
+}
+
+fn trend_subscription() -> Subscription {
+    let types = [ViewTourspot::TYPE, BookmarkTourspot::TYPE, DeleteUser::TYPE];
+    subscription(TREND, USER_EXCHANGE, &types)
+}
+
+fn history_subscription() -> Subscription {
+    let types =
+        [ViewTourspot::TYPE, BookmarkTourspot::TYPE, UnbookmarkTourspot::TYPE, DeleteUser::TYPE];
+    subscription(HISTORY, USER_EXCHANGE, &types)
+}
+
+fn spots_subscription() -> Subscription {
+    subscription(SPOTS, TOUR_SPOT_EXCHANGE, &[TourSpotUpsert::TYPE, TourSpotDelete::TYPE])
+}
+
+/// The service's consumers, one for each of [`subscriptions`].
 pub fn all(ingest: &Ingest, ages: Ages) -> Vec<QueueConsumer> {
     vec![
         QueueConsumer {
-            queue: "recommendation.trend",
+            queue: TREND,
             stats: Arc::default(),
-            bindings: bindings(
-                USER_EXCHANGE,
-                &[ViewTourspot::TYPE, BookmarkTourspot::TYPE, DeleteUser::TYPE],
-            ),
+            subscription: trend_subscription(),
             expiry: expiry(&[ViewTourspot::TYPE, BookmarkTourspot::TYPE], ages.trend),
             handler: Arc::new(trend::TrendHandler(ingest.clone())),
         },
         QueueConsumer {
-            queue: "recommendation.history",
+            queue: HISTORY,
             stats: Arc::default(),
-            bindings: bindings(
-                USER_EXCHANGE,
-                &[
-                    ViewTourspot::TYPE,
-                    BookmarkTourspot::TYPE,
-                    UnbookmarkTourspot::TYPE,
-                    DeleteUser::TYPE,
-                ],
-            ),
+            subscription: history_subscription(),
             expiry: expiry(
                 &[ViewTourspot::TYPE, BookmarkTourspot::TYPE, UnbookmarkTourspot::TYPE],
                 ages.histories,
@@ -91,9 +105,9 @@ pub fn all(ingest: &Ingest, ages: Ages) -> Vec<QueueConsumer> {
             handler: Arc::new(history::HistoryHandler(ingest.clone())),
         },
         QueueConsumer {
-            queue: "recommendation.spots",
+            queue: SPOTS,
             stats: Arc::default(),
-            bindings: bindings(TOUR_SPOT_EXCHANGE, &[TourSpotUpsert::TYPE, TourSpotDelete::TYPE]),
+            subscription: spots_subscription(),
             expiry: Vec::new(),
             handler: Arc::new(spots::SpotHandler(ingest.clone())),
         },
@@ -112,7 +126,7 @@ impl QueueConsumer {
     ) {
         let mut failures = 0;
         while !stop.is_cancelled() {
-            match subscriber.subscribe(self.subscription()).await {
+            match subscriber.subscribe(self.subscription.clone()).await {
                 Ok(deliveries) => {
                     failures = 0;
                     subscribed.set_ready();
@@ -144,15 +158,6 @@ impl QueueConsumer {
         }
     }
 
-    fn subscription(&self) -> Subscription {
-        Subscription {
-            queue: self.queue.to_owned(),
-            bindings: self.bindings.clone(),
-            prefetch: PREFETCH,
-            shards: SHARDS,
-        }
-    }
-
     fn settings(&self) -> ConsumerSettings {
         ConsumerSettings {
             expiry: self.expiry.clone(),
@@ -162,8 +167,9 @@ impl QueueConsumer {
     }
 }
 
-fn bindings(exchange: &str, types: &[&str]) -> Vec<Binding> {
-    types.iter().map(|pattern| Binding::new(exchange, *pattern)).collect()
+fn subscription(queue: &str, exchange: &str, types: &[&str]) -> Subscription {
+    let bindings = types.iter().map(|pattern| Binding::new(exchange, *pattern)).collect();
+    Subscription { prefetch: PREFETCH, shards: SHARDS, ..Subscription::new(queue, bindings) }
 }
 
 fn expiry(types: &[&str], max_age: Duration) -> Vec<Expiry> {
@@ -175,8 +181,13 @@ fn spot_id(text: &str) -> Result<SpotId, HandlerError> {
         .map_err(|error: NotASpotId| HandlerError::Permanent(format!("tourspot_id: {error}")))
 }
 
-fn transient(error: PortError) -> HandlerError {
-    HandlerError::Transient(error.into())
+/// A store that is out of reach is so for every event: they wait for it, however long. What else
+/// fails may be this event's own fault, and is tried a few times.
+fn not_handled(error: PortError) -> HandlerError {
+    match error {
+        PortError::Unavailable(_) => HandlerError::Unavailable(error.into()),
+        PortError::Failed(_) => HandlerError::Transient(error.into()),
+    }
 }
 
 fn applied_or_duplicate(applied: bool) -> Outcome {

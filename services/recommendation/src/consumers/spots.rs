@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::events::{Event, TourSpotDelete, TourSpotUpsert};
 
-use super::{applied_or_duplicate, spot_id, transient};
+use super::{applied_or_duplicate, not_handled, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::SpotState;
 use crate::domain::spot::{NotASpotId, Place, Spot};
@@ -31,7 +31,7 @@ impl Handler for SpotHandler {
             }
             _ => return Ok(Outcome::Ignored),
         };
-        let applied = self.0.merge_spot(state).await.map_err(transient)?;
+        let applied = self.0.merge_spot(state).await.map_err(not_handled)?;
         Ok(applied_or_duplicate(applied))
     }
 }

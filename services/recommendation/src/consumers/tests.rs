@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::Clock;
@@ -11,14 +12,17 @@ use tourin_chassis::health::Health;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::bus::in_process::InProcessBus;
-use tourin_shared_events::consumer::ConsumerStats;
+use tourin_shared_events::consumer::{ConsumerStats, HandlerError, Received};
 use tourin_shared_events::dead_letters::DeadLetter;
 use tourin_shared_events::events::{
-    BookmarkTourspot, DeleteUser, Event, Outgoing, TourSpotDelete, TourSpotUpsert,
+    BookmarkTourspot, DeleteUser, Event, Outgoing, ReviewTourspot, TourSpotDelete, TourSpotUpsert,
     UnbookmarkTourspot, ViewTourspot,
 };
 
+use crate::app::ingest::Ingest;
+use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::config::RuleSettings;
+use crate::domain::trend::Ranked;
 use crate::scenario::{World, id};
 
 struct Mesh {
@@ -92,7 +96,7 @@ impl Mesh {
 
     async fn stop(self) {
         self.tasks.shutdown().begin();
-        assert!(self.tasks.finish(Duration::from_secs(3)).await);
+        self.tasks.finish(Duration::from_secs(3)).await.unwrap();
     }
 }
 
@@ -253,4 +257,94 @@ async fn two_replicas_share_the_work_and_count_each_event_once() {
         assert!(replica.iter().any(|stats| stats.snapshot().received > 0), "a replica is idle");
     }
     mesh.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_published_before_anybody_subscribes_reaches_every_declared_queue() {
+    let world = World::with_spots(3).await;
+    let bus = InProcessBus::new(world.stores.dead_letters.clone());
+    for subscription in super::subscriptions() {
+        bus.declare(subscription).unwrap();
+    }
+    let now = world.clock.now();
+    let review = ReviewTourspot {
+        user_id: "member01".into(),
+        tourspot_id: "1".into(),
+        review_id: "1".into(),
+    };
+    let events = vec![
+        // Nobody here wants it, and it comes before another of the same member.
+        Outgoing::new(&review, now),
+        Outgoing::new(&bookmark("member01", "2"), now),
+        Outgoing::new(&upsert("50", 1), now),
+    ];
+    let publishing = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(events).await }
+    });
+    let waiting = async {
+        while bus.depths().iter().any(|queue| queue.waiting != 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("one in each queue");
+
+    let (health, tasks) = (Health::new(), Tasks::new(Shutdown::new()));
+    for consumer in super::all(&world.ingest, RuleSettings::default().ages()) {
+        let (ready, token) = (health.register(consumer.queue), tasks.shutdown().token());
+        let running = consumer.run(Arc::new(bus.clone()), world.clock.clone(), ready, token);
+        tasks.spawn("consumer", running);
+    }
+    let published = tokio::time::timeout(Duration::from_secs(10), publishing).await;
+    assert_eq!(published.expect("all settled in time").unwrap(), vec![Ok(()); 3]);
+    assert_eq!(world.trend(5).await, [2]);
+    let known = world.stores.histories.profile("member01", 9).await.unwrap().known;
+    assert_eq!(known.into_iter().collect::<Vec<_>>(), [id(2)]);
+    assert!(world.stores.spots.get_many(&[id(50)]).await.unwrap().contains_key(&id(50)));
+    tasks.shutdown().begin();
+    tasks.finish(Duration::from_secs(3)).await.unwrap();
+}
+
+/// A store that answers everything with the same error.
+struct Broken(PortError);
+
+#[async_trait]
+impl TrendStore for Broken {
+    async fn record(&self, _: &TrendEvent) -> Result<Counted, PortError> {
+        Err(self.0.clone())
+    }
+    async fn top(&self, _: usize, _: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
+        Err(self.0.clone())
+    }
+    async fn forget(&self, _: &str, _: DateTime<Utc>, _: DateTime<Utc>) -> Result<(), PortError> {
+        Err(self.0.clone())
+    }
+    async fn prune(&self, _: DateTime<Utc>) -> Result<u64, PortError> {
+        Err(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_the_store_is_waited_for_and_a_failure_is_not() {
+    let world = World::new().await;
+    let envelope = Outgoing::new(&view("member01", "1"), world.clock.now()).envelope;
+    let event = Received {
+        routing_key: envelope.r#type.clone(),
+        envelope,
+        exchange: String::new(),
+        ordering_key: None,
+        headers: std::collections::BTreeMap::default(),
+        attempt: 1,
+    };
+    let handled = async |error: PortError| {
+        let ages = RuleSettings::default().ages();
+        let (histories, spots) = (world.stores.histories.clone(), world.stores.spots.clone());
+        let ingest =
+            Ingest::new(Arc::new(Broken(error)), histories, spots, world.clock.clone(), ages);
+        super::all(&ingest, ages)[0].handler.handle(&event).await
+    };
+    let outage = handled(PortError::unavailable(anyhow::anyhow!("the disk is full"))).await;
+    assert!(matches!(outage, Err(HandlerError::Unavailable(_))), "{outage:?}");
+    let failure = handled(PortError::failed(anyhow::anyhow!("no such column"))).await;
+    assert!(matches!(failure, Err(HandlerError::Transient(_))), "{failure:?}");
 }

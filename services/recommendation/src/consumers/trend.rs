@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::events::{BookmarkTourspot, DeleteUser, Event, ViewTourspot};
 
-use super::{spot_id, transient};
+use super::{not_handled, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::Counted;
 use crate::domain::interaction::Kind;
@@ -30,7 +30,7 @@ impl Handler for TrendHandler {
                 self.0
                     .forget_in_trend(&deleted.user_id, event.envelope.timestamp)
                     .await
-                    .map_err(transient)?;
+                    .map_err(not_handled)?;
                 Ok(Outcome::Applied)
             }
             _ => Ok(Outcome::Ignored),
@@ -51,7 +51,7 @@ impl TrendHandler {
             .0
             .count(envelope.id, subject, spot_id(spot)?, kind, envelope.timestamp)
             .await
-            .map_err(transient)?;
+            .map_err(not_handled)?;
         Ok(match counted {
             Counted::Applied => Outcome::Applied,
             Counted::Duplicate => Outcome::Duplicate,

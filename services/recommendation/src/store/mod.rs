@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
 use tourin_shared_events::bus::feed::CursorStore;
 use tourin_shared_events::dead_letters::DeadLetterStore;
@@ -46,6 +47,28 @@ pub struct Stores {
     pub cursor: Arc<dyn CursorStore>,
     /// Events that could not be handled, for when there is no bus that keeps them.
     pub dead_letters: Arc<dyn DeadLetterStore>,
+    /// Tells when nothing can be written any more.
+    pub failure: Failure,
+}
+
+/// Tells when a store has stopped for good, so that only a new start of the process can help, and why.
+#[derive(Clone, Debug)]
+pub struct Failure(watch::Receiver<Option<String>>);
+
+impl Failure {
+    /// A failure that whoever keeps the sender may tell of.
+    pub fn new() -> (watch::Sender<Option<String>>, Self) {
+        let (sender, receiver) = watch::channel(None);
+        (sender, Self(receiver))
+    }
+
+    /// Waits for the failure and returns its reason. Safe to drop and call again.
+    pub async fn happened(&mut self) -> String {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_gone) => "it was stopped from outside".to_owned(),
+        }
+    }
 }
 
 impl Stores {

@@ -87,6 +87,11 @@ impl CoreClient {
     }
 }
 
+/// Whatever core did not answer, it may answer later: another instance may be up, or a newer one.
+fn unreached(error: anyhow::Error) -> PortError {
+    PortError::unavailable(error)
+}
+
 #[async_trait]
 impl Endpoint for CoreClient {
     async fn resolve(&self) -> anyhow::Result<Target> {
@@ -110,7 +115,7 @@ struct Page {
 impl Catalogue for CoreClient {
     async fn log_id(&self) -> Result<String, PortError> {
         let query = [("after", "0"), ("limit", "1"), ("wait_ms", "0")];
-        let log: Log = self.get("/internal/events", &query).await.map_err(PortError::new)?;
+        let log: Log = self.get("/internal/events", &query).await.map_err(unreached)?;
         Ok(log.log_id)
     }
 
@@ -118,7 +123,7 @@ impl Catalogue for CoreClient {
         let limit = PAGE_SPOTS.to_string();
         let mut query = vec![("limit", limit.as_str())];
         query.extend(after.map(|after| ("after", after)));
-        let page: Page = self.get("/internal/tour-spots", &query).await.map_err(PortError::new)?;
+        let page: Page = self.get("/internal/tour-spots", &query).await.map_err(unreached)?;
         let spots = page
             .spots
             .into_iter()

@@ -9,7 +9,7 @@ use tourin_registry_api::{Change, Snapshot};
 use tracing::{debug, info};
 
 use super::Discovery;
-use crate::domain::{Session, Since, TooManyWatchers};
+use crate::domain::{Session, Since, TooManyWatchers, WatcherKind};
 
 /// What a watcher is told.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ impl Discovery {
     /// [`TooManyWatchers`].
     pub fn watch(
         self: &Arc<Self>,
-        watcher: Option<&str>,
+        watcher: WatcherKind<'_>,
         version: u64,
         epoch: u64,
         stop: Shutdown,
@@ -62,7 +62,7 @@ impl Discovery {
             }
         };
         drop(state);
-        info!(watcher, version, resumed = first.is_none(), "watching");
+        info!(?watcher, version, resumed = first.is_none(), "watching");
         self.replaced.send_replace(());
         Ok(Watch {
             session,

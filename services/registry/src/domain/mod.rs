@@ -6,4 +6,4 @@ mod watchers;
 
 pub use catalogue::{Catalogue, CatalogueLimits, RegisterError, Unknown};
 pub use history::Since;
-pub use watchers::{Session, TooManyWatchers, WatcherLimits, Watchers};
+pub use watchers::{Session, TooManyWatchers, WatcherKind, WatcherLimits, Watchers};

@@ -5,10 +5,21 @@ use std::collections::BTreeMap;
 /// Bounds of [`Watchers`].
 #[derive(Clone, Copy, Debug)]
 pub struct WatcherLimits {
-    /// Most watchers with a name, which takes the secret.
-    pub named: usize,
-    /// Most watchers without one. A bound of their own: strangers cannot take the gateways' places.
-    pub anonymous: usize,
+    /// Most watchers that hold the secret, with a name or without.
+    pub holders: usize,
+    /// Most watchers that do not. A bound of their own: strangers cannot take the mesh's places.
+    pub strangers: usize,
+}
+
+/// Who opens a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatcherKind<'a> {
+    /// Somebody who holds the secret and will acknowledge under this name.
+    Named(&'a str),
+    /// Somebody who holds the secret and only follows.
+    Unnamed,
+    /// Somebody who does not hold it.
+    Stranger,
 }
 
 /// There are as many watchers of this kind as there may be.
@@ -21,8 +32,15 @@ pub struct TooManyWatchers {
 /// One open watch. Given back with [`Watchers::leave`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    name: Option<String>,
+    place: Place,
     number: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Named(String),
+    Unnamed,
+    Stranger,
 }
 
 /// Who watches, and how far each has got.
@@ -33,7 +51,8 @@ pub struct Session {
 #[derive(Debug)]
 pub struct Watchers {
     named: BTreeMap<String, Watcher>,
-    anonymous: usize,
+    unnamed: usize,
+    strangers: usize,
     limits: WatcherLimits,
     sessions: u64,
 }
@@ -49,7 +68,7 @@ struct Watcher {
 impl Watchers {
     /// Nobody yet.
     pub fn new(limits: WatcherLimits) -> Self {
-        Self { named: BTreeMap::new(), anonymous: 0, limits, sessions: 0 }
+        Self { named: BTreeMap::new(), unnamed: 0, strangers: 0, limits, sessions: 0 }
     }
 
     /// Opens a watch. One of the same name ends by that ([`Watchers::is_open`] says so): the
@@ -57,42 +76,51 @@ impl Watchers {
     ///
     /// # Errors
     /// [`TooManyWatchers`].
-    pub fn join(&mut self, name: Option<&str>) -> Result<Session, TooManyWatchers> {
-        match name {
-            Some(name) => {
-                if !self.named.contains_key(name) && self.named.len() >= self.limits.named {
-                    return Err(TooManyWatchers { limit: self.limits.named });
-                }
-            }
-            None if self.anonymous >= self.limits.anonymous => {
-                return Err(TooManyWatchers { limit: self.limits.anonymous });
-            }
-            None => self.anonymous += 1,
+    pub fn join(&mut self, kind: WatcherKind<'_>) -> Result<Session, TooManyWatchers> {
+        let replaces = matches!(kind, WatcherKind::Named(name) if self.named.contains_key(name));
+        let (taken, limit) = match kind {
+            WatcherKind::Stranger => (self.strangers, self.limits.strangers),
+            _ => (self.named.len() + self.unnamed, self.limits.holders),
+        };
+        if taken >= limit && !replaces {
+            return Err(TooManyWatchers { limit });
         }
         self.sessions += 1;
-        if let Some(name) = name {
-            let watcher = Watcher { session: self.sessions, acknowledged: 0, behind: None };
-            self.named.insert(name.to_owned(), watcher);
-        }
-        Ok(Session { name: name.map(str::to_owned), number: self.sessions })
+        let place = match kind {
+            WatcherKind::Named(name) => {
+                let watcher = Watcher { session: self.sessions, acknowledged: 0, behind: None };
+                self.named.insert(name.to_owned(), watcher);
+                Place::Named(name.to_owned())
+            }
+            WatcherKind::Unnamed => {
+                self.unnamed += 1;
+                Place::Unnamed
+            }
+            WatcherKind::Stranger => {
+                self.strangers += 1;
+                Place::Stranger
+            }
+        };
+        Ok(Session { place, number: self.sessions })
     }
 
     /// Ends a watch.
     pub fn leave(&mut self, session: &Session) {
-        match &session.name {
-            Some(name) if self.is_open(session) => {
+        match &session.place {
+            Place::Named(name) if self.is_open(session) => {
                 self.named.remove(name);
             }
-            Some(_) => {}
-            None => self.anonymous = self.anonymous.saturating_sub(1),
+            Place::Named(_) => {}
+            Place::Unnamed => self.unnamed = self.unnamed.saturating_sub(1),
+            Place::Stranger => self.strangers = self.strangers.saturating_sub(1),
         }
     }
 
     /// False when a newer watch took this one's name.
     pub fn is_open(&self, session: &Session) -> bool {
-        match &session.name {
-            Some(name) => self.named.get(name).is_some_and(|w| w.session == session.number),
-            None => true,
+        match &session.place {
+            Place::Named(name) => self.named.get(name).is_some_and(|w| w.session == session.number),
+            Place::Unnamed | Place::Stranger => true,
         }
     }
 
@@ -127,18 +155,19 @@ impl Watchers {
 
 #[cfg(test)]
 mod tests {
+    use super::WatcherKind::{Named, Stranger, Unnamed};
     use super::*;
 
-    const LIMITS: WatcherLimits = WatcherLimits { named: 2, anonymous: 1 };
+    const LIMITS: WatcherLimits = WatcherLimits { holders: 2, strangers: 1 };
 
     #[test]
     fn a_version_is_acknowledged_when_every_named_watcher_has() {
         let mut watchers = Watchers::new(LIMITS);
         assert!(watchers.all_acknowledged(7), "nobody to wait for");
-        watchers.join(None).unwrap();
+        watchers.join(Stranger).unwrap();
         assert!(watchers.all_acknowledged(7), "nobody waits for the anonymous");
-        let first = watchers.join(Some("first")).unwrap();
-        watchers.join(Some("second")).unwrap();
+        let first = watchers.join(Named("first")).unwrap();
+        watchers.join(Named("second")).unwrap();
         assert!(watchers.acknowledge("second", 9));
         assert!(watchers.acknowledge("first", 6));
         assert!(!watchers.all_acknowledged(7));
@@ -151,7 +180,7 @@ mod tests {
     #[test]
     fn who_let_a_wait_run_out_is_waited_for_again_only_after_catching_up() {
         let mut watchers = Watchers::new(LIMITS);
-        watchers.join(Some("slow")).unwrap();
+        watchers.join(Named("slow")).unwrap();
         assert_eq!(watchers.give_up_waiting_for(7), ["slow"]);
         assert!(watchers.all_acknowledged(8));
         watchers.acknowledge("slow", 6);
@@ -163,9 +192,9 @@ mod tests {
     #[test]
     fn a_new_watch_ends_the_one_of_the_same_name() {
         let mut watchers = Watchers::new(LIMITS);
-        let old = watchers.join(Some("gateway")).unwrap();
+        let old = watchers.join(Named("gateway")).unwrap();
         watchers.acknowledge("gateway", 7);
-        let new = watchers.join(Some("gateway")).unwrap();
+        let new = watchers.join(Named("gateway")).unwrap();
         assert!(!watchers.is_open(&old));
         assert!(!watchers.all_acknowledged(7), "the new one has to say so itself");
         watchers.leave(&old);
@@ -175,13 +204,26 @@ mod tests {
     #[test]
     fn watchers_are_bounded_and_strangers_do_not_take_places() {
         let mut watchers = Watchers::new(LIMITS);
-        let stranger = watchers.join(None).unwrap();
-        assert_eq!(watchers.join(None), Err(TooManyWatchers { limit: 1 }));
-        watchers.join(Some("a")).unwrap();
-        watchers.join(Some("b")).unwrap();
-        assert_eq!(watchers.join(Some("c")), Err(TooManyWatchers { limit: 2 }));
-        assert!(watchers.join(Some("b")).is_ok());
+        let stranger = watchers.join(Stranger).unwrap();
+        assert_eq!(watchers.join(Stranger), Err(TooManyWatchers { limit: 1 }));
+        watchers.join(Named("a")).unwrap();
+        watchers.join(Named("b")).unwrap();
+        assert_eq!(watchers.join(Named("c")), Err(TooManyWatchers { limit: 2 }));
+        assert!(watchers.join(Named("b")).is_ok());
         watchers.leave(&stranger);
-        assert!(watchers.join(None).is_ok());
+        assert!(watchers.join(Stranger).is_ok());
+    }
+
+    #[test]
+    fn who_holds_the_secret_has_a_holders_place_without_a_name_too() {
+        let mut watchers = Watchers::new(LIMITS);
+        watchers.join(Stranger).unwrap();
+        let follower = watchers.join(Unnamed).expect("strangers take no place of this kind");
+        watchers.join(Named("a")).unwrap();
+        assert_eq!(watchers.join(Named("b")), Err(TooManyWatchers { limit: 2 }));
+        assert_eq!(watchers.join(Unnamed), Err(TooManyWatchers { limit: 2 }));
+        watchers.leave(&follower);
+        assert!(watchers.join(Unnamed).is_ok());
+        assert_eq!(watchers.join(Stranger), Err(TooManyWatchers { limit: 1 }));
     }
 }

@@ -17,6 +17,7 @@ use tourin_registry_api::wire::{AckRequest, CHANGE_EVENT, KEEP_ALIVE_MS, SNAPSHO
 use super::authority::{MaybeSecretHolder, SecretHolder};
 use super::instances::invalid;
 use crate::app::{Discovery, Watch, WatchItem};
+use crate::domain::WatcherKind;
 
 pub(super) async fn open(
     MaybeSecretHolder(trusted): MaybeSecretHolder,
@@ -27,20 +28,25 @@ pub(super) async fn open(
 ) -> Result<Response, ApiError> {
     let from: Option<u64> = params.one("from")?;
     let epoch: u64 = params.one("epoch")?.unwrap_or(0);
-    let watcher: Option<String> = params.one("watcher")?;
-    if let Some(watcher) = &watcher {
-        limits::instance_id(watcher).map_err(invalid)?;
-        if !trusted {
+    let name: Option<String> = params.one("watcher")?;
+    if let Some(name) = &name {
+        limits::instance_id(name).map_err(invalid)?;
+    }
+    let watcher = match (&name, trusted) {
+        (Some(name), true) => WatcherKind::Named(name),
+        (None, true) => WatcherKind::Unnamed,
+        (None, false) => WatcherKind::Stranger,
+        (Some(_), false) => {
             return Err(ApiError::unauthenticated(
                 "a watch with a name needs the registration secret: others will wait for it",
             ));
         }
-    }
+    };
     // An `EventSource` resumes by this header.
     let resumed = || headers.get("last-event-id")?.to_str().ok()?.parse().ok();
     let from = from.or_else(resumed).unwrap_or(0);
     let watch = discovery
-        .watch(watcher.as_deref(), from, epoch, stop)
+        .watch(watcher, from, epoch, stop)
         .map_err(|e| ApiError::unavailable(e.to_string(), Duration::from_secs(1)))?;
 
     let events = stream::unfold(watch, next_event);

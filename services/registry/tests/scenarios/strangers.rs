@@ -116,7 +116,7 @@ async fn instances_and_watchers_are_bounded_in_number() {
     let registry = Running::start_with({
         let mut settings = settings();
         settings.max_instances = 1;
-        settings.max_watchers = 1;
+        settings.max_watchers = 2;
         settings.max_anonymous_watchers = 1;
         settings
     })
@@ -130,19 +130,24 @@ async fn instances_and_watchers_are_bounded_in_number() {
     let open = |query: &str| {
         http.get(registry.url(&format!("/v1/watch?{query}"))).bearer_auth(SECRET).send()
     };
-    let stranger = open("").await.unwrap();
+    let open_as_stranger = || http.get(registry.url("/v1/watch")).send();
+    let stranger = open_as_stranger().await.unwrap();
     assert_eq!(stranger.status(), StatusCode::OK);
-    assert_eq!(open("").await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(open_as_stranger().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     let gateway = open("watcher=gateway-1").await.unwrap();
     assert_eq!(gateway.status(), StatusCode::OK, "strangers do not take the gateways' places");
-    let full = open("watcher=gateway-2").await.unwrap();
-    assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(full.headers().contains_key("retry-after"));
+    let follower = registry.follow();
+    follower.sees(&["a"]).await;
+    for query in ["watcher=gateway-2", ""] {
+        let full = open(query).await.unwrap();
+        assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE, "{query:?}");
+        assert!(full.headers().contains_key("retry-after"));
+    }
     // The same name takes over from its own lost connection.
     assert_eq!(open("watcher=gateway-1").await.unwrap().status(), StatusCode::OK);
     drop(stranger);
     eventually("the stranger's place is free again", || async {
-        open("").await.unwrap().status() == StatusCode::OK
+        open_as_stranger().await.unwrap().status() == StatusCode::OK
     })
     .await;
 }

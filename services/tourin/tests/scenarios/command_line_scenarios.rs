@@ -56,6 +56,31 @@ fn help_shows_every_flag_with_its_variable() {
     }
 }
 
+#[test]
+fn settings_come_from_file_environment_and_flags_in_this_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, other) = (free_address(), free_address());
+    let file = folder.path().join("tourin.toml");
+    let unused = folder.path().join("unused");
+    let text = format!("listen = '{other}'\ndata-dir = '{}'\nno-demo = true\n", unused.display());
+    std::fs::write(&file, text).unwrap();
+    let mut up = command("tourin");
+    up.env("TOURIN_CONFIG", &file).env("TOURIN_EPHEMERAL", "1").args(["--listen", &address]);
+    let process = Process::start(up);
+    process.wait_for_line("Tourin is ready");
+    let spots = get(&format!("http://{address}/api/tour-spots"));
+    assert_eq!(spots, serde_json::json!([]), "no-demo is the file's");
+    assert!(!unused.exists(), "ephemeral wins over a folder");
+
+    // The same file does for another command, which has other flags.
+    let mut letters = command("tourin");
+    letters.env("TOURIN_CONFIG", &file).args(["events", "dead-letters", "list"]);
+    let output = letters.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("no mesh has run on this folder"), "{stderr}");
+    assert!(stderr.contains("unused"), "the folder is the file's: {stderr}");
+}
+
 fn get(url: &str) -> serde_json::Value {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -179,3 +179,40 @@ async fn three_replicas_answer_and_count_each_event_once() {
         trend_begins_with(&world, &members[0], &[&spots[1], &spots[0]]).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_listens_to_holds_nothing_up() {
+    let world = World::start().await;
+    let member = world.member("traveller1").await;
+    let spots = world.spots(2).await;
+    // Reviews are events that recommendation does not follow; the member's next ones must pass.
+    for number in 0..20 {
+        let body = json!({"userId": "traveller1", "content": format!("{number}")});
+        let path = format!("/api/tour-spots/{}/reviews", spots[0]);
+        world.post_as(&member, &path, body).await.expect(201);
+    }
+    world.bookmark(&member, &spots[1]).await;
+    trend_begins_with(&world, &member, &[&spots[1]]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_member_is_forgotten() {
+    let world = World::start().await;
+    let spots = world.spots(40).await;
+    let (shared, theirs) = (&spots[3], &spots[37]);
+    let leaver = world.member("leaving01").await;
+    world.bookmark(&leaver, shared).await;
+    world.bookmark(&leaver, theirs).await;
+    let stayer = world.member("staying01").await;
+    world.bookmark(&stayer, shared).await;
+    let first_is = async |wanted: bool| {
+        eventually(|| async {
+            let seen = personal(&world, &stayer, 3).await;
+            if (seen.first() == Some(theirs)) == wanted { Ok(()) } else { Err(seen) }
+        })
+        .await;
+    };
+    first_is(true).await;
+    world.post_as(&leaver, "/api/auth/delete-account", json!({})).await.expect(204);
+    first_is(false).await;
+}

@@ -2,6 +2,12 @@
 //!
 //! [`InProcessBus::publish`](Publisher::publish) resolves only when every bound queue has settled the event, so the
 //! relay marks an outbox row after the effect, and a crash at any moment publishes again what had not taken effect.
+//!
+//! # Declare first, publish then
+//! An event goes to the queues that are there when it is published, and is confirmed at once when none of them wants
+//! it: nobody is there to miss it. A queue that comes later has lost it. So whoever puts services together calls
+//! [`InProcessBus::declare`] for every queue of every consumer before the first publisher starts. Only while no queue at
+//! all is declared does a publisher get [`PublishError::Unroutable`], for then nothing can be said of who wants what.
 
 mod queue;
 
@@ -68,6 +74,36 @@ impl InProcessBus {
         }))
     }
 
+    /// Makes a queue with its bindings, without a subscriber: it takes events from now on, and keeps them for whoever
+    /// subscribes. Declaring it again, or subscribing to it, adds what bindings are new and nothing else.
+    ///
+    /// # Errors
+    /// As [`Subscriber::subscribe`].
+    pub fn declare(&self, subscription: Subscription) -> Result<(), SubscribeError> {
+        self.declared(&subscription).map(drop)
+    }
+
+    fn declared(&self, subscription: &Subscription) -> Result<Arc<Queue>, SubscribeError> {
+        let bindings = subscription.check()?;
+        let mut queues = lock(&self.0.queues);
+        // Asked under the lock that `close` takes to close the queues: none is made after it.
+        if self.is_closed() {
+            return Err(SubscribeError::Unavailable(anyhow::anyhow!("the bus is closed")));
+        }
+        let queue = queues.entry(subscription.queue.clone()).or_insert_with(|| {
+            Arc::new(Queue {
+                name: subscription.queue.clone(),
+                slots: Arc::new(Semaphore::new(self.0.queue_capacity)),
+                state: Mutex::new(State::new(subscription.shards)),
+                changed: Notify::new(),
+                dead_letters: self.0.dead_letters.clone(),
+                clock: self.0.clock.clone(),
+            })
+        });
+        queue.bind(subscription, bindings)?;
+        Ok(queue.clone())
+    }
+
     /// How full each queue is, by name.
     pub fn depths(&self) -> Vec<QueueDepth> {
         lock(&self.0.queues).values().map(|queue| queue.depth()).collect()
@@ -86,9 +122,11 @@ impl InProcessBus {
         self.0.closed.load(Ordering::Acquire)
     }
 
-    /// The queues an event goes to.
-    fn route(&self, event: &Outgoing) -> Vec<Arc<Queue>> {
-        lock(&self.0.queues).values().filter(|queue| queue.takes(event)).cloned().collect()
+    /// The queues an event goes to; `None` while there is no queue at all.
+    fn route(&self, event: &Outgoing) -> Option<Vec<Arc<Queue>>> {
+        let queues = lock(&self.0.queues);
+        (!queues.is_empty())
+            .then(|| queues.values().filter(|queue| queue.takes(event)).cloned().collect())
     }
 }
 
@@ -102,12 +140,15 @@ impl Publisher for InProcessBus {
         if self.is_closed() {
             return batch.iter().map(|_| Err(closed())).collect();
         }
-        let mut confirms: Vec<Vec<oneshot::Receiver<()>>> = Vec::with_capacity(batch.len());
+        let mut confirms: Vec<Option<Vec<oneshot::Receiver<()>>>> = Vec::with_capacity(batch.len());
         // By queue and not by event: a full queue must not keep events from the others.
         let mut plan: BTreeMap<String, (Arc<Queue>, Vec<(Arc<Message>, oneshot::Sender<()>)>)> =
             BTreeMap::new();
         for event in batch {
-            let queues = self.route(&event);
+            let Some(queues) = self.route(&event) else {
+                confirms.push(None);
+                continue;
+            };
             let message = Arc::new(Message::new(event));
             let mut receivers = Vec::with_capacity(queues.len());
             for queue in queues {
@@ -118,7 +159,7 @@ impl Publisher for InProcessBus {
                     .1
                     .push((message.clone(), confirm));
             }
-            confirms.push(receivers);
+            confirms.push(Some(receivers));
         }
         join_all(plan.into_values().map(|(queue, messages)| async move {
             for (message, confirm) in messages {
@@ -132,9 +173,8 @@ impl Publisher for InProcessBus {
         .await;
         let mut results = Vec::with_capacity(confirms.len());
         for receivers in confirms {
-            let mut result =
-                if receivers.is_empty() { Err(PublishError::Unroutable) } else { Ok(()) };
-            for receiver in receivers {
+            let mut result = receivers.as_ref().map(|_| ()).ok_or(PublishError::Unroutable);
+            for receiver in receivers.into_iter().flatten() {
                 if receiver.await.is_err() {
                     result = Err(closed());
                 }
@@ -148,24 +188,8 @@ impl Publisher for InProcessBus {
 #[async_trait]
 impl Subscriber for InProcessBus {
     async fn subscribe(&self, subscription: Subscription) -> Result<Deliveries, SubscribeError> {
-        let bindings = subscription.check()?;
-        if self.is_closed() {
-            return Err(SubscribeError::Unavailable(anyhow::anyhow!("the bus is closed")));
-        }
-        let queue = lock(&self.0.queues)
-            .entry(subscription.queue.clone())
-            .or_insert_with(|| {
-                Arc::new(Queue {
-                    name: subscription.queue.clone(),
-                    slots: Arc::new(Semaphore::new(self.0.queue_capacity)),
-                    state: Mutex::new(State::new(subscription.shards)),
-                    changed: Notify::new(),
-                    dead_letters: self.0.dead_letters.clone(),
-                    clock: self.0.clock.clone(),
-                })
-            })
-            .clone();
-        let member = queue.join(&subscription, bindings)?;
+        let queue = self.declared(&subscription)?;
+        let member = queue.join(&subscription);
         Ok(Deliveries::new(Source { queue, member }))
     }
 }

@@ -136,11 +136,11 @@ impl Queue {
         })
     }
 
-    pub(super) fn join(
+    pub(super) fn bind(
         &self,
         subscription: &Subscription,
         bindings: Vec<(String, TopicPattern)>,
-    ) -> Result<u64, SubscribeError> {
+    ) -> Result<(), SubscribeError> {
         let mut state = lock(&self.state);
         if state.shards.len() != subscription.shards {
             return Err(SubscribeError::Invalid(format!(
@@ -155,13 +155,18 @@ impl Queue {
                 state.bindings.push(binding);
             }
         }
+        Ok(())
+    }
+
+    pub(super) fn join(&self, subscription: &Subscription) -> u64 {
+        let mut state = lock(&self.state);
         let id = state.next_member;
         state.next_member += 1;
         let prefetch = subscription.prefetch;
         state.members.push(Member { id, prefetch, unsettled: 0, turn: 0 });
         drop(state);
         self.changed.notify_waiters();
-        Ok(id)
+        id
     }
 
     fn leave(&self, member: u64) {

@@ -1,6 +1,7 @@
 //! From the outbox to the bus.
 
 mod running;
+mod unroutable;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +69,7 @@ counters! {
         published,
         /// Attempts that failed, unroutable ones included. Each is tried again.
         failed,
-        /// Attempts that found no queue bound.
+        /// Attempts that found no queue declared.
         unroutable,
         /// Times the store could not be read or written.
         store_failures,
@@ -79,6 +80,8 @@ counters! {
 ///
 /// It marks an event only after the bus confirmed it. A crash in between publishes it again; that is what the
 /// consumers' dedupe is for. An event that fails holds back its own key only, unless the whole bus is out of reach.
+/// Events that the bus cannot route yet take no room in memory, so that however many there are, others get through;
+/// they are tried again about every second, and a warning comes when that takes longer than 10 s.
 pub struct Relay {
     store: Arc<dyn OutboxStore>,
     publisher: Arc<dyn Publisher>,

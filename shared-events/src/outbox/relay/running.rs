@@ -1,7 +1,6 @@
 //! The relay at work.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -10,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Relay;
+use super::unroutable::Unroutable;
 use crate::bus::{LaneKey, Lanes, PublishError};
 use crate::consumer::count;
 use crate::outbox::Pending;
@@ -28,6 +28,8 @@ pub(super) struct Running<'a> {
     lanes: Lanes<Queued>,
     /// Sequence numbers read and not yet marked: waiting, in flight or confirmed. Bounded by `max_buffered`.
     known: HashSet<u64>,
+    /// Keys that are passed over for now.
+    unroutable: Unroutable,
     /// Confirmed by the bus, not yet marked.
     confirmed: Vec<u64>,
     in_flight: FuturesUnordered<BoxFuture<'a, Published>>,
@@ -35,6 +37,10 @@ pub(super) struct Running<'a> {
     cursor: u64,
     /// There may be more above the cursor.
     more: bool,
+    /// Everything was read since the cursor last started from zero.
+    at_end: bool,
+    /// The next page is read without waiting for anything.
+    read_on: bool,
     next_poll: Instant,
     next_rescan: Instant,
     renew_lease_at: Option<Instant>,
@@ -56,10 +62,13 @@ impl<'a> Running<'a> {
             holder: Uuid::now_v7().to_string(),
             lanes: Lanes::default(),
             known: HashSet::new(),
+            unroutable: Unroutable::default(),
             confirmed: Vec::new(),
             in_flight: FuturesUnordered::new(),
             cursor: 0,
             more: true,
+            at_end: false,
+            read_on: false,
             next_poll: now,
             next_rescan: now,
             renew_lease_at: None,
@@ -103,18 +112,29 @@ impl<'a> Running<'a> {
             self.more = true;
             self.next_poll = now + self.relay.settings.poll_interval;
         }
-        if now >= self.next_rescan || self.known.is_empty() {
-            self.cursor = 0;
-            self.next_rescan = now + self.relay.settings.rescan_interval;
+        let passing_over = match self.unroutable.retry_at() {
+            // Not before all else was read: unroutable rows would be tried again and again, and those after them never.
+            Some(due) if now < due => true,
+            Some(due) => {
+                let late = now >= due + self.relay.settings.rescan_interval;
+                let next =
+                    self.at_end || self.unroutable.is_full() || (late && self.room().is_none());
+                if next {
+                    self.unroutable.next_round();
+                    self.start_over(now);
+                    self.more = true;
+                }
+                !next
+            }
+            None => false,
+        };
+        if !passing_over && (now >= self.next_rescan || self.known.is_empty()) {
+            self.start_over(now);
         }
-        // Standing by, one row is enough to see that there is work.
-        let max = if self.standby { 1 } else { self.relay.settings.max_buffered };
-        let room = max.saturating_sub(self.known.len());
-        // A few rows at a time are not worth a query, unless nothing else is there.
-        let worthwhile = room > max / 16 || (room > 0 && self.known.is_empty());
-        if !self.more || !worthwhile || now < self.store_back_at {
+        self.read_on = false;
+        let Some(room) = self.room().filter(|_| self.more && now >= self.store_back_at) else {
             return;
-        }
+        };
         // From the start on, the events already known come along again.
         let known = if self.cursor == 0 { self.known.len() } else { 0 };
         let limit = u32::try_from(room + known).unwrap_or(u32::MAX);
@@ -123,13 +143,36 @@ impl<'a> Running<'a> {
             return;
         };
         self.more = rows.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+        self.at_end |= !self.more;
+        let (before, read) = (self.known.len(), rows.len());
         for pending in rows {
             self.cursor = self.cursor.max(pending.seq);
-            if self.known.insert(pending.seq) {
+            let held = self.unroutable.holds(&pending.event.ordering_key);
+            if !held && self.known.insert(pending.seq) {
                 let key = pending.event.ordering_key.clone();
                 self.lanes.push(Some(&key), Queued { pending, failures: 0 });
             }
         }
+        // Rows that were passed over may have left room for what comes after them.
+        let passed_over = self.unroutable.keys() > 0 && self.known.len() - before < read;
+        self.read_on = self.more && passed_over && self.room().is_some();
+    }
+
+    /// How many rows there is room for; `None` when that is not worth a query.
+    fn room(&self) -> Option<usize> {
+        // Standing by, one row is enough to see that there is work.
+        let max = if self.standby { 1 } else { self.relay.settings.max_buffered };
+        let room = max.saturating_sub(self.known.len());
+        // A few rows at a time are not worth it, unless nothing else is there.
+        let worthwhile = room > max / 16 || (room > 0 && self.known.is_empty());
+        (worthwhile && !self.unroutable.is_full()).then_some(room)
+    }
+
+    /// Reads from the oldest row that waits, next.
+    fn start_over(&mut self, now: Instant) {
+        self.cursor = 0;
+        self.at_end = false;
+        self.next_rescan = now + self.relay.settings.rescan_interval;
     }
 
     /// Whether this relay may publish. Without anything to publish it does not ask, so an idle outbox is not written to.
@@ -170,6 +213,7 @@ impl<'a> Running<'a> {
     /// Another relay is at work: what was read here is soon out of date.
     fn forget(&mut self) {
         self.lanes = Lanes::default();
+        self.unroutable = Unroutable::default();
         self.known = self.confirmed.iter().copied().collect();
         self.cursor = 0;
         self.more = false;
@@ -209,6 +253,7 @@ impl<'a> Running<'a> {
         let Err(error) = result else {
             count(&stats.published);
             self.bus_failures = 0;
+            self.unroutable.confirmed(queued.pending.seq);
             self.confirmed.push(queued.pending.seq);
             self.lanes.done(&key);
             return;
@@ -229,9 +274,21 @@ impl<'a> Running<'a> {
             }
             PublishError::Unroutable => {
                 count(&stats.unroutable);
-                // Someone will bind soon (services start in any order), so the wait stays short.
-                let wait = backoff.after(queued.failures).min(Duration::from_secs(1));
-                self.lanes.again(&key, queued, now + wait);
+                self.unroutable.hold(&event.ordering_key, *seq, now, &backoff);
+                if let Some(held) = self.unroutable.warning(now) {
+                    tracing::warn!(
+                        seq,
+                        routing_key = event.routing_key,
+                        keys = self.unroutable.keys(),
+                        seconds = held.as_secs(),
+                        "events stay unroutable: no queue is declared for them"
+                    );
+                }
+                // They are read again in the next round.
+                self.known.remove(seq);
+                for behind in self.lanes.drop_lane(&key) {
+                    self.known.remove(&behind.pending.seq);
+                }
             }
             PublishError::Rejected(_) => {
                 tracing::warn!(seq, event = %event.envelope.id, %error, failures = queued.failures, "event refused");
@@ -281,14 +338,21 @@ impl<'a> Running<'a> {
     }
 
     fn next_wake(&self) -> Instant {
-        let mut next = self.next_poll;
         let now = Instant::now();
+        if self.read_on {
+            return now;
+        }
+        let mut next = self.next_poll;
         // A retry that is due but cannot go (the bus is out of reach, too many in flight) must not make this spin.
         if let Some(due) = self.lanes.next_due().filter(|due| *due > now) {
             next = next.min(due);
         }
         if self.bus_back_at > now {
             next = next.min(self.bus_back_at);
+        }
+        // One that is due but has to wait for the reading to end is looked at after each page.
+        if let Some(due) = self.unroutable.retry_at().filter(|due| *due > now) {
+            next = next.min(due);
         }
         next.max(now)
     }

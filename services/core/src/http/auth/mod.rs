@@ -1,6 +1,7 @@
 //! `/api/auth`: signing up, logging in and out, the account.
 
 mod bodies;
+mod place;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -18,6 +19,7 @@ use self::bodies::{
     AccountAnswer, LogIn, LoggedInAnswer, Reissue, SignUp, TokensAnswer, UpdatePassword,
     UpdateProfile,
 };
+use self::place::ClientPlace;
 use super::body::{self, Object};
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, TooManyAttempts, Unavailable};
 use super::{AppState, cookies};
@@ -73,9 +75,10 @@ async fn sign_up(
 )]
 async fn log_in(
     State(state): State<AppState>,
+    ClientPlace(place): ClientPlace,
     Object(body): Object<LogIn>,
 ) -> Result<Response, ApiError> {
-    let opened = state.sessions.log_in(&body.id, &body.password.0).await?;
+    let opened = state.sessions.log_in(&body.id, &body.password.0, &place).await?;
     let answer = LoggedInAnswer {
         account: opened.account.into(),
         tokens: TokensAnswer::from(&opened.tokens),

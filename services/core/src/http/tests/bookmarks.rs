@@ -83,6 +83,8 @@ async fn what_cannot_be_bookmarked_is_refused() {
         let answer = core.call("POST", BOOKMARKS, Some(&hana), Some(wrong)).await;
         refused(&answer, 422, "invalid", "");
     }
+    let list = core.call("POST", BOOKMARKS, Some(&hana), Some(json!(["1"]))).await;
+    refused(&list, 422, "invalid", "the body must be a JSON object");
     let nothing = core.call("POST", BOOKMARKS, Some(&hana), None).await;
     refused(&nothing, 400, "malformed", "JSON");
     for path in ["nobody123/bookmarks", "nobody123/bookmarks/1", "hana12345/bookmarks/x"] {

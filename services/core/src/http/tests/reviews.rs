@@ -50,6 +50,9 @@ async fn what_is_no_review_is_refused() {
     for body in [json!({"userId": "hana12345"}), json!({"userId": 1, "content": "a"})] {
         refused(&core.call("POST", REVIEWS, Some(&hana), Some(body)).await, 422, "invalid", "");
     }
+    let list = Some(json!(["hana12345", "좋아요"]));
+    let list = core.call("POST", REVIEWS, Some(&hana), list).await;
+    refused(&list, 422, "invalid", "the body must be a JSON object");
     let good = |user: &str| Some(json!({"userId": user, "content": "좋아요"}));
     let nobody = core.call("POST", REVIEWS, None, good("hana12345")).await;
     refused(&nobody, 401, "unauthenticated", "session");
@@ -126,6 +129,9 @@ async fn likes_are_refused_to_strangers_and_for_nothing() {
     }
     let wrong = Some(json!({"userId": "hana12345", "liked": "yes"}));
     refused(&core.call("PUT", path, Some(&hana), wrong).await, 422, "invalid", "");
+    let list = Some(json!(["hana12345", true]));
+    let list = core.call("PUT", path, Some(&hana), list).await;
+    refused(&list, 422, "invalid", "the body must be a JSON object");
 
     let likes = "/api/users/hana12345/tour-spot-reviews/likes";
     assert_eq!(core.call("GET", likes, None, None).await.json(), json!([]));

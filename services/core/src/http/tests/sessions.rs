@@ -117,6 +117,44 @@ async fn guessing_a_password_is_slowed_down_before_it_costs_a_hash() {
 }
 
 #[tokio::test]
+async fn whoever_guesses_locks_out_their_own_network_only() {
+    let core = TestCore::start().await;
+    core.member("hana12345").await;
+    let wrong = json!({"id": "hana12345", "password": "wrong"});
+    let right = json!({"id": "hana12345", "password": PASSWORD});
+    // Another browser's name is not another network.
+    for n in 0..10 {
+        let answer = core.log_in_from("198.51.100.1", &format!("browser {n}"), &wrong).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    }
+    for n in 10..50 {
+        let answer = core.log_in_from("198.51.100.1", &format!("browser {n}"), &right).await;
+        refused(&answer, 429, "rate_limited", "too many failed attempts");
+        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+    }
+    let answer = core.log_in_from("203.0.113.9", "browser", &right).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let (_, hana) = core.log_in("hana12345").await;
+    let body = json!({"oldPassword": PASSWORD, "newPassword": "new-breeze2!"});
+    no_content(&core.call("POST", "/api/auth/update-password", Some(&hana), Some(body)).await);
+}
+
+#[tokio::test]
+async fn guessing_from_many_networks_is_bounded_for_the_account() {
+    let flags = ["--login-account-burst", "15", "--login-account-refill-ms", "3600000"];
+    let core = TestCore::with(&flags).await;
+    core.member("hana12345").await;
+    let wrong = json!({"id": "hana12345", "password": "wrong"});
+    for n in 0..15 {
+        let answer = core.log_in_from(&format!("198.51.100.{n}"), "", &wrong).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "attempt {n}");
+    }
+    let answer = core.log_in_from("203.0.113.9", "", &wrong).await;
+    refused(&answer, 429, "rate_limited", "too many failed attempts");
+    assert!(answer.header("retry-after").parse::<u64>().unwrap() > 3_000, "{answer:?}");
+}
+
+#[tokio::test]
 async fn logging_in_often_is_not_guessing() {
     let core = TestCore::start().await;
     core.member("hana12345").await;

@@ -103,6 +103,26 @@ pub(super) async fn a_deleted_account_is_gone_with_its_sessions(store: impl Port
     assert!(!store.is_taken(&hana.account.id).await.unwrap());
 }
 
+pub(super) async fn a_page_of_members_and_the_total_are_of_one_moment(store: impl Ports) {
+    let all = PageRequest::new(Some(1), Some(100)).unwrap();
+    let newcomers = async {
+        for n in 0..100 {
+            sign_up(&store, &format!("member{n:04}")).await;
+        }
+    };
+    let looks = async {
+        loop {
+            let found = store.members(None, all).await.unwrap();
+            assert_eq!(found.items.len() as u64, found.total);
+            if found.total == 100 {
+                return;
+            }
+        }
+    };
+    let both = futures::future::join(newcomers, looks);
+    tokio::time::timeout(std::time::Duration::from_secs(60), both).await.unwrap();
+}
+
 pub(super) async fn members_are_found_by_part_of_id_or_name(store: impl Ports) {
     for (member, name) in [
         ("zebra1234", "김하나"),

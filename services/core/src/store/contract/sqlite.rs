@@ -28,6 +28,7 @@ suite! {
     accounts::a_profile_changes_only_where_it_is_told_to,
     accounts::a_new_password_ends_the_members_other_sessions,
     accounts::a_deleted_account_is_gone_with_its_sessions,
+    accounts::a_page_of_members_and_the_total_are_of_one_moment,
     accounts::members_are_found_by_part_of_id_or_name,
     sessions::a_session_shows_its_own_member_only,
     sessions::the_oldest_session_makes_room_for_the_newest,

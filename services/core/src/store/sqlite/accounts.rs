@@ -168,13 +168,14 @@ impl AccountStore for SqliteStore {
     ) -> Result<Page<Member>, StoreError> {
         // Ids and names are ASCII or Hangul, so lowering ASCII is all the folding there is.
         let query = query.unwrap_or_default().to_ascii_lowercase();
-        let (total,): (i64,) =
-            sqlx::query_as(COUNT).bind(&query).fetch_one(self.db.reader()).await?;
+        // One snapshot, so that the total and the page are of the same members.
+        let mut snapshot = self.db.reader().begin().await?;
+        let (total,): (i64,) = sqlx::query_as(COUNT).bind(&query).fetch_one(&mut *snapshot).await?;
         let rows: Vec<(String, String)> = sqlx::query_as(MEMBERS)
             .bind(&query)
             .bind(page.size())
             .bind(i64::try_from(page.offset()).unwrap_or(i64::MAX))
-            .fetch_all(self.db.reader())
+            .fetch_all(&mut *snapshot)
             .await?;
         let items = rows
             .into_iter()

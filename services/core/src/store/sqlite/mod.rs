@@ -14,11 +14,8 @@ mod spot_writes;
 mod spots;
 mod views;
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::Context;
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use tourin_shared_events::events::Outgoing;
@@ -58,19 +55,12 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the file, creating it for its owner only if need be, and brings its schema up to date. `readers` is the
-    /// number of reading connections.
+    /// Opens the file, creating it for its owner only if need be, and brings its schema up to date.
+    /// `readers` is the number of reading connections.
     ///
     /// # Errors
     /// When the file cannot be opened or a migration fails.
     pub async fn open(path: &Path, readers: u32, wake: Wake) -> anyhow::Result<Self> {
-        // SQLite gives its other files the mode of this one.
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .with_context(|| format!("cannot open the database {}", path.display()))?;
         let db = Database::open(path, readers).await?;
         db.migrate(MIGRATIONS, "core_migrations").await?;
         let outbox = SqliteOutbox::open(db.clone()).await?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{at, id, on_sqlite, spot};
+use super::{id, on_sqlite, spot};
 use crate::app::ports::{SpotReplica, SpotState, TagCursor};
 use crate::domain::spot::{Place, Spot};
 
@@ -15,19 +15,21 @@ on_sqlite!(spots:
     near_spots_can_be_asked_for_by_tag,
     all_spots_can_be_walked_by_number_of_tags,
     a_sweep_removes_what_nobody_confirmed,
+    a_swept_spot_comes_back_with_the_version_it_had,
+    resyncs_may_overlap,
     the_versions_of_another_log_start_anew,
 );
 
-async fn merge(store: &Store, states: &[SpotState], seconds: i64) -> usize {
-    store.merge(states, at(seconds)).await.unwrap()
+async fn merge(store: &Store, states: &[SpotState]) -> usize {
+    store.merge(states).await.unwrap()
 }
 
-async fn upsert(store: &Store, number: i64, version: u64, seconds: i64) -> bool {
-    merge(store, &[SpotState::Live(spot(number, version))], seconds).await == 1
+async fn upsert(store: &Store, number: i64, version: u64) -> bool {
+    merge(store, &[SpotState::Live(spot(number, version))]).await == 1
 }
 
 async fn delete(store: &Store, number: i64, version: u64) -> bool {
-    merge(store, &[SpotState::Deleted { id: id(number), version }], 0).await == 1
+    merge(store, &[SpotState::Deleted { id: id(number), version }]).await == 1
 }
 
 async fn get(store: &Store, number: i64) -> Option<Spot> {
@@ -40,25 +42,25 @@ fn numbers(spots: &[Spot]) -> Vec<i64> {
 
 async fn the_highest_version_wins_in_any_order(store: Store) {
     assert!(store.is_empty().await.unwrap());
-    assert!(upsert(&store, 1, 2, 0).await);
-    assert!(!upsert(&store, 1, 1, 0).await);
-    assert!(!upsert(&store, 1, 2, 0).await);
+    assert!(upsert(&store, 1, 2).await);
+    assert!(!upsert(&store, 1, 1).await);
+    assert!(!upsert(&store, 1, 2).await);
     assert_eq!(get(&store, 1).await, Some(spot(1, 2)));
-    assert!(upsert(&store, 1, 5, 0).await);
+    assert!(upsert(&store, 1, 5).await);
     assert_eq!(get(&store, 1).await, Some(spot(1, 5)));
     assert!(!store.is_empty().await.unwrap());
 }
 
 async fn a_deletion_leaves_its_version_behind(store: Store) {
-    upsert(&store, 1, 1, 0).await;
+    upsert(&store, 1, 1).await;
     assert!(delete(&store, 1, 3).await);
-    assert!(!upsert(&store, 1, 2, 0).await);
+    assert!(!upsert(&store, 1, 2).await);
     assert_eq!(get(&store, 1).await, None);
     assert!(store.is_empty().await.unwrap());
     // One that was never here.
     assert!(delete(&store, 2, 4).await);
-    assert!(!upsert(&store, 2, 4, 0).await);
-    assert!(upsert(&store, 2, 5, 0).await);
+    assert!(!upsert(&store, 2, 4).await);
+    assert!(upsert(&store, 2, 5).await);
     assert_eq!(get(&store, 2).await, Some(spot(2, 5)));
     assert!(store.near(Place { lat: 37.0, lng: 127.0 }, None, 9).await.unwrap().len() == 1);
 }
@@ -68,7 +70,7 @@ async fn near_spots_come_nearest_first(store: Store) {
     let mut far = spot(50, 1);
     far.place = Place { lat: -33.9, lng: 151.2 };
     states.push(SpotState::Live(far));
-    merge(&store, &states, 0).await;
+    merge(&store, &states).await;
     let place = Place { lat: 37.041, lng: 127.0 };
     let near = store.near(place, None, 4).await.unwrap();
     assert_eq!(numbers(&near), [4, 5, 3, 6]);
@@ -81,14 +83,14 @@ async fn near_spots_can_be_asked_for_by_tag(store: Store) {
     {
         let tags = tags.into_iter().map(str::to_owned).collect();
         let spot = Spot { tags, ..spot(number, 1) };
-        merge(&store, &[SpotState::Live(spot)], 0).await;
+        merge(&store, &[SpotState::Live(spot)]).await;
     }
     let place = Place { lat: 37.0, lng: 127.0 };
     let history = ["역사".to_owned()];
     let near = store.near(place, Some(&history), 10).await.unwrap();
     assert_eq!(numbers(&near), [1, 3]);
     // Its tags change with the spot.
-    upsert(&store, 1, 2, 0).await;
+    upsert(&store, 1, 2).await;
     let near = store.near(place, Some(&history), 10).await.unwrap();
     assert_eq!(numbers(&near), [3]);
 }
@@ -97,7 +99,7 @@ async fn all_spots_can_be_walked_by_number_of_tags(store: Store) {
     for number in 1..=7 {
         let tags = (0..number % 3).map(|n| format!("tag{n}")).collect();
         let spot = Spot { tags, ..spot(number, 1) };
-        merge(&store, &[SpotState::Live(spot)], 0).await;
+        merge(&store, &[SpotState::Live(spot)]).await;
     }
     let mut walked = Vec::new();
     let mut after = None;
@@ -112,29 +114,59 @@ async fn all_spots_can_be_walked_by_number_of_tags(store: Store) {
 
 async fn a_sweep_removes_what_nobody_confirmed(store: Store) {
     for number in 1..=3 {
-        upsert(&store, number, 4, 0).await;
+        upsert(&store, number, 4).await;
     }
-    // The resync begins at 100: it sees 1 as it was, an event brings 2 anew, nobody mentions 3.
-    upsert(&store, 1, 4, 101).await;
-    upsert(&store, 2, 5, 102).await;
-    assert_eq!(store.sweep(at(100)).await.unwrap(), 1);
+    let resync = store.begin_resync().await.unwrap();
+    // It sees 1 as it was, an event brings 2 anew, nobody mentions 3.
+    upsert(&store, 1, 4).await;
+    upsert(&store, 2, 5).await;
+    assert_eq!(store.sweep(resync).await.unwrap(), 1);
     assert_eq!(get(&store, 3).await, None);
     assert!(get(&store, 1).await.is_some() && get(&store, 2).await.is_some());
-    assert!(!upsert(&store, 3, 4, 103).await);
-    assert!(upsert(&store, 3, 5, 103).await);
+    assert_eq!(store.sweep(resync).await.unwrap(), 0);
+}
+
+async fn a_swept_spot_comes_back_with_the_version_it_had(store: Store) {
+    upsert(&store, 1, 4).await;
+    let resync = store.begin_resync().await.unwrap();
+    assert_eq!(store.sweep(resync).await.unwrap(), 1);
+    assert!(!upsert(&store, 1, 3).await);
+    assert_eq!(get(&store, 1).await, None);
+    assert!(upsert(&store, 1, 4).await);
+    assert_eq!(get(&store, 1).await, Some(spot(1, 4)));
+    assert!(!upsert(&store, 1, 4).await);
+    // Once core says that it is deleted, it is.
+    let resync = store.begin_resync().await.unwrap();
+    store.sweep(resync).await.unwrap();
+    assert!(delete(&store, 1, 5).await);
+    assert!(!upsert(&store, 1, 5).await);
+    assert_eq!(get(&store, 1).await, None);
+}
+
+async fn resyncs_may_overlap(store: Store) {
+    upsert(&store, 1, 1).await;
+    upsert(&store, 2, 1).await;
+    let first = store.begin_resync().await.unwrap();
+    upsert(&store, 1, 1).await;
+    let second = store.begin_resync().await.unwrap();
+    assert!(second > first);
+    upsert(&store, 2, 1).await;
+    assert_eq!(store.sweep(first).await.unwrap(), 0);
+    upsert(&store, 1, 1).await;
+    assert_eq!(store.sweep(second).await.unwrap(), 0);
 }
 
 async fn the_versions_of_another_log_start_anew(store: Store) {
     assert_eq!(store.log_id().await.unwrap(), None);
-    upsert(&store, 1, 9, 0).await;
+    upsert(&store, 1, 9).await;
     delete(&store, 2, 9).await;
     store.adopt_log("first").await.unwrap();
-    assert!(!upsert(&store, 1, 1, 0).await);
+    assert!(!upsert(&store, 1, 1).await);
     store.adopt_log("first").await.unwrap();
-    assert!(!upsert(&store, 1, 1, 0).await);
+    assert!(!upsert(&store, 1, 1).await);
     store.adopt_log("second").await.unwrap();
     assert_eq!(store.log_id().await.unwrap().as_deref(), Some("second"));
-    assert!(upsert(&store, 1, 0, 0).await);
-    assert!(upsert(&store, 2, 1, 0).await);
+    assert!(upsert(&store, 1, 0).await);
+    assert!(upsert(&store, 2, 1).await);
     assert_eq!(get(&store, 1).await, Some(spot(1, 0)));
 }

@@ -26,6 +26,8 @@ on_sqlite!(trend:
     a_forgotten_person_no_longer_counts,
     many_at_once_count_once_each,
     pruning_keeps_what_can_still_come_again,
+    what_lies_in_the_future_counts_as_of_now,
+    a_clock_that_was_years_ahead_does_no_lasting_harm,
 );
 
 const HOUR: i64 = 3_600;
@@ -37,6 +39,7 @@ fn event(subject: &str, spot: i64, kind: Kind, seconds: i64) -> TrendEvent {
         spot: id(spot),
         kind,
         occurred_at: at(seconds),
+        recorded_at: at(seconds.max(0)),
         remember_until: at(seconds) + TimeDelta::hours(25),
     }
 }
@@ -165,6 +168,31 @@ async fn pruning_keeps_what_can_still_come_again(trend: Store) {
     assert!(spots(&trend, 48 * HOUR).await.is_empty());
 }
 
+async fn what_lies_in_the_future_counts_as_of_now(trend: Store) {
+    let early = TrendEvent { recorded_at: at(0), ..event("member1", 1, Kind::View, 900 * HOUR) };
+    assert_eq!(trend.record(&early).await.unwrap(), Counted::Applied);
+    view(&trend, "member1", 2, 0).await;
+    assert_close(value(&trend, 1, 0).await, 1.0);
+    assert_close(value(&trend, 2, 0).await, 1.0);
+}
+
+async fn a_clock_that_was_years_ahead_does_no_lasting_harm(trend: Store) {
+    let years = 5 * 365 * 24 * HOUR;
+    view(&trend, "member1", 1, 0).await;
+    view(&trend, "member1", 2, years).await;
+    // The clock is right again: what was counted under the wrong one is worth what it was then.
+    assert_eq!(spots(&trend, HOUR).await, [2]);
+    assert_close(value(&trend, 2, HOUR).await, 1.0);
+    trend.prune(at(HOUR)).await.unwrap();
+    trend.record(&event("member1", 3, Kind::Bookmark, HOUR)).await.unwrap();
+    view(&trend, "member2", 4, HOUR).await;
+    assert_eq!(spots(&trend, HOUR).await, [3, 2, 4]);
+    assert_close(value(&trend, 3, 2 * HOUR).await, 1.0);
+    assert_close(value(&trend, 2, 2 * HOUR).await, 0.5);
+    assert!(top(&trend, 2 * HOUR).await.iter().all(|ranked| ranked.value.is_finite()));
+    assert!(spots(&trend, 20 * HOUR).await.is_empty());
+}
+
 #[tokio::test]
 async fn another_half_life_keeps_todays_values_and_decays_by_itself() {
     let folder = tempfile::tempdir().unwrap();
@@ -195,7 +223,8 @@ proptest! {
                 .enumerate()
                 .map(|(n, (seconds, spot, bookmark))| {
                     let kind = if *bookmark { Kind::Bookmark } else { Kind::View };
-                    event(&format!("member{n}"), *spot, kind, *seconds)
+                    let event = event(&format!("member{n}"), *spot, kind, *seconds);
+                    TrendEvent { recorded_at: at(600 * HOUR), ..event }
                 })
                 .collect();
             let mut other = events.clone();

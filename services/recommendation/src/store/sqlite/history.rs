@@ -55,7 +55,7 @@ impl HistoryStore for SqliteHistories {
         .bind(member)
         .fetch_all(self.db.reader())
         .await
-        .map_err(PortError::new)?;
+        .map_err(PortError::from)?;
         let mut profile = Profile::default();
         for (spot, bookmarked, last_at) in rows {
             let Some(spot) = SpotId::new(spot) else {
@@ -66,7 +66,7 @@ impl HistoryStore for SqliteHistories {
                 profile.recent.push(Remembered {
                     spot,
                     kind: if bookmarked { Kind::Bookmark } else { Kind::View },
-                    last_at: from_micros(last_at).map_err(PortError::new)?,
+                    last_at: from_micros(last_at).map_err(PortError::failed)?,
                 });
             }
         }
@@ -89,11 +89,11 @@ impl HistoryStore for SqliteHistories {
         .bind(count(holders))
         .fetch_all(self.db.reader())
         .await
-        .map_err(PortError::new)?;
+        .map_err(PortError::from)?;
         let mut neighbourhood = Neighbourhood::default();
         for (degree, recent, spot_degree) in rows {
             neighbourhood.degree = u64::try_from(spot_degree).unwrap_or_default();
-            let recent: Vec<i64> = serde_json::from_str(&recent).map_err(PortError::new)?;
+            let recent: Vec<i64> = serde_json::from_str(&recent).map_err(PortError::failed)?;
             neighbourhood.holders.push(Holder {
                 degree: u64::try_from(degree).unwrap_or_default(),
                 recent: recent.into_iter().filter_map(SpotId::new).collect(),
@@ -110,7 +110,7 @@ impl HistoryStore for SqliteHistories {
         .bind(ids_as_json(spots))
         .fetch_all(self.db.reader())
         .await
-        .map_err(PortError::new)?;
+        .map_err(PortError::from)?;
         Ok(rows
             .into_iter()
             .filter_map(|(spot, degree)| Some((SpotId::new(spot)?, u64::try_from(degree).ok()?)))

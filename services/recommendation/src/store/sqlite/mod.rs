@@ -20,11 +20,18 @@ use crate::app::ports::PortError;
 use crate::domain::spot::SpotId;
 use crate::domain::trend::TrendRules;
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    description: "trend, histories, spots",
-    sql: include_str!("../../../migrations/sqlite/0001_stores.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        description: "trend, histories, spots",
+        sql: include_str!("../../../migrations/sqlite/0001_stores.sql"),
+    },
+    Migration {
+        version: 2,
+        description: "resyncs by number",
+        sql: include_str!("../../../migrations/sqlite/0002_resync_generations.sql"),
+    },
+];
 /// Connections that read at the same time.
 const READERS: u32 = 4;
 /// Records of one kind that one transaction removes, so that events do not wait for long.
@@ -46,7 +53,9 @@ pub async fn open(
     let writer = writer::Writer::start(db.clone());
     let trend =
         trend::SqliteTrend::open(db.clone(), writer.clone(), trend_rules, clock.now()).await?;
+    let failure = writer.failure();
     Ok(Stores {
+        failure,
         trend: Arc::new(trend),
         histories: Arc::new(history::SqliteHistories::new(
             db.clone(),
@@ -57,6 +66,23 @@ pub async fn open(
         cursor: Arc::new(cursor::SqliteCursor::new(db, writer)),
         dead_letters: Arc::new(dead_letters),
     })
+}
+
+impl From<sqlx::Error> for PortError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        let unreachable = match &error {
+            E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Io(_) => true,
+            // SQLITE_BUSY and SQLITE_LOCKED with their extended codes, SQLITE_IOERR, SQLITE_FULL,
+            // SQLITE_CANTOPEN: somebody else holds the file, or the disk is at fault.
+            E::Database(cause) => cause
+                .code()
+                .and_then(|code| code.parse::<u32>().ok())
+                .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14)),
+            _ => false,
+        };
+        if unreachable { Self::unavailable(error) } else { Self::failed(error) }
+    }
 }
 
 /// Repeats a step that removes a bounded number of records until it removes few. Returns how many

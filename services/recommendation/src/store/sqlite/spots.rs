@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use sqlx::{FromRow, SqliteConnection};
-use tourin_shared_events::sqlite::{Database, to_micros};
+use tourin_shared_events::sqlite::Database;
 
 use super::writer::{Change, Writer};
 use super::{count, ids_as_json};
@@ -47,7 +46,7 @@ impl TryFrom<Row> for Spot {
 
     fn try_from(row: Row) -> Result<Self, Self::Error> {
         let id = SpotId::new(row.id)
-            .ok_or_else(|| PortError::new(anyhow::anyhow!("a spot's id is below zero")))?;
+            .ok_or_else(|| PortError::failed(anyhow::anyhow!("a spot's id is below zero")))?;
         Ok(Self {
             id,
             version: u64::try_from(row.version).unwrap_or_default(),
@@ -55,7 +54,7 @@ impl TryFrom<Row> for Spot {
             address: row.address,
             place: Place { lat: row.lat, lng: row.lng },
             image_url: row.image_url,
-            tags: serde_json::from_str(&row.tags).map_err(PortError::new)?,
+            tags: serde_json::from_str(&row.tags).map_err(PortError::failed)?,
         })
     }
 }
@@ -66,9 +65,8 @@ fn spots(rows: Vec<Row>) -> Result<Vec<Spot>, PortError> {
 
 #[async_trait]
 impl SpotReplica for SqliteSpots {
-    async fn merge(&self, states: &[SpotState], now: DateTime<Utc>) -> Result<usize, PortError> {
-        let change = Merge { states: states.to_vec(), now };
-        self.writer.commit(change).await
+    async fn merge(&self, states: &[SpotState]) -> Result<usize, PortError> {
+        self.writer.commit(Merge(states.to_vec())).await
     }
 
     async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError> {
@@ -82,7 +80,7 @@ impl SpotReplica for SqliteSpots {
         .bind(ids_as_json(ids))
         .fetch_all(self.db.reader())
         .await
-        .map_err(PortError::new)?;
+        .map_err(PortError::from)?;
         Ok(spots(rows)?.into_iter().map(|spot| (spot.id, spot)).collect())
     }
 
@@ -122,7 +120,7 @@ impl SpotReplica for SqliteSpots {
         .bind(count(limit))
         .fetch_all(self.db.reader())
         .await
-        .map_err(PortError::new)?;
+        .map_err(PortError::from)?;
         spots(rows)
     }
 
@@ -130,22 +128,26 @@ impl SpotReplica for SqliteSpots {
         sqlx::query_scalar("SELECT NOT EXISTS (SELECT 1 FROM spots WHERE deleted = 0)")
             .fetch_one(self.db.reader())
             .await
-            .map_err(PortError::new)
+            .map_err(PortError::from)
     }
 
     async fn log_id(&self) -> Result<Option<String>, PortError> {
         sqlx::query_scalar("SELECT log_id FROM core_log")
             .fetch_optional(self.db.reader())
             .await
-            .map_err(PortError::new)
+            .map_err(PortError::from)
     }
 
     async fn adopt_log(&self, log_id: &str) -> Result<(), PortError> {
         self.writer.commit(AdoptLog(log_id.to_owned())).await
     }
 
-    async fn sweep(&self, began: DateTime<Utc>) -> Result<u64, PortError> {
-        self.writer.commit(Sweep(began)).await
+    async fn begin_resync(&self) -> Result<u64, PortError> {
+        self.writer.commit(BeginResync).await
+    }
+
+    async fn sweep(&self, resync: u64) -> Result<u64, PortError> {
+        self.writer.commit(Sweep(resync)).await
     }
 }
 
@@ -177,27 +179,27 @@ impl SqliteSpots {
         .bind(count(limit))
         .fetch_all(self.db.reader())
         .await
-        .map_err(PortError::new)?;
+        .map_err(PortError::from)?;
         spots(rows)
     }
 }
 
-struct Merge {
-    states: Vec<SpotState>,
-    now: DateTime<Utc>,
-}
+struct Merge(Vec<SpotState>);
 
 #[async_trait]
 impl Change for Merge {
     type Output = usize;
 
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<usize> {
+        let resync: i64 = sqlx::query_scalar("SELECT generation FROM resyncs")
+            .fetch_one(&mut *connection)
+            .await?;
         let mut changed = 0;
-        for state in &self.states {
+        for state in &self.0 {
             let is_newer = match state {
-                SpotState::Live(spot) => self.upsert(connection, spot).await?,
+                SpotState::Live(spot) => upsert(connection, spot, resync).await?,
                 SpotState::Deleted { id, version } => {
-                    self.delete(connection, *id, *version).await?
+                    delete(connection, *id, *version, resync).await?
                 }
             };
             changed += usize::from(is_newer);
@@ -206,65 +208,61 @@ impl Change for Merge {
     }
 }
 
-impl Merge {
-    async fn upsert(&self, connection: &mut SqliteConnection, spot: &Spot) -> sqlx::Result<bool> {
-        let tags = strings_as_json(&spot.tags);
-        let now = to_micros(self.now);
-        let is_newer = sqlx::query(
-            "INSERT INTO spots (id, version, deleted, confirmed_at, name, address, lat, lng,
-                 image_url, tags, tag_count)
-             VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-             ON CONFLICT DO UPDATE SET version = ?2, deleted = 0, confirmed_at = ?3, name = ?4,
-                 address = ?5, lat = ?6, lng = ?7, image_url = ?8, tags = ?9, tag_count = ?10
-             WHERE version < ?2",
-        )
-        .bind(spot.id.number())
-        .bind(stored_version(spot.version))
-        .bind(now)
-        .bind(&spot.name)
-        .bind(&spot.address)
-        .bind(spot.place.lat)
-        .bind(spot.place.lng)
-        .bind(&spot.image_url)
-        .bind(&tags)
-        .bind(count(spot.tags.len()))
-        .execute(&mut *connection)
-        .await?
-        .rows_affected()
-            > 0;
-        if !is_newer {
-            sqlx::query("UPDATE spots SET confirmed_at = max(confirmed_at, ?) WHERE id = ?")
-                .bind(now)
-                .bind(spot.id.number())
-                .execute(connection)
-                .await?;
-        }
-        Ok(is_newer)
+async fn upsert(connection: &mut SqliteConnection, spot: &Spot, resync: i64) -> sqlx::Result<bool> {
+    let is_newer = sqlx::query(
+        "INSERT INTO spots (id, version, deleted, swept, generation, name, address, lat, lng,
+             image_url, tags, tag_count)
+         VALUES (?1, ?2, 0, 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT DO UPDATE SET version = ?2, deleted = 0, swept = 0, generation = ?3, name = ?4,
+             address = ?5, lat = ?6, lng = ?7, image_url = ?8, tags = ?9, tag_count = ?10
+         WHERE version < ?2 OR (swept = 1 AND version = ?2)",
+    )
+    .bind(spot.id.number())
+    .bind(stored_version(spot.version))
+    .bind(resync)
+    .bind(&spot.name)
+    .bind(&spot.address)
+    .bind(spot.place.lat)
+    .bind(spot.place.lng)
+    .bind(&spot.image_url)
+    .bind(strings_as_json(&spot.tags))
+    .bind(count(spot.tags.len()))
+    .execute(&mut *connection)
+    .await?
+    .rows_affected()
+        > 0;
+    if !is_newer {
+        sqlx::query("UPDATE spots SET generation = ? WHERE id = ?")
+            .bind(resync)
+            .bind(spot.id.number())
+            .execute(connection)
+            .await?;
     }
+    Ok(is_newer)
+}
 
-    async fn delete(
-        &self,
-        connection: &mut SqliteConnection,
-        id: SpotId,
-        version: u64,
-    ) -> sqlx::Result<bool> {
-        let is_newer = sqlx::query(
-            "INSERT INTO spots (id, version, deleted, confirmed_at, name, address, lat, lng,
-                 image_url, tags, tag_count)
-             VALUES (?1, ?2, 1, ?3, '', '', 0, 0, NULL, '[]', 0)
-             ON CONFLICT DO UPDATE SET version = ?2, deleted = 1, confirmed_at = ?3, name = '',
-                 address = '', lat = 0, lng = 0, image_url = NULL, tags = '[]', tag_count = 0
-             WHERE version < ?2",
-        )
-        .bind(id.number())
-        .bind(stored_version(version))
-        .bind(to_micros(self.now))
-        .execute(&mut *connection)
-        .await?
-        .rows_affected()
-            > 0;
-        Ok(is_newer)
-    }
+async fn delete(
+    connection: &mut SqliteConnection,
+    id: SpotId,
+    version: u64,
+    resync: i64,
+) -> sqlx::Result<bool> {
+    let is_newer = sqlx::query(
+        "INSERT INTO spots (id, version, deleted, swept, generation, name, address, lat, lng,
+             image_url, tags, tag_count)
+         VALUES (?1, ?2, 1, 0, ?3, '', '', 0, 0, NULL, '[]', 0)
+         ON CONFLICT DO UPDATE SET version = ?2, deleted = 1, swept = 0, generation = ?3, name = '',
+             address = '', lat = 0, lng = 0, image_url = NULL, tags = '[]', tag_count = 0
+         WHERE version < ?2",
+    )
+    .bind(id.number())
+    .bind(stored_version(version))
+    .bind(resync)
+    .execute(&mut *connection)
+    .await?
+    .rows_affected()
+        > 0;
+    Ok(is_newer)
 }
 
 struct AdoptLog(String);
@@ -295,20 +293,35 @@ impl Change for AdoptLog {
     }
 }
 
-struct Sweep(DateTime<Utc>);
+struct BeginResync;
+
+#[async_trait]
+impl Change for BeginResync {
+    type Output = u64;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<u64> {
+        let number: i64 = sqlx::query_scalar(
+            "UPDATE resyncs SET generation = generation + 1 RETURNING generation",
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok(number.unsigned_abs())
+    }
+}
+
+struct Sweep(u64);
 
 #[async_trait]
 impl Change for Sweep {
     type Output = u64;
 
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<u64> {
-        let began = to_micros(self.0);
         let removed = sqlx::query(
-            "UPDATE spots SET deleted = 1, name = '', address = '', lat = 0, lng = 0,
+            "UPDATE spots SET deleted = 1, swept = 1, name = '', address = '', lat = 0, lng = 0,
                  image_url = NULL, tags = '[]', tag_count = 0
-             WHERE deleted = 0 AND confirmed_at < ?",
+             WHERE deleted = 0 AND generation < ?",
         )
-        .bind(began)
+        .bind(stored_version(self.0))
         .execute(connection)
         .await?
         .rows_affected();
@@ -316,7 +329,7 @@ impl Change for Sweep {
     }
 }
 
-/// SQLite's integers are signed; a version beyond them is the largest.
+/// SQLite's integers are signed; a number beyond them is the largest.
 fn stored_version(version: u64) -> i64 {
     i64::try_from(version).unwrap_or(i64::MAX)
 }

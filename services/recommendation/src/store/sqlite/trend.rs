@@ -58,11 +58,12 @@ impl TrendStore for SqliteTrend {
         .bind(count(limit.saturating_add(TIES)))
         .fetch_all(self.db.reader())
         .await
-        .map_err(PortError::new)?;
+        .map_err(PortError::from)?;
         let Some((_, _, landmark)) = rows.first() else {
             return Ok(Vec::new());
         };
-        let landmark = from_micros(*landmark).map_err(PortError::new)?;
+        // Values as of a time to come are taken for those of now, as `record` is about to have them.
+        let landmark = from_micros(*landmark).map_err(PortError::failed)?.min(now);
         let decay = self.rules.decay();
         let live = rows
             .into_iter()
@@ -120,7 +121,8 @@ impl Change for Record {
         if is_new == 0 {
             return Ok(Counted::Duplicate);
         }
-        let at = to_micros(event.occurred_at);
+        let occurred_at = event.occurred_at.min(event.recorded_at);
+        let at = to_micros(occurred_at);
         let (landmark, forgotten): (i64, bool) = sqlx::query_as(
             "SELECT landmark, EXISTS (SELECT 1 FROM trend_forgotten
                  WHERE subject = ? AND forgotten_at >= ?)
@@ -153,16 +155,20 @@ impl Change for Record {
         }
         let decay = self.rules.decay();
         let mut landmark = time(landmark)?;
-        if decay.must_move(landmark, event.occurred_at) {
-            move_landmark(connection, decay, landmark, event.occurred_at).await?;
-            landmark = event.occurred_at;
+        if landmark > event.recorded_at {
+            set_back_landmark(connection, event.recorded_at).await?;
+            landmark = event.recorded_at;
+        }
+        if decay.must_move(landmark, occurred_at) {
+            move_landmark(connection, decay, landmark, occurred_at).await?;
+            landmark = occurred_at;
         }
         sqlx::query(
             "INSERT INTO trend_scores (spot_id, score) VALUES (?, ?)
              ON CONFLICT DO UPDATE SET score = score + excluded.score",
         )
         .bind(event.spot.number())
-        .bind(event.kind.weight() * decay.gain(landmark, event.occurred_at))
+        .bind(event.kind.weight() * decay.gain(landmark, occurred_at))
         .execute(connection)
         .await?;
         Ok(Counted::Applied)
@@ -191,6 +197,20 @@ async fn move_landmark(
     Ok(())
 }
 
+/// Takes the landmark back to `now` from a time to come, where a clock that was ahead has moved it. The scores stay: what
+/// they are worth there, they are worth now. Multiplying them would give an event of that time more worth than any of now,
+/// up to the infinite.
+async fn set_back_landmark(
+    connection: &mut SqliteConnection,
+    now: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    sqlx::query("UPDATE trend_state SET landmark = ?")
+        .bind(to_micros(now))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 struct AdoptHalfLife {
     half_life: Duration,
     now: DateTime<Utc>,
@@ -214,12 +234,15 @@ impl Change for AdoptHalfLife {
             sqlx::query_as("SELECT landmark, half_life_us FROM trend_state")
                 .fetch_one(&mut *connection)
                 .await?;
+        let mut landmark = time(landmark)?;
+        if landmark > self.now {
+            set_back_landmark(connection, self.now).await?;
+            landmark = self.now;
+        }
         if before != half_life {
             let before = Duration::from_micros(u64::try_from(before).unwrap_or_default());
             let decay = Decay::with_half_life(before);
-            let landmark = time(landmark)?;
-            // A clock that went back must not blow the scores up.
-            move_landmark(connection, decay, landmark, self.now.max(landmark)).await?;
+            move_landmark(connection, decay, landmark, self.now).await?;
             sqlx::query("UPDATE trend_state SET half_life_us = ?")
                 .bind(half_life)
                 .execute(connection)
@@ -300,7 +323,8 @@ impl Change for Prune {
         let landmark: i64 = sqlx::query_scalar("SELECT landmark FROM trend_state")
             .fetch_one(&mut *connection)
             .await?;
-        let negligible = self.rules.decay().score(NEGLIGIBLE, time(landmark)?, self.now);
+        let negligible =
+            self.rules.decay().score(NEGLIGIBLE, time(landmark)?.min(self.now), self.now);
         removed += sqlx::query(
             "DELETE FROM trend_scores WHERE spot_id IN
                  (SELECT spot_id FROM trend_scores WHERE score < ? LIMIT ?)",

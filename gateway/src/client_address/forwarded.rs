@@ -1,0 +1,136 @@
+//! `Forwarded`, as RFC 7239 writes it.
+
+/// What one proxy says of whoever connected to it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Element {
+    /// Who that was: an address, with or without a port, or a name that means nothing here.
+    pub peer: Option<String>,
+    /// The scheme that was used.
+    pub proto: Option<String>,
+    /// The host that was asked for.
+    pub host: Option<String>,
+}
+
+/// The elements of one header line in their order; `None` when it is not of the RFC's form, as when
+/// a client has sent a quote that swallows what the proxy added.
+pub(super) fn parse(line: &str) -> Option<Vec<Element>> {
+    let mut elements = vec![Element::default()];
+    let mut rest = line.trim_matches(BLANK);
+    loop {
+        let end = rest.find(|character| !is_token(character)).unwrap_or(rest.len());
+        if end > 0 {
+            let (name, after) = rest.split_at(end);
+            let (value, after) = value(after.strip_prefix('=')?)?;
+            let element = elements.last_mut()?;
+            let field = match name.to_ascii_lowercase().as_str() {
+                "for" => Some(&mut element.peer),
+                "proto" => Some(&mut element.proto),
+                "host" => Some(&mut element.host),
+                _ => None,
+            };
+            if let Some(field) = field
+                && field.replace(value).is_some()
+            {
+                return None; // Said twice: which of the two is not for us to choose.
+            }
+            rest = after.trim_start_matches(BLANK);
+        }
+        let Some(separator) = rest.chars().next() else {
+            // Lists may have empty places (RFC 9110, 5.6.1); they are no hops.
+            elements.retain(|element| *element != Element::default());
+            return Some(elements);
+        };
+        match separator {
+            ',' => elements.push(Element::default()),
+            ';' => {}
+            _ => return None,
+        }
+        rest = rest[1..].trim_start_matches(BLANK);
+    }
+}
+
+const BLANK: [char; 2] = [' ', '\t'];
+
+fn is_token(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(character)
+}
+
+/// A token or a quoted string, and what follows it. Some proxies leave the quotes of `host:port` and
+/// of addresses away, so colons and brackets pass as a token here.
+fn value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text
+            .find(|character| !is_token(character) && !matches!(character, ':' | '[' | ']'))
+            .unwrap_or(text.len());
+        return (end > 0).then(|| (text[..end].to_owned(), &text[end..]));
+    };
+    let mut value = String::new();
+    let mut characters = quoted.char_indices();
+    loop {
+        match characters.next()? {
+            (at, '"') => return Some((value, &quoted[at + 1..])),
+            (_, '\\') => value.push(characters.next()?.1),
+            (_, character) => value.push(character),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn element(peer: &str, proto: &str, host: &str) -> Element {
+        let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Element { peer: said(peer), proto: said(proto), host: said(host) }
+    }
+
+    #[test]
+    fn the_rfcs_examples_are_read() {
+        for (line, expected) in [
+            ("for=\"_gazonk\"", vec![element("_gazonk", "", "")]),
+            ("For=\"[2001:db8:cafe::17]:4711\"", vec![element("[2001:db8:cafe::17]:4711", "", "")]),
+            ("for=192.0.2.60;proto=http;by=203.0.113.43", vec![element("192.0.2.60", "http", "")]),
+            (
+                "for=192.0.2.43, for=198.51.100.17;HOST=\"a\\\"b,c;d\"",
+                vec![element("192.0.2.43", "", ""), element("198.51.100.17", "", "a\"b,c;d")],
+            ),
+            (" ,for=1.1.1.1 ; proto=https ,, ", vec![element("1.1.1.1", "https", "")]),
+            ("", vec![]),
+        ] {
+            assert_eq!(parse(line), Some(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_of_the_form_is_not_guessed_at() {
+        for line in [
+            "for",
+            "for=",
+            "for=\"1.1.1.1",
+            "for=1.1.1.1 proto=https",
+            "for=1.1.1.1;for=2.2.2.2",
+            "=1.1.1.1",
+            "for=\"a\"b",
+            "for=9.9.9.9;x=\", for=\"[2001:db8::1]\"",
+            "for=\u{e9}",
+        ] {
+            assert_eq!(parse(line), None, "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read_or_refused(line in ".*") {
+            let _ = parse(&line);
+        }
+
+        #[test]
+        fn what_is_quoted_comes_back(host in "[ -~]{1,20}") {
+            let quoted = host.replace('\\', "\\\\").replace('"', "\\\"");
+            let parsed = parse(&format!("for=1.1.1.1, host=\"{quoted}\";for=_x"));
+            prop_assert_eq!(parsed, Some(vec![element("1.1.1.1", "", ""), element("_x", "", &host)]));
+        }
+    }
+}
