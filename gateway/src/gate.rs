@@ -2,6 +2,7 @@
 //! byte goes to a service.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, IF_NONE_MATCH};
@@ -61,6 +62,8 @@ pub struct Gate {
     pub limits: RequestLimits,
     /// Whether token keys are there.
     pub keys: Arc<crate::auth::keys::KeyStore>,
+    /// Whether everything has been there at once, which it must before the first client comes.
+    pub was_ready: AtomicBool,
 }
 
 impl Gate {
@@ -191,20 +194,29 @@ impl Gate {
         for service in self.upstreams.missing() {
             unready.insert(service.to_owned(), "no instance is up".into());
         }
+        let mut essential = self.upstreams.none_is_up();
         if !self.keys.is_loaded() {
+            essential = true;
             unready.insert("keys".to_owned(), "core's keys have not been loaded yet".into());
         }
         if !self.authenticator.revocations.is_loaded() {
+            essential = true;
             unready.insert(
                 "sessions".to_owned(),
                 "the ended sessions have not been loaded yet".into(),
             );
         }
         if stopping {
+            essential = true;
             unready.insert("gateway".to_owned(), "stopping".into());
         }
         let (status, word) = if unready.is_empty() {
+            self.was_ready.store(true, Ordering::Relaxed);
             (StatusCode::OK, "ready")
+        } else if !essential && self.was_ready.load(Ordering::Relaxed) {
+            // One service's outage is not the gateway's: taken out of a load balancer it would take
+            // the others' calls along. At the start it waits for all.
+            (StatusCode::OK, "degraded")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "unready")
         };

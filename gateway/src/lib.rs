@@ -28,6 +28,7 @@ pub mod upstreams;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -141,7 +142,7 @@ impl Gateway {
         let mut data_plane =
             DataPlane::start(listener, proxy, server_settings(&settings, connections))?;
 
-        let instance = Instance::new(GATEWAY, id, settings.mesh.advertise.unwrap_or(addr));
+        let instance = Instance::new(GATEWAY, id, settings.mesh.advertised(addr));
         let registration = Registration::start(
             registry,
             instance,
@@ -242,6 +243,7 @@ fn start_gate(
         cache_entries: settings.token_cache_entries,
     };
     Ok(Arc::new(Gate {
+        was_ready: AtomicBool::new(false),
         routes,
         authenticator: Authenticator {
             tokens: TokenVerifier::new(Arc::clone(&keys), &rules, Arc::clone(&clock)),

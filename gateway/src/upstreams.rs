@@ -59,6 +59,11 @@ impl Upstreams {
         self.services.iter().map(String::as_str).filter(|service| !self.has_any(service)).collect()
     }
 
+    /// Whether no service has an instance.
+    pub fn none_is_up(&self) -> bool {
+        !self.services.iter().any(|service| self.has_any(service))
+    }
+
     /// Takes over what `instances` says of each service.
     pub fn swap(&self, instances: impl Fn(&str) -> Arc<[Instance]>) {
         let before = self.pools.load();

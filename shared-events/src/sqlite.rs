@@ -1,6 +1,6 @@
 //! SQLite as Tourin's services use it: one writer, several readers, commits that survive a power cut.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use sqlx::migrate::{MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{SqlSafeStr as _, Sqlite, Transaction};
+use sqlx::{Connection as _, SqlSafeStr as _, Sqlite, Transaction};
 
 /// How long a statement waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,6 +69,12 @@ impl Database {
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_before_acquire(false)
+                // SQLite ends a transaction by itself when the disk is full, say; the driver then counts one that is
+                // not there, and nothing could begin on this connection any more. A new one starts from nothing.
+                .before_acquire(|connection, _| {
+                    let usable = !connection.is_in_transaction();
+                    Box::pin(async move { Ok(usable) })
+                })
         };
         // The writer first: it turns the write-ahead log on.
         let writer =
@@ -143,6 +149,28 @@ impl Database {
 /// When it cannot be made, or something else than a folder is there.
 pub fn create_private_folder(folder: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Holds a folder for one process: a second one that asks for the same `name` in it is refused for as long as the file
+/// that is returned is kept. `name` is the service's.
+///
+/// # Errors
+/// When another process holds it ([`ErrorKind::WouldBlock`]), or the folder cannot be written to.
+pub fn hold_folder(folder: &Path, name: &str) -> std::io::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(folder.join(format!("{name}.lock")))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(std::io::Error::new(
+            ErrorKind::WouldBlock,
+            format!("another {name} process uses this folder"),
+        )),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Creates an empty file, if there is none, that only its owner may read.

@@ -14,6 +14,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::{Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::outbox::Wake;
-use tourin_shared_events::sqlite::create_private_folder;
+use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
 
 pub use self::config::Settings;
 use crate::app::import::load_catalogue;
@@ -66,6 +67,8 @@ pub struct Core {
     state: AppState,
     stopping: Shutdown,
     dependencies: Dependencies,
+    /// Held for its effect: it keeps a second core out of the folder.
+    held: File,
 }
 
 impl Core {
@@ -81,6 +84,8 @@ impl Core {
         )
         .with_context(|| format!("--registry-url {}", settings.mesh.registry_url))?;
         create_private(&settings.data_dir)?;
+        let held = hold_folder(&settings.data_dir, SERVICE)
+            .with_context(|| format!("--data-dir {}", settings.data_dir.display()))?;
         let keys = signing_keys(&settings.tokens, &settings.data_dir)?;
         // Before anything is written to the database: of two on one folder, one fails here or waits
         // for the other's lock, and neither is half-way through.
@@ -98,7 +103,17 @@ impl Core {
 
         let stopping = Shutdown::new();
         let state = assemble::assemble(&settings, &store, keys, clock, &stopping)?;
-        Ok(Self { settings, listener, address, registry, store, state, stopping, dependencies })
+        Ok(Self {
+            settings,
+            listener,
+            address,
+            registry,
+            store,
+            state,
+            stopping,
+            dependencies,
+            held,
+        })
     }
 
     /// The address that it listens on.
@@ -111,8 +126,17 @@ impl Core {
     /// # Errors
     /// When the listener fails for good.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
-        let Self { settings, listener, address, registry, store, state, stopping, dependencies } =
-            self;
+        let Self {
+            settings,
+            listener,
+            address,
+            registry,
+            store,
+            state,
+            stopping,
+            dependencies,
+            held,
+        } = self;
         // Tasks outlive the last request: what it left behind (views, events) is still written.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
@@ -125,11 +149,8 @@ impl Core {
         let router = service_router(SERVICE, http::router(state), verifier, health, &limits);
 
         let mesh = &settings.mesh;
-        let instance = Instance::new(
-            SERVICE,
-            mesh.instance_id_or_new(SERVICE),
-            mesh.advertise.unwrap_or(address),
-        );
+        let instance =
+            Instance::new(SERVICE, mesh.instance_id_or_new(SERVICE), mesh.advertised(address));
         let registration = Registration::start(
             registry,
             instance,
@@ -164,6 +185,7 @@ impl Core {
         end.begin();
         let finished = tasks.finish(TASKS_LIMIT).await;
         store.close().await;
+        drop(held);
         served.context("serving").and(finished)
     }
 }
@@ -178,6 +200,11 @@ async fn open_store(data_dir: &Path, readers: u32) -> anyhow::Result<SqliteStore
     SqliteStore::open(&data_dir.join(DATABASE_FILE), readers, Wake::new())
         .await
         .with_context(|| format!("--data-dir {}", data_dir.display()))
+}
+
+/// Whether core has kept data in this folder before.
+pub fn has_database(data_dir: &Path) -> bool {
+    data_dir.join(DATABASE_FILE).exists()
 }
 
 /// The tour spots in a data folder, for an import beside a service that may be running on it.

@@ -32,7 +32,7 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::bus::feed::{FeedSettings, FeedStats, FeedSubscriber};
-use tourin_shared_events::sqlite::create_private_folder;
+use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
 
 pub use crate::config::Settings;
 pub use crate::consumers::subscriptions;
@@ -160,7 +160,7 @@ impl Recommendation {
         let instance = Instance::new(
             SERVICE,
             self.settings.mesh.instance_id_or_new(SERVICE),
-            self.settings.mesh.advertise.unwrap_or(self.addr),
+            self.settings.mesh.advertised(self.addr),
         );
         let heartbeat = Duration::from_millis(self.settings.mesh.heartbeat_ms);
         let lease = Duration::from_millis(self.settings.mesh.lease_ms);
@@ -284,10 +284,13 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
     let folder = &settings.data_dir;
     create_private_folder(folder)
         .with_context(|| format!("--data-dir {}: cannot make the folder", folder.display()))?;
+    let using = || format!("--data-dir {}", folder.display());
+    let held = hold_folder(folder, SERVICE).with_context(using)?;
     let rules = &settings.rules;
-    Stores::open(&settings.file(), rules.trend(), rules.histories(), clock)
+    let stores = Stores::open(&settings.file(), rules.trend(), rules.histories(), clock)
         .await
-        .with_context(|| format!("--data-dir {}", folder.display()))
+        .with_context(using)?;
+    Ok(Stores { held: Some(Arc::new(held)), ..stores })
 }
 
 /// Waits until the service can answer, or long enough.

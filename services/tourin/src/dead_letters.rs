@@ -9,8 +9,10 @@ use clap::{Args, Subcommand};
 use tourin_shared_events::dead_letters::{DeadLetter, DeadLetterStore, SqliteDeadLetters};
 use tourin_shared_events::sqlite::Database;
 
-/// The file in the data folder that keeps dead letters.
+/// The file in the data folder in which the all-in-one's bus keeps dead letters.
 const FILE: &str = "dead-letters.db";
+/// The files that may have some: a recommendation service by itself keeps its own in its database.
+const FILES: [&str; 2] = [FILE, "recommendation.db"];
 /// Connections that read at once: the bus writes, a person reads.
 const READERS: u32 = 1;
 
@@ -38,7 +40,7 @@ pub enum EventsSubject {
 pub enum DeadLettersAction {
     /// List them, newest first; the mesh may be running
     List {
-        /// Folder that keeps the data of `tourin up`
+        /// Folder that keeps the data of `tourin up`, or of a `recommendation` by itself
         #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
         data_dir: PathBuf,
         /// How many at the most
@@ -62,14 +64,23 @@ pub async fn open(data_dir: &Path) -> anyhow::Result<SqliteDeadLetters> {
 pub async fn run(command: &EventsCommand) -> anyhow::Result<ExitCode> {
     let EventsSubject::DeadLetters { action: DeadLettersAction::List { data_dir, limit } } =
         &command.command;
-    if !data_dir.join(FILE).exists() {
+    let (mut letters, mut count, mut found) = (Vec::new(), 0, false);
+    for file in FILES.map(|file| data_dir.join(file)).iter().filter(|file| file.exists()) {
+        let store = SqliteDeadLetters::open(Database::open(file, READERS).await?).await?;
+        letters.extend(store.list(*limit, None).await?);
+        count += store.count().await?;
+        found = true;
+    }
+    if !found {
         bail!(
-            "--data-dir {}: no mesh has run on this folder; name the one that `tourin up` printed",
+            "--data-dir {}: no mesh has run on this folder; name the one that `tourin up` printed, \
+             or the --data-dir of `recommendation`",
             data_dir.display()
         );
     }
-    let store = open(data_dir).await?;
-    let (letters, count) = (store.list(*limit, None).await?, store.count().await?);
+    // Newest first, as each file lists them: the ids begin with the time.
+    letters.sort_by_key(|letter| std::cmp::Reverse(letter.id));
+    letters.truncate(usize::try_from(*limit).unwrap_or(usize::MAX));
     print(&letters, count).context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ use tourin_core::app::import::{Format, Observer, Progress, Rejected, import};
 
 /// Bad rows that are printed one by one; the rest are counted only.
 const PRINTED_REJECTIONS: u64 = 1_000;
+const LAST_PRINTED: u64 = PRINTED_REJECTIONS + 1;
 
 /// Settings of an import.
 #[derive(Debug, Clone, Args)]
@@ -25,7 +26,7 @@ pub struct ImportSettings {
     /// `csv` or `ndjson` [default: what the file's name ends in]
     #[arg(long, env = "TOURIN_IMPORT_FORMAT", value_name = "FORMAT")]
     pub format: Option<Format>,
-    /// Folder that keeps the data of `tourin up`, which may be running
+    /// Folder that keeps the data of `tourin up`, or of a `core` by itself; either may be running
     #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
     pub data_dir: PathBuf,
 }
@@ -45,6 +46,13 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
         .await
         .with_context(|| format!("cannot read {shown}"))?;
     let size = file.metadata().await.with_context(|| format!("cannot read {shown}"))?.len();
+    if !tourin_core::has_database(&settings.data_dir) {
+        let folder = settings.data_dir.display();
+        writeln!(
+            std::io::stderr(),
+            "note: no mesh has run on {folder} yet; making a new database"
+        )?;
+    }
     let store = tourin_core::open_spots(&settings.data_dir).await?;
 
     let mut console = Console::new(size);
@@ -89,14 +97,15 @@ impl Console {
 }
 
 impl Observer for Console {
-    #[allow(clippy::print_stderr)] // The import's report, for whoever started it.
     fn rejected(&mut self, row: Rejected) {
         self.printed += 1;
-        if self.printed <= PRINTED_REJECTIONS {
-            self.bar.suspend(|| eprintln!("line {}: {}", row.line, row.reason));
-        } else if self.printed == PRINTED_REJECTIONS + 1 {
-            self.bar.suspend(|| eprintln!("more bad rows are counted, not printed"));
-        }
+        let line = match self.printed {
+            ..=PRINTED_REJECTIONS => format!("line {}: {}", row.line, row.reason),
+            LAST_PRINTED => "more bad rows are counted, not printed".to_owned(),
+            _ => return,
+        };
+        // Whoever reads the report may stop reading (`| head`); the import goes on.
+        let _unread = self.bar.suspend(|| writeln!(std::io::stderr(), "{line}"));
     }
 
     fn progressed(&mut self, progress: &Progress) {

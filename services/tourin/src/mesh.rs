@@ -2,7 +2,7 @@
 //! would have it, with the in-process bus between them.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::up::UpSettings;
 const READY_TIMEOUT_MS: u64 = 10_000;
 /// How long the whole stop may take, in milliseconds; what is left then is dropped.
 const STOP_TIMEOUT_MS: u64 = 4_500;
-const FREE_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A mesh that runs.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Mesh {
 
         // The gateway's address first: of all that can be taken, it is the one that a user chose.
         let gateway = Gateway::build(gateway_settings(&settings, mesh.clone())).await?;
-        let url = format!("http://{}", gateway.addr());
+        let url = format!("http://{}", local(gateway.addr()));
 
         let letters = dead_letters::open(data_dir.path()).await?;
         let bus = Arc::new(InProcessBus::new(Arc::new(letters)));
@@ -255,6 +255,15 @@ pub async fn up(settings: UpSettings, stop: Shutdown) -> anyhow::Result<ExitCode
     })
 }
 
+/// The address at which this machine itself reaches a listener.
+fn local(listening: SocketAddr) -> SocketAddr {
+    match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listening.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listening.port()).into(),
+        _ => listening,
+    }
+}
+
 /// Says where everything is, and three lines that a newcomer can paste.
 fn greet(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
@@ -269,7 +278,7 @@ fn greet(mesh: &Mesh) -> std::io::Result<()> {
 Try, in another terminal:
 
   curl -s '{url}/api/tour-spots?query=%EA%B2%BD%EB%B3%B5'
-  curl -s -H 'Content-Type: application/json' -d '{{"id":"newcomer1","password":"Tour1n!pass","name":"New Comer","email":"new@example.com"}}' {url}/api/auth/signup && curl -s -o /dev/null -c /tmp/tourin.jar -H 'Content-Type: application/json' -d '{{"id":"newcomer1","password":"Tour1n!pass"}}' {url}/api/auth/login
+  curl -s -H 'Content-Type: application/json' -d '{{"id":"newcomer1","password":"Tour1n!pass","name":"New Comer","email":"new@example.com"}}' {url}/api/auth/signup; curl -s -o /dev/null -c /tmp/tourin.jar -H 'Content-Type: application/json' -d '{{"id":"newcomer1","password":"Tour1n!pass"}}' {url}/api/auth/login
   curl -s -b /tmp/tourin.jar -o /dev/null {url}/api/tour-spots/1 && sleep 1 && curl -s -b /tmp/tourin.jar '{url}/api/recommendations/trend?k=3'
 
 Ctrl-C stops it.

@@ -119,3 +119,29 @@ async fn what_is_created_is_for_its_owner_only() {
     let again = Database::open(&folder.join("test.db"), 1).await.unwrap();
     assert_eq!(notes(&again).await, 1);
 }
+
+#[tokio::test]
+async fn a_transaction_that_the_engine_ended_by_itself_does_not_stop_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::open(&folder.path().join("a.db"), 1).await.unwrap();
+    for _ in 0..3 {
+        let mut transaction = database.write().await.unwrap();
+        // What SQLite does of its own accord when the disk is full.
+        sqlx::query("ROLLBACK").execute(&mut *transaction).await.unwrap();
+        assert!(transaction.commit().await.is_err());
+    }
+    let mut transaction = database.write().await.expect("a new one begins");
+    sqlx::query("CREATE TABLE t (x INTEGER)").execute(&mut *transaction).await.unwrap();
+    transaction.commit().await.unwrap();
+}
+
+#[test]
+fn a_folder_is_held_by_one_of_a_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = crate::sqlite::hold_folder(folder.path(), "core").unwrap();
+    let refused = crate::sqlite::hold_folder(folder.path(), "core").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+    let _other = crate::sqlite::hold_folder(folder.path(), "recommendation").unwrap();
+    drop(first);
+    crate::sqlite::hold_folder(folder.path(), "core").unwrap();
+}

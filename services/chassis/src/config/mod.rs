@@ -7,7 +7,7 @@
 mod file;
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -62,7 +62,8 @@ pub struct MeshSettings {
     /// identity that the gateway passes on
     #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub registration_secret: Secret,
-    /// Address at which others reach this instance [default: the address it listens on]
+    /// Address at which others reach this instance [default: the address it listens on; when that is
+    /// all of them, this machine's towards the registry]
     #[arg(long, env = "TOURIN_ADVERTISE", value_name = "ADDR")]
     pub advertise: Option<SocketAddr>,
     /// Name of this instance, unique in its service [default: the service's name and a random part]
@@ -87,6 +88,31 @@ impl MeshSettings {
             heartbeat_ms: 1_000,
             lease_ms: 3_000,
         }
+    }
+
+    /// The address at which others reach an instance that listens on `listening`: the configured one;
+    /// else that itself; when it listens on all addresses, the one that this machine has towards the
+    /// registry (a UDP socket tells without sending anything), or loopback if there is none.
+    pub fn advertised(&self, listening: SocketAddr) -> SocketAddr {
+        if let Some(address) = self.advertise {
+            return address;
+        }
+        if !listening.ip().is_unspecified() {
+            return listening;
+        }
+        let towards_registry = || {
+            let url = self.registry_url.strip_prefix("http://")?;
+            let registry = url.split('/').next()?.to_socket_addrs().ok()?.next()?;
+            let any: IpAddr = if registry.is_ipv4() {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                Ipv6Addr::UNSPECIFIED.into()
+            };
+            let socket = UdpSocket::bind((any, 0)).ok()?;
+            socket.connect(registry).ok()?;
+            socket.local_addr().ok().map(|local| local.ip())
+        };
+        SocketAddr::new(towards_registry().unwrap_or(Ipv4Addr::LOCALHOST.into()), listening.port())
     }
 
     /// The configured name of this instance of `service`, or a new random one.
@@ -123,6 +149,9 @@ pub enum ConfigError {
     /// clap's own report: a bad value, a missing argument, or a request for help.
     #[error("{}", one_line(.0))]
     Arguments(#[from] clap::Error),
+    /// A setting without a default is not given.
+    #[error("{0}")]
+    Missing(String),
     /// The configuration file cannot be read, is not TOML, or has a key or value that is not one.
     #[error("{0}")]
     File(String),
@@ -143,7 +172,12 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
         Some(path) => file::merge(&command, args, &path, is_set)?,
         None => args.to_vec(),
     };
-    let matches = command.try_get_matches_from(args)?;
+    let matches = command.clone().try_get_matches_from(args).map_err(|error| {
+        if error.kind() == clap::error::ErrorKind::MissingRequiredArgument {
+            return ConfigError::Missing(with_variables(&command, one_line(&error)));
+        }
+        error.into()
+    })?;
     Ok(C::from_arg_matches(&matches)?)
 }
 
@@ -157,6 +191,23 @@ fn exit_with(error: &ConfigError) -> ! {
     }
     eprintln!("error: {error}");
     std::process::exit(2)
+}
+
+/// A report of missing flags with the variables that do as well.
+fn with_variables(command: &clap::Command, report: String) -> String {
+    let variables: Vec<_> = command
+        .get_arguments()
+        .filter(|arg| {
+            arg.get_long().is_some_and(|long| {
+                report.split_whitespace().any(|word| word.strip_prefix("--") == Some(long))
+            })
+        })
+        .filter_map(|arg| arg.get_env()?.to_str())
+        .collect();
+    if variables.is_empty() {
+        return report;
+    }
+    format!("{report} (or the environment variable {})", variables.join(", "))
 }
 
 /// clap's report without its usage lines, on one line.

@@ -118,3 +118,29 @@ fn one_file_serves_all_commands_of_a_program() {
         matches!(things, ToolCommand::Show { what: Shown::Things { count: 7, file } } if file.config.is_some())
     );
 }
+
+#[test]
+fn an_instance_on_all_addresses_advertises_one() {
+    let secret: Secret = "0123456789abcdef".parse().unwrap();
+    let mut mesh = MeshSettings::new("http://127.0.0.1:8500", secret);
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    assert_eq!(mesh.advertised(address("127.0.0.2:80")), address("127.0.0.2:80"));
+    assert_eq!(mesh.advertised(address("0.0.0.0:80")), address("127.0.0.1:80"));
+    mesh.advertise = Some(address("10.0.0.1:8080"));
+    assert_eq!(mesh.advertised(address("0.0.0.0:80")), address("10.0.0.1:8080"));
+}
+
+#[derive(Debug, Parser)]
+struct Strict {
+    #[arg(long, env = "STRICT_KEY")]
+    key: String,
+}
+
+#[test]
+fn a_missing_setting_is_named_with_its_variable() {
+    let args: Vec<OsString> = vec!["strict".into()];
+    let message = try_parse_from::<Strict>(&args, |_| false, None).map(|it| it.key).unwrap_err();
+    let message = message.to_string();
+    assert!(message.contains("--key") && message.contains("STRICT_KEY"), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+}

@@ -1,11 +1,11 @@
 //! Hashing passwords: Argon2id, on threads that may block, so many at once and no more.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use argon2::password_hash::rand_core::OsRng;
-use argon2::password_hash::{PasswordHash as Phc, PasswordHasher, PasswordVerifier, SaltString};
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::password_hash::{Output, ParamsString, PasswordHash as Phc, Salt, SaltString};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use tokio::sync::Semaphore;
 
 use crate::domain::password::Password;
@@ -75,6 +75,7 @@ pub enum Comparison {
 pub struct Passwords {
     argon2: Argon2<'static>,
     places: Arc<Semaphore>,
+    memory: Arc<Memory>,
     wait: Duration,
     /// Compared with when the account does not exist, so that this takes as long as when it does.
     nobody: PasswordHash,
@@ -97,9 +98,10 @@ impl Passwords {
                 )
             })?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let nobody = hash_now(&argon2, "")?;
+        let memory = Arc::new(Memory::default());
+        let nobody = memory.lend(|memory| hash_now(&argon2, "", memory))?;
         let places = Arc::new(Semaphore::new(policy.concurrency.max(1)));
-        Ok(Self { argon2, places, wait: policy.wait, nobody })
+        Ok(Self { argon2, places, memory, wait: policy.wait, nobody })
     }
 
     /// Hashes a new password with a salt of its own.
@@ -109,7 +111,7 @@ impl Passwords {
     pub async fn hash(&self, password: &Password) -> Result<PasswordHash, HashingError> {
         let argon2 = self.argon2.clone();
         let password = password.expose().to_owned();
-        self.in_turn(move || hash_now(&argon2, &password)).await
+        self.in_turn(move |memory| hash_now(&argon2, &password, memory)).await
     }
 
     /// Compares a password that somebody typed with a stored hash; with nobody's when there is no
@@ -129,28 +131,24 @@ impl Passwords {
         let hash = stored.unwrap_or(&self.nobody).clone();
         let typed = if possible { typed.to_owned() } else { String::new() };
         let argon2 = self.argon2.clone();
-        self.in_turn(move || {
-            let hash = Phc::new(&hash.0)
-                .map_err(|error| anyhow::anyhow!("a stored password hash: {error}"))?;
-            // Verifies with the costs that the hash names, not with today's.
-            match argon2.verify_password(typed.as_bytes(), &hash) {
-                Ok(()) if known => {
-                    let costs = |p: &Params| (p.m_cost(), p.t_cost(), p.p_cost());
-                    let outdated = hash.algorithm != Algorithm::Argon2id.ident()
-                        || Params::try_from(&hash)
-                            .map_or(true, |made| costs(&made) != costs(argon2.params()));
-                    Ok(Comparison::Same { outdated })
-                }
-                Ok(()) | Err(argon2::password_hash::Error::Password) => Ok(Comparison::Different),
-                Err(error) => Err(anyhow::anyhow!("comparing a password: {error}")),
+        self.in_turn(move |memory| {
+            let hash = Phc::new(&hash.0).map_err(|error| unreadable(&error))?;
+            let same = matches_now(&hash, &typed, memory)?;
+            if !(same && known) {
+                return Ok(Comparison::Different);
             }
+            let costs = |p: &Params| (p.m_cost(), p.t_cost(), p.p_cost());
+            let outdated = hash.algorithm != Algorithm::Argon2id.ident()
+                || Params::try_from(&hash)
+                    .map_or(true, |made| costs(&made) != costs(argon2.params()));
+            Ok(Comparison::Same { outdated })
         })
         .await
     }
 
     async fn in_turn<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+        work: impl FnOnce(&mut Vec<Block>) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, HashingError> {
         let place = tokio::time::timeout(self.wait, Arc::clone(&self.places).acquire_owned())
             .await
@@ -158,8 +156,9 @@ impl Passwords {
             .map_err(|closed| HashingError::Failed(closed.into()))?;
         // The place moves into the thread: a client that hangs up does not stop the computation,
         // so it must not free the place either.
+        let memory = Arc::clone(&self.memory);
         let done = tokio::task::spawn_blocking(move || {
-            let outcome = work();
+            let outcome = memory.lend(work);
             drop(place);
             outcome
         });
@@ -169,12 +168,83 @@ impl Passwords {
     }
 }
 
-fn hash_now(argon2: &Argon2<'static>, password: &str) -> anyhow::Result<PasswordHash> {
+/// The memory of hashes, kept from one to the next: as many blocks of it as are computed at once.
+/// Allocated anew for each, it would stay with the allocator of whichever thread computed it, and a
+/// service that uses 30 MB would hold hundreds.
+#[derive(Default)]
+struct Memory(Mutex<Vec<Vec<Block>>>);
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Memory(..)")
+    }
+}
+
+impl Memory {
+    fn lend<T>(&self, work: impl FnOnce(&mut Vec<Block>) -> T) -> T {
+        let free = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = free().pop().unwrap_or_default();
+        let outcome = work(&mut memory);
+        free().push(memory);
+        outcome
+    }
+}
+
+/// Argon2 into `output`, working in `memory`.
+fn compute(
+    argon2: &Argon2<'_>,
+    password: &str,
+    salt: Salt<'_>,
+    output: &mut [u8],
+    memory: &mut Vec<Block>,
+) -> anyhow::Result<()> {
+    let mut raw = [0; Salt::MAX_LENGTH];
+    let salt = salt.decode_b64(&mut raw).map_err(|error| unreadable(&error))?;
+    let blocks = argon2.params().block_count();
+    if memory.len() < blocks {
+        memory.resize(blocks, Block::default());
+    }
+    argon2
+        .hash_password_into_with_memory(password.as_bytes(), salt, output, &mut memory[..blocks])
+        .map_err(|error| anyhow::anyhow!("hashing a password: {error}"))
+}
+
+fn hash_now(
+    argon2: &Argon2<'static>,
+    password: &str,
+    memory: &mut Vec<Block>,
+) -> anyhow::Result<PasswordHash> {
     let salt = SaltString::generate(&mut OsRng);
-    let hash = argon2
-        .hash_password(password.as_bytes(), &salt)
-        .map_err(|error| anyhow::anyhow!("hashing a password: {error}"))?;
+    let mut output = [0; Params::DEFAULT_OUTPUT_LEN];
+    compute(argon2, password, salt.as_salt(), &mut output, memory)?;
+    let hash = Phc {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(argon2.params()).map_err(|error| unreadable(&error))?,
+        salt: Some(salt.as_salt()),
+        hash: Some(Output::new(&output).map_err(|error| unreadable(&error))?),
+    };
     Ok(PasswordHash(hash.to_string()))
+}
+
+/// Whether `typed` has this hash, computed with the costs that the hash names, not with today's.
+/// Compared in constant time.
+fn matches_now(hash: &Phc<'_>, typed: &str, memory: &mut Vec<Block>) -> anyhow::Result<bool> {
+    let algorithm = Algorithm::try_from(hash.algorithm).map_err(|error| unreadable(&error))?;
+    let version = hash.version.map_or(Ok(Version::V0x13), Version::try_from);
+    let version = version.map_err(|error| unreadable(&error))?;
+    let params = Params::try_from(hash).map_err(|error| unreadable(&error))?;
+    let (Some(salt), Some(expected)) = (hash.salt, hash.hash) else {
+        anyhow::bail!("a stored password hash has no salt or no hash");
+    };
+    let mut output = vec![0; expected.len()];
+    compute(&Argon2::new(algorithm, version, params), typed, salt, &mut output, memory)?;
+    // `Output` compares in constant time.
+    Ok(Output::new(&output).map_err(|error| unreadable(&error))? == expected)
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> anyhow::Error {
+    anyhow::anyhow!("a password hash: {error}")
 }
 
 #[cfg(test)]

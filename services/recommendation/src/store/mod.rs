@@ -5,6 +5,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod contract;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,8 @@ pub struct Stores {
     pub dead_letters: Arc<dyn DeadLetterStore>,
     /// Tells when nothing can be written any more.
     pub failure: Failure,
+    /// Keeps other processes out of the folder for as long as anybody has the stores.
+    pub held: Option<Arc<File>>,
 }
 
 /// Tells when a store has stopped for good, so that only a new start of the process can help, and why.

@@ -55,6 +55,7 @@ pub async fn open(
         trend::SqliteTrend::open(db.clone(), writer.clone(), trend_rules, clock.now()).await?;
     let failure = writer.failure();
     Ok(Stores {
+        held: None,
         failure,
         trend: Arc::new(trend),
         histories: Arc::new(history::SqliteHistories::new(
