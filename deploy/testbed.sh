@@ -24,9 +24,7 @@ apt_install() {
 }
 
 install() {
-    # Pingora's zlib is built with cmake.
     local packages=()
-    command -v cmake >/dev/null || packages+=(cmake)
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
     command -v make >/dev/null || packages+=(make)
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then packages+=(python3 python3-venv); fi
