@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs all of them. Arguments go to `cargo test`.
+# Installs what the tests need and runs all of them, with the servers of a test bed. Arguments go to `cargo test`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+deploy/testbed.sh install
 # The tests of separate processes start the services' own binaries; built together with the tests, nothing
-# is compiled twice.
-deploy/testbed.sh run -- cargo build --locked --workspace --bins --tests
+# is compiled twice. The servers need not wait for it.
+cargo build --locked --workspace --bins --tests
 exec deploy/testbed.sh run -- cargo test --locked --workspace --no-fail-fast "$@"

@@ -1,41 +1,96 @@
 #!/usr/bin/env bash
-# Installs by package name what the tests need, and runs a command with it.
+# Installs by package name what the tests need, starts private servers, and runs a command with them.
 #
 #   deploy/testbed.sh install          install what is missing
-#   deploy/testbed.sh run -- COMMAND   install, export where things are, run COMMAND
+#   deploy/testbed.sh run -- COMMAND   install, start the servers, run COMMAND, stop the servers
+#   deploy/testbed.sh up               install, start the servers, leave them running and print
+#                                      export lines: eval "$(deploy/testbed.sh up)"
+#   deploy/testbed.sh down             stop what `up` left running
+#   deploy/testbed.sh stop|kill|start SERVER
+#                                      one server of the running bed: mysql, redis, mongodb or amqp;
+#                                      `stop` is SIGTERM, `kill` SIGKILL; its data stays
 #
-# Everything but Debian packages goes into one folder: $TOURIN_TESTBED_DIR, by default
-# "testbed" in cargo's target directory. COMMAND sees:
+# COMMAND sees, and `up` prints:
+#   TOURIN_MYSQL_URL      MariaDB: mysql://USER:PASSWORD@127.0.0.1:PORT/tourin
+#   TOURIN_REDIS_URL      Redis, append-only file on
+#   TOURIN_MONGODB_URL    a server that speaks MongoDB's protocol, one node
+#   TOURIN_AMQP_URL       RabbitMQ; the user may create virtual hosts
+#   TOURIN_AMQP_API_URL   RabbitMQ's management API
 #   TOURIN_SCHEMATHESIS   the schemathesis program
+#   TOURIN_TESTBED_STATE  the bed's folder: logs and data, gone with the bed
+# A URL that is already set is kept: that server is used, and neither installed nor started here.
+#
+# Settings, by environment:
+#   TOURIN_TESTBED_DIR              what is installed but is no Debian package, and the state of `up`;
+#                                   default: "testbed" in cargo's target directory
+#   TOURIN_TESTBED_KEEP=1           `run` and `down` keep the bed's folder, for its logs
+#   TOURIN_TESTBED_START_TIMEOUT_S  how long the servers may take to start; default 120
+#
+# Exit code: COMMAND's; 2 for wrong usage; 1 when something could not be installed or started.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bed=${TOURIN_TESTBED_DIR:-${CARGO_TARGET_DIR:-$root/target}/testbed}
-schemathesis_version=4
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here")
+tools=${TOURIN_TESTBED_DIR:-${CARGO_TARGET_DIR:-$root/target}/testbed}
+# The servers' programs are in sbin, which is not on everybody's PATH.
+PATH=$PATH:/usr/sbin
 
 say() { printf 'testbed: %s\n' "$*" >&2; }
-
-apt_install() {
-    local sudo=()
-    if [ "$(id -u)" -ne 0 ]; then sudo=(sudo); fi
-    say "installing with apt-get: $*"
-    "${sudo[@]}" apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
+usage() {
+    say "$1; usage: deploy/testbed.sh install | run -- COMMAND | up | down | stop|kill|start SERVER"
+    exit 2
 }
 
-install() {
-    local packages=()
-    command -v cc >/dev/null || packages+=(gcc libc6-dev)
-    command -v make >/dev/null || packages+=(make)
-    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then packages+=(python3 python3-venv); fi
-    if [ "${#packages[@]}" -gt 0 ]; then apt_install "${packages[@]}"; fi
+# shellcheck source-path=SCRIPTDIR source=testbed/install.sh
+. "$here/testbed/install.sh"
+# shellcheck source-path=SCRIPTDIR source=testbed/bed.sh
+. "$here/testbed/bed.sh"
 
-    if [ ! -x "$bed/venv/bin/schemathesis" ]; then
-        say "installing schemathesis into $bed/venv"
-        mkdir -p "$bed"
-        python3 -m venv "$bed/venv"
-        "$bed/venv/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$schemathesis_version.*"
+mkdir -p "$tools"
+tools=$(cd "$tools" && pwd)
+
+run() {
+    local child status=0
+    bed_reap_orphans
+    if [ -z "$(wanted)" ]; then
+        eval "$(bed_exports)"
+        exec "$@"
     fi
+    bed_create "$$ $(start_time "$$")"
+    trap bed_remove EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    bed_start
+    eval "$(bed_exports)"
+
+    # On a terminal COMMAND shares our process group and the terminal's signals. Elsewhere it gets a
+    # group of its own, so that a signal sent to us reaches all that COMMAND started.
+    local target
+    if [ -t 0 ]; then
+        (
+            trap - INT
+            exec "$@"
+        ) <&0 &
+        child=$! target=$child
+    else
+        set -m
+        "$@" <&0 &
+        child=$! target=-$child
+        set +m
+    fi
+    local signal
+    for signal in HUP INT TERM; do
+        # shellcheck disable=SC2064 # the signal's name and the target are meant to expand now
+        trap "kill -$signal -- $target 2>/dev/null || true" "$signal"
+    done
+    # A trap interrupts `wait`; what counts is the end of COMMAND.
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        is_running "$child" || break
+    done
+    exit "$status"
 }
 
 case "${1:-}" in
@@ -45,16 +100,23 @@ install)
 run)
     shift
     if [ "${1:-}" = "--" ]; then shift; fi
-    if [ "$#" -eq 0 ]; then
-        say "no command given; usage: deploy/testbed.sh run -- COMMAND"
-        exit 2
-    fi
+    if [ "$#" -eq 0 ]; then usage "no command given"; fi
     install
-    export TOURIN_SCHEMATHESIS="$bed/venv/bin/schemathesis"
-    exec "$@"
+    run "$@"
+    ;;
+up)
+    install
+    bed_reap_orphans
+    bed_up
+    ;;
+down)
+    bed_down
+    ;;
+stop | kill | start)
+    if [ "$#" -ne 2 ]; then usage "$1 needs one server"; fi
+    bed_one "$1" "$2"
     ;;
 *)
-    say "usage: deploy/testbed.sh install | run -- COMMAND"
-    exit 2
+    usage "no such command: ${1:-(none)}"
     ;;
 esac

@@ -1,0 +1,98 @@
+# Part of deploy/testbed.sh: installs what is missing, by package name.
+# shellcheck shell=bash
+
+: "${tools:?is set by deploy/testbed.sh}"
+
+schemathesis_version=4
+# A MongoDB-protocol server: MongoDB itself is in no package index that needs no key of its own.
+secantusdb_version=0.7.0b3
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Runs a command while Debian packages may not start services, and leaves the policy as it was.
+without_service_starts() (
+    policy=/usr/sbin/policy-rc.d
+    verdict=0
+    if [ -x "$policy" ]; then "$policy" testbed start >/dev/null 2>&1 || verdict=$?; fi
+    # 101 is "forbidden", which is how container images come.
+    if [ "$verdict" -eq 101 ]; then
+        "$@"
+        return
+    fi
+    trap 'as_root rm -f "$policy"
+        if [ -e "$policy.testbed" ]; then as_root mv "$policy.testbed" "$policy"; fi' EXIT
+    trap 'exit 1' HUP INT TERM
+    if [ -e "$policy" ]; then as_root mv "$policy" "$policy.testbed"; fi
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    "$@"
+)
+
+enabled_units() {
+    find /etc/systemd/system -path '*.wants/*' -printf '%f\n' 2>/dev/null | sort -u
+}
+
+apt_install() {
+    say "installing with apt-get: $*"
+    local before unit log="$tools/apt.log"
+    before=$(enabled_units)
+    # --no-remove: never at the price of a database server that this machine has.
+    local get=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
+    if ! {
+        as_root "${get[@]}" update &&
+            without_service_starts as_root env DEBIAN_FRONTEND=noninteractive \
+                "${get[@]}" install -y --no-remove --no-install-recommends "$@"
+    } >"$log" 2>&1; then
+        say "apt-get failed:"
+        tail -n 20 "$log" >&2
+        exit 1
+    fi
+    # Nor shall the next boot start what only the test bed wanted.
+    if command -v systemctl >/dev/null; then
+        for unit in epmd.service epmd.socket rabbitmq-server.service redis-server.service; do
+            if enabled_units | grep -qxF "$unit" && ! grep -qxF "$unit" <<<"$before"; then
+                as_root systemctl disable --quiet "$unit" >/dev/null 2>&1 || say "could not disable $unit"
+            fi
+        done
+    fi
+}
+
+# pip_install FOLDER REQUIREMENT: a virtual environment of its own, made anew when the requirement changes.
+pip_install() {
+    local venv=$tools/$1 requirement=$2
+    if [ "$(cat "$venv/testbed-requirement" 2>/dev/null)" = "$requirement" ]; then return; fi
+    say "installing $requirement into $venv"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "$requirement" >&2
+    printf '%s\n' "$requirement" >"$venv/testbed-requirement"
+}
+
+install_missing() {
+    local packages=()
+    command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    command -v make >/dev/null || packages+=(make)
+    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then packages+=(python3 python3-venv); fi
+    # The -core packages are MariaDB's programs without its service.
+    if [ -z "${TOURIN_MYSQL_URL:-}" ]; then
+        command -v mariadbd >/dev/null || packages+=(mariadb-server-core)
+        command -v mariadb >/dev/null || packages+=(mariadb-client-core)
+    fi
+    if [ -z "${TOURIN_REDIS_URL:-}" ]; then
+        command -v redis-server >/dev/null || packages+=(redis-server)
+    fi
+    if [ -z "${TOURIN_AMQP_URL:-}" ]; then
+        [ -d /usr/lib/rabbitmq/lib ] || packages+=(rabbitmq-server)
+    fi
+    if [ "${#packages[@]}" -gt 0 ]; then apt_install "${packages[@]}"; fi
+
+    pip_install venv "schemathesis==$schemathesis_version.*"
+    if [ -z "${TOURIN_MONGODB_URL:-}" ]; then pip_install venv-mongodb "secantusdb==$secantusdb_version"; fi
+}
+
+# One at a time: several test runs may share one folder.
+install() {
+    { flock 9 && install_missing 9>&-; } 9>"$tools/install.lock"
+}
