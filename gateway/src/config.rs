@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, value_parser};
-use tourin_chassis::config::MeshSettings;
+use tourin_chassis::config::{MeshSettings, ServerUrl};
 
 use crate::client_address::Network;
 use crate::origin::Origin;
@@ -31,6 +31,7 @@ defaults! {
     TOKEN_LEEWAY_S: u64 = 5;
     TOKEN_CACHE_ENTRIES: u64 = 10_000;
     REVOCATION_STALE_MS: u64 = 30_000;
+    SESSION_REDIS_PREFIX: &str = "tourin:sessions";
     CONNECT_TIMEOUT_MS: u64 = 1_000;
     FIRST_BYTE_TIMEOUT_MS: u64 = 12_000;
     TOTAL_TIMEOUT_MS: u64 = 30_000;
@@ -88,7 +89,14 @@ pub struct Settings {
     /// Verified tokens that are remembered until they expire
     #[arg(long, env = "TOURIN_GATEWAY_TOKEN_CACHE_ENTRIES", value_name = "N", default_value_t = TOKEN_CACHE_ENTRIES, value_parser = value_parser!(u64).range(0..=10_000_000))]
     pub token_cache_entries: u64,
-    /// Milliseconds without word from core after which the list of ended sessions is stale
+    /// Redis where core keeps the sessions (redis://[USER:PASSWORD@]HOST:PORT[/DATABASE], rediss://
+    /// for TLS): ended ones are read from its stream there [default: none; core is asked over HTTP]
+    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<ServerUrl>,
+    /// What the names of core's keys in Redis begin with; the same as core's
+    #[arg(long, env = "TOURIN_SESSION_REDIS_PREFIX", value_name = "TEXT", default_value = SESSION_REDIS_PREFIX)]
+    pub session_redis_prefix: String,
+    /// Milliseconds without word from core, or from Redis, after which the list of ended sessions is stale
     #[arg(long, env = "TOURIN_GATEWAY_REVOCATION_STALE_MS", value_name = "MS", default_value_t = REVOCATION_STALE_MS, value_parser = value_parser!(u64).range(100..=3_600_000))]
     pub revocation_stale_ms: u64,
     /// What calls that need a session get while it is stale
@@ -175,6 +183,8 @@ impl Settings {
             token_audience: TOKEN_AUDIENCE.to_owned(),
             token_leeway_s: TOKEN_LEEWAY_S,
             token_cache_entries: TOKEN_CACHE_ENTRIES,
+            redis_url: None,
+            session_redis_prefix: SESSION_REDIS_PREFIX.to_owned(),
             revocation_stale_ms: REVOCATION_STALE_MS,
             revocation_when_stale: WhenStale::Serve,
             connect_timeout_ms: CONNECT_TIMEOUT_MS,
@@ -232,7 +242,9 @@ mod tests {
     #[test]
     fn the_flags_defaults_are_those_of_new() {
         let secret = "0123456789abcdef";
-        let parsed = Bare::parse_from(["gateway", "--registration-secret", secret]).settings;
+        let mut parsed = Bare::parse_from(["gateway", "--registration-secret", secret]).settings;
+        // The test bed sets the variable.
+        parsed.redis_url = None;
         let mesh = MeshSettings::new("http://127.0.0.1:8500", secret.parse().unwrap());
         assert_eq!(format!("{parsed:?}"), format!("{:?}", Settings::new(mesh)));
     }

@@ -35,6 +35,7 @@ use anyhow::Context;
 use pingora::server::configuration::ServerConf;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::{SharedClock, SystemClock};
+use tourin_chassis::config::ServerUrl;
 use tourin_chassis::identity::IdentitySigner;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::limits::{instance_id, lease_ms};
@@ -45,6 +46,7 @@ pub use config::{Settings, WhenStale};
 use auth::Authenticator;
 use auth::keys::KeyStore;
 use auth::revocation::Revocations;
+use auth::revocation::stream::RevocationStream;
 use auth::tokens::{TokenRules, TokenVerifier};
 use connection::ConnectionLimits;
 use descriptors::ConnectionCounts;
@@ -68,6 +70,7 @@ pub struct Gateway {
     settings: Settings,
     routes: RouteTable,
     registry: RegistryClient,
+    stream: Option<RevocationStream>,
     listener: TcpListener,
     addr: SocketAddr,
     connections: ConnectionCounts,
@@ -78,8 +81,8 @@ impl Gateway {
     /// [`Gateway::run_until_stopped`].
     ///
     /// # Errors
-    /// A route table that cannot be read or used, a registry URL that is none, an address that
-    /// cannot be had; each names its flag.
+    /// A route table that cannot be read or used, a URL of the registry or of Redis that is none, an
+    /// address that cannot be had; each names its flag.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
         // Before anything is opened, so that nothing here runs out.
         let open_files = descriptors::raise_limit();
@@ -90,6 +93,9 @@ impl Gateway {
             settings.mesh.registration_secret.expose(),
         )
         .context("--registry-url")?;
+        let stream = ServerUrl::given(settings.redis_url.as_ref())
+            .map(|url| RevocationStream::new(url, &settings.session_redis_prefix))
+            .transpose()?;
         let listener = tourin_chassis::http::bind(settings.listen).await?;
         let addr = listener.local_addr().context("cannot tell the bound address")?;
         let listener = listener.into_std().context("cannot hand the listener over")?;
@@ -98,7 +104,7 @@ impl Gateway {
             per_client: settings.max_connections_per_client,
         }
         .within(open_files);
-        Ok(Self { settings, routes, registry, listener, addr, connections })
+        Ok(Self { settings, routes, registry, stream, listener, addr, connections })
     }
 
     /// The address that it listens on, with the real port.
@@ -112,7 +118,7 @@ impl Gateway {
     /// # Errors
     /// When the data plane fails.
     pub async fn run_until_stopped(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Self { settings, routes, registry, listener, addr, connections } = self;
+        let Self { settings, routes, registry, stream, listener, addr, connections } = self;
         let id = settings.mesh.instance_id_or_new(GATEWAY);
         // The followers outlive the drain: requests in flight need what they know, and leaving the
         // registry waits for this gateway's own acknowledgement too.
@@ -124,7 +130,7 @@ impl Gateway {
 
         let (directory, watching) = Directory::watch(registry.clone(), id.clone(), stop.clone());
         tasks.spawn("registry watch", watching);
-        let gate = start_gate(&settings, routes, directory, &tasks, &stop)?;
+        let gate = start_gate(&settings, routes, directory, stream, &tasks, &stop)?;
 
         let limits = UpstreamLimits {
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
@@ -204,6 +210,7 @@ fn start_gate(
     settings: &Settings,
     routes: RouteTable,
     directory: Directory,
+    stream: Option<RevocationStream>,
     tasks: &Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Arc<Gate>> {
@@ -232,7 +239,10 @@ fn start_gate(
     }
     follow!("upstreams", upstreams, follow, directory);
     follow!("token keys", keys, follow, mesh);
-    follow!("ended sessions", revocations, follow, mesh);
+    match stream {
+        Some(stream) => follow!("ended sessions", revocations, follow_stream, stream),
+        None => follow!("ended sessions", revocations, follow, mesh),
+    }
     follow!("rate limits", rates, forget_quiet);
     follow!("API description", api, follow, routes, mesh);
 

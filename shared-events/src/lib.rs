@@ -21,6 +21,7 @@ pub mod consumer;
 pub mod dead_letters;
 pub mod envelope;
 pub mod events;
+pub mod mysql;
 pub mod outbox;
 pub mod sqlite;
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! Sessions that have ended before their tokens expired.
 //!
-//! Core keeps a numbered log of them; each gateway follows it by long poll from where it left off
-//! and keeps the ids until the tokens would have expired anyway. So no request asks anybody, and
-//! nothing is missed across a reconnect. An answer of core that ends sessions says so in a header
-//! too, which this gateway takes to heart before the client has the answer.
+//! Core keeps a log of them: a stream in Redis ([`stream`]), or where there is no Redis, one in its
+//! database, which is followed by long poll. Each gateway reads it from where it left off and keeps
+//! the ids until the tokens would have expired anyway. So no request asks anybody, and nothing is
+//! missed across a reconnect. An answer of core that ends sessions says so in a header too, which
+//! this gateway takes to heart before the client has the answer.
+
+pub mod stream;
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -155,19 +158,31 @@ impl Revocations {
         contact.last = Some(Instant::now());
     }
 
-    /// Follows core's log until `stop`.
+    /// Forgets what has expired, every now and then, for ever.
+    async fn keep_pruned(&self) {
+        loop {
+            tokio::time::sleep(PRUNE_EVERY).await;
+            self.prune();
+        }
+    }
+
+    /// Follows core's log by long poll until `stop`.
     pub async fn follow(&self, mesh: MeshClient, stop: CancellationToken) {
+        let following = self.follow_log(mesh);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = following => {}
+            () = self.keep_pruned() => {}
+        }
+    }
+
+    async fn follow_log(&self, mesh: MeshClient) {
         let mut membership = mesh.directory().changed();
         let mut place = Place::default();
-        let mut pruned = Instant::now();
         // Several polls must fit into the bound, or a quiet log would look stale.
         let patience = MAX_POLL.min(self.stale_after / 3);
         loop {
-            let page = tokio::select! {
-                () = stop.cancelled() => return,
-                page = read(&mesh, &place, patience) => page,
-            };
-            match page {
+            match read(&mesh, &place, patience).await {
                 Ok(page) => {
                     if self.apply(&mut place, page) {
                         self.contacted();
@@ -176,15 +191,10 @@ impl Revocations {
                 Err(error) => {
                     tracing::debug!(error = format!("{error:#}"), "cannot read the ended sessions");
                     tokio::select! {
-                        () = stop.cancelled() => return,
                         () = tokio::time::sleep(RETRY_AFTER) => {}
                         Ok(()) = membership.changed(), if !self.is_loaded() => {}
                     }
                 }
-            }
-            if pruned.elapsed() > PRUNE_EVERY {
-                self.prune();
-                pruned = Instant::now();
             }
         }
     }

@@ -10,4 +10,5 @@ mod balancing;
 mod hygiene;
 mod lifecycle;
 mod limits;
+mod revocation_stream;
 mod sites;

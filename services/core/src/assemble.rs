@@ -19,7 +19,7 @@ use crate::app::spots::Spots;
 use crate::app::views::Views;
 use crate::config::Settings;
 use crate::http::{AppState, CookieSettings};
-use crate::store::sqlite::{SqliteSpots, SqliteStore};
+use crate::store::Store;
 
 /// What the handlers need, over `store`. Long polls end when `stopping` begins. Computes a password
 /// hash.
@@ -28,7 +28,7 @@ use crate::store::sqlite::{SqliteSpots, SqliteStore};
 /// When settings contradict each other.
 pub(crate) fn assemble(
     settings: &Settings,
-    store: &SqliteStore,
+    store: &Store,
     keys: SigningKeys,
     clock: &SharedClock,
     stopping: &Shutdown,
@@ -37,11 +37,10 @@ pub(crate) fn assemble(
     let passwords = Arc::new(Passwords::new(&settings.passwords.hashing())?);
     let attempts = Arc::new(Attempts::new(&settings.passwords.attempts()));
     let keys = Arc::new(keys);
-    let ports: Arc<SqliteStore> = Arc::new(store.clone());
     let clock = || Arc::clone(clock);
-    let revocations = Arc::new(Revocations::new(ports.clone(), clock()));
+    let revocations = Arc::new(Revocations::new(store.revocations(), clock()));
     let accounts = Accounts {
-        accounts: ports.clone(),
+        accounts: store.accounts(),
         passwords: Arc::clone(&passwords),
         attempts: Arc::clone(&attempts),
         revocations: Arc::clone(&revocations),
@@ -49,8 +48,8 @@ pub(crate) fn assemble(
         clock: clock(),
     };
     let sessions = Sessions {
-        accounts: ports.clone(),
-        sessions: ports.clone(),
+        accounts: store.accounts(),
+        sessions: store.sessions(),
         passwords,
         attempts,
         keys: Arc::clone(&keys),
@@ -58,13 +57,12 @@ pub(crate) fn assemble(
         policy,
         clock: clock(),
     };
-    let spots = Arc::new(SqliteSpots::new(store.clone()));
     let content = Content {
-        spots: Spots::new(spots, settings.map_spots.into()),
-        bookmarks: Bookmarks::new(ports.clone(), clock()),
-        reviews: Reviews::new(ports.clone(), clock()),
-        views: Views::new(ports, clock()),
-        feed: Feed::new(Arc::new(store.outbox()), store.wake.clone(), stopping.token()),
+        spots: Spots::new(store.spots(), settings.map_spots.into()),
+        bookmarks: Bookmarks::new(store.bookmarks(), clock()),
+        reviews: Reviews::new(store.reviews(), clock()),
+        views: Views::new(store.views(), clock()),
+        feed: Feed::new(store.outbox(), store.wake(), stopping.token()),
     };
     Ok(AppState {
         accounts: Arc::new(accounts),

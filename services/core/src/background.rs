@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::{Dependency, Health};
 use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::outbox::{Pruner, Relay, Retention};
 
-use crate::Dependencies;
+use crate::app::StoreError;
 use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
 use crate::http::AppState;
-use crate::store::sqlite::SqliteStore;
+use crate::store::Store;
+use crate::store::redis::{Endings, MysqlRedisStore};
 
 /// How often the database is asked whether it answers.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -24,21 +27,22 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// and miss nothing.
 const FEED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// Starts everything that runs beside the requests.
+/// Starts everything that runs beside the requests. Events go to the publisher; without one, other
+/// processes follow them over HTTP.
 pub(crate) fn start(
     tasks: &Tasks,
-    store: &SqliteStore,
+    store: &Store,
     state: &AppState,
-    dependencies: &Dependencies,
+    publisher: Option<Arc<dyn Publisher>>,
+    clock: SharedClock,
     health: &Health,
 ) {
-    let clock = Arc::clone(&dependencies.clock);
     let events_clock: tourin_shared_events::Clock = Arc::new(move || clock.now());
-    let outbox = Arc::new(store.outbox());
+    let outbox = store.outbox();
     let token = tasks.shutdown().token();
-    match &dependencies.publisher {
+    match publisher {
         Some(publisher) => {
-            let relay = Relay::new(outbox, Arc::clone(publisher), store.wake.clone(), events_clock);
+            let relay = Relay::new(outbox, publisher, store.wake(), events_clock);
             tasks.spawn("relay", relay.run(token));
         }
         None => {
@@ -59,23 +63,60 @@ pub(crate) fn start(
     let database = health.register("database");
     // Migrated just now, so it works; the probe says when it ceases to.
     database.set_ready();
-    tasks.spawn("database probe", probe(store.clone(), database, tasks.shutdown().clone()));
+    let probed = store.clone();
+    let ask = move || {
+        let store = probed.clone();
+        async move { store.probe().await }
+    };
+    tasks.spawn("database probe", probe("database", ask, database, tasks.shutdown().clone()));
+    if let Some(sessions) = store.with_redis() {
+        start_on_redis(tasks, sessions, health);
+    }
 }
 
-async fn probe(store: SqliteStore, database: Dependency, stop: Shutdown) {
+/// What runs beside the requests where the sessions are in Redis.
+fn start_on_redis(tasks: &Tasks, sessions: &MysqlRedisStore, health: &Health) {
+    let endings = Endings::new(sessions.clone());
+    tasks.spawn("session endings", endings.run(tasks.shutdown().clone()));
+    let redis = health.register("redis");
+    // It has answered just now.
+    redis.set_ready();
+    let probed = sessions.clone();
+    let ask = move || {
+        let sessions = probed.clone();
+        async move { sessions.probe_redis().await }
+    };
+    tasks.spawn("redis probe", probe("redis", ask, redis, tasks.shutdown().clone()));
+}
+
+/// Asks again and again until `stop`. Says once when the answers cease, and once when they are back.
+async fn probe<F>(name: &'static str, ask: impl Fn() -> F, dependency: Dependency, stop: Shutdown)
+where
+    F: Future<Output = Result<(), StoreError>>,
+{
+    let mut was_there = true;
     loop {
         tokio::select! {
             () = stop.begun() => return,
             () = tokio::time::sleep(PROBE_EVERY) => {}
         }
-        match tokio::time::timeout(PROBE_LIMIT, store.probe()).await {
-            Ok(Ok(())) => database.set_ready(),
-            Ok(Err(error)) => {
-                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "database");
-                database.set_unready("it does not answer");
+        let (reason, error) = match tokio::time::timeout(PROBE_LIMIT, ask()).await {
+            Ok(Ok(())) => {
+                dependency.set_ready();
+                if !was_there {
+                    tracing::info!(server = name, "it answers again");
+                }
+                was_there = true;
+                continue;
             }
-            Err(_) => database.set_unready("it takes too long to answer"),
+            Ok(Err(error)) => ("it does not answer", format!("{:#}", anyhow::Error::from(error))),
+            Err(_) => ("it takes too long to answer", format!("no answer in {PROBE_LIMIT:?}")),
+        };
+        dependency.set_unready(reason);
+        if was_there {
+            tracing::warn!(server = name, error, "{reason}");
         }
+        was_there = false;
     }
 }
 

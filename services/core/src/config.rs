@@ -5,10 +5,12 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use chrono::TimeDelta;
 use clap::{Args, value_parser};
-use tourin_chassis::config::MeshSettings;
+use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_shared_events::bus::rabbitmq::RabbitSettings;
+use tourin_shared_events::mysql::{MysqlUrl, PoolSizes};
 
 use crate::app::attempts::AttemptPolicy;
 use crate::app::passwords::HashingPolicy;
@@ -31,7 +33,7 @@ pub struct Settings {
     /// Start with an empty catalogue of tour spots
     #[arg(long, env = "TOURIN_NO_DEMO")]
     pub no_demo: bool,
-    /// Connections that read the database; one more writes
+    /// Connections that read the SQLite database in the data folder; one more writes
     #[arg(long, env = "TOURIN_CORE_DATABASE_READERS", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
     pub database_readers: u32,
     /// Most spots that one look at the map answers
@@ -40,6 +42,12 @@ pub struct Settings {
     /// Milliseconds that requests in flight may take when the service stops
     #[arg(long, env = "TOURIN_CORE_DRAIN_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(0..=60_000))]
     pub drain_timeout_ms: u64,
+    /// The database on a server, if there is one.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// The broker that events go to, if there is one.
+    #[command(flatten)]
+    pub events: EventSettings,
     /// How tokens are signed and how long they hold.
     #[command(flatten)]
     pub tokens: TokenSettings,
@@ -50,6 +58,51 @@ pub struct Settings {
     #[command(flatten)]
     pub mesh: MeshSettings,
 }
+
+/// The database on a server.
+#[derive(Args, Clone, Debug)]
+pub struct DatabaseSettings {
+    /// MySQL 8 or MariaDB 10.6+ database (mysql://USER:PASSWORD@HOST:PORT/DATABASE?ssl-mode=...)
+    /// [default: none; SQLite in the data folder]
+    #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true)]
+    pub mysql_url: Option<MysqlUrl>,
+    /// Connections that read from MySQL, at most
+    #[arg(long, env = "TOURIN_MYSQL_READERS", value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=1_000))]
+    pub mysql_readers: u32,
+    /// Connections that write to MySQL, at most
+    #[arg(long, env = "TOURIN_MYSQL_WRITERS", value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
+    pub mysql_writers: u32,
+    /// Most memory that the search index of a MySQL database may take in this process, in MiB (about
+    /// 230 for a million spots); a larger one, or with 0 any, is searched in the database, slower
+    #[arg(long, env = "TOURIN_SEARCH_MEMORY_MIB", value_name = "MIB", default_value_t = SEARCH_MEMORY_MIB, value_parser = value_parser!(u32).range(0..=1_048_576))]
+    pub search_memory_mib: u32,
+    /// Redis 7 for sessions, refresh tokens and revocations (redis://[USER:PASSWORD@]HOST:PORT
+    /// [/DATABASE], rediss:// for TLS); goes with --mysql-url, and every gateway is told the same
+    /// [default: none; they are in the database]
+    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<ServerUrl>,
+    /// What the names of these keys in Redis begin with; the same in every gateway
+    #[arg(long, env = "TOURIN_SESSION_REDIS_PREFIX", value_name = "TEXT", default_value = SESSION_REDIS_PREFIX)]
+    pub session_redis_prefix: String,
+}
+
+const SESSION_REDIS_PREFIX: &str = "tourin:sessions";
+
+/// The broker that events go to.
+#[derive(Args, Clone, Debug, Default)]
+pub struct EventSettings {
+    /// RabbitMQ that events go to (amqp://USER:PASSWORD@HOST:PORT/VHOST, amqps for TLS)
+    /// [default: none; other services follow the events over HTTP]
+    #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
+    pub amqp_url: Option<ServerUrl>,
+    /// What the names of exchanges begin with, where meshes share a virtual host; the same in every
+    /// service of a mesh
+    #[arg(long, env = "TOURIN_AMQP_PREFIX", value_name = "TEXT", default_value = "")]
+    pub amqp_prefix: String,
+}
+
+/// For two million spots.
+const SEARCH_MEMORY_MIB: u32 = 512;
 
 /// How tokens are signed and how long they hold.
 #[derive(Args, Clone, Debug)]
@@ -131,9 +184,71 @@ impl Settings {
             database_readers: 4,
             map_spots: 500,
             drain_timeout_ms: 1_000,
+            database: DatabaseSettings::default(),
+            events: EventSettings::default(),
             tokens: TokenSettings::default(),
             passwords: PasswordSettings::default(),
             mesh,
+        }
+    }
+}
+
+impl DatabaseSettings {
+    /// The server's database, if one is given.
+    pub fn mysql(&self) -> Option<&MysqlUrl> {
+        self.mysql_url.as_ref().filter(|url| !url.is_blank())
+    }
+
+    /// The Redis that sessions are on, if one is given.
+    ///
+    /// # Errors
+    /// When there is no database on a server to go with it.
+    pub fn redis(&self) -> anyhow::Result<Option<&ServerUrl>> {
+        let url = ServerUrl::given(self.redis_url.as_ref());
+        ensure!(
+            url.is_none() || self.mysql().is_some(),
+            "--redis-url needs --mysql-url: sessions on Redis go with accounts on MySQL"
+        );
+        Ok(url)
+    }
+
+    /// The most connections to the server.
+    pub fn pool_sizes(&self) -> PoolSizes {
+        PoolSizes { readers: self.mysql_readers, writers: self.mysql_writers }
+    }
+
+    /// The most bytes that the search index may take in memory.
+    pub(crate) fn search_memory_bytes(&self) -> usize {
+        usize::try_from(u64::from(self.search_memory_mib) << 20).unwrap_or(usize::MAX)
+    }
+}
+
+impl EventSettings {
+    /// How to reach the broker, if one is given.
+    ///
+    /// # Errors
+    /// When the address is none. The error does not repeat it: it may hold a password.
+    pub fn broker(&self) -> anyhow::Result<Option<RabbitSettings>> {
+        let Some(url) = ServerUrl::given(self.amqp_url.as_ref()) else {
+            return Ok(None);
+        };
+        let mut settings = RabbitSettings::new(url.expose().parse().context("--amqp-url")?);
+        settings.connection_name = "tourin core".to_owned();
+        settings.prefix.clone_from(&self.amqp_prefix);
+        Ok(Some(settings))
+    }
+}
+
+impl Default for DatabaseSettings {
+    fn default() -> Self {
+        let PoolSizes { readers, writers } = PoolSizes::default();
+        Self {
+            mysql_url: None,
+            mysql_readers: readers,
+            mysql_writers: writers,
+            search_memory_mib: SEARCH_MEMORY_MIB,
+            redis_url: None,
+            session_redis_prefix: SESSION_REDIS_PREFIX.to_owned(),
         }
     }
 }
@@ -252,8 +367,36 @@ mod tests {
     #[test]
     fn settings_made_in_code_are_those_of_the_flags() {
         let by_flags = parse(&[]).unwrap();
-        let in_code = Settings::new(by_flags.listen, &by_flags.data_dir, by_flags.mesh.clone());
+        let mut in_code = Settings::new(by_flags.listen, &by_flags.data_dir, by_flags.mesh.clone());
+        // Tests may run where the variables are set.
+        in_code.database.mysql_url.clone_from(&by_flags.database.mysql_url);
+        in_code.database.redis_url.clone_from(&by_flags.database.redis_url);
+        in_code.events.clone_from(&by_flags.events);
         assert_eq!(format!("{in_code:?}"), format!("{by_flags:?}"));
+    }
+
+    #[test]
+    fn the_databases_password_is_in_no_message() {
+        let settings = parse(&["--mysql-url", "mysql://core:sea-breeze1@db.example/core"]).unwrap();
+        let shown = format!("{settings:?}");
+        assert!(shown.contains("db.example:3306/core") && !shown.contains("sea-breeze1"));
+        let wrong = parse(&["--mysql-url", "mysql:/core:sea-breeze1@db.example"]).unwrap();
+        let error = wrong.database.mysql().unwrap().options().unwrap_err().to_string();
+        assert!(!error.contains("sea-breeze1"), "{error}");
+        assert_eq!(parse(&["--mysql-url", ""]).unwrap().database.mysql(), None);
+    }
+
+    #[test]
+    fn the_brokers_password_is_in_no_message() {
+        let given = parse(&["--amqp-url", "amqp://core:sea-breeze1@bus.example/%2f"]).unwrap();
+        let broker = given.events.broker().unwrap().unwrap();
+        assert_eq!(broker.url.address(), "bus.example:5672");
+        let wrong = parse(&["--amqp-url", "http://core:sea-breeze1@bus.example"]).unwrap();
+        let error = format!("{:#}", wrong.events.broker().unwrap_err());
+        assert!(error.contains("--amqp-url"), "{error}");
+        let shown = format!("{given:?} {wrong:?} {broker:?} {error}");
+        assert!(!shown.contains("sea-breeze1"), "{shown}");
+        assert!(parse(&["--amqp-url", " "]).unwrap().events.broker().unwrap().is_none());
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! Tourin's core service: accounts and tokens, tour spots, reviews, bookmarks.
 //!
-//! [`Core::build`] opens the store, migrates it and takes the listening address; then
-//! [`Core::run_until_stopped`] registers, serves, and on the stop leaves the registry, drains and
-//! ends its tasks, in that order and within 4 s.
+//! [`Core::build`] takes the listening address, opens the store and migrates it; while it waits for a
+//! database on a server, it answers that it is alive and not ready. Then [`Core::run_until_stopped`]
+//! registers, serves, and on the stop leaves the registry, drains and ends its tasks, in that order
+//! and within 4 s.
 
 pub mod app;
 mod assemble;
 mod background;
+mod broker;
 pub mod config;
 pub mod domain;
 pub mod http;
 pub mod store;
 #[cfg(test)]
 mod testing;
+mod waiting;
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -21,24 +24,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Health;
-use tourin_chassis::http::{HttpLimits, bind, serve, service_router};
+use tourin_chassis::http::{ApiError, HttpLimits, bind, serve, service_router};
 use tourin_chassis::identity::IdentityVerifier;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::{Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Publisher;
-use tourin_shared_events::outbox::Wake;
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+pub use tourin_shared_events::mysql::MysqlUrl;
+use tourin_shared_events::outbox::OutboxStore;
 use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
+use tracing::Instrument as _;
 
 pub use self::config::Settings;
 use crate::app::import::load_catalogue;
 use crate::app::signing::SigningKeys;
 use crate::config::TokenSettings;
 use crate::http::AppState;
+use crate::store::Store;
 use crate::store::key_files::{read_or_create_signing_key, read_previous_keys, read_signing_key};
-use crate::store::sqlite::{SqliteSpots, SqliteStore};
+use crate::store::mysql::MysqlSpots;
+use crate::store::redis::{MysqlRedisStore, RedisSessions};
+use crate::store::sqlite::SqliteSpots;
 
 /// The service's name in the registry and in identities.
 pub const SERVICE: &str = "core";
@@ -46,12 +59,16 @@ pub const SERVICE: &str = "core";
 /// How long background tasks may take to end after the drain.
 const TASKS_LIMIT: Duration = Duration::from_millis(500);
 
-/// The database in the data folder.
-const DATABASE_FILE: &str = "core.sqlite3";
+/// How long connections to the database may take to be given back and closed.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long an operator's command waits for the database's server: somebody sits in front of it.
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the process that the service runs in gives it.
 pub struct Dependencies {
-    /// Where events go. Without one, other processes follow them over HTTP (`/internal/events`).
+    /// Where events go. Without one, they go to the broker that the settings name; without that, too,
+    /// other processes follow them over HTTP (`/internal/events`).
     pub publisher: Option<Arc<dyn Publisher>>,
     /// What time it is.
     pub clock: SharedClock,
@@ -63,7 +80,8 @@ pub struct Core {
     listener: TcpListener,
     address: SocketAddr,
     registry: RegistryClient,
-    store: SqliteStore,
+    broker: Option<RabbitSettings>,
+    store: Store,
     state: AppState,
     stopping: Shutdown,
     dependencies: Dependencies,
@@ -72,12 +90,24 @@ pub struct Core {
 }
 
 impl Core {
-    /// Opens the store, migrates it, loads the catalogue at the first start, takes the address.
+    /// Takes the address, opens the store, migrates it, loads the catalogue at the first start. Waits
+    /// for the database's server if there is one, for as long as it takes, and meanwhile answers at
+    /// the address: `/healthz` 200, `/readyz` what it waits for, anything else 503. Drop the future to
+    /// give up. The broker is not waited for: events wait in the outbox until it is there.
     ///
     /// # Errors
-    /// When a setting is bad, the data folder cannot be used, or the address is taken.
+    /// When a setting is bad, the data folder or the database cannot be used, or the address is
+    /// taken.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
         settings.tokens.policy()?;
+        if let Some(url) = settings.database.mysql() {
+            url.options().context("--mysql-url")?;
+        }
+        let broker = settings.events.broker()?;
+        let redis = settings.database.redis()?;
+        let sessions = redis
+            .map(|url| RedisSessions::new(url, &settings.database.session_redis_prefix))
+            .transpose()?;
         let registry = RegistryClient::new(
             &settings.mesh.registry_url,
             settings.mesh.registration_secret.expose(),
@@ -92,22 +122,28 @@ impl Core {
         let listener = bind(settings.listen).await?;
         let address = listener.local_addr()?;
 
-        let store = open_store(&settings.data_dir, settings.database_readers).await?;
-
-        let clock = &dependencies.clock;
-        if !settings.no_demo {
-            load_catalogue(&SqliteSpots::new(store.clone()), clock.as_ref())
-                .await
-                .context("loading the catalogue of tour spots")?;
-        }
+        let also = sessions.as_ref().map(|redis| format!(" and redis at {}", redis.address()));
+        let opening = open_store(&settings, sessions, &dependencies.clock);
+        let (listener, store) = match settings.database.mysql() {
+            Some(url) => {
+                let (listener, meanwhile) = waiting::share(listener)?;
+                let verifier = IdentityVerifier::new(&settings.mesh.registration_secret, SERVICE);
+                let waits_for = format!("{url}{}", also.unwrap_or_default());
+                let store =
+                    waiting::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
+                (listener, store)
+            }
+            None => (listener, opening.await?),
+        };
 
         let stopping = Shutdown::new();
-        let state = assemble::assemble(&settings, &store, keys, clock, &stopping)?;
+        let state = assemble::assemble(&settings, &store, keys, &dependencies.clock, &stopping)?;
         Ok(Self {
             settings,
             listener,
             address,
             registry,
+            broker,
             store,
             state,
             stopping,
@@ -131,22 +167,35 @@ impl Core {
             listener,
             address,
             registry,
+            broker,
             store,
             state,
             stopping,
-            dependencies,
+            dependencies: Dependencies { publisher, clock },
             held,
         } = self;
         // Tasks outlive the last request: what it left behind (views, events) is still written.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
         let health = Health::new();
-        background::start(&tasks, &store, &state, &dependencies, &health);
+        let bus = broker.filter(|_| publisher.is_none()).map(RabbitBus::start);
+        let publisher = publisher.or_else(|| Some(Arc::new(bus.clone()?) as _));
+        if let Some(bus) = bus.clone() {
+            tasks.spawn(
+                "event bus watch",
+                broker::watch(bus, health.register("event bus"), end.clone()),
+            );
+        }
+        background::start(&tasks, &store, &state, publisher, clock, &health);
+        let most_bytes = settings.database.search_memory_bytes();
+        let searching = store.clone().keep_search_memory(most_bytes, end.clone());
+        tasks.spawn("search index", searching);
 
         let limits = HttpLimits::default();
         let verifier = IdentityVerifier::new(&settings.mesh.registration_secret, SERVICE);
         let views = state.content.views.clone();
-        let router = service_router(SERVICE, http::router(state), verifier, health, &limits);
+        let routes = http::router(state).layer(from_fn(to_the_end));
+        let router = service_router(SERVICE, routes, verifier, health, &limits);
 
         let mesh = &settings.mesh;
         let instance =
@@ -182,12 +231,67 @@ impl Core {
         if let Err(error) = views.flush().await {
             tracing::warn!(%error, "the last views could not be written");
         }
+        if let Some(bus) = &bus {
+            broker::last_round(&*store.outbox(), bus).await;
+        }
         end.begin();
         let finished = tasks.finish(TASKS_LIMIT).await;
-        store.close().await;
+        if let Some(bus) = bus {
+            broker::close(bus).await;
+        }
+        if timeout(CLOSE_LIMIT, store.close()).await.is_err() {
+            tracing::warn!("connections to the database were still in use at the end");
+        }
         drop(held);
         served.context("serving").and(finished)
     }
+}
+
+/// Handles a request to its end, even when the client has left or the time is up: the driver cannot
+/// use a connection again on which an operation was dropped half-way, and would wait on it for ever.
+/// Each operation of the store bounds its own time.
+async fn to_the_end(request: Request, next: Next) -> Response {
+    let handling = tokio::spawn(next.run(request).in_current_span());
+    match handling.await {
+        Ok(response) => response,
+        Err(error) => match error.try_into_panic() {
+            // Answered and logged where every service does.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_cancelled) => {
+                ApiError::unavailable("the service is stopping; try again", Duration::from_secs(1))
+                    .into_response()
+            }
+        },
+    }
+}
+
+/// Opens the store that the settings choose, with the catalogue in it.
+async fn open_store(
+    settings: &Settings,
+    sessions: Option<RedisSessions>,
+    clock: &SharedClock,
+) -> anyhow::Result<Store> {
+    let store = match settings.database.mysql() {
+        Some(url) => {
+            let mysql = Store::open_mysql(url, settings.database.pool_sizes()).await?;
+            match sessions {
+                Some(redis) => {
+                    redis.wait().await?;
+                    Store::MysqlRedis(MysqlRedisStore::new(mysql, redis, Arc::clone(clock)))
+                }
+                None => Store::Mysql(mysql),
+            }
+        }
+        None => {
+            Store::Sqlite(Store::open_sqlite(&settings.data_dir, settings.database_readers).await?)
+        }
+    };
+    if !settings.no_demo {
+        load_catalogue(&*store.spots(), clock.as_ref())
+            .await
+            .context("loading the catalogue of tour spots")?;
+    }
+    Ok(store)
 }
 
 /// Makes the folder with access for its owner only: it holds a private key and password hashes.
@@ -196,15 +300,9 @@ fn create_private(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("--data-dir {}: cannot make the folder", folder.display()))
 }
 
-async fn open_store(data_dir: &Path, readers: u32) -> anyhow::Result<SqliteStore> {
-    SqliteStore::open(&data_dir.join(DATABASE_FILE), readers, Wake::new())
-        .await
-        .with_context(|| format!("--data-dir {}", data_dir.display()))
-}
-
 /// Whether core has kept data in this folder before.
 pub fn has_database(data_dir: &Path) -> bool {
-    data_dir.join(DATABASE_FILE).exists()
+    data_dir.join(store::DATABASE_FILE).exists()
 }
 
 /// The tour spots in a data folder, for an import beside a service that may be running on it.
@@ -213,7 +311,33 @@ pub fn has_database(data_dir: &Path) -> bool {
 /// When the folder cannot be made or the database in it not be opened.
 pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteSpots> {
     create_private(data_dir)?;
-    Ok(SqliteSpots::new(open_store(data_dir, 1).await?))
+    Ok(SqliteSpots::new(Store::open_sqlite(data_dir, 1).await?))
+}
+
+/// The tour spots in a database on a server, for an import beside services that may be running on
+/// it. Waits for the server 10 s.
+///
+/// # Errors
+/// When the address is none, or the server refuses or does not answer.
+pub async fn open_spots_on_server(url: &MysqlUrl) -> anyhow::Result<MysqlSpots> {
+    Ok(MysqlSpots::new(Store::open_mysql_within(COMMAND_LIMIT, url).await?))
+}
+
+/// The outbox in a data folder, beside a service that may be running on it.
+///
+/// # Errors
+/// When the database cannot be opened.
+pub async fn open_outbox(data_dir: &Path) -> anyhow::Result<Arc<dyn OutboxStore>> {
+    Ok(Store::Sqlite(Store::open_sqlite(data_dir, 1).await?).outbox())
+}
+
+/// The outbox in a database on a server, beside services that may be running on it. Waits for the
+/// server 10 s.
+///
+/// # Errors
+/// When the address is none, or the server refuses or does not answer.
+pub async fn open_outbox_on_server(url: &MysqlUrl) -> anyhow::Result<Arc<dyn OutboxStore>> {
+    Ok(Store::Mysql(Store::open_mysql_within(COMMAND_LIMIT, url).await?).outbox())
 }
 
 fn signing_keys(settings: &TokenSettings, data_dir: &Path) -> anyhow::Result<SigningKeys> {

@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::bail;
 use clap::Parser;
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::config::{ConfigFile, LogSettings, parse};
 use tourin_chassis::process;
+use tourin_chassis::shutdown::Shutdown;
 use tourin_core::{Core, Dependencies, Settings};
 
 /// Tourin's core service: accounts and tokens, tour spots, reviews, bookmarks
@@ -24,8 +26,19 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli: Cli = parse();
-    // Other processes follow the events over HTTP: nothing is published from here.
+    // Events go to the broker that the settings name, or are followed over HTTP.
     let dependencies = Dependencies { publisher: None, clock: Arc::new(SystemClock) };
-    let build = Core::build(cli.settings, dependencies);
+    let build = async {
+        // The start may wait for the database; a signal ends that, too.
+        let stop = Shutdown::on_signals()?;
+        tokio::select! {
+            built = Core::build(cli.settings, dependencies) => {
+                // From here on the signal is the service's.
+                stop.begin();
+                built
+            }
+            () = stop.begun() => bail!("stopped before it had started"),
+        }
+    };
     process::run(&cli.log, build, Core::run_until_stopped).await
 }

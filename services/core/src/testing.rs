@@ -25,6 +25,7 @@ use crate::app::signing::SigningKeys;
 use crate::assemble::assemble;
 use crate::config::Settings;
 use crate::http::AppState;
+use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::{SERVICE, http as service_http};
 
@@ -115,7 +116,8 @@ impl TestCore {
         let clock = Arc::new(ManualClock::new(DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
         let shared: SharedClock = clock.clone();
         let stopping = Shutdown::new();
-        let state = assemble(&settings, &store, keys, &shared, &stopping).unwrap();
+        let state =
+            assemble(&settings, &Store::Sqlite(store.clone()), keys, &shared, &stopping).unwrap();
         let secret = &settings.mesh.registration_secret;
         let router = service_router(
             SERVICE,

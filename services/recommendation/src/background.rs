@@ -18,7 +18,7 @@ use crate::upstream::core::CORE;
 
 /// Waits after a resync that failed.
 const RETRY: Backoff =
-    Backoff { base: Duration::from_millis(200), max: Duration::from_secs(10), jitter: 0.5 };
+    Backoff { base: Duration::from_millis(200), max: Duration::from_secs(3), jitter: 0.5 };
 /// How often core is asked whether its data was made anew, apart from when its instances change.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often what has no effect any more is removed.
@@ -53,14 +53,19 @@ impl ReplicaKeeper {
     }
 
     async fn keep(&self) {
-        self.accept_what_is_there().await;
         let mut changed = self.directory.changed();
         let mut failures = 0;
+        let mut has_looked = false;
         let mut last: Option<InStep> = None;
         loop {
             changed.mark_unchanged();
             let core = self.core_instances();
-            if !core.is_empty() {
+            has_looked = has_looked || self.accept_what_is_there().await;
+            if !has_looked {
+                failures += 1;
+            } else if core.is_empty() {
+                failures = 0;
+            } else {
                 let missed = self.missed();
                 match self.step(last).await {
                     Ok(true) => {
@@ -90,12 +95,20 @@ impl ReplicaKeeper {
         }
     }
 
-    /// A replica that has spots from before serves them at once; the resync makes them newer.
-    async fn accept_what_is_there(&self) {
+    /// A replica that has spots from before serves them at once; the resync makes them newer. Returns
+    /// whether it could be looked into.
+    async fn accept_what_is_there(&self) -> bool {
         match self.spots.is_empty().await {
-            Ok(true) => {}
-            Ok(false) => self.ready.set_ready(),
-            Err(error) => tracing::warn!(%error, "cannot look into the replica of spots"),
+            Ok(is_empty) => {
+                if !is_empty {
+                    self.ready.set_ready();
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot look into the replica of spots; trying again");
+                false
+            }
         }
     }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tourin_chassis::config::MeshSettings;
+use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_shared_events::bus::rabbitmq::{InvalidAmqpUrl, RabbitSettings};
 
 use crate::app::ingest::Ages;
 use crate::app::model::CoOccurrenceRules;
@@ -41,12 +42,90 @@ pub struct Settings {
     /// Trend, histories, model.
     #[command(flatten)]
     pub rules: RuleSettings,
+    /// Servers that stores live on.
+    #[command(flatten)]
+    pub servers: ServerSettings,
+    /// The broker.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
     /// Seconds between two full readings of core's catalogue; events keep the replica fresh between
     #[arg(long, env = "TOURIN_RESYNC_INTERVAL_S", value_name = "S", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub resync_interval_s: u64,
     /// Milliseconds that requests in flight get to finish when the service stops
     #[arg(long, env = "TOURIN_RECOMMENDATION_DRAIN_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub drain_timeout_ms: u64,
+}
+
+/// Where stores live. Without a server they are embedded: a file in the data folder.
+#[derive(Debug, Clone, Args)]
+pub struct ServerSettings {
+    /// Redis that keeps the trend, redis://[user:password@]host[:port][/database], or rediss:// for
+    /// TLS [default: a file in the data folder]
+    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<ServerUrl>,
+    /// What the names of the trend's keys in Redis begin with
+    #[arg(long, env = "TOURIN_RECOMMENDATION_REDIS_PREFIX", value_name = "TEXT", default_value = DEFAULT_REDIS_PREFIX, value_parser = redis_prefix)]
+    pub recommendation_redis_prefix: String,
+    /// MongoDB that keeps histories and the replica of spots,
+    /// mongodb://[user:password@]host[:port][,host...][/database][?options]; the database is
+    /// tourin_recommendation unless the URL names one [default: a file in the data folder]
+    #[arg(long, env = "TOURIN_MONGODB_URL", value_name = "URL", hide_env_values = true)]
+    pub mongodb_url: Option<ServerUrl>,
+}
+
+/// What keys in Redis begin with by default.
+const DEFAULT_REDIS_PREFIX: &str = "tourin";
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            redis_url: None,
+            recommendation_redis_prefix: DEFAULT_REDIS_PREFIX.to_owned(),
+            mongodb_url: None,
+        }
+    }
+}
+
+impl ServerSettings {
+    /// The Redis to use, when there is one: a blank URL is none.
+    pub fn redis(&self) -> Option<&ServerUrl> {
+        ServerUrl::given(self.redis_url.as_ref())
+    }
+
+    /// The MongoDB to use, when there is one: a blank URL is none.
+    pub fn mongodb(&self) -> Option<&ServerUrl> {
+        ServerUrl::given(self.mongodb_url.as_ref())
+    }
+}
+
+/// Where events come from. Without a broker the service follows core's feed over HTTP.
+#[derive(Debug, Clone, Default, Args)]
+pub struct BrokerSettings {
+    /// RabbitMQ that carries events, amqp://[user:password@]host[:port][/vhost], or amqps:// for TLS
+    /// [default: core's feed, over HTTP]
+    #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
+    pub amqp_url: Option<ServerUrl>,
+    /// What the names of exchanges and queues begin with; the same for every service of a mesh
+    #[arg(long, env = "TOURIN_AMQP_PREFIX", value_name = "TEXT", default_value = "")]
+    pub amqp_prefix: String,
+}
+
+impl BrokerSettings {
+    /// The broker to use, when there is one: a blank URL is none.
+    ///
+    /// # Errors
+    /// When the URL is not one of AMQP. The message does not repeat it.
+    pub fn rabbitmq(&self) -> Result<Option<RabbitSettings>, InvalidAmqpUrl> {
+        let Some(url) = ServerUrl::given(self.amqp_url.as_ref()) else {
+            return Ok(None);
+        };
+        let settings = RabbitSettings::new(url.expose().parse()?);
+        Ok(Some(RabbitSettings {
+            connection_name: "tourin recommendation".to_owned(),
+            prefix: self.amqp_prefix.clone(),
+            ..settings
+        }))
+    }
 }
 
 /// What the recommendations follow.
@@ -93,6 +172,8 @@ impl Settings {
             data_dir: data_dir.into(),
             mesh,
             rules: RuleSettings::default(),
+            servers: ServerSettings::default(),
+            broker: BrokerSettings::default(),
             resync_interval_s: 3_600,
             drain_timeout_ms: 1_000,
         }
@@ -163,6 +244,14 @@ impl RuleSettings {
     }
 }
 
+fn redis_prefix(text: &str) -> Result<String, String> {
+    // Braces would move the tag that keeps the keys in one slot of a cluster.
+    if text.is_empty() || text.contains(['{', '}']) || text.contains(char::is_whitespace) {
+        return Err("a text without spaces and braces is needed".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
@@ -196,7 +285,11 @@ mod tests {
 
     #[test]
     fn the_defaults_of_the_flags_are_the_defaults_of_the_code() {
-        let parsed = parse(&[]).unwrap();
+        let mut parsed = parse(&[]).unwrap();
+        // The test bed's variables are no defaults.
+        parsed.servers.redis_url = None;
+        parsed.servers.mongodb_url = None;
+        parsed.broker.amqp_url = None;
         let made = Settings::new(parsed.listen, parsed.data_dir.clone(), parsed.mesh.clone());
         assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
         assert_eq!(parsed.rules.trend(), TrendRules::default());
@@ -212,8 +305,37 @@ mod tests {
             ["--trend-floor", "NaN"],
             ["--similarity-seed-exponent", "-1"],
             ["--history-limit", "0"],
+            ["--recommendation-redis-prefix", "a{b"],
         ] {
             assert!(parse(&flags).is_err(), "{flags:?}");
         }
+    }
+
+    #[test]
+    fn a_blank_url_is_none() {
+        let settings = parse(&["--redis-url", "", "--mongodb-url", " ", "--amqp-url", ""]).unwrap();
+        assert_eq!((settings.servers.redis(), settings.servers.mongodb()), (None, None));
+        assert!(settings.broker.rabbitmq().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_broker_is_told_what_names_begin_with() {
+        let url = "amqps://user:hunter2@broker.example/vhost";
+        let settings = parse(&["--amqp-url", url, "--amqp-prefix", "test."]).unwrap();
+        let rabbitmq = settings.broker.rabbitmq().unwrap().unwrap();
+        assert_eq!(
+            (rabbitmq.url.address().as_str(), rabbitmq.prefix.as_str()),
+            ("broker.example:5671", "test.")
+        );
+        let wrong = parse(&["--amqp-url", "http://user:hunter2@there"]).unwrap();
+        let error = wrong.broker.rabbitmq().unwrap_err();
+        assert!(!format!("{error} {error:?} {wrong:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_server_s_password_does_not_show() {
+        let settings = parse(&["--redis-url", "redis://user:hunter2@there"]).unwrap();
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        assert_eq!(settings.servers.redis_url.unwrap().expose(), "redis://user:hunter2@there");
     }
 }

@@ -4,18 +4,24 @@
 //! core's spots. Events bring all of it, and a full reading of core's catalogue whatever events
 //! cannot; core is not on the path of a request.
 //!
-//! `domain` has the rules, `app` the use cases and ports, `store` the ports on SQLite, `consumers`
-//! the queues, `upstream` the calls to core, `http` the contract.
+//! `domain` has the rules, `app` the use cases and ports, `store` the ports on SQLite and MongoDB,
+//! `cache` the trend on Redis, `consumers` the queues, `upstream` the calls to core, `http` the
+//! contract.
 
 pub mod app;
 mod background;
+mod broker;
+pub mod cache;
 pub mod config;
 pub mod consumers;
 pub mod domain;
 pub mod http;
 #[cfg(test)]
 mod scenario;
+pub mod servers;
 pub mod store;
+#[cfg(test)]
+mod test_servers;
 pub mod upstream;
 
 use std::net::SocketAddr;
@@ -32,18 +38,25 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::bus::feed::{FeedSettings, FeedStats, FeedSubscriber};
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::consumer::ConsumerStats;
 use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
 
 pub use crate::config::Settings;
 pub use crate::consumers::subscriptions;
 pub use crate::store::Stores;
 
+use crate::app::audit::Audit;
 use crate::app::ingest::Ingest;
+use crate::app::last_trend::LastTrend;
 use crate::app::model::CoOccurrence;
 use crate::app::recommend::Recommender;
 use crate::app::resync::Resync;
 use crate::background::ReplicaKeeper;
+use crate::consumers::QueueConsumer;
 use crate::domain::content::ContentRules;
+use crate::servers::{Pace, ServerStats};
+use crate::store::Failure;
 use crate::upstream::core::CoreClient;
 
 /// The service's name in the registry, and the audience of identities made for it.
@@ -57,14 +70,17 @@ const READY_POLL: Duration = Duration::from_millis(10);
 /// How long tasks get to end after the last request, in milliseconds.
 const TASKS_TIMEOUT_MS: u64 = 900;
 
+/// How long the broker gets to say good-bye, in milliseconds, once nothing is consumed any more.
+const GOODBYE_MS: u64 = 500;
+
 /// The bus's consuming side.
 type Events = Arc<dyn Subscriber>;
 
 /// What the service is given by whoever runs it.
 pub struct Dependencies {
     /// The bus to consume from. A bus that forgets what no queue has taken must know the queues of [`subscriptions`]
-    /// before anybody publishes. `None`: follow core's feed over HTTP, which services in separate
-    /// processes on embedded stores do.
+    /// before anybody publishes. `None`: the broker that the settings name, or else core's feed over
+    /// HTTP, which services in separate processes on embedded stores follow.
     pub events: Option<Arc<dyn Subscriber>>,
     /// Stores shared with other replicas in this process. `None`: open the file in the data folder.
     pub stores: Option<Stores>,
@@ -86,6 +102,10 @@ pub struct Recommendation {
     addr: SocketAddr,
     registry: RegistryClient,
     events: Option<Arc<dyn Subscriber>>,
+    /// The broker to start a bus on, when no bus was given.
+    broker: Option<RabbitSettings>,
+    consumers: Vec<QueueConsumer>,
+    ingest: Ingest,
     stores: Stores,
     clock: SharedClock,
 }
@@ -94,16 +114,26 @@ impl Recommendation {
     /// Opens the stores and binds the listener.
     ///
     /// # Errors
-    /// When the registry's URL is not one, the data folder cannot be used, or the address cannot be
+    /// When the URL of the registry or of a server is not one, the data folder cannot be used, or the address cannot be
     /// listened on.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
         let secret = settings.mesh.registration_secret.expose();
         let registry =
             RegistryClient::new(&settings.mesh.registry_url, secret).context("--registry-url")?;
+        let broker = settings.broker.rabbitmq().context("--amqp-url")?;
+        let clock = dependencies.clock;
         let stores = match dependencies.stores {
             Some(stores) => stores,
-            None => open_stores(&settings, Arc::clone(&dependencies.clock)).await?,
+            None => open_stores(&settings, Arc::clone(&clock)).await?,
         };
+        let ages = settings.rules.ages();
+        let ingest = Ingest::new(
+            Arc::clone(&stores.trend),
+            Arc::clone(&stores.histories),
+            Arc::clone(&stores.spots),
+            Arc::clone(&clock),
+            ages,
+        );
         let listener = bind(settings.listen).await?;
         let addr = listener.local_addr()?;
         Ok(Self {
@@ -111,10 +141,24 @@ impl Recommendation {
             listener,
             addr,
             registry,
+            broker: broker.filter(|_| dependencies.events.is_none()),
             events: dependencies.events,
+            consumers: consumers::all(&ingest, ages),
+            ingest,
             stores,
-            clock: dependencies.clock,
+            clock,
         })
+    }
+
+    /// The counters of each queue's consumer, by the queue's name.
+    pub fn consumer_stats(&self) -> Vec<(&'static str, Arc<ConsumerStats>)> {
+        self.consumers.iter().map(|each| (each.queue, Arc::clone(&each.stats))).collect()
+    }
+
+    /// What each server of a store was asked, by the server's name; embedded stores have none.
+    pub fn server_stats(&self) -> Vec<(&'static str, Arc<ServerStats>)> {
+        let servers = [&self.stores.trend_server, &self.stores.document_server];
+        servers.into_iter().flatten().map(|each| (each.name(), each.stats())).collect()
     }
 
     /// Where it listens.
@@ -127,7 +171,7 @@ impl Recommendation {
     ///
     /// # Errors
     /// When the listener fails for good or an HTTP client cannot be set up.
-    pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
+    pub async fn run_until_stopped(mut self, stop: Shutdown) -> anyhow::Result<()> {
         // The mesh must have stopped sending before anything here ends.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
@@ -135,8 +179,9 @@ impl Recommendation {
 
         let (directory, following) = Directory::follow(self.registry.clone(), end.token());
         tasks.spawn("registry follower", following);
-        let secret = &self.settings.mesh.registration_secret;
-        let core = Arc::new(CoreClient::new(directory.clone(), IdentitySigner::new(secret))?);
+        let secret = self.settings.mesh.registration_secret.clone();
+        let core = Arc::new(CoreClient::new(directory.clone(), IdentitySigner::new(&secret))?);
+        let bus = self.start_bus(&tasks, &health);
         let (subscriber, feed) = self.subscriber(&core)?;
         tasks.spawn(
             "store watcher",
@@ -146,14 +191,15 @@ impl Recommendation {
                 tasks.shutdown().token(),
             ),
         );
+        self.watch_servers(&tasks, &health);
         self.consume(subscriber, &tasks, &health);
         self.keep_replica(core, directory, feed, &tasks, &health);
 
         let limits = HttpLimits::default();
         let router = service_router(
             SERVICE,
-            http::router(self.recommender()),
-            IdentityVerifier::new(secret, SERVICE),
+            http::router(self.recommender(), self.audit()),
+            IdentityVerifier::new(&secret, SERVICE),
             health.clone(),
             &limits,
         );
@@ -190,10 +236,27 @@ impl Recommendation {
             membership
         );
         let finished = tasks.finish(Duration::from_millis(TASKS_TIMEOUT_MS)).await;
+        if let Some(bus) = bus {
+            let limit = Duration::from_millis(GOODBYE_MS);
+            if tokio::time::timeout(limit, bus.close(limit)).await.is_err() {
+                tracing::debug!("the broker did not say good-bye");
+            }
+        }
         served.context("the listener failed").and(finished)
     }
 
-    /// The bus that was given, or the follower of core's feed with its counters.
+    /// Starts the bus on the broker, where the settings name one and no bus was given.
+    fn start_bus(&mut self, tasks: &Tasks, health: &Health) -> Option<RabbitBus> {
+        let settings = self.broker.take()?;
+        let address = settings.url.address();
+        let bus = RabbitBus::start(settings);
+        self.events = Some(Arc::new(bus.clone()));
+        let (ready, token) = (health.register("event bus"), tasks.shutdown().token());
+        tasks.spawn("event bus", broker::watch(bus.clone(), address, ready, token));
+        Some(bus)
+    }
+
+    /// The bus, or the follower of core's feed with its counters.
     fn subscriber(
         &self,
         core: &Arc<CoreClient>,
@@ -213,19 +276,18 @@ impl Recommendation {
         Ok((Arc::new(feed), Some(stats)))
     }
 
-    fn ingest(&self) -> Ingest {
-        Ingest::new(
-            Arc::clone(&self.stores.trend),
-            Arc::clone(&self.stores.histories),
-            Arc::clone(&self.stores.spots),
-            Arc::clone(&self.clock),
-            self.settings.rules.ages(),
-        )
+    /// Waits for the servers of stores and watches them.
+    fn watch_servers(&self, tasks: &Tasks, health: &Health) {
+        for server in [&self.stores.trend_server, &self.stores.document_server] {
+            let Some(server) = server else { continue };
+            let (ready, token) = (health.register(server.name()), tasks.shutdown().token());
+            let watching = servers::watch_over(Arc::clone(server), ready, Pace::default(), token);
+            tasks.spawn(server.name(), watching);
+        }
     }
 
-    fn consume(&self, subscriber: Arc<dyn Subscriber>, tasks: &Tasks, health: &Health) {
-        let ingest = self.ingest();
-        for consumer in consumers::all(&ingest, self.settings.rules.ages()) {
+    fn consume(&mut self, subscriber: Arc<dyn Subscriber>, tasks: &Tasks, health: &Health) {
+        for consumer in std::mem::take(&mut self.consumers) {
             let queue = consumer.queue;
             let running = consumer.run(
                 Arc::clone(&subscriber),
@@ -235,7 +297,8 @@ impl Recommendation {
             );
             tasks.spawn(queue, running);
         }
-        tasks.spawn("pruning", background::prune(ingest, tasks.shutdown().token()));
+        let token = tasks.shutdown().token();
+        tasks.spawn("pruning", background::prune(self.ingest.clone(), token));
     }
 
     fn keep_replica(
@@ -271,15 +334,26 @@ impl Recommendation {
             content: ContentRules::default(),
             history_limit: usize::from(rules.history_limit),
             clock: Arc::clone(&self.clock),
+            last_trend: LastTrend::default(),
+        }
+    }
+
+    fn audit(&self) -> Audit {
+        Audit {
+            trend: Arc::clone(&self.stores.trend),
+            histories: Arc::clone(&self.stores.histories),
+            half_life: self.settings.rules.trend().half_life,
+            clock: Arc::clone(&self.clock),
         }
     }
 }
 
-/// Opens the stores in the settings' data folder, making the folder, for its owner only, if need be. Replicas in one
-/// process share what this returns.
+/// Opens the stores: each on its server where the settings name one, else in the data folder, which
+/// is made, for its owner only, if need be. Servers are not waited for: the service that runs on
+/// the stores does that. Replicas in one process share what this returns.
 ///
 /// # Errors
-/// When the folder or the file in it cannot be used.
+/// When the folder or the file in it cannot be used, or a server's URL is not one.
 pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Result<Stores> {
     let folder = &settings.data_dir;
     create_private_folder(folder)
@@ -287,10 +361,32 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
     let using = || format!("--data-dir {}", folder.display());
     let held = hold_folder(folder, SERVICE).with_context(using)?;
     let rules = &settings.rules;
-    let stores = Stores::open(&settings.file(), rules.trend(), rules.histories(), clock)
-        .await
-        .with_context(using)?;
-    Ok(Stores { held: Some(Arc::new(held)), ..stores })
+    let mut stores =
+        Stores::open(&settings.file(), rules.trend(), rules.histories(), Arc::clone(&clock))
+            .await
+            .with_context(using)?;
+    stores.held = Some(Arc::new(held));
+    let servers = &settings.servers;
+    if let Some(url) = servers.redis() {
+        let prefix = &servers.recommendation_redis_prefix;
+        let (trend, server) = cache::redis::open(url, prefix, rules.trend(), Arc::clone(&clock))
+            .context("--redis-url")?;
+        stores.trend = trend;
+        stores.trend_server = Some(server);
+    }
+    if let Some(url) = servers.mongodb() {
+        let documents =
+            store::mongodb::open(url, rules.histories(), clock).await.context("--mongodb-url")?;
+        stores.histories = documents.histories;
+        stores.spots = documents.spots;
+        stores.cursor = documents.cursor;
+        stores.document_server = Some(documents.server);
+    }
+    if stores.trend_server.is_some() && stores.document_server.is_some() {
+        // Nothing is written to the file any more but dead letters, and those not through its writer.
+        stores.failure = Failure::never();
+    }
+    Ok(stores)
 }
 
 /// Waits until the service can answer, or long enough.

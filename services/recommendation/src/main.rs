@@ -24,7 +24,7 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli: Cli = parse();
-    // No bus and stores of its own: it follows core's events over HTTP.
+    // Stores and bus of its own: on the servers that the settings name, or else a file and core's feed.
     let build = Recommendation::build(cli.settings, Dependencies::new(Arc::new(SystemClock)));
     process::run(&cli.log, build, Recommendation::run_until_stopped).await
 }

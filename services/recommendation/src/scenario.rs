@@ -7,7 +7,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::clock::{Clock, ManualClock, SharedClock};
 use uuid::Uuid;
 
+use crate::app::audit::Audit;
 use crate::app::ingest::Ingest;
+use crate::app::last_trend::LastTrend;
 use crate::app::model::{CoOccurrence, CoOccurrenceRules};
 use crate::app::ports::{Counted, Kept, SpotState};
 use crate::app::recommend::Recommender;
@@ -78,6 +80,7 @@ impl World {
             content: ContentRules::default(),
             history_limit: 100,
             clock: time,
+            last_trend: LastTrend::default(),
         };
         Self { clock, stores, ingest, recommender, _folder: folder }
     }
@@ -99,6 +102,15 @@ impl World {
     pub(crate) async fn delete(&self, number: i64) {
         let deleted = SpotState::Deleted { id: id(number), version: 1_000 };
         self.ingest.merge_spot(deleted).await.unwrap();
+    }
+
+    pub(crate) fn audit(&self) -> Audit {
+        Audit {
+            trend: self.stores.trend.clone(),
+            histories: self.stores.histories.clone(),
+            half_life: RuleSettings::default().trend().half_life,
+            clock: self.clock.clone(),
+        }
     }
 
     pub(crate) fn pass(&self, time: TimeDelta) {

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 use tourin_chassis::config::{ConfigFile, LogSettings};
 
-use crate::dead_letters::EventsCommand;
 use crate::demo_traffic::DemoTrafficSettings;
+use crate::events::EventsCommand;
 use crate::import::ImportSettings;
 use crate::up::UpSettings;
 
@@ -31,7 +31,7 @@ pub enum Command {
     Import(Run<ImportSettings>),
     /// Play members who browse and bookmark, through a gateway
     DemoTraffic(Run<DemoTrafficSettings>),
-    /// Look at events that could not be processed
+    /// Look at events that wait or were given up; replay or discard them
     Events(Run<EventsCommand>),
 }
 

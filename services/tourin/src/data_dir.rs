@@ -9,6 +9,9 @@ use anyhow::{Context, bail};
 use tempfile::{NamedTempFile, TempDir};
 use tourin_chassis::secret::Secret;
 
+/// Says how to enter the mesh that runs on the data.
+pub const MESH_FILE: &str = "mesh.toml";
+
 /// A data folder, held by this process until dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -83,19 +86,39 @@ impl DataDir {
             Ok(text) => text.trim().parse().map_err(|error| anyhow::anyhow!("{shown}: {error}")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let secret = Secret::random();
-                // Whole or not at all: half a secret would stop every later start. The draft's mode
-                // is 0600.
-                let mut draft = NamedTempFile::new_in(&self.path)
-                    .with_context(|| format!("cannot write {shown}"))?;
-                draft
-                    .write_all(secret.expose().as_bytes())
-                    .and_then(|()| draft.as_file().sync_all())
-                    .with_context(|| format!("cannot write {shown}"))?;
+                let draft = self.draft(secret.expose())?;
                 draft.persist_noclobber(&path).with_context(|| format!("cannot write {shown}"))?;
                 Ok(secret)
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),
         }
+    }
+
+    /// Leaves word for this program's other commands of how to enter the mesh that runs on this
+    /// data: a file that their `--config` takes.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn describe_mesh(&self, registry_url: &str, secret: &Secret) -> anyhow::Result<()> {
+        let path = self.path.join(MESH_FILE);
+        // Neither holds a quote: an address of ours, and random letters and digits.
+        let secret = secret.expose();
+        let draft = self.draft(&format!(
+            "registry-url = \"{registry_url}\"\nregistration-secret = \"{secret}\"\n"
+        ))?;
+        draft.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(())
+    }
+
+    /// A file on its way into the folder, whole or not at all: half a secret would stop every later
+    /// start. Its mode is 0600.
+    fn draft(&self, text: &str) -> anyhow::Result<NamedTempFile> {
+        let written = NamedTempFile::new_in(&self.path).and_then(|mut draft| {
+            draft.write_all(text.as_bytes())?;
+            draft.as_file().sync_all()?;
+            Ok(draft)
+        });
+        written.with_context(|| format!("cannot write to {}", self.path.display()))
     }
 }
 

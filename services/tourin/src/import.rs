@@ -1,7 +1,7 @@
 //! `tourin import`: tour spots from a file into core's store.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_core::MysqlUrl;
 use tourin_core::app::import::{Format, Observer, Progress, Rejected, import};
 
 /// Bad rows that are printed one by one; the rest are counted only.
@@ -29,6 +30,10 @@ pub struct ImportSettings {
     /// Folder that keeps the data of `tourin up`, or of a `core` by itself; either may be running
     #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
     pub data_dir: PathBuf,
+    /// Database of a core that has one on a server; any number of cores may be running on it
+    /// [default: none; the data folder]
+    #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true)]
+    pub mysql_url: Option<MysqlUrl>,
 }
 
 /// Runs the import and prints what it came to. Exit code 1 when rows were left out.
@@ -46,25 +51,29 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
         .await
         .with_context(|| format!("cannot read {shown}"))?;
     let size = file.metadata().await.with_context(|| format!("cannot read {shown}"))?.len();
-    if !tourin_core::has_database(&settings.data_dir) {
-        let folder = settings.data_dir.display();
-        writeln!(
-            std::io::stderr(),
-            "note: no mesh has run on {folder} yet; making a new database"
-        )?;
-    }
-    let store = tourin_core::open_spots(&settings.data_dir).await?;
-
     let mut console = Console::new(size);
-    let done = tokio::select! {
-        done = import(&store, file, format, &SystemClock, &mut console) => done,
+    let importing = async {
+        match settings.mysql_url.as_ref().filter(|url| !url.is_blank()) {
+            Some(url) => {
+                let store = tourin_core::open_spots_on_server(url).await?;
+                Ok(import(&store, file, format, &SystemClock, &mut console).await)
+            }
+            None => {
+                note_new_database(&settings.data_dir)?;
+                let store = tourin_core::open_spots(&settings.data_dir).await?;
+                Ok(import(&store, file, format, &SystemClock, &mut console).await)
+            }
+        }
+    };
+    let done: anyhow::Result<_> = tokio::select! {
+        done = importing => done,
         () = stop.begun() => {
             console.bar.finish_and_clear();
             bail!("interrupted; the rows imported so far stay, and importing again completes it");
         }
     };
     console.bar.finish_and_clear();
-    let done = done.with_context(|| format!("{shown}: the import broke off"))?;
+    let done = done?.with_context(|| format!("{shown}: the import broke off"))?;
     writeln!(
         std::io::stdout(),
         "{} rows: {} imported, {} unchanged, {} rejected",
@@ -74,6 +83,14 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
         done.rejected,
     )?;
     Ok(if done.rejected == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn note_new_database(data_dir: &Path) -> std::io::Result<()> {
+    if tourin_core::has_database(data_dir) {
+        return Ok(());
+    }
+    let folder = data_dir.display();
+    writeln!(std::io::stderr(), "note: no mesh has run on {folder} yet; making a new database")
 }
 
 /// A progress bar on a terminal, and a line for each bad row on standard error.

@@ -5,8 +5,10 @@
 
 pub mod cli;
 pub mod data_dir;
-pub mod dead_letters;
 pub mod demo_traffic;
+pub mod events;
 pub mod import;
 pub mod mesh;
+mod parts;
+pub mod servers;
 pub mod up;

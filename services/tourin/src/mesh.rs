@@ -1,32 +1,21 @@
-//! The whole mesh in one process: every service on its own loopback listener, as separate processes
-//! would have it, with the in-process bus between them.
+//! The whole mesh in one process, from its start to its stop.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use tokio::task::JoinHandle;
-use tourin_chassis::clock::{SharedClock, SystemClock};
-use tourin_chassis::config::MeshSettings;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_core::Core;
-use tourin_gateway::Gateway;
-use tourin_recommendation::{Recommendation, open_stores};
-use tourin_registry::Registry;
-use tourin_shared_events::bus::in_process::InProcessBus;
 
 use crate::data_dir::DataDir;
-use crate::dead_letters;
+use crate::parts::{self, Built};
 use crate::up::UpSettings;
 
 /// How long the parts may take to find each other at the start, in milliseconds.
 const READY_TIMEOUT_MS: u64 = 10_000;
 /// How long the whole stop may take, in milliseconds; what is left then is dropped.
 const STOP_TIMEOUT_MS: u64 = 4_500;
-const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A mesh that runs.
 #[derive(Debug)]
@@ -68,41 +57,11 @@ impl Mesh {
         } else {
             DataDir::open(&settings.data_dir)?
         };
-        let secret = data_dir.secret()?;
-        let clock: SharedClock = Arc::new(SystemClock);
-
-        let registry =
-            Registry::build(tourin_registry::Settings::new(FREE_PORT, secret.clone())).await?;
-        let registry_url = format!("http://{}", registry.addr());
-        let mesh = MeshSettings::new(registry_url.clone(), secret);
-
-        // The gateway's address first: of all that can be taken, it is the one that a user chose.
-        let gateway = Gateway::build(gateway_settings(&settings, mesh.clone())).await?;
-        let url = format!("http://{}", local(gateway.addr()));
-
-        let letters = dead_letters::open(data_dir.path()).await?;
-        let bus = Arc::new(InProcessBus::new(Arc::new(letters)));
-        // Before anything is published: what is confirmed was offered to every queue.
-        for subscription in tourin_recommendation::subscriptions() {
-            bus.declare(subscription)?;
-        }
-        let core = Core::build(
-            core_settings(&settings, &data_dir, mesh.clone()),
-            tourin_core::Dependencies { publisher: Some(bus.clone()), clock: clock.clone() },
-        )
-        .await?;
-        let recommendation_settings = recommendation_settings(&settings, &data_dir, mesh);
-        let stores = open_stores(&recommendation_settings, clock.clone()).await?;
-        let mut replicas = Vec::new();
-        for _ in 0..settings.replicas.recommendation {
-            let dependencies = tourin_recommendation::Dependencies {
-                events: Some(bus.clone()),
-                stores: Some(stores.clone()),
-                clock: clock.clone(),
-            };
-            replicas
-                .push(Recommendation::build(recommendation_settings.clone(), dependencies).await?);
-        }
+        // A server may be away for as long as it likes; whoever waits may not like it.
+        let Built { url, registry_url, gateway, core, replicas, registry } = tokio::select! {
+            built = parts::build(&settings, &data_dir) => built?,
+            () = stop.begun() => bail!("stopped before the mesh was whole"),
+        };
 
         let mut parts = vec![Part::start("gateway", |stop| gateway.run_until_stopped(stop))];
         parts.push(Part::start("core", |stop| core.run_until_stopped(stop)));
@@ -113,8 +72,14 @@ impl Mesh {
 
         let gateway_url = url.clone();
         let mut mesh = Self { url, registry_url, data_dir, parts };
+        // What is embedded is there at once. A server is waited for, whose logs say so.
+        let limit = if settings.servers.names().is_empty() {
+            Duration::from_millis(READY_TIMEOUT_MS)
+        } else {
+            Duration::MAX
+        };
         tokio::select! {
-            ready = ready(&gateway_url) => ready?,
+            ready = ready(&gateway_url, limit) => ready?,
             failed = mesh.part_ended() => bail!(failed),
             () = stop.begun() => {}
         }
@@ -180,10 +145,9 @@ impl Mesh {
 }
 
 /// Waits until the gateway says that it can serve.
-async fn ready(gateway: &str) -> anyhow::Result<()> {
+async fn ready(gateway: &str, limit: Duration) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
     let url = format!("{gateway}/readyz");
-    let limit = Duration::from_millis(READY_TIMEOUT_MS);
     let mut last = String::from("no answer yet");
     let poll = async {
         loop {
@@ -196,39 +160,9 @@ async fn ready(gateway: &str) -> anyhow::Result<()> {
         }
     };
     if tokio::time::timeout(limit, poll).await.is_err() {
-        bail!("the mesh is not ready after {READY_TIMEOUT_MS} ms: {last}");
+        bail!("the mesh is not ready after {} ms: {last}", limit.as_millis());
     }
     Ok(())
-}
-
-fn gateway_settings(settings: &UpSettings, mesh: MeshSettings) -> tourin_gateway::Settings {
-    let mut gateway = tourin_gateway::Settings::new(mesh);
-    gateway.listen = settings.listen;
-    gateway.allowed_origins.clone_from(&settings.allowed_origins);
-    gateway.trusted_proxies.clone_from(&settings.trusted_proxies);
-    gateway.routes.clone_from(&settings.routes);
-    gateway
-}
-
-fn core_settings(
-    settings: &UpSettings,
-    data_dir: &DataDir,
-    mesh: MeshSettings,
-) -> tourin_core::Settings {
-    let mut core = tourin_core::Settings::new(FREE_PORT, data_dir.path(), mesh);
-    core.no_demo = settings.no_demo;
-    core.tokens.cookie_secure = settings.cookie_secure;
-    core
-}
-
-fn recommendation_settings(
-    settings: &UpSettings,
-    data_dir: &DataDir,
-    mesh: MeshSettings,
-) -> tourin_recommendation::Settings {
-    let mut recommendation = tourin_recommendation::Settings::new(FREE_PORT, data_dir.path(), mesh);
-    recommendation.rules.trend_half_life_ms = settings.trend_half_life_ms;
-    recommendation
 }
 
 /// `tourin up`: runs until told to stop.
@@ -236,7 +170,10 @@ fn recommendation_settings(
 /// # Errors
 /// As [`Mesh::start`]. What fails later is logged, and the exit code is 1.
 pub async fn up(settings: UpSettings, stop: Shutdown) -> anyhow::Result<ExitCode> {
-    let mut mesh = Mesh::start(settings, stop.clone()).await?;
+    let mut mesh = match Mesh::start(settings, stop.clone()).await {
+        Err(_) if stop.is_begun() => return Ok(ExitCode::SUCCESS),
+        started => started?,
+    };
     if !stop.is_begun() {
         greet(&mesh).context("cannot write to standard output")?;
     }
@@ -253,15 +190,6 @@ pub async fn up(settings: UpSettings, stop: Shutdown) -> anyhow::Result<ExitCode
             ExitCode::FAILURE
         }
     })
-}
-
-/// The address at which this machine itself reaches a listener.
-fn local(listening: SocketAddr) -> SocketAddr {
-    match listening.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listening.port()).into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listening.port()).into(),
-        _ => listening,
-    }
 }
 
 /// Says where everything is, and three lines that a newcomer can paste.

@@ -9,6 +9,8 @@ use clap::builder::BoolishValueParser;
 use tourin_gateway::client_address::Network;
 use tourin_gateway::origin::Origin;
 
+use crate::servers::Servers;
+
 /// The most replicas of a service in one process: each has its own listener and heartbeat.
 const MAX_REPLICAS: usize = 16;
 
@@ -56,6 +58,9 @@ pub struct UpSettings {
     /// Route table of the gateway [default: the one built in, gateway/routes.toml]
     #[arg(long, env = "TOURIN_ROUTES", value_name = "FILE")]
     pub routes: Option<PathBuf>,
+    /// Servers in the place of what is embedded.
+    #[command(flatten)]
+    pub servers: Servers,
 }
 
 impl UpSettings {
@@ -72,6 +77,7 @@ impl UpSettings {
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
             routes: None,
+            servers: Servers::default(),
         }
     }
 }

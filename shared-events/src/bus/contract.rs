@@ -7,7 +7,7 @@ use chrono::Utc;
 use tokio::time::timeout;
 
 use super::{Binding, Deliveries, Delivery, Settlement, Subscriber, Subscription};
-use crate::dead_letters::DeadLetterStore;
+use crate::dead_letters::{DeadLetter, DeadLetterStore, REPLAYED, Settled};
 use crate::envelope::Envelope;
 use crate::events::{
     DeleteUser, Event as _, Outgoing, TOUR_SPOT_EXCHANGE, TourSpotDelete, USER_EXCHANGE,
@@ -48,6 +48,8 @@ pub async fn all<F: BusFixture>(mut fresh: impl AsyncFnMut() -> F) {
     queues_each_get_all_events(&fresh().await).await;
     a_declared_queue_keeps_events_for_whoever_subscribes(&fresh().await).await;
     what_nobody_wants_holds_nobody_up(&fresh().await).await;
+    a_replayed_dead_letter_comes_again_whole_and_to_its_queue_only(&fresh().await).await;
+    a_replay_that_fails_again_is_the_same_dead_letter(&fresh().await).await;
     a_subscription_that_cannot_work_is_refused(&fresh().await).await;
 }
 
@@ -146,6 +148,9 @@ pub async fn a_retry_holds_back_its_own_key_only(fixture: &impl BusFixture) {
     let again = expect(&mut deliveries, "a", 1).await;
     assert!(started.elapsed() >= A_WHILE, "it came back after {:?}", started.elapsed());
     assert_eq!(again.attempt, 2);
+    again.settle(Settlement::Wait { after: Duration::ZERO }).await.expect("a wait");
+    let again = expect(&mut deliveries, "a", 1).await;
+    assert_eq!(again.attempt, 2, "waiting is no attempt");
     ack(again).await;
     ack(expect(&mut deliveries, "a", 2).await).await;
 }
@@ -261,6 +266,83 @@ pub async fn what_nobody_wants_holds_nobody_up(fixture: &impl BusFixture) {
     fixture.send(vec![gone.clone(), view("a", 1), gone, view("a", 2)]).await;
     ack(expect(&mut deliveries, "a", 1).await).await;
     ack(expect(&mut deliveries, "a", 2).await).await;
+    expect_nothing(&mut deliveries).await;
+}
+
+async fn give_up(delivery: Delivery, reason: &str) {
+    let reason = reason.to_owned();
+    delivery.settle(Settlement::DeadLetter { reason }).await.expect("a dead letter");
+}
+
+async fn dead_letters(fixture: &impl BusFixture) -> Vec<DeadLetter> {
+    fixture.dead_letters().list(10, None).await.expect("dead letters")
+}
+
+async fn expect_dead_letters(fixture: &impl BusFixture, count: usize) -> Vec<DeadLetter> {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let letters = dead_letters(fixture).await;
+        if letters.len() == count {
+            return letters;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{count} are expected: {letters:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Exactly the letters named; other queues of the same exchange do not see it, and the letter is gone afterwards.
+pub async fn a_replayed_dead_letter_comes_again_whole_and_to_its_queue_only(
+    fixture: &impl BusFixture,
+) {
+    let mut one = subscribe(fixture, users("one")).await;
+    let mut two = subscribe(fixture, users("two")).await;
+    let first = view("a", 1).with_header("traceparent", "00-1-2-01");
+    fixture.send(vec![first.clone(), view("b", 2)]).await;
+    for _ in 0..2 {
+        give_up(next(&mut one).await, "broken").await;
+        ack(next(&mut two).await).await;
+    }
+    let letters = expect_dead_letters(fixture, 2).await;
+    let is_first = |letter: &&DeadLetter| letter.event_id == Some(first.envelope.id);
+    let id = letters.iter().find(is_first).expect("the first one's letter").id;
+    let (unknown, dead) = (uuid::Uuid::now_v7(), fixture.dead_letters());
+    let settled = dead.replay(&[unknown, id]).await.expect("a replay");
+    assert_eq!(settled[0], Settled::Gone);
+    assert!(matches!(settled[1], Settled::Done | Settled::Accepted), "{settled:?}");
+    let again = expect(&mut one, "a", 1).await;
+    assert_eq!(Envelope::decode(&again.body).expect("an envelope"), first.envelope);
+    assert_eq!(again.exchange, first.exchange);
+    assert_eq!(again.routing_key, first.routing_key);
+    assert_eq!(again.ordering_key, Some(first.ordering_key.clone()));
+    assert_eq!(again.headers, first.with_header(REPLAYED, "1").headers);
+    assert_eq!(again.attempt, 1);
+    ack(again).await;
+    let left = expect_dead_letters(fixture, 1).await;
+    assert_ne!(left[0].id, id);
+    assert_eq!(dead.replay(&[id]).await.expect("a replay"), [Settled::Gone]);
+    // Longer than it takes to look for replays that were asked for.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    expect_nothing(&mut one).await;
+    expect_nothing(&mut two).await;
+}
+
+/// It is there again, with what is known by then, and can be replayed again.
+pub async fn a_replay_that_fails_again_is_the_same_dead_letter(fixture: &impl BusFixture) {
+    let mut deliveries = subscribe(fixture, users("q")).await;
+    fixture.send(vec![view("a", 1)]).await;
+    give_up(next(&mut deliveries).await, "broken").await;
+    for times in 1..=2 {
+        let letters = expect_dead_letters(fixture, 1).await;
+        assert!(!letters[0].replay_requested);
+        let settled = fixture.dead_letters().replay(&[letters[0].id]).await.expect("a replay");
+        assert!(matches!(settled[..], [Settled::Done | Settled::Accepted]), "{settled:?}");
+        let again = expect(&mut deliveries, "a", 1).await;
+        assert_eq!(again.headers[REPLAYED], times.to_string());
+        give_up(again, "still broken").await;
+        let letters = expect_dead_letters(fixture, 1).await;
+        assert_eq!(letters[0].reason, "still broken");
+    }
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
     expect_nothing(&mut deliveries).await;
 }
 

@@ -5,13 +5,21 @@
 //!   until a consumer settles it. A delivery that is dropped unsettled comes again.
 //! * **In order per key.** While a delivery of an ordering key is unsettled or waiting for its retry, no other
 //!   delivery of that key is handed out on that queue, to any subscriber. Other keys go on meanwhile.
-//! * **What nobody wants is confirmed.** An event that no binding matches has nobody to miss it. A queue gets what is
-//!   published once it is declared: declare every queue before the first publisher starts.
+//! * **Bind every type of a domain.** For each exchange some subscription must take every type, known or not: `user.#`
+//!   on the exchange of members, say. What becomes of an event that no binding matches depends on the bus. In memory
+//!   and from a feed all bindings are known, so nobody misses it and it is confirmed. A broker cannot tell a type that
+//!   nobody wants from a subscriber that has not come yet: the event is [`PublishError::Unroutable`], and its outbox
+//!   keeps it, and what comes after it of its key, until some queue takes it. Nothing is lost, and the key waits for as
+//!   long as it takes.
+//! * **Declare before publishing.** A queue gets what is published once it is declared.
 //! * **Bounded.** A subscriber never holds more than its prefetch; a full queue makes publishers wait.
 
 pub mod feed;
 pub mod in_process;
 mod lanes;
+pub mod rabbitmq;
+mod replays;
+pub mod styles;
 mod topic;
 mod unsettled;
 
@@ -32,13 +40,16 @@ pub use topic::TopicPattern;
 /// Why an event was not confirmed. It may or may not have been carried: publishing it again is always right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// No queue at all is declared yet, so that the bus cannot know who will want the event. (One that is declared
-    /// and does not want it is no reason to fail.)
-    #[error("no queue is declared on the bus yet")]
+    /// Nobody is known who wants the event, and somebody may come: on a broker, no queue is bound for its type; in
+    /// memory, no queue at all is declared yet. Or the one queue that a command names is not there.
+    #[error("no queue is there for it")]
     Unroutable,
-    /// The bus took this event and gave it back.
+    /// The bus took this event and gave it back; it may take it later (a queue may have been full).
     #[error("the bus refused the event: {0}")]
     Rejected(String),
+    /// The bus can never take this event as it is: it is too large, or a name in it too long.
+    #[error("the bus cannot carry the event: {0}")]
+    Invalid(String),
     /// The bus cannot be reached or is shutting down.
     #[error("the bus is unavailable: {0}")]
     Unavailable(String),
@@ -49,10 +60,16 @@ pub enum PublishError {
 pub trait Publisher: Send + Sync {
     /// Publishes events in order and waits until each is confirmed or failed.
     ///
-    /// Returns one result per event, in the order given. `Ok` means that the bus will not lose it, or that there are
-    /// queues and none of them is bound for it. When the future is
-    /// dropped, what becomes of the events is unknown; publish them again.
+    /// Returns one result per event, in the order given. `Ok` means that the bus will not lose it, or (never on a
+    /// broker) that all bindings are known and none is for it. When the future is dropped, what becomes of the events
+    /// is unknown; publish them again.
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>>;
+
+    /// How many events are best handed over in one call. Above 1 only where all of a call are confirmed within moments of
+    /// each other, for the results come together: one that takes long would keep the others' from the caller.
+    fn batch_size(&self) -> usize {
+        1
+    }
 }
 
 /// What one queue takes from one exchange.
@@ -213,6 +230,11 @@ pub enum Settlement {
     Ack,
     /// Deliver it again after a while; its key waits, others do not.
     Retry {
+        /// How long to wait at least.
+        after: Duration,
+    },
+    /// Deliver it again after a while as if this had been no attempt: what its effect goes to is away.
+    Wait {
         /// How long to wait at least.
         after: Duration,
     },

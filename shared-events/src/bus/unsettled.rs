@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::{Settle, SettleError, Settlement};
 use crate::dead_letters::{DeadLetter, DeadLetterStore};
@@ -18,8 +19,17 @@ pub(super) enum Fate {
     Finished,
     /// It goes out again after a while.
     Again(Duration),
+    /// It goes out again after a while, and this was no attempt.
+    Later(Duration),
     /// It was abandoned, and goes out again as soon as possible.
     Back,
+}
+
+impl Fate {
+    /// Whether the entry was tried.
+    pub(super) fn is_attempt(&self) -> bool {
+        !matches!(self, Self::Later(_))
+    }
 }
 
 /// A queue whose entries go out and come back.
@@ -35,6 +45,9 @@ pub(super) trait Origin: Send + Sync + 'static {
     /// The record of giving an entry up.
     fn dead_letter(&self, entry: &Self::Entry, reason: String) -> DeadLetter;
 
+    /// The dead letter that the entry is a replay of.
+    fn replay_of(&self, entry: &Self::Entry) -> Option<Uuid>;
+
     /// Where such records are kept.
     fn dead_letters(&self) -> &dyn DeadLetterStore;
 }
@@ -49,6 +62,15 @@ pub(super) struct Unsettled<O: Origin> {
 impl<O: Origin> Unsettled<O> {
     pub(super) fn new(origin: Arc<O>, place: O::Place, entry: O::Entry) -> Self {
         Self { origin, place, entry: Some(entry) }
+    }
+
+    /// Before the entry ends: as long as it has not, nobody takes the letter's mark for one to be carried out again.
+    async fn replay_carried_out(&self) -> Result<(), SettleError> {
+        let letter = self.entry.as_ref().and_then(|entry| self.origin.replay_of(entry));
+        match (letter, self.origin.dead_letters().replay_requests()) {
+            (Some(id), Some(requests)) => requests.carried_out(id).await.map_err(SettleError),
+            _ => Ok(()),
+        }
     }
 
     fn end(&mut self, fate: Fate) {
@@ -68,8 +90,13 @@ impl<O: Origin> Drop for Unsettled<O> {
 impl<O: Origin> Settle for Unsettled<O> {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), SettleError> {
         match settlement {
-            Settlement::Ack => self.end(Fate::Finished),
+            Settlement::Ack => {
+                let recorded = self.replay_carried_out().await;
+                self.end(Fate::Finished);
+                recorded?;
+            }
             Settlement::Retry { after } => self.end(Fate::Again(after)),
+            Settlement::Wait { after } => self.end(Fate::Later(after)),
             Settlement::DeadLetter { reason } => {
                 if let Some(entry) = &self.entry {
                     let letter = self.origin.dead_letter(entry, reason);
@@ -78,7 +105,10 @@ impl<O: Origin> Settle for Unsettled<O> {
                         return Err(SettleError(error));
                     }
                 }
+                // The letter of the same event has lost its mark by now; one whose event has no id goes here.
+                let recorded = self.replay_carried_out().await;
                 self.end(Fate::Finished);
+                recorded?;
             }
         }
         Ok(())

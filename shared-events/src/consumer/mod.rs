@@ -9,12 +9,13 @@
 //! | of a type under an [`Expiry`], older than its bound | acknowledged without effect | `expired` |
 //! | applied, or seen before, or of no interest | acknowledged | `applied`, `duplicate`, `ignored` |
 //! | failed for now ([`HandlerError::Transient`], a panic, a time-out) | retried with backoff, then a dead letter | `retried`, `dead_lettered` |
-//! | met a dependency that is down ([`HandlerError::Unavailable`]) | retried with backoff until it is back | `retried` |
+//! | met a dependency that is down ([`HandlerError::Unavailable`]) | tried again every second or two until it is back, without counting attempts | `retried` |
 //! | failed for good ([`HandlerError::Permanent`]) | a dead letter at once | `dead_lettered` |
 //!
 //! An event is acknowledged only after the handler said that its effect is committed. While one is being retried, its
 //! ordering key waits and the others go on.
 
+mod ages;
 mod pipeline;
 mod stats;
 
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 
 use crate::backoff::Backoff;
@@ -29,6 +31,7 @@ use crate::bus::TopicPattern;
 use crate::envelope::Envelope;
 use crate::events::{Event, InvalidEvent, read};
 
+pub use ages::{AGE_BUCKETS, Ages, AgesSnapshot};
 pub use pipeline::Consumer;
 pub use stats::{ConsumerSnapshot, ConsumerStats};
 pub(crate) use stats::{count, counters};
@@ -117,12 +120,41 @@ pub trait Handler: Send + Sync {
 ///
 /// Use it for what only matters while fresh, such as views that feed a trend; never for events that carry state
 /// (a deletion, a changed spot), which must take effect however late.
+///
+/// # How long to remember an event
+/// An event may come again as long as somebody can send it again: its publisher's outbox keeps it until it is confirmed
+/// and for its retention after that, queues keep it until it is handled, dead letters until an operator replays them.
+/// There is no bound to that, so there is one here: an event older than `max_age` has no effect any more, whoever sent
+/// it and however late. A dedupe key that is kept until [`remember_until`](Self::remember_until) can therefore be
+/// forgotten then. What has no expiry must be harmless when it comes again at any time: keep the key for ever, or with
+/// the state (a version that only grows).
 #[derive(Clone, Debug)]
 pub struct Expiry {
     /// Which event types, as a topic pattern over the envelope's type.
     pub types: TopicPattern,
     /// The greatest age at which they are still handled.
     pub max_age: Duration,
+}
+
+/// Added to the greatest age when a dedupe key is kept: what the clocks of two consumers may differ by, and what lies
+/// between the check of the age and the commit of the effect. An hour.
+pub const DEDUPE_SLACK: Duration = Duration::from_secs(3_600);
+
+impl Expiry {
+    /// Whether an event of this time is too old at `now`.
+    pub fn is_over(&self, occurred_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        let age = now.signed_duration_since(occurred_at);
+        TimeDelta::from_std(self.max_age).is_ok_and(|max_age| age > max_age)
+    }
+
+    /// Until when the id of an event that takes effect at `now` must be remembered at least. An event of the future is
+    /// too old only once its own time has passed by its greatest age.
+    pub fn remember_until(&self, occurred_at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+        TimeDelta::from_std(self.max_age.saturating_add(DEDUPE_SLACK))
+            .ok()
+            .and_then(|span| occurred_at.max(now).checked_add_signed(span))
+            .unwrap_or(DateTime::<Utc>::MAX_UTC)
+    }
 }
 
 /// How often and how patiently a failed event is tried.
@@ -132,6 +164,17 @@ pub struct RetryPolicy {
     pub max_attempts: u32,
     /// The waits in between. Default 100 ms doubling to at most 10 s, half of it random: 8 attempts span at most 13 s.
     pub backoff: Backoff,
+}
+
+/// The failure in a row whose wait is that of an outage: 1.6 s by default, half of it random.
+const OUTAGE_STEP: u32 = 5;
+
+impl RetryPolicy {
+    /// How long an event waits for a dependency that is away before it is tried again. It does not grow, so that the
+    /// dependency's return is soon noticed.
+    pub(crate) fn outage_wait(&self) -> Duration {
+        self.backoff.after(OUTAGE_STEP)
+    }
 }
 
 impl Default for RetryPolicy {

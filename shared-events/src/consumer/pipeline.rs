@@ -4,14 +4,14 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use futures::future::{join, join_all};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::stats::count;
+use super::stats::{InHand, count};
 use super::{ConsumerSettings, ConsumerStats, Handler, HandlerError, Outcome, Received};
 use crate::Clock;
 use crate::bus::{Deliveries, Delivery, Settlement};
@@ -133,6 +133,7 @@ fn gather(first: Delivery, deliveries: &mut Deliveries, max: usize) -> Vec<Deliv
 
 impl Work {
     async fn process(&self, batch: Vec<Delivery>) {
+        let _in_hand = InHand::new(&self.stats, batch.len());
         let mut fresh = Vec::new();
         let mut retries = Vec::new();
         let mut refused = Vec::new();
@@ -205,9 +206,7 @@ impl Work {
 
     fn is_expired(&self, envelope: &Envelope, now: DateTime<Utc>) -> bool {
         let expiry = self.settings.expiry.iter().find(|e| e.types.matches(&envelope.r#type));
-        expiry
-            .and_then(|expiry| TimeDelta::from_std(expiry.max_age).ok())
-            .is_some_and(|max_age| now.signed_duration_since(envelope.timestamp) > max_age)
+        expiry.is_some_and(|expiry| expiry.is_over(envelope.timestamp, now))
     }
 
     /// Calls the handler within its time; a panic is a failure like another.
@@ -227,6 +226,10 @@ impl Work {
         let Received { envelope, attempt, routing_key, .. } = &job.event;
         let settlement = match result {
             Ok(outcome) => {
+                if outcome == Outcome::Applied {
+                    let age = (self.clock)().signed_duration_since(envelope.timestamp);
+                    self.stats.ages.add(age.to_std().unwrap_or_default());
+                }
                 count(match outcome {
                     Outcome::Applied => &self.stats.applied,
                     Outcome::Duplicate => &self.stats.duplicate,
@@ -234,18 +237,23 @@ impl Work {
                 });
                 Settlement::Ack
             }
-            Err(HandlerError::Unavailable(error)) => self.try_again(&job.event, &error),
+            Err(HandlerError::Unavailable(error)) => {
+                let after = self.settings.retry.outage_wait();
+                self.try_again(&job.event, &error, after);
+                Settlement::Wait { after }
+            }
             Err(HandlerError::Transient(error)) if *attempt < self.settings.retry.max_attempts => {
-                self.try_again(&job.event, &error)
+                let after = self.settings.retry.backoff.after(*attempt);
+                self.try_again(&job.event, &error, after);
+                Settlement::Retry { after }
             }
             Err(error) => self.give_up(*attempt, routing_key, Some(envelope), error.to_string()),
         };
         self.settle(job.delivery, settlement).await;
     }
 
-    fn try_again(&self, event: &Received, error: &anyhow::Error) -> Settlement {
+    fn try_again(&self, event: &Received, error: &anyhow::Error, after: Duration) {
         count(&self.stats.retried);
-        let after = self.settings.retry.backoff.after(event.attempt);
         tracing::debug!(
             consumer = self.name,
             event = %event.envelope.id,
@@ -255,7 +263,6 @@ impl Work {
             error = format!("{error:#}"),
             "event will be tried again"
         );
-        Settlement::Retry { after }
     }
 
     fn give_up(

@@ -3,10 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
-    ($(#[$doc:meta])* $stats:ident, $(#[$snapshot_doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
+    ($(#[$doc:meta])* $stats:ident, $(#[$snapshot_doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? } $(with $(#[$extra_doc:meta])* $extra:ident: $extra_type:ty)?) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
-        pub struct $stats { $(pub(crate) $field: std::sync::atomic::AtomicU64,)* }
+        pub struct $stats {
+            $(pub(crate) $field: std::sync::atomic::AtomicU64,)*
+            $($(#[$extra_doc])* pub $extra: $extra_type,)?
+        }
 
         $(#[$snapshot_doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,5 +56,27 @@ counters! {
         broken,
         /// Outcomes the bus could not record; it delivers those events again.
         unsettled,
+        /// Not a counter: deliveries in hand at this moment.
+        held,
+    }
+    with
+    /// How old events were when their effect was committed.
+    ages: super::ages::Ages
+}
+
+/// Counts deliveries as in hand until it is dropped.
+pub(super) struct InHand<'a>(&'a ConsumerStats, u64);
+
+impl<'a> InHand<'a> {
+    pub(super) fn new(stats: &'a ConsumerStats, deliveries: usize) -> Self {
+        let deliveries = u64::try_from(deliveries).unwrap_or(u64::MAX);
+        stats.held.fetch_add(deliveries, Ordering::Relaxed);
+        Self(stats, deliveries)
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(self.1, Ordering::Relaxed);
     }
 }

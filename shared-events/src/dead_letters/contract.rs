@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{DeadLetter, DeadLetterStore, MAX_BODY_BYTES};
+use super::{DeadLetter, DeadLetterStore, MAX_BODY_BYTES, Route, Settled};
 
 fn noon() -> DateTime<Utc> {
     DateTime::from_timestamp_micros(1_700_000_000_123_456).expect("a time")
@@ -14,7 +14,12 @@ fn noon() -> DateTime<Utc> {
 
 fn letter(queue: &str, event_id: Option<Uuid>, body: &Bytes) -> DeadLetter {
     let headers = BTreeMap::from([("traceparent".to_owned(), "00-1-2-01".to_owned())]);
-    DeadLetter::new(queue, event_id, "user.delete", "broken".to_owned(), 3, body, headers, noon())
+    let route = Route {
+        exchange: "event.user.ex".to_owned(),
+        routing_key: "user.delete".to_owned(),
+        ordering_key: Some("someone".to_owned()),
+    };
+    DeadLetter::new(queue, event_id, route, "broken".to_owned(), 3, body, headers, noon())
 }
 
 /// Runs the whole suite; `fresh` makes an empty store.
@@ -23,6 +28,9 @@ pub async fn all<S: DeadLetterStore>(mut fresh: impl AsyncFnMut() -> S) {
     the_newest_come_first_and_pages_join_up(&fresh().await).await;
     an_event_given_up_again_stays_one_record(&fresh().await).await;
     a_long_body_is_cut_and_its_length_kept(&fresh().await).await;
+    one_can_be_looked_at(&fresh().await).await;
+    exactly_what_is_named_is_discarded(&fresh().await).await;
+    what_is_gone_or_cut_is_not_replayed(&fresh().await).await;
 }
 
 /// Every field survives.
@@ -82,4 +90,52 @@ pub async fn a_long_body_is_cut_and_its_length_kept(store: &impl DeadLetterStore
     let kept = store.list(1, None).await.expect("list").remove(0);
     assert_eq!(kept.body.len(), MAX_BODY_BYTES);
     assert_eq!(kept.body_bytes, MAX_BODY_BYTES as u64 + 10);
+}
+
+async fn put_some<const N: usize>(store: &impl DeadLetterStore) -> [Uuid; N] {
+    let mut ids = [Uuid::nil(); N];
+    for id in &mut ids {
+        let letter = letter("q", Some(Uuid::now_v7()), &Bytes::from_static(b"{}"));
+        *id = letter.id;
+        store.put(letter).await.expect("put");
+    }
+    ids
+}
+
+async fn ids(store: &impl DeadLetterStore) -> Vec<Uuid> {
+    let letters = store.list(100, None).await.expect("list");
+    letters.into_iter().map(|letter| letter.id).collect()
+}
+
+/// By its id, as the list shows it.
+pub async fn one_can_be_looked_at(store: &impl DeadLetterStore) {
+    let [_, second, _] = put_some(store).await;
+    let found = store.get(second).await.expect("get").expect("the second");
+    assert_eq!(found, store.list(10, None).await.expect("list")[1]);
+    assert_eq!(found.id, second);
+    assert_eq!(store.get(Uuid::now_v7()).await.expect("get"), None);
+}
+
+/// The set is what was listed: what came later stays, and for what is gone nothing else goes.
+pub async fn exactly_what_is_named_is_discarded(store: &impl DeadLetterStore) {
+    let [first, second, third] = put_some(store).await;
+    let [later] = put_some(store).await;
+    let unknown = Uuid::now_v7();
+    let settled = store.discard(&[third, unknown, first]).await.expect("discard");
+    assert_eq!(settled, [Settled::Done, Settled::Gone, Settled::Done]);
+    assert_eq!(ids(store).await, [later, second]);
+    let settled = store.discard(&[first, second]).await.expect("discard");
+    assert_eq!(settled, [Settled::Gone, Settled::Done]);
+    assert_eq!(store.discard(&[]).await.expect("discard"), []);
+    assert_eq!(ids(store).await, [later]);
+}
+
+/// What cannot be replayed stays, and says why.
+pub async fn what_is_gone_or_cut_is_not_replayed(store: &impl DeadLetterStore) {
+    let cut = letter("q", None, &Bytes::from(vec![b'x'; MAX_BODY_BYTES + 1]));
+    store.put(cut.clone()).await.expect("put");
+    let settled = store.replay(&[Uuid::now_v7(), cut.id]).await.expect("replay");
+    assert_eq!(settled[0], Settled::Gone);
+    assert!(matches!(settled[1], Settled::Failed(_)), "{settled:?}");
+    assert_eq!(ids(store).await, [cut.id]);
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{DeadLetter, DeadLetterStore, MAX_LIST};
+use super::{CUT, DeadLetter, DeadLetterStore, MAX_LIST, ReplayRequests, Settled};
 
 /// Keeps dead letters for as long as it lives.
 #[derive(Debug, Default)]
@@ -21,16 +21,13 @@ impl MemoryDeadLetters {
 impl DeadLetterStore for MemoryDeadLetters {
     async fn put(&self, letter: DeadLetter) -> anyhow::Result<()> {
         let mut letters = self.lock();
-        let same = letters.iter_mut().find(|other| {
-            letter.event_id.is_some()
-                && other.event_id == letter.event_id
-                && other.queue == letter.queue
-        });
-        match same {
+        match letters.iter_mut().find(|other| other.is_same_event(&letter)) {
             Some(other) => {
                 other.reason = letter.reason;
                 other.attempts = letter.attempts;
+                other.headers = letter.headers;
                 other.failed_at = letter.failed_at;
+                other.replay_requested = false;
             }
             None => letters.push(letter),
         }
@@ -47,5 +44,49 @@ impl DeadLetterStore for MemoryDeadLetters {
 
     async fn count(&self) -> anyhow::Result<u64> {
         Ok(self.lock().len() as u64)
+    }
+    async fn get(&self, id: Uuid) -> anyhow::Result<Option<DeadLetter>> {
+        Ok(self.lock().iter().find(|letter| letter.id == id).cloned())
+    }
+
+    async fn replay(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>> {
+        let mut letters = self.lock();
+        let mut mark = |id: &Uuid| match letters.iter_mut().find(|letter| letter.id == *id) {
+            None => Settled::Gone,
+            Some(letter) if letter.is_cut() => Settled::Failed(CUT.to_owned()),
+            Some(letter) => {
+                letter.replay_requested = true;
+                Settled::Accepted
+            }
+        };
+        Ok(ids.iter().map(&mut mark).collect())
+    }
+
+    async fn discard(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>> {
+        let mut letters = self.lock();
+        let mut delete = |id: &Uuid| {
+            let before = letters.len();
+            letters.retain(|letter| letter.id != *id);
+            if letters.len() < before { Settled::Done } else { Settled::Gone }
+        };
+        Ok(ids.iter().map(&mut delete).collect())
+    }
+
+    fn replay_requests(&self) -> Option<&dyn ReplayRequests> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl ReplayRequests for MemoryDeadLetters {
+    async fn requested(&self, queue: &str, limit: u32) -> anyhow::Result<Vec<DeadLetter>> {
+        let letters = self.lock();
+        let marked = letters.iter().filter(|letter| letter.replay_requested);
+        Ok(marked.filter(|letter| letter.queue == queue).take(limit as usize).cloned().collect())
+    }
+
+    async fn carried_out(&self, id: Uuid) -> anyhow::Result<()> {
+        self.lock().retain(|letter| letter.id != id || !letter.replay_requested);
+        Ok(())
     }
 }

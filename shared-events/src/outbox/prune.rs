@@ -86,6 +86,7 @@ impl Pruner {
 
     /// Prunes once a minute until told to stop.
     pub async fn run(&self, shutdown: CancellationToken) {
+        self.unbind().await;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -99,6 +100,16 @@ impl Pruner {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
+        }
+    }
+
+    /// Where the feed is the only way out nothing waits to be published. A bound that a relay of before left behind must
+    /// not refuse changes for ever.
+    async fn unbind(&self) {
+        if matches!(self.retention, Retention::Feed(_))
+            && let Err(error) = self.store.keep_bound(None).await
+        {
+            tracing::warn!(error = format!("{error:#}"), "outbox not opened");
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::bus::in_process::InProcessBus;
 use crate::bus::{
     Binding, PublishError, Publisher as _, Settlement, SubscribeError, Subscriber, Subscription,
 };
-use crate::dead_letters::{DeadLetter, DeadLetterStore, MemoryDeadLetters};
+use crate::dead_letters::{DeadLetter, DeadLetterStore, MemoryDeadLetters, Settled};
 use crate::events::{Outgoing, USER_EXCHANGE};
 use crate::system_clock;
 
@@ -63,6 +63,11 @@ impl BusFixture for Fixture {
 #[tokio::test]
 async fn the_bus_in_process_keeps_the_contract() {
     contract::all(async || Fixture::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_bus_in_process_brings_answers_back() {
+    crate::bus::styles::contract::all(async || Arc::new(Fixture::new().bus)).await;
 }
 
 #[tokio::test]
@@ -149,6 +154,15 @@ impl DeadLetterStore for BrokenStore {
         anyhow::bail!("the disk is full")
     }
     async fn count(&self) -> anyhow::Result<u64> {
+        anyhow::bail!("the disk is full")
+    }
+    async fn get(&self, _: uuid::Uuid) -> anyhow::Result<Option<DeadLetter>> {
+        anyhow::bail!("the disk is full")
+    }
+    async fn replay(&self, _: &[uuid::Uuid]) -> anyhow::Result<Vec<Settled>> {
+        anyhow::bail!("the disk is full")
+    }
+    async fn discard(&self, _: &[uuid::Uuid]) -> anyhow::Result<Vec<Settled>> {
         anyhow::bail!("the disk is full")
     }
 }

@@ -335,3 +335,96 @@ async fn stopping_finishes_what_was_begun_and_hands_the_rest_back() {
     delivery.settle(Settlement::Ack).await.unwrap();
     assert_eq!(soon(slow).await.unwrap(), [Ok(())]);
 }
+
+/// Remembers ids as the rule says, and no longer.
+struct Forgetful {
+    expiry: Expiry,
+    clock: crate::Clock,
+    seen: Mutex<std::collections::BTreeMap<Uuid, chrono::DateTime<Utc>>>,
+}
+
+#[async_trait]
+impl Handler for Forgetful {
+    async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
+        let now = (self.clock)();
+        let mut seen = self.seen.lock().unwrap();
+        seen.retain(|_, until| *until > now);
+        let envelope = &event.envelope;
+        if seen.contains_key(&envelope.id) {
+            return Ok(Outcome::Duplicate);
+        }
+        seen.insert(envelope.id, self.expiry.remember_until(envelope.timestamp, now));
+        Ok(Outcome::Applied)
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_comes_again_at_any_time_has_no_second_effect_though_its_key_expires() {
+    let start = Utc::now();
+    let now = Arc::new(Mutex::new(start));
+    let clock: crate::Clock = {
+        let now = now.clone();
+        Arc::new(move || *now.lock().unwrap())
+    };
+    let max_age = Duration::from_secs(24 * 3_600);
+    let expiry = Expiry { types: TopicPattern::new("user.viewTourspot"), max_age };
+    let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
+    let deliveries = bus.subscribe(users("q")).await.unwrap();
+    let handler = Arc::new(Forgetful {
+        expiry: expiry.clone(),
+        clock: clock.clone(),
+        seen: Mutex::default(),
+    });
+    let settings = ConsumerSettings { expiry: vec![expiry], ..quick() };
+    let consumer =
+        Consumer::new("forgetful", deliveries, handler.clone(), clock).with_settings(settings);
+    let stats = consumer.stats();
+    let shutdown = CancellationToken::new();
+    let consumer = tokio::spawn(consumer.run(shutdown.clone()));
+    let at = |hours: i64| {
+        let mut event = view("someone", 1);
+        event.envelope.timestamp = start + TimeDelta::hours(hours);
+        event
+    };
+    // One of a clock that is ahead, one of now, one that waited in an outbox for most of its life.
+    let events = vec![at(5), at(0), at(-23)];
+    // From the queue, from the outbox by a replay, from the dead letters weeks later.
+    for half_hours in 0..100 {
+        *now.lock().unwrap() = start + TimeDelta::minutes(30 * half_hours);
+        let results = soon(bus.publish(events.clone())).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(stats.snapshot().applied, 3, "after {half_hours} half hours");
+    }
+    let counted = stats.snapshot();
+    assert!(handler.seen.lock().unwrap().len() < 3, "keys are forgotten, too");
+    assert_eq!(counted.applied + counted.duplicate + counted.expired, 300);
+    assert!(counted.expired > 50 && counted.duplicate > 50, "{counted:?}");
+    let ages = stats.ages.snapshot();
+    assert_eq!((ages.count, ages.sum_micros), (3, 23 * 3_600 * 1_000_000));
+    shutdown.cancel();
+    soon(consumer).await.unwrap();
+}
+
+proptest::proptest! {
+    /// Whatever two consumers' clocks differ by, and however long the effect takes after the check of the age.
+    #[test]
+    fn a_key_outlives_every_chance_of_its_event(
+        max_age in 0_u64..10_000_000,
+        // In seconds: the first effect after the event, when it comes again, the clocks' error, the handling.
+        first in -3_000_i64..10_000_000, again in 0_i64..20_000_000,
+        error in -1_500_i64..1_500, handling in 0_i64..60,
+    ) {
+        let expiry = Expiry {
+            types: TopicPattern::new("#"),
+            max_age: Duration::from_secs(max_age),
+        };
+        let occurred = Utc::now();
+        let first = occurred + TimeDelta::seconds(first);
+        let again = first + TimeDelta::seconds(again);
+        let checked = again + TimeDelta::seconds(error);
+        if !expiry.is_over(occurred, first) && !expiry.is_over(occurred, checked) {
+            let effect = again + TimeDelta::seconds(handling);
+            proptest::prop_assert!(effect < expiry.remember_until(occurred, first));
+        }
+    }
+}

@@ -6,6 +6,7 @@ mod dead_letters;
 mod events;
 mod feed;
 mod journey;
+mod mysql;
 mod outbox;
 mod relay;
 mod sqlite;

@@ -14,7 +14,9 @@ use crate::bus::contract::view;
 use crate::events::Outgoing;
 use crate::outbox::contract::{self, OutboxFixture};
 use crate::outbox::sqlite::append;
-use crate::outbox::{Feed, OutboxStore, Pruner, Retention, SqliteOutbox, Wake};
+use crate::outbox::{
+    Feed, OutboxStore, Pruner, Retention, SHARDS, Shard, SqliteOutbox, Wake, shard_of,
+};
 use crate::sqlite::Database;
 
 pub(super) struct Outbox {
@@ -37,14 +39,22 @@ impl Outbox {
 
 #[async_trait]
 impl OutboxFixture for Outbox {
-    async fn append(&self, events: &[Outgoing], recorded_at: DateTime<Utc>) {
-        let mut transaction = self.database.write().await.unwrap();
-        append(&mut transaction, events, recorded_at).await.unwrap();
-        transaction.commit().await.unwrap();
+    async fn appended(
+        &self,
+        events: &[Outgoing],
+        recorded_at: DateTime<Utc>,
+    ) -> anyhow::Result<()> {
+        let mut transaction = self.database.write().await?;
+        append(&mut transaction, events, recorded_at).await?;
+        Ok(transaction.commit().await?)
     }
 
     fn store(&self) -> &dyn OutboxStore {
         &self.store
+    }
+
+    fn shared(&self) -> Arc<dyn OutboxStore> {
+        Arc::new(self.store.clone())
     }
 }
 
@@ -59,7 +69,7 @@ async fn events_of_a_transaction_that_is_rolled_back_never_were() {
     let mut transaction = outbox.database.write().await.unwrap();
     append(&mut transaction, &[view("a", 1)], Utc::now()).await.unwrap();
     transaction.rollback().await.unwrap();
-    assert!(outbox.store.pending(0, 10).await.unwrap().is_empty());
+    assert!(outbox.store.pending(&[shard_of("a")], 0, 10).await.unwrap().is_empty());
     assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
 }
 
@@ -83,8 +93,9 @@ async fn polling_and_pruning_walk_an_index_and_not_the_table() {
         rows.into_iter().map(|row| row.3).collect::<Vec<_>>().join("; ")
     };
     let pending = plan(
-        "EXPLAIN QUERY PLAN SELECT seq FROM outbox INDEXED BY outbox_pending
-         WHERE published_at IS NULL AND seq > 5 ORDER BY seq LIMIT 3",
+        "EXPLAIN QUERY PLAN SELECT * FROM outbox INDEXED BY outbox_pending
+         WHERE published_at IS NULL AND rejected_at IS NULL AND seq > 5
+             AND shard IN (SELECT value FROM json_each('[1,2]')) ORDER BY seq LIMIT 3",
     )
     .await;
     assert!(pending.contains("outbox_pending") && !pending.contains("TEMP B-TREE"), "{pending}");
@@ -180,4 +191,44 @@ async fn many_old_rows_are_pruned_in_steps() {
     let pruner = Pruner::new(store, retention, crate::system_clock());
     assert_eq!(pruner.prune().await.unwrap(), 4_500);
     assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+}
+
+#[tokio::test]
+async fn rows_of_an_older_version_are_kept_and_get_their_shards() {
+    use crate::outbox::sqlite::{MIGRATIONS, MIGRATIONS_TABLE};
+    let (database, _folder) = database().await;
+    database.migrate(&MIGRATIONS[..1], MIGRATIONS_TABLE).await.unwrap();
+    let mut transaction = database.write().await.unwrap();
+    for n in 0..300 {
+        let event = view(&format!("user{n}"), n);
+        sqlx::query("INSERT INTO outbox VALUES (NULL, ?, ?, 7, ?, ?, ?, ?, '{}', 8, NULL)")
+            .bind(event.envelope.id.to_string())
+            .bind(&event.routing_key)
+            .bind(event.envelope.data.to_string())
+            .bind(&event.exchange)
+            .bind(&event.routing_key)
+            .bind(&event.ordering_key)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+    }
+    sqlx::query("UPDATE outbox_state SET holder = 'someone', held_until = 9, pruned = 0")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    transaction.commit().await.unwrap();
+    let log_id: String = sqlx::query_scalar("SELECT log_id FROM outbox_state")
+        .fetch_one(database.reader())
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        let store = SqliteOutbox::open(database.clone()).await.unwrap();
+        assert_eq!(store.page_after(0, 1).await.unwrap().log_id, log_id);
+        let shards: Vec<Shard> = (0..SHARDS).collect();
+        let pending = store.pending(&shards, 0, 1_000).await.unwrap();
+        assert_eq!(pending.len(), 300);
+        for row in pending {
+            assert_eq!(row.shard, shard_of(&row.event.ordering_key));
+        }
+    }
 }

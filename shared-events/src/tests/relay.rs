@@ -288,41 +288,66 @@ async fn more_than_fits_in_memory_gets_through() {
 }
 
 #[tokio::test]
-async fn of_two_relays_one_works_and_the_other_takes_over() {
+async fn an_idle_relay_gives_its_shards_back_and_writes_no_more() {
     let outbox = Outbox::new().await;
     let bus = ScriptedBus::new(Vec::new());
     let wake = Wake::new();
-    let settings = RelaySettings { lease: Duration::from_secs(30), ..quick() };
-    let stop_first = CancellationToken::new();
-    let stop_second = CancellationToken::new();
-    let first = relay(&outbox, &bus, &wake, settings);
-    let second = relay(&outbox, &bus, &wake, settings);
-    let (first_stats, second_stats) = (first.stats(), second.stats());
+    let relay = relay(&outbox, &bus, &wake, quick());
+    let stats = relay.stats();
+    let shutdown = CancellationToken::new();
     let control = async {
-        for n in 0..10 {
-            outbox.append_now(&[view("a", n), view("b", n)]).await;
-            wake.notify();
-            all_marked(&outbox).await;
-        }
-        let counts = [&first_stats, &second_stats].map(|s| s.snapshot().published);
-        assert!(counts == [20, 0] || counts == [0, 20], "{counts:?}");
-        // The one that works stops, and gives its lease back: the other need not wait for it to run out.
-        if counts[0] == 20 {
-            stop_first.cancel();
-        } else {
-            stop_second.cancel();
-        }
-        outbox.append_now(&[view("a", 10)]).await;
+        outbox.append_now(&[view("a", 1)]).await;
         wake.notify();
         all_marked(&outbox).await;
-        stop_first.cancel();
-        stop_second.cancel();
+        eventually(async || match stats.snapshot().shards {
+            0 => Ok(()),
+            shards => Err(shards),
+        })
+        .await;
+        let holders = async || -> i64 {
+            sqlx::query_scalar("SELECT count(*) FROM outbox_relays")
+                .fetch_one(outbox.database.reader())
+                .await
+                .unwrap()
+        };
+        for _ in 0..10 {
+            assert_eq!(holders().await, 0);
+            sleep(Duration::from_millis(20)).await;
+        }
+        outbox.append_now(&[view("a", 2)]).await;
+        wake.notify();
+        all_marked(&outbox).await;
+        shutdown.cancel();
     };
-    let work = async {
-        tokio::join!(first.run(stop_first.clone()), second.run(stop_second.clone()), control)
+    soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
+    assert_eq!(bus.effect()["a"], [1, 2]);
+}
+
+#[tokio::test]
+async fn a_relay_that_was_paused_repeats_events_but_loses_and_swaps_none() {
+    let outbox = Outbox::new().await;
+    let (slow, fast) = (ScriptedBus::new(vec![Act::CrashAfter]), ScriptedBus::new(Vec::new()));
+    let events: Vec<Outgoing> = (0..5).map(|n| view("a", n)).collect();
+    outbox.append_now(&events).await;
+    let paused = relay(&outbox, &slow, &Wake::new(), quick());
+    let mut paused = Box::pin(paused.run(CancellationToken::new()));
+    // It has published the first event, and then it stands still with its shards and its confirmation.
+    tokio::select! {
+        () = &mut paused => unreachable!(),
+        () = slow.crash.notified() => {}
+    }
+    run_until_marked(&outbox, relay(&outbox, &fast, &Wake::new(), quick())).await;
+    assert_eq!(fast.effect()["a"], [0, 1, 2, 3, 4]);
+    // It wakes up, and knows before it publishes that its lease is over.
+    outbox.append_now(&[view("a", 5)]).await;
+    let control = async {
+        all_marked(&outbox).await;
     };
-    soon(work).await;
-    assert_eq!(bus.effect()["a"], (0..=10).collect::<Vec<_>>());
+    tokio::select! {
+        () = &mut paused => unreachable!(),
+        () = soon(control) => {}
+    }
+    assert_eq!(slow.effect()["a"], [0, 5]);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! value stops the start with one line that names it, and exit code 2.
 
 mod file;
+mod server_url;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use self::server_url::ServerUrl;
 use crate::secret::Secret;
 
 /// How log lines look.

@@ -69,7 +69,8 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => {
-                tracing::warn!(error = format!("{cause:#}"), "the store cannot be reached");
+                // One per request; that a server is away is the probe's to report, once.
+                tracing::debug!(error = format!("{cause:#}"), "the store cannot be reached");
                 Self::unavailable("the store cannot be reached; try again", Duration::from_secs(1))
             }
             StoreError::Failed(cause) => Self::internal(cause),

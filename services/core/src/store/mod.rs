@@ -1,9 +1,17 @@
 //! Adapters of the ports in [`crate::app`], one module per engine.
 
+mod engine;
+mod errors;
 pub mod key_files;
+pub mod mysql;
+pub mod redis;
+mod spot_index;
 pub mod sqlite;
 
 #[cfg(test)]
 mod content_contract;
 #[cfg(test)]
 mod contract;
+
+pub(crate) use self::engine::DATABASE_FILE;
+pub use self::engine::Store;

@@ -78,6 +78,13 @@ pub trait TrendStore: Send + Sync {
     /// [`rank`](crate::domain::trend::rank). It also names spots that the replica does not have.
     async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError>;
 
+    /// What spots are worth at `now`, however little; those that never counted are left out.
+    async fn values(
+        &self,
+        spots: &[SpotId],
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<SpotId, f64>, PortError>;
+
     /// Forgets what names this person. Events of theirs up to `at` that are still on their way do
     /// not count any more; scores, which name nobody, stay. `remember_until` bounds how long the
     /// order is remembered.
@@ -88,7 +95,8 @@ pub trait TrendStore: Send + Sync {
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError>;
 
-    /// Removes what no longer has an effect at `now`. Returns the number of records removed.
+    /// Removes what no longer has an effect at `now`, as far as it does not expire by itself. Returns
+    /// the number of records removed.
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError>;
 }
 
@@ -125,6 +133,15 @@ pub struct Profile {
     pub known: HashSet<SpotId>,
 }
 
+/// A member's live history by what was done, each in the order of the spots' ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Deeds {
+    /// Spots that are bookmarked.
+    pub bookmarked: Vec<SpotId>,
+    /// Spots that were viewed.
+    pub viewed: Vec<SpotId>,
+}
+
 /// What members have viewed and bookmarked.
 ///
 /// The effect of an event is to move a date forward, so that the state itself recognises what it
@@ -146,6 +163,9 @@ pub trait HistoryStore: Send + Sync {
 
     /// A member's profile with up to `limit` recent spots.
     async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError>;
+
+    /// What a member has viewed and has bookmarked, up to `limit` spots of each.
+    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError>;
 
     /// The latest `holders` members who know a spot, each with the latest spots they know (a
     /// bounded number).

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tourin_chassis::clock::SharedClock;
 
+use super::last_trend::LastTrend;
 use super::model::{Seed, SimilarityModel};
 use super::ports::{HistoryStore, PortError, Profile, SpotReplica, TagCursor, TrendStore};
 use crate::domain::content::ContentRules;
@@ -39,22 +40,39 @@ pub struct Recommender {
     pub history_limit: usize,
     /// The time.
     pub clock: SharedClock,
+    /// Answers from before a store went out of reach.
+    pub last_trend: LastTrend,
 }
 
 impl Recommender {
     /// Up to `k` spots of the trend, best first: only spots with a live score, so that it may be
-    /// short or empty.
+    /// short or empty. While a store is out of reach it is the last answer there was, if that is not
+    /// too old.
     ///
     /// # Errors
     /// When a store fails.
     pub async fn trend(&self, k: usize) -> Result<Vec<Spot>, PortError> {
+        match self.trend_of_now(k).await {
+            Ok(spots) => {
+                self.last_trend.keep(k, &spots);
+                Ok(spots)
+            }
+            Err(PortError::Unavailable(cause)) => {
+                self.last_trend.get(k).ok_or(PortError::Unavailable(cause))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn trend_of_now(&self, k: usize) -> Result<Vec<Spot>, PortError> {
         let mut found = Found::default();
         let trending = self.trending(k, &HashSet::new(), &mut found).await?;
         Ok(found.take(trending, k))
     }
 
     /// Up to `k` spots for a member, best first, never one that they have viewed or bookmarked. As
-    /// many as there are when there are fewer than `k`.
+    /// many as there are when there are fewer than `k`. While the trend is out of reach it is made of
+    /// the rest, and of the trend's last answer.
     ///
     /// # Errors
     /// When a store fails.
@@ -66,7 +84,10 @@ impl Recommender {
         let known = &profile.known;
         let mut found = Found::default();
         let mut candidates = Candidates {
-            trending: self.trending(k, known, &mut found).await?,
+            trending: match self.trending(k, known, &mut found).await {
+                Err(PortError::Unavailable(_)) => self.last_trending(k, known, &mut found),
+                trending => trending?,
+            },
             ..Candidates::default()
         };
         if !profile.recent.is_empty() {
@@ -131,6 +152,15 @@ impl Recommender {
             }
             depth = (depth * 4).min(TREND_DEPTH);
         }
+    }
+
+    /// What was trending before the trend went out of reach, without what is in `known`.
+    fn last_trending(&self, k: usize, known: &HashSet<SpotId>, found: &mut Found) -> Vec<SpotId> {
+        let mut last = self.last_trend.get(k).unwrap_or_default();
+        last.retain(|spot| !known.contains(&spot.id));
+        let ids = last.iter().map(|spot| spot.id).collect();
+        found.add(last);
+        ids
     }
 
     async fn co_occurring(

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::events::{
-    BookmarkTourspot, DeleteUser, Event, UnbookmarkTourspot, ViewTourspot,
+    BookmarkTourspot, DeleteUser, Event, ReviewTourspot, UnbookmarkTourspot, ViewTourspot,
 };
 
 use super::{not_handled, spot_id};
@@ -21,6 +21,11 @@ impl Handler for HistoryHandler {
             ViewTourspot::TYPE => {
                 let view: ViewTourspot = event.data()?;
                 (view.user_id, view.tourspot_id, Change::Viewed)
+            }
+            // Whoever writes about a spot knows it.
+            ReviewTourspot::TYPE => {
+                let review: ReviewTourspot = event.data()?;
+                (review.user_id, review.tourspot_id, Change::Viewed)
             }
             BookmarkTourspot::TYPE => {
                 let bookmark: BookmarkTourspot = event.data()?;

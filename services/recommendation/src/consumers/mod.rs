@@ -10,6 +10,9 @@
 //! knows of none of them. Every event takes effect once: a count for the trend is committed with its
 //! event's id, a history and a spot are registers that only a later date or a higher version moves.
 //! Views and bookmarks lose their meaning with age and expire; a deletion and a spot never do.
+//!
+//! While a store is out of reach its events stay with the bus: those that were handed out are tried
+//! again every few seconds for as long as that takes, unacknowledged, and the rest waits in the queue.
 
 mod history;
 mod spots;
@@ -21,17 +24,20 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Dependency;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::{Binding, Subscriber, Subscription, TopicPattern};
 use tourin_shared_events::consumer::{
-    Consumer, ConsumerSettings, ConsumerStats, Expiry, Handler, HandlerError, Outcome,
+    Consumer, ConsumerSettings, ConsumerStats, Expiry, Handler, HandlerError, Outcome, Received,
+    RetryPolicy,
 };
 use tourin_shared_events::events::{
-    BookmarkTourspot, DeleteUser, Event, TOUR_SPOT_EXCHANGE, TourSpotDelete, TourSpotUpsert,
-    USER_EXCHANGE, UnbookmarkTourspot, ViewTourspot,
+    BookmarkTourspot, DeleteUser, Event, ReviewTourspot, TOUR_SPOT_EXCHANGE, USER_EXCHANGE,
+    UnbookmarkTourspot, ViewTourspot,
 };
 
 use crate::app::ingest::{Ages, Ingest};
@@ -44,6 +50,18 @@ const SHARDS: usize = 8;
 const PREFETCH: usize = 256;
 /// How long a stopping consumer waits for what it has begun.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(800);
+/// The most events that are handed to a handler together; half of what is held, so that the next are
+/// at work while these are settled.
+const BATCH: usize = PREFETCH / 2;
+/// A store that takes longer over an event is as good as out of reach. Longer than any store's own
+/// time-outs together, shorter than what the consumer takes for a fault of the event.
+const HANDLE_LIMIT: Duration = Duration::from_secs(20);
+/// Attempts at an event whose handling failed. With a store that comes back, no event waits for much
+/// longer than this.
+const RETRY: RetryPolicy = RetryPolicy {
+    max_attempts: 8,
+    backoff: Backoff { base: Duration::from_millis(100), max: Duration::from_secs(3), jitter: 0.5 },
+};
 /// Waits between attempts to subscribe.
 const RESUBSCRIBE: Backoff =
     Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5), jitter: 0.5 };
@@ -75,13 +93,13 @@ fn trend_subscription() -> Subscription {
 }
 
 fn history_subscription() -> Subscription {
-    let types =
-        [ViewTourspot::TYPE, BookmarkTourspot::TYPE, UnbookmarkTourspot::TYPE, DeleteUser::TYPE];
-    subscription(HISTORY, USER_EXCHANGE, &types)
+    // All there is to know of members, of which the handler takes what it understands: a broker gives
+    // an event that no queue wants back, and one that is new must not hold up its member's others.
+    subscription(HISTORY, USER_EXCHANGE, &["user.#"])
 }
 
 fn spots_subscription() -> Subscription {
-    subscription(SPOTS, TOUR_SPOT_EXCHANGE, &[TourSpotUpsert::TYPE, TourSpotDelete::TYPE])
+    subscription(SPOTS, TOUR_SPOT_EXCHANGE, &["tourSpot.#"])
 }
 
 /// The service's consumers, one for each of [`subscriptions`].
@@ -92,24 +110,29 @@ pub fn all(ingest: &Ingest, ages: Ages) -> Vec<QueueConsumer> {
             stats: Arc::default(),
             subscription: trend_subscription(),
             expiry: expiry(&[ViewTourspot::TYPE, BookmarkTourspot::TYPE], ages.trend),
-            handler: Arc::new(trend::TrendHandler(ingest.clone())),
+            handler: Arc::new(Patient(trend::TrendHandler(ingest.clone()))),
         },
         QueueConsumer {
             queue: HISTORY,
             stats: Arc::default(),
             subscription: history_subscription(),
             expiry: expiry(
-                &[ViewTourspot::TYPE, BookmarkTourspot::TYPE, UnbookmarkTourspot::TYPE],
+                &[
+                    ViewTourspot::TYPE,
+                    ReviewTourspot::TYPE,
+                    BookmarkTourspot::TYPE,
+                    UnbookmarkTourspot::TYPE,
+                ],
                 ages.histories,
             ),
-            handler: Arc::new(history::HistoryHandler(ingest.clone())),
+            handler: Arc::new(Patient(history::HistoryHandler(ingest.clone()))),
         },
         QueueConsumer {
             queue: SPOTS,
             stats: Arc::default(),
             subscription: spots_subscription(),
             expiry: Vec::new(),
-            handler: Arc::new(spots::SpotHandler(ingest.clone())),
+            handler: Arc::new(Patient(spots::SpotHandler(ingest.clone()))),
         },
     ]
 }
@@ -126,7 +149,12 @@ impl QueueConsumer {
     ) {
         let mut failures = 0;
         while !stop.is_cancelled() {
-            match subscriber.subscribe(self.subscription.clone()).await {
+            let subscription = subscriber.subscribe(self.subscription.clone());
+            let subscription = tokio::select! {
+                subscription = subscription => subscription,
+                () = stop.cancelled() => return,
+            };
+            match subscription {
                 Ok(deliveries) => {
                     failures = 0;
                     subscribed.set_ready();
@@ -147,7 +175,7 @@ impl QueueConsumer {
                 }
             }
             if stop.is_cancelled() {
-                break;
+                return;
             }
             subscribed.set_unready("not subscribed to its queue");
             failures += 1;
@@ -161,9 +189,26 @@ impl QueueConsumer {
     fn settings(&self) -> ConsumerSettings {
         ConsumerSettings {
             expiry: self.expiry.clone(),
+            retry: RETRY,
+            max_batch: BATCH,
+            handle_timeout: 2 * HANDLE_LIMIT,
             drain_timeout: DRAIN_TIMEOUT,
             ..ConsumerSettings::default()
         }
+    }
+}
+
+/// A handler whose store may hang without saying so.
+struct Patient<H>(H);
+
+#[async_trait]
+impl<H: Handler> Handler for Patient<H> {
+    async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
+        let too_long = || {
+            let error = anyhow::anyhow!("the store took longer than {HANDLE_LIMIT:?}");
+            Err(HandlerError::Unavailable(error))
+        };
+        timeout(HANDLE_LIMIT, self.0.handle(event)).await.unwrap_or_else(|_| too_long())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The service's HTTP face: parses at the edge, calls one use case, shapes the answer.
 
+mod audit;
 mod openapi;
 mod overview;
 mod recommendations;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use tourin_chassis::http::ApiError;
 
+use crate::app::audit::Audit;
 use crate::app::ports::PortError;
 use crate::app::recommend::Recommender;
 
@@ -20,12 +22,18 @@ pub use overview::TourSpotOverview;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every route of the service, with its OpenAPI description under `/internal/openapi.json`.
-pub fn router(recommender: Recommender) -> axum::Router {
-    openapi::serve(openapi::describe(recommendations::router())).with_state(recommender)
+pub fn router(recommender: Recommender, audit: Audit) -> axum::Router {
+    openapi::serve(openapi::describe(recommendations::router()))
+        .with_state(recommender)
+        .merge(audit::router(audit))
 }
 
 /// A store that fails is a dependency that is down: the client may try again.
 fn unavailable(error: PortError) -> ApiError {
-    tracing::error!(%error, "a store failed");
+    match error {
+        // Whoever watches the server tells of it, once and not for each request.
+        PortError::Unavailable(_) => tracing::debug!(%error, "a store is out of reach"),
+        PortError::Failed(_) => tracing::error!(%error, "a store failed"),
+    }
     ApiError::unavailable("recommendations cannot be made at the moment; try again", RETRY_AFTER)
 }

@@ -26,7 +26,7 @@ impl Service {
         let secret = Secret::random();
         let router = service_router(
             SERVICE,
-            super::router(world.recommender.clone()),
+            super::router(world.recommender.clone(), world.audit()),
             IdentityVerifier::new(&secret, SERVICE),
             Health::new(),
             &HttpLimits::default(),
@@ -180,4 +180,55 @@ async fn the_document_is_for_services_and_names_every_call_and_status() {
     let tags = document["components"]["schemas"]["TourSpotTag"]["enum"].as_array().unwrap();
     assert_eq!((tags.len(), &tags[0]), (9, &json!("자연")));
     assert!(document["components"]["schemas"]["ErrorBody"].is_object());
+}
+
+fn service() -> Option<Subject> {
+    Some(Subject::Service { name: "auditor".to_owned() })
+}
+
+#[tokio::test]
+async fn what_the_stores_hold_is_told_to_services_only() {
+    let bench = Service::with_spots(0).await;
+    for path in ["/internal/trend/scores?ids=1", "/internal/histories/member01"] {
+        for caller in [None, visitor(), member("member01")] {
+            assert_eq!(bench.get(path, caller).await.0, StatusCode::FORBIDDEN, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn scores_are_told_with_all_that_is_needed_to_check_them() {
+    let bench = Service::with_spots(0).await;
+    bench.world.bookmark("member01", 7).await;
+    bench.world.view("anon:abcd", 7).await;
+    bench.world.pass(chrono::TimeDelta::hours(1));
+    let (status, body) = bench.get("/internal/trend/scores?ids=7,8", service()).await;
+    assert_eq!(status, StatusCode::OK);
+    let at: chrono::DateTime<chrono::Utc> = body["at"].as_str().unwrap().parse().unwrap();
+    assert_eq!(at, crate::scenario::start() + chrono::TimeDelta::seconds(3_602));
+    assert_eq!(body["halfLifeMs"], 3_600_000);
+    assert_eq!(body["weights"], json!({"bookmark": 2.0, "view": 1.0}));
+    let halved = |seconds: f64| (-(seconds / 3_600.0)).exp2();
+    let expected = 2.0 * halved(3_602.0) + halved(3_601.0);
+    assert!((body["scores"]["7"].as_f64().unwrap() - expected).abs() < 1e-9, "{body}");
+    assert_eq!(body["scores"]["8"], 0.0);
+
+    let many = vec!["1"; 1_001].join(",");
+    for query in ["", "ids=", "ids=x", "ids=-1", &format!("ids={many}")] {
+        let path = format!("/internal/trend/scores?{query}");
+        assert_eq!(bench.get(&path, service()).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    }
+}
+
+#[tokio::test]
+async fn a_history_is_told_by_what_was_done() {
+    let bench = Service::with_spots(0).await;
+    bench.world.bookmark("member01", 7).await;
+    bench.world.view("member01", 7).await;
+    bench.world.view("member01", 12).await;
+    let (status, body) = bench.get("/internal/histories/member01", service()).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(body, json!({"bookmarked": ["7"], "viewed": ["7", "12"]}));
+    let (_, body) = bench.get("/internal/histories/nobody01", service()).await;
+    assert_eq!(body, json!({"bookmarked": [], "viewed": []}));
 }

@@ -1,5 +1,7 @@
 //! The service's stores behind the ports of [`app::ports`](crate::app::ports).
 
+mod interaction;
+pub mod mongodb;
 pub mod sqlite;
 
 #[cfg(test)]
@@ -17,6 +19,7 @@ use tourin_shared_events::dead_letters::DeadLetterStore;
 
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
 use crate::domain::trend::TrendRules;
+use crate::servers::Server;
 
 /// How histories are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,10 @@ pub struct Stores {
     pub cursor: Arc<dyn CursorStore>,
     /// Events that could not be handled, for when there is no bus that keeps them.
     pub dead_letters: Arc<dyn DeadLetterStore>,
+    /// The server of the trend, when it is not embedded.
+    pub trend_server: Option<Arc<dyn Server>>,
+    /// The server of histories, spots and cursors, when they are not embedded.
+    pub document_server: Option<Arc<dyn Server>>,
     /// Tells when nothing can be written any more.
     pub failure: Failure,
     /// Keeps other processes out of the folder for as long as anybody has the stores.
@@ -56,18 +63,24 @@ pub struct Stores {
 
 /// Tells when a store has stopped for good, so that only a new start of the process can help, and why.
 #[derive(Clone, Debug)]
-pub struct Failure(watch::Receiver<Option<String>>);
+pub struct Failure(Option<watch::Receiver<Option<String>>>);
 
 impl Failure {
     /// A failure that whoever keeps the sender may tell of.
     pub fn new() -> (watch::Sender<Option<String>>, Self) {
         let (sender, receiver) = watch::channel(None);
-        (sender, Self(receiver))
+        (sender, Self(Some(receiver)))
+    }
+
+    /// No failure, ever: of stores on servers, which come back.
+    pub fn never() -> Self {
+        Self(None)
     }
 
     /// Waits for the failure and returns its reason. Safe to drop and call again.
     pub async fn happened(&mut self) -> String {
-        match self.0.wait_for(Option::is_some).await {
+        let Some(receiver) = &mut self.0 else { return std::future::pending().await };
+        match receiver.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
             Err(_gone) => "it was stopped from outside".to_owned(),
         }
@@ -75,7 +88,7 @@ impl Failure {
 }
 
 impl Stores {
-    /// Opens the stores in one SQLite file, creating or migrating it if need be.
+    /// Opens the embedded stores in one SQLite file, creating or migrating it if need be.
     ///
     /// # Errors
     /// When the file cannot be opened or migrated.

@@ -5,6 +5,7 @@
 mod account_scenarios;
 mod bookmark_scenarios;
 mod command_line_scenarios;
+mod corner;
 mod fuzz_scenarios;
 mod gateway_scenarios;
 mod member_scenarios;

@@ -1,9 +1,10 @@
 //! Trend, personal recommendations, similar spots.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 
+use crate::corner::FRESH;
 use crate::world::{Member, World, eventually, ids};
 
 async fn trend(world: &World, member: &Member, k: usize) -> Vec<String> {
@@ -37,7 +38,7 @@ async fn a_view_shows_in_the_trend_within_a_second() {
     world.view(&member, &spot).await;
     let viewed = Instant::now();
     trend_begins_with(&world, &member, &[&spot]).await;
-    assert!(viewed.elapsed() < Duration::from_secs(1), "{:?}", viewed.elapsed());
+    assert!(viewed.elapsed() < FRESH, "{:?}", viewed.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,7 +186,7 @@ async fn what_nobody_listens_to_holds_nothing_up() {
     let world = World::start().await;
     let member = world.member("traveller1").await;
     let spots = world.spots(2).await;
-    // Reviews are events that recommendation does not follow; the member's next ones must pass.
+    // The trend does not follow reviews, and the member's next events must pass all the same.
     for number in 0..20 {
         let body = json!({"userId": "traveller1", "content": format!("{number}")});
         let path = format!("/api/tour-spots/{}/reviews", spots[0]);

@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::queue::{Entry, Queue};
 use super::{Cursor, Follower};
+use crate::bus::replays::Replays;
 use crate::bus::unsettled::Unsettled;
 use crate::bus::{Delivery, DeliverySource, Settler, Subscription, TopicPattern};
 use crate::consumer::count;
@@ -29,6 +30,7 @@ pub(super) struct Source {
     /// A task of its own, because this is not polled while the consumer is busy, and a save that stands still would
     /// keep the store's writer from the very handlers that are waited for. Ends with the source.
     saving: Option<AbortOnDropHandle<(Cursor, anyhow::Result<()>)>>,
+    replays: Replays,
     fetch_at: Instant,
     save_at: Instant,
     failures: u32,
@@ -43,6 +45,7 @@ impl Source {
     ) -> Self {
         let now = Instant::now();
         Self {
+            replays: Replays::new(&subscription.queue, follower.dead_letters.clone()),
             queue: Arc::new(Queue::new(subscription.queue, follower, cursor.seq)),
             bindings,
             prefetch: subscription.prefetch,
@@ -197,7 +200,7 @@ impl Source {
             count(&self.queue.follower.stats.events);
             let key = event.ordering_key.clone();
             let body = event.envelope.to_string().into();
-            state.lanes.push(Some(&key), Entry { event, body, attempt: 1 });
+            state.lanes.push(Some(&key), Entry { event, body, attempt: 1, replay_of: None });
         }
     }
 
@@ -251,6 +254,7 @@ impl DeliverySource for Source {
                     self.saving = None;
                     self.save_finished(saved);
                 }
+                letters = self.replays.next() => queue.push_replays(letters),
                 () = changed => {}
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
             }

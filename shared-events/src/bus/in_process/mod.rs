@@ -9,6 +9,7 @@
 //! [`InProcessBus::declare`] for every queue of every consumer before the first publisher starts. Only while no queue at
 //! all is declared does a publisher get [`PublishError::Unroutable`], for then nothing can be said of who wants what.
 
+mod inbox;
 mod queue;
 
 use std::collections::BTreeMap;
@@ -19,11 +20,13 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
+use super::replays::Replays;
+use super::styles::COMMAND_EXCHANGE;
 use super::{Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription};
 use crate::dead_letters::DeadLetterStore;
 use crate::events::Outgoing;
 use crate::{Clock, system_clock};
-use queue::{Entry, Message, Queue, Source, State};
+use queue::{Cause, Entry, Message, Queue, Source, State};
 
 /// The most events a queue holds, delivered and unsettled ones included, unless set otherwise.
 pub const DEFAULT_QUEUE_CAPACITY: usize = 4096;
@@ -122,11 +125,13 @@ impl InProcessBus {
         self.0.closed.load(Ordering::Acquire)
     }
 
-    /// The queues an event goes to; `None` while there is no queue at all.
+    /// The queues an event goes to; `None` while there is no queue at all, or not the one that a command names.
     fn route(&self, event: &Outgoing) -> Option<Vec<Arc<Queue>>> {
         let queues = lock(&self.0.queues);
-        (!queues.is_empty())
-            .then(|| queues.values().filter(|queue| queue.takes(event)).cloned().collect())
+        let takers: Vec<_> = queues.values().filter(|queue| queue.takes(event)).cloned().collect();
+        // A command is for one queue; without it, somebody is missing.
+        let nobody = takers.is_empty() && event.exchange == COMMAND_EXCHANGE;
+        (!queues.is_empty() && !nobody).then_some(takers)
     }
 }
 
@@ -167,7 +172,8 @@ impl Publisher for InProcessBus {
                 let Ok(slot) = queue.slots.clone().acquire_owned().await else {
                     return;
                 };
-                queue.push(Entry { message, attempt: 1, confirm, _slot: slot });
+                let cause = Cause::Publisher(confirm);
+                queue.push(Entry { message, attempt: 1, cause, _slot: slot });
             }
         }))
         .await;
@@ -190,7 +196,8 @@ impl Subscriber for InProcessBus {
     async fn subscribe(&self, subscription: Subscription) -> Result<Deliveries, SubscribeError> {
         let queue = self.declared(&subscription)?;
         let member = queue.join(&subscription);
-        Ok(Deliveries::new(Source { queue, member }))
+        let replays = Replays::new(&queue.name, queue.dead_letters.clone());
+        Ok(Deliveries::new(Source { queue, member, replays }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One queue: shards, subscribers, and what is out with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex};
 
@@ -12,16 +12,17 @@ use uuid::Uuid;
 
 use super::{QueueDepth, lock};
 use crate::Clock;
+use crate::bus::replays::Replays;
 use crate::bus::unsettled::{Fate, Origin, Unsettled};
 use crate::bus::{
     Delivery, DeliverySource, LaneKey, Lanes, Settler, SubscribeError, Subscription, TopicPattern,
 };
-use crate::dead_letters::{DeadLetter, DeadLetterStore};
+use crate::dead_letters::{DeadLetter, DeadLetterStore, Route};
 use crate::events::Outgoing;
 
 /// An event as it lies in queues.
 pub(super) struct Message {
-    id: Uuid,
+    id: Option<Uuid>,
     body: Bytes,
     exchange: String,
     routing_key: String,
@@ -32,7 +33,7 @@ pub(super) struct Message {
 impl Message {
     pub(super) fn new(event: Outgoing) -> Self {
         Self {
-            id: event.envelope.id,
+            id: Some(event.envelope.id),
             body: event.envelope.encode(),
             exchange: event.exchange,
             routing_key: event.routing_key,
@@ -40,14 +41,32 @@ impl Message {
             headers: event.headers,
         }
     }
+
+    fn replayed(letter: DeadLetter) -> Self {
+        Self {
+            headers: letter.replay_headers(),
+            id: letter.event_id,
+            body: letter.body,
+            exchange: letter.exchange,
+            routing_key: letter.routing_key,
+            ordering_key: letter.ordering_key.unwrap_or_else(|| letter.id.to_string()),
+        }
+    }
+}
+
+/// Where an entry comes from, and who is to hear of its end.
+pub(super) enum Cause {
+    /// Closed when the publisher has gone: he will publish again, so this entry is void.
+    Publisher(oneshot::Sender<()>),
+    /// The dead letter of this id.
+    Replay(Uuid),
 }
 
 /// One event in one queue.
 pub(super) struct Entry {
     pub(super) message: Arc<Message>,
     pub(super) attempt: u32,
-    /// Closed when the publisher has gone: he will publish again, so this entry is void.
-    pub(super) confirm: oneshot::Sender<()>,
+    pub(super) cause: Cause,
     pub(super) _slot: OwnedSemaphorePermit,
 }
 
@@ -66,6 +85,8 @@ pub(super) struct State {
     /// In the order of joining. The member at place i is the active one of every shard s with s % members == i.
     members: Vec<Member>,
     next_member: u64,
+    /// The dead letters whose events are in the queue again.
+    replaying: HashSet<Uuid>,
     closed: bool,
 }
 
@@ -90,6 +111,7 @@ impl State {
             shards: (0..shards).map(|_| Lanes::default()).collect(),
             members: Vec::new(),
             next_member: 0,
+            replaying: HashSet::new(),
             closed: false,
         }
     }
@@ -115,7 +137,7 @@ impl State {
                 continue;
             }
             while let Some((key, entry)) = self.shards[shard].take(now) {
-                if entry.confirm.is_closed() {
+                if matches!(&entry.cause, Cause::Publisher(confirm) if confirm.is_closed()) {
                     self.shards[shard].done(&key);
                     continue;
                 }
@@ -190,6 +212,11 @@ impl Queue {
         if state.closed {
             return;
         }
+        if let Cause::Replay(letter) = entry.cause
+            && !state.replaying.insert(letter)
+        {
+            return;
+        }
         let mut hasher = DefaultHasher::new();
         entry.message.ordering_key.hash(&mut hasher);
         let shards = state.shards.len() as u64;
@@ -198,6 +225,16 @@ impl Queue {
         state.shards[shard].push(Some(&key.ordering_key), entry);
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Puts the events of dead letters in that are not in already, as far as there is room; the others stay marked.
+    fn push_replays(&self, letters: Vec<DeadLetter>) {
+        for letter in letters {
+            let Ok(slot) = self.slots.clone().try_acquire_owned() else { return };
+            let cause = Cause::Replay(letter.id);
+            let message = Arc::new(Message::replayed(letter));
+            self.push(Entry { message, attempt: 1, cause, _slot: slot });
+        }
     }
 
     fn take(self: &Arc<Self>, member: u64) -> Taken {
@@ -237,6 +274,7 @@ impl Queue {
 pub(super) struct Source {
     pub(super) queue: Arc<Queue>,
     pub(super) member: u64,
+    pub(super) replays: Replays,
 }
 
 impl Drop for Source {
@@ -255,11 +293,11 @@ impl DeliverySource for Source {
             match self.queue.take(self.member) {
                 Taken::Delivery(delivery) => return Some(*delivery),
                 Taken::Ended => return None,
-                Taken::NothingUntil(None) => changed.await,
-                Taken::NothingUntil(Some(due)) => {
+                Taken::NothingUntil(due) => {
                     tokio::select! {
                         () = changed => {}
-                        () = sleep_until(due) => {}
+                        () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                        letters = self.replays.next() => self.queue.push_replays(letters),
                     }
                 }
             }
@@ -283,15 +321,20 @@ impl Origin for Queue {
         if let Some(member) = state.members.iter_mut().find(|m| m.id == place.member) {
             member.unsettled -= 1;
         }
-        entry.attempt = entry.attempt.saturating_add(1);
+        entry.attempt = entry.attempt.saturating_add(u32::from(fate.is_attempt()));
         let shard = &mut state.shards[place.shard];
         match fate {
             Fate::Finished => {
                 shard.done(&place.key);
-                // The publisher may have gone; then nobody waits for this.
-                let _ = entry.confirm.send(());
+                match entry.cause {
+                    // The publisher may have gone; then nobody waits for this.
+                    Cause::Publisher(confirm) => drop(confirm.send(())),
+                    Cause::Replay(letter) => drop(state.replaying.remove(&letter)),
+                }
             }
-            Fate::Again(after) => shard.again(&place.key, entry, Instant::now() + after),
+            Fate::Again(after) | Fate::Later(after) => {
+                shard.again(&place.key, entry, Instant::now() + after);
+            }
             Fate::Back => shard.back(&place.key, entry),
         }
         drop(state);
@@ -302,14 +345,25 @@ impl Origin for Queue {
         let message = &entry.message;
         DeadLetter::new(
             &self.name,
-            Some(message.id),
-            &message.routing_key,
+            message.id,
+            Route {
+                exchange: message.exchange.clone(),
+                routing_key: message.routing_key.clone(),
+                ordering_key: Some(message.ordering_key.clone()),
+            },
             reason,
             entry.attempt,
             &message.body,
             message.headers.clone(),
             (self.clock)(),
         )
+    }
+
+    fn replay_of(&self, entry: &Entry) -> Option<Uuid> {
+        match entry.cause {
+            Cause::Publisher(_) => None,
+            Cause::Replay(letter) => Some(letter),
+        }
     }
 
     fn dead_letters(&self) -> &dyn DeadLetterStore {

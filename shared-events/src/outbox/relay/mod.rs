@@ -1,14 +1,16 @@
 //! From the outbox to the bus.
 
+mod held;
 mod running;
 mod unroutable;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join;
+use futures::future::join3;
 use tokio_util::sync::CancellationToken;
 
+use super::backlog::{DEFAULT_MAX_PENDING, keep_bound};
 use super::{OutboxStore, Pruner, Retention, Wake};
 use crate::Clock;
 use crate::backoff::Backoff;
@@ -21,18 +23,24 @@ use running::Running;
 pub struct RelaySettings {
     /// How often it looks by itself, for commits of other processes, which give no signal here. Default 250 ms.
     pub poll_interval: Duration,
-    /// The most events being published at once. Default 256.
+    /// The most events being published at once. Default 512.
     pub max_in_flight: usize,
-    /// The most events held in memory. Default 1024.
+    /// The most events held in memory. Default 2048.
     pub max_buffered: usize,
-    /// How long the bus may take to confirm one event before it is published again. Default 60 s.
+    /// How long a confirmed event waits for others to be marked with it. Default 10 ms; a crash within that time
+    /// publishes it again.
+    pub mark_delay: Duration,
+    /// The most events that may wait for the bus; from then on appending is refused
+    /// ([`OutboxFull`](super::OutboxFull)). Default [`DEFAULT_MAX_PENDING`]; `None` is no bound but the disk's.
+    pub max_pending: Option<u64>,
+    /// How long the bus may take to confirm events before they are published again. Default 60 s.
     pub confirm_timeout: Duration,
     /// The waits after failures; they never end, for nothing may be lost. Default 50 ms doubling to at most 5 s.
     pub backoff: Backoff,
-    /// How long its lease on the outbox runs without being renewed. Default 2 s: after a crash, that is how long
-    /// another relay waits.
+    /// How long its leases on shards run without being renewed; it renews them three times as often. Default 2 s: after
+    /// a crash, others take its shards within that time and a third of it.
     pub lease: Duration,
-    /// How often it starts again from the oldest event that waits, for what committed out of order. Default 5 s.
+    /// How often it starts again from the oldest event that waits, for what was replayed. Default 5 s.
     pub rescan_interval: Duration,
     /// How long rows are kept.
     pub retention: Retention,
@@ -44,8 +52,10 @@ impl Default for RelaySettings {
     fn default() -> Self {
         Self {
             poll_interval: Duration::from_millis(250),
-            max_in_flight: 256,
-            max_buffered: 1024,
+            max_in_flight: 512,
+            max_buffered: 2048,
+            mark_delay: Duration::from_millis(10),
+            max_pending: Some(DEFAULT_MAX_PENDING),
             confirm_timeout: Duration::from_secs(60),
             backoff: Backoff {
                 base: Duration::from_millis(50),
@@ -60,6 +70,13 @@ impl Default for RelaySettings {
     }
 }
 
+impl RelaySettings {
+    /// Shards that another relay gave up are taken a second later at most, however long leases are.
+    fn claim_interval(&self) -> Duration {
+        (self.lease / 3).min(Duration::from_secs(1))
+    }
+}
+
 counters! {
     /// Counters of one relay.
     RelayStats,
@@ -69,19 +86,26 @@ counters! {
         published,
         /// Attempts that failed, unroutable ones included. Each is tried again.
         failed,
-        /// Attempts that found no queue declared.
+        /// Attempts that found no queue bound for the event, or none declared. When it goes on growing, a type is not
+        /// bound, or a subscriber never came.
         unroutable,
+        /// Events given up, because the bus can never carry them: now among the outbox's dead letters.
+        rejected,
+        /// Not a counter: the shards held at this moment.
+        shards,
         /// Times the store could not be read or written.
         store_failures,
     }
 }
 
-/// Publishes what the outbox holds: in order per key, many keys at once, each event until it is confirmed.
+/// Publishes what the outbox holds of the shards that it gets: in order per key, many keys at once, each event until it is
+/// confirmed. Several may run at once, in any number of processes, and share the work; see [the module](super).
 ///
 /// It marks an event only after the bus confirmed it. A crash in between publishes it again; that is what the
 /// consumers' dedupe is for. An event that fails holds back its own key only, unless the whole bus is out of reach.
-/// Events that the bus cannot route yet take no room in memory, so that however many there are, others get through;
-/// they are tried again about every second, and a warning comes when that takes longer than 10 s.
+/// Events that the bus cannot route yet, or refuses again and again, take no room in memory, so that however many there
+/// are, others get through; they are tried again about every second, and a warning comes when that takes longer than
+/// 10 s. One that the bus can never carry is given up after three attempts and kept for an operator; its key goes on.
 pub struct Relay {
     store: Arc<dyn OutboxStore>,
     publisher: Arc<dyn Publisher>,
@@ -119,9 +143,11 @@ impl Relay {
         self.stats.clone()
     }
 
-    /// Works until told to stop; then waits a little for confirmations, marks them and gives the lease back.
+    /// Works until told to stop; then waits a little for confirmations, marks them and gives its shards back. Looks after
+    /// the bound on what waits, and prunes.
     pub async fn run(self, shutdown: CancellationToken) {
         let pruner = Pruner::new(self.store.clone(), self.settings.retention, self.clock.clone());
-        join(Running::new(&self).run(&shutdown), pruner.run(shutdown.clone())).await;
+        let bound = keep_bound(self.store.clone(), self.settings.max_pending, shutdown.clone());
+        join3(Running::new(&self).run(&shutdown), pruner.run(shutdown.clone()), bound).await;
     }
 }

@@ -3,6 +3,7 @@
 
 mod bookmarks;
 mod model;
+mod mysql;
 mod reviews;
 mod spots;
 mod sqlite;

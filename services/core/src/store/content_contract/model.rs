@@ -110,6 +110,12 @@ pub(super) async fn answers_as_the_model_does(
     drafts: &[SpotDraft],
     questions: &[Question],
 ) {
+    let all = fill(stores, drafts).await;
+    answers_about(stores, &all, drafts, questions).await;
+}
+
+/// Adds the drafts, and bookmarks; the spots that they came to.
+pub(super) async fn fill(stores: &Stores, drafts: &[SpotDraft]) -> Vec<Spot> {
     stores.sign_up(HANA).await;
     stores.add(drafts).await;
     let all = stores.spots.page_after(None, 1_000).await.unwrap();
@@ -121,6 +127,16 @@ pub(super) async fn answers_as_the_model_does(
             stores.bookmarks.place(HANA, spot.id, at(0), event).await.unwrap();
         }
     }
+    all
+}
+
+/// Asks the questions, and more about pieces of what is there.
+pub(super) async fn answers_about(
+    stores: &Stores,
+    all: &[Spot],
+    drafts: &[SpotDraft],
+    questions: &[Question],
+) {
     // Besides texts at random, pieces of what is there.
     let pieces = questions.iter().zip(drafts).enumerate().map(|(index, (question, draft))| {
         let name = draft.content.name().chars().skip(1).take(index % 5 + 1).collect::<String>();

@@ -103,6 +103,25 @@ pub(super) async fn a_deleted_account_is_gone_with_its_sessions(store: impl Port
     assert!(!store.is_taken(&hana.account.id).await.unwrap());
 }
 
+pub(super) async fn an_id_is_free_again_after_the_deletion_and_its_new_member_can_log_in(
+    store: impl Ports,
+) {
+    let policy = SessionPolicy::default();
+    for round in 0..3 {
+        let hana = sign_up(&store, "hana12345").await;
+        let session = log_in(&store, &hana, &policy, at(round)).await;
+        assert!(is_open(&store, &hana.account.id, session.id, at(round)).await);
+        let new = PasswordHash("another hash".to_owned());
+        let change = PasswordChange { now: at(round), ..password_change(&hana, session.id) };
+        store.change_password(change).await.unwrap();
+        let hana = Credentials { hash: new, ..hana };
+        let other = log_in(&store, &hana, &policy, at(round)).await;
+        assert!(is_open(&store, &hana.account.id, session.id, at(round)).await);
+        assert!(is_open(&store, &hana.account.id, other.id, at(round)).await);
+        store.delete(&hana.account.id, at(1_000), at(round)).await.unwrap().unwrap();
+    }
+}
+
 pub(super) async fn a_page_of_members_and_the_total_are_of_one_moment(store: impl Ports) {
     let all = PageRequest::new(Some(1), Some(100)).unwrap();
     let newcomers = async {

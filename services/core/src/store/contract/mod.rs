@@ -1,7 +1,38 @@
 //! What every implementation of the account, session and revocation ports must do, whatever its
 //! engine. Each engine runs the whole suite over stores of its own.
 
+/// Every scenario that holds on every engine, handed to the macro that makes tests of them.
+macro_rules! every_scenario {
+    ($suite:ident) => {
+        $suite! {
+            accounts::an_account_reads_back_as_it_was_created,
+            accounts::ids_are_case_sensitive_but_taken_in_any_case,
+            accounts::of_many_who_want_one_id_at_once_one_gets_it,
+            accounts::a_profile_changes_only_where_it_is_told_to,
+            accounts::a_new_password_ends_the_members_other_sessions,
+            accounts::a_deleted_account_is_gone_with_its_sessions,
+            accounts::an_id_is_free_again_after_the_deletion_and_its_new_member_can_log_in,
+            accounts::members_are_found_by_part_of_id_or_name,
+            sessions::a_session_shows_its_own_member_only,
+            sessions::the_oldest_session_makes_room_for_the_newest,
+            sessions::logging_in_renews_an_outdated_hash,
+            sessions::ending_a_session_is_logged_even_when_it_was_over,
+            sessions::ending_sessions_everywhere_ends_the_members_only,
+            sessions::sessions_that_are_over_are_pruned_without_a_revocation,
+            sessions::a_pruned_salt_turns_a_repeat_into_a_reuse,
+            sessions::of_many_tabs_that_renew_at_once_one_rotates_and_all_agree,
+            sessions::the_log_is_read_in_stretches_and_forgets_what_has_expired,
+            rotation::tokens_older_than_the_remembered_are_unknown,
+            races::a_new_password_leaves_no_session_of_the_old_one,
+            races::a_deletion_leaves_no_session,
+        }
+    };
+}
+
 mod accounts;
+mod mysql;
+mod mysql_redis;
+mod races;
 mod rotation;
 mod sessions;
 mod sqlite;
@@ -15,10 +46,20 @@ use crate::app::sessions::{OpenSession, Opened, SessionStore};
 use crate::domain::account::{Account, Email, MemberId, Name};
 use crate::domain::session::SessionPolicy;
 use crate::domain::token::{RefreshToken, SessionId};
+use crate::store::mysql::MysqlStore;
+use crate::store::redis::MysqlRedisStore;
+use crate::store::sqlite::SqliteStore;
 
-/// A store under test: all three ports on one engine.
-pub(super) trait Ports: AccountStore + SessionStore + RevocationLog {}
-impl<T: AccountStore + SessionStore + RevocationLog> Ports for T {}
+/// A store under test: all three ports.
+pub(super) trait Ports: AccountStore + SessionStore + RevocationLog {
+    /// Whether sessions that are over go away without a pruner, so that it finds none.
+    const EXPIRES_BY_ITSELF: bool = false;
+}
+impl Ports for MysqlStore {}
+impl Ports for SqliteStore {}
+impl Ports for MysqlRedisStore {
+    const EXPIRES_BY_ITSELF: bool = true;
+}
 
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap() + TimeDelta::seconds(seconds)

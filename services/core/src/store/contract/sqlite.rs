@@ -4,7 +4,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tourin_shared_events::outbox::{OutboxStore, Wake};
 
 use super::*;
-use super::{accounts, rotation, sessions};
+use super::{accounts, races, rotation, sessions};
 use crate::store::sqlite::SqliteStore;
 
 async fn store(dir: &tempfile::TempDir) -> SqliteStore {
@@ -21,25 +21,10 @@ macro_rules! suite {
     )*};
 }
 
+every_scenario!(suite);
+
 suite! {
-    accounts::an_account_reads_back_as_it_was_created,
-    accounts::ids_are_case_sensitive_but_taken_in_any_case,
-    accounts::of_many_who_want_one_id_at_once_one_gets_it,
-    accounts::a_profile_changes_only_where_it_is_told_to,
-    accounts::a_new_password_ends_the_members_other_sessions,
-    accounts::a_deleted_account_is_gone_with_its_sessions,
     accounts::a_page_of_members_and_the_total_are_of_one_moment,
-    accounts::members_are_found_by_part_of_id_or_name,
-    sessions::a_session_shows_its_own_member_only,
-    sessions::the_oldest_session_makes_room_for_the_newest,
-    sessions::logging_in_renews_an_outdated_hash,
-    sessions::ending_a_session_is_logged_even_when_it_was_over,
-    sessions::ending_sessions_everywhere_ends_the_members_only,
-    sessions::sessions_that_are_over_are_pruned_without_a_revocation,
-    sessions::a_pruned_salt_turns_a_repeat_into_a_reuse,
-    sessions::of_many_tabs_that_renew_at_once_one_rotates_and_all_agree,
-    sessions::the_log_is_read_in_stretches_and_forgets_what_has_expired,
-    rotation::tokens_older_than_the_remembered_are_unknown,
 }
 
 #[test]

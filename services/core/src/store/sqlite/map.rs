@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use sqlx::SqliteConnection;
 
-use super::grams::json_numbers;
-use super::search::{Matches, numbers};
+use super::super::spot_index::{Matches, grouped, json_numbers, rounds};
+use super::search::numbers;
 use crate::domain::geo::{Bounds, spread};
 
 /// Up to so many matches are looked up one by one; more are looked for in the box.
@@ -71,13 +71,6 @@ async fn firsts(
     Ok(groups)
 }
 
-/// How many rounds [`spread`] takes from these groups; `None` when they have less than `most`.
-fn rounds(groups: &[Vec<i64>], most: usize) -> Option<usize> {
-    let taken_after = |rounds| groups.iter().map(|group| group.len().min(rounds)).sum::<usize>();
-    let longest = groups.iter().map(Vec::len).max().unwrap_or(0);
-    (0..=longest).find(|rounds| taken_after(*rounds) >= most)
-}
-
 /// The spots in the box of each of these cells of its grid, by code and id, at most `of_each`.
 async fn of_cells(
     conn: &mut SqliteConnection,
@@ -114,16 +107,7 @@ async fn looked_up(
         .bind(bounds.max().lng())
         .fetch_all(conn)
         .await?;
-    let cells = bounds.grid(most);
-    let mut groups = vec![Vec::new(); cells.len()];
-    for (code, ord) in inside {
-        let after = cells.partition_point(|cell| *cell.start() <= code);
-        // The grid covers the box.
-        if let Some(group) = after.checked_sub(1).and_then(|at| groups.get_mut(at)) {
-            group.push(ord);
-        }
-    }
-    Ok(groups)
+    Ok(grouped(&bounds.grid(most), inside))
 }
 
 /// What this module asks, for the test of the query plans.

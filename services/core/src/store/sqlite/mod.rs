@@ -25,6 +25,7 @@ use tourin_shared_events::sqlite::{Database, Migration, from_micros};
 pub use self::spots::SqliteSpots;
 #[cfg(test)]
 pub(in crate::store) use self::spots::statements;
+use super::errors::of_engine;
 use crate::app::StoreError;
 
 /// The steps of core's own schema; the outbox has its own, in the same file.
@@ -92,23 +93,6 @@ impl SqliteStore {
     }
 }
 
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        use sqlx::Error as E;
-        let unreachable = match &error {
-            E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Io(_) => true,
-            // SQLITE_BUSY and SQLITE_LOCKED with their extended codes, SQLITE_IOERR, SQLITE_FULL,
-            // SQLITE_CANTOPEN: somebody else holds the file, or the disk is at fault.
-            E::Database(cause) => cause
-                .code()
-                .and_then(|code| code.parse::<u32>().ok())
-                .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14)),
-            _ => false,
-        };
-        if unreachable { Self::Unavailable(error.into()) } else { Self::Failed(error.into()) }
-    }
-}
-
 /// A stored time; one that no date can be is a fault.
 fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
     from_micros(micros).map_err(StoreError::Failed)
@@ -120,8 +104,5 @@ async fn record(
     events: &[Outgoing],
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    append(conn, events, now).await.map_err(|error| match error.downcast::<sqlx::Error>() {
-        Ok(error) => error.into(),
-        Err(error) => StoreError::Failed(error),
-    })
+    append(conn, events, now).await.map_err(of_engine)
 }

@@ -7,8 +7,8 @@
 
 use sqlx::SqliteConnection;
 
-use super::grams::{EVERY_SPOT, json_numbers};
-use super::search::{Matches, chunks, numbers};
+use super::super::spot_index::{EVERY_SPOT, Matches, json_numbers};
+use super::search::{chunks, numbers};
 use crate::domain::page::PageRequest;
 use crate::domain::search::SpotSort;
 

@@ -5,21 +5,18 @@
 //! text per spot that has the query's rarest pairs of characters, once while the catalogue stays as
 //! it is ([`Recent`]).
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sqlx::SqliteConnection;
 
-use super::grams::{CHUNK, EVERY_SPOT, Slots, json_numbers, place, tag_gram};
+use super::super::spot_index::{Matches, RAREST, Recent, combine, json_numbers, place, tag_gram};
 use crate::domain::search::{Gram, SearchText, SpotFilter};
 use crate::domain::tag::TagSet;
 
-/// Of a query's grams, the rarest so many choose the spots whose text is compared.
-const RAREST: usize = 4;
 /// Texts compared per statement.
 const COMPARED_AT_ONCE: usize = 20_000;
-/// Results kept; each takes up to 1 bit per spot of the catalogue.
-const RECENT: usize = 32;
+/// Most bytes of results that are remembered. Each takes up to 1 bit per spot of the catalogue.
+pub(super) const RECENT_BYTES: usize = 16 << 20;
 
 const REVISION: &str = "SELECT revision FROM catalogue WHERE only = 1";
 const BOOKMARKED: &str =
@@ -40,101 +37,14 @@ const COMPARE: &str = "SELECT json_group_array(t.ord)
      CROSS JOIN spot_texts AS t ON t.ord = candidate.value
      WHERE instr(t.name, ?2) > 0 OR instr(t.address, ?2) > 0";
 
-/// A set of spots, by `ord`.
-#[derive(Clone, Default)]
-pub(super) struct Matches(Vec<(i64, Slots)>);
-
-impl Matches {
-    pub(super) fn from_ords(mut ords: Vec<i64>) -> Self {
-        ords.sort_unstable();
-        let mut chunks: Vec<(i64, Slots)> = Vec::new();
-        for ord in ords {
-            let (chunk, slot) = place(ord);
-            if chunks.last().is_none_or(|(last, _)| *last != chunk) {
-                chunks.push((chunk, Slots::default()));
-            }
-            if let Some((_, slots)) = chunks.last_mut() {
-                slots.insert(slot);
-            }
-        }
-        Self(chunks)
-    }
-
-    pub(super) fn count(&self) -> u64 {
-        self.0.iter().map(|(_, slots)| u64::from(slots.count())).sum()
-    }
-
-    pub(super) fn contains(&self, ord: i64) -> bool {
-        let (chunk, slot) = place(ord);
-        self.0
-            .binary_search_by_key(&chunk, |(chunk, _)| *chunk)
-            .is_ok_and(|at| self.0[at].1.contains(slot))
-    }
-
-    /// The spots, ascending.
-    pub(super) fn ords(&self) -> impl Iterator<Item = i64> {
-        self.0.iter().flat_map(|(chunk, slots)| {
-            slots.iter().map(move |slot| chunk * CHUNK + i64::from(slot))
-        })
-    }
-
-    fn retain_in(&mut self, other: &Self) {
-        self.0.retain_mut(|(chunk, slots)| {
-            match other.0.binary_search_by_key(chunk, |(chunk, _)| *chunk) {
-                Ok(at) => slots.intersect(&other.0[at].1),
-                Err(_) => return false,
-            }
-            slots.count() > 0
-        });
-    }
-}
-
-/// Results of recent searches, as long as the catalogue stays as it is.
-#[derive(Clone, Default)]
-pub(super) struct Recent(Arc<Mutex<Kept>>);
-
-type Wanted = (Option<SearchText>, TagSet);
-
-#[derive(Default)]
-struct Kept {
-    revision: i64,
-    /// The most recently used last.
-    results: VecDeque<(Wanted, Arc<Matches>)>,
-}
-
-impl Recent {
-    fn get(&self, revision: i64, wanted: &Wanted) -> Option<Arc<Matches>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.revision != revision {
-            return None;
-        }
-        let at = kept.results.iter().position(|(key, _)| key == wanted)?;
-        let hit = kept.results.remove(at)?;
-        let matches = hit.1.clone();
-        kept.results.push_back(hit);
-        Some(matches)
-    }
-
-    fn put(&self, revision: i64, wanted: Wanted, matches: Arc<Matches>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if revision < kept.revision {
-            return;
-        }
-        if revision > kept.revision {
-            *kept = Kept { revision, results: VecDeque::new() };
-        }
-        if kept.results.len() == RECENT {
-            kept.results.pop_front();
-        }
-        kept.results.push_back((wanted, matches));
-    }
-}
+/// Recent results by what was asked.
+pub(super) type RecentMatches = Recent<(Option<SearchText>, TagSet), Arc<Matches>>;
 
 /// The spots that pass the filter, without its member's existence being checked; `None` means all.
 /// Must run in one transaction with whatever uses the result.
 pub(super) async fn matching(
     conn: &mut SqliteConnection,
-    recent: &Recent,
+    recent: &RecentMatches,
     filter: &SpotFilter,
 ) -> sqlx::Result<Option<Arc<Matches>>> {
     let wanted = (filter.query.clone(), filter.tags);
@@ -144,7 +54,7 @@ pub(super) async fn matching(
         found = recent.get(revision, &wanted);
         if found.is_none() {
             let fresh = Arc::new(evaluate(conn, filter.query.as_ref(), filter.tags).await?);
-            recent.put(revision, wanted, fresh.clone());
+            recent.put(revision, wanted, fresh.clone(), fresh.bytes());
             found = Some(fresh);
         }
     }
@@ -175,59 +85,16 @@ async fn evaluate(
         None => Vec::new(),
     };
     let alternatives: Vec<Gram> = tags.iter().map(tag_gram).collect();
-    let mut rows: Vec<(i64, Gram, Vec<u8>)> = sqlx::query_as(SLOTS)
+    let rows: Vec<(i64, Gram, Vec<u8>)> = sqlx::query_as(SLOTS)
         .bind(&chunks)
         .bind(json_numbers(required.iter().chain(&alternatives).copied()))
         .fetch_all(&mut *conn)
         .await?;
-    rows.sort_unstable_by_key(|row| row.0);
-
-    let mut matches = Matches::default();
-    for rows in rows.chunk_by(|one, other| one.0 == other.0) {
-        if let Some(slots) = combine(rows, required.len(), !alternatives.is_empty())? {
-            matches.0.push((rows[0].0, slots));
-        }
-    }
+    let matches = combine(rows, required.len(), !alternatives.is_empty())?;
     match query {
         Some(query) if !query.is_one_gram() => compare(conn, matches, query).await,
         _ => Ok(matches),
     }
-}
-
-/// Within one chunk: the spots that have all required grams, and one of the tags if tags are asked
-/// for. Tags are the grams below [`EVERY_SPOT`].
-fn combine(
-    rows: &[(i64, Gram, Vec<u8>)],
-    required: usize,
-    tagged: bool,
-) -> sqlx::Result<Option<Slots>> {
-    let mut of_text: Option<Slots> = None;
-    let mut of_tags = Slots::default();
-    let mut grams = 0;
-    for (_, gram, slots) in rows {
-        let slots = Slots::decode(slots)?;
-        if *gram < EVERY_SPOT {
-            of_tags.unite(&slots);
-        } else {
-            grams += 1;
-            match &mut of_text {
-                Some(all) => all.intersect(&slots),
-                None => of_text = Some(slots),
-            }
-        }
-    }
-    if grams < required {
-        return Ok(None);
-    }
-    let slots = match (of_text, tagged) {
-        (Some(mut slots), true) => {
-            slots.intersect(&of_tags);
-            slots
-        }
-        (Some(slots), false) => slots,
-        (None, _) => of_tags,
-    };
-    Ok((slots.count() > 0).then_some(slots))
 }
 
 /// All chunks that there may be, as a JSON array; `None` without spots.

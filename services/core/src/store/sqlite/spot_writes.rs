@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
-use super::grams::{GramChanges, Indexed, json_numbers};
-use super::record;
+use super::super::spot_index::{GramChanges, Indexed, json_numbers};
 use super::spots::{spot_columns, spot_of};
+use super::{grams, record};
 use crate::app::StoreError;
 use crate::app::spots::{Upserted, upserted};
 use crate::domain::geo;
@@ -82,7 +82,7 @@ async fn upsert_run(conn: &mut SqliteConnection, drafts: &[SpotDraft]) -> sqlx::
     let mut next_ord: i64 = sqlx::query_scalar("SELECT coalesce(max(ord), -1) + 1 FROM tour_spots")
         .fetch_one(&mut *conn)
         .await?;
-    let mut grams = GramChanges::default();
+    let mut indexed = GramChanges::default();
     let mut changes = Vec::with_capacity(drafts.len());
     for draft in drafts {
         let old = before.get(&draft.id);
@@ -101,13 +101,13 @@ async fn upsert_run(conn: &mut SqliteConnection, drafts: &[SpotDraft]) -> sqlx::
             tags: *tags,
         });
         let is = Indexed { name: &name, address: &address, tags: draft.content.tags() };
-        grams.note(ord, was.as_ref(), &is);
+        indexed.note(ord, was.as_ref(), &is);
         let version = old.map_or(0, |(_, spot)| spot.version) + 1;
         let spot = Spot { id: draft.id, version, content: draft.content.clone() };
         changes.push(Change { ord, spot, name, address });
     }
     write_rows(conn, &changes).await?;
-    grams.write(conn).await?;
+    grams::write(conn, indexed).await?;
     Ok(changes.into_iter().map(|change| change.spot).collect())
 }
 

@@ -7,9 +7,9 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 use tourin_shared_events::sqlite::to_micros;
 
-use super::grams::json_numbers;
+use super::super::spot_index::{Recent, json_numbers};
 use super::member_content::member_exists;
-use super::search::Recent;
+use super::search::{RECENT_BYTES, RecentMatches};
 use super::{SqliteStore, map, pages, search, spot_writes};
 use crate::app::StoreError;
 use crate::app::spots::{MAX_BATCH, SpotStore, Upserted};
@@ -23,13 +23,13 @@ use crate::domain::tag::TagSet;
 #[derive(Clone)]
 pub struct SqliteSpots {
     store: SqliteStore,
-    recent: Recent,
+    recent: RecentMatches,
 }
 
 impl SqliteSpots {
     /// The spots of `store`.
     pub fn new(store: SqliteStore) -> Self {
-        Self { store, recent: Recent::default() }
+        Self { store, recent: Recent::new(RECENT_BYTES) }
     }
 }
 

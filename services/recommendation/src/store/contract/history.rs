@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 
-use super::{RECENT, at, id, on_sqlite};
-use crate::app::ports::{HistoryEvent, HistoryStore, Kept, Profile};
+use super::{RECENT, at, contract, id};
+use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, Profile};
 use crate::domain::interaction::{Change, Kind};
 use crate::domain::similarity::Holder;
 use crate::domain::spot::SpotId;
 
 type Store = Arc<dyn HistoryStore>;
 
-on_sqlite!(histories:
+contract!(histories on on_mongodb:
     what_a_member_viewed_or_bookmarked_is_known_newest_first,
+    views_and_bookmarks_are_told_apart,
     a_bookmark_taken_back_is_gone_unless_it_was_viewed,
     changes_may_come_late_and_more_than_once,
     neighbours_are_the_members_who_know_a_spot_and_what_they_know,
@@ -67,6 +68,21 @@ async fn what_a_member_viewed_or_bookmarked_is_known_newest_first(store: Store) 
     assert_eq!(short.recent.len(), 1);
     assert_eq!(short.recent[0].last_at, at(4));
     assert_eq!(short.known, HashSet::from([id(1), id(2), id(3)]));
+}
+
+async fn views_and_bookmarks_are_told_apart(store: Store) {
+    assert_eq!(store.deeds("member1", 9).await.unwrap(), Deeds::default());
+    change(&store, "member1", 3, Change::Viewed, 1).await;
+    change(&store, "member1", 1, Change::Viewed, 2).await;
+    change(&store, "member1", 1, Change::Bookmarked, 3).await;
+    change(&store, "member1", 2, Change::Bookmarked, 4).await;
+    change(&store, "member1", 4, Change::Bookmarked, 5).await;
+    change(&store, "member1", 4, Change::Unbookmarked, 6).await;
+    change(&store, "member2", 9, Change::Viewed, 7).await;
+    let deeds = store.deeds("member1", 9).await.unwrap();
+    assert_eq!(deeds, Deeds { bookmarked: ids(&[1, 2]), viewed: ids(&[1, 3]) });
+    let first = store.deeds("member1", 1).await.unwrap();
+    assert_eq!(first, Deeds { bookmarked: ids(&[1]), viewed: ids(&[1]) });
 }
 
 async fn a_bookmark_taken_back_is_gone_unless_it_was_viewed(store: Store) {

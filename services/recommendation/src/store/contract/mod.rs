@@ -1,6 +1,7 @@
 //! What every implementation of the stores' ports must do. Each suite is generic over the port; the
 //! tests below run them over each implementation.
 
+mod cursor;
 mod history;
 mod spots;
 mod trend;
@@ -10,10 +11,14 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::clock::ManualClock;
+use tourin_shared_events::bus::feed::CursorStore;
 
+use super::mongodb::TestDatabase;
 use super::{HistoryRules, Stores};
+use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::TrendRules;
+use crate::test_servers;
 
 /// The latest spots of a member that the histories under test keep together.
 const RECENT: usize = 5;
@@ -48,19 +53,90 @@ async fn open_sqlite(folder: &Path, trend: TrendRules, now: DateTime<Utc>) -> St
     Stores::open(&folder.join("stores.db"), trend, histories, clock).await.unwrap()
 }
 
-/// One test for each rule of a port's contract, each on new stores in SQLite.
-macro_rules! on_sqlite {
-    ($port:ident: $($rule:ident),* $(,)?) => {
+/// The trend on the test bed's Redis, under a prefix that nobody else has.
+async fn open_redis(prefix: &str, rules: TrendRules, now: DateTime<Utc>) -> Arc<dyn TrendStore> {
+    let url = test_servers::redis();
+    let clock = Arc::new(ManualClock::new(now));
+    let (trend, server) = crate::cache::redis::open(&url, prefix, rules, clock).unwrap();
+    server.prepare().await.unwrap();
+    trend
+}
+
+/// New stores, each on the engine that the tests below are named for.
+struct Bench {
+    trend: Option<Arc<dyn TrendStore>>,
+    histories: Option<Arc<dyn HistoryStore>>,
+    spots: Option<Arc<dyn SpotReplica>>,
+    cursor: Option<Arc<dyn CursorStore>>,
+    _folder: Option<tempfile::TempDir>,
+    database: Option<TestDatabase>,
+}
+
+impl Bench {
+    async fn on_sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = open_sqlite(folder.path(), TrendRules::default(), start()).await;
+        Self {
+            trend: Some(stores.trend),
+            histories: Some(stores.histories),
+            spots: Some(stores.spots),
+            cursor: Some(stores.cursor),
+            _folder: Some(folder),
+            database: None,
+        }
+    }
+
+    async fn on_redis() -> Self {
+        let trend = open_redis(&test_servers::unique(), TrendRules::default(), start()).await;
+        Self {
+            trend: Some(trend),
+            histories: None,
+            spots: None,
+            cursor: None,
+            _folder: None,
+            database: None,
+        }
+    }
+
+    async fn on_mongodb() -> Self {
+        let rules = HistoryRules { recent: RECENT, ..HistoryRules::default() };
+        let database = TestDatabase::open(rules, start()).await;
+        Self {
+            trend: None,
+            histories: Some(Arc::clone(&database.documents.histories)),
+            spots: Some(Arc::clone(&database.documents.spots)),
+            cursor: Some(Arc::clone(&database.documents.cursor)),
+            _folder: None,
+            database: Some(database),
+        }
+    }
+
+    async fn clear(self) {
+        if let Some(database) = self.database {
+            database.drop().await;
+        }
+    }
+}
+
+/// One test for each rule of a port's contract, each on new stores in SQLite and on a real server.
+macro_rules! contract {
+    ($port:ident on $server:ident: $($rule:ident),* $(,)?) => {
         mod on_sqlite {
             $(#[tokio::test]
             async fn $rule() {
-                let folder = tempfile::tempdir().unwrap();
-                let rules = crate::domain::trend::TrendRules::default();
-                let now = super::super::start();
-                let stores = super::super::open_sqlite(folder.path(), rules, now).await;
-                super::$rule(stores.$port).await;
+                let bench = super::super::Bench::on_sqlite().await;
+                super::$rule(bench.$port.clone().unwrap()).await;
+                bench.clear().await;
+            })*
+        }
+        mod $server {
+            $(#[tokio::test]
+            async fn $rule() {
+                let bench = super::super::Bench::$server().await;
+                super::$rule(bench.$port.clone().unwrap()).await;
+                bench.clear().await;
             })*
         }
     };
 }
-use on_sqlite;
+use contract;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{id, on_sqlite, spot};
+use super::{contract, id, spot};
 use crate::app::ports::{SpotReplica, SpotState, TagCursor};
 use crate::domain::spot::{Place, Spot};
 
 type Store = Arc<dyn SpotReplica>;
 
-on_sqlite!(spots:
+contract!(spots on on_mongodb:
     the_highest_version_wins_in_any_order,
     a_deletion_leaves_its_version_behind,
     near_spots_come_nearest_first,

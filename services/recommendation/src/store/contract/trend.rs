@@ -3,19 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::{at, id, on_sqlite, open_sqlite, start};
+use super::{Bench, at, contract, id, open_redis, open_sqlite, start};
 use crate::app::ports::{Counted, TrendEvent, TrendStore};
 use crate::domain::interaction::Kind;
 use crate::domain::trend::{Ranked, TrendRules};
+use crate::test_servers;
 
 type Store = Arc<dyn TrendStore>;
 
-on_sqlite!(trend:
+contract!(trend on on_redis:
     an_event_counts_once_however_often_it_comes,
     one_person_spot_and_kind_count_once_within_the_window,
     a_bookmark_weighs_two_views,
@@ -28,6 +29,7 @@ on_sqlite!(trend:
     pruning_keeps_what_can_still_come_again,
     what_lies_in_the_future_counts_as_of_now,
     a_clock_that_was_years_ahead_does_no_lasting_harm,
+    a_spot_is_worth_the_same_alone_as_in_the_trend,
 );
 
 const HOUR: i64 = 3_600;
@@ -163,7 +165,8 @@ async fn pruning_keeps_what_can_still_come_again(trend: Store) {
     trend.record(&first).await.unwrap();
     trend.prune(at(24 * HOUR)).await.unwrap();
     assert_eq!(trend.record(&first).await.unwrap(), Counted::Duplicate);
-    assert!(trend.prune(at(48 * HOUR)).await.unwrap() >= 3);
+    // The score, and what else does not expire by itself.
+    assert!(trend.prune(at(48 * HOUR)).await.unwrap() >= 1);
     assert_eq!(trend.prune(at(48 * HOUR)).await.unwrap(), 0);
     assert!(spots(&trend, 48 * HOUR).await.is_empty());
 }
@@ -193,18 +196,71 @@ async fn a_clock_that_was_years_ahead_does_no_lasting_harm(trend: Store) {
     assert!(spots(&trend, 20 * HOUR).await.is_empty());
 }
 
+async fn a_spot_is_worth_the_same_alone_as_in_the_trend(trend: Store) {
+    assert!(trend.values(&[id(1)], at(0)).await.unwrap().is_empty());
+    view(&trend, "member1", 1, 0).await;
+    trend.record(&event("member1", 2, Kind::Bookmark, 0)).await.unwrap();
+    let asked = [id(1), id(2), id(3)];
+    let values = trend.values(&asked, at(HOUR)).await.unwrap();
+    assert_eq!(values.len(), 2);
+    assert_close(values[&id(1)], 0.5);
+    assert_close(values[&id(2)], 1.0);
+    assert!(trend.values(&[], at(HOUR)).await.unwrap().is_empty());
+    // Below the floor it is still something.
+    assert!(trend.values(&asked, at(15 * HOUR)).await.unwrap()[&id(1)] > 0.0);
+    // Values as of a time to come are those of now.
+    view(&trend, "member1", 3, 900 * HOUR).await;
+    assert_close(trend.values(&asked, at(HOUR)).await.unwrap()[&id(3)], 1.0);
+}
+
+#[tokio::test]
+async fn pruning_sqlite_removes_ids_and_counts_as_well() {
+    let bench = Bench::on_sqlite().await;
+    let trend = bench.trend.unwrap();
+    view(&trend, "member1", 1, 0).await;
+    trend.forget("member2", at(0), at(HOUR)).await.unwrap();
+    assert_eq!(trend.prune(at(48 * HOUR)).await.unwrap(), 4);
+}
+
+/// Where a test can open a trend again, by other rules.
+enum Place {
+    Folder(tempfile::TempDir),
+    Prefix(String),
+}
+
+impl Place {
+    fn all() -> [Self; 2] {
+        [Self::Folder(tempfile::tempdir().unwrap()), Self::Prefix(test_servers::unique())]
+    }
+
+    fn another(&self) -> Self {
+        match self {
+            Self::Folder(_) => Self::Folder(tempfile::tempdir().unwrap()),
+            Self::Prefix(_) => Self::Prefix(test_servers::unique()),
+        }
+    }
+
+    async fn open(&self, rules: TrendRules, now: DateTime<Utc>) -> Store {
+        match self {
+            Self::Folder(folder) => open_sqlite(folder.path(), rules, now).await.trend,
+            Self::Prefix(prefix) => open_redis(prefix, rules, now).await,
+        }
+    }
+}
+
 #[tokio::test]
 async fn another_half_life_keeps_todays_values_and_decays_by_itself() {
-    let folder = tempfile::tempdir().unwrap();
-    let hourly = TrendRules::default();
-    let before = open_sqlite(folder.path(), hourly, start()).await;
-    view(&before.trend, "member1", 1, 0).await;
-    drop(before);
+    for place in Place::all() {
+        let hourly = TrendRules::default();
+        let before = place.open(hourly, start()).await;
+        view(&before, "member1", 1, 0).await;
+        drop(before);
 
-    let quick = TrendRules { half_life: Duration::from_secs(60), ..hourly };
-    let after = open_sqlite(folder.path(), quick, at(HOUR)).await;
-    assert_close(value(&after.trend, 1, HOUR).await, 0.5);
-    assert_close(value(&after.trend, 1, HOUR + 60).await, 0.25);
+        let quick = TrendRules { half_life: Duration::from_secs(60), ..hourly };
+        let after = place.open(quick, at(HOUR)).await;
+        assert_close(value(&after, 1, HOUR).await, 0.5);
+        assert_close(value(&after, 1, HOUR + 60).await, 0.25);
+    }
 }
 
 proptest! {
@@ -233,18 +289,22 @@ proptest! {
                 other.reverse();
             }
             let mut trends = Vec::new();
-            for events in [events, other] {
-                let folder = tempfile::tempdir().unwrap();
-                // A floor of next to nothing: all that was ever seen within 600 half-lives.
-                let rules = TrendRules { floor: 1e-8, ..TrendRules::default() };
-                let stores = open_sqlite(folder.path(), rules, start()).await;
-                for event in &events {
-                    stores.trend.record(event).await.unwrap();
+            for place in Place::all() {
+                for (place, events) in [(place.another(), &events), (place, &other)] {
+                    // A floor of next to nothing: all that was ever seen within 600 half-lives.
+                    let rules = TrendRules { floor: 1e-8, ..TrendRules::default() };
+                    let trend = place.open(rules, start()).await;
+                    for event in events {
+                        trend.record(event).await.unwrap();
+                    }
+                    trends.push(spots(&trend, 600 * HOUR).await);
                 }
-                trends.push(spots(&stores.trend, 600 * HOUR).await);
             }
             trends
         });
-        prop_assert_eq!(&trends[0], &trends[1]);
+        // The engines agree with each other as well.
+        for trend in &trends[1..] {
+            prop_assert_eq!(&trends[0], trend);
+        }
     }
 }

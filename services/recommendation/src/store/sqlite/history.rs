@@ -10,11 +10,12 @@ use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 use super::writer::{Change, Writer};
 use super::{PRUNE_BATCH, count, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
-use crate::app::ports::{HistoryEvent, HistoryStore, Kept, PortError, Profile};
-use crate::domain::interaction::{self, Kind, Remembered};
+use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
+use crate::domain::interaction::{Kind, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
 use crate::store::HistoryRules;
+use crate::store::interaction::Interaction;
 
 /// [`HistoryStore`] on SQLite.
 pub(super) struct SqliteHistories {
@@ -73,6 +74,25 @@ impl HistoryStore for SqliteHistories {
         Ok(profile)
     }
 
+    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
+        let rows: Vec<(i64, bool, bool)> = sqlx::query_as(
+            "SELECT spot_id, bookmarked, viewed_at IS NOT NULL FROM interactions
+             WHERE member = ? AND live = 1 ORDER BY spot_id",
+        )
+        .bind(member)
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::from)?;
+        let spots = |did: fn(&(i64, bool, bool)) -> bool| {
+            let done = rows.iter().filter(|row| did(row));
+            done.filter_map(|(spot, ..)| SpotId::new(*spot)).take(limit).collect()
+        };
+        Ok(Deeds {
+            bookmarked: spots(|(_, bookmarked, _)| *bookmarked),
+            viewed: spots(|(_, _, viewed)| *viewed),
+        })
+    }
+
     async fn neighbourhood(
         &self,
         spot: SpotId,
@@ -119,41 +139,6 @@ impl HistoryStore for SqliteHistories {
 
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
         prune_all(|| self.writer.commit(Prune { now, rules: self.rules })).await
-    }
-}
-
-/// A row of `interactions`: what a member has to do with a spot.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Interaction {
-    viewed_at: Option<i64>,
-    bookmarked: bool,
-    bookmark_changed_at: Option<i64>,
-}
-
-impl Interaction {
-    /// The row after a change at `at`.
-    fn after(self, change: interaction::Change, at: i64) -> Self {
-        let bookmarked = match change {
-            interaction::Change::Viewed => {
-                return Self { viewed_at: self.viewed_at.max(Some(at)), ..self };
-            }
-            interaction::Change::Bookmarked => true,
-            interaction::Change::Unbookmarked => false,
-        };
-        if self.bookmark_changed_at.is_some_and(|changed| changed > at) {
-            return self;
-        }
-        Self { bookmarked, bookmark_changed_at: Some(at), ..self }
-    }
-
-    fn is_live(self) -> bool {
-        self.viewed_at.is_some() || self.bookmarked
-    }
-
-    /// When the member last did what is still so; the time of the change when nothing is.
-    fn last_at(self) -> i64 {
-        let bookmarked_at = self.bookmark_changed_at.filter(|_| self.bookmarked);
-        self.viewed_at.max(bookmarked_at).or(self.bookmark_changed_at).unwrap_or_default()
     }
 }
 

@@ -66,6 +66,8 @@ pub async fn open(
         spots: Arc::new(spots::SqliteSpots::new(db.clone(), writer.clone())),
         cursor: Arc::new(cursor::SqliteCursor::new(db, writer)),
         dead_letters: Arc::new(dead_letters),
+        trend_server: None,
+        document_server: None,
     })
 }
 

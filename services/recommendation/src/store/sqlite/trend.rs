@@ -1,5 +1,6 @@
 //! The trend on SQLite.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,7 +9,7 @@ use sqlx::SqliteConnection;
 use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 
 use super::writer::{Change, Writer};
-use super::{PRUNE_BATCH, count, micros, prune_all};
+use super::{PRUNE_BATCH, count, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::domain::decay::Decay;
@@ -75,6 +76,30 @@ impl TrendStore for SqliteTrend {
         let mut top = rank(live);
         top.truncate(limit);
         Ok(top)
+    }
+
+    async fn values(
+        &self,
+        spots: &[SpotId],
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<SpotId, f64>, PortError> {
+        let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
+            "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
+             WHERE spot_id IN (SELECT value FROM json_each(?))",
+        )
+        .bind(ids_as_json(spots))
+        .fetch_all(self.db.reader())
+        .await
+        .map_err(PortError::from)?;
+        let decay = self.rules.decay();
+        let mut values = HashMap::new();
+        for (spot, score, landmark) in rows {
+            let landmark = from_micros(landmark).map_err(PortError::failed)?.min(now);
+            if let Some(spot) = SpotId::new(spot) {
+                values.insert(spot, decay.value(score, landmark, now));
+            }
+        }
+        Ok(values)
     }
 
     async fn forget(

@@ -1,0 +1,329 @@
+//! Core's stream of ended sessions in Redis.
+//!
+//! # Format
+//! Written by core (`services/core/src/store/redis`), described in
+//! `docs/decisions/0008-sessions-on-redis.md`; with `PREFIX` for the prefix of the settings:
+//!
+//! | key | type | what |
+//! |---|---|---|
+//! | `{PREFIX}:revocations` | stream | one entry per ended session; its id is the time of the append |
+//! | `{PREFIX}:log` | string | the stream's identity: another one means that the stream was lost |
+//!
+//! An entry has two fields. `session` is the session's id, as in the `sid` of its tokens. `until` is
+//! when its last token expires, in microseconds since the epoch. Readers ignore other fields. Core
+//! removes entries whose `until` is past, from the oldest on: whoever reads from the beginning reads
+//! no more than what still matters.
+//!
+//! # What is missed: nothing
+//! The place in the stream is kept across reconnects. With every look it is made sure that it is
+//! still a place in the same stream; if not (Redis was emptied, or is another one), the stream is
+//! read from its beginning. To read an entry twice does no harm, for an ended session stays ended.
+//! Entries that were removed before they were read have expired.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use chrono::{DateTime, Utc};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisResult};
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::config::ServerUrl;
+
+use super::{RETRY_AFTER, Revocations};
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// Longest wait for an entry before the connection is used anew, which shows whether it works.
+const MAX_WAIT: Duration = Duration::from_millis(2_000);
+/// What an answer may take beyond the wait that was asked for.
+const ANSWER_MARGIN: Duration = Duration::from_millis(1_000);
+/// Most entries of one answer.
+const BATCH: usize = 1_000;
+
+/// One entry as Redis gives it: its id, then fields and values by turns.
+type RawEntry = (String, Vec<String>);
+
+/// Where the stream is.
+#[derive(Clone)]
+pub struct RevocationStream {
+    client: Client,
+    stream: String,
+    log: String,
+}
+
+impl fmt::Debug for RevocationStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RevocationStream({})", self.address())
+    }
+}
+
+impl RevocationStream {
+    /// The stream under `prefix` in the Redis at `url`. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When the URL is not one of Redis, or the prefix would put keys into different slots. Names
+    /// the flag and does not repeat the URL.
+    pub fn new(url: &ServerUrl, prefix: &str) -> anyhow::Result<Self> {
+        let client = Client::open(url.expose()).ok().context(
+            "--redis-url: expected redis://[user:password@]host[:port][/database], or rediss:// for TLS",
+        )?;
+        ensure!(
+            !prefix.is_empty() && !prefix.contains(['{', '}']),
+            "--session-redis-prefix {prefix:?}: expected a text without braces"
+        );
+        Ok(Self {
+            client,
+            stream: format!("{{{prefix}}}:revocations"),
+            log: format!("{{{prefix}}}:log"),
+        })
+    }
+
+    /// Host and port, without credentials.
+    fn address(&self) -> String {
+        self.client.get_connection_info().addr().to_string()
+    }
+
+    async fn connect(&self, wait: Duration) -> RedisResult<MultiplexedConnection> {
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(wait + ANSWER_MARGIN));
+        self.client.get_multiplexed_async_connection_with_config(&settings).await
+    }
+
+    /// The stream's identity and the id of its newest entry.
+    async fn look(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<(Option<String>, Option<EntryId>)> {
+        let mut both = redis::pipe();
+        both.cmd("GET").arg(&self.log);
+        both.cmd("XREVRANGE").arg(&self.stream).arg("+").arg("-").arg("COUNT").arg(1);
+        let (log, newest): (Option<String>, Vec<RawEntry>) = both.query_async(connection).await?;
+        Ok((log, newest.first().and_then(|(id, _)| id.parse().ok())))
+    }
+
+    /// The entries after `after`, oldest first; waits for some when there are none.
+    async fn read(
+        &self,
+        connection: &mut MultiplexedConnection,
+        after: EntryId,
+        wait: Option<Duration>,
+    ) -> RedisResult<Vec<RawEntry>> {
+        let mut read = redis::cmd("XREAD");
+        read.arg("COUNT").arg(BATCH);
+        if let Some(wait) = wait {
+            // Zero would mean: for ever.
+            read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
+        }
+        read.arg("STREAMS").arg(&self.stream).arg(after.to_string());
+        let streams: Option<Vec<(String, Vec<RawEntry>)>> = read.query_async(connection).await?;
+        Ok(streams.into_iter().flatten().flat_map(|(_, entries)| entries).collect())
+    }
+}
+
+/// An entry's id: the time of its append in milliseconds, and a number within that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct EntryId {
+    ms: u64,
+    number: u64,
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.number)
+    }
+}
+
+impl FromStr for EntryId {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (ms, number) = text.split_once('-').context("an entry's id has two parts")?;
+        Ok(Self { ms: ms.parse()?, number: number.parse()? })
+    }
+}
+
+/// Where the reader is.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Place {
+    log: Option<String>,
+    /// The last entry that was read.
+    after: EntryId,
+    /// Whether the stream's end has been seen; until then nobody waits for more.
+    caught_up: bool,
+}
+
+impl Place {
+    /// Makes sure that it is a place in the stream that `log` names and whose newest entry is
+    /// `newest`: goes to the beginning if not.
+    fn hold_against(&mut self, log: Option<String>, newest: Option<EntryId>) {
+        let is_another = self.log.is_some() && self.log != log;
+        // Nothing is left of the stream, or only what is older than the place: it was lost. Or it
+        // has all expired, and then there is nothing to read twice.
+        let is_ahead = newest.unwrap_or_default() < self.after;
+        if is_another {
+            tracing::warn!("the stream of ended sessions is a new one; reading it from its start");
+        }
+        if is_another || is_ahead {
+            *self = Self::default();
+        }
+        self.log = log;
+    }
+}
+
+/// The session that an entry says has ended and when its tokens expire; `None` when it says neither.
+fn read_entry(fields: &[String]) -> Option<(String, DateTime<Utc>)> {
+    let field = |name: &str| {
+        let mut pairs = fields.chunks_exact(2);
+        pairs.find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
+    };
+    let until = DateTime::from_timestamp_micros(field("until")?.parse().ok()?)?;
+    Some((field("session")?.to_owned(), until))
+}
+
+impl Revocations {
+    /// Reads the stream until `stop`, reconnecting for as long as it takes.
+    pub async fn follow_stream(&self, stream: RevocationStream, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.keep_reading(&stream) => {}
+            () = self.keep_pruned() => {}
+        }
+    }
+
+    async fn keep_reading(&self, stream: &RevocationStream) {
+        let address = stream.address();
+        let mut place = Place::default();
+        let mut was_reading = true;
+        loop {
+            let Err(error) = self.read_on(stream, &mut place, &mut was_reading).await;
+            if was_reading {
+                tracing::warn!(address, %error, "cannot read the ended sessions from Redis");
+            }
+            was_reading = false;
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Reads on from `place` over one connection, until that fails.
+    async fn read_on(
+        &self,
+        stream: &RevocationStream,
+        place: &mut Place,
+        was_reading: &mut bool,
+    ) -> RedisResult<Infallible> {
+        // Several waits must fit into the bound, or a quiet stream would look stale.
+        let patience = MAX_WAIT.min(self.stale_after / 3);
+        let mut connection = stream.connect(patience).await?;
+        loop {
+            let (log, newest) = stream.look(&mut connection).await?;
+            place.hold_against(log, newest);
+            let wait = place.caught_up.then_some(patience);
+            let entries = stream.read(&mut connection, place.after, wait).await?;
+            place.caught_up = entries.len() < BATCH;
+            self.take(place, &entries);
+            if place.caught_up {
+                self.contacted();
+            }
+            if !*was_reading {
+                *was_reading = true;
+                tracing::info!(address = stream.address(), "reading the ended sessions again");
+            }
+        }
+    }
+
+    fn take(&self, place: &mut Place, entries: &[RawEntry]) {
+        if let Some(last) = entries.last().and_then(|(id, _)| id.parse().ok()) {
+            place.after = last;
+        }
+        self.end(entries.iter().filter_map(|(id, fields)| {
+            let entry = read_entry(fields);
+            if entry.is_none() {
+                tracing::warn!(id, "an entry of the stream of ended sessions does not read");
+            }
+            entry
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> EntryId {
+        text.parse().unwrap()
+    }
+
+    fn fields(fields: &[&str]) -> Vec<String> {
+        fields.iter().map(|field| (*field).to_owned()).collect()
+    }
+
+    #[test]
+    fn ids_are_ordered_by_number_not_by_letter() {
+        assert!(id("9-1") < id("10-0") && id("10-9") < id("10-10"));
+        assert_eq!(id("1800000000000-3").to_string(), "1800000000000-3");
+        for bad in ["", "1", "1-", "-1", "1-x", "+-1"] {
+            assert!(bad.parse::<EntryId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_place_holds_in_its_own_stream_only() {
+        let log = |name: &str| Some(name.to_owned());
+        let at = |name: &str| Place { log: log(name), after: id("50-1"), caught_up: true };
+        for (what, now, newest, holds) in [
+            ("nothing new", log("a"), Some(id("50-1")), true),
+            ("something new", log("a"), Some(id("60-0")), true),
+            ("another stream, already further", log("b"), Some(id("60-0")), false),
+            ("the same name, but behind", log("a"), Some(id("50-0")), false),
+            ("all gone", log("a"), None, false),
+            ("emptied", None, None, false),
+        ] {
+            let mut place = at("a");
+            place.hold_against(now.clone(), newest);
+            let begun = Place { log: now, ..Place::default() };
+            assert_eq!(place, if holds { at("a") } else { begun }, "{what}");
+        }
+        // Where nothing has ever been, there is nothing to begin again.
+        let mut waiting = Place { caught_up: true, ..Place::default() };
+        waiting.hold_against(None, None);
+        assert!(waiting.caught_up);
+        // The first entry gives the stream its name.
+        let mut waiting = Place { log: None, caught_up: true, ..Place::default() };
+        waiting.hold_against(log("a"), Some(id("1-0")));
+        assert_eq!(waiting, Place { log: log("a"), after: EntryId::default(), caught_up: true });
+    }
+
+    #[test]
+    fn an_entry_is_read_by_the_names_of_its_fields() {
+        let until = DateTime::from_timestamp_micros(1_800_000_000_000_001);
+        let read = read_entry(&fields(&["until", "1800000000000001", "why", "x", "session", "s1"]));
+        assert_eq!(read, until.map(|until| ("s1".to_owned(), until)));
+        for bad in [&[][..], &["session", "s1"], &["until", "1"], &["session", "s1", "until", "x"]]
+        {
+            assert_eq!(read_entry(&fields(bad)), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_setting_is_named_and_a_password_is_not() {
+        let refused = |url: &str, prefix: &str| {
+            let url = url.parse().unwrap();
+            let error = RevocationStream::new(&url, prefix).err().unwrap();
+            format!("{error:#}")
+        };
+        let error = refused("http://user:hunter2@there", "tourin:sessions");
+        assert!(error.contains("--redis-url") && !error.contains("hunter2"), "{error}");
+        for prefix in ["", "a{b", "a}b"] {
+            let error = refused("redis://there", prefix);
+            assert!(error.contains("--session-redis-prefix"), "{error}");
+        }
+        let url = "redis://user:hunter2@there:7000/1".parse().unwrap();
+        let stream = RevocationStream::new(&url, "tourin:sessions").unwrap();
+        assert_eq!(format!("{stream:?}"), "RevocationStream(there:7000)");
+        assert_eq!(stream.stream, "{tourin:sessions}:revocations");
+    }
+}

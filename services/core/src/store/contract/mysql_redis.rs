@@ -1,0 +1,460 @@
+//! The suite over MySQL and Redis, on real servers, and what only two stores can do: part ways.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::test_runner::{Config, TestRunner};
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tourin_chassis::clock::ManualClock;
+use tourin_chassis::config::ServerUrl;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_shared_events::mysql::PoolSizes;
+use tourin_shared_events::mysql::testing::TestDatabase;
+use tourin_shared_events::outbox::Wake;
+
+use super::*;
+use super::{accounts, races, rotation, sessions};
+use crate::app::accounts::{Changed, PasswordChange};
+use crate::app::sessions::Rotation;
+use crate::domain::session::SessionTimes;
+use crate::domain::token::Salt;
+use crate::store::Store;
+use crate::store::redis::{Endings, RedisSessions};
+
+/// A database and a prefix of a test's own, and a way to Redis that can be cut.
+struct Home {
+    database: TestDatabase,
+    url: String,
+    server: String,
+    prefix: String,
+    behind: MultiplexedConnection,
+    way: Option<(SocketAddr, Option<JoinHandle<()>>)>,
+}
+
+impl Home {
+    async fn new() -> Self {
+        let url = std::env::var("TOURIN_REDIS_URL").unwrap_or_default();
+        assert!(
+            !url.is_empty(),
+            "TOURIN_REDIS_URL is not set: run it by deploy/testbed.sh run -- cargo test ..."
+        );
+        let client = redis::Client::open(url.as_str()).unwrap();
+        Self {
+            database: TestDatabase::create().await,
+            server: client.get_connection_info().addr().to_string(),
+            url,
+            prefix: format!("test-{}", uuid::Uuid::new_v4().simple()),
+            behind: client.get_multiplexed_async_connection().await.unwrap(),
+            way: None,
+        }
+    }
+
+    /// With a way to Redis in between, which is open.
+    async fn with_way() -> Self {
+        let mut home = Self::new().await;
+        let way = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        home.way = Some((way, None));
+        home.open().await;
+        home
+    }
+
+    async fn open(&mut self) {
+        let server = self.server.clone();
+        let (way, open) = self.way.as_mut().unwrap();
+        let listener = TcpListener::bind(*way).await.unwrap();
+        *open = Some(tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut from, _) = listener.accept().await.unwrap();
+                let server = server.clone();
+                connections.spawn(async move {
+                    let mut to = TcpStream::connect(server).await.unwrap();
+                    // How a connection ends is of no interest.
+                    drop(copy_bidirectional(&mut from, &mut to).await);
+                });
+            }
+        }));
+    }
+
+    async fn cut(&mut self) {
+        let open = self.way.as_mut().unwrap().1.take().unwrap();
+        open.abort();
+        assert!(open.await.unwrap_err().is_cancelled());
+    }
+
+    fn redis_url(&self) -> ServerUrl {
+        match &self.way {
+            Some((way, _)) => self.url.replacen(&self.server, &way.to_string(), 1),
+            None => self.url.clone(),
+        }
+        .parse()
+        .unwrap()
+    }
+
+    async fn store(&self) -> MysqlRedisStore {
+        let sizes = PoolSizes::default();
+        let mysql = MysqlStore::open(self.database.url(), sizes, Wake::new()).await.unwrap();
+        let redis = RedisSessions::new(&self.redis_url(), &self.prefix).unwrap();
+        redis.wait().await.unwrap();
+        MysqlRedisStore::new(mysql, redis, Arc::new(ManualClock::new(at(0))))
+    }
+
+    /// Names of keys without the prefix and its hash tag.
+    async fn keys(&mut self, middle: &str) -> Vec<String> {
+        let base = format!("{{{}}}:", self.prefix);
+        let mut keys = Vec::new();
+        let pattern = format!("{base}{middle}*");
+        let mut found = self.behind.scan_match::<_, Vec<u8>>(pattern).await.unwrap();
+        while let Some(key) = found.next_item().await {
+            let key = String::from_utf8_lossy(&key.unwrap()).into_owned();
+            keys.push(key.strip_prefix(&base).unwrap().to_owned());
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{{{}}}:{name}", self.prefix)
+    }
+
+    async fn remove(mut self) {
+        let pattern = self.key("*");
+        let mut found = self.behind.scan_match::<_, Vec<u8>>(pattern).await.unwrap();
+        let mut keys = Vec::new();
+        while let Some(key) = found.next_item().await {
+            keys.push(key.unwrap());
+        }
+        drop(found);
+        for key in keys {
+            self.behind.del::<_, ()>(key).await.unwrap();
+        }
+        self.database.remove().await;
+    }
+}
+
+macro_rules! suite {
+    ($($part:ident :: $scenario:ident),* $(,)?) => {$(
+        #[tokio::test]
+        async fn $scenario() {
+            let home = Home::new().await;
+            $part::$scenario(home.store().await).await;
+            home.remove().await;
+        }
+    )*};
+}
+
+every_scenario!(suite);
+
+#[test]
+fn tokens_rotate_as_the_model_says() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let home = runtime.block_on(Home::new());
+    let store = runtime.block_on(home.store());
+    let case = std::cell::Cell::new(0);
+    let mut runner = TestRunner::new(Config { cases: 32, ..Config::default() });
+    runner
+        .run(&rotation::steps(), |steps| {
+            // Each case, and each attempt at a smaller one, has a member of its own.
+            case.set(case.get() + 1);
+            let member = format!("member{:06}", case.get());
+            runtime.block_on(rotation::answers_as_the_model_does(&store, &member, &steps));
+            Ok(())
+        })
+        .unwrap();
+    runtime.block_on(home.remove());
+}
+
+fn change(of: &Credentials, hash: &str, keep: SessionId) -> PasswordChange {
+    PasswordChange {
+        member: of.account.id.clone(),
+        verified: of.hash.clone(),
+        replacement: PasswordHash(hash.to_owned()),
+        keep,
+        revoked_until: at(1_000),
+        now: at(10),
+    }
+}
+
+#[tokio::test]
+async fn a_crash_between_the_commit_and_redis_is_repaired() {
+    let home = Home::new().await;
+    let store = home.store().await;
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let here = log_in(&store, &hana, &policy, at(1)).await;
+    let there = log_in(&store, &hana, &policy, at(2)).await;
+    // Committed, and nobody went on.
+    let noted = store.mysql().change_password_and_note(&change(&hana, "new", here.id)).await;
+    assert!(noted.unwrap().is_some());
+    assert!(is_open(&store, &hana.account.id, there.id, at(11)).await);
+
+    // Of two that repair at once, both may; the session ends once.
+    let (one, other) = tokio::join!(store.settle_pending(), store.settle_pending());
+    assert!(one.unwrap() + other.unwrap() >= 1);
+    assert!(!is_open(&store, &hana.account.id, there.id, at(11)).await);
+    assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
+    assert_eq!(revoked(&store, at(11)).await, [there.id]);
+    assert_eq!(store.settle_pending().await.unwrap(), 0);
+    let rotation = sessions::rotate(&store, &there.token, &policy, at(12)).await;
+    assert_eq!(rotation, Rotation::Unknown);
+    let rotation = sessions::rotate(&store, &here.token, &policy, at(12)).await;
+    assert!(matches!(rotation, Rotation::Rotated { .. }), "{rotation:?}");
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn an_account_that_is_deleted_half_way_and_made_again_starts_afresh() {
+    let home = Home::new().await;
+    let store = home.store().await;
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let before = log_in(&store, &hana, &policy, at(1)).await;
+    let noted = store.mysql().delete_and_note(&hana.account.id, at(1_000), at(2)).await;
+    assert!(noted.unwrap().is_some());
+    // Somebody else takes the id before Redis has heard of the end of the first.
+    let hana = sign_up(&store, "hana12345").await;
+    let after = log_in(&store, &hana, &policy, at(3)).await;
+    assert_eq!(store.settle_pending().await.unwrap(), 1);
+    assert!(!is_open(&store, &hana.account.id, before.id, at(4)).await);
+    assert!(is_open(&store, &hana.account.id, after.id, at(4)).await);
+    assert_eq!(revoked(&store, at(4)).await, [before.id]);
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn endings_settled_in_any_order_end_the_same() {
+    let home = Home::new().await;
+    let store = home.store().await;
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let first = log_in(&store, &hana, &policy, at(1)).await;
+    let noted = store.mysql().change_password_and_note(&change(&hana, "two", first.id)).await;
+    assert!(noted.unwrap().is_some());
+    let hana = Credentials { hash: PasswordHash("two".to_owned()), ..hana };
+    let second = log_in(&store, &hana, &policy, at(2)).await;
+    // The later change reaches Redis, and the earlier one after it.
+    let changed = store.change_password(change(&hana, "three", second.id)).await.unwrap();
+    assert_eq!(changed, Changed::Changed { ended: vec![first.id] });
+    assert_eq!(store.settle_pending().await.unwrap(), 1);
+    assert!(is_open(&store, &hana.account.id, second.id, at(3)).await);
+    assert!(!is_open(&store, &hana.account.id, first.id, at(3)).await);
+    assert_eq!(revoked(&store, at(3)).await, [first.id]);
+    home.remove().await;
+}
+
+/// The port answers that it cannot be reached, not that there is no such session.
+#[track_caller]
+fn assert_unavailable<T: std::fmt::Debug>(answer: Result<T, crate::app::StoreError>) {
+    assert!(matches!(answer, Err(crate::app::StoreError::Unavailable(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
+    let mut home = Home::with_way().await;
+    let store = home.store().await;
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let here = log_in(&store, &hana, &policy, at(1)).await;
+    let there = log_in(&store, &hana, &policy, at(2)).await;
+    let stop = Shutdown::new();
+    let endings = tokio::spawn(Endings::new(store.clone()).run(stop.clone()));
+
+    home.cut().await;
+    let salt = Salt::random().unwrap();
+    let next = here.token.successor(&salt).hash();
+    assert_unavailable(store.rotate(&here.token.hash(), &salt, &next, &policy, at(3)).await);
+    assert_unavailable(store.account(&hana.account.id, here.id, &policy, at(3)).await);
+    assert_unavailable(store.end(&hana.account.id, here.id, true, at(1_000)).await);
+    assert_unavailable(store.page_after(0, 10, at(3)).await);
+    let open = OpenSession {
+        member: hana.account.id.clone(),
+        session: SessionId::new(),
+        token: RefreshToken::random().unwrap().hash(),
+        verified: hana.hash.clone(),
+        rehashed: None,
+        now: at(3),
+    };
+    assert_unavailable(store.open(open, &policy).await);
+    assert!(store.probe_redis().await.is_err());
+    // The password changes all the same; the sessions end when Redis is back.
+    let changed = store.change_password(change(&hana, "new", here.id)).await.unwrap();
+    assert_eq!(changed, Changed::Changed { ended: vec![] });
+
+    home.open().await;
+    let back = Instant::now();
+    loop {
+        let open = store.account(&hana.account.id, there.id, &policy, at(11)).await;
+        if matches!(open, Ok(None)) {
+            break;
+        }
+        assert!(back.elapsed() < Duration::from_secs(10), "{open:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
+    assert_eq!(revoked(&store, at(11)).await, [there.id]);
+    assert!(store.probe_redis().await.is_ok());
+    // A connection that broke between two requests is nobody's error.
+    home.cut().await;
+    home.open().await;
+    assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
+    stop.begin();
+    endings.await.unwrap();
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn every_key_is_of_one_slot_goes_away_by_itself_and_holds_no_token() {
+    let mut home = Home::new().await;
+    let store = home.store().await;
+    let policy = SessionPolicy { remembered_tokens: 3, ..SessionPolicy::default() };
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &policy, at(0)).await;
+    let mut token = session.token.clone();
+    for n in 0..10 {
+        let salt = Salt::random().unwrap();
+        let next = token.successor(&salt);
+        store.rotate(&token.hash(), &salt, &next.hash(), &policy, at(n)).await.unwrap();
+        token = next;
+    }
+    store.change_password(change(&hana, "new", session.id)).await.unwrap();
+    let count = async |home: &mut Home, kind: &str| home.keys(kind).await.len();
+    assert_eq!(count(&mut home, "token:").await, 4, "the current one and those remembered");
+    assert_eq!(count(&mut home, "").await, 4 + 5, "session, family, salt, member, epoch");
+
+    let pattern = home.key("*");
+    let mut all = Vec::new();
+    let mut found = home.behind.scan_match::<_, Vec<u8>>(pattern).await.unwrap();
+    while let Some(key) = found.next_item().await {
+        all.push(key.unwrap());
+    }
+    drop(found);
+    let day_ms = 24 * 3_600 * 1_000;
+    for key in &all {
+        let ttl: i64 = home.behind.pttl(key).await.unwrap();
+        assert!((1..=30 * day_ms).contains(&ttl), "{ttl}: {}", String::from_utf8_lossy(key));
+        let value: Vec<u8> =
+            redis::cmd("DUMP").arg(key).query_async(&mut home.behind).await.unwrap();
+        for secret in [&session.token, &token] {
+            let text = secret.expose();
+            let raw =
+                base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, &text)
+                    .unwrap();
+            for needle in [text.as_bytes(), &raw] {
+                assert!(!value.windows(needle.len()).any(|window| window == needle));
+                assert!(!key.windows(needle.len()).any(|window| window == needle));
+            }
+        }
+    }
+    // The end of a session leaves of it what gateways are to know.
+    store.end(&hana.account.id, session.id, true, at(1_000)).await.unwrap();
+    assert_eq!(home.keys("").await, ["epoch:hana12345", "log", "revocations"]);
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn a_session_below_the_members_epoch_is_never_renewed() {
+    let mut home = Home::new().await;
+    let store = home.store().await;
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &policy, at(0)).await;
+    let epoch = home.key("epoch:hana12345");
+    home.behind.set::<_, _, ()>(epoch, 7).await.unwrap();
+    let rotation = sessions::rotate(&store, &session.token, &policy, at(1)).await;
+    assert_eq!(rotation, Rotation::Unknown);
+    assert_eq!(revoked(&store, at(1)).await, [session.id]);
+    // The account has the same password still: it takes the epoch over.
+    let next = log_in(&store, &hana, &policy, at(2)).await;
+    assert!(is_open(&store, &hana.account.id, next.id, at(3)).await);
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn an_opening_that_is_sent_twice_ends_nobody_twice() {
+    let home = Home::new().await;
+    let store = home.store().await;
+    let policy = SessionPolicy { per_member: 2, ..SessionPolicy::default() };
+    let hana = sign_up(&store, "hana12345").await;
+    let first = log_in(&store, &hana, &policy, at(0)).await;
+    let open = OpenSession {
+        member: hana.account.id.clone(),
+        session: SessionId::new(),
+        token: RefreshToken::random().unwrap().hash(),
+        verified: hana.hash.clone(),
+        rehashed: None,
+        now: at(1),
+    };
+    for _ in 0..2 {
+        let opened = store.open(open.clone(), &policy).await.unwrap();
+        assert_eq!(opened, Opened::Open { ended: vec![] });
+    }
+    assert!(is_open(&store, &hana.account.id, first.id, at(2)).await);
+    assert!(is_open(&store, &hana.account.id, open.session, at(2)).await);
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn a_rotation_that_is_sent_twice_is_no_reuse_even_without_a_grace() {
+    let home = Home::new().await;
+    let store = home.store().await;
+    let policy = SessionPolicy { grace: TimeDelta::zero(), ..SessionPolicy::default() };
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &policy, at(0)).await;
+    let salt = Salt::random().unwrap();
+    let next = session.token.successor(&salt);
+    for time in ["first", "again"] {
+        let (presented, next) = (session.token.hash(), next.hash());
+        let rotation = store.rotate(&presented, &salt, &next, &policy, at(1)).await.unwrap();
+        let times = SessionTimes { started_at: at(0), renewed_at: at(1) };
+        let member = hana.account.id.clone();
+        assert_eq!(rotation, Rotation::Rotated { member, session: session.id, times }, "{time}");
+    }
+    assert!(matches!(
+        sessions::rotate(&store, &next, &policy, at(2)).await,
+        Rotation::Rotated { .. }
+    ));
+    // Somebody else with the same token is another matter.
+    let stolen = sessions::rotate(&store, &next, &policy, at(2)).await;
+    assert_eq!(stolen, Rotation::Reused { session: session.id });
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn the_search_index_is_kept_in_memory_beside_redis_too() {
+    let home = Home::new().await;
+    let store = home.store().await;
+    let stop = Shutdown::new();
+    let keeping = Store::MysqlRedis(store.clone()).keep_search_memory(1 << 20, stop.clone());
+    let keeping = tokio::spawn(keeping);
+    let began = Instant::now();
+    while !store.mysql().has_search_memory() {
+        assert!(began.elapsed() < Duration::from_secs(10), "it is never read");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.begin();
+    keeping.await.unwrap();
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_not_there_keeps_its_password_to_itself() {
+    let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
+    let redis = RedisSessions::new(&url, "test").unwrap();
+    assert_eq!(redis.address(), "127.0.0.1:1");
+    let error = redis.probe().await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+    for (url, prefix, flag) in [
+        ("http://user:hunter2@there", "test", "--redis-url"),
+        ("redis://user:hunter2@there", "a{b}", "--session-redis-prefix"),
+    ] {
+        let error = RedisSessions::new(&url.parse().unwrap(), prefix).err().unwrap();
+        let error = format!("{error:#} {error:?}");
+        assert!(error.contains(flag) && !error.contains("hunter2"), "{error}");
+    }
+}

@@ -1,0 +1,191 @@
+//! The engine that the settings choose.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::time::timeout;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_shared_events::mysql::{Database, MysqlUrl, PoolSizes};
+use tourin_shared_events::outbox::{OutboxStore, Wake};
+
+use super::mysql::{MysqlSpots, MysqlStore};
+use super::redis::MysqlRedisStore;
+use super::sqlite::{SqliteSpots, SqliteStore};
+use crate::app::StoreError;
+use crate::app::accounts::AccountStore;
+use crate::app::bookmarks::BookmarkStore;
+use crate::app::reviews::ReviewStore;
+use crate::app::revocations::RevocationLog;
+use crate::app::sessions::SessionStore;
+use crate::app::spots::SpotStore;
+use crate::app::views::ViewStore;
+
+/// The database in the data folder.
+pub(crate) const DATABASE_FILE: &str = "core.sqlite3";
+
+/// All ports on one engine. Clones share its connections.
+#[derive(Clone)]
+pub enum Store {
+    /// A file in the data folder.
+    Sqlite(SqliteStore),
+    /// A database on a server.
+    Mysql(MysqlStore),
+    /// The same, but for sessions and revocations, which are in Redis.
+    MysqlRedis(MysqlRedisStore),
+}
+
+/// The port on whichever engine it is.
+macro_rules! port {
+    ($store:expr) => {
+        match $store {
+            Store::Sqlite(store) => Arc::new(store.clone()),
+            Store::Mysql(store) => Arc::new(store.clone()),
+            Store::MysqlRedis(store) => Arc::new(store.mysql().clone()),
+        }
+    };
+}
+
+/// The same for a port that is on Redis if there is one.
+macro_rules! session_port {
+    ($store:expr) => {
+        match $store {
+            Store::Sqlite(store) => Arc::new(store.clone()),
+            Store::Mysql(store) => Arc::new(store.clone()),
+            Store::MysqlRedis(store) => Arc::new(store.clone()),
+        }
+    };
+}
+
+impl Store {
+    /// Opens the file in the data folder, which must exist.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or a migration fails.
+    pub async fn open_sqlite(data_dir: &Path, readers: u32) -> anyhow::Result<SqliteStore> {
+        SqliteStore::open(&data_dir.join(DATABASE_FILE), readers, Wake::new())
+            .await
+            .with_context(|| format!("--data-dir {}", data_dir.display()))
+    }
+
+    /// Opens a database on a server; waits for the server as long as it takes.
+    ///
+    /// # Errors
+    /// When the address is none, the server refuses, or a migration fails.
+    pub async fn open_mysql(url: &MysqlUrl, sizes: PoolSizes) -> anyhow::Result<MysqlStore> {
+        MysqlStore::open(url, sizes, Wake::new()).await.context("--mysql-url")
+    }
+
+    /// The same for an operator's command, which does one thing at a time and waits for the server
+    /// only so long. What it has to migrate may take its time.
+    ///
+    /// # Errors
+    /// As [`Store::open_mysql`], and when the server does not answer within `limit`.
+    pub async fn open_mysql_within(limit: Duration, url: &MysqlUrl) -> anyhow::Result<MysqlStore> {
+        let sizes = PoolSizes { readers: 1, writers: 1 };
+        let Ok(database) = timeout(limit, Database::open(url, sizes)).await else {
+            bail!("--mysql-url: the database {url} did not answer within {limit:?}");
+        };
+        MysqlStore::on(database.context("--mysql-url")?, Wake::new()).await.context("--mysql-url")
+    }
+
+    /// The same database with the sessions in Redis, if they are there.
+    pub fn with_redis(&self) -> Option<&MysqlRedisStore> {
+        match self {
+            Self::MysqlRedis(store) => Some(store),
+            Self::Sqlite(_) | Self::Mysql(_) => None,
+        }
+    }
+
+    /// The accounts.
+    pub fn accounts(&self) -> Arc<dyn AccountStore> {
+        session_port!(self)
+    }
+
+    /// The sessions.
+    pub fn sessions(&self) -> Arc<dyn SessionStore> {
+        session_port!(self)
+    }
+
+    /// The log of revocations.
+    pub fn revocations(&self) -> Arc<dyn RevocationLog> {
+        session_port!(self)
+    }
+
+    /// The spots, with a memory of recent searches of its own: ask once.
+    pub fn spots(&self) -> Arc<dyn SpotStore> {
+        match self {
+            Self::Sqlite(store) => Arc::new(SqliteSpots::new(store.clone())),
+            Self::Mysql(store) => Arc::new(MysqlSpots::new(store.clone())),
+            Self::MysqlRedis(store) => Arc::new(MysqlSpots::new(store.mysql().clone())),
+        }
+    }
+
+    /// The bookmarks.
+    pub fn bookmarks(&self) -> Arc<dyn BookmarkStore> {
+        port!(self)
+    }
+
+    /// The reviews and their likes.
+    pub fn reviews(&self) -> Arc<dyn ReviewStore> {
+        port!(self)
+    }
+
+    /// The views.
+    pub fn views(&self) -> Arc<dyn ViewStore> {
+        port!(self)
+    }
+
+    /// The outbox that its transactions append to.
+    pub fn outbox(&self) -> Arc<dyn OutboxStore> {
+        match self {
+            Self::Sqlite(store) => Arc::new(store.outbox()),
+            Self::Mysql(store) => Arc::new(store.outbox()),
+            Self::MysqlRedis(store) => Arc::new(store.mysql().outbox()),
+        }
+    }
+
+    /// The signal that its transactions give when they have appended to the outbox.
+    pub fn wake(&self) -> Wake {
+        match self {
+            Self::Sqlite(store) => store.wake.clone(),
+            Self::Mysql(store) => store.wake.clone(),
+            Self::MysqlRedis(store) => store.mysql().wake.clone(),
+        }
+    }
+
+    /// Keeps the search index of a database on a server in memory, at most so many bytes, until
+    /// `stop`. The embedded one has it at hand.
+    pub(crate) async fn keep_search_memory(self, most_bytes: usize, stop: Shutdown) {
+        match self {
+            Self::Sqlite(_) => stop.begun().await,
+            Self::Mysql(_) | Self::MysqlRedis(_) if most_bytes == 0 => stop.begun().await,
+            Self::Mysql(store) => store.keep_search_memory(most_bytes, stop).await,
+            Self::MysqlRedis(store) => {
+                store.mysql().clone().keep_search_memory(most_bytes, stop).await;
+            }
+        }
+    }
+
+    /// Asks the database for an answer, to know whether it gives one.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.probe().await,
+            Self::Mysql(store) => store.probe().await,
+            Self::MysqlRedis(store) => store.mysql().probe().await,
+        }
+    }
+
+    /// Closes the connections once they are given back.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(store) => store.close().await,
+            Self::Mysql(store) => store.close().await,
+            Self::MysqlRedis(store) => store.mysql().close().await,
+        }
+    }
+}

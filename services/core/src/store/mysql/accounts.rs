@@ -1,0 +1,252 @@
+//! Accounts.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::MySqlExecutor;
+use sqlx::mysql::MySqlConnection;
+use tourin_shared_events::events::{DeleteUser, Outgoing};
+use tourin_shared_events::mysql::{is_unique_violation, to_micros};
+
+use super::member_content::lock_member;
+use super::revocations::end_sessions;
+use super::sessions::sessions_of;
+use super::{MysqlStore, member_content, record, retried};
+use crate::app::StoreError;
+use crate::app::accounts::{AccountStore, Changed, Created, Credentials, PasswordChange};
+use crate::app::passwords::PasswordHash;
+use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
+use crate::domain::page::{Page, PageRequest};
+use crate::domain::token::SessionId;
+
+const MEMBERS: &str = "SELECT id, name FROM members \
+     WHERE ? = '' OR LOCATE(?, id_folded) > 0 OR LOCATE(?, LOWER(name)) > 0 \
+     ORDER BY id LIMIT ? OFFSET ?";
+const COUNT: &str = "SELECT COUNT(*) FROM members \
+     WHERE ? = '' OR LOCATE(?, id_folded) > 0 OR LOCATE(?, LOWER(name)) > 0";
+
+async fn find(
+    executor: impl MySqlExecutor<'_>,
+    id: &MemberId,
+) -> sqlx::Result<Option<Credentials>> {
+    let row: Option<(String, String, String)> =
+        sqlx::query_as("SELECT name, email, password_hash FROM members WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(executor)
+            .await?;
+    Ok(row.map(|(name, email, hash)| Credentials {
+        account: Account {
+            id: id.clone(),
+            name: Name::trusted(name),
+            email: Email::trusted(email),
+        },
+        hash: PasswordHash(hash),
+    }))
+}
+
+/// Removes the account and appends `events` and the fact: the last part of the transaction that has
+/// locked the member and removed what is the member's.
+pub(super) async fn remove_member(
+    conn: &mut MySqlConnection,
+    id: &MemberId,
+    mut events: Vec<Outgoing>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM members WHERE id = ?").bind(id.as_str()).execute(&mut *conn).await?;
+    // Last: whoever keeps something of the member is told after everything else is.
+    events.push(Outgoing::new(&DeleteUser { user_id: id.to_string() }, now));
+    record(conn, &events, now).await
+}
+
+impl MysqlStore {
+    async fn try_create(
+        &self,
+        credentials: &Credentials,
+        now: DateTime<Utc>,
+    ) -> Result<Created, StoreError> {
+        let Credentials { account, hash } = credentials;
+        // The unique key of folded ids is what decides between two at once.
+        let created = sqlx::query(
+            "INSERT INTO members (id, id_folded, name, email, password_hash, created_at, updated_at, \
+                 sessions_epoch) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, \
+                 (SELECT COALESCE(MAX(epoch), 0) FROM session_endings WHERE member_id = ?))",
+        )
+        .bind(account.id.as_str())
+        .bind(account.id.as_str().to_ascii_lowercase())
+        .bind(account.name.as_str())
+        .bind(account.email.as_str())
+        .bind(&hash.0)
+        .bind(to_micros(now))
+        .bind(to_micros(now))
+        // What is still to be ended of an account of this id that was deleted is not the new one's.
+        .bind(account.id.as_str())
+        .execute(self.db.writer())
+        .await;
+        match created {
+            Ok(_) => Ok(Created::Created),
+            Err(error) if is_unique_violation(&error) => Ok(Created::Taken),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn try_update_profile(
+        &self,
+        id: &MemberId,
+        change: &ProfileChange,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Account>, StoreError> {
+        let mut tx = self.db.write().await?;
+        if !lock_member(&mut tx, id.as_str()).await? {
+            return Ok(None);
+        }
+        let Some(Credentials { mut account, .. }) = find(&mut *tx, id).await? else {
+            return Ok(None);
+        };
+        if let Some(name) = &change.name {
+            account.name = name.clone();
+        }
+        if let Some(email) = &change.email {
+            account.email = email.clone();
+        }
+        sqlx::query("UPDATE members SET name = ?, email = ?, updated_at = ? WHERE id = ?")
+            .bind(account.name.as_str())
+            .bind(account.email.as_str())
+            .bind(to_micros(now))
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(Some(account))
+    }
+
+    async fn try_change_password(&self, change: &PasswordChange) -> Result<Changed, StoreError> {
+        let mut tx = self.db.write().await?;
+        let changed = sqlx::query(
+            "UPDATE members SET password_hash = ?, updated_at = ? \
+             WHERE id = ? AND password_hash = ?",
+        )
+        .bind(&change.replacement.0)
+        .bind(to_micros(change.now))
+        .bind(change.member.as_str())
+        .bind(&change.verified.0)
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+        if changed == 0 {
+            return Ok(Changed::Stale);
+        }
+        let mut ended = sessions_of(&mut *tx, &change.member).await?;
+        ended.retain(|session| *session != change.keep);
+        end_sessions(&mut tx, &ended, change.revoked_until).await?;
+        tx.commit().await?;
+        Ok(Changed::Changed { ended })
+    }
+
+    async fn try_delete(
+        &self,
+        id: &MemberId,
+        revoked_until: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<SessionId>>, StoreError> {
+        let mut tx = self.db.write().await?;
+        // From here on nobody places or writes anything for this member.
+        if !lock_member(&mut tx, id.as_str()).await? {
+            return Ok(None);
+        }
+        let ended = sessions_of(&mut *tx, id).await?;
+        let events = member_content::erase(&mut tx, id.as_str(), now).await?;
+        end_sessions(&mut tx, &ended, revoked_until).await?;
+        remove_member(&mut tx, id, events, now).await?;
+        tx.commit().await?;
+        self.committed();
+        Ok(Some(ended))
+    }
+
+    async fn read_members(
+        &self,
+        query: &str,
+        page: PageRequest,
+    ) -> Result<Page<Member>, StoreError> {
+        let total: i64 = sqlx::query_scalar(COUNT)
+            .bind(query)
+            .bind(query)
+            .bind(query)
+            .fetch_one(self.db.reader())
+            .await?;
+        let rows: Vec<(String, String)> = sqlx::query_as(MEMBERS)
+            .bind(query)
+            .bind(query)
+            .bind(query)
+            .bind(page.size())
+            .bind(page.offset())
+            .fetch_all(self.db.reader())
+            .await?;
+        let items = rows
+            .into_iter()
+            .map(|(id, name)| Member { id: MemberId::trusted(id), name: Name::trusted(name) })
+            .collect();
+        Ok(Page { items, total: total.unsigned_abs(), request: page })
+    }
+}
+
+#[async_trait]
+impl AccountStore for MysqlStore {
+    async fn create(
+        &self,
+        credentials: &Credentials,
+        now: DateTime<Utc>,
+    ) -> Result<Created, StoreError> {
+        retried!(self.try_create(credentials, now))
+    }
+
+    async fn is_taken(&self, id: &MemberId) -> Result<bool, StoreError> {
+        let found: Option<i64> = retried!(async {
+            Ok(sqlx::query_scalar("SELECT 1 FROM members WHERE id_folded = ?")
+                .bind(id.as_str().to_ascii_lowercase())
+                .fetch_optional(self.db.reader())
+                .await?)
+        })?;
+        Ok(found.is_some())
+    }
+
+    async fn member(&self, id: &MemberId) -> Result<Option<Member>, StoreError> {
+        let found = self.credentials(id).await?;
+        Ok(found.map(|Credentials { account, .. }| Member { id: account.id, name: account.name }))
+    }
+
+    async fn credentials(&self, id: &MemberId) -> Result<Option<Credentials>, StoreError> {
+        retried!(async { Ok(find(self.db.reader(), id).await?) })
+    }
+
+    async fn update_profile(
+        &self,
+        id: &MemberId,
+        change: &ProfileChange,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Account>, StoreError> {
+        retried!(self.try_update_profile(id, change, now))
+    }
+
+    async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError> {
+        retried!(self.try_change_password(&change))
+    }
+
+    async fn delete(
+        &self,
+        id: &MemberId,
+        revoked_until: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<SessionId>>, StoreError> {
+        retried!(self.try_delete(id, revoked_until, now))
+    }
+
+    async fn members(
+        &self,
+        query: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<Member>, StoreError> {
+        // Ids and names are ASCII or Hangul, so lowering ASCII is all the folding there is.
+        let query = query.unwrap_or_default().to_ascii_lowercase();
+        retried!(self.read_members(&query, page))
+    }
+}

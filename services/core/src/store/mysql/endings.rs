@@ -1,0 +1,239 @@
+//! The half of an account's change that concerns sessions kept elsewhere: the account's epoch, and
+//! the notes of sessions that are to be ended because of it.
+//!
+//! Sessions that were kept in this database before are removed with the change, too: they must not
+//! come back when it is asked for sessions again.
+
+use chrono::{DateTime, Utc};
+use sqlx::mysql::MySqlConnection;
+use tourin_shared_events::mysql::to_micros;
+
+use super::accounts::remove_member;
+use super::member_content::lock_member;
+use super::revocations::session_id;
+use super::{MysqlStore, member_content, retried, time};
+use crate::app::StoreError;
+use crate::app::accounts::PasswordChange;
+use crate::app::sessions::OpenSession;
+use crate::domain::account::MemberId;
+use crate::domain::token::SessionId;
+
+/// Notes that are dealt with at once.
+const PENDING: i64 = 100;
+
+/// Sessions to end because the account has changed.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct Ending {
+    /// Its row in the database.
+    pub(in crate::store) id: u64,
+    /// Whose sessions.
+    pub(in crate::store) member: MemberId,
+    /// Those that were opened below this epoch.
+    pub(in crate::store) epoch: i64,
+    /// The one that goes on.
+    pub(in crate::store) keep: Option<SessionId>,
+    /// When the account changed.
+    pub(in crate::store) noted_at: DateTime<Utc>,
+    /// Until when the ended sessions are to be remembered, if they end at once.
+    pub(in crate::store) revoked_until: DateTime<Utc>,
+}
+
+#[derive(sqlx::FromRow)]
+struct EndingRow {
+    id: u64,
+    member_id: String,
+    epoch: i64,
+    kept_session: Option<String>,
+    noted_at: i64,
+    revoked_until: i64,
+}
+
+/// Notes that the member's sessions below the account's epoch are to be ended.
+async fn note(
+    conn: &mut MySqlConnection,
+    member: &MemberId,
+    keep: Option<SessionId>,
+    revoked_until: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<Ending, StoreError> {
+    sqlx::query("DELETE FROM sessions WHERE member_id = ?")
+        .bind(member.as_str())
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query("UPDATE members SET sessions_epoch = sessions_epoch + 1 WHERE id = ?")
+        .bind(member.as_str())
+        .execute(&mut *conn)
+        .await?;
+    let epoch: i64 = sqlx::query_scalar("SELECT sessions_epoch FROM members WHERE id = ?")
+        .bind(member.as_str())
+        .fetch_one(&mut *conn)
+        .await?;
+    let noted = sqlx::query(
+        "INSERT INTO session_endings (member_id, epoch, kept_session, noted_at, revoked_until) \
+         VALUES (?, ?, ?, ?, ?)",
+    )
+    .bind(member.as_str())
+    .bind(epoch)
+    .bind(keep.map(|keep| keep.to_string()))
+    .bind(to_micros(now))
+    .bind(to_micros(revoked_until))
+    .execute(conn)
+    .await?;
+    let member = member.clone();
+    Ok(Ending { id: noted.last_insert_id(), member, epoch, keep, noted_at: now, revoked_until })
+}
+
+impl MysqlStore {
+    /// The account's epoch if the verified password is still its own; replaces the hash if a fresh
+    /// one is given.
+    pub(in crate::store) async fn verified_epoch(
+        &self,
+        open: &OpenSession,
+    ) -> Result<Option<i64>, StoreError> {
+        let known: Option<(String, i64)> = retried!(async {
+            Ok(sqlx::query_as("SELECT password_hash, sessions_epoch FROM members WHERE id = ?")
+                .bind(open.member.as_str())
+                .fetch_optional(self.db.reader())
+                .await?)
+        })?;
+        let Some((hash, epoch)) = known else {
+            return Ok(None);
+        };
+        if hash != open.verified.0 {
+            return Ok(None);
+        }
+        let Some(fresh) = &open.rehashed else {
+            return Ok(Some(epoch));
+        };
+        let replaced = retried!(async {
+            let replaced = sqlx::query(
+                "UPDATE members SET password_hash = ? WHERE id = ? AND password_hash = ?",
+            )
+            .bind(&fresh.0)
+            .bind(open.member.as_str())
+            .bind(&open.verified.0)
+            .execute(self.db.writer())
+            .await?;
+            Ok(replaced.rows_affected())
+        })?;
+        Ok((replaced > 0).then_some(epoch))
+    }
+
+    /// The account's epoch, raised to `known` if it is below, if the verified password is still the
+    /// account's.
+    pub(in crate::store) async fn raise_epoch(
+        &self,
+        open: &OpenSession,
+        known: i64,
+    ) -> Result<Option<i64>, StoreError> {
+        let hash = open.rehashed.as_ref().unwrap_or(&open.verified);
+        retried!(async {
+            let mut tx = self.db.write().await?;
+            let raised = sqlx::query(
+                "UPDATE members SET sessions_epoch = GREATEST(sessions_epoch, ?) \
+                 WHERE id = ? AND password_hash = ?",
+            )
+            .bind(known)
+            .bind(open.member.as_str())
+            .bind(&hash.0)
+            .execute(&mut *tx)
+            .await?;
+            if raised.rows_affected() == 0 {
+                return Ok(None);
+            }
+            let epoch = sqlx::query_scalar("SELECT sessions_epoch FROM members WHERE id = ?")
+                .bind(open.member.as_str())
+                .fetch_one(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            Ok(Some(epoch))
+        })
+    }
+
+    /// Changes the password and notes the sessions to be ended; `None` when the account is gone or
+    /// its password is another one now.
+    pub(in crate::store) async fn change_password_and_note(
+        &self,
+        change: &PasswordChange,
+    ) -> Result<Option<Ending>, StoreError> {
+        retried!(async {
+            let mut tx = self.db.write().await?;
+            let changed = sqlx::query(
+                "UPDATE members SET password_hash = ?, updated_at = ? \
+                 WHERE id = ? AND password_hash = ?",
+            )
+            .bind(&change.replacement.0)
+            .bind(to_micros(change.now))
+            .bind(change.member.as_str())
+            .bind(&change.verified.0)
+            .execute(&mut *tx)
+            .await?;
+            if changed.rows_affected() == 0 {
+                return Ok(None);
+            }
+            let keep = Some(change.keep);
+            let ending =
+                note(&mut tx, &change.member, keep, change.revoked_until, change.now).await?;
+            tx.commit().await?;
+            Ok(Some(ending))
+        })
+    }
+
+    /// Removes the account and what is the member's, and notes the sessions to be ended; `None`
+    /// when there is no such account.
+    pub(in crate::store) async fn delete_and_note(
+        &self,
+        id: &MemberId,
+        revoked_until: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Ending>, StoreError> {
+        retried!(async {
+            let mut tx = self.db.write().await?;
+            if !lock_member(&mut tx, id.as_str()).await? {
+                return Ok(None);
+            }
+            let events = member_content::erase(&mut tx, id.as_str(), now).await?;
+            let ending = note(&mut tx, id, None, revoked_until, now).await?;
+            remove_member(&mut tx, id, events, now).await?;
+            tx.commit().await?;
+            self.committed();
+            Ok(Some(ending))
+        })
+    }
+
+    /// The oldest of what is noted.
+    pub(in crate::store) async fn pending_endings(&self) -> Result<Vec<Ending>, StoreError> {
+        let rows: Vec<EndingRow> = retried!(async {
+            Ok(sqlx::query_as(
+                "SELECT id, member_id, epoch, kept_session, noted_at, revoked_until \
+                 FROM session_endings ORDER BY id LIMIT ?",
+            )
+            .bind(PENDING)
+            .fetch_all(self.db.reader())
+            .await?)
+        })?;
+        rows.into_iter().map(ending).collect()
+    }
+
+    /// Removes the note: the sessions are ended.
+    pub(in crate::store) async fn forget_ending(&self, ending: &Ending) -> Result<(), StoreError> {
+        retried!(async {
+            sqlx::query("DELETE FROM session_endings WHERE id = ?")
+                .bind(ending.id)
+                .execute(self.db.writer())
+                .await?;
+            Ok(())
+        })
+    }
+}
+
+fn ending(row: EndingRow) -> Result<Ending, StoreError> {
+    Ok(Ending {
+        id: row.id,
+        member: MemberId::trusted(row.member_id),
+        epoch: row.epoch,
+        keep: row.kept_session.as_deref().map(session_id).transpose()?,
+        noted_at: time(row.noted_at)?,
+        revoked_until: time(row.revoked_until)?,
+    })
+}

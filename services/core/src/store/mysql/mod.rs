@@ -1,0 +1,175 @@
+//! The store on a server: MySQL 8, or MariaDB 10.6 or newer.
+//!
+//! # Transactions
+//! Each method of a port is one transaction. Those that write run under READ COMMITTED and lock
+//! what they rely on, in this order: the member (shared; alone when the account itself changes), the
+//! session or the review, the log of revocations or the catalogue, and last the outbox. Where two
+//! still meet in a deadlock, the server rolls one back and it is run again, a bounded number of
+//! times ([`retried`]).
+//!
+//! # What SQL may be written here
+//! What MySQL 8 and MariaDB 10.6 both have; the tests run on MariaDB.
+//! - Collations: `utf8mb4_bin` or a binary type. `utf8mb4_0900_*` is MySQL's alone, `*_nopad_*`
+//!   MariaDB's; `utf8mb4_bin` sorts by code point on both, and pads with spaces on both.
+//! - No `RETURNING` (MariaDB's alone), no `INSERT ... AS new` (MySQL's alone): `VALUES(column)`.
+//! - Locks: `FOR UPDATE`, and `LOCK IN SHARE MODE` rather than `FOR SHARE` (MySQL's alone).
+//!   `SKIP LOCKED` is in both.
+//! - Lists by `JSON_TABLE`, first in a `STRAIGHT_JOIN`, with `FORCE INDEX` where the planner errs. No
+//!   `LATERAL`, no functional or descending index, no `JSON` column type, no `UUID` type.
+//! - Conditions like `(a, b) > (?, ?)` search no index on either: `a >= ? AND (a > ? OR b > ?)`.
+//! - What only one understands goes into a comment that is code to it: `/*M!100100 ... */`,
+//!   `/*!80000 ... */`.
+
+mod accounts;
+mod bookmarks;
+mod endings;
+mod grams;
+mod map;
+mod member_content;
+mod pages;
+mod resident;
+mod reviews;
+mod revision;
+mod revocations;
+mod search;
+mod sessions;
+mod spot_writes;
+mod spots;
+mod views;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use sqlx::mysql::MySqlConnection;
+use tourin_shared_events::events::Outgoing;
+use tourin_shared_events::mysql::{
+    Conflicts, Database, Migration, MysqlUrl, PoolSizes, bounded, from_micros,
+};
+use tourin_shared_events::outbox::{MysqlOutbox, Wake, mysql::append};
+
+pub(in crate::store) use self::endings::Ending;
+use self::resident::SearchMemory;
+pub use self::spots::MysqlSpots;
+#[cfg(test)]
+pub(in crate::store) use self::spots::explained;
+use super::errors::{engine_error, of_engine};
+use crate::app::StoreError;
+
+/// The steps of core's own schema; the outbox has its own, in the same database.
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        description: "accounts, sessions, revocations",
+        sql: include_str!("../../../migrations/mysql/0001_accounts.sql"),
+    },
+    Migration {
+        version: 2,
+        description: "spots, bookmarks, reviews",
+        sql: include_str!("../../../migrations/mysql/0002_spots.sql"),
+    },
+];
+
+/// Runs one attempt at a port's operation, and again while it meets a conflict: an operation that
+/// the server rolled back has done nothing. Bounded in attempts, and each of them in time.
+macro_rules! retried {
+    ($attempt:expr) => {{
+        let mut conflicts = super::Retries::default();
+        loop {
+            match tourin_shared_events::mysql::bounded($attempt).await {
+                Err(error) if conflicts.again(&error).await => {}
+                result => break result,
+            }
+        }
+    }};
+}
+use retried;
+
+/// The numbers of a JSON array as a table `w` with the columns `k`, counting from 1, and `v`: the
+/// way to hand over a list as one value. To be joined with STRAIGHT_JOIN, so that it is read first.
+macro_rules! numbers {
+    () => {
+        "JSON_TABLE(?, '$[*]' COLUMNS (k FOR ORDINALITY, v BIGINT PATH '$')) AS w"
+    };
+}
+use numbers;
+
+/// Core's ports on one database of a server. Clones share its connections.
+#[derive(Clone)]
+pub struct MysqlStore {
+    pub(crate) db: Database,
+    /// Wakes the outbox relay and whoever follows the feed; carries no data.
+    pub(crate) wake: Wake,
+    outbox: MysqlOutbox,
+    memory: SearchMemory,
+}
+
+impl MysqlStore {
+    /// Opens the database and brings its schema up to date. Waits for the server as long as it
+    /// takes; drop the future to give up.
+    ///
+    /// # Errors
+    /// When the address is none, the server refuses, or a migration fails.
+    pub async fn open(url: &MysqlUrl, sizes: PoolSizes, wake: Wake) -> anyhow::Result<Self> {
+        Self::on(Database::open(url, sizes).await?, wake).await
+    }
+
+    /// Brings the schema of an open database up to date.
+    ///
+    /// # Errors
+    /// When a migration fails.
+    pub async fn on(db: Database, wake: Wake) -> anyhow::Result<Self> {
+        db.migrate(MIGRATIONS, "core_migrations").await?;
+        let outbox = MysqlOutbox::open(db.clone()).await.context("the outbox")?;
+        Ok(Self { db, wake, outbox, memory: SearchMemory::default() })
+    }
+
+    /// The outbox that this store's transactions append to.
+    pub fn outbox(&self) -> MysqlOutbox {
+        self.outbox.clone()
+    }
+
+    /// Asks the database for an answer, to know whether it gives one.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        Ok(bounded(self.db.probe()).await?)
+    }
+
+    /// Closes the connections once they are given back.
+    pub async fn close(&self) {
+        self.db.close().await;
+    }
+
+    /// Tells the relay that a transaction with events has committed.
+    pub(crate) fn committed(&self) {
+        self.wake.notify();
+    }
+}
+
+/// Counts the conflicts of one operation.
+#[derive(Default)]
+struct Retries(Conflicts);
+
+impl Retries {
+    async fn again(&mut self, error: &StoreError) -> bool {
+        match engine_error(error) {
+            Some(error) => self.0.again(error).await,
+            None => false,
+        }
+    }
+}
+
+/// A stored time; one that no date can be is a fault.
+fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
+    from_micros(micros).map_err(StoreError::Failed)
+}
+
+/// Appends events to the outbox, inside the transaction of the change that they tell of. The last
+/// thing before the commit.
+async fn record(
+    conn: &mut MySqlConnection,
+    events: &[Outgoing],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    append(conn, events, now).await.map_err(of_engine)
+}

@@ -1,0 +1,99 @@
+//! The stream of revocations as the numbered log that core serves over HTTP, for gateways that are
+//! not told where Redis is.
+
+use chrono::{DateTime, Utc};
+
+use super::operations::time;
+use super::{RedisSessions, garbled};
+use crate::app::StoreError;
+use crate::app::revocations::{Revocation, RevocationPage};
+use crate::domain::token::SessionId;
+
+/// An entry's id is a time in milliseconds and a number within it, of which this many bits are kept:
+/// four million endings in a millisecond, and times until the year 2109.
+const NUMBER_BITS: u32 = 22;
+const NUMBERS: u64 = 1 << NUMBER_BITS;
+/// Entries that one script of the pruner removes at most, so that nobody waits for it for long.
+const PRUNED_AT_ONCE: u64 = 1_000;
+
+/// An entry as Redis gives it: its id, then fields and values by turns.
+type RawEntry = (String, Vec<String>);
+
+impl RedisSessions {
+    pub(super) async fn page_after(
+        &self,
+        after: u64,
+        limit: u32,
+        now: DateTime<Utc>,
+    ) -> Result<RevocationPage, StoreError> {
+        let mut page = RevocationPage { log_id: String::new(), next: after, entries: Vec::new() };
+        let mut place = after;
+        // Expired entries are left out, and the pruner soon removes them: few rounds.
+        loop {
+            let mut call = self.call(&self.scripts.page);
+            call.arg(format!("({}-{}", place / NUMBERS, place % NUMBERS)).arg(limit);
+            let (log_id, raw): (String, Vec<RawEntry>) = self.run(&call).await?;
+            page.log_id = log_id;
+            let is_end = raw.len() < usize::try_from(limit).unwrap_or(usize::MAX);
+            for entry in raw {
+                let entry = read(&entry)?;
+                place = entry.seq;
+                if entry.until > now {
+                    page.entries.push(entry);
+                }
+            }
+            if is_end || !page.entries.is_empty() {
+                page.next = page.entries.last().map_or(after, |last| last.seq);
+                return Ok(page);
+            }
+        }
+    }
+
+    pub(super) async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
+        let mut pruned = 0;
+        loop {
+            let mut call = self.call(&self.scripts.prune);
+            call.arg(now.timestamp_micros()).arg(PRUNED_AT_ONCE);
+            let batch: u64 = self.run(&call).await?;
+            pruned += batch;
+            if batch < PRUNED_AT_ONCE {
+                return Ok(pruned);
+            }
+        }
+    }
+}
+
+fn read((id, fields): &RawEntry) -> Result<Revocation, StoreError> {
+    let field = |name: &str| {
+        let mut pairs = fields.chunks_exact(2);
+        pairs.find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
+    };
+    let session = field("session").and_then(SessionId::parse);
+    let until = field("until").ok_or_else(|| garbled("a revocation"))?;
+    Ok(Revocation {
+        seq: number(id).ok_or_else(|| garbled("a revocation's id"))?,
+        session: session.ok_or_else(|| garbled("a revocation's session"))?,
+        until: time(until.as_bytes())?,
+    })
+}
+
+fn number(id: &str) -> Option<u64> {
+    let (ms, number) = id.split_once('-')?;
+    let (ms, number): (u64, u64) = (ms.parse().ok()?, number.parse().ok()?);
+    Some(ms.saturating_mul(NUMBERS).saturating_add(number.min(NUMBERS - 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_in_the_order_of_ids() {
+        let ids = ["0-1", "1-0", "1-9", "1-10", "1800000000000-0", "1800000000000-4194303"];
+        let places: Vec<_> = ids.iter().map(|id| number(id).unwrap()).collect();
+        assert!(places.is_sorted_by(|one, other| one < other), "{places:?}");
+        let last = places[5];
+        assert_eq!(format!("{}-{}", last / NUMBERS, last % NUMBERS), ids[5]);
+        assert_eq!(number("nonsense"), None);
+    }
+}

@@ -1,0 +1,255 @@
+//! Sessions, refresh tokens and revocations on Redis 7, beside accounts on MySQL.
+//!
+//! `docs/decisions/0008-sessions-on-redis.md` says why it is so, and what of it the gateway reads.
+//! With `PREFIX` for the prefix of the settings, every key begins with `{PREFIX}:`, so that all are
+//! in one slot of a cluster and one script may end a session and tell of it:
+//!
+//! | key | type | what | lives |
+//! |---|---|---|---|
+//! | `session:<id>` | hash | `member`, `started`, `renewed`, `epoch`, digests of the `current` token and the `previous` one, `grace_until` | as the session |
+//! | `token:<digest>` | string | the session whose refresh token it is, used or not | to the session's absolute end |
+//! | `family:<id>` | list | digests of the session's tokens, the oldest first | the same |
+//! | `salt:<id>` | string | derives the current token from the previous one | the grace, and a second |
+//! | `member:<id>` | sorted set | the member's sessions by their start | to the last one's absolute end |
+//! | `epoch:<id>` | string | sessions of the member below it are over | a day after it was raised |
+//! | `revocations` | stream | the sessions ended before their tokens expire | for ever; entries until they expire |
+//! | `log` | string | the stream's identity | as the stream |
+//!
+//! Times are microseconds since the epoch. Every operation is one script.
+//!
+//! What Redis has confirmed is as safe as its persistence: with `appendfsync everysec` a crash of
+//! the server itself can cost the last second, log-outs among it. `maxmemory-policy` must be
+//! `noeviction`: an evicted entry is a session that goes on.
+
+mod endings;
+mod log;
+mod operations;
+mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
+use redis::{
+    Client, ErrorKind, FromRedisValue, IntoConnectionInfo as _, RedisError, Script,
+    ScriptInvocation, ServerErrorKind,
+};
+use tourin_chassis::config::ServerUrl;
+use tourin_shared_events::backoff::Backoff;
+use uuid::Uuid;
+
+pub use self::endings::Endings;
+pub use self::store::MysqlRedisStore;
+use crate::app::StoreError;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// How long an answer may take. A script goes on in the server after that, whole.
+const RESPONSE_TIMEOUT_MS: u64 = 2_000;
+/// The longest wait between two attempts of the connection to heal itself.
+const RECONNECT_MAX_MS: u64 = 500;
+/// Attempts of the connection to heal itself before waiting callers are told.
+const RECONNECT_ATTEMPTS: usize = 1;
+/// How long the other side may be silent before the connection counts as broken: no answer within
+/// the time above ends no connection, for the script may only be slow.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How often a quiet connection is asked then whether the other side is still there.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(1);
+/// Commands in flight on the connection; more wait for their turn.
+const IN_FLIGHT: usize = 1_024;
+/// The waits between attempts to reach the server at the start.
+const START_BACKOFF: Backoff =
+    Backoff { base: Duration::from_millis(200), max: Duration::from_millis(5_000), jitter: 0.5 };
+
+/// The sessions' side of the store. Clones share its connection.
+#[derive(Clone)]
+pub(crate) struct RedisSessions {
+    connection: ConnectionManager,
+    address: String,
+    keys: Keys,
+    scripts: Arc<Scripts>,
+}
+
+/// Names of keys.
+#[derive(Clone)]
+struct Keys {
+    base: String,
+    stream: String,
+    log: String,
+}
+
+struct Scripts {
+    open: Script,
+    rotate: Script,
+    end: Script,
+    settle: Script,
+    page: Script,
+    prune: Script,
+}
+
+impl Scripts {
+    fn new() -> Self {
+        macro_rules! script {
+            ($file:literal) => {
+                Script::new(concat!(
+                    include_str!("scripts/common.lua"),
+                    include_str!(concat!("scripts/", $file))
+                ))
+            };
+        }
+        Self {
+            open: script!("open.lua"),
+            rotate: script!("rotate.lua"),
+            end: script!("end.lua"),
+            settle: script!("settle.lua"),
+            page: script!("page.lua"),
+            prune: script!("prune.lua"),
+        }
+    }
+}
+
+impl RedisSessions {
+    /// Sessions under `prefix` on the Redis at `url`. Nothing is sent before the first use.
+    ///
+    /// # Errors
+    /// When the URL is not one of Redis, or the prefix would put keys into different slots. Names
+    /// the flag and does not repeat the URL.
+    pub(crate) fn new(url: &ServerUrl, prefix: &str) -> anyhow::Result<Self> {
+        let server = url.expose().into_connection_info().ok().context(
+            "--redis-url: expected redis://[user:password@]host[:port][/database], or rediss:// for TLS",
+        )?;
+        ensure!(
+            !prefix.is_empty() && !prefix.contains(['{', '}']),
+            "--session-redis-prefix {prefix:?}: expected a text without braces"
+        );
+        let address = server.addr().to_string();
+        let client = Client::open(server.set_tcp_settings(tcp_settings()))
+            .context("cannot set the connection to Redis up")?;
+        let settings = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(Duration::from_millis(CONNECT_TIMEOUT_MS)))
+            .set_response_timeout(Some(Duration::from_millis(RESPONSE_TIMEOUT_MS)))
+            .set_max_delay(Duration::from_millis(RECONNECT_MAX_MS))
+            .set_number_of_retries(RECONNECT_ATTEMPTS)
+            .set_concurrency_limit(IN_FLIGHT);
+        let connection = ConnectionManager::new_lazy_with_config(client, settings)
+            .context("cannot set the connection to Redis up")?;
+        let base = format!("{{{prefix}}}:");
+        let keys = Keys { stream: format!("{base}revocations"), log: format!("{base}log"), base };
+        Ok(Self { connection, address, keys, scripts: Arc::new(Scripts::new()) })
+    }
+
+    /// Host and port, without credentials.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Waits until the server answers, as long as it takes; drop the future to give up.
+    ///
+    /// # Errors
+    /// When it answers that we may not come in.
+    pub(crate) async fn wait(&self) -> anyhow::Result<()> {
+        let mut failures = 0;
+        while let Err(error) = self.ping().await {
+            if error.kind() == ErrorKind::AuthenticationFailed {
+                return Err(anyhow::Error::new(error).context("--redis-url"));
+            }
+            failures += 1;
+            tracing::warn!(server = "redis", address = self.address, %error, "waiting for server");
+            tokio::time::sleep(START_BACKOFF.after(failures)).await;
+        }
+        self.warn_of_eviction().await;
+        Ok(())
+    }
+
+    /// Asks the server for an answer, to know whether it gives one.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(crate) async fn probe(&self) -> Result<(), StoreError> {
+        self.ping().await.map_err(failed)
+    }
+
+    async fn ping(&self) -> Result<(), RedisError> {
+        redis::cmd("PING").query_async::<()>(&mut self.connection.clone()).await
+    }
+
+    async fn warn_of_eviction(&self) {
+        let mut connection = self.connection.clone();
+        let info = redis::cmd("INFO").arg("memory").query_async::<String>(&mut connection).await;
+        // Some hosted Redis forbids INFO; then nobody can tell.
+        let Ok(info) = info else { return };
+        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+        if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
+            tracing::warn!(
+                policy,
+                "redis may evict sessions and revocations: set maxmemory-policy to noeviction"
+            );
+        }
+    }
+
+    /// A call of `script` with what all of them begin with.
+    fn call<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
+        let mut call = script.prepare_invoke();
+        call.key(&self.keys.stream).key(&self.keys.log);
+        call.arg(&self.keys.base).arg(Uuid::new_v4().simple().to_string());
+        call
+    }
+
+    /// Sends a command that changes nothing; as [`RedisSessions::run`].
+    async fn ask<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
+        match command.query_async(&mut self.connection.clone()).await {
+            Err(error) if error.is_connection_dropped() => {
+                command.query_async(&mut self.connection.clone()).await.map_err(failed)
+            }
+            result => result.map_err(failed),
+        }
+    }
+
+    /// Runs a script. Once more when the connection turns out to be broken: every script bears being
+    /// run again, and a restart between two requests is nobody's error.
+    async fn run<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, StoreError> {
+        match call.invoke_async(&mut self.connection.clone()).await {
+            Err(error) if error.is_connection_dropped() => {
+                call.invoke_async(&mut self.connection.clone()).await.map_err(failed)
+            }
+            result => result.map_err(failed),
+        }
+    }
+}
+
+/// A server that vanished without a word (its machine, a firewall's memory) is noticed by the system,
+/// which ends the connection; only then is a new one made.
+fn tcp_settings() -> TcpSettings {
+    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(KEEPALIVE_EVERY);
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    // Where it is missing, what was sent and not received is given up by the system's own bounds.
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(SILENCE);
+    settings
+}
+
+/// Whether trying again later may help.
+fn is_down(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
+    error.is_io_error()
+        || matches!(
+            error.kind(),
+            ErrorKind::AuthenticationFailed
+                | ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain)
+        )
+        || matches!(error.code(), Some("OOM" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "BUSY"))
+}
+
+fn failed(error: RedisError) -> StoreError {
+    let is_down = is_down(&error);
+    let error = anyhow::Error::new(error).context("redis");
+    if is_down { StoreError::Unavailable(error) } else { StoreError::Failed(error) }
+}
+
+/// An answer that no script of ours gives.
+fn garbled(what: &'static str) -> StoreError {
+    StoreError::Failed(anyhow::anyhow!("redis: {what} does not read"))
+}

@@ -1,0 +1,163 @@
+//! What can be done to sessions in Redis, each in one script.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{RedisSessions, garbled};
+use crate::app::StoreError;
+use crate::app::sessions::{OpenSession, Rotation};
+use crate::domain::account::MemberId;
+use crate::domain::session::{SessionPolicy, SessionTimes};
+use crate::domain::token::{Salt, SessionId, TokenHash};
+use crate::store::mysql::Ending;
+
+/// How long a raised epoch is remembered: longer than any log-in can be on its way that has read
+/// the account before it was raised.
+const EPOCH_MS: i64 = 24 * 3_600 * 1_000;
+
+/// What became of a session to open.
+pub(super) enum OpenedAt {
+    /// It is open; these were ended to make room.
+    Open(Vec<SessionId>),
+    /// The member's sessions at the account's epoch are over: it has been raised to this one.
+    Behind(i64),
+}
+
+impl RedisSessions {
+    pub(super) async fn open(
+        &self,
+        open: &OpenSession,
+        epoch: i64,
+        policy: &SessionPolicy,
+    ) -> Result<OpenedAt, StoreError> {
+        let times = SessionTimes { started_at: open.now, renewed_at: open.now };
+        let mut call = self.call(&self.scripts.open);
+        call.arg(open.member.as_str()).arg(open.session.to_string());
+        call.arg(open.token.0.as_slice()).arg(open.now.timestamp_micros()).arg(epoch);
+        call.arg(policy.per_member.max(1));
+        call.arg(millis(policy.expires_at(&times) - open.now)).arg(millis(policy.absolute));
+        call.arg(policy.revoked_until(open.now).timestamp_micros());
+        let outcome: Vec<String> = self.run(&call).await?;
+        match outcome.split_first() {
+            Some((word, ended)) if word == "open" => Ok(OpenedAt::Open(sessions(ended)?)),
+            Some((word, [known])) if word == "behind" => {
+                known.parse().map(OpenedAt::Behind).map_err(|_| garbled("an epoch"))
+            }
+            _ => Err(garbled("the answer to an opening")),
+        }
+    }
+
+    pub(super) async fn rotate(
+        &self,
+        presented: &TokenHash,
+        (salt, successor): (&Salt, &TokenHash),
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Rotation, StoreError> {
+        let mut call = self.call(&self.scripts.rotate);
+        call.arg(presented.0.as_slice()).arg(successor.0.as_slice()).arg(salt.0.as_slice());
+        call.arg(now.timestamp_micros()).arg(micros(policy.absolute)).arg(micros(policy.idle));
+        call.arg(micros(policy.grace)).arg(policy.remembered_tokens.max(1));
+        call.arg(policy.revoked_until(now).timestamp_micros());
+        let outcome: Vec<Vec<u8>> = self.run(&call).await?;
+        let outcome: Vec<&[u8]> = outcome.iter().map(Vec::as_slice).collect();
+        match *outcome.as_slice() {
+            [b"unknown"] => Ok(Rotation::Unknown),
+            [b"expired"] => Ok(Rotation::Expired),
+            [b"reused", id] => Ok(Rotation::Reused { session: session(id)? }),
+            [b"rotated", owner, id, started] => Ok(Rotation::Rotated {
+                member: member(owner)?,
+                session: session(id)?,
+                times: SessionTimes { started_at: time(started)?, renewed_at: now },
+            }),
+            [b"repeated", owner, id, started, renewed, salt] => Ok(Rotation::Repeated {
+                member: member(owner)?,
+                session: session(id)?,
+                times: SessionTimes { started_at: time(started)?, renewed_at: time(renewed)? },
+                salt: Salt(salt.try_into().map_err(|_| garbled("a salt"))?),
+            }),
+            _ => Err(garbled("the answer to a rotation")),
+        }
+    }
+
+    /// The times of a session of the member, if Redis has it.
+    pub(super) async fn session(
+        &self,
+        owner: &MemberId,
+        id: SessionId,
+    ) -> Result<Option<SessionTimes>, StoreError> {
+        let mut look = redis::cmd("HMGET");
+        look.arg(format!("{}session:{id}", self.keys.base));
+        look.arg("member").arg("started").arg("renewed");
+        let (of, started, renewed): (Option<String>, Option<String>, Option<String>) =
+            self.ask(&look).await?;
+        match (of, started, renewed) {
+            (Some(of), Some(started), Some(renewed)) if of == owner.as_str() => {
+                let (started, renewed) = (time(started.as_bytes())?, time(renewed.as_bytes())?);
+                Ok(Some(SessionTimes { started_at: started, renewed_at: renewed }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) async fn end(
+        &self,
+        owner: &MemberId,
+        id: SessionId,
+        everywhere: bool,
+        revoked_until: DateTime<Utc>,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let mut call = self.call(&self.scripts.end);
+        call.arg(owner.as_str()).arg(id.to_string()).arg(u8::from(everywhere));
+        call.arg(revoked_until.timestamp_micros());
+        let ended: Vec<String> = self.run(&call).await?;
+        sessions(&ended)
+    }
+
+    /// Does what the account's change asks for; says which sessions it ended.
+    pub(super) async fn settle(
+        &self,
+        ending: &Ending,
+        revoked_until: DateTime<Utc>,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let keep = ending.keep.map(|keep| keep.to_string()).unwrap_or_default();
+        let mut call = self.call(&self.scripts.settle);
+        call.arg(ending.member.as_str()).arg(ending.epoch).arg(keep);
+        call.arg(revoked_until.timestamp_micros()).arg(EPOCH_MS);
+        let ended: Vec<String> = self.run(&call).await?;
+        sessions(&ended)
+    }
+}
+
+fn sessions(ids: &[String]) -> Result<Vec<SessionId>, StoreError> {
+    ids.iter().map(|id| session(id.as_bytes())).collect()
+}
+
+fn session(id: &[u8]) -> Result<SessionId, StoreError> {
+    text(id).and_then(SessionId::parse).ok_or_else(|| garbled("a session's id"))
+}
+
+fn member(id: &[u8]) -> Result<MemberId, StoreError> {
+    let id = text(id).ok_or_else(|| garbled("a member's id"))?;
+    Ok(MemberId::trusted(id.to_owned()))
+}
+
+pub(super) fn time(micros: &[u8]) -> Result<DateTime<Utc>, StoreError> {
+    text(micros)
+        .and_then(|micros| micros.parse().ok())
+        .and_then(DateTime::from_timestamp_micros)
+        .ok_or_else(|| garbled("a time"))
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+/// At least one: nothing lives for no time.
+fn millis(span: TimeDelta) -> i64 {
+    span.num_milliseconds().max(1)
+}
+
+/// A span in microseconds; one that does not fit is the longest that does.
+fn micros(span: TimeDelta) -> i64 {
+    span.num_microseconds().unwrap_or(i64::MAX)
+}

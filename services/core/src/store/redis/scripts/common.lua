@@ -1,0 +1,44 @@
+-- What all scripts begin with. Their other keys are named here and not handed over: all have the
+-- tag of these two, and with it the one slot.
+local stream, log = KEYS[1], KEYS[2]
+local base, new_log = ARGV[1], ARGV[2]
+
+local function key(kind, name)
+  return base .. kind .. ':' .. name
+end
+
+-- Forgets a session with its tokens.
+local function drop(session, member)
+  local family = key('family', session)
+  for _, token in ipairs(redis.call('LRANGE', family, 0, -1)) do
+    redis.call('UNLINK', key('token', token))
+  end
+  redis.call('UNLINK', key('session', session), key('salt', session), family)
+  redis.call('ZREM', key('member', member), session)
+end
+
+-- Forgets a session and tells the gateways, which remember it until its last token has expired.
+local function finish(session, member, until_us)
+  drop(session, member)
+  redis.call('SET', log, new_log, 'NX')
+  redis.call('XADD', stream, 'MAXLEN', '~', 400000, '*', 'session', session, 'until', until_us)
+end
+
+-- The member's sessions that Redis still has, the newest first.
+local function sessions_of(member)
+  local sessions = {}
+  for _, session in ipairs(redis.call('ZREVRANGE', key('member', member), 0, -1)) do
+    if redis.call('EXISTS', key('session', session)) == 1 then
+      sessions[#sessions + 1] = session
+    else
+      redis.call('ZREM', key('member', member), session)
+    end
+  end
+  return sessions
+end
+
+-- The epoch below which the member's sessions are over.
+local function epoch_of(member)
+  return redis.call('GET', key('epoch', member)) or '0'
+end
+

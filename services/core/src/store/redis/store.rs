@@ -1,0 +1,235 @@
+//! The ports of accounts, sessions and revocations over both: accounts in MySQL, the rest in Redis.
+//!
+//! # Two stores, one truth
+//! The account's row in MySQL has an epoch, which grows when all its sessions end at once: with the
+//! password, with the account. Every session carries the epoch that the account had when its
+//! password was verified, and Redis lets none open below the epoch that it knows of the member. So
+//! a log-in that has read the old password opens nothing once the change has reached Redis, and
+//! what it opened before is ended by the change.
+//!
+//! An epoch that Redis knows comes from a change that MySQL has committed. If the account, read
+//! after that, has a lower one and still the verified password, it is another account of the same
+//! id, made after the first was deleted; it takes the known epoch over.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tourin_chassis::clock::SharedClock;
+
+use super::RedisSessions;
+use super::operations::OpenedAt;
+use crate::app::StoreError;
+use crate::app::accounts::{AccountStore, Changed, Created, Credentials, PasswordChange};
+use crate::app::revocations::{RevocationLog, RevocationPage};
+use crate::app::sessions::{OpenSession, Opened, Rotation, SessionStore};
+use crate::domain::account::{Account, Member, MemberId, ProfileChange};
+use crate::domain::page::{Page, PageRequest};
+use crate::domain::session::SessionPolicy;
+use crate::domain::token::{Salt, SessionId, TokenHash};
+use crate::store::mysql::{Ending, MysqlStore};
+
+/// Attempts to open a session while its account's epoch keeps being raised.
+const OPEN_ATTEMPTS: usize = 4;
+
+/// Accounts in MySQL, sessions and revocations in Redis. Clones share the connections.
+#[derive(Clone)]
+pub struct MysqlRedisStore {
+    mysql: MysqlStore,
+    redis: RedisSessions,
+    clock: SharedClock,
+}
+
+impl MysqlRedisStore {
+    pub(crate) fn new(mysql: MysqlStore, redis: RedisSessions, clock: SharedClock) -> Self {
+        Self { mysql, redis, clock }
+    }
+
+    /// Where everything but sessions and revocations is.
+    pub fn mysql(&self) -> &MysqlStore {
+        &self.mysql
+    }
+
+    /// Asks Redis for an answer, to know whether it gives one.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn probe_redis(&self) -> Result<(), StoreError> {
+        self.redis.probe().await
+    }
+
+    /// Ends the sessions of accounts whose change was committed and left at that; says of how many
+    /// changes.
+    ///
+    /// # Errors
+    /// [`StoreError`]. What was not done yet is still noted.
+    pub async fn settle_pending(&self) -> Result<u64, StoreError> {
+        let mut settled = 0;
+        for ending in self.mysql.pending_endings().await? {
+            // Their tokens may have been renewed since the change, so the time counts from now.
+            let lasts = ending.revoked_until - ending.noted_at;
+            let until = ending.revoked_until.max(self.clock.now() + lasts);
+            self.settle(&ending, until).await?;
+            settled += 1;
+        }
+        Ok(settled)
+    }
+
+    async fn settle(
+        &self,
+        ending: &Ending,
+        revoked_until: DateTime<Utc>,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let ended = self.redis.settle(ending, revoked_until).await?;
+        self.mysql.forget_ending(ending).await?;
+        Ok(ended)
+    }
+
+    /// The same right after the commit: the change is made, so a failure only means that the
+    /// sessions end a little later.
+    async fn settle_now(&self, ending: &Ending) -> Vec<SessionId> {
+        match self.redis.settle(ending, ending.revoked_until).await {
+            Ok(ended) => {
+                if let Err(error) = self.mysql.forget_ending(ending).await {
+                    tracing::warn!(%error, "sessions that are ended will be ended again");
+                }
+                ended
+            }
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(error, "the sessions of a changed account are not ended yet");
+                Vec::new()
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl SessionStore for MysqlRedisStore {
+    async fn open(&self, open: OpenSession, policy: &SessionPolicy) -> Result<Opened, StoreError> {
+        let mut epoch = self.mysql.verified_epoch(&open).await?;
+        for _ in 0..OPEN_ATTEMPTS {
+            let Some(of_account) = epoch else {
+                return Ok(Opened::Stale);
+            };
+            match self.redis.open(&open, of_account, policy).await? {
+                OpenedAt::Open(ended) => return Ok(Opened::Open { ended }),
+                OpenedAt::Behind(known) => epoch = self.mysql.raise_epoch(&open, known).await?,
+            }
+        }
+        Err(StoreError::Unavailable(anyhow::anyhow!("the account keeps changing")))
+    }
+
+    async fn rotate(
+        &self,
+        presented: &TokenHash,
+        salt: &Salt,
+        successor: &TokenHash,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Rotation, StoreError> {
+        self.redis.rotate(presented, (salt, successor), policy, now).await
+    }
+
+    async fn account(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Account>, StoreError> {
+        let times = self.redis.session(member, session).await?;
+        if times.is_none_or(|times| now >= policy.expires_at(&times)) {
+            return Ok(None);
+        }
+        Ok(self.mysql.credentials(member).await?.map(|credentials| credentials.account))
+    }
+
+    async fn end(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        everywhere: bool,
+        revoked_until: DateTime<Utc>,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        self.redis.end(member, session, everywhere, revoked_until).await
+    }
+
+    /// Everything expires by itself.
+    async fn prune(&self, _: &SessionPolicy, _: DateTime<Utc>) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+#[async_trait]
+impl RevocationLog for MysqlRedisStore {
+    async fn page_after(
+        &self,
+        after: u64,
+        limit: u32,
+        now: DateTime<Utc>,
+    ) -> Result<RevocationPage, StoreError> {
+        self.redis.page_after(after, limit, now).await
+    }
+
+    async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
+        self.redis.prune_expired(now).await
+    }
+}
+
+#[async_trait]
+impl AccountStore for MysqlRedisStore {
+    async fn create(
+        &self,
+        credentials: &Credentials,
+        now: DateTime<Utc>,
+    ) -> Result<Created, StoreError> {
+        self.mysql.create(credentials, now).await
+    }
+
+    async fn is_taken(&self, id: &MemberId) -> Result<bool, StoreError> {
+        self.mysql.is_taken(id).await
+    }
+
+    async fn member(&self, id: &MemberId) -> Result<Option<Member>, StoreError> {
+        self.mysql.member(id).await
+    }
+
+    async fn credentials(&self, id: &MemberId) -> Result<Option<Credentials>, StoreError> {
+        self.mysql.credentials(id).await
+    }
+
+    async fn update_profile(
+        &self,
+        id: &MemberId,
+        change: &ProfileChange,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Account>, StoreError> {
+        self.mysql.update_profile(id, change, now).await
+    }
+
+    async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError> {
+        match self.mysql.change_password_and_note(&change).await? {
+            Some(ending) => Ok(Changed::Changed { ended: self.settle_now(&ending).await }),
+            None => Ok(Changed::Stale),
+        }
+    }
+
+    async fn delete(
+        &self,
+        id: &MemberId,
+        revoked_until: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<SessionId>>, StoreError> {
+        match self.mysql.delete_and_note(id, revoked_until, now).await? {
+            Some(ending) => Ok(Some(self.settle_now(&ending).await)),
+            None => Ok(None),
+        }
+    }
+
+    async fn members(
+        &self,
+        query: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<Member>, StoreError> {
+        self.mysql.members(query, page).await
+    }
+}

@@ -1,0 +1,53 @@
+//! The service before its database is there: alive, not ready, and saying what it waits for.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::any;
+use tokio::net::TcpListener;
+use tourin_chassis::health::Health;
+use tourin_chassis::http::{ApiError, HttpLimits, serve, service_router};
+use tourin_chassis::identity::IdentityVerifier;
+use tourin_chassis::shutdown::Shutdown;
+
+use crate::SERVICE;
+
+/// How long answers that are under way may take when the database is there.
+const HAND_OVER: Duration = Duration::from_millis(200);
+
+/// Two handles of one listening socket: what one does not accept, the other does.
+pub(crate) fn share(listener: TcpListener) -> std::io::Result<(TcpListener, TcpListener)> {
+    let listener = listener.into_std()?;
+    let other = TcpListener::from_std(listener.try_clone()?)?;
+    Ok((TcpListener::from_std(listener)?, other))
+}
+
+/// Answers until `opening` is done: `/healthz` that the process is alive, `/readyz` what it waits
+/// for, and everything else 503 with `Retry-After`.
+pub(crate) async fn answer_meanwhile<T>(
+    listener: TcpListener,
+    verifier: IdentityVerifier,
+    waits_for: &str,
+    opening: impl Future<Output = T>,
+) -> T {
+    let health = Health::new();
+    health.register("database").set_unready(format!("waiting for {waits_for}"));
+    let routes = Router::new().route("/", any(not_yet)).route("/{*path}", any(not_yet));
+    let limits = HttpLimits::default();
+    let router = service_router(SERVICE, routes, verifier, health, &limits);
+    let opened = Shutdown::new();
+    let serving = serve(listener, router, &limits, opened.clone(), HAND_OVER);
+    let (served, result) = tokio::join!(serving, async {
+        let result = opening.await;
+        opened.begin();
+        result
+    });
+    if let Err(error) = served {
+        tracing::warn!(%error, "could not answer while waiting for the database");
+    }
+    result
+}
+
+async fn not_yet() -> ApiError {
+    ApiError::unavailable("the service is starting; try again", Duration::from_secs(1))
+}

@@ -1,0 +1,68 @@
+//! RabbitMQ goes away.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::bus::{Binding, Deliveries, Settlement, Subscriber as _, Subscription};
+
+use super::bed::Bed;
+use super::running::{RECOVERY, Running, hana, settings};
+
+async fn next_spot(deliveries: &mut Deliveries) -> String {
+    let limit = RECOVERY;
+    let delivery = timeout(limit, deliveries.next()).await.expect("no event in time").unwrap();
+    let event: serde_json::Value = serde_json::from_slice(&delivery.body).unwrap();
+    delivery.settle(Settlement::Ack).await.unwrap();
+    event["data"]["tourspot_id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
+    let bed = Bed::with("amqp").await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path(), &["--amqp-prefix", "t1."]);
+    settings.events.amqp_url = Some(bed.url.parse().unwrap());
+
+    let mut reader = RabbitSettings::new(bed.url.parse().unwrap());
+    reader.prefix = "t1.".to_owned();
+    let bus = RabbitBus::start(reader);
+    let mut deliveries = bus
+        .subscribe(Subscription {
+            queue: "reader".to_owned(),
+            bindings: vec![Binding::new("event.user.ex", "user.bookmarkTourspot")],
+            prefetch: 10,
+            shards: 2,
+        })
+        .await
+        .unwrap();
+
+    let core = Running::start(settings).await;
+    assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
+    assert_eq!(core.bookmark("hana12345", 1).await.status(), 201);
+    assert_eq!(next_spot(&mut deliveries).await, "1");
+
+    // RabbitMQ 3.10 does not bring a quorum queue back that it was making a moment before it was killed: whoever asks
+    // for it gets no answer. There is nothing to see that tells when it is safe.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    bed.tell("kill").await;
+    assert!(timeout(RECOVERY, bus.wait_until_connected(false)).await.unwrap());
+    for spot in 2..=4 {
+        assert_eq!(core.bookmark("hana12345", spot).await.status(), 201, "core goes on");
+    }
+    let (status, readiness) = core.get("/readyz").await;
+    assert_eq!(status, 503, "an operator sees what stands still");
+    assert!(readiness["unready"]["event bus"].is_string(), "{readiness}");
+
+    bed.tell("start").await;
+    for spot in ["2", "3", "4"] {
+        assert_eq!(next_spot(&mut deliveries).await, spot);
+    }
+    // A last one right before the stop: it goes out, too.
+    assert_eq!(core.bookmark("hana12345", 5).await.status(), 201);
+    assert!(core.stop().await < Duration::from_secs(4));
+    assert_eq!(next_spot(&mut deliveries).await, "5");
+    drop(deliveries);
+    bus.close(Duration::from_secs(1)).await;
+    bed.remove().await;
+}

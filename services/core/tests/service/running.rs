@@ -1,0 +1,164 @@
+//! A service that runs as a process runs it, for the tests of this folder and of `outages`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use reqwest::Response;
+use serde_json::{Value, json};
+use tourin_chassis::clock::SystemClock;
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
+use tourin_chassis::secret::Secret;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_core::{Core, Dependencies, Settings};
+
+pub const SECRET: &str = "0123456789abcdef";
+/// How long the service may take to notice that a server is there again.
+pub const RECOVERY: Duration = Duration::from_secs(10);
+
+#[derive(Parser)]
+#[command(args_override_self = true)]
+struct Flags {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Settings on a free port, with a registry that is not there and without servers.
+pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
+    let dir = dir.to_str().unwrap();
+    let always = [
+        "core",
+        "--registration-secret",
+        SECRET,
+        "--registry-url",
+        "http://127.0.0.1:9",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        dir,
+        "--password-memory-kib",
+        "16",
+        "--password-iterations",
+        "1",
+    ];
+    let mut settings = Flags::parse_from(always.iter().chain(flags)).settings;
+    // The test bed sets the variables.
+    settings.database.mysql_url = None;
+    settings.database.redis_url = None;
+    settings.events.amqp_url = None;
+    settings
+}
+
+pub fn alone() -> Dependencies {
+    Dependencies { publisher: None, clock: Arc::new(SystemClock) }
+}
+
+/// A running service.
+pub struct Running {
+    pub address: SocketAddr,
+    pub client: reqwest::Client,
+    stop: Shutdown,
+    service: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    pub async fn start(settings: Settings) -> Self {
+        let core = Core::build(settings, alone()).await.unwrap();
+        let address = core.addr();
+        let stop = Shutdown::new();
+        let service = tokio::spawn(core.run_until_stopped(stop.clone()));
+        Self { address, client: reqwest::Client::new(), stop, service }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        read(self.client.get(self.url(path)).send().await.unwrap()).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        read(self.client.post(self.url(path)).json(&body).send().await.unwrap()).await
+    }
+
+    /// A member, by the identity that a gateway gives, places a bookmark.
+    pub async fn bookmark(&self, member: &str, spot: u64) -> Response {
+        let subject = Subject::Member {
+            id: member.to_owned(),
+            session: "0197a000-0000-7000-8000-000000000000".to_owned(),
+            roles: Vec::new(),
+        };
+        let request = self.client.post(self.url(&format!("/api/users/{member}/bookmarks")));
+        let request = request.header(IDENTITY_HEADER, identity(&subject));
+        request.json(&json!({"tourSpotId": spot.to_string()})).send().await.unwrap()
+    }
+
+    /// The bookmarks in the feed of events, as (member, spot), in its order.
+    pub async fn bookmark_events(&self) -> Vec<(String, String)> {
+        let mut events = Vec::new();
+        let mut after = 0;
+        loop {
+            let path = format!("/internal/events?after={after}&limit=500&wait_ms=0");
+            let service = Subject::Service { name: "test".to_owned() };
+            let request =
+                self.client.get(self.url(&path)).header(IDENTITY_HEADER, identity(&service));
+            let (status, page) = read(request.send().await.unwrap()).await;
+            assert_eq!(status, 200, "{page}");
+            let of_page = page["events"].as_array().unwrap();
+            if of_page.is_empty() {
+                return events;
+            }
+            for event in of_page {
+                if event["routing_key"] == "user.bookmarkTourspot" {
+                    let data = &event["envelope"]["data"];
+                    let text = |name: &str| data[name].as_str().unwrap().to_owned();
+                    events.push((text("user_id"), text("tourspot_id")));
+                }
+            }
+            after = page["next"].as_u64().unwrap();
+        }
+    }
+
+    /// Asks until the answer has this status; its body.
+    pub async fn until_status(&self, path: &str, status: u16) -> Value {
+        let deadline = Instant::now() + RECOVERY;
+        loop {
+            let (last, body) = self.get(path).await;
+            if last == status {
+                return body;
+            }
+            assert!(Instant::now() < deadline, "{path} still answers {last}: {body}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn stop(self) -> Duration {
+        let began = Instant::now();
+        self.stop.begin();
+        self.service.await.unwrap().unwrap();
+        began.elapsed()
+    }
+}
+
+fn identity(subject: &Subject) -> String {
+    let signer = IdentitySigner::new(&SECRET.parse::<Secret>().unwrap());
+    signer.sign(subject, "core").to_str().unwrap().to_owned()
+}
+
+pub async fn read(answer: Response) -> (u16, Value) {
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+/// What a member signs up with.
+pub fn person(id: &str) -> Value {
+    json!({
+        "id": id, "password": "sea-breeze1!", "name": "김하나", "email": "hana@example.com",
+    })
+}
+
+pub fn hana() -> Value {
+    person("hana12345")
+}

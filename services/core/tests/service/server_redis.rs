@@ -1,0 +1,128 @@
+//! The service with its sessions on a Redis that comes late, goes away and comes back.
+
+use std::time::Instant;
+
+use redis::AsyncCommands as _;
+use tokio::time::{sleep, timeout};
+use tourin_shared_events::mysql::testing::TestDatabase;
+
+use super::server_database::free_address;
+use super::way::Way;
+use super::*;
+
+/// A database and a prefix of a test's own, and a way to Redis.
+struct Home {
+    database: TestDatabase,
+    prefix: String,
+    url: String,
+    way: Way,
+}
+
+impl Home {
+    async fn new() -> Self {
+        let url = std::env::var("TOURIN_REDIS_URL").unwrap_or_default();
+        assert!(
+            !url.is_empty(),
+            "TOURIN_REDIS_URL is not set: run it by deploy/testbed.sh run -- cargo test ..."
+        );
+        let client = redis::Client::open(url.as_str()).unwrap();
+        let way = Way::closed_to(client.get_connection_info().addr().to_string()).await;
+        let prefix = format!("test-{}", uuid::Uuid::new_v4().simple());
+        Self { database: TestDatabase::create().await, prefix, url, way }
+    }
+
+    /// Settings of a service on both. Keep the folder.
+    fn settings(&self) -> (Settings, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path(), &["--no-demo"]);
+        settings.database.mysql_url = Some(self.database.url().clone());
+        let client = redis::Client::open(self.url.as_str()).unwrap();
+        let server = client.get_connection_info().addr().to_string();
+        let url = self.url.replacen(&server, &self.way.address.to_string(), 1);
+        settings.database.redis_url = Some(url.parse().unwrap());
+        settings.database.session_redis_prefix.clone_from(&self.prefix);
+        (settings, dir)
+    }
+
+    async fn remove(self) {
+        let client = redis::Client::open(self.url.as_str()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut found =
+            connection.scan_match::<_, Vec<u8>>(format!("{{{}}}:*", self.prefix)).await.unwrap();
+        let mut keys = Vec::new();
+        while let Some(key) = found.next_item().await {
+            keys.push(key.unwrap());
+        }
+        drop(found);
+        for key in keys {
+            connection.del::<_, ()>(key).await.unwrap();
+        }
+        self.database.remove().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
+    let mut home = Home::new().await;
+    let (mut settings, _dir) = home.settings();
+    settings.listen = free_address();
+    let ready = format!("http://{}/readyz", settings.listen);
+    let named = format!("redis at {}", home.way.address);
+    let starting = tokio::spawn(Running::start(settings));
+    let client = reqwest::Client::new();
+    let deadline = Instant::now() + RECOVERY;
+    loop {
+        let answer = match client.get(&ready).send().await {
+            Ok(answer) => Some(read(answer).await),
+            Err(_) => None,
+        };
+        let waits = answer.as_ref().and_then(|(_, body)| body["unready"]["database"].as_str());
+        if waits.is_some_and(|reason| reason.contains(&named)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it never said that it waits for redis: {answer:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!starting.is_finished(), "it waits");
+    home.way.open().await;
+    let core = timeout(RECOVERY, starting).await.unwrap().unwrap();
+    assert_eq!(core.get("/readyz").await.0, 200);
+    assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
+    let credentials = json!({"id": "hana12345", "password": "sea-breeze1!"});
+    let (status, tokens) = core.post("/api/auth/login", credentials.clone()).await;
+    assert_eq!(status, 200, "{tokens}");
+    let refresh = json!({"refreshToken": tokens["refreshToken"]});
+
+    home.way.cut().await;
+    let unready = core.until_status("/readyz", 503).await;
+    assert!(unready["unready"]["redis"].is_string(), "{unready}");
+    for (path, body) in
+        [("/api/auth/login", credentials.clone()), ("/api/auth/reissue", refresh.clone())]
+    {
+        let answer = core.client.post(core.url(path)).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 503, "{path}");
+        assert!(answer.headers().contains_key("retry-after"), "{path}");
+    }
+    // What needs no session goes on.
+    assert_eq!(core.get("/api/users/hana12345").await.0, 200);
+    assert_eq!(core.get("/api/tour-spots").await.0, 200);
+
+    home.way.open().await;
+    core.until_status("/readyz", 200).await;
+    let (status, renewed) = core.post("/api/auth/reissue", refresh).await;
+    assert_eq!(status, 200, "the session was only out of reach: {renewed}");
+    assert_eq!(core.post("/api/auth/login", credentials).await.0, 200);
+    assert!(core.stop().await < Duration::from_secs(4));
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn redis_without_a_database_on_a_server_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path(), &[]);
+    settings.database.redis_url = Some("redis://user:hunter2@127.0.0.1".parse().unwrap());
+    let error = Core::build(settings, alone()).await.err().unwrap();
+    let error = format!("{error:#} {error:?}");
+    assert!(error.contains("--redis-url needs --mysql-url"), "{error}");
+    assert!(!error.contains("hunter2"), "{error}");
+}

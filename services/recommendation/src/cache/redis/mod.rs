@@ -1,0 +1,91 @@
+//! The trend on Redis 7.
+//!
+//! Every change is one script, so that the effect of an event and the trace by which it is
+//! recognised are there together or not at all. All keys of a prefix share one hash tag and with it
+//! one slot of a cluster.
+//!
+//! What Redis has confirmed is as safe as its persistence: with `appendfsync everysec` the end of
+//! its process costs nothing, and a crash of its machine can cost the last second.
+//! `maxmemory-policy` must be `noeviction`: an evicted id or count lets its event count twice.
+
+mod connection;
+mod recorder;
+mod trend;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tourin_chassis::clock::SharedClock;
+
+use self::connection::Connection;
+use self::trend::RedisTrend;
+use crate::app::ports::{PortError, TrendStore};
+use crate::domain::trend::TrendRules;
+use crate::servers::{Server, ServerStats};
+use tourin_chassis::config::ServerUrl;
+
+/// Opens the trend under `prefix` on the Redis at `url`. Nothing is sent before the first use. Must
+/// be called inside a tokio runtime.
+///
+/// # Errors
+/// When the URL is not one of Redis. The message does not repeat it.
+pub fn open(
+    url: &ServerUrl,
+    prefix: &str,
+    rules: TrendRules,
+    clock: SharedClock,
+) -> anyhow::Result<(Arc<dyn TrendStore>, Arc<dyn Server>)> {
+    let connection = Connection::new(url)?;
+    let trend = Arc::new(RedisTrend::new(connection.clone(), prefix, rules, clock));
+    let server = RedisServer { connection, trend: Arc::clone(&trend) };
+    Ok((trend, Arc::new(server)))
+}
+
+struct RedisServer {
+    connection: Connection,
+    trend: Arc<RedisTrend>,
+}
+
+#[async_trait]
+impl Server for RedisServer {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn address(&self) -> &str {
+        self.connection.address()
+    }
+
+    fn stats(&self) -> Arc<ServerStats> {
+        self.connection.stats()
+    }
+
+    async fn prepare(&self) -> Result<(), PortError> {
+        self.check().await?;
+        self.trend.adopt_half_life().await?;
+        self.warn_of_eviction().await;
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), PortError> {
+        self.connection.query(&redis::cmd("PING")).await
+    }
+}
+
+impl RedisServer {
+    async fn warn_of_eviction(&self) {
+        let info = self.connection.query::<String>(redis::cmd("INFO").arg("memory")).await;
+        // Some hosted Redis forbids INFO; then nobody can tell.
+        let Ok(info) = info else { return };
+        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+        if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
+            tracing::warn!(
+                policy,
+                "redis may evict what recognises events, and count some twice: set maxmemory-policy to noeviction"
+            );
+        }
+    }
+}

@@ -1,0 +1,14 @@
+-- Removes scores that are too small to matter. Ids and counts expire by themselves.
+-- KEYS: state, scores. ARGV: now, negligible value, the most to remove
+local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us')
+local landmark, half_life = tonumber(kept[1]), tonumber(kept[2])
+if not landmark or not half_life then
+    return 0
+end
+landmark = math.min(landmark, tonumber(ARGV[1]))
+local least = tonumber(ARGV[2]) * math.exp(exponent(half_life, landmark, tonumber(ARGV[1])))
+local small = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. exact(least), 'LIMIT', 0, ARGV[3])
+if #small == 0 then
+    return 0
+end
+return redis.call('ZREM', KEYS[2], unpack(small))

@@ -1,0 +1,201 @@
+//! What the contract of the port cannot say: names of keys, how long they live, a server that goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::join_all;
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+use tokio::io::AsyncReadExt as _;
+use tourin_chassis::clock::ManualClock;
+use uuid::Uuid;
+
+use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
+use crate::domain::interaction::Kind;
+use crate::domain::spot::SpotId;
+use crate::domain::trend::TrendRules;
+use crate::test_servers;
+use tourin_chassis::config::ServerUrl;
+
+fn start() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+}
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    start() + TimeDelta::seconds(seconds)
+}
+
+fn view(subject: &str, seconds: i64) -> TrendEvent {
+    TrendEvent {
+        event_id: Uuid::now_v7(),
+        subject: subject.to_owned(),
+        spot: SpotId::new(1).unwrap(),
+        kind: Kind::View,
+        occurred_at: at(seconds),
+        recorded_at: at(seconds.max(0)),
+        remember_until: at(seconds) + TimeDelta::hours(25),
+    }
+}
+
+/// A trend of its own on the test bed's Redis, and a look behind it.
+struct Bench {
+    trend: Arc<dyn TrendStore>,
+    prefix: String,
+    connection: MultiplexedConnection,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let prefix = test_servers::unique();
+        let url = test_servers::redis();
+        let clock = Arc::new(ManualClock::new(start()));
+        let (trend, server) = super::open(&url, &prefix, TrendRules::default(), clock).unwrap();
+        server.prepare().await.unwrap();
+        let client = redis::Client::open(url.expose()).unwrap();
+        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        Self { trend, prefix, connection }
+    }
+
+    async fn keys(&mut self, middle: &str) -> Vec<String> {
+        let pattern = format!("{}:{{trend}}:{middle}*", self.prefix);
+        let mut keys = Vec::new();
+        let mut found = self.connection.scan_match::<_, String>(pattern).await.unwrap();
+        while let Some(key) = found.next_item().await {
+            keys.push(key.unwrap());
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    async fn ttl(&mut self, middle: &str) -> Duration {
+        let keys = self.keys(middle).await;
+        assert_eq!(keys.len(), 1, "{keys:?}");
+        let millis: i64 = self.connection.pttl(&keys[0]).await.unwrap();
+        Duration::from_millis(u64::try_from(millis).expect("it expires"))
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const MOMENT: Duration = Duration::from_secs(30);
+
+fn assert_about(ttl: Duration, expected: Duration) {
+    assert!(ttl <= expected && ttl > expected - MOMENT, "{ttl:?} is not {expected:?}");
+}
+
+#[tokio::test]
+async fn every_trace_lives_as_long_as_its_event_can_come_again_and_no_key_is_of_another_slot() {
+    let mut bench = Bench::new().await;
+    // Braces in an id must not move a key to another slot.
+    let first = view("member{1}", 0);
+    bench.trend.record(&first).await.unwrap();
+    assert_about(bench.ttl("seen:").await, 25 * HOUR);
+    // The greatest age, the window, the margin.
+    assert_about(bench.ttl("counted:").await, 26 * HOUR);
+
+    // An older event with an id of the same minute does not shorten that.
+    let older = TrendEvent { event_id: first.event_id, ..view("member{1}", -7_200) };
+    let next_id = Uuid::from_u128(older.event_id.as_u128() + 1);
+    bench.trend.record(&TrendEvent { event_id: next_id, ..older }).await.unwrap();
+    assert_about(bench.ttl("seen:").await, 25 * HOUR);
+    assert_about(bench.ttl("counted:").await, 26 * HOUR);
+
+    bench.trend.forget("member{1}", at(0), at(25 * 3_600)).await.unwrap();
+    assert_about(bench.ttl("forgotten:").await, 25 * HOUR);
+    assert!(bench.keys("counted:").await.is_empty());
+
+    let mut slots = Vec::new();
+    for key in bench.keys("").await {
+        let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).unwrap().0;
+        slots.push(tag.to_owned());
+    }
+    assert!(slots.len() >= 4 && slots.iter().all(|slot| slot == "trend"), "{slots:?}");
+}
+
+#[tokio::test]
+async fn forgetting_a_person_spares_what_somebody_did_later_the_same_day() {
+    let mut bench = Bench::new().await;
+    bench.trend.record(&view("member1", -90_000)).await.unwrap();
+    bench.trend.record(&view("member1", 0)).await.unwrap();
+    bench.trend.record(&view("member1", 7_200)).await.unwrap();
+    bench.trend.forget("member1", at(60), at(90_000)).await.unwrap();
+    assert_eq!(bench.keys("counted:").await.len(), 1);
+    // What counted later is still known.
+    let again = bench.trend.record(&view("member1", 7_300)).await.unwrap();
+    assert_eq!(again, Counted::AlreadyCounted);
+}
+
+#[tokio::test]
+async fn a_redis_that_was_emptied_starts_anew() {
+    let mut bench = Bench::new().await;
+    bench.trend.record(&view("member1", 0)).await.unwrap();
+    for key in bench.keys("").await {
+        let _: () = bench.connection.del(key).await.unwrap();
+    }
+    assert!(bench.trend.top(9, at(0)).await.unwrap().is_empty());
+    assert_eq!(bench.trend.record(&view("member1", 1)).await.unwrap(), Counted::Applied);
+    let top = bench.trend.top(9, at(1)).await.unwrap();
+    assert!((top[0].value - 1.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unavailable_at_once_and_keeps_its_password_to_itself() {
+    let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
+    let clock = Arc::new(ManualClock::new(start()));
+    let (trend, server) = super::open(&url, "test", TrendRules::default(), clock.clone()).unwrap();
+    assert_eq!(server.address(), "127.0.0.1:1");
+    let began = std::time::Instant::now();
+    let error = trend.top(1, start()).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(matches!(error, PortError::Unavailable(_)), "{error}");
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+
+    for wrong in ["http://user:hunter2@there", "redis://user:hunter2@there/not-a-number"] {
+        let url: ServerUrl = wrong.parse().unwrap();
+        let error = super::open(&url, "test", TrendRules::default(), clock.clone()).err().unwrap();
+        assert!(!format!("{error:#} {error:?}").contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn events_at_once_share_round_trips() {
+    let prefix = test_servers::unique();
+    let clock = Arc::new(ManualClock::new(start()));
+    let (trend, server) =
+        super::open(&test_servers::redis(), &prefix, TrendRules::default(), clock).unwrap();
+    server.prepare().await.unwrap();
+    let events: Vec<_> = (0..1_000).map(|n| view(&format!("member{n}"), n)).collect();
+    let before = server.stats().commands();
+    let outcomes = join_all(events.iter().map(|event| trend.record(event))).await;
+    assert!(outcomes.into_iter().all(|counted| counted.unwrap() == Counted::Applied));
+    let round_trips = server.stats().commands() - before;
+    println!("1,000 events: {round_trips} round trips");
+    assert!(round_trips <= 6, "{round_trips}");
+
+    // The like of each other in one group count once, and each of them is known afterwards.
+    let twice = [view("somebody", 0), view("somebody", 1)];
+    let outcomes = join_all(twice.iter().chain(&twice).map(|event| trend.record(event))).await;
+    let outcomes: Vec<Counted> = outcomes.into_iter().map(Result::unwrap).collect();
+    assert_eq!(
+        outcomes,
+        [Counted::Applied, Counted::AlreadyCounted, Counted::Duplicate, Counted::Duplicate]
+    );
+}
+
+#[tokio::test]
+async fn a_url_for_tls_is_spoken_to_by_tls() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("rediss://user:hunter2@{}", listener.local_addr().unwrap());
+    let clock = Arc::new(ManualClock::new(start()));
+    let (trend, _server) =
+        super::open(&url.parse().unwrap(), "test", TrendRules::default(), clock).unwrap();
+    let asking = tokio::spawn(async move { trend.top(1, start()).await });
+    let (mut client, _) = listener.accept().await.unwrap();
+    let mut first = [0; 1];
+    client.read_exact(&mut first).await.unwrap();
+    assert_eq!(first[0], test_servers::TLS_HANDSHAKE);
+    drop((client, listener));
+    let error = asking.await.unwrap().unwrap_err();
+    assert!(matches!(error, PortError::Unavailable(_)), "{error}");
+}

@@ -1,0 +1,87 @@
+//! What the stores hold, for the mesh's own services and tools. The gateway routes nothing below
+//! `/internal`, and nobody but a service gets an answer.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use serde::Serialize;
+use tourin_chassis::http::{ApiError, Json, Params, Path};
+use tourin_chassis::identity::ServiceCaller;
+
+use super::unavailable;
+use crate::app::audit::Audit;
+use crate::domain::interaction::Kind;
+use crate::domain::spot::SpotId;
+
+/// The most spots in one question.
+const MAX_IDS: usize = 1_000;
+
+/// What `GET /internal/trend/scores` answers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Scores {
+    /// The time that the values are as of, RFC 3339.
+    at: String,
+    /// The time in which a value halves, in milliseconds.
+    half_life_ms: u64,
+    /// What one of each kind is worth when it happens.
+    weights: Weights,
+    /// By spot, 0 for one that nothing counts for.
+    scores: BTreeMap<String, f64>,
+}
+
+#[derive(Serialize)]
+struct Weights {
+    bookmark: f64,
+    view: f64,
+}
+
+/// What `GET /internal/histories/{member}` answers.
+#[derive(Serialize)]
+struct History {
+    bookmarked: Vec<String>,
+    viewed: Vec<String>,
+}
+
+pub(super) fn router(audit: Audit) -> Router {
+    Router::new()
+        .route("/internal/trend/scores", get(scores))
+        .route("/internal/histories/{member}", get(history))
+        .with_state(audit)
+}
+
+async fn scores(
+    State(audit): State<Audit>,
+    _: ServiceCaller,
+    params: Params,
+) -> Result<Json<Scores>, ApiError> {
+    let ids = params.list("ids");
+    if ids.is_empty() || ids.len() > MAX_IDS {
+        return Err(ApiError::invalid(format!("ids must be 1 to {MAX_IDS} ids of spots")));
+    }
+    let ids: Vec<SpotId> = ids
+        .iter()
+        .map(|id| id.parse())
+        .collect::<Result<_, _>>()
+        .map_err(|error| ApiError::invalid(format!("ids: {error}")))?;
+    let worth = audit.worth(&ids).await.map_err(unavailable)?;
+    let value = |id: &SpotId| worth.values.get(id).copied().unwrap_or_default();
+    Ok(Json(Scores {
+        at: worth.at.to_rfc3339(),
+        half_life_ms: u64::try_from(audit.half_life.as_millis()).unwrap_or(u64::MAX),
+        weights: Weights { bookmark: Kind::Bookmark.weight(), view: Kind::View.weight() },
+        scores: ids.iter().map(|id| (id.to_string(), value(id))).collect(),
+    }))
+}
+
+async fn history(
+    State(audit): State<Audit>,
+    _: ServiceCaller,
+    Path(member): Path<String>,
+) -> Result<Json<History>, ApiError> {
+    let deeds = audit.deeds(&member).await.map_err(unavailable)?;
+    let strings = |ids: Vec<SpotId>| ids.iter().map(ToString::to_string).collect();
+    Ok(Json(History { bookmarked: strings(deeds.bookmarked), viewed: strings(deeds.viewed) }))
+}

@@ -1,0 +1,209 @@
+//! The servers that stores live on, where they are not embedded: waiting for them, and seeing when
+//! they go and come back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::health::Dependency;
+use tourin_shared_events::backoff::Backoff;
+
+use crate::app::ports::PortError;
+
+/// Checks in a row that must fail before a server counts as gone: one lost packet is no outage.
+const GONE_AFTER: u32 = 2;
+
+/// How often servers are looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// How often a server that answers is asked whether it still does. Default 1 s.
+    pub check_interval: Duration,
+    /// Waits between attempts to reach one that is not there. Default 100 ms doubling to at most
+    /// 2 s, half of it random.
+    pub reconnect: Backoff,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            check_interval: Duration::from_secs(1),
+            reconnect: Backoff {
+                base: Duration::from_millis(100),
+                max: Duration::from_secs(2),
+                jitter: 0.5,
+            },
+        }
+    }
+}
+
+/// A server that some of the stores live on.
+#[async_trait]
+pub trait Server: Send + Sync {
+    /// Its name in readiness and logs, such as `redis`.
+    fn name(&self) -> &'static str;
+
+    /// Where it is, without credentials.
+    fn address(&self) -> &str;
+
+    /// What it has been asked, since the stores were opened.
+    fn stats(&self) -> Arc<ServerStats>;
+
+    /// Connects and brings what is kept there up to what this version needs. Doing it again changes
+    /// nothing.
+    async fn prepare(&self) -> Result<(), PortError>;
+
+    /// Whether it answers.
+    async fn check(&self) -> Result<(), PortError>;
+}
+
+/// What a server has been asked. Shared with whoever exports or compares it.
+#[derive(Debug, Default)]
+pub struct ServerStats {
+    commands: AtomicU64,
+}
+
+impl ServerStats {
+    /// Commands sent, each of them one round trip.
+    pub fn commands(&self) -> u64 {
+        self.commands.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count(&self) {
+        self.commands.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits for a server, then watches it, until `stop`; `ready` says what it sees. A server that comes
+/// back is prepared anew: it may have come back empty.
+pub async fn watch_over(
+    server: Arc<dyn Server>,
+    ready: Dependency,
+    pace: Pace,
+    stop: CancellationToken,
+) {
+    tokio::select! {
+        () = follow(server.as_ref(), &ready, pace) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn follow(server: &dyn Server, ready: &Dependency, pace: Pace) {
+    let (name, address) = (server.name(), server.address());
+    let mut failures: u32 = 0;
+    let mut is_present = false;
+    loop {
+        let answer = if is_present { server.check().await } else { server.prepare().await };
+        match answer {
+            Ok(()) => {
+                failures = 0;
+                if !is_present {
+                    tracing::info!(server = name, address, "server is there");
+                    ready.set_ready();
+                    is_present = true;
+                }
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                if is_present && failures >= GONE_AFTER {
+                    tracing::warn!(server = name, address, %error, "server is gone");
+                    is_present = false;
+                } else if !is_present {
+                    tracing::warn!(server = name, address, failures, %error, "waiting for server");
+                }
+                if !is_present || failures >= GONE_AFTER {
+                    ready.set_unready(format!("waiting for {name} at {address}: {error}"));
+                }
+            }
+        }
+        let pause =
+            if failures == 0 { pace.check_interval } else { pace.reconnect.after(failures) };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use tourin_chassis::health::Health;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Fake {
+        answers: AtomicBool,
+        prepared: AtomicU32,
+    }
+
+    impl Fake {
+        fn answer(&self) -> Result<(), PortError> {
+            if self.answers.load(Ordering::SeqCst) {
+                Ok(())
+            } else {
+                Err(PortError::unavailable(anyhow::anyhow!("connection refused")))
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Server for Fake {
+        fn name(&self) -> &'static str {
+            "fake"
+        }
+
+        fn address(&self) -> &str {
+            "there:1"
+        }
+
+        fn stats(&self) -> Arc<ServerStats> {
+            Arc::default()
+        }
+
+        async fn prepare(&self) -> Result<(), PortError> {
+            self.answer()?;
+            self.prepared.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+
+        async fn check(&self) -> Result<(), PortError> {
+            self.answer()
+        }
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_a_server_that_comes_goes_and_comes_back() {
+        let fake = Arc::new(Fake::default());
+        let health = Health::new();
+        let stop = CancellationToken::new();
+        let ready = health.register("fake");
+        let wait = Duration::from_millis(1);
+        let pace = Pace {
+            check_interval: wait,
+            reconnect: Backoff { base: wait, max: wait, jitter: 0.0 },
+        };
+        let watcher = tokio::spawn(watch_over(fake.clone(), ready, pace, stop.clone()));
+        let unready = "waiting for fake at there:1: out of reach: connection refused";
+        let reason = async |expected: Option<&str>| {
+            let end = tokio::time::Instant::now() + Duration::from_secs(10);
+            while health.unready().get("fake").map(String::as_str) != expected {
+                assert!(tokio::time::Instant::now() < end, "still {:?}", health.unready());
+                tokio::time::sleep(wait).await;
+            }
+        };
+
+        reason(Some(unready)).await;
+        fake.answers.store(true, Ordering::SeqCst);
+        reason(None).await;
+
+        fake.answers.store(false, Ordering::SeqCst);
+        reason(Some(unready)).await;
+
+        fake.answers.store(true, Ordering::SeqCst);
+        reason(None).await;
+        assert_eq!(fake.prepared.load(Ordering::SeqCst), 2);
+        stop.cancel();
+        watcher.await.unwrap();
+    }
+}

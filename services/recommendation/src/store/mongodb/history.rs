@@ -1,0 +1,294 @@
+//! Histories on MongoDB.
+//!
+//! | collection | a document | by |
+//! |---|---|---|
+//! | `members` | a member's whole history | member |
+//! | `holders` | a member who knows a spot, and since when: found by spot, latest first | spot and member |
+//! | `degrees` | how many members know a spot | spot |
+//!
+//! The last two follow from the first; the recorder keeps them so.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures::future::try_join;
+use mongodb::bson::doc;
+use serde::Deserialize;
+
+use super::connection::{Connection, Index};
+use super::member::Item;
+use super::recorder::{Change, Changed, Recorder};
+use crate::app::ingest::MARGIN;
+use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
+use crate::domain::interaction::{Kind, Remembered};
+use crate::domain::similarity::{Holder, Neighbourhood};
+use crate::domain::spot::SpotId;
+use crate::store::HistoryRules;
+use crate::store::interaction::Interaction;
+
+pub(super) const MEMBERS: &str = "members";
+pub(super) const HOLDERS: &str = "holders";
+pub(super) const DEGREES: &str = "degrees";
+
+/// Members that are pruned together.
+const PRUNE_BATCH: i64 = 500;
+
+/// What the questions about histories need.
+pub(super) fn indexes() -> [Index; 4] {
+    [
+        Index {
+            collection: MEMBERS,
+            name: "by_oldest_dead",
+            keys: doc! { "oldest_dead_at": 1 },
+            is_sparse: true,
+            sphere_version: None,
+        },
+        Index {
+            collection: MEMBERS,
+            name: "by_forgotten_until",
+            keys: doc! { "forgotten_until": 1 },
+            is_sparse: true,
+            sphere_version: None,
+        },
+        Index {
+            collection: HOLDERS,
+            name: "by_spot",
+            keys: doc! { "spot": 1, "live": 1, "at": -1, "member": 1 },
+            is_sparse: false,
+            sphere_version: None,
+        },
+        Index {
+            collection: HOLDERS,
+            name: "by_gone_at",
+            keys: doc! { "gone_at": 1 },
+            is_sparse: true,
+            sphere_version: None,
+        },
+    ]
+}
+
+/// [`HistoryStore`] on MongoDB.
+pub(super) struct MongoHistories {
+    connection: Connection,
+    recorder: Recorder,
+    rules: HistoryRules,
+}
+
+impl MongoHistories {
+    /// The histories in this database, by `rules`.
+    pub(super) fn new(connection: Connection, recorder: Recorder, rules: HistoryRules) -> Self {
+        Self { connection, recorder, rules }
+    }
+
+    /// Prunes the members that a query finds, until it finds none. Returns how much was removed.
+    async fn prune_members(
+        &self,
+        query: mongodb::bson::Document,
+        dead_before: i64,
+        now: i64,
+    ) -> Result<u64, PortError> {
+        let mut removed = 0;
+        loop {
+            let found: Vec<Named> = self
+                .connection
+                .find(MEMBERS, query.clone(), doc! { "_id": 1 }, doc! {}, PRUNE_BATCH)
+                .await?;
+            let ids: Vec<&str> = found.iter().map(|member| member.id.as_str()).collect();
+            let pruned = found.iter().map(|member| {
+                self.recorder.apply(Change::Prune(member.id.clone(), dead_before, now))
+            });
+            let mut progress = 0;
+            for pruned in futures::future::join_all(pruned).await {
+                if let Changed::Pruned(count) = pruned? {
+                    progress += count;
+                }
+            }
+            let empty = doc! {
+                "_id": { "$in": ids },
+                "items": { "$size": 0 },
+                "pending": { "$size": 0 },
+                "forgotten_until": { "$exists": false },
+            };
+            self.connection.delete_all(MEMBERS, empty).await?;
+            removed += progress;
+            if progress == 0 {
+                return Ok(removed);
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Named {
+    #[serde(rename = "_id")]
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct History {
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Holding {
+    member: String,
+}
+
+#[derive(Deserialize)]
+struct Known {
+    #[serde(rename = "_id")]
+    member: String,
+    degree: i64,
+    recent: Vec<i64>,
+}
+
+#[derive(Deserialize)]
+struct Degree {
+    #[serde(rename = "_id")]
+    spot: i64,
+    degree: i64,
+}
+
+#[async_trait]
+impl HistoryStore for MongoHistories {
+    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
+        match self.recorder.apply(Change::Record(event.clone())).await? {
+            Changed::Recorded(kept) => Ok(kept),
+            other => Err(mixed_up(other)),
+        }
+    }
+
+    async fn forget(
+        &self,
+        member: &str,
+        at: DateTime<Utc>,
+        remember_until: DateTime<Utc>,
+    ) -> Result<(), PortError> {
+        let (at, until) = (at.timestamp_micros(), remember_until.timestamp_micros());
+        self.recorder.apply(Change::Forget(member.to_owned(), at, until)).await?;
+        Ok(())
+    }
+
+    async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError> {
+        let query = doc! { "_id": member };
+        let history: Option<History> =
+            self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
+        let mut live: Vec<_> = history
+            .map_or_else(Vec::new, |history| history.items)
+            .into_iter()
+            .map(Item::parts)
+            .filter(|(_, interaction)| interaction.is_live())
+            .filter_map(|(spot, interaction)| Some((SpotId::new(spot)?, interaction)))
+            .collect();
+        live.sort_unstable_by(|(spot, a), (other, b)| {
+            b.last_at().cmp(&a.last_at()).then(spot.cmp(other))
+        });
+        let recent = live.iter().take(limit).map(|(spot, interaction)| {
+            Ok(Remembered {
+                spot: *spot,
+                kind: if interaction.bookmarked { Kind::Bookmark } else { Kind::View },
+                last_at: DateTime::from_timestamp_micros(interaction.last_at())
+                    .ok_or_else(|| PortError::failed(anyhow::anyhow!("a view's time is none")))?,
+            })
+        });
+        Ok(Profile {
+            recent: recent.collect::<Result<_, PortError>>()?,
+            known: live.iter().map(|(spot, _)| *spot).collect(),
+        })
+    }
+
+    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
+        let query = doc! { "_id": member };
+        let history: Option<History> =
+            self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
+        let mut items: Vec<_> = history
+            .map_or_else(Vec::new, |history| history.items)
+            .into_iter()
+            .map(Item::parts)
+            .collect();
+        items.sort_unstable_by_key(|(spot, _)| *spot);
+        let spots = |did: fn(&Interaction) -> bool| {
+            let done = items.iter().filter(|(_, interaction)| did(interaction));
+            done.filter_map(|(spot, _)| SpotId::new(*spot)).take(limit).collect()
+        };
+        Ok(Deeds {
+            bookmarked: spots(|interaction| interaction.bookmarked),
+            viewed: spots(|interaction| interaction.viewed_at.is_some()),
+        })
+    }
+
+    async fn neighbourhood(
+        &self,
+        spot: SpotId,
+        holders: usize,
+    ) -> Result<Neighbourhood, PortError> {
+        if holders == 0 {
+            return Ok(Neighbourhood::default());
+        }
+        let holding = self.connection.find::<Holding>(
+            HOLDERS,
+            doc! { "spot": spot.number(), "live": true },
+            doc! { "member": 1 },
+            doc! { "at": -1, "member": 1 },
+            i64::try_from(holders).unwrap_or(i64::MAX),
+        );
+        let one = [spot];
+        let (holding, degrees) = try_join(holding, self.degrees(&one)).await?;
+        let ids: Vec<&str> = holding.iter().map(|holding| holding.member.as_str()).collect();
+        if ids.is_empty() {
+            return Ok(Neighbourhood::default());
+        }
+        let known: Vec<Known> = self
+            .connection
+            .find(
+                MEMBERS,
+                doc! { "_id": { "$in": ids } },
+                doc! { "degree": 1, "recent": 1 },
+                doc! {},
+                0,
+            )
+            .await?;
+        let mut known: HashMap<String, Known> =
+            known.into_iter().map(|known| (known.member.clone(), known)).collect();
+        let holders = holding
+            .iter()
+            // A member who is being forgotten at this moment has nothing in common with anybody.
+            .filter_map(|holding| known.remove(&holding.member).filter(|known| known.degree > 0))
+            .map(|known| Holder {
+                degree: u64::try_from(known.degree).unwrap_or_default(),
+                recent: known.recent.into_iter().filter_map(SpotId::new).collect(),
+            })
+            .collect();
+        Ok(Neighbourhood { degree: degrees.get(&spot).copied().unwrap_or_default(), holders })
+    }
+
+    async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError> {
+        let ids: Vec<i64> = spots.iter().map(|spot| spot.number()).collect();
+        let query = doc! { "_id": { "$in": ids }, "degree": { "$gt": 0 } };
+        let found: Vec<Degree> =
+            self.connection.find(DEGREES, query, doc! { "degree": 1 }, doc! {}, 0).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|found| Some((SpotId::new(found.spot)?, u64::try_from(found.degree).ok()?)))
+            .collect())
+    }
+
+    async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
+        let needed = i64::try_from(self.rules.max_age.saturating_add(MARGIN).as_micros())
+            .unwrap_or(i64::MAX);
+        let now = now.timestamp_micros();
+        let dead_before = now.saturating_sub(needed);
+        let dead = doc! { "oldest_dead_at": { "$lt": dead_before } };
+        let forgotten = doc! { "forgotten_until": { "$lt": now } };
+        let removed = self.prune_members(dead, dead_before, now).await?
+            + self.prune_members(forgotten, dead_before, now).await?;
+        let gone = doc! { "gone_at": { "$lt": dead_before } };
+        self.connection.delete_all(HOLDERS, gone).await?;
+        Ok(removed)
+    }
+}
+
+fn mixed_up(other: Changed) -> PortError {
+    PortError::failed(anyhow::anyhow!("the recorder answered another question: {other:?}"))
+}

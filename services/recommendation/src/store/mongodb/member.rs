@@ -1,0 +1,248 @@
+//! A member's document: the whole history, and what is still to be done elsewhere because of it.
+
+use mongodb::bson::{Document, doc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::connection::Statement;
+use crate::app::ports::{HistoryEvent, Kept};
+use crate::store::interaction::Interaction;
+
+/// A member as it is stored, with what has changed since it was read.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Member {
+    #[serde(rename = "_id")]
+    pub(super) id: String,
+    /// Grows with each change. A change is written only if it is still what was read.
+    seq: i64,
+    items: Vec<Item>,
+    /// When the member was forgotten, and how long that matters.
+    forgotten_at: Option<i64>,
+    forgotten_until: Option<i64>,
+    /// What earlier changes want done elsewhere, as far as nobody has said that it was.
+    #[serde(default)]
+    pub(super) pending: Vec<Effect>,
+    /// What was read; `None` when there was no document.
+    #[serde(skip)]
+    read_seq: Option<i64>,
+    /// What this change wants done.
+    #[serde(skip)]
+    pub(super) new_effects: Vec<Effect>,
+    #[serde(skip)]
+    is_changed: bool,
+}
+
+/// A spot of a member's history, under short names: there are many of them.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Item {
+    /// The spot.
+    s: i64,
+    /// When it was viewed last.
+    v: Option<i64>,
+    /// Whether it is bookmarked.
+    b: bool,
+    /// When that changed last.
+    c: Option<i64>,
+}
+
+impl Item {
+    fn interaction(self) -> Interaction {
+        Interaction { viewed_at: self.v, bookmarked: self.b, bookmark_changed_at: self.c }
+    }
+
+    fn new(spot: i64, interaction: Interaction) -> Self {
+        Self {
+            s: spot,
+            v: interaction.viewed_at,
+            b: interaction.bookmarked,
+            c: interaction.bookmark_changed_at,
+        }
+    }
+
+    /// The spot, and what the member has to do with it.
+    pub(super) fn parts(self) -> (i64, Interaction) {
+        (self.s, self.interaction())
+    }
+}
+
+/// What a change of a member's history means for one of its spots.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Effect {
+    /// By which a spot recognises that it has counted this already.
+    pub(super) op: i64,
+    /// The member's `seq` that it belongs to: the highest is the latest.
+    pub(super) seq: i64,
+    /// The spot.
+    pub(super) spot: i64,
+    /// By how much the number of members who know the spot grows.
+    pub(super) growth: i64,
+    /// Whether the member knows the spot now.
+    pub(super) live: bool,
+    /// When the member last did something with it.
+    pub(super) at: i64,
+}
+
+impl Member {
+    /// A member of whom there is no document. `now` is in microseconds since the epoch.
+    pub(super) fn new(id: String, now: i64) -> Self {
+        // There may have been a document before, whose numbers must not come again.
+        Self { id, seq: now, ..Self::default() }
+    }
+
+    /// The same, as it was just read.
+    pub(super) fn just_read(mut self) -> Self {
+        self.read_seq = Some(self.seq);
+        self
+    }
+
+    /// Records a change.
+    pub(super) fn record(&mut self, event: &HistoryEvent) -> Kept {
+        let at = event.occurred_at.timestamp_micros();
+        if self.forgotten_at.is_some_and(|forgotten_at| forgotten_at >= at) {
+            return Kept::Forgotten;
+        }
+        let spot = event.spot.number();
+        let index = self.items.iter().position(|item| item.s == spot);
+        let before = index.map(|index| self.items[index].interaction()).unwrap_or_default();
+        let after = before.after(event.change, at);
+        if before == after {
+            return Kept::Stale;
+        }
+        match index {
+            Some(index) => self.items[index] = Item::new(spot, after),
+            None => self.items.push(Item::new(spot, after)),
+        }
+        self.changed();
+        let growth = i64::from(after.is_live()) - i64::from(before.is_live());
+        if growth != 0 || after.is_live() {
+            self.affect(spot, growth, after.is_live(), after.last_at());
+        }
+        Kept::Applied
+    }
+
+    /// Forgets everything that was recorded, and whatever is from before `at` from now on. Doing it
+    /// again spares whoever took the id since.
+    pub(super) fn forget(&mut self, at: i64, until: i64) {
+        if self.forgotten_at.is_some_and(|forgotten_at| forgotten_at >= at) {
+            return;
+        }
+        self.changed();
+        self.forgotten_at = Some(at);
+        self.forgotten_until = Some(self.forgotten_until.map_or(until, |before| before.max(until)));
+        for item in std::mem::take(&mut self.items) {
+            if item.interaction().is_live() {
+                self.affect(item.s, -1, false, at);
+            }
+        }
+    }
+
+    /// Removes bookmarks that were taken back before `dead_before`, and an order to forget that no
+    /// longer matters at `now`. Returns how many there were.
+    pub(super) fn prune(&mut self, dead_before: i64, now: i64) -> u64 {
+        let before = self.items.len();
+        self.items.retain(|item| {
+            let interaction = item.interaction();
+            interaction.is_live() || interaction.last_at() >= dead_before
+        });
+        let mut removed = (before - self.items.len()) as u64;
+        if self.forgotten_until.is_some_and(|until| until < now) {
+            (self.forgotten_at, self.forgotten_until) = (None, None);
+            removed += 1;
+        }
+        if removed > 0 {
+            self.changed();
+        }
+        removed
+    }
+
+    /// Whether there is something to write.
+    pub(super) fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// What is to be done elsewhere once the document is written.
+    pub(super) fn effects(&self) -> impl Iterator<Item = &Effect> {
+        self.pending.iter().chain(&self.new_effects)
+    }
+
+    /// The change as a statement that takes effect only if nobody else has changed the member since
+    /// it was read. `by` marks whose change it was.
+    pub(super) fn write(
+        &self,
+        recent: usize,
+        by: i64,
+    ) -> Result<Statement, mongodb::bson::error::Error> {
+        let mut live: Vec<(i64, i64)> = self
+            .items
+            .iter()
+            .filter(|item| item.interaction().is_live())
+            .map(|item| (item.interaction().last_at(), item.s))
+            .collect();
+        live.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        let degree = i64::try_from(live.len()).unwrap_or(i64::MAX);
+        let recent: Vec<i64> = live.into_iter().take(recent).map(|(_, spot)| spot).collect();
+        let mut set = doc! {
+            "seq": self.seq,
+            "by": by,
+            "items": mongodb::bson::serialize_to_bson(&self.items)?,
+            "degree": degree,
+            "recent": recent,
+        };
+        let mut unset = Document::new();
+        let oldest_dead = self
+            .items
+            .iter()
+            .filter(|item| !item.interaction().is_live())
+            .map(|item| item.interaction().last_at())
+            .min();
+        for (field, value) in [
+            ("oldest_dead_at", oldest_dead),
+            ("forgotten_at", self.forgotten_at),
+            ("forgotten_until", self.forgotten_until),
+        ] {
+            match value {
+                Some(value) => set.insert(field, value),
+                None => unset.insert(field, ""),
+            };
+        }
+        let new_effects = mongodb::bson::serialize_to_bson(&self.new_effects)?;
+        let mut update = doc! { "$set": set, "$push": { "pending": { "$each": new_effects } } };
+        if !unset.is_empty() {
+            update.insert("$unset", unset);
+        }
+        let expected = match self.read_seq {
+            Some(seq) => doc! { "_id": &self.id, "seq": seq },
+            // Never so of one that is there.
+            None => doc! { "_id": &self.id, "seq": { "$lt": 0 } },
+        };
+        Ok(Statement { query: expected, update })
+    }
+
+    /// Whether the document must be there for [`Member::write`] to take effect.
+    pub(super) fn was_there(&self) -> bool {
+        self.read_seq.is_some()
+    }
+
+    fn changed(&mut self) {
+        if !self.is_changed {
+            self.is_changed = true;
+            self.seq += 1;
+        }
+    }
+
+    fn affect(&mut self, spot: i64, growth: i64, live: bool, at: i64) {
+        let seq = self.seq;
+        if let Some(effect) = self.new_effects.iter_mut().find(|effect| effect.spot == spot) {
+            effect.growth += growth;
+            (effect.live, effect.at) = (live, at);
+        } else {
+            self.new_effects.push(Effect { op: random(), seq, spot, growth, live, at });
+        }
+    }
+}
+
+/// A number that does not come again.
+pub(super) fn random() -> i64 {
+    // Half of a random UUID has 62 random bits; the sign is of no use.
+    (Uuid::new_v4().as_u64_pair().1 >> 1).cast_signed()
+}

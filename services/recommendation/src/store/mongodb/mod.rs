@@ -1,0 +1,112 @@
+//! Histories, the replica of spots and the feed's cursors on MongoDB 4.2 or newer.
+//!
+//! There are no transactions over several documents, so that a single server without replica set
+//! will do. A member's whole history is one document, changed in one step; what follows from it
+//! elsewhere is listed in that document until it is done, and done so that doing it again changes
+//! nothing. Writes go out as `update` commands of many statements.
+
+mod connection;
+mod cursor;
+mod history;
+mod member;
+mod recorder;
+mod spots;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use mongodb::options::ClientOptions;
+use tourin_chassis::clock::SharedClock;
+use tourin_shared_events::bus::feed::CursorStore;
+
+use self::connection::Connection;
+use crate::app::ports::{HistoryStore, PortError, SpotReplica};
+use crate::servers::{Server, ServerStats};
+use crate::store::HistoryRules;
+use tourin_chassis::config::ServerUrl;
+
+/// The database when the URL names none.
+const DEFAULT_DATABASE: &str = "tourin_recommendation";
+
+#[cfg(test)]
+pub(super) use self::tests::TestDatabase;
+
+/// The stores on MongoDB.
+pub struct Documents {
+    /// Members' histories.
+    pub histories: Arc<dyn HistoryStore>,
+    /// The replica of spots.
+    pub spots: Arc<dyn SpotReplica>,
+    /// How far core's feed has been followed.
+    pub cursor: Arc<dyn CursorStore>,
+    /// The server they live on.
+    pub server: Arc<dyn Server>,
+}
+
+/// Opens the stores on the MongoDB at `url`. Nothing is asked of it before the first use.
+///
+/// # Errors
+/// When the URL is not one of MongoDB. The message does not repeat it.
+pub async fn open(
+    url: &ServerUrl,
+    rules: HistoryRules,
+    clock: SharedClock,
+) -> anyhow::Result<Documents> {
+    open_with(url, rules, clock, |_| {}).await
+}
+
+/// [`open`], with a say in the driver's options.
+async fn open_with(
+    url: &ServerUrl,
+    rules: HistoryRules,
+    clock: SharedClock,
+    adjust: impl FnOnce(&mut ClientOptions),
+) -> anyhow::Result<Documents> {
+    let mut options = ClientOptions::parse(url.expose())
+        .await
+        .ok()
+        .context("expected mongodb://[user:password@]host[:port][,host...][/database][?options]")?;
+    adjust(&mut options);
+    let connection = Connection::new(options, DEFAULT_DATABASE)?;
+    let recorder = recorder::Recorder::start(connection.clone(), rules, clock);
+    Ok(Documents {
+        histories: Arc::new(history::MongoHistories::new(connection.clone(), recorder, rules)),
+        spots: Arc::new(spots::MongoSpots::new(connection.clone())),
+        cursor: Arc::new(cursor::MongoCursor::new(connection.clone())),
+        server: Arc::new(MongoServer { address: connection.address(), connection }),
+    })
+}
+
+struct MongoServer {
+    connection: Connection,
+    address: String,
+}
+
+#[async_trait]
+impl Server for MongoServer {
+    fn name(&self) -> &'static str {
+        "mongodb"
+    }
+
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn stats(&self) -> Arc<ServerStats> {
+        self.connection.stats()
+    }
+
+    async fn prepare(&self) -> Result<(), PortError> {
+        self.check().await?;
+        self.connection.create_indexes(&spots::indexes()).await?;
+        self.connection.create_indexes(&history::indexes()).await
+    }
+
+    async fn check(&self) -> Result<(), PortError> {
+        self.connection.ping().await
+    }
+}

@@ -1,0 +1,317 @@
+//! Changes of members' histories, in groups.
+//!
+//! Changes that arrive while a group is under way make the next group: alone, a change goes at once;
+//! under load, a hundred share the round trips of one. A group is
+//!
+//! 1. one read of its members' documents,
+//! 2. one `update` of those that change, each only if it is still what was read, together with the
+//!    list of what follows from the change,
+//! 3. one `update` of holders and one of degrees, each statement recognising what it has done,
+//! 4. one `update` that takes what was done off the members' lists.
+//!
+//! Whoever dies in between leaves a list behind, which the next change of that member works off: the
+//! event that was not acknowledged comes again, and is such a change.
+
+use std::collections::{HashMap, HashSet};
+
+use futures::future::try_join;
+use mongodb::bson::doc;
+use tokio::sync::{mpsc, oneshot};
+use tourin_chassis::clock::SharedClock;
+
+use super::connection::{Connection, STATEMENTS, Statement};
+use super::history::{DEGREES, HOLDERS, MEMBERS};
+use super::member::{Effect, Member, random};
+use crate::app::ports::{HistoryEvent, Kept, PortError};
+use crate::store::HistoryRules;
+
+/// Changes that wait for their group; more make their senders wait.
+const QUEUE: usize = 1_024;
+/// The most changes in a group: what one command takes.
+const GROUP: usize = STATEMENTS;
+/// Attempts at members whom others change at the same time.
+const ATTEMPTS: usize = 20;
+/// Effects by which a spot recognises what it has counted already. Those that nobody has said were
+/// done come again after a crash or an outage: as many as the consumers of all replicas had in hand,
+/// 256 each, and behind what others counted for the spot until then.
+const RECOGNISED: i32 = 4_096;
+
+/// A change of one member.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// Something the member did.
+    Record(HistoryEvent),
+    /// An order to forget: member, time, how long it matters.
+    Forget(String, i64, i64),
+    /// Removal of what no longer matters: member, before when the dead are removed, now.
+    Prune(String, i64, i64),
+}
+
+impl Change {
+    fn member(&self) -> &str {
+        match self {
+            Self::Record(event) => &event.member,
+            Self::Forget(member, ..) | Self::Prune(member, ..) => member,
+        }
+    }
+
+    fn apply(&self, member: &mut Member) -> Changed {
+        match self {
+            Self::Record(event) => Changed::Recorded(member.record(event)),
+            Self::Forget(_, at, until) => {
+                member.forget(*at, *until);
+                Changed::Forgotten
+            }
+            Self::Prune(_, dead_before, now) => Changed::Pruned(member.prune(*dead_before, *now)),
+        }
+    }
+}
+
+/// What became of a [`Change`].
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Changed {
+    Recorded(Kept),
+    Forgotten,
+    Pruned(u64),
+}
+
+struct Job {
+    change: Change,
+    reply: oneshot::Sender<Result<Changed, PortError>>,
+}
+
+/// A handle on the recorder. The recording task belongs to the handles: it ends, after the last
+/// change, when all of them are gone.
+#[derive(Clone)]
+pub(super) struct Recorder(mpsc::Sender<Job>);
+
+impl Recorder {
+    /// Starts the recorder. Must be called inside a tokio runtime.
+    pub(super) fn start(connection: Connection, rules: HistoryRules, clock: SharedClock) -> Self {
+        let (sender, jobs) = mpsc::channel(QUEUE);
+        tokio::spawn(Groups { connection, rules, clock }.run(jobs));
+        Self(sender)
+    }
+
+    /// Applies a change; returns once all of it is done.
+    pub(super) async fn apply(&self, change: Change) -> Result<Changed, PortError> {
+        let (reply, done) = oneshot::channel();
+        let stopped =
+            || PortError::failed(anyhow::anyhow!("the recorder of histories has stopped"));
+        self.0.send(Job { change, reply }).await.map_err(|_| stopped())?;
+        done.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
+
+/// The recording task.
+pub(super) struct Groups {
+    pub(super) connection: Connection,
+    pub(super) rules: HistoryRules,
+    pub(super) clock: SharedClock,
+}
+
+impl Groups {
+    async fn run(self, mut jobs: mpsc::Receiver<Job>) {
+        let mut group = Vec::with_capacity(GROUP);
+        while jobs.recv_many(&mut group, GROUP).await > 0 {
+            // Whoever asked and is gone will ask again.
+            group.retain(|job| !job.reply.is_closed());
+            self.apply(std::mem::take(&mut group)).await;
+        }
+    }
+
+    async fn apply(&self, group: Vec<Job>) {
+        let mut waiting = group;
+        for _ in 0..ATTEMPTS {
+            if waiting.is_empty() {
+                return;
+            }
+            let attempt = self.attempt(&waiting).await;
+            let mut again = Vec::new();
+            match attempt {
+                Ok(outcomes) => {
+                    for (job, outcome) in waiting.into_iter().zip(outcomes) {
+                        match outcome {
+                            Some(changed) => answer(job, Ok(changed)),
+                            None => again.push(job),
+                        }
+                    }
+                }
+                Err(error) => {
+                    waiting.into_iter().for_each(|job| answer(job, Err(error.clone())));
+                }
+            }
+            waiting = again;
+        }
+        let busy =
+            PortError::failed(anyhow::anyhow!("the member is being changed by many at once"));
+        waiting.into_iter().for_each(|job| answer(job, Err(busy.clone())));
+    }
+
+    /// Applies the jobs in order; `None` for one whose member somebody else changed meanwhile.
+    async fn attempt(&self, jobs: &[Job]) -> Result<Vec<Option<Changed>>, PortError> {
+        let ids: HashSet<&str> = jobs.iter().map(|job| job.change.member()).collect();
+        let mut members = self.read(&ids).await?;
+        let now = self.clock.now().timestamp_micros();
+        let outcomes: Vec<Changed> = jobs
+            .iter()
+            .map(|job| {
+                let id = job.change.member();
+                let member =
+                    members.entry(id.to_owned()).or_insert_with(|| Member::new(id.to_owned(), now));
+                job.change.apply(member)
+            })
+            .collect();
+
+        let (changed, same): (Vec<Member>, Vec<Member>) =
+            members.into_values().partition(Member::is_changed);
+        let overtaken = self.write(&changed).await?;
+        let written = changed.iter().filter(|member| !overtaken.contains(&member.id));
+        self.work_off(written.chain(&same)).await?;
+        Ok(jobs
+            .iter()
+            .zip(outcomes)
+            .map(|(job, changed)| (!overtaken.contains(job.change.member())).then_some(changed))
+            .collect())
+    }
+
+    async fn read(&self, ids: &HashSet<&str>) -> Result<HashMap<String, Member>, PortError> {
+        let ids: Vec<&str> = ids.iter().copied().collect();
+        let query = doc! { "_id": { "$in": ids } };
+        let found: Vec<Member> = self.connection.find(MEMBERS, query, doc! {}, doc! {}, 0).await?;
+        Ok(found.into_iter().map(|member| (member.id.clone(), member.just_read())).collect())
+    }
+
+    /// Writes members; returns those whom somebody else changed since they were read.
+    async fn write(&self, members: &[Member]) -> Result<HashSet<String>, PortError> {
+        if members.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let by = random();
+        let (mut known, mut new) = (Vec::new(), Vec::new());
+        for member in members {
+            let statement = member
+                .write(self.rules.recent, by)
+                .map_err(|error| PortError::failed(anyhow::anyhow!("mongodb: {error}")))?;
+            if member.was_there() { known.push(statement) } else { new.push(statement) }
+        }
+        let (known, new) = try_join(
+            self.connection.update(MEMBERS, &known),
+            self.connection.upsert_where(MEMBERS, &new),
+        )
+        .await?;
+        if known + new.matched == members.len() as u64 {
+            return Ok(HashSet::new());
+        }
+        // A command says how many of its statements took effect, but not which.
+        let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+        let query = doc! { "_id": { "$in": ids }, "by": by };
+        let ours: Vec<Id> =
+            self.connection.find(MEMBERS, query, doc! { "_id": 1 }, doc! {}, 0).await?;
+        let ours: HashSet<String> = ours.into_iter().map(|found| found.id).collect();
+        Ok(members.iter().map(|member| member.id.clone()).filter(|id| !ours.contains(id)).collect())
+    }
+
+    /// Does what follows from members' changes, and takes it off their lists.
+    pub(super) async fn work_off<'a>(
+        &self,
+        members: impl Iterator<Item = &'a Member>,
+    ) -> Result<(), PortError> {
+        let (mut holders, mut degrees, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        let mut new = HashMap::<i64, Vec<&Effect>>::new();
+        for member in members {
+            let mut ops = Vec::new();
+            for effect in member.effects() {
+                holders.push(hold(&member.id, effect));
+                ops.push(effect.op);
+            }
+            // What is begun already may be done already, each on its own.
+            degrees.extend(member.pending.iter().filter_map(|effect| grow(effect.spot, &[effect])));
+            for effect in &member.new_effects {
+                new.entry(effect.spot).or_default().push(effect);
+            }
+            if !ops.is_empty() {
+                done.push(Statement {
+                    query: doc! { "_id": &member.id },
+                    update: doc! { "$pull": { "pending": { "op": { "$in": ops } } } },
+                });
+            }
+        }
+        // What is new has hardly been counted by anybody: a spot that many look at is written once.
+        // Behind those of what is begun.
+        let begun = degrees.len();
+        let mut groups = Vec::new();
+        for (spot, effects) in new {
+            if let Some(statement) = grow(spot, &effects) {
+                degrees.push(statement);
+                groups.push((spot, effects));
+            }
+        }
+        let (_, counted) = try_join(
+            self.connection.upsert_where(HOLDERS, &holders),
+            self.connection.upsert_where(DEGREES, &degrees),
+        )
+        .await?;
+        // Unless another replica has found one on its member's list in the meantime: the others of
+        // its group are still to be counted.
+        let refused = counted.refused.iter().filter_map(|index| index.checked_sub(begun));
+        let refused = refused.filter_map(|index| groups.get(index));
+        let alone: Vec<Statement> = refused
+            .flat_map(|(spot, effects)| effects.iter().filter_map(|effect| grow(*spot, &[*effect])))
+            .collect();
+        self.connection.upsert_where(DEGREES, &alone).await?;
+        self.connection.update(MEMBERS, &done).await?;
+        Ok(())
+    }
+}
+
+/// Notes that a member knows a spot, or no longer does; the member's latest change wins.
+fn hold(member: &str, effect: &Effect) -> Statement {
+    let mut update = doc! { "$set": {
+        "spot": effect.spot,
+        "member": member,
+        "live": effect.live,
+        "at": effect.at,
+        "seq": effect.seq,
+    } };
+    if effect.live {
+        update.insert("$unset", doc! { "gone_at": "" });
+    } else if let Ok(set) = update.get_document_mut("$set") {
+        // Kept for a while, against changes from before that are still on their way.
+        set.insert("gone_at", effect.at);
+    }
+    Statement {
+        query: doc! {
+            "_id": format!("{}:{member}", effect.spot),
+            "seq": { "$lt": effect.seq },
+        },
+        update,
+    }
+}
+
+/// Counts the members who know a spot, once for all of these effects, unless one of them was counted
+/// before.
+pub(super) fn grow(spot: i64, effects: &[&Effect]) -> Option<Statement> {
+    let counting = effects.iter().filter(|effect| effect.growth != 0);
+    let ops: Vec<i64> = counting.map(|effect| effect.op).collect();
+    let growth: i64 = effects.iter().map(|effect| effect.growth).sum();
+    (!ops.is_empty()).then(|| Statement {
+        query: doc! { "_id": spot, "counted": { "$nin": ops.clone() } },
+        update: doc! {
+            "$inc": { "degree": growth },
+            "$push": { "counted": { "$each": ops, "$slice": -RECOGNISED } },
+        },
+    })
+}
+
+#[derive(serde::Deserialize)]
+struct Id {
+    #[serde(rename = "_id")]
+    id: String,
+}
+
+fn answer(job: Job, result: Result<Changed, PortError>) {
+    if job.reply.send(result).is_err() {
+        tracing::trace!("nobody waits for a recorded change");
+    }
+}

@@ -1,0 +1,396 @@
+//! The replica of spots on MongoDB.
+//!
+//! A spot's document carries the generation of core's log beside its version. The larger pair of
+//! the two wins, and the condition is part of every write, so that states may come in any order and
+//! from many sides. A log that differs from the one before begins a generation: one document
+//! changes, and every version from before is below every one from then on.
+//!
+//! It also carries the number of the latest resync that had begun when it was last mentioned, which
+//! only ever grows: no clock decides what a resync has seen.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures::future::try_join;
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::options::Sphere2DIndexVersion;
+use serde::Deserialize;
+
+use super::connection::{Connection, Index, Statement};
+use crate::app::ports::{PortError, SpotReplica, SpotState, TagCursor};
+use crate::domain::spot::{Place, Spot, SpotId};
+
+const SPOTS: &str = "spots";
+const LOG: &str = "core_log";
+/// The id of the one document of [`LOG`].
+const CURRENT: &str = "current";
+/// Read beyond what is asked for, so that spots at the same distance are ordered by id.
+const TIES: usize = 16;
+/// Attempts to adopt a log while other replicas do so too.
+const ADOPT_ATTEMPTS: usize = 10;
+
+/// What the replica's questions need.
+pub(super) fn indexes() -> [Index; 2] {
+    [
+        // Spots without a place, such as deleted ones, are not in it.
+        Index {
+            collection: SPOTS,
+            name: "by_place",
+            keys: doc! { "place": "2dsphere" },
+            is_sparse: false,
+            sphere_version: Some(Sphere2DIndexVersion::V3),
+        },
+        Index {
+            collection: SPOTS,
+            name: "by_tag_count",
+            keys: doc! { "deleted": 1, "tag_count": -1, "_id": 1 },
+            is_sparse: false,
+            sphere_version: None,
+        },
+    ]
+}
+
+/// [`SpotReplica`] on MongoDB.
+pub(super) struct MongoSpots(Connection);
+
+impl MongoSpots {
+    /// The replica in this database.
+    pub(super) fn new(connection: Connection) -> Self {
+        Self(connection)
+    }
+
+    async fn log(&self) -> Result<Log, PortError> {
+        let log: Option<Log> = self.0.get(LOG, doc! { "_id": CURRENT }, doc! {}).await?;
+        Ok(log.unwrap_or_default())
+    }
+}
+
+/// Core's log as the replica knows it, and the resyncs from it.
+#[derive(Default, Deserialize)]
+struct Log {
+    log_id: Option<String>,
+    /// Of the log: how many there were before.
+    #[serde(default)]
+    generation: i64,
+    /// The number of the latest resync.
+    #[serde(default)]
+    resync: i64,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    #[serde(rename = "_id")]
+    id: i64,
+    version: i64,
+    name: String,
+    address: String,
+    lat: f64,
+    lng: f64,
+    image_url: Option<String>,
+    tags: Vec<String>,
+}
+
+/// A spot with its distance, as `$geoNear` has it.
+#[derive(Deserialize)]
+struct Near {
+    #[serde(flatten)]
+    spot: Stored,
+    distance_m: f64,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    #[serde(rename = "_id")]
+    id: i64,
+    generation: i64,
+    version: i64,
+    #[serde(default)]
+    swept: bool,
+}
+
+impl Version {
+    /// Whether a state would change this document.
+    fn is_below(&self, state: &SpotState, generation: i64) -> bool {
+        let (known, new) = ((self.generation, self.version), (generation, version_of(state)));
+        known < new || (known == new && self.swept && matches!(state, SpotState::Live(_)))
+    }
+}
+
+impl TryFrom<Stored> for Spot {
+    type Error = PortError;
+
+    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
+        let id = SpotId::new(stored.id)
+            .ok_or_else(|| PortError::failed(anyhow::anyhow!("a spot's id is below zero")))?;
+        Ok(Self {
+            id,
+            version: u64::try_from(stored.version).unwrap_or_default(),
+            name: stored.name,
+            address: stored.address,
+            place: Place { lat: stored.lat, lng: stored.lng },
+            image_url: stored.image_url,
+            tags: stored.tags,
+        })
+    }
+}
+
+#[async_trait]
+impl SpotReplica for MongoSpots {
+    async fn merge(&self, states: &[SpotState]) -> Result<usize, PortError> {
+        if states.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<i64> = states.iter().map(|state| id_of(state).number()).collect();
+        let versions = self.0.find::<Version>(
+            SPOTS,
+            doc! { "_id": { "$in": ids } },
+            doc! { "generation": 1, "version": 1, "swept": 1 },
+            doc! {},
+            0,
+        );
+        let (log, versions) = try_join(self.log(), versions).await?;
+        let versions: HashMap<i64, Version> = versions.into_iter().map(|v| (v.id, v)).collect();
+
+        let (mut newer, mut confirmed) = (Vec::new(), Vec::new());
+        for state in states {
+            // What was read saves the attempt; the statement's condition decides.
+            let known = versions.get(&id_of(state).number());
+            if known.is_none_or(|known| known.is_below(state, log.generation)) {
+                newer.push(write(state, &log));
+            } else if matches!(state, SpotState::Live(_)) {
+                confirmed.push(confirm(state, &log));
+            }
+        }
+        let changed = self.0.upsert_where(SPOTS, &newer);
+        let (changed, _) = try_join(changed, self.0.update(SPOTS, &confirmed)).await?;
+        let changed = changed.matched;
+        if changed < newer.len() as u64 {
+            // Another replica was faster, perhaps before this resync had begun: a sweep must not
+            // take its spot for one that nobody has mentioned.
+            let live = states.iter().filter(|state| matches!(state, SpotState::Live(_)));
+            let confirmed: Vec<Statement> = live.map(|state| confirm(state, &log)).collect();
+            self.0.update(SPOTS, &confirmed).await?;
+        }
+        Ok(usize::try_from(changed).unwrap_or(usize::MAX))
+    }
+
+    async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let ids: Vec<i64> = ids.iter().map(|id| id.number()).collect();
+        let query = doc! { "_id": { "$in": ids }, "deleted": false };
+        let found: Vec<Stored> = self.0.find(SPOTS, query, doc! {}, doc! {}, 0).await?;
+        found.into_iter().map(|stored| Spot::try_from(stored).map(|s| (s.id, s))).collect()
+    }
+
+    async fn near(
+        &self,
+        place: Place,
+        tags: Option<&[String]>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError> {
+        let Some(point) = point(place).filter(|_| limit > 0) else {
+            return Ok(Vec::new());
+        };
+        let mut query = doc! { "deleted": false };
+        if let Some(tags) = tags {
+            query.insert("tags", doc! { "$in": tags.to_vec() });
+        }
+        let pipeline = vec![
+            doc! { "$geoNear": {
+                "near": point,
+                "key": "place",
+                "spherical": true,
+                "distanceField": "distance_m",
+                "query": query,
+            } },
+            doc! { "$limit": integer(limit.saturating_add(TIES)) },
+        ];
+        let mut found: Vec<Near> = self.0.aggregate(SPOTS, pipeline).await?;
+        found.sort_by(|a, b| {
+            a.distance_m.total_cmp(&b.distance_m).then_with(|| a.spot.id.cmp(&b.spot.id))
+        });
+        found.truncate(limit);
+        found.into_iter().map(|near| Spot::try_from(near.spot)).collect()
+    }
+
+    async fn most_tagged(
+        &self,
+        after: Option<TagCursor>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError> {
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let mut query = doc! { "deleted": false };
+        if let Some(after) = after {
+            let tags = integer(after.tags);
+            query.insert(
+                "$or",
+                vec![
+                    doc! { "tag_count": { "$lt": tags } },
+                    doc! { "tag_count": tags, "_id": { "$gt": after.id.number() } },
+                ],
+            );
+        }
+        let sort = doc! { "tag_count": -1, "_id": 1 };
+        let found: Vec<Stored> = self.0.find(SPOTS, query, doc! {}, sort, integer(limit)).await?;
+        found.into_iter().map(Spot::try_from).collect()
+    }
+
+    async fn is_empty(&self) -> Result<bool, PortError> {
+        let query = doc! { "deleted": false };
+        let any: Option<Document> = self.0.get(SPOTS, query, doc! { "_id": 1 }).await?;
+        Ok(any.is_none())
+    }
+
+    async fn log_id(&self) -> Result<Option<String>, PortError> {
+        Ok(self.log().await?.log_id)
+    }
+
+    async fn adopt_log(&self, log_id: &str) -> Result<(), PortError> {
+        for _ in 0..ADOPT_ATTEMPTS {
+            let log = self.log().await?;
+            let adopted = match &log.log_id {
+                Some(known) if known == log_id => return Ok(()),
+                Some(_) => {
+                    let next = Statement {
+                        query: doc! { "_id": CURRENT, "generation": log.generation },
+                        update: doc! { "$set": {
+                            "log_id": log_id,
+                            "generation": log.generation.saturating_add(1),
+                        } },
+                    };
+                    self.0.update(LOG, &[next]).await?
+                }
+                None => {
+                    let first = Statement {
+                        query: doc! { "_id": CURRENT, "log_id": { "$exists": false } },
+                        update: doc! { "$set": { "log_id": log_id, "generation": 0_i64 } },
+                    };
+                    self.0.upsert_where(LOG, &[first]).await?.matched
+                }
+            };
+            if adopted > 0 {
+                return Ok(());
+            }
+        }
+        Err(PortError::failed(anyhow::anyhow!("replicas disagree about core's log")))
+    }
+
+    async fn begin_resync(&self) -> Result<u64, PortError> {
+        let number = self.0.increment(LOG, CURRENT, "resync").await?;
+        Ok(number.unsigned_abs())
+    }
+
+    async fn sweep(&self, resync: u64) -> Result<u64, PortError> {
+        let log = self.log().await?;
+        let query = doc! { "deleted": false, "$or": [
+            { "resync": { "$lt": stored(resync) } },
+            // In another log nothing counts that it does not mention, however new.
+            { "generation": { "$lt": log.generation } },
+        ] };
+        let mut set = nothing();
+        set.insert("swept", true);
+        self.0.update_all(SPOTS, query, doc! { "$set": set, "$unset": { "place": "" } }).await
+    }
+}
+
+/// Notes that a spot was mentioned.
+fn confirm(state: &SpotState, log: &Log) -> Statement {
+    Statement {
+        query: doc! { "_id": id_of(state).number() },
+        update: doc! { "$max": { "resync": log.resync } },
+    }
+}
+
+fn id_of(state: &SpotState) -> SpotId {
+    match state {
+        SpotState::Live(spot) => spot.id,
+        SpotState::Deleted { id, .. } => *id,
+    }
+}
+
+fn version_of(state: &SpotState) -> i64 {
+    let (SpotState::Live(Spot { version, .. }) | SpotState::Deleted { version, .. }) = state;
+    stored(*version)
+}
+
+/// BSON's integers are signed; a number beyond them is the largest.
+fn stored(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Makes a document of a state, if it is newer than what is there.
+fn write(state: &SpotState, log: &Log) -> Statement {
+    let (generation, version) = (log.generation, version_of(state));
+    let mut below = vec![
+        doc! { "generation": { "$lt": generation } },
+        doc! { "generation": generation, "version": { "$lt": version } },
+    ];
+    if matches!(state, SpotState::Live(_)) {
+        // Core has it after all.
+        below.push(doc! { "generation": generation, "version": version, "swept": true });
+    }
+    Statement {
+        query: doc! { "_id": id_of(state).number(), "$or": below },
+        update: written(state, log),
+    }
+}
+
+fn written(state: &SpotState, log: &Log) -> Document {
+    let mut set = match state {
+        SpotState::Live(spot) => doc! {
+            "deleted": false,
+            "name": &spot.name,
+            "address": &spot.address,
+            "lat": spot.place.lat,
+            "lng": spot.place.lng,
+            "image_url": spot.image_url.clone().map_or(Bson::Null, Bson::from),
+            "tags": spot.tags.clone(),
+            "tag_count": integer(spot.tags.len()),
+        },
+        SpotState::Deleted { .. } => nothing(),
+    };
+    set.insert("generation", log.generation);
+    set.insert("version", version_of(state));
+    set.insert("swept", false);
+    let place = match state {
+        SpotState::Live(spot) => point(spot.place),
+        SpotState::Deleted { .. } => None,
+    };
+    let mentioned = doc! { "resync": log.resync };
+    match place {
+        Some(place) => {
+            set.insert("place", place);
+            doc! { "$set": set, "$max": mentioned }
+        }
+        None => doc! { "$set": set, "$max": mentioned, "$unset": { "place": "" } },
+    }
+}
+
+/// What is left of a deleted spot beside its version.
+fn nothing() -> Document {
+    doc! {
+        "deleted": true,
+        "name": "",
+        "address": "",
+        "lat": 0.0,
+        "lng": 0.0,
+        "image_url": Bson::Null,
+        "tags": Vec::<String>::new(),
+        "tag_count": 0_i64,
+    }
+}
+
+/// A place as the geographic index takes it. It refuses a document whose place is not on the Earth,
+/// and with it the rest of a command, so that such a spot has none there.
+fn point(place: Place) -> Option<Document> {
+    let is_on_earth = (-90.0..=90.0).contains(&place.lat) && (-180.0..=180.0).contains(&place.lng);
+    is_on_earth.then(|| doc! { "type": "Point", "coordinates": [place.lng, place.lat] })
+}
+
+fn integer(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,30 @@
+//! The test bed's servers. Tests that need one fail without it: a test that is skipped proves nothing.
+
+use uuid::Uuid;
+
+use tourin_chassis::config::ServerUrl;
+
+/// The first byte of whoever begins to speak TLS.
+pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
+
+/// The test bed's Redis.
+pub(crate) fn redis() -> ServerUrl {
+    server("TOURIN_REDIS_URL")
+}
+
+/// The test bed's MongoDB.
+pub(crate) fn mongodb() -> ServerUrl {
+    server("TOURIN_MONGODB_URL")
+}
+
+/// A name that no other test has, for a prefix or a database of one's own.
+pub(crate) fn unique() -> String {
+    format!("test-{}", Uuid::new_v4().simple())
+}
+
+fn server(variable: &str) -> ServerUrl {
+    let Ok(url) = std::env::var(variable) else {
+        panic!("{variable} is not set: run it by deploy/testbed.sh run -- cargo test ...");
+    };
+    url.parse().expect("any text is a URL until somebody connects")
+}

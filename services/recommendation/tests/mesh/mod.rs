@@ -1,0 +1,254 @@
+//! What the service runs among in tests: a registry that knows one core, that core, and an instance of
+//! the service itself.
+
+#![allow(dead_code, unused_macros, unused_imports, reason = "no test target needs all of it")]
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::{any, get};
+use axum::{Json, Router};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use tourin_chassis::config::MeshSettings;
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
+use tourin_chassis::secret::Secret;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_recommendation::{Dependencies, Recommendation, SERVICE, Settings};
+use tourin_shared_events::events::{Outgoing, ViewTourspot};
+
+pub const SECRET: &str = "a secret of the mesh under test";
+
+/// A registry that knows one core, and that core: its catalogue and its feed.
+#[derive(Clone)]
+pub struct FakeMesh {
+    pub addr: SocketAddr,
+    pub state: Arc<Mutex<FakeState>>,
+}
+
+#[derive(Default)]
+pub struct FakeState {
+    pub log_id: String,
+    pub spots: Vec<Value>,
+    pub events: Vec<Outgoing>,
+    pub registered: Vec<String>,
+    pub core: usize,
+}
+
+impl FakeMesh {
+    pub async fn start(spots: Vec<Value>) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let state = FakeState { log_id: "log-1".into(), spots, ..FakeState::default() };
+        let mesh = Self { addr, state: Arc::new(Mutex::new(state)) };
+        let router = Router::new()
+            .route("/v1/watch", get(watch))
+            .route("/v1/instances/{service}/{id}", any(instance))
+            .route("/v1/instances/{service}/{id}/{action}", any(instance))
+            .route("/internal/tour-spots", get(tour_spots))
+            .route("/internal/events", get(events))
+            .with_state(mesh.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        mesh
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+}
+
+/// Snapshots with growing versions, so that a new core is seen soon.
+async fn watch(State(mesh): State<FakeMesh>) -> impl IntoResponse {
+    let snapshots = futures::stream::unfold(0_u64, move |version| {
+        let mesh = mesh.clone();
+        async move {
+            if version > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let core = mesh.state.lock().unwrap().core;
+            let snapshot = json!({"epoch": 1, "version": version + 1, "instances": [
+                {"service": "core", "id": format!("core-{core}"), "address": mesh.addr, "status": "up"}
+            ]});
+            let event = format!("id: {}\nevent: snapshot\ndata: {snapshot}\n\n", version + 1);
+            Some((Ok::<_, Infallible>(Bytes::from(event)), version + 1))
+        }
+    });
+    ([("content-type", "text/event-stream")], Body::from_stream(snapshots.boxed()))
+}
+
+async fn instance(
+    State(mesh): State<FakeMesh>,
+    method: axum::http::Method,
+    uri: axum::http::Uri,
+) -> Json<Value> {
+    let id = uri.path().split('/').nth(4).unwrap_or_default().to_owned();
+    let registered = &mut mesh.state.lock().unwrap().registered;
+    match method.as_str() {
+        "PUT" => registered.push(id),
+        "DELETE" => registered.retain(|known| *known != id),
+        _ => {}
+    }
+    Json(json!({"version": 1, "acknowledged": true}))
+}
+
+fn is_service(headers: &HeaderMap) -> bool {
+    let verifier = IdentityVerifier::new(&secret(), "core");
+    headers.get(IDENTITY_HEADER).and_then(|value| verifier.verify(value))
+        == Some(Subject::Service { name: SERVICE.into() })
+}
+
+async fn tour_spots(State(mesh): State<FakeMesh>, headers: HeaderMap) -> impl IntoResponse {
+    if !is_service(&headers) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let spots = mesh.state.lock().unwrap().spots.clone();
+    Json(json!({"spots": spots, "next": null})).into_response()
+}
+
+async fn events(
+    State(mesh): State<FakeMesh>,
+    headers: HeaderMap,
+    axum::extract::RawQuery(query): axum::extract::RawQuery,
+) -> impl IntoResponse {
+    if !is_service(&headers) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let query = query.unwrap_or_default();
+    let number = |name: &str| {
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(&format!("{name}=")))
+            .map_or(0, |value| value.parse::<usize>().unwrap())
+    };
+    let (after, end) =
+        (number("after"), Instant::now() + Duration::from_millis(number("wait_ms") as u64));
+    loop {
+        let page = {
+            let state = mesh.state.lock().unwrap();
+            let events: Vec<Value> = state.events.iter().enumerate().skip(after)
+                .map(|(seq, event)| json!({
+                    "seq": seq + 1, "exchange": event.exchange, "routing_key": event.routing_key,
+                    "ordering_key": event.ordering_key, "headers": event.headers, "envelope": event.envelope,
+                }))
+                .collect();
+            json!({"log_id": state.log_id, "events": events, "next": state.events.len(), "pruned": 0})
+        };
+        if page["events"].as_array().is_some_and(|events| !events.is_empty())
+            || Instant::now() >= end
+        {
+            return Json(page).into_response();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub fn secret() -> Secret {
+    SECRET.parse().unwrap()
+}
+
+pub fn catalogue(count: u64, version: u64) -> Vec<Value> {
+    (1..=count)
+        .map(|number| {
+            json!({"tourspot_id": number.to_string(), "version": version, "name": format!("곳 {number}"),
+                "address": "", "lat": 35.0 + number as f64 / 10.0, "lng": 127.0, "tags": ["자연"]})
+        })
+        .collect()
+}
+
+pub fn settings(folder: &Path, registry_url: String) -> Settings {
+    let mesh = MeshSettings::new(registry_url, secret());
+    Settings::new("127.0.0.1:0".parse().unwrap(), folder, mesh)
+}
+
+/// A running instance.
+pub struct Running {
+    pub addr: SocketAddr,
+    pub stop: Shutdown,
+    pub task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    pub http: reqwest::Client,
+}
+
+impl Running {
+    pub async fn start(settings: Settings, dependencies: Dependencies) -> Self {
+        Self::run(Recommendation::build(settings, dependencies).await.unwrap())
+    }
+
+    pub fn run(service: Recommendation) -> Self {
+        let (addr, stop) = (service.addr(), Shutdown::new());
+        let task = tokio::spawn(service.run_until_stopped(stop.clone()));
+        Self { addr, stop, task, http: reqwest::Client::new() }
+    }
+
+    pub async fn status(&self, path: &str) -> StatusCode {
+        let url = format!("http://{}{path}", self.addr);
+        self.http.get(url).send().await.unwrap().status()
+    }
+
+    /// What stands in the way of readiness.
+    pub async fn unready(&self) -> String {
+        let url = format!("http://{}/readyz", self.addr);
+        self.http.get(url).send().await.unwrap().text().await.unwrap()
+    }
+
+    pub async fn answer(&self, path: &str, member: &str) -> reqwest::Response {
+        let member = Subject::Member {
+            id: member.to_owned(),
+            session: "session".to_owned(),
+            roles: Vec::new(),
+        };
+        let identity = IdentitySigner::new(&secret()).sign(&member, SERVICE);
+        let url = format!("http://{}{path}", self.addr);
+        self.http.get(url).header(IDENTITY_HEADER, identity).send().await.unwrap()
+    }
+
+    pub async fn ids(&self, path: &str, member: &str) -> Vec<String> {
+        let answer = self.answer(path, member).await;
+        let spots: Vec<Value> = answer.error_for_status().unwrap().json().await.unwrap();
+        spots.iter().map(|spot| spot["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub async fn trend(&self) -> Vec<String> {
+        self.ids("/api/recommendations/trend", "somebody1").await
+    }
+
+    pub async fn stop(self) {
+        let begun = Instant::now();
+        self.stop.begin();
+        self.task.await.unwrap().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(4), "took {:?}", begun.elapsed());
+    }
+}
+
+/// Waits for a condition; reports the last state when it does not come.
+macro_rules! eventually {
+    ($limit:expr, $what:expr, $expected:expr) => {{
+        let end = std::time::Instant::now() + $limit;
+        loop {
+            let last = $what;
+            if last == $expected {
+                break;
+            }
+            assert!(std::time::Instant::now() < end, "still {last:?}, expected {:?}", $expected);
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }};
+}
+
+pub(crate) use eventually;
+
+/// The service is ready, and nothing stands in the way.
+pub const READY: &str = r#"{"status":"ready","unready":{}}"#;
+pub const SOON: Duration = Duration::from_secs(10);
+pub const ONE_SECOND: Duration = Duration::from_secs(1);
+
+pub fn view(user: &str, spot: u64) -> Outgoing {
+    let view = ViewTourspot { user_id: user.to_owned(), tourspot_id: spot.to_string() };
+    Outgoing::new(&view, chrono::Utc::now())
+}

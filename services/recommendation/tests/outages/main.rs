@@ -1,0 +1,215 @@
+//! What happens when the servers themselves go: none there at the start, killed and restarted under
+//! load. The servers are this test's own, started by `deploy/testbed.sh`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod bed;
+#[path = "../mesh/mod.rs"]
+mod mesh;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use tourin_chassis::clock::SystemClock;
+use tourin_recommendation::app::ports::PortError;
+use tourin_recommendation::domain::spot::SpotId;
+use tourin_recommendation::{
+    Dependencies, Recommendation, Settings, Stores, open_stores, subscriptions,
+};
+use tourin_shared_events::bus::Publisher as _;
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
+use tourin_shared_events::consumer::ConsumerStats;
+use tourin_shared_events::dead_letters::DeadLetterStore as _;
+use uuid::Uuid;
+
+use bed::Bed;
+use mesh::*;
+
+const SIMILAR: &str = "/api/tour-spots/1/similar";
+const TREND: &str = "/api/recommendations/trend";
+/// A dependency that is back is used again within this time.
+const RECOVERY: Duration = Duration::from_secs(10);
+/// The spot that everybody views.
+const SPOT: u64 = 3;
+
+/// One mesh on the bed, by names of its own.
+struct World {
+    settings: Settings,
+    stores: Stores,
+    mesh: FakeMesh,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn on(bed: &Bed) -> Self {
+        let name = format!("test-{}", Uuid::new_v4().simple());
+        let folder = tempfile::tempdir().unwrap();
+        let mesh = FakeMesh::start(catalogue(9, 1)).await;
+        let mut settings = settings(folder.path(), mesh.url());
+        settings.servers.redis_url = Some(bed.redis_url.parse().unwrap());
+        settings.servers.recommendation_redis_prefix = name.clone();
+        let (before, after) = bed.mongodb_url.split_once("/?").unwrap();
+        settings.servers.mongodb_url = Some(format!("{before}/{name}?{after}").parse().unwrap());
+        settings.broker.amqp_url = Some(bed.amqp_url.parse().unwrap());
+        settings.broker.amqp_prefix = format!("{name}.");
+        // Values stay what they are for as long as the test takes.
+        settings.rules.trend_half_life_ms = 31_536_000_000;
+        let stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
+        Self { settings, stores, mesh, _folder: folder }
+    }
+
+    async fn serve(&self) -> (Running, Vec<(&'static str, Arc<ConsumerStats>)>) {
+        let dependencies = Dependencies {
+            events: None,
+            stores: Some(self.stores.clone()),
+            clock: Arc::new(SystemClock),
+        };
+        let service = Recommendation::build(self.settings.clone(), dependencies).await.unwrap();
+        let stats = service.consumer_stats();
+        (Running::run(service), stats)
+    }
+
+    fn rabbitmq(&self) -> RabbitSettings {
+        self.settings.broker.rabbitmq().unwrap().unwrap()
+    }
+
+    /// By how many members the spot is known, and how many views it is worth for the trend.
+    async fn counts(&self) -> Result<(usize, usize), PortError> {
+        let spot = SpotId::new(SPOT.cast_signed()).unwrap();
+        let degrees = self.stores.histories.degrees(&[spot]).await?;
+        let values = self.stores.trend.values(&[spot], chrono::Utc::now()).await?;
+        let known = degrees.get(&spot).copied().unwrap_or_default();
+        let value = values.get(&spot).copied().unwrap_or_default();
+        Ok((known as usize, value.round() as usize))
+    }
+
+    async fn dead_letters(&self, bus: &RabbitBus) -> u64 {
+        let queues = subscriptions().into_iter().map(|subscription| subscription.queue).collect();
+        RabbitDeadLetters::new(bus.clone(), queues).count().await.unwrap()
+    }
+}
+
+/// Publishes a view of one member after another, each until the broker has confirmed it, and returns
+/// how many there were.
+async fn publish_until(stop: Arc<AtomicBool>, bus: RabbitBus) -> usize {
+    let mut members = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let mut events: Vec<_> =
+            (members..members + 5).map(|n| view(&format!("member{n:06}"), SPOT)).collect();
+        members += events.len();
+        while !events.is_empty() {
+            let results = bus.publish(events.clone()).await;
+            let mut results = results.into_iter();
+            events.retain(|_| results.next().unwrap().is_err());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    members
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
+    let bed = Bed::hold().await;
+    let servers = ["redis", "mongodb", "amqp"];
+    servers.iter().for_each(|server| bed.kill(server));
+    let world = World::on(&bed).await;
+    let (service, _) = world.serve().await;
+    for reason in
+        ["waiting for redis at 127", "waiting for mongodb at 127", "waiting for rabbitmq at 127"]
+    {
+        eventually!(RECOVERY, service.unready().await.contains(reason), true);
+    }
+    assert!(!service.unready().await.contains('@'), "{}", service.unready().await);
+    for path in [TREND, SIMILAR] {
+        let answer = service.answer(path, "somebody1").await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert!(answer.headers().contains_key("retry-after"));
+    }
+    // Others must be able to ask it all the same.
+    eventually!(RECOVERY, world.mesh.state.lock().unwrap().registered.len(), 1);
+
+    bed.start("mongodb");
+    eventually!(RECOVERY, service.status(SIMILAR).await, StatusCode::OK);
+    eventually!(RECOVERY, service.ids(SIMILAR, "somebody1").await.len(), 8);
+    bed.start("redis");
+    eventually!(RECOVERY, service.answer(TREND, "somebody1").await.status(), StatusCode::OK);
+    assert!(service.unready().await.contains("waiting for rabbitmq"));
+    bed.start("amqp");
+    eventually!(RECOVERY, service.unready().await, READY);
+
+    // It also stops in time without them.
+    servers.iter().for_each(|server| bed.kill(server));
+    service.stop().await;
+}
+
+/// Takes a server away in the midst of events, and brings it back.
+async fn survives(server: &str, take_away: fn(&Bed, &str)) {
+    let bed = Bed::hold().await;
+    let world = World::on(&bed).await;
+    let (service, stats) = world.serve().await;
+    eventually!(Duration::from_secs(20), service.unready().await, READY);
+    let publisher = RabbitBus::start(world.rabbitmq());
+    assert!(publisher.wait_until_connected(true).await);
+    let stop = Arc::new(AtomicBool::new(false));
+    let publishing = tokio::spawn(publish_until(stop.clone(), publisher.clone()));
+    eventually!(RECOVERY, world.counts().await.unwrap().1 > 50, true);
+
+    take_away(&bed, server);
+    let reason = if server == "amqp" { "rabbitmq" } else { server };
+    let unready = format!("waiting for {reason} at 127.0.0.1");
+    eventually!(RECOVERY, service.unready().await.contains(&unready), true);
+    let status = service.status(TREND).await;
+    // Nobody's call, which needs a session; whatever is away, it is no fault of the service's.
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bed.start(server);
+    let back = Instant::now();
+    stop.store(true, Ordering::SeqCst);
+    let members = publishing.await.unwrap();
+    let left = RECOVERY.saturating_sub(back.elapsed());
+    eventually!(left, world.counts().await.unwrap_or_default(), (members, members));
+    let took = back.elapsed();
+    eventually!(RECOVERY.saturating_sub(took), service.unready().await, READY);
+    println!("{server}: {members} events, in step {took:?} after the server's return");
+
+    assert_eq!(service.trend().await, [SPOT.to_string()]);
+    for (queue, stats) in stats {
+        let stats = stats.snapshot();
+        assert_eq!(stats.dead_lettered, 0, "{queue}: {stats:?}");
+    }
+    assert_eq!(world.dead_letters(&publisher).await, 0);
+    publisher.close(Duration::from_secs(1)).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_killed_costs_nothing() {
+    survives("redis", Bed::kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_restarted_costs_nothing() {
+    survives("redis", Bed::stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mongodb_that_is_killed_costs_nothing() {
+    survives("mongodb", Bed::kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mongodb_that_is_restarted_costs_nothing() {
+    survives("mongodb", Bed::stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_killed_costs_nothing() {
+    survives("amqp", Bed::kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_restarted_costs_nothing() {
+    survives("amqp", Bed::stop).await;
+}

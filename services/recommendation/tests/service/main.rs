@@ -1,0 +1,135 @@
+//! The service as a whole: built, run and stopped, over a bus or over core's feed.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../mesh/mod.rs"]
+mod mesh;
+mod servers;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use tourin_chassis::clock::SystemClock;
+use tourin_recommendation::{Dependencies, Recommendation, open_stores, subscriptions};
+use tourin_shared_events::bus::Publisher as _;
+use tourin_shared_events::bus::in_process::InProcessBus;
+use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
+
+use mesh::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_bus_it_follows_core_and_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    let clock = Arc::new(SystemClock);
+    let service =
+        Running::start(settings(folder.path(), mesh.url()), Dependencies::new(clock.clone())).await;
+    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    eventually!(SOON, mesh.state.lock().unwrap().registered.len(), 1);
+    assert_eq!(service.ids("/api/recommendations/personalized?k=100", "member01").await.len(), 9);
+    assert!(service.trend().await.is_empty());
+
+    mesh.state.lock().unwrap().events.push(view("anon:abcd", 3));
+    eventually!(ONE_SECOND, service.trend().await, ["3"]);
+    service.stop().await;
+    assert!(mesh.state.lock().unwrap().registered.is_empty());
+
+    mesh.state.lock().unwrap().events.extend([view("anon:abcd", 4), view("anon:bbbb", 4)]);
+    let again = Running::start(settings(folder.path(), mesh.url()), Dependencies::new(clock)).await;
+    eventually!(SOON, again.trend().await, ["4", "3"]);
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_core_comes_back_with_other_data_the_replica_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 7)).await;
+    let dependencies = Dependencies::new(Arc::new(SystemClock));
+    let service = Running::start(settings(folder.path(), mesh.url()), dependencies).await;
+    let all = "/api/recommendations/personalized?k=100";
+    eventually!(SOON, service.ids(all, "member01").await.len(), 9);
+    {
+        let mut state = mesh.state.lock().unwrap();
+        state.log_id = "log-2".into();
+        state.spots = catalogue(2, 1);
+        state.core = 1;
+    }
+    eventually!(SOON, service.ids(all, "member01").await, ["1", "2"]);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    let clock = Arc::new(SystemClock);
+    let settings = settings(folder.path(), mesh.url());
+    let stores = open_stores(&settings, clock.clone()).await.unwrap();
+    let bus = InProcessBus::new(stores.dead_letters.clone());
+    for subscription in subscriptions() {
+        bus.declare(subscription).unwrap();
+    }
+    let mut replicas = Vec::new();
+    for _ in 0..2 {
+        let dependencies = Dependencies {
+            events: Some(Arc::new(bus.clone())),
+            stores: Some(stores.clone()),
+            clock: clock.clone(),
+        };
+        replicas.push(Running::start(settings.clone(), dependencies).await);
+    }
+    for replica in &replicas {
+        eventually!(SOON, replica.status("/readyz").await, StatusCode::OK);
+    }
+    let bookmark = BookmarkTourspot { user_id: "member01".into(), tourspot_id: "5".into() };
+    let mut events = vec![Outgoing::new(&bookmark, chrono::Utc::now())];
+    events.extend((0..50).map(|n| view(&format!("member{n:02}"), 7)));
+    let published = Instant::now();
+    assert!(bus.publish(events).await.into_iter().all(|result| result.is_ok()));
+    for replica in &replicas {
+        eventually!(ONE_SECOND, replica.trend().await, ["7", "5"]);
+        let personal = replica.ids("/api/recommendations/personalized?k=9", "member01").await;
+        assert_eq!(personal.len(), 7);
+        assert!(!personal.contains(&"5".to_owned()) && !personal.contains(&"7".to_owned()));
+    }
+    assert!(published.elapsed() < ONE_SECOND, "took {:?}", published.elapsed());
+    for replica in replicas {
+        replica.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_service_keeps_is_for_its_owner_only() {
+    let place = tempfile::tempdir().unwrap();
+    let settings = settings(&place.path().join("data"), "http://127.0.0.1:1".to_owned());
+    let _stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&settings.data_dir), 0o700);
+    assert_eq!(mode(&settings.file()), 0o600);
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_before_anything_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(SystemClock);
+    let file = folder.path().join("a file");
+    std::fs::write(&file, "not a folder").unwrap();
+    let unusable = settings(&file, "http://127.0.0.1:1".to_owned());
+    let error =
+        Recommendation::build(unusable, Dependencies::new(clock.clone())).await.err().unwrap();
+    assert!(format!("{error:#}").contains("--data-dir"), "{error:#}");
+
+    let no_url = settings(folder.path(), "not a url".to_owned());
+    let error =
+        Recommendation::build(no_url, Dependencies::new(clock.clone())).await.err().unwrap();
+    assert!(format!("{error:#}").contains("--registry-url"), "{error:#}");
+
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut in_use = settings(folder.path(), "http://127.0.0.1:1".to_owned());
+    in_use.listen = taken.local_addr().unwrap();
+    let error = Recommendation::build(in_use, Dependencies::new(clock)).await.err().unwrap();
+    assert!(format!("{error:#}").contains("taken"), "{error:#}");
+}

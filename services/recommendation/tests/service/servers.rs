@@ -1,0 +1,279 @@
+//! The service over Redis and MongoDB, through links that are cut and mended.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tourin_chassis::clock::SystemClock;
+use tourin_chassis::config::ServerUrl;
+use tourin_recommendation::{Dependencies, Recommendation, Settings, open_stores};
+use tourin_shared_events::bus::Publisher as _;
+use tourin_shared_events::bus::in_process::InProcessBus;
+use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
+use uuid::Uuid;
+
+use super::mesh::*;
+
+const TREND: &str = "/api/recommendations/trend";
+const SIMILAR: &str = "/api/tour-spots/1/similar";
+
+/// A link to a server that can be cut: connections end, and new ones are closed at once.
+struct Link {
+    addr: SocketAddr,
+    whole: watch::Sender<bool>,
+}
+
+impl Link {
+    async fn to(server: String, is_whole: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (whole, state) = watch::channel(is_whole);
+        tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let (server, mut state) = (server.clone(), state.clone());
+                if !*state.borrow() {
+                    continue;
+                }
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(server).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = state.wait_for(|is_whole| !is_whole) => {}
+                    }
+                });
+            }
+        });
+        Self { addr, whole }
+    }
+
+    fn cut(&self) {
+        self.whole.send_replace(false);
+    }
+
+    fn mend(&self) {
+        self.whole.send_replace(true);
+    }
+}
+
+fn server(variable: &str) -> String {
+    let Ok(url) = std::env::var(variable) else {
+        panic!("{variable} is not set: run it by deploy/testbed.sh run -- cargo test ...");
+    };
+    url
+}
+
+/// The part of a URL that names the host, with everything before and after.
+fn split(url: &str) -> (&str, &str, &str) {
+    let start = url.find("://").unwrap() + 3;
+    let end = url[start..].find(['/', '?']).map_or(url.len(), |end| start + end);
+    let host = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
+    (&url[..host], &url[host..end], &url[end..])
+}
+
+/// What one test keeps on the servers: a prefix in Redis, a database in MongoDB.
+struct Bed {
+    redis: Link,
+    mongodb: Link,
+    name: String,
+}
+
+impl Bed {
+    async fn new(redis_is_there: bool) -> Self {
+        let (redis, mongodb) = (server("TOURIN_REDIS_URL"), server("TOURIN_MONGODB_URL"));
+        Self {
+            redis: Link::to(split(&redis).1.to_owned(), redis_is_there).await,
+            mongodb: Link::to(split(&mongodb).1.to_owned(), true).await,
+            name: format!("test-{}", Uuid::new_v4().simple()),
+        }
+    }
+
+    fn mongodb_url(&self) -> String {
+        let url = server("TOURIN_MONGODB_URL");
+        let (before, _, after) = split(&url);
+        let options = after.split_once('?').map_or("", |(_, options)| options);
+        // Without it the driver asks the server where it is, and goes around the link.
+        let mut options = format!("{options}&directConnection=true");
+        if before.contains('@') && !options.contains("authSource") {
+            options.push_str("&authSource=admin");
+        }
+        format!("{before}{}/{}?{}", self.mongodb.addr, self.name, options.trim_start_matches('&'))
+    }
+
+    fn settings(&self, folder: &Path, registry_url: String) -> Settings {
+        let url = server("TOURIN_REDIS_URL");
+        let (before, _, after) = split(&url);
+        let redis_url = format!("{before}{}{after}", self.redis.addr);
+        let parsed = |url: String| -> Option<ServerUrl> { Some(url.parse().unwrap()) };
+        let mut settings = settings(folder, registry_url);
+        settings.servers.redis_url = parsed(redis_url);
+        settings.servers.recommendation_redis_prefix = self.name.clone();
+        settings.servers.mongodb_url = parsed(self.mongodb_url());
+        settings
+    }
+
+    async fn clear(self) {
+        let client = mongodb::Client::with_uri_str(self.mongodb_url()).await.unwrap();
+        client.database(&self.name).drop().await.unwrap();
+    }
+}
+
+impl Running {
+    async fn trend_status(&self) -> StatusCode {
+        self.answer(TREND, "somebody1").await.status()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
+    let bed = Bed::new(false).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    let settings = bed.settings(folder.path(), mesh.url());
+    let clock = Arc::new(SystemClock);
+    let stores = open_stores(&settings, clock.clone()).await.unwrap();
+    let bus = InProcessBus::new(stores.dead_letters.clone());
+    let dependencies =
+        Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores.clone()), clock };
+    let service = Running::start(settings, dependencies).await;
+
+    // It starts without Redis, says so, and answers what it can.
+    eventually!(SOON, service.unready().await.contains("waiting for redis at 127.0.0.1"), true);
+    eventually!(SOON, service.status(SIMILAR).await, StatusCode::OK);
+    eventually!(SOON, service.ids(SIMILAR, "somebody1").await.len(), 8);
+    assert_eq!(service.trend_status().await, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!service.unready().await.contains("mongodb"));
+    eventually!(SOON, mesh.state.lock().unwrap().registered.len(), 1);
+    eventually!(SOON, bus.depths().len(), 3);
+    let waiting = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(vec![view("member01", 3)]).await }
+    });
+
+    bed.redis.mend();
+    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    eventually!(SOON, service.trend().await, ["3"]);
+    assert!(waiting.await.unwrap()[0].is_ok());
+
+    // It goes, and comes back. Meanwhile the last answer is as good as there is.
+    bed.redis.cut();
+    eventually!(SOON, service.unready().await.contains("waiting for redis"), true);
+    assert_eq!(service.trend().await, ["3"]);
+    let personal = service.ids("/api/recommendations/personalized?k=9", "member02").await;
+    assert_eq!((personal.len(), personal[0].as_str()), (9, "3"));
+    assert_eq!(service.ids(SIMILAR, "somebody1").await.len(), 8);
+    let events: Vec<_> = (0..30).map(|n| view(&format!("member{n:02}"), 4)).collect();
+    let waiting = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(events).await }
+    });
+    assert_eq!(service.status(SIMILAR).await, StatusCode::OK);
+    bed.redis.mend();
+    eventually!(SOON, service.trend().await, ["4", "3"]);
+    assert!(waiting.await.unwrap().iter().all(Result::is_ok));
+    let scores = stores.trend.top(9, chrono::Utc::now()).await.unwrap();
+    assert!((29.5..30.0).contains(&scores[0].value), "{scores:?}");
+    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    assert_eq!(stores.dead_letters.count().await.unwrap(), 0);
+
+    bed.redis.cut();
+    service.stop().await;
+    bed.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantime() {
+    let bed = Bed::new(true).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    let settings = bed.settings(folder.path(), mesh.url());
+    let clock = Arc::new(SystemClock);
+    let stores = open_stores(&settings, clock.clone()).await.unwrap();
+    let bus = InProcessBus::new(stores.dead_letters.clone());
+    let dependencies =
+        Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores.clone()), clock };
+    let service = Running::start(settings, dependencies).await;
+    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    assert!(bus.publish(vec![view("anon:abcd", 5)]).await[0].is_ok());
+    assert_eq!(service.trend().await, ["5"]);
+
+    // The trend's names come from there too: its last answer is shown.
+    bed.mongodb.cut();
+    eventually!(SOON, service.status(SIMILAR).await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(service.trend().await, ["5"]);
+    let answer = service.answer(SIMILAR, "somebody1").await;
+    assert!(answer.headers().contains_key("retry-after"));
+    let events: Vec<_> = (1..=9).map(|n| view("member01", n)).collect();
+    let waiting = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(events).await }
+    });
+    eventually!(SOON, service.unready().await.contains("waiting for mongodb at 127.0.0.1"), true);
+    bed.mongodb.mend();
+    let all = "/api/recommendations/personalized?k=100";
+    eventually!(SOON, service.unready().await, READY);
+    assert!(waiting.await.unwrap().iter().all(Result::is_ok));
+    assert!(service.ids(all, "member01").await.is_empty());
+    assert_eq!(service.ids(all, "member02").await.len(), 9);
+    assert_eq!(stores.dead_letters.count().await.unwrap(), 0);
+    service.stop().await;
+    bed.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_with_nothing_in_common_but_the_servers_answer_alike() {
+    let bed = Bed::new(true).await;
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let clock = Arc::new(SystemClock);
+    let mut replicas = Vec::new();
+    let mut bus = None;
+    for folder in &folders {
+        let settings = bed.settings(folder.path(), mesh.url());
+        let stores = open_stores(&settings, clock.clone()).await.unwrap();
+        let bus = bus.get_or_insert_with(|| InProcessBus::new(stores.dead_letters.clone())).clone();
+        let dependencies = Dependencies {
+            events: Some(Arc::new(bus)),
+            stores: Some(stores),
+            clock: clock.clone(),
+        };
+        replicas.push(Running::start(settings, dependencies).await);
+    }
+    for replica in &replicas {
+        eventually!(SOON, replica.unready().await, READY);
+    }
+    let mut events: Vec<_> = (0..50).map(|n| view(&format!("member{n:02}"), 7)).collect();
+    let bookmark = BookmarkTourspot { user_id: "member01".into(), tourspot_id: "5".into() };
+    events.push(Outgoing::new(&bookmark, chrono::Utc::now()));
+    assert!(bus.unwrap().publish(events).await.into_iter().all(|result| result.is_ok()));
+    for replica in &replicas {
+        assert_eq!(replica.trend().await, ["7", "5"]);
+        let personal = replica.ids("/api/recommendations/personalized?k=9", "member01").await;
+        assert_eq!(personal.len(), 7);
+    }
+    for replica in replicas {
+        replica.stop().await;
+    }
+    bed.clear().await;
+}
+
+#[tokio::test]
+async fn a_url_that_is_none_is_refused_without_being_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    for (redis, mongodb) in
+        [(Some("https://u:hunter2@there"), None), (None, Some("postgres://u:hunter2@there"))]
+    {
+        let mut settings = settings(folder.path(), "http://127.0.0.1:1".to_owned());
+        let parsed = |url: &str| -> ServerUrl { url.parse().unwrap() };
+        settings.servers.redis_url = redis.map(parsed);
+        settings.servers.mongodb_url = mongodb.map(parsed);
+        let dependencies = Dependencies::new(Arc::new(SystemClock));
+        let error = Recommendation::build(settings, dependencies).await.err().unwrap();
+        let text = format!("{error:#}");
+        let flag = if redis.is_some() { "--redis-url" } else { "--mongodb-url" };
+        assert!(text.contains(flag) && !text.contains("hunter2"), "{text}");
+    }
+}

@@ -1,0 +1,143 @@
+//! The parts of the mesh, each on its own loopback listener as a process of its own would have it,
+//! over what is embedded or over the servers that the settings name.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use tourin_chassis::clock::{SharedClock, SystemClock};
+use tourin_chassis::config::MeshSettings;
+use tourin_core::Core;
+use tourin_gateway::Gateway;
+use tourin_recommendation::{Recommendation, open_stores};
+use tourin_registry::Registry;
+use tourin_shared_events::bus::in_process::InProcessBus;
+
+use crate::data_dir::DataDir;
+use crate::events::dead_letters;
+use crate::up::UpSettings;
+
+const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The parts, built and bound but not yet running.
+pub(crate) struct Built {
+    /// The one URL that clients know.
+    pub url: String,
+    /// Where the registry answers.
+    pub registry_url: String,
+    pub gateway: Gateway,
+    pub core: Core,
+    pub replicas: Vec<Recommendation>,
+    pub registry: Registry,
+}
+
+/// Builds every part. Waits for the servers that the settings name, for as long as it takes.
+///
+/// # Errors
+/// When a setting is bad, or the folder or the address cannot be had.
+pub(crate) async fn build(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Built> {
+    let secret = data_dir.secret()?;
+    let clock: SharedClock = Arc::new(SystemClock);
+
+    let registry =
+        Registry::build(tourin_registry::Settings::new(FREE_PORT, secret.clone())).await?;
+    let registry_url = format!("http://{}", registry.addr());
+    data_dir.describe_mesh(&registry_url, &secret)?;
+    let mesh = MeshSettings::new(registry_url.clone(), secret);
+
+    // The gateway's address first: of all that can be taken, it is the one that a user chose.
+    let gateway = Gateway::build(gateway_settings(settings, mesh.clone())).await?;
+    let url = format!("http://{}", local(gateway.addr()));
+
+    let bus = embedded_bus(settings, data_dir).await?;
+    let core = Core::build(
+        core_settings(settings, data_dir, mesh.clone()),
+        tourin_core::Dependencies {
+            publisher: bus.clone().map(|bus| bus as _),
+            clock: clock.clone(),
+        },
+    )
+    .await?;
+    let recommendation_settings = recommendation_settings(settings, data_dir, mesh);
+    let stores = open_stores(&recommendation_settings, clock.clone()).await?;
+    let mut replicas = Vec::new();
+    for _ in 0..settings.replicas.recommendation {
+        let dependencies = tourin_recommendation::Dependencies {
+            events: bus.clone().map(|bus| bus as _),
+            stores: Some(stores.clone()),
+            clock: clock.clone(),
+        };
+        replicas.push(Recommendation::build(recommendation_settings.clone(), dependencies).await?);
+    }
+    Ok(Built { url, registry_url, gateway, core, replicas, registry })
+}
+
+/// The bus in this process; none where a broker is named, to which the services connect themselves.
+async fn embedded_bus(
+    settings: &UpSettings,
+    data_dir: &DataDir,
+) -> anyhow::Result<Option<Arc<InProcessBus>>> {
+    if settings.servers.has_broker() {
+        return Ok(None);
+    }
+    let letters = dead_letters::open(data_dir.path()).await?;
+    let bus = InProcessBus::new(Arc::new(letters));
+    // Before anything is published: what is confirmed was offered to every queue.
+    for subscription in tourin_recommendation::subscriptions() {
+        bus.declare(subscription)?;
+    }
+    Ok(Some(Arc::new(bus)))
+}
+
+fn gateway_settings(settings: &UpSettings, mesh: MeshSettings) -> tourin_gateway::Settings {
+    let mut gateway = tourin_gateway::Settings::new(mesh);
+    gateway.listen = settings.listen;
+    gateway.allowed_origins.clone_from(&settings.allowed_origins);
+    gateway.trusted_proxies.clone_from(&settings.trusted_proxies);
+    gateway.routes.clone_from(&settings.routes);
+    gateway.redis_url = settings.servers.session_redis().cloned();
+    gateway.session_redis_prefix.clone_from(&settings.servers.session_redis_prefix);
+    gateway
+}
+
+fn core_settings(
+    settings: &UpSettings,
+    data_dir: &DataDir,
+    mesh: MeshSettings,
+) -> tourin_core::Settings {
+    let mut core = tourin_core::Settings::new(FREE_PORT, data_dir.path(), mesh);
+    core.no_demo = settings.no_demo;
+    core.tokens.cookie_secure = settings.cookie_secure;
+    let servers = &settings.servers;
+    core.database.mysql_url.clone_from(&servers.mysql_url);
+    core.database.redis_url = servers.session_redis().cloned();
+    core.database.session_redis_prefix.clone_from(&servers.session_redis_prefix);
+    core.events.amqp_url.clone_from(&servers.amqp_url);
+    core.events.amqp_prefix.clone_from(&servers.amqp_prefix);
+    core
+}
+
+fn recommendation_settings(
+    settings: &UpSettings,
+    data_dir: &DataDir,
+    mesh: MeshSettings,
+) -> tourin_recommendation::Settings {
+    let mut recommendation = tourin_recommendation::Settings::new(FREE_PORT, data_dir.path(), mesh);
+    recommendation.rules.trend_half_life_ms = settings.trend_half_life_ms;
+    let servers = &settings.servers;
+    recommendation.servers.redis_url.clone_from(&servers.redis_url);
+    recommendation.servers.mongodb_url.clone_from(&servers.mongodb_url);
+    let prefix = &servers.recommendation_redis_prefix;
+    recommendation.servers.recommendation_redis_prefix.clone_from(prefix);
+    recommendation.broker.amqp_url.clone_from(&servers.amqp_url);
+    recommendation.broker.amqp_prefix.clone_from(&servers.amqp_prefix);
+    recommendation
+}
+
+/// The address at which this machine itself reaches a listener.
+fn local(listening: SocketAddr) -> SocketAddr {
+    match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listening.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listening.port()).into(),
+        _ => listening,
+    }
+}

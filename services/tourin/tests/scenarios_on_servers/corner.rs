@@ -1,0 +1,121 @@
+//! Where a scenario's mesh keeps its data: a corner of its own on each server of the test bed.
+
+use std::future::Future;
+use std::time::Duration;
+
+use redis::AsyncCommands as _;
+use reqwest::Method;
+use serde_json::json;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tourin::up::UpSettings;
+use tourin_shared_events::mysql::testing::TestDatabase;
+use uuid::Uuid;
+
+/// How long a scenario waits for something that must come true.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+/// How long a view takes to the trend at most, on a machine that has other things to do.
+pub const FRESH: Duration = Duration::from_secs(10);
+/// The bed's MongoDB-protocol server takes seconds for a catalogue, and readers are told to come again.
+pub const SERVERS_MAY_BE_SLOW: bool = true;
+
+/// Meshes at once: each declares some 30 replicated queues, and the bed is one small machine.
+static ROOM: Semaphore = Semaphore::const_new(2);
+
+/// Database, key prefixes and virtual host of one scenario; gone with this value.
+pub struct Corner {
+    name: String,
+    database: Option<TestDatabase>,
+    _room: SemaphorePermit<'static>,
+}
+
+impl Corner {
+    pub async fn take(settings: &mut UpSettings) -> Self {
+        let room = ROOM.acquire().await.unwrap();
+        let name = format!("scenario-{}", Uuid::now_v7().simple());
+        let database = TestDatabase::create().await;
+        make_virtual_host(&name).await;
+        let servers = &mut settings.servers;
+        servers.mysql_url = Some(database.url().clone());
+        servers.redis_url = Some(server("TOURIN_REDIS_URL").parse().unwrap());
+        servers.recommendation_redis_prefix = format!("{name}:recommendation");
+        servers.session_redis_prefix = format!("{name}:sessions");
+        servers.mongodb_url =
+            Some(with_path(&server("TOURIN_MONGODB_URL"), &name).parse().unwrap());
+        servers.amqp_url = Some(with_path(&server("TOURIN_AMQP_URL"), &name).parse().unwrap());
+        Self { name, database: Some(database), _room: room }
+    }
+}
+
+impl Drop for Corner {
+    fn drop(&mut self) {
+        let (name, database) = (self.name.clone(), self.database.take());
+        // On a thread of its own: this one belongs to the scenario's runtime.
+        let clearing = std::thread::spawn(move || {
+            in_a_runtime(async {
+                call_the_broker(Method::DELETE, &format!("vhosts/{name}"), None).await;
+                drop_documents(&name).await;
+                delete_keys(&name).await;
+                if let Some(database) = database {
+                    database.remove().await;
+                }
+            });
+        });
+        let cleared = clearing.join();
+        if !std::thread::panicking() {
+            cleared.expect("the servers are left as they were");
+        }
+    }
+}
+
+fn in_a_runtime(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+}
+
+fn server(variable: &str) -> String {
+    let url = std::env::var(variable).unwrap_or_default();
+    assert!(
+        !url.is_empty(),
+        "{variable} is not set: run it by `deploy/testbed.sh run -- cargo test -p tourin`"
+    );
+    url
+}
+
+/// The same URL with another path, which names a database or a virtual host.
+fn with_path(url: &str, path: &str) -> String {
+    let mut url: reqwest::Url = url.parse().unwrap();
+    url.set_path(path);
+    url.into()
+}
+
+async fn make_virtual_host(name: &str) {
+    call_the_broker(Method::PUT, &format!("vhosts/{name}"), None).await;
+    let user = server("TOURIN_AMQP_URL").parse::<reqwest::Url>().unwrap().username().to_owned();
+    let everything = json!({"configure": ".*", "write": ".*", "read": ".*"});
+    let path = format!("permissions/{name}/{user}");
+    call_the_broker(Method::PUT, &path, Some(everything)).await;
+}
+
+async fn call_the_broker(method: Method, path: &str, body: Option<serde_json::Value>) {
+    let url = format!("{}/api/{path}", server("TOURIN_AMQP_API_URL"));
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let mut request = client.request(method, url);
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    request.send().await.unwrap().error_for_status().unwrap();
+}
+
+async fn drop_documents(database: &str) {
+    let client = mongodb::Client::with_uri_str(server("TOURIN_MONGODB_URL")).await.unwrap();
+    client.database(database).drop().await.unwrap();
+}
+
+async fn delete_keys(prefix: &str) {
+    let client = redis::Client::open(server("TOURIN_REDIS_URL")).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    // Keys may begin with a hash tag's brace, and need not be text.
+    let keys: Vec<Vec<u8>> = connection.keys(format!("*{prefix}*")).await.unwrap();
+    if !keys.is_empty() {
+        let _deleted: u64 = connection.del(keys).await.unwrap();
+    }
+}

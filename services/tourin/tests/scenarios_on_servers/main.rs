@@ -1,0 +1,24 @@
+//! The contract once more, with every store and the bus on the test bed's servers.
+//!
+//! The scenarios are those of the embedded mesh, word for word; what has no store behind it (the
+//! gateway's own rules, the command line, fuzzing) is not repeated.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "../scenarios/account_scenarios.rs"]
+mod account_scenarios;
+#[path = "../scenarios/bookmark_scenarios.rs"]
+mod bookmark_scenarios;
+mod corner;
+#[path = "../scenarios/member_scenarios.rs"]
+mod member_scenarios;
+#[path = "../scenarios/recommendation_scenarios.rs"]
+mod recommendation_scenarios;
+#[path = "../scenarios/review_scenarios.rs"]
+mod review_scenarios;
+#[path = "../scenarios/session_scenarios.rs"]
+mod session_scenarios;
+#[path = "../scenarios/spot_scenarios.rs"]
+mod spot_scenarios;
+#[path = "../scenarios/world.rs"]
+mod world;

@@ -1,0 +1,312 @@
+//! Dead letters in the broker: one durable queue, `<queue>.dead`, for each queue.
+//!
+//! A dead letter keeps its body, its headers (the trace among them) and its key, and says in headers of its own which
+//! queue gave it up, why, after how many attempts, when, and where it was published to at first.
+//!
+//! A queue cannot be read without taking from it. Whoever looks takes all of its messages, unacknowledged, and gives
+//! them back by closing the channel. Meanwhile others would see none, so a lock (a queue that only one connection may
+//! have) makes them wait.
+
+mod letter;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use super::RabbitBus;
+use super::link::{Link, LinkError};
+use super::topology::dead_queue;
+use crate::bus::PublishError;
+use crate::dead_letters::{DeadLetter, DeadLetterStore, MAX_LIST, Settled};
+
+pub(super) use letter::{PREFIX, message};
+
+/// How long the broker may take to put back what was looked at.
+const PUT_BACK: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// The wait between attempts to be the one who looks.
+const LOCK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The dead letters of some queues, read and written through the broker.
+pub struct RabbitDeadLetters {
+    bus: RabbitBus,
+    queues: Vec<String>,
+}
+
+/// One letter with its messages: more than one when its event was given up more than once.
+struct Held {
+    letter: DeadLetter,
+    messages: Vec<Delivery>,
+}
+
+/// All the letters of one queue, in hand.
+struct Taken {
+    channel: Channel,
+    lock: Lock,
+    letters: Vec<Held>,
+    /// Messages that are not acknowledged.
+    left: usize,
+}
+
+/// The right to look at a queue: an exclusive queue that the broker deletes with its reader. Dropped, it is released soon;
+/// so it is whatever ends a look, an error or a caller who goes.
+struct Lock {
+    name: String,
+    channel: Channel,
+    _reader: Consumer,
+}
+
+impl Lock {
+    async fn take(link: &Link, name: &str) -> Result<(Channel, Consumer), LinkError> {
+        let channel = link.channel().await?;
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let none = FieldTable::default;
+        link.ask(channel.queue_declare(name.into(), options, none())).await?;
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let reading = channel.basic_consume(name.into(), "".into(), options, none());
+        let reader = link.ask(reading).await?;
+        Ok((channel, reader))
+    }
+
+    /// At once, for whoever waits.
+    async fn release(self, link: &Link) -> Result<(), LinkError> {
+        let options = QueueDeleteOptions::default();
+        link.ask(self.channel.queue_delete(self.name.as_str().into(), options)).await?;
+        link.ask(self.channel.close(200, "OK".into())).await
+    }
+}
+
+/// What is to be done to letters.
+#[derive(Clone, Copy)]
+enum Action {
+    Replay,
+    Discard,
+}
+
+impl RabbitDeadLetters {
+    /// Those of the named queues, without the prefix.
+    pub fn new(bus: RabbitBus, queues: Vec<String>) -> Arc<Self> {
+        Arc::new(Self { bus, queues })
+    }
+
+    /// About how many there are, for gauges: cheaper than [`DeadLetterStore::count`], which takes all of them. An event
+    /// that was given up twice counts twice, and what somebody looks at just then does not.
+    ///
+    /// # Errors
+    /// When the broker is out of reach.
+    pub async fn depth(&self) -> anyhow::Result<u64> {
+        let link = self.link().await?;
+        let mut messages = 0;
+        for queue in &self.queues {
+            let depth = depth(&link, &dead_queue(self.prefix(), queue)).await?;
+            messages += u64::from(depth.unwrap_or_default());
+        }
+        Ok(messages)
+    }
+
+    fn prefix(&self) -> &str {
+        &self.bus.0.settings.prefix
+    }
+
+    async fn link(&self) -> Result<Arc<Link>, LinkError> {
+        let inner = &self.bus.0;
+        inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await
+    }
+
+    /// Waits to be the only one who looks at a queue.
+    async fn lock(&self, link: &Link, name: String) -> Result<Lock, LinkError> {
+        let deadline = Instant::now() + self.bus.0.settings.subscribe_timeout;
+        loop {
+            match Lock::take(link, &name).await {
+                Ok((channel, reader)) => return Ok(Lock { name, channel, _reader: reader }),
+                // Missing, when one that was dropped over this connection goes just now.
+                Err(error)
+                    if (error.is_locked() || error.is_missing()) && Instant::now() < deadline =>
+                {
+                    sleep(LOCK_AGAIN).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes all there are; `None` when the queue is not there. Dropped in the middle, it gives all back.
+    async fn take(&self, link: &Link, queue: &str) -> Result<Option<Taken>, LinkError> {
+        let name = dead_queue(self.prefix(), queue);
+        if depth(link, &name).await?.is_none() {
+            return Ok(None);
+        }
+        let settings = &self.bus.0.settings;
+        let lock = self.lock(link, lock_name(&name)).await?;
+        let channel = link.channel().await?;
+        let mut letters: Vec<Held> = Vec::new();
+        let mut left = 0;
+        // The queue's own bound may be passed a little.
+        while left < 2 * settings.dead_max_letters as usize {
+            let getting = channel.basic_get(name.as_str().into(), BasicGetOptions::default());
+            let Some(message) = link.ask(getting).await? else { break };
+            left += 1;
+            let delivery = message.delivery;
+            let letter = letter::read(self.prefix(), queue, &delivery, settings.delivery_limit);
+            let same = |held: &&mut Held| {
+                held.letter.id == letter.id || held.letter.is_same_event(&letter)
+            };
+            match letters.iter_mut().find(same) {
+                Some(held) => {
+                    held.letter = DeadLetter { id: held.letter.id, ..letter };
+                    held.messages.push(delivery);
+                }
+                None => letters.push(Held { letter, messages: vec![delivery] }),
+            }
+        }
+        Ok(Some(Taken { channel, lock, letters, left }))
+    }
+
+    /// Gives back what was not acknowledged.
+    async fn put_back(&self, link: &Link, queue: &str, taken: Taken) -> Result<(), LinkError> {
+        let name = dead_queue(self.prefix(), queue);
+        link.ask(taken.channel.close(200, "OK".into())).await?;
+        // The broker puts them back in its own time, and the next look should find them.
+        let back = async {
+            while depth(link, &name).await?.is_some_and(|depth| (depth as usize) < taken.left) {
+                sleep(LOOK_AGAIN).await;
+            }
+            Ok::<(), LinkError>(())
+        };
+        if let Ok(failed) = timeout(PUT_BACK, back).await {
+            failed?;
+        }
+        taken.lock.release(link).await
+    }
+
+    async fn letters(&self) -> Result<Vec<DeadLetter>, LinkError> {
+        let _alone = self.bus.0.looking.lock().await;
+        let link = self.link().await?;
+        let mut letters = Vec::new();
+        for queue in &self.queues {
+            if let Some(mut taken) = self.take(&link, queue).await? {
+                letters.extend(taken.letters.drain(..).map(|held| held.letter));
+                self.put_back(&link, queue, taken).await?;
+            }
+        }
+        Ok(letters)
+    }
+
+    async fn settle(&self, ids: &[Uuid], action: Action) -> anyhow::Result<Vec<Settled>> {
+        let _alone = self.bus.0.looking.lock().await;
+        let link = self.link().await?;
+        let mut settled: HashMap<Uuid, Settled> = HashMap::new();
+        for queue in &self.queues {
+            if ids.iter().all(|id| settled.contains_key(id)) {
+                break;
+            }
+            let Some(mut taken) = self.take(&link, queue).await? else { continue };
+            for id in ids {
+                let Some(held) = taken.letters.iter().find(|held| held.letter.id == *id) else {
+                    continue;
+                };
+                if settled.contains_key(id) {
+                    continue;
+                }
+                let fate = self.act(&link, held, action).await?;
+                if fate == Settled::Done {
+                    taken.left -= held.messages.len();
+                }
+                settled.insert(*id, fate);
+            }
+            self.put_back(&link, queue, taken).await?;
+        }
+        let fate = |id: &Uuid| settled.get(id).cloned().unwrap_or(Settled::Gone);
+        Ok(ids.iter().map(fate).collect())
+    }
+
+    /// For a replay the event is in its queue, confirmed, before the letter goes.
+    async fn act(&self, link: &Link, held: &Held, action: Action) -> Result<Settled, LinkError> {
+        if let (Action::Replay, Some(message)) = (action, held.messages.last()) {
+            let body = Bytes::copy_from_slice(&message.data);
+            if held.letter.body_bytes > body.len() as u64 {
+                return Ok(Settled::Failed(crate::dead_letters::CUT.to_owned()));
+            }
+            let published = match letter::replay(self.prefix(), &held.letter, &body) {
+                Ok(message) => self.bus.0.publishing.publish_one(message).await,
+                Err(error) => Err(error),
+            };
+            match published {
+                Ok(()) => {}
+                Err(PublishError::Unroutable) => {
+                    return Ok(Settled::Failed("its queue is not there".to_owned()));
+                }
+                Err(error) => return Ok(Settled::Failed(error.to_string())),
+            }
+        }
+        for message in &held.messages {
+            link.ask(message.acker.ack(BasicAckOptions::default())).await?;
+        }
+        Ok(Settled::Done)
+    }
+}
+
+fn lock_name(dead_queue: &str) -> String {
+    format!("{dead_queue}.look")
+}
+
+/// How many messages lie in a queue; `None` when it is not there.
+async fn depth(link: &Link, queue: &str) -> Result<Option<u32>, LinkError> {
+    // A queue that is missing costs the channel.
+    let channel = link.channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let asking = channel.queue_declare(queue.into(), options, FieldTable::default());
+    match link.ask(asking).await {
+        Ok(queue) => Ok(Some(queue.message_count())),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[async_trait]
+impl DeadLetterStore for RabbitDeadLetters {
+    /// Into the dead queue of the letter's queue, which must be there.
+    async fn put(&self, letter: DeadLetter) -> anyhow::Result<()> {
+        let message = letter::of_letter(self.prefix(), &letter)?;
+        Ok(self.bus.0.publishing.publish_one(message).await?)
+    }
+
+    /// An event that was given up twice is shown once.
+    async fn list(&self, limit: u32, before: Option<Uuid>) -> anyhow::Result<Vec<DeadLetter>> {
+        let mut letters = self.letters().await?;
+        letters.retain(|letter| before.is_none_or(|before| letter.id < before));
+        letters.sort_by_key(|letter| std::cmp::Reverse(letter.id));
+        letters.truncate(usize::try_from(limit.min(MAX_LIST))?);
+        Ok(letters)
+    }
+
+    /// An event that was given up twice is counted once.
+    async fn count(&self) -> anyhow::Result<u64> {
+        Ok(self.letters().await?.len() as u64)
+    }
+
+    async fn get(&self, id: Uuid) -> anyhow::Result<Option<DeadLetter>> {
+        Ok(self.letters().await?.into_iter().find(|letter| letter.id == id))
+    }
+
+    /// Publishes each to its queue and waits for the confirm.
+    async fn replay(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>> {
+        self.settle(ids, Action::Replay).await
+    }
+
+    async fn discard(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>> {
+        self.settle(ids, Action::Discard).await
+    }
+}

@@ -1,0 +1,216 @@
+//! A connection that is always coming back: lapin connects, this decides when.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use tokio::sync::watch;
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::RabbitSettings;
+use super::stats::BusStats;
+
+/// How often a connection's state is looked at, besides listening to its events.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long a connection may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why something could not be done at the broker. Says nothing of credentials.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("there is no connection to the broker")]
+    Down,
+    #[error("the broker ended the consumer")]
+    Cancelled,
+    #[error("the broker did not answer in time")]
+    Slow,
+    #[error("{0}")]
+    Broker(#[from] lapin::Error),
+}
+
+impl LinkError {
+    /// A declaration contradicts what is there.
+    pub(super) fn is_contradiction(&self) -> bool {
+        self.is(&AMQPSoftError::PRECONDITIONFAILED)
+    }
+
+    /// The queue or exchange is not there.
+    pub(super) fn is_missing(&self) -> bool {
+        self.is(&AMQPSoftError::NOTFOUND)
+    }
+
+    /// Somebody else has it for himself.
+    pub(super) fn is_locked(&self) -> bool {
+        self.is(&AMQPSoftError::RESOURCELOCKED)
+    }
+
+    fn is(&self, kind: &AMQPSoftError) -> bool {
+        let Self::Broker(error) = self else { return false };
+        matches!(error.kind(), ErrorKind::ProtocolError(error)
+            if matches!(error.kind(), AMQPErrorKind::Soft(soft) if soft == kind))
+    }
+}
+
+/// One connection, from its opening to its end.
+pub(super) struct Link {
+    connection: Connection,
+    /// Tells links apart: what was declared over one may be gone with the next (a broker may have lost its disk).
+    pub(super) number: u64,
+    ended: CancellationToken,
+    request_timeout: Duration,
+}
+
+impl Link {
+    pub(super) async fn channel(&self) -> Result<Channel, LinkError> {
+        self.ask(self.connection.create_channel()).await
+    }
+
+    /// Waits for the broker's answer, but not for ever.
+    pub(super) async fn ask<T>(
+        &self,
+        request: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, LinkError> {
+        // Not every request hears of it when its connection ends.
+        tokio::select! {
+            biased;
+            answer = timeout(self.request_timeout, request) => {
+                answer.map_err(|_| LinkError::Slow)?.map_err(Into::into)
+            }
+            () = self.ended() => Err(LinkError::Down),
+        }
+    }
+
+    /// Waits until the connection is lost.
+    pub(super) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+}
+
+/// Where the link of the moment is to be had.
+#[derive(Clone)]
+pub(super) struct Links(watch::Receiver<Option<Arc<Link>>>);
+
+impl Links {
+    /// The link; waits for one.
+    pub(super) async fn get(&mut self) -> Result<Arc<Link>, LinkError> {
+        let link = self.0.wait_for(Option::is_some).await.map_err(|_| LinkError::Down)?;
+        link.clone().ok_or(LinkError::Down)
+    }
+
+    pub(super) async fn get_within(&mut self, limit: Duration) -> Result<Arc<Link>, LinkError> {
+        timeout(limit, self.get()).await.map_err(|_| LinkError::Down)?
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
+    /// Waits until the link comes or goes. An error when it never will again.
+    pub(super) async fn changed(&mut self) -> Result<(), LinkError> {
+        self.0.changed().await.map_err(|_| LinkError::Down)
+    }
+}
+
+/// Starts to keep a connection for `purpose`; ends with `stop`.
+pub(super) fn keep(
+    settings: Arc<RabbitSettings>,
+    purpose: &'static str,
+    stats: Arc<BusStats>,
+    stop: CancellationToken,
+) -> (Links, impl Future<Output = ()>) {
+    let (sender, receiver) = watch::channel(None);
+    let keeping = async move {
+        let keeper = Keeper { settings, purpose, stats, sender };
+        stop.run_until_cancelled(keeper.run()).await;
+        if let Some(link) = keeper.sender.send_replace(None) {
+            link.ended.cancel();
+            let goodbye = link.connection.close(200, "OK".into());
+            // The broker notices by itself if this does not reach it.
+            drop(timeout(GOODBYE, goodbye).await);
+        }
+    };
+    (Links(receiver), keeping)
+}
+
+struct Keeper {
+    settings: Arc<RabbitSettings>,
+    purpose: &'static str,
+    stats: Arc<BusStats>,
+    sender: watch::Sender<Option<Arc<Link>>>,
+}
+
+impl Keeper {
+    async fn run(&self) {
+        let broker = self.settings.url.address();
+        let mut failures = 0;
+        for number in 1.. {
+            match self.connect(number).await {
+                Ok(link) => {
+                    tracing::info!(broker, purpose = self.purpose, number, "connected");
+                    failures = 0;
+                    self.stats.count_connection();
+                    let link = Arc::new(link);
+                    self.sender.send_replace(Some(link.clone()));
+                    let why = ended(&link.connection).await;
+                    self.sender.send_replace(None);
+                    link.ended.cancel();
+                    tracing::warn!(broker, purpose = self.purpose, number, why, "connection lost");
+                }
+                Err(error) => {
+                    // Powers of two: an outage of an hour is not an hour of lines.
+                    if u32::is_power_of_two(failures + 1) {
+                        let failures = failures + 1;
+                        tracing::warn!(broker, purpose = self.purpose, failures, %error, "waiting for RabbitMQ");
+                    }
+                }
+            }
+            failures += 1;
+            sleep(self.settings.reconnect.after(failures)).await;
+        }
+    }
+
+    async fn connect(&self, number: u64) -> Result<Link, LinkError> {
+        let uri = self.settings.url.uri(&self.settings);
+        let name = format!("{} {}", self.settings.connection_name, self.purpose);
+        // No recovery by the library: what is to be there again, and when, is decided here.
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let tls = OwnedTLSConfig {
+            identity: None,
+            cert_chain: self.settings.ca_certificates_pem.clone(),
+        };
+        let runtime = lapin::runtime::default_runtime()?;
+        let connecting = Connection::connect_uri_with_config(uri, properties, tls, runtime);
+        let connection = timeout(self.settings.connect_timeout, connecting)
+            .await
+            .map_err(|_| LinkError::Slow)??;
+        let request_timeout = self.settings.request_timeout;
+        Ok(Link { connection, number, ended: CancellationToken::new(), request_timeout })
+    }
+}
+
+/// Waits for a connection's end and says why it came.
+async fn ended(connection: &Connection) -> String {
+    let mut events = std::pin::pin!(connection.events_listener());
+    let mut look = interval(LOOK_EVERY);
+    let mut last_error = None;
+    while connection.status().connected() {
+        tokio::select! {
+            event = events.next() => match event {
+                // It may be a channel's only; the connection's state tells.
+                Some(Event::Error(error)) => last_error = Some(error.to_string()),
+                Some(Event::ConnectionBlocked(reason)) => {
+                    tracing::warn!(reason, "the broker takes no messages for now");
+                }
+                Some(Event::ConnectionUnblocked) => tracing::info!("the broker takes messages again"),
+                Some(_) => {}
+                None => break,
+            },
+            _ = look.tick() => {}
+        }
+    }
+    last_error.unwrap_or_else(|| "the connection is closed".to_owned())
+}

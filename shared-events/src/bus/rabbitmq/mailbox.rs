@@ -1,0 +1,356 @@
+//! What came from the broker and is not settled: the order of keys, and the count of what is out.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lapin::options::BasicAckOptions;
+use lapin::{Acker, BasicProperties};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::dead_letters;
+use super::publisher::Publishing;
+use super::stats::{BusStats, SubscriptionSnapshot};
+use super::wire;
+use crate::bus::unsettled::Fate;
+use crate::bus::{Delivery, LaneKey, Lanes, Settle, SettleError, Settlement, Settler};
+
+/// How long a delivery waits when its dead letter could not be published.
+const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
+/// How long an acknowledgement may take to be written.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A message as it came.
+pub(super) struct Incoming {
+    pub(super) body: Bytes,
+    /// Without the prefix.
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+    pub(super) properties: BasicProperties,
+    acker: Acker,
+}
+
+/// A message from a shard.
+#[derive(Clone)]
+struct Entry {
+    message: Arc<Incoming>,
+    attempt: u32,
+    /// The opening of the shard over which it came. With another one, the broker has taken it back.
+    epoch: u64,
+}
+
+#[derive(Default)]
+struct Shard {
+    epoch: u64,
+    lanes: Lanes<Entry>,
+    /// The deliveries that are out, of earlier epochs too.
+    out: HashMap<u64, (LaneKey, Entry)>,
+    /// It hands nothing out any more.
+    releasing: bool,
+    /// Something came since it was opened.
+    active: bool,
+}
+
+struct State {
+    shards: Vec<Shard>,
+    unsettled: usize,
+    /// The shard to look at first, so that shards take turns.
+    turn: usize,
+    next_id: u64,
+    ended: bool,
+}
+
+/// One subscriber's deliveries, from all shards that are active here.
+pub(super) struct Mailbox {
+    pub(super) queue: String,
+    prefix: String,
+    prefetch: usize,
+    state: Mutex<State>,
+    changed: Notify,
+    /// A shard that is to be released has nothing out any more.
+    drained: Notify,
+    publishing: Publishing,
+    stats: Arc<BusStats>,
+}
+
+enum Taken {
+    Delivery(Box<Delivery>),
+    NothingUntil(Option<Instant>),
+    Ended,
+}
+
+impl Mailbox {
+    pub(super) fn new(
+        queue: String,
+        prefix: String,
+        prefetch: usize,
+        shards: usize,
+        publishing: Publishing,
+        stats: Arc<BusStats>,
+    ) -> Self {
+        let state = State {
+            shards: (0..shards).map(|_| Shard::default()).collect(),
+            unsettled: 0,
+            turn: 0,
+            next_id: 0,
+            ended: false,
+        };
+        Self {
+            queue,
+            prefix,
+            prefetch,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            drained: Notify::new(),
+            publishing,
+            stats,
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> SubscriptionSnapshot {
+        let state = self.lock();
+        let active = |shard: &&Shard| shard.active && !shard.releasing;
+        SubscriptionSnapshot {
+            queue: self.queue.clone(),
+            held: state.shards.iter().map(|shard| shard.lanes.waiting() as u64).sum(),
+            unsettled: state.unsettled as u64,
+            active_shards: state.shards.iter().filter(active).count() as u64,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under this lock can panic halfway through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A shard was opened, or is lost: what came before is void, for the broker has it back. A key with a delivery
+    /// that is still in someone's hands waits until that is settled.
+    pub(super) fn begin(&self, shard: usize) -> u64 {
+        let mut state = self.lock();
+        let shard = &mut state.shards[shard];
+        shard.epoch += 1;
+        shard.releasing = false;
+        shard.active = false;
+        shard.lanes = Lanes::default();
+        for (key, entry) in shard.out.values() {
+            if let LaneKey::Named(name) = key {
+                // Pushed and taken, it holds the lane.
+                shard.lanes.push(Some(name), entry.clone());
+                drop(shard.lanes.take(Instant::now()));
+            }
+        }
+        shard.epoch
+    }
+
+    pub(super) fn push(&self, shard: usize, epoch: u64, amqp: lapin::message::Delivery) {
+        let key = wire::header(&amqp.properties, wire::ORDERING_KEY);
+        // What the broker took back may have been tried, or only have lain in a prefetch. It cannot tell, so however
+        // often that was, it counts for one attempt.
+        let attempt = if wire::was_taken_back(&amqp.properties) { 2 } else { 1 };
+        if amqp.redelivered || attempt > 1 {
+            self.stats.count_redelivery();
+        }
+        let exchange = amqp.exchange.as_str();
+        let exchange = exchange.strip_prefix(&self.prefix).unwrap_or(exchange);
+        let origin = wire::header(&amqp.properties, wire::ORIGIN_EXCHANGE);
+        let message = Arc::new(Incoming {
+            exchange: origin.unwrap_or_else(|| exchange.to_owned()),
+            routing_key: amqp.routing_key.to_string(),
+            body: amqp.data.into(),
+            properties: amqp.properties,
+            acker: amqp.acker,
+        });
+        let mut state = self.lock();
+        let shard = &mut state.shards[shard];
+        if shard.epoch == epoch {
+            shard.active = true;
+            shard.lanes.push(key.as_deref(), Entry { message, attempt, epoch });
+            drop(state);
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Hands nothing more of the shard out.
+    pub(super) fn release(&self, shard: usize) {
+        self.lock().shards[shard].releasing = true;
+    }
+
+    /// Waits until nothing of the shard is out.
+    pub(super) async fn drained(&self, shard: usize) {
+        loop {
+            let mut drained = std::pin::pin!(self.drained.notified());
+            drained.as_mut().enable();
+            if self.lock().shards[shard].out.is_empty() {
+                return;
+            }
+            drained.await;
+        }
+    }
+
+    pub(super) fn end_all(&self) {
+        self.lock().ended = true;
+        self.changed.notify_waiters();
+    }
+
+    pub(super) async fn next(self: &Arc<Self>) -> Option<Delivery> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // Listening before looking: what changes in between is not missed.
+            changed.as_mut().enable();
+            match self.take() {
+                Taken::Delivery(delivery) => return Some(*delivery),
+                Taken::Ended => return None,
+                Taken::NothingUntil(None) => changed.await,
+                Taken::NothingUntil(Some(due)) => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = sleep_until(due) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>) -> Taken {
+        let mut state = self.lock();
+        if state.ended {
+            return Taken::Ended;
+        }
+        if state.unsettled >= self.prefetch {
+            return Taken::NothingUntil(None);
+        }
+        let now = Instant::now();
+        let (turn, count) = (state.turn, state.shards.len());
+        let mut due: Option<Instant> = None;
+        for number in (0..count).map(|step| (turn + step) % count) {
+            let id = state.next_id;
+            let shard = &mut state.shards[number];
+            if shard.releasing {
+                continue;
+            }
+            if let Some((key, entry)) = shard.lanes.take(now) {
+                shard.out.insert(id, (key.clone(), entry.clone()));
+                state.next_id += 1;
+                state.unsettled += 1;
+                state.turn = (number + 1) % count;
+                drop(state);
+                let place = Place { shard: number, id, key };
+                return Taken::Delivery(Box::new(self.delivery(place, entry)));
+            }
+            due = [due, shard.lanes.next_due()].into_iter().flatten().min();
+        }
+        Taken::NothingUntil(due)
+    }
+
+    fn delivery(self: &Arc<Self>, place: Place, entry: Entry) -> Delivery {
+        let message = &*entry.message;
+        Delivery {
+            body: message.body.clone(),
+            exchange: message.exchange.clone(),
+            routing_key: message.routing_key.clone(),
+            ordering_key: wire::header(&message.properties, wire::ORDERING_KEY),
+            headers: wire::headers(&message.properties),
+            attempt: entry.attempt,
+            settler: Settler::new(Out { mailbox: self.clone(), place, entry: Some(entry) }),
+        }
+    }
+
+    fn end(&self, place: &Place, mut entry: Entry, fate: Fate) {
+        let mut state = self.lock();
+        state.unsettled -= 1;
+        let shard = &mut state.shards[place.shard];
+        shard.out.remove(&place.id);
+        let drained = shard.out.is_empty();
+        if entry.epoch == shard.epoch {
+            entry.attempt = entry.attempt.saturating_add(u32::from(fate.is_attempt()));
+            match fate {
+                Fate::Finished => shard.lanes.done(&place.key),
+                Fate::Again(after) | Fate::Later(after) => {
+                    shard.lanes.again(&place.key, entry, Instant::now() + after);
+                }
+                Fate::Back => shard.lanes.back(&place.key, entry),
+            }
+        } else if matches!(place.key, LaneKey::Named(_)) {
+            shard.lanes.done(&place.key);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        if drained {
+            self.drained.notify_waiters();
+        }
+    }
+}
+
+struct Place {
+    shard: usize,
+    id: u64,
+    key: LaneKey,
+}
+
+/// A delivery that is out. Dropped without having been settled, it goes back.
+struct Out {
+    mailbox: Arc<Mailbox>,
+    place: Place,
+    entry: Option<Entry>,
+}
+
+impl Out {
+    fn end(&mut self, fate: Fate) {
+        if let Some(entry) = self.entry.take() {
+            self.mailbox.end(&self.place, entry, fate);
+        }
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        self.end(Fate::Back);
+    }
+}
+
+#[async_trait]
+impl Settle for Out {
+    async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), SettleError> {
+        let Some(entry) = self.entry.clone() else { return Ok(()) };
+        let again = match &settlement {
+            Settlement::Retry { after } => Some(Fate::Again(*after)),
+            Settlement::Wait { after } => Some(Fate::Later(*after)),
+            _ => None,
+        };
+        if let Some(again) = again {
+            drop(entry);
+            self.end(again);
+            return Ok(());
+        }
+        if let Settlement::DeadLetter { reason } = settlement {
+            let letter = dead_letters::message(
+                &self.mailbox.prefix,
+                &self.mailbox.queue,
+                &entry.message,
+                entry.attempt,
+                &reason,
+            );
+            let kept = match letter {
+                Ok(letter) => self.mailbox.publishing.publish_one(letter).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = kept {
+                self.end(Fate::Again(DEAD_LETTER_RETRY));
+                return Err(SettleError(error.into()));
+            }
+        }
+        // The lane goes on only now: what follows may depend on this.
+        let acking = entry.message.acker.ack(BasicAckOptions::default());
+        let acked = timeout(ACK_TIMEOUT, acking).await;
+        self.end(Fate::Finished);
+        match acked {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(SettleError(anyhow::anyhow!("its channel is closed"))),
+            Ok(Err(error)) => Err(SettleError(error.into())),
+            Err(_elapsed) => Err(SettleError(anyhow::anyhow!("not written in time"))),
+        }
+    }
+}

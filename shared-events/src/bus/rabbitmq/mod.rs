@@ -1,0 +1,318 @@
+//! The bus on RabbitMQ.
+//!
+//! # What exists at the broker
+//! For a subscription to the queue `q` with 8 shards, bound to `event.user.ex` by `user.#`:
+//!
+//! ```text
+//! event.user.ex (topic) --user.#--> q.slots (direct) --slot-0 .. slot-255--> q.shard.0 .. q.shard.7
+//!                                     |                               quorum, single active consumer
+//!                                     '--no slot--> q.rest (fanout) --> q.shard.0
+//! q.dead (fanout) --> q.dead (quorum)     what was given up
+//! q.peers (fanout)                        replicas of the subscriber hear of each other
+//! ```
+//!
+//! The code owns all of it: everything is declared when it is needed, and again after every loss. Publishers declare
+//! their domain's exchange and know of no queue.
+//!
+//! # How the bus's contract is kept
+//! * **At least once.** Messages are persistent, queues are replicated, and an event is confirmed once every queue it
+//!   went to has it on disk. An event that no queue takes comes back as [`PublishError::Unroutable`]. A delivery is
+//!   acknowledged when it is settled; a connection that breaks before makes the broker deliver it again.
+//! * **In order per key.** The events of a key go to one shard, a shard has one active consumer, and that one hands
+//!   out one event of a key at a time. A retry waits here, unacknowledged and with its key, while other keys go on:
+//!   sending it through a queue for delays would let the key's later events overtake it. The price is that the count
+//!   of attempts is kept in memory; a replica that dies leaves its events to the next one as tried once, and what
+//!   kills every replica is dead-lettered by the broker (see [`RabbitSettings::delivery_limit`]).
+//!   Publishers name the slot of an event's key, one of 256, and each queue has its slots bound to its shards: a key
+//!   belongs to the same shard for as long as the queue has that many.
+//! * **Bounded.** A subscriber never hands out more than its prefetch, and holds at most twice as many messages, or 16
+//!   for each shard if that is more. At the broker a shard is bounded in bytes; a full one refuses, and what is refused
+//!   stays with the publisher.
+//!
+//! The library's own recovery is not used: connections, channels, topology and consumers are supervised here.
+
+mod dead_letters;
+mod inbox;
+mod link;
+mod mailbox;
+mod peers;
+mod publisher;
+mod settings;
+mod shard;
+mod slots;
+mod stats;
+mod topology;
+mod wire;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Deliveries, Delivery, DeliverySource, PublishError, Publisher, SubscribeError, Subscriber,
+    Subscription,
+};
+use crate::events::Outgoing;
+use link::{LinkError, Links};
+use mailbox::Mailbox;
+use publisher::Publishing;
+use shard::Subscribed;
+use stats::BusStats;
+use topology::Topology;
+
+pub use dead_letters::RabbitDeadLetters;
+pub use settings::{AmqpUrl, InvalidAmqpUrl, RabbitSettings};
+pub use stats::{BusSnapshot, SubscriptionSnapshot};
+pub use wire::{CORRELATION_ID, REPLY_TO};
+
+/// The longest name AMQP allows, in bytes.
+const MAX_NAME_BYTES: usize = 255;
+/// How long connections may take to end.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// The bus. Clones are the same bus; with the last of them, and the last of its [`Deliveries`], it ends.
+#[derive(Clone)]
+pub struct RabbitBus(Arc<Inner>);
+
+struct Inner {
+    settings: Arc<RabbitSettings>,
+    publishing: Publishing,
+    /// A connection of its own: a broker that is short of memory stops the connections that publish.
+    consuming: Links,
+    publishes: Links,
+    /// Ends the subscriptions.
+    stop: CancellationToken,
+    /// Ends publishing and the connections.
+    hang_up: CancellationToken,
+    tasks: Mutex<Tasks>,
+    stats: Arc<BusStats>,
+    /// Those of the subscriptions that are alive.
+    mailboxes: Mutex<Vec<Weak<Mailbox>>>,
+    /// Two who look at dead letters at the same time hide them from each other.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    connections: JoinSet<()>,
+    subscriptions: JoinSet<()>,
+}
+
+impl std::fmt::Debug for RabbitBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RabbitBus").field(&self.0.settings.url).finish()
+    }
+}
+
+impl RabbitBus {
+    /// Starts to connect, in the background of the current runtime, and keeps at it until [`RabbitBus::close`].
+    pub fn start(settings: RabbitSettings) -> Self {
+        let settings = Arc::new(settings);
+        let stop = CancellationToken::new();
+        let mut connections = JoinSet::new();
+        // Connections outlive what uses them, so that it can end in good order.
+        let hang_up = CancellationToken::new();
+        let stats = Arc::<BusStats>::default();
+        let mut keep = |purpose| {
+            let (links, keeping) =
+                link::keep(settings.clone(), purpose, stats.clone(), hang_up.clone());
+            connections.spawn(keeping);
+            links
+        };
+        let (publishes, consuming) = (keep("publish"), keep("consume"));
+        let (publishing, workers) =
+            Publishing::start(settings.clone(), &publishes, stats.clone(), &hang_up);
+        for worker in workers {
+            connections.spawn(worker);
+        }
+        let tasks = Mutex::new(Tasks { connections, subscriptions: JoinSet::new() });
+        Self(Arc::new(Inner {
+            settings,
+            publishing,
+            consuming,
+            publishes,
+            stop,
+            hang_up,
+            tasks,
+            stats,
+            mailboxes: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Whether both connections are up at the moment.
+    pub fn is_connected(&self) -> bool {
+        self.0.publishes.is_up() && self.0.consuming.is_up()
+    }
+
+    /// The numbers of this moment, for gauges and counters.
+    pub fn stats(&self) -> BusSnapshot {
+        let mut mailboxes = self.mailboxes();
+        mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
+        let subscriptions =
+            mailboxes.iter().filter_map(Weak::upgrade).map(|mailbox| mailbox.snapshot());
+        self.0.stats.snapshot(self.is_connected(), subscriptions.collect())
+    }
+
+    /// Waits until [`RabbitBus::is_connected`] is or is not so; `false` when the bus was closed meanwhile.
+    pub async fn wait_until_connected(&self, connected: bool) -> bool {
+        let (mut publishes, mut consuming) = (self.0.publishes.clone(), self.0.consuming.clone());
+        while self.is_connected() != connected {
+            let changed = tokio::select! {
+                changed = publishes.changed() => changed,
+                changed = consuming.changed() => changed,
+            };
+            if changed.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends subscriptions, waits for what is out to be settled (at most `limit`), and closes the connections.
+    pub async fn close(&self, limit: Duration) {
+        self.0.stop.cancel();
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        let settled = async { while tasks.subscriptions.join_next().await.is_some() {} };
+        if timeout(limit, settled).await.is_err() {
+            tracing::warn!("the bus was closed with deliveries still unsettled");
+        }
+        self.0.hang_up.cancel();
+        let gone = async { while tasks.connections.join_next().await.is_some() {} };
+        drop(timeout(GOODBYE, gone).await);
+    }
+
+    fn mailboxes(&self) -> MutexGuard<'_, Vec<Weak<Mailbox>>> {
+        // Nothing under this lock can panic halfway through a change.
+        self.0.mailboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        // Nothing under this lock can panic halfway through a change.
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Publisher for RabbitBus {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        let prefix = &self.0.settings.prefix;
+        let mut results = Vec::with_capacity(batch.len());
+        let mut messages = Vec::with_capacity(batch.len());
+        for event in &batch {
+            match wire::message(event, prefix) {
+                Ok(message) => {
+                    messages.push(message);
+                    results.push(None);
+                }
+                Err(error) => results.push(Some(Err(error))),
+            }
+        }
+        if messages.is_empty() {
+            return results.into_iter().flatten().collect();
+        }
+        let mut published = self.0.publishing.publish(messages).await.into_iter();
+        let missing = || Err(PublishError::Unavailable("the bus gave no result".to_owned()));
+        results
+            .into_iter()
+            .map(|early| early.or_else(|| published.next()).unwrap_or_else(missing))
+            .collect()
+    }
+
+    /// A quarter of a group: several calls share a group, and the channels take turns.
+    fn batch_size(&self) -> usize {
+        (self.0.settings.publish_group / 4).max(1)
+    }
+}
+
+#[async_trait]
+impl Subscriber for RabbitBus {
+    async fn subscribe(&self, subscription: Subscription) -> Result<Deliveries, SubscribeError> {
+        subscription.check()?;
+        let inner = &self.0;
+        let settings = inner.settings.clone();
+        let shards = (subscription.shards, subscription.prefetch);
+        let queue = subscription.queue.clone();
+        let patterns = subscription.bindings.iter().map(|binding| binding.pattern.as_str());
+        if let Some(pattern) = patterns.into_iter().find(|p| slots::is_mistaken_for_a_type(p)) {
+            let why = format!("the pattern {pattern} would take an ordering slot for a type");
+            return Err(SubscribeError::Invalid(why));
+        }
+        let topology = Topology::new(&settings, subscription);
+        if topology.longest_name() > MAX_NAME_BYTES {
+            return Err(SubscribeError::Invalid("a name is longer than AMQP's 255 bytes".into()));
+        }
+        let mailbox = Arc::new(Mailbox::new(
+            queue,
+            settings.prefix.clone(),
+            shards.1,
+            shards.0,
+            inner.publishing.clone(),
+            inner.stats.clone(),
+        ));
+        let stop = inner.stop.child_token();
+        let subscribed = Arc::new(Subscribed::new(
+            settings,
+            inner.consuming.clone(),
+            topology,
+            mailbox.clone(),
+            stop.clone(),
+            shards,
+        ));
+        let limit = inner.settings.subscribe_timeout;
+        let ready = async {
+            let link = inner.consuming.clone().get().await?;
+            subscribed.declare(&link).await
+        };
+        match timeout(limit, ready).await.unwrap_or(Err(LinkError::Slow)) {
+            Ok(()) => {}
+            Err(error) if error.is_contradiction() => {
+                let why = "the queue exists with other properties; its number of shards and its bounds cannot change";
+                return Err(SubscribeError::Invalid(format!("{why}: {error}")));
+            }
+            Err(error) => return Err(SubscribeError::Unavailable(error.into())),
+        }
+        let done = CancellationToken::new();
+        let source = Source { mailbox: mailbox.clone(), done: done.clone(), stop };
+        // The connections are needed until the last delivery is settled.
+        let bus = self.clone();
+        self.mailboxes().push(Arc::downgrade(&mailbox));
+        let mut tasks = self.tasks();
+        while tasks.subscriptions.try_join_next().is_some() {}
+        tasks.subscriptions.spawn(async move {
+            let _done = done.drop_guard();
+            subscribed.run().await;
+            drop(bus);
+        });
+        Ok(Deliveries::new(source))
+    }
+}
+
+struct Source {
+    mailbox: Arc<Mailbox>,
+    stop: CancellationToken,
+    /// The shards are given up.
+    done: CancellationToken,
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[async_trait]
+impl DeliverySource for Source {
+    async fn next(&mut self) -> Option<Delivery> {
+        self.mailbox.next().await
+    }
+
+    async fn close(&mut self) {
+        self.stop.cancel();
+        self.done.cancelled().await;
+    }
+}

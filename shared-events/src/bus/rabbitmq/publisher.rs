@@ -1,0 +1,268 @@
+//! Publishing in groups, each confirmed as a whole before its results are given.
+//!
+//! A message that no queue takes comes back before its confirm, but the library hands it to whichever confirm comes
+//! next. So one channel has one group in flight: when every message of the group is confirmed, every return has
+//! arrived, and each is matched to its message by id and route.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::future::join_all;
+use futures::poll;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation, PublisherConfirm};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::RabbitSettings;
+use super::link::{Link, LinkError, Links};
+use super::stats::BusStats;
+use super::topology::declare_domain;
+use super::wire::Message;
+use crate::bus::PublishError;
+
+type Results = Vec<Result<(), PublishError>>;
+
+/// Calls that wait for a channel; more than that wait for room.
+const MAX_WAITING: usize = 1024;
+/// How long confirms that arrived with the end of a connection may take to be passed on.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+struct Request {
+    messages: Vec<Message>,
+    reply: oneshot::Sender<Results>,
+}
+
+/// Where messages are handed in.
+#[derive(Clone)]
+pub(super) struct Publishing {
+    requests: mpsc::Sender<Request>,
+    settings: Arc<RabbitSettings>,
+    stats: Arc<BusStats>,
+}
+
+fn unavailable(why: impl std::fmt::Display) -> PublishError {
+    PublishError::Unavailable(why.to_string())
+}
+
+impl Publishing {
+    /// The handle, and the work behind it.
+    pub(super) fn start(
+        settings: Arc<RabbitSettings>,
+        links: &Links,
+        stats: Arc<BusStats>,
+        stop: &CancellationToken,
+    ) -> (Self, Vec<impl Future<Output = ()> + use<>>) {
+        let (requests, receiver) = mpsc::channel(MAX_WAITING);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let workers = (0..settings.publish_channels.max(1))
+            .map(|_| {
+                let worker = Worker {
+                    settings: settings.clone(),
+                    links: links.clone(),
+                    requests: receiver.clone(),
+                    open: None,
+                };
+                let stop = stop.clone();
+                async move {
+                    stop.run_until_cancelled_owned(worker.run()).await;
+                }
+            })
+            .collect();
+        (Self { requests, settings, stats }, workers)
+    }
+
+    /// One result per message, in order.
+    pub(super) async fn publish(&self, messages: Vec<Message>) -> Results {
+        let _on_their_way = self.stats.on_their_way(messages.len());
+        let results = self.hand_in(messages).await;
+        results.iter().for_each(|result| self.stats.count_result(result));
+        results
+    }
+
+    async fn hand_in(&self, messages: Vec<Message>) -> Results {
+        let count = messages.len();
+        let (reply, results) = oneshot::channel();
+        let limit = self.settings.publish_wait;
+        let handing_in = self.requests.send(Request { messages, reply });
+        match timeout(limit, handing_in).await {
+            Err(_elapsed) => return vec![Err(unavailable("too many wait to publish")); count],
+            Ok(Err(_closed)) => return vec![Err(unavailable("the bus is closed")); count],
+            Ok(Ok(())) => {}
+        }
+        results.await.unwrap_or_else(|_| vec![Err(unavailable("the bus is closed")); count])
+    }
+
+    pub(super) async fn publish_one(&self, message: Message) -> Result<(), PublishError> {
+        let results = self.publish(vec![message]).await;
+        results.into_iter().next().unwrap_or_else(|| Err(unavailable("the bus gave no result")))
+    }
+}
+
+/// A channel in confirm mode.
+struct Open {
+    link: Arc<Link>,
+    channel: Channel,
+    /// Exchanges declared over this link.
+    declared: HashSet<ShortString>,
+}
+
+struct Worker {
+    settings: Arc<RabbitSettings>,
+    links: Links,
+    requests: Arc<Mutex<mpsc::Receiver<Request>>>,
+    open: Option<Open>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        while let Some(group) = self.gather().await {
+            let messages = group.iter().flat_map(|request| request.messages.iter().cloned());
+            let messages: Vec<Message> = messages.collect();
+            let mut results = self.publish(&messages).await.into_iter();
+            for request in group {
+                let own = results.by_ref().take(request.messages.len()).collect();
+                // Whoever asked may have gone; he will ask again.
+                drop(request.reply.send(own));
+            }
+        }
+    }
+
+    /// What is waiting, up to a group. A request that nobody waits for any more is passed over: whoever made it may have
+    /// made it again.
+    async fn gather(&self) -> Option<Vec<Request>> {
+        let mut requests = self.requests.lock().await;
+        let first = loop {
+            let request = requests.recv().await?;
+            if !request.reply.is_closed() {
+                break request;
+            }
+        };
+        let mut size = first.messages.len();
+        let mut group = vec![first];
+        while size < self.settings.publish_group {
+            let Ok(request) = requests.try_recv() else { break };
+            if !request.reply.is_closed() {
+                size += request.messages.len();
+                group.push(request);
+            }
+        }
+        Some(group)
+    }
+
+    async fn publish(&mut self, messages: &[Message]) -> Results {
+        let mut open = match self.open().await {
+            Ok(open) => open,
+            Err(error) => return vec![Err(unavailable(error)); messages.len()],
+        };
+        for message in messages.iter().filter(|message| message.to_domain) {
+            if !open.declared.contains(&message.exchange) {
+                let name = message.exchange.as_str();
+                if let Err(error) = declare_domain(&open.link, &open.channel, name).await {
+                    return vec![Err(unavailable(error)); messages.len()];
+                }
+                open.declared.insert(message.exchange.clone());
+            }
+        }
+        let limit = self.settings.confirm_timeout;
+        let why = tokio::select! {
+            biased;
+            results = send(&open.channel, messages) => {
+                if !results.iter().any(|r| matches!(r, Err(PublishError::Unavailable(_)))) {
+                    self.open = Some(open);
+                }
+                return results;
+            }
+            () = sleep(limit) => LinkError::Slow,
+            () = lost(&open.link) => LinkError::Down,
+        };
+        // The channel goes with it: its late confirms must not be taken for another group's.
+        vec![Err(unavailable(why)); messages.len()]
+    }
+
+    /// Takes the channel out; it is put back after a group that went well.
+    async fn open(&mut self) -> Result<Open, LinkError> {
+        let link = self.links.get_within(self.settings.publish_wait).await?;
+        if let Some(open) = self.open.take()
+            && open.link.number == link.number
+            && open.channel.status().connected()
+        {
+            return Ok(open);
+        }
+        let channel = link.channel().await?;
+        link.ask(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(Open { link, channel, declared: HashSet::new() })
+    }
+}
+
+/// The connection ended, and what it had still to say was heard.
+async fn lost(link: &Link) {
+    link.ended().await;
+    sleep(LAST_WORDS).await;
+}
+
+/// Sends a group in order and waits for all its confirms.
+async fn send(channel: &Channel, messages: &[Message]) -> Results {
+    let options = BasicPublishOptions { mandatory: true, immediate: false };
+    let mut sending = Vec::with_capacity(messages.len());
+    for message in messages {
+        let mut publishing = Box::pin(channel.basic_publish(
+            message.exchange.clone(),
+            message.routing_key.clone(),
+            options,
+            &message.body,
+            message.properties.clone(),
+        ));
+        // Polled once, it has its place in the order; waiting for each to be written would be slow.
+        let early = match poll!(&mut publishing) {
+            Poll::Ready(result) => Some(result),
+            Poll::Pending => None,
+        };
+        sending.push(async move {
+            let written: PublisherConfirm = match early {
+                Some(result) => result?,
+                None => publishing.await?,
+            };
+            written.await
+        });
+    }
+    let confirms: Vec<lapin::Result<Confirmation>> = join_all(sending).await;
+    let mut returned = HashSet::new();
+    for confirm in &confirms {
+        if let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = confirm {
+            returned.insert(route(
+                &message.delivery.exchange,
+                &message.delivery.routing_key,
+                &message.delivery.properties,
+            ));
+        }
+    }
+    let results = messages.iter().zip(&confirms).map(|(message, confirm)| {
+        let route = route(&message.exchange, &message.routing_key, &message.properties);
+        match confirm {
+            Ok(_) if returned.contains(&route) => Err(PublishError::Unroutable),
+            Ok(Confirmation::Ack(_)) => Ok(()),
+            Ok(Confirmation::Nack(_)) => {
+                Err(PublishError::Rejected("the broker could not keep the message".to_owned()))
+            }
+            Ok(Confirmation::NotRequested) => Err(unavailable("the channel does not confirm")),
+            Err(error) => Err(unavailable(error)),
+        }
+    });
+    results.collect()
+}
+
+type Route = (String, String, Option<String>);
+
+fn route(
+    exchange: &ShortString,
+    routing_key: &ShortString,
+    properties: &lapin::BasicProperties,
+) -> Route {
+    let id = properties.message_id().as_ref().map(ToString::to_string);
+    (exchange.to_string(), routing_key.to_string(), id)
+}

@@ -1,0 +1,205 @@
+//! The consumers of one subscription: one channel for each shard, opened again whenever it ends.
+//!
+//! Every replica consumes every shard; the broker makes one of them the active one and the others stand by, so a
+//! replica's death moves its shards at once. A shard is given up by closing its channel: the broker takes all of its
+//! unsettled messages back, in their order, in the same step in which it makes another replica the active one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::join_all;
+use lapin::Consumer;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::RabbitSettings;
+use super::link::{Link, LinkError, Links};
+use super::mailbox::Mailbox;
+use super::peers::{Peers, Roll};
+use super::topology::Topology;
+
+/// A shard that was given up because it should be another replica's stays, should it come back, at least this long:
+/// replicas that disagree on who there is must not throw it to and fro.
+const KEEP_AT_LEAST: Duration = Duration::from_secs(2);
+/// The fewest messages a shard may have in flight, if the subscriber's prefetch allows it.
+const MIN_SHARD_PREFETCH: usize = 16;
+
+/// Everything that one subscription's tasks share.
+pub(super) struct Subscribed {
+    pub(super) settings: Arc<RabbitSettings>,
+    pub(super) links: Links,
+    pub(super) topology: Topology,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) roll: Roll,
+    pub(super) stop: CancellationToken,
+    /// The link over which the topology was declared last; `None` when it should be again.
+    pub(super) declared: Mutex<Option<u64>>,
+    shards: usize,
+    /// In messages, for each shard.
+    prefetch: u16,
+}
+
+enum End {
+    /// The subscription ended.
+    Stopped,
+    /// It was given up for another replica.
+    Released,
+    /// The channel, the queue or the connection is gone.
+    Failed(LinkError),
+}
+
+impl Subscribed {
+    pub(super) fn new(
+        settings: Arc<RabbitSettings>,
+        links: Links,
+        topology: Topology,
+        mailbox: Arc<Mailbox>,
+        stop: CancellationToken,
+        (shards, prefetch): (usize, usize),
+    ) -> Self {
+        // Twice the fair share, for keys are never spread evenly.
+        let share = (prefetch.div_ceil(shards) * 2).max(MIN_SHARD_PREFETCH).min(prefetch);
+        Self {
+            roll: Roll::new(settings.peer_interval),
+            settings,
+            links,
+            topology,
+            mailbox,
+            stop,
+            declared: Mutex::new(None),
+            shards,
+            prefetch: u16::try_from(share).unwrap_or(u16::MAX),
+        }
+    }
+
+    /// Consumes until stopped; with that, or when the bus ends, waits for what is out.
+    pub(super) async fn run(self: Arc<Self>) {
+        let peers = Peers::new(self.clone());
+        let shards = join_all((0..self.shards).map(|shard| self.keep_shard(shard)));
+        // The roll is called for as long as shards are consumed, so that they can be handed over in order.
+        tokio::select! {
+            _ = shards => {}
+            () = peers.run(), if self.shards > 1 => {}
+        }
+        self.mailbox.end_all();
+    }
+
+    /// Declares the topology, once for each link and again after something was found missing.
+    pub(super) async fn declare(&self, link: &Link) -> Result<(), LinkError> {
+        let mut declared = self.declared.lock().await;
+        if *declared != Some(link.number) {
+            self.topology.declare(link).await?;
+            *declared = Some(link.number);
+        }
+        Ok(())
+    }
+
+    async fn keep_shard(&self, shard: usize) {
+        let mut failures = 0;
+        let mut links = self.links.clone();
+        let mut keep_until = Instant::now();
+        loop {
+            let link = tokio::select! {
+                () = self.stop.cancelled() => return,
+                link = links.get() => match link {
+                    Ok(link) => link,
+                    Err(_) => return,
+                },
+            };
+            let opened = Instant::now();
+            let end = self.serve(&link, shard, keep_until).await;
+            self.mailbox.begin(shard);
+            match end {
+                End::Stopped => return,
+                End::Released => keep_until = Instant::now() + KEEP_AT_LEAST,
+                End::Failed(error) => {
+                    if opened.elapsed() > self.settings.reconnect.max {
+                        failures = 0;
+                    }
+                    failures += 1;
+                    let queue = &self.mailbox.queue;
+                    tracing::warn!(queue, shard, failures, %error, "shard lost, opening it again");
+                    // Whatever it was, the queue may be gone with it.
+                    *self.declared.lock().await = None;
+                    let wait = sleep(self.settings.reconnect.after(failures));
+                    if self.stop.run_until_cancelled(wait).await.is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Consumes one shard over one channel.
+    async fn serve(&self, link: &Link, shard: usize, keep_until: Instant) -> End {
+        match self.try_serve(link, shard, keep_until).await {
+            Ok(end) => end,
+            Err(error) => End::Failed(error),
+        }
+    }
+
+    async fn try_serve(
+        &self,
+        link: &Link,
+        shard: usize,
+        keep_until: Instant,
+    ) -> Result<End, LinkError> {
+        self.declare(link).await?;
+        let channel = link.channel().await?;
+        link.ask(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+        let queue = self.topology.shard(shard);
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consuming = channel.basic_consume(queue.into(), "".into(), options, none);
+        let mut consumer = link.ask(consuming).await?;
+        let epoch = self.mailbox.begin(shard);
+        let receiving = self.receive(&mut consumer, shard, epoch, keep_until);
+        let end = tokio::select! {
+            end = receiving => end,
+            () = link.ended() => End::Failed(LinkError::Down),
+        };
+        if !matches!(end, End::Failed(_)) {
+            self.mailbox.release(shard);
+            let limit = self.settings.handover_timeout;
+            if timeout(limit, self.mailbox.drained(shard)).await.is_err() {
+                let queue = &self.mailbox.queue;
+                tracing::warn!(queue, shard, "shard given up with deliveries still unsettled");
+            }
+            link.ask(channel.close(200, "OK".into())).await?;
+        }
+        Ok(end)
+    }
+
+    async fn receive(
+        &self,
+        consumer: &mut Consumer,
+        shard: usize,
+        epoch: u64,
+        keep_until: Instant,
+    ) -> End {
+        let mut look = interval(self.settings.peer_interval);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The broker does not say who is active; the first delivery does.
+        let mut active = false;
+        loop {
+            if active && Instant::now() >= keep_until && self.roll.is_for_another(shard) {
+                return End::Released;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return End::Stopped,
+                delivery = consumer.next() => match delivery {
+                    Some(Ok(delivery)) => {
+                        active = true;
+                        self.mailbox.push(shard, epoch, delivery);
+                    }
+                    Some(Err(error)) => return End::Failed(error.into()),
+                    None => return End::Failed(LinkError::Cancelled),
+                },
+                _ = look.tick() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What exists at the broker, by what name, and in which order it is made.
+
+use futures::future::try_join_all;
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+
+use super::RabbitSettings;
+use super::link::{Link, LinkError};
+use super::slots::{self, SLOTS};
+use super::wire::text;
+use crate::bus::Subscription;
+
+/// One subscription's exchanges and queues.
+#[derive(Clone, Debug)]
+pub(super) struct Topology {
+    prefix: String,
+    subscription: Subscription,
+    delivery_limit: u32,
+    shard_max_bytes: u64,
+    dead_max_bytes: u64,
+    dead_max_letters: u32,
+}
+
+/// The queue of what a queue's consumers gave up.
+pub(super) fn dead_queue(prefix: &str, queue: &str) -> String {
+    format!("{prefix}{queue}.dead")
+}
+
+/// The exchange that hands a queue's slots out to its shards.
+pub(super) fn slots_exchange(prefix: &str, queue: &str) -> String {
+    format!("{prefix}{queue}.slots")
+}
+
+fn durable_exchange() -> ExchangeDeclareOptions {
+    ExchangeDeclareOptions { durable: true, ..Default::default() }
+}
+
+fn durable_queue() -> QueueDeclareOptions {
+    QueueDeclareOptions { durable: true, ..Default::default() }
+}
+
+/// The topic exchange of a domain. Whoever comes first declares it, publisher or consumer.
+pub(super) async fn declare_domain(
+    link: &Link,
+    channel: &Channel,
+    exchange: &str,
+) -> Result<(), LinkError> {
+    let none = FieldTable::default();
+    let declaring =
+        channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable_exchange(), none);
+    link.ask(declaring).await
+}
+
+impl Topology {
+    pub(super) fn new(settings: &RabbitSettings, subscription: Subscription) -> Self {
+        Self {
+            prefix: settings.prefix.clone(),
+            subscription,
+            delivery_limit: settings.delivery_limit,
+            shard_max_bytes: settings.shard_max_bytes,
+            dead_max_bytes: settings.dead_max_bytes,
+            dead_max_letters: settings.dead_max_letters,
+        }
+    }
+
+    /// The longest name that it makes; AMQP allows 255 bytes.
+    pub(super) fn longest_name(&self) -> usize {
+        let exchanges = self.subscription.bindings.iter().map(|b| b.exchange.len());
+        let exchange = self.prefix.len() + exchanges.max().unwrap_or_default();
+        let pattern = self.subscription.bindings.iter().map(|b| b.pattern.len()).max();
+        exchange.max(self.shard(self.subscription.shards).len()).max(pattern.unwrap_or_default())
+    }
+
+    pub(super) fn shard(&self, shard: usize) -> String {
+        format!("{}{}.shard.{shard}", self.prefix, self.subscription.queue)
+    }
+
+    /// The fanout exchange by which replicas of one subscriber learn of each other.
+    pub(super) fn peers(&self) -> String {
+        format!("{}{}.peers", self.prefix, self.subscription.queue)
+    }
+
+    /// The fanout exchange of what has no slot.
+    fn rest(&self) -> String {
+        format!("{}{}.rest", self.prefix, self.subscription.queue)
+    }
+
+    /// Makes what is not there yet.
+    ///
+    /// Dead letters first and the bindings to the domains last: no event comes in before all slots have their shards.
+    pub(super) async fn declare(&self, link: &Link) -> Result<(), LinkError> {
+        let channel = link.channel().await?;
+        let none = FieldTable::default;
+        let dead = dead_queue(&self.prefix, &self.subscription.queue);
+        let slots = slots_exchange(&self.prefix, &self.subscription.queue);
+        let fanout = |name: String| {
+            channel.exchange_declare(name.into(), ExchangeKind::Fanout, durable_exchange(), none())
+        };
+        link.ask(fanout(dead.clone())).await?;
+        link.ask(fanout(self.peers())).await?;
+        link.ask(fanout(self.rest())).await?;
+        let declaring =
+            channel.queue_declare(dead.as_str().into(), durable_queue(), self.dead_arguments());
+        link.ask(declaring).await?;
+        self.bind(link, &channel, &dead, &dead, "").await?;
+
+        let mut otherwise = FieldTable::default();
+        otherwise.insert("alternate-exchange".into(), text(&self.rest()));
+        let kind = ExchangeKind::Direct;
+        let declaring =
+            channel.exchange_declare(slots.as_str().into(), kind, durable_exchange(), otherwise);
+        link.ask(declaring).await?;
+        for shard in 0..self.subscription.shards {
+            let arguments = self.shard_arguments(shard, &dead);
+            let queue = self.shard(shard);
+            let declaring = channel.queue_declare(queue.into(), durable_queue(), arguments);
+            link.ask(declaring).await?;
+        }
+        self.bind(link, &channel, &self.shard(0), &self.rest(), "").await?;
+        self.bind_slots(link, &channel, &slots).await?;
+        for binding in &self.subscription.bindings {
+            let domain = format!("{}{}", self.prefix, binding.exchange);
+            declare_domain(link, &channel, &domain).await?;
+            let binding = channel.exchange_bind(
+                slots.as_str().into(),
+                domain.into(),
+                binding.pattern.as_str().into(),
+                ExchangeBindOptions::default(),
+                none(),
+            );
+            link.ask(binding).await?;
+        }
+        link.ask(channel.close(200, "OK".into())).await
+    }
+
+    /// One binding for each slot, sent without waiting for answers. The channel's next request is answered after them,
+    /// and fails when one of them did.
+    async fn bind_slots(
+        &self,
+        link: &Link,
+        channel: &Channel,
+        exchange: &str,
+    ) -> Result<(), LinkError> {
+        let shards = self.subscription.shards;
+        let binds = (0..SLOTS).map(|slot| {
+            channel.queue_bind(
+                self.shard(slot % shards).into(),
+                exchange.into(),
+                slots::routing_key(slot).into(),
+                QueueBindOptions { nowait: true },
+                FieldTable::default(),
+            )
+        });
+        link.ask(try_join_all(binds)).await.map(drop)
+    }
+
+    async fn bind(
+        &self,
+        link: &Link,
+        channel: &Channel,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+    ) -> Result<(), LinkError> {
+        let options = QueueBindOptions::default();
+        let none = FieldTable::default();
+        let binding =
+            channel.queue_bind(queue.into(), exchange.into(), routing_key.into(), options, none);
+        link.ask(binding).await
+    }
+
+    fn shard_arguments(&self, shard: usize, dead: &str) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), text("quorum"));
+        arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+        // With a limit, a message that is taken back stays at the head of the queue; without one it goes to the tail
+        // and overtaking begins.
+        arguments.insert("x-delivery-limit".into(), number(self.delivery_limit.into()));
+        arguments.insert("x-dead-letter-exchange".into(), text(dead));
+        // It says where a dead letter comes from. And as a queue's arguments cannot change, it keeps anyone from
+        // subscribing with another number of shards, which would tear the order of keys.
+        let place = format!("shard {shard} of {}", self.subscription.shards);
+        arguments.insert("x-dead-letter-routing-key".into(), text(&place));
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        // A full shard refuses, and what it refuses stays in the publisher's outbox.
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        arguments.insert("x-max-length-bytes".into(), number(self.shard_max_bytes));
+        arguments
+    }
+
+    fn dead_arguments(&self) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), text("quorum"));
+        // Looking at a dead letter is taking it and putting it back. RabbitMQ 4 would drop it after the twentieth look.
+        arguments.insert("x-delivery-limit".into(), number(1_000_000_000));
+        // What does not fit stays, unacknowledged, in the shard that gave it up.
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        arguments.insert("x-max-length-bytes".into(), number(self.dead_max_bytes));
+        arguments.insert("x-max-length".into(), number(self.dead_max_letters.into()));
+        arguments
+    }
+}
+
+fn number(value: u64) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,63 @@
+//! Dead letters that are marked for replay, for the adapters whose subscribers carry replays out themselves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt as _, pending};
+use tokio::time::{Instant, sleep_until};
+
+use crate::dead_letters::{DeadLetter, DeadLetterStore};
+
+/// How often it is looked for marks, which another process may have set.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The most replays of one queue at a time, for its subscribers in one process.
+const AT_ONCE: u32 = 32;
+
+/// One subscriber's look-out for the marks of its queue.
+pub(super) struct Replays {
+    queue: String,
+    store: Arc<dyn DeadLetterStore>,
+    look_at: Instant,
+    looking: Option<BoxFuture<'static, anyhow::Result<Vec<DeadLetter>>>>,
+}
+
+impl Replays {
+    pub(super) fn new(queue: &str, store: Arc<dyn DeadLetterStore>) -> Self {
+        Self { queue: queue.to_owned(), store, look_at: Instant::now(), looking: None }
+    }
+
+    /// The letters that are marked, those included that were found before and are still at work; waits for some.
+    ///
+    /// Safe to drop and call again: it goes on where it was.
+    pub(super) async fn next(&mut self) -> Vec<DeadLetter> {
+        if self.store.replay_requests().is_none() {
+            return pending().await;
+        }
+        loop {
+            if self.looking.is_none() {
+                sleep_until(self.look_at).await;
+            }
+            let looking = self.looking.get_or_insert_with(|| {
+                let (queue, store) = (self.queue.clone(), self.store.clone());
+                async move {
+                    match store.replay_requests() {
+                        Some(requests) => requests.requested(&queue, AT_ONCE).await,
+                        None => Ok(Vec::new()),
+                    }
+                }
+                .boxed()
+            });
+            let found = looking.await;
+            self.looking = None;
+            self.look_at = Instant::now() + LOOK_EVERY;
+            match found {
+                Ok(letters) if letters.is_empty() => {}
+                Ok(letters) => return letters,
+                Err(error) => {
+                    let (queue, error) = (&self.queue, format!("{error:#}"));
+                    tracing::warn!(queue, error, "it cannot be seen what is to be replayed");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Answering.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::{REPLY_EXCHANGE, TRACE_HEADERS};
+use crate::Clock;
+use crate::bus::rabbitmq::{CORRELATION_ID, REPLY_TO};
+use crate::bus::{PublishError, Publisher};
+use crate::consumer::{Handler, HandlerError, Outcome, Received};
+use crate::envelope::Envelope;
+use crate::events::Outgoing;
+
+/// Whether an answer found its asker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The bus took it for him.
+    Sent,
+    /// He is not there any more.
+    Gone,
+    /// Nobody asked: the event has no address for answers.
+    NotAsked,
+}
+
+/// Gives answers to requests, and to events that were published for answers.
+#[derive(Clone)]
+pub struct Answers {
+    publisher: Arc<dyn Publisher>,
+    clock: Clock,
+}
+
+impl Answers {
+    /// Answers over `publisher`.
+    pub fn new(publisher: Arc<dyn Publisher>, clock: Clock) -> Self {
+        Self { publisher, clock }
+    }
+
+    /// Answers `request` with `data`, a JSON object, in the request's trace.
+    ///
+    /// # Errors
+    /// When the bus did not take it. Then answering again is right.
+    pub async fn give(&self, request: &Received, data: Value) -> Result<Heard, PublishError> {
+        let header = |name: &str| request.headers.get(name);
+        let (Some(address), Some(id)) = (header(REPLY_TO), header(CORRELATION_ID)) else {
+            return Ok(Heard::NotAsked);
+        };
+        let mut headers = BTreeMap::from([(CORRELATION_ID.to_owned(), id.clone())]);
+        for name in TRACE_HEADERS {
+            headers.extend(header(name).map(|value| (name.to_owned(), value.clone())));
+        }
+        let answer = Outgoing {
+            envelope: Envelope::new("reply", (self.clock)(), data),
+            exchange: REPLY_EXCHANGE.to_owned(),
+            routing_key: address.clone(),
+            ordering_key: id.clone(),
+            headers,
+        };
+        match self.publisher.publish(vec![answer]).await.into_iter().next() {
+            Some(Ok(())) => Ok(Heard::Sent),
+            Some(Err(PublishError::Unroutable)) | None => Ok(Heard::Gone),
+            Some(Err(error)) => Err(error),
+        }
+    }
+}
+
+/// What a service says to requests.
+#[async_trait]
+pub trait Answerer: Send + Sync {
+    /// The answer's data, a JSON object. Called again when the request comes again: what changes anything must be
+    /// deduped by the envelope's id.
+    ///
+    /// # Errors
+    /// As with any [`Handler`]: the request is retried or becomes a dead letter, and the asker runs into his time-out.
+    /// What the asker should hear is no error but an answer.
+    async fn answer(&self, request: &Received) -> Result<Value, HandlerError>;
+}
+
+/// A [`Handler`] that gives what an [`Answerer`] says back to whoever asked, before the request is acknowledged.
+pub struct Responder<A> {
+    answerer: A,
+    answers: Answers,
+}
+
+impl<A: Answerer> Responder<A> {
+    /// Run it by a [`Consumer`](crate::consumer::Consumer).
+    pub fn new(answerer: A, answers: Answers) -> Self {
+        Self { answerer, answers }
+    }
+}
+
+#[async_trait]
+impl<A: Answerer> Handler for Responder<A> {
+    async fn handle(&self, request: &Received) -> Result<Outcome, HandlerError> {
+        let data = self.answerer.answer(request).await?;
+        match self.answers.give(request, data).await {
+            Ok(Heard::Sent | Heard::Gone) => Ok(Outcome::Applied),
+            Ok(Heard::NotAsked) => Ok(Outcome::Ignored),
+            Err(PublishError::Unavailable(why)) => {
+                Err(HandlerError::Unavailable(anyhow::anyhow!("the answer was not sent: {why}")))
+            }
+            Err(error) => Err(HandlerError::Transient(error.into())),
+        }
+    }
+}

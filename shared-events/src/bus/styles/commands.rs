@@ -1,0 +1,55 @@
+//! One-way commands.
+
+use std::sync::Arc;
+
+use super::{COMMAND_EXCHANGE, DEFAULT_MAX_BYTES, Message, SendError, check_length};
+use crate::Clock;
+use crate::bus::{Binding, PublishError, Publisher, Subscription};
+
+/// Sends commands, each to one queue by name, and expects nothing back.
+///
+/// A command that must not be lost with the sender belongs in the sender's outbox instead: append
+/// [`Commands::outgoing`] there, in the transaction that decides on it.
+#[derive(Clone)]
+pub struct Commands {
+    publisher: Arc<dyn Publisher>,
+    clock: Clock,
+    max_bytes: usize,
+}
+
+impl Commands {
+    /// Commands over `publisher`, of at most [`DEFAULT_MAX_BYTES`].
+    pub fn new(publisher: Arc<dyn Publisher>, clock: Clock) -> Self {
+        Self { publisher, clock, max_bytes: DEFAULT_MAX_BYTES }
+    }
+
+    /// The same, with another bound for a command's envelope, in bytes.
+    #[must_use]
+    pub fn with_max_bytes(self, max_bytes: usize) -> Self {
+        Self { max_bytes, ..self }
+    }
+
+    /// The receiving side's subscription to `queue`, for commands and requests. Everything else about it is as with
+    /// events: adjust prefetch and shards, subscribe, and run a [`Consumer`](crate::consumer::Consumer).
+    pub fn subscription(queue: &str) -> Subscription {
+        Subscription::new(queue, vec![Binding::new(COMMAND_EXCHANGE, queue)])
+    }
+
+    /// Sends one and waits for the bus's confirm.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`], or what the bus says. It may have been carried all the same; sending it again is right
+    /// only if the receiver takes no harm.
+    pub async fn send(&self, queue: &str, command: Message) -> Result<(), SendError> {
+        let command = command.for_queue(queue, (self.clock)());
+        check_length(&command, self.max_bytes)?;
+        let missing = || Err(PublishError::Unavailable("the bus gave no result".to_owned()));
+        let results = self.publisher.publish(vec![command]).await;
+        Ok(results.into_iter().next().unwrap_or_else(missing)?)
+    }
+
+    /// A command for the outbox.
+    pub fn outgoing(&self, queue: &str, command: Message) -> crate::events::Outgoing {
+        command.for_queue(queue, (self.clock)())
+    }
+}

@@ -1,0 +1,234 @@
+//! What every bus that brings answers back must do. Each function takes a bus of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Answerer, Answers, Commands, Heard, Inboxes, Message, RequestError, RequestSettings, Requests,
+    Responder, SendError,
+};
+use crate::bus::contract::{users, view};
+use crate::bus::{Deliveries, PublishError, Settlement, Subscriber, Subscription};
+use crate::consumer::{Consumer, HandlerError, Received};
+use crate::envelope::Envelope;
+use crate::system_clock;
+
+/// How long something may take that must happen.
+const SOON: Duration = Duration::from_secs(10);
+/// How long something is watched for that must not happen.
+const A_WHILE: Duration = Duration::from_millis(200);
+
+/// The queues that the suite makes, for whoever cleans up.
+pub const QUEUES: [&str; 2] = ["one", "two"];
+
+/// Runs the whole suite; `fresh` makes an empty bus.
+pub async fn all<B: Inboxes + Subscriber + 'static>(mut fresh: impl AsyncFnMut() -> Arc<B>) {
+    a_command_goes_to_the_queue_it_names_and_to_no_other(fresh().await).await;
+    each_request_gets_its_own_answer_in_its_trace(fresh().await).await;
+    a_request_without_an_answer_runs_out_and_a_late_one_harms_nobody(fresh().await).await;
+    answers_to_an_event_are_collected_until_enough_or_late(fresh().await).await;
+    asking_is_bounded(fresh().await).await;
+    an_answer_to_someone_who_left_is_not_kept(fresh().await).await;
+}
+
+async fn subscribe(bus: &impl Subscriber, subscription: Subscription) -> Deliveries {
+    let subscription = Subscription { shards: 2, ..subscription };
+    bus.subscribe(subscription).await.expect("a subscription")
+}
+
+async fn open(bus: &Arc<impl Inboxes + 'static>) -> Requests {
+    let settings = RequestSettings::default();
+    Requests::open(bus.clone(), system_clock(), settings).await.expect("an inbox")
+}
+
+/// Says who he is and what he was asked.
+struct Echo(&'static str);
+
+#[async_trait]
+impl Answerer for Echo {
+    async fn answer(&self, request: &Received) -> Result<Value, HandlerError> {
+        Ok(json!({ "by": self.0, "asked": request.envelope.data }))
+    }
+}
+
+/// Answers what comes to `deliveries` until dropped.
+fn respond(bus: &Arc<impl Inboxes + 'static>, name: &'static str, of: Deliveries) -> JoinSet<()> {
+    let responder = Responder::new(Echo(name), Answers::new(bus.clone(), system_clock()));
+    let consumer = Consumer::new(name, of, Arc::new(responder), system_clock());
+    let mut running = JoinSet::new();
+    running.spawn(consumer.run(CancellationToken::new()));
+    running
+}
+
+/// One addressee, whoever else there is; without him the sender hears of it.
+pub async fn a_command_goes_to_the_queue_it_names_and_to_no_other<B>(bus: Arc<B>)
+where
+    B: Inboxes + Subscriber + 'static,
+{
+    let mut one = subscribe(&*bus, Commands::subscription("one")).await;
+    let mut two = subscribe(&*bus, Commands::subscription("two")).await;
+    let commands = Commands::new(bus.clone(), system_clock());
+    let command = Message::new("index.rebuild", json!({ "from": 7 }))
+        .with_key("index")
+        .with_header("traceparent", "00-1-2-01");
+    let receiving = async {
+        let delivery = timeout(SOON, one.next()).await.expect("in time").expect("a command");
+        let envelope = Envelope::decode(&delivery.body).expect("an envelope");
+        assert_eq!(
+            (envelope.r#type.as_str(), &envelope.data["from"]),
+            ("index.rebuild", &json!(7))
+        );
+        assert_eq!(delivery.ordering_key.as_deref(), Some("index"));
+        assert_eq!(delivery.headers["traceparent"], "00-1-2-01");
+        delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
+    };
+    let (sent, ()) = tokio::join!(commands.send("one", command.clone()), receiving);
+    assert_eq!(sent, Ok(()));
+    let other = timeout(A_WHILE, two.next()).await;
+    assert!(other.is_err(), "{other:?} came to another queue");
+    let nowhere = commands.send("three", command.clone()).await;
+    assert_eq!(nowhere, Err(SendError::Publish(PublishError::Unroutable)));
+    let long = commands.with_max_bytes(10).send("one", command).await;
+    assert!(matches!(long, Err(SendError::TooLarge { max_bytes: 10, .. })), "{long:?}");
+}
+
+/// Many at once, over one inbox.
+pub async fn each_request_gets_its_own_answer_in_its_trace<B>(bus: Arc<B>)
+where
+    B: Inboxes + Subscriber + 'static,
+{
+    let deliveries = subscribe(&*bus, Commands::subscription("one")).await;
+    let _responder = respond(&bus, "one", deliveries);
+    let requests = open(&bus).await;
+    let asking = (0..50).map(|n| {
+        let trace = format!("00-{n}-2-01");
+        let request = Message::new("sum", json!({ "n": n })).with_header("traceparent", &trace);
+        let requests = &requests;
+        async move {
+            let answer = requests.request("one", request, SOON).await.expect("an answer");
+            assert_eq!(answer.envelope.data, json!({ "by": "one", "asked": { "n": n } }));
+            assert_eq!(answer.headers["traceparent"], trace);
+        }
+    });
+    join_all(asking).await;
+    assert_eq!(requests.late(), 0);
+}
+
+/// The next request is not answered with what the one before was waiting for.
+pub async fn a_request_without_an_answer_runs_out_and_a_late_one_harms_nobody<B>(bus: Arc<B>)
+where
+    B: Inboxes + Subscriber + 'static,
+{
+    let mut deliveries = subscribe(&*bus, Commands::subscription("one")).await;
+    let requests = open(&bus).await;
+    let request = |n: u32| Message::new("sum", json!({ "n": n }));
+    let slow = async {
+        let delivery = timeout(SOON, deliveries.next()).await.expect("in time").expect("a request");
+        let received = received(&delivery);
+        // In hand until its asker has given up.
+        sleep(A_WHILE * 2).await;
+        delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
+        received
+    };
+    let started = Instant::now();
+    let (lost, late) = tokio::join!(requests.request("one", request(1), A_WHILE), slow);
+    assert_eq!(lost, Err(RequestError::TimedOut));
+    assert!(started.elapsed() >= A_WHILE);
+    let answers = Answers::new(bus.clone(), system_clock());
+    let heard = answers.give(&late, json!({ "n": 1 })).await;
+    assert_eq!(heard, Ok(Heard::Sent));
+    let deadline = Instant::now() + SOON;
+    while requests.late() == 0 {
+        assert!(Instant::now() < deadline, "the late answer never came");
+        sleep(Duration::from_millis(5)).await;
+    }
+    let _responder = respond(&bus, "one", deliveries);
+    let answer = requests.request("one", request(2), SOON).await.expect("an answer");
+    assert_eq!(answer.envelope.data["asked"], json!({ "n": 2 }));
+}
+
+/// Publish/asynchronous responses.
+pub async fn answers_to_an_event_are_collected_until_enough_or_late<B>(bus: Arc<B>)
+where
+    B: Inboxes + Subscriber + 'static,
+{
+    let (one, two) = (subscribe(&*bus, users("one")).await, subscribe(&*bus, users("two")).await);
+    let _responders = [respond(&bus, "one", one), respond(&bus, "two", two)];
+    let requests = open(&bus).await;
+    let enough = requests.publish(view("a", 1), 2, SOON).await.expect("answers");
+    assert!(enough.complete);
+    let mut by: Vec<_> = enough.answers.iter().map(|a| a.envelope.data["by"].clone()).collect();
+    by.sort_by_key(Value::to_string);
+    assert_eq!(by, ["one", "two"]);
+    let first = requests.publish(view("a", 2), 1, SOON).await.expect("answers");
+    assert_eq!((first.answers.len(), first.complete), (1, true));
+    let until_late = requests.publish(view("a", 3), 3, A_WHILE * 5).await.expect("answers");
+    assert_eq!((until_late.answers.len(), until_late.complete), (2, false));
+}
+
+/// In number and in length.
+pub async fn asking_is_bounded<B>(bus: Arc<B>)
+where
+    B: Inboxes + Subscriber + 'static,
+{
+    let _deliveries = subscribe(&*bus, Commands::subscription("one")).await;
+    let settings = RequestSettings { max_pending: 2, max_bytes: 400 };
+    let requests = Requests::open(bus.clone(), system_clock(), settings).await.expect("an inbox");
+    let request = || Message::new("sum", json!({}));
+    let asking = (0..3).map(|_| requests.request("one", request(), A_WHILE));
+    let results = join_all(asking).await;
+    let refused = RequestError::TooManyPending;
+    let lost = RequestError::TimedOut;
+    assert_eq!(results, [Err(lost.clone()), Err(lost), Err(refused)]);
+    // Those that ran out made room.
+    let again = requests.request("one", request(), A_WHILE).await;
+    assert_eq!(again, Err(RequestError::TimedOut));
+    let long = Message::new("sum", json!({ "text": "x".repeat(400) }));
+    let long = requests.request("one", long, SOON).await;
+    let expected =
+        matches!(long, Err(RequestError::NotSent(SendError::TooLarge { max_bytes: 400, .. })));
+    assert!(expected, "{long:?}");
+    let nowhere = requests.request("three", request(), SOON).await;
+    let unroutable = SendError::Publish(PublishError::Unroutable);
+    assert_eq!(nowhere, Err(RequestError::NotSent(unroutable)));
+}
+
+/// A responder is not held up by askers that died.
+pub async fn an_answer_to_someone_who_left_is_not_kept<B>(bus: Arc<B>)
+where
+    B: Inboxes + Subscriber + 'static,
+{
+    let mut deliveries = subscribe(&*bus, Commands::subscription("one")).await;
+    let requests = open(&bus).await;
+    let asking = requests.request("one", Message::new("sum", json!({})), A_WHILE);
+    let receiving = async {
+        let delivery = timeout(SOON, deliveries.next()).await.expect("in time").expect("a request");
+        let received = received(&delivery);
+        delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
+        received
+    };
+    let (_, request) = tokio::join!(asking, receiving);
+    drop(requests);
+    let answers = Answers::new(bus.clone(), system_clock());
+    // The inbox may outlive its owner for a while; either way nobody waits.
+    let given = timeout(SOON, answers.give(&request, json!({}))).await.expect("in time");
+    assert!(matches!(given, Ok(_) | Err(PublishError::Unavailable(_))), "{given:?}");
+}
+
+fn received(delivery: &crate::bus::Delivery) -> Received {
+    Received {
+        envelope: Envelope::decode(&delivery.body).expect("an envelope"),
+        exchange: delivery.exchange.clone(),
+        routing_key: delivery.routing_key.clone(),
+        ordering_key: delivery.ordering_key.clone(),
+        headers: delivery.headers.clone(),
+        attempt: delivery.attempt,
+    }
+}

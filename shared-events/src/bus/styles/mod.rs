@@ -1,0 +1,123 @@
+//! The styles of asynchronous messaging besides plain publish/subscribe, which [`Publisher`] and
+//! [`Subscriber`](super::Subscriber) are.
+//!
+//! | style | who sends | who receives | what comes back |
+//! |---|---|---|---|
+//! | publish/subscribe | [`Publisher::publish`] | every queue that is bound for it | nothing |
+//! | one-way command | [`Commands::send`] | the one queue it names | nothing |
+//! | request/asynchronous reply | [`Requests::request`] | the one queue it names | one answer, or a time-out |
+//! | publish/asynchronous responses | [`Requests::publish`] | every queue that is bound for it | answers until there are enough or it is late |
+//!
+//! All of them travel over the bus's publisher and queues, so commands and requests have what events have: delivery at
+//! least once, order per key, retries and dead letters. An **answer** comes at most once for each time the request is
+//! handled, and only while whoever asked is there: it is not retried, for the time-out takes care of lost ones. So
+//! answering must not be the only effect of a request that changes something, and handlers dedupe by the envelope's id.
+//!
+//! A refusal is an answer too: put it into the answer's data. A handler's error means retries and a dead letter, and
+//! the asker's time-out.
+//!
+//! # On the wire
+//! Commands go to the topic exchange [`COMMAND_EXCHANGE`] with the queue's name as routing key, answers to
+//! [`REPLY_EXCHANGE`] with the address of the asker's inbox. Requests carry that address in the header
+//! [`REPLY_TO`](super::rabbitmq::REPLY_TO) and their id in [`CORRELATION_ID`](super::rabbitmq::CORRELATION_ID), which
+//! are AMQP's own properties on RabbitMQ. Trace headers are the sender's to add (the [`Message`]'s headers); an answer
+//! takes them over from its request.
+
+mod answers;
+mod commands;
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
+mod inbox;
+mod requests;
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::PublishError;
+#[cfg(doc)]
+use super::Publisher;
+use crate::envelope::Envelope;
+use crate::events::Outgoing;
+
+pub use answers::{Answerer, Answers, Heard, Responder};
+pub use commands::Commands;
+pub(crate) use inbox::Letterbox;
+pub use inbox::{Answer, Inbox, Inboxes};
+pub use requests::{Collected, RequestError, RequestSettings, Requests};
+
+/// The exchange of commands and requests: each goes to the one queue that its routing key names.
+pub const COMMAND_EXCHANGE: &str = "command.ex";
+/// The exchange of answers: each goes to the inbox that its routing key names.
+pub const REPLY_EXCHANGE: &str = "reply.ex";
+/// The headers that an answer takes over from its request.
+pub const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
+/// The longest message unless set otherwise, in bytes of its envelope: what a consumer reads by default.
+pub const DEFAULT_MAX_BYTES: usize = 256 * 1024;
+
+/// A command or a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// What it is; the envelope's type.
+    pub kind: String,
+    /// A JSON object.
+    pub data: Value,
+    /// Messages of the same key are handled in order. Default: it is alone.
+    pub ordering_key: Option<String>,
+    /// The transport's metadata; the place of trace context.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Message {
+    /// A message by itself, without headers.
+    pub fn new(kind: impl Into<String>, data: Value) -> Self {
+        Self { kind: kind.into(), data, ordering_key: None, headers: BTreeMap::new() }
+    }
+
+    /// The same, in order with others of the key.
+    #[must_use]
+    pub fn with_key(mut self, key: impl Into<String>) -> Self {
+        self.ordering_key = Some(key.into());
+        self
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.insert(name.into(), value.into());
+        self
+    }
+
+    fn for_queue(self, queue: &str, now: DateTime<Utc>) -> Outgoing {
+        let envelope = Envelope::new(self.kind, now, self.data);
+        Outgoing {
+            ordering_key: self.ordering_key.unwrap_or_else(|| envelope.id.to_string()),
+            envelope,
+            exchange: COMMAND_EXCHANGE.to_owned(),
+            routing_key: queue.to_owned(),
+            headers: self.headers,
+        }
+    }
+}
+
+/// Why a command was not sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// It is longer than allowed.
+    #[error("the message has {bytes} bytes, {max_bytes} are allowed")]
+    TooLarge {
+        /// Its envelope's length.
+        bytes: usize,
+        /// The bound.
+        max_bytes: usize,
+    },
+    /// The bus did not take it; with [`PublishError::Unroutable`] there is no such queue.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+fn check_length(event: &Outgoing, max_bytes: usize) -> Result<(), SendError> {
+    let bytes = event.envelope.encode().len();
+    if bytes > max_bytes { Err(SendError::TooLarge { bytes, max_bytes }) } else { Ok(()) }
+}

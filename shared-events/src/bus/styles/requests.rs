@@ -1,0 +1,218 @@
+//! Asking, and waiting for one answer or for several.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Answer, DEFAULT_MAX_BYTES, Inbox, Inboxes, Message, SendError, check_length};
+use crate::Clock;
+use crate::bus::rabbitmq::{CORRELATION_ID, REPLY_TO};
+use crate::bus::{PublishError, SubscribeError};
+use crate::events::Outgoing;
+
+/// The bounds of asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestSettings {
+    /// Questions that wait for answers at the same time; more are refused. Default 1024.
+    pub max_pending: usize,
+    /// The longest question, in bytes of its envelope. Default [`DEFAULT_MAX_BYTES`].
+    pub max_bytes: usize,
+}
+
+impl Default for RequestSettings {
+    fn default() -> Self {
+        Self { max_pending: 1024, max_bytes: DEFAULT_MAX_BYTES }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Nobody answered in time. The request may still be handled, and its answer come too late.
+    #[error("no answer in time")]
+    TimedOut,
+    /// As many questions wait for answers as are allowed.
+    #[error("too many questions wait for answers")]
+    TooManyPending,
+    /// It was not sent.
+    #[error(transparent)]
+    NotSent(#[from] SendError),
+    /// The bus has ended.
+    #[error("the bus is closed")]
+    Closed,
+}
+
+/// What came back to a published event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collected {
+    /// In the order of their coming.
+    pub answers: Vec<Answer>,
+    /// There are as many as were wanted; otherwise the time was over first.
+    pub complete: bool,
+}
+
+/// Who waits for which answers, by correlation id.
+#[derive(Default)]
+struct Pending {
+    waiting: Mutex<HashMap<String, mpsc::Sender<Answer>>>,
+    late: AtomicU64,
+}
+
+impl Pending {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Answer>>> {
+        // Nothing under this lock can panic halfway through a change.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give(&self, id: &str, answer: Answer) {
+        let taken = match self.lock().get(id) {
+            Some(asker) => asker.try_send(answer).is_ok(),
+            None => false,
+        };
+        if !taken {
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Asks over the bus. One of these serves many questions at once; it has one inbox, which ends with it.
+pub struct Requests {
+    bus: Arc<dyn Inboxes>,
+    clock: Clock,
+    settings: RequestSettings,
+    address: String,
+    pending: Arc<Pending>,
+    _sorting: AbortOnDropHandle<()>,
+}
+
+impl Requests {
+    /// Opens the inbox and starts to sort what comes into it.
+    ///
+    /// # Errors
+    /// [`SubscribeError::Unavailable`] when the bus is out of reach.
+    pub async fn open(
+        bus: Arc<dyn Inboxes>,
+        clock: Clock,
+        settings: RequestSettings,
+    ) -> Result<Self, SubscribeError> {
+        let inbox = bus.open_inbox(settings.max_pending.max(1)).await?;
+        let (address, pending) = (inbox.address().to_owned(), Arc::<Pending>::default());
+        let sorting = AbortOnDropHandle::new(tokio::spawn(sort(inbox, pending.clone())));
+        Ok(Self { bus, clock, settings, address, pending, _sorting: sorting })
+    }
+
+    /// Sends a request to a queue and waits for the first answer, at most `limit` from now, publishing included.
+    ///
+    /// # Errors
+    /// [`RequestError`]. After a time-out it is not known whether the request was handled.
+    pub async fn request(
+        &self,
+        queue: &str,
+        request: Message,
+        limit: Duration,
+    ) -> Result<Answer, RequestError> {
+        let request = request.for_queue(queue, (self.clock)());
+        let collected = self.ask(request, 1, limit).await?;
+        collected.answers.into_iter().next().ok_or(RequestError::TimedOut)
+    }
+
+    /// Publishes an event to everyone whom it may concern and collects answers: until there are `at_most` (at least 1)
+    /// of them, or for `limit` from now, whichever is first. None at all is no error.
+    ///
+    /// # Errors
+    /// As [`Requests::request`], time-outs excepted.
+    pub async fn publish(
+        &self,
+        event: Outgoing,
+        at_most: usize,
+        limit: Duration,
+    ) -> Result<Collected, RequestError> {
+        self.ask(event, at_most.max(1), limit).await
+    }
+
+    /// Answers to nobody: they came after the time-out, or besides as many as were wanted.
+    pub fn late(&self) -> u64 {
+        self.pending.late.load(Ordering::Relaxed)
+    }
+
+    async fn ask(
+        &self,
+        mut question: Outgoing,
+        wanted: usize,
+        limit: Duration,
+    ) -> Result<Collected, RequestError> {
+        let deadline = Instant::now() + limit;
+        check_length(&question, self.settings.max_bytes)?;
+        let id = question.envelope.id.to_string();
+        question.headers.insert(REPLY_TO.to_owned(), self.address.clone());
+        question.headers.insert(CORRELATION_ID.to_owned(), id.clone());
+        let (_entry, mut coming) = self.wait_for(id, wanted)?;
+        let mut answers = Vec::new();
+        let mut publishing = self.bus.publish(vec![question]);
+        let mut published = false;
+        let collecting = async {
+            while answers.len() < wanted {
+                // A bus may confirm only when the event is settled, which is after it was answered.
+                tokio::select! {
+                    answer = coming.recv() => answers.push(answer.ok_or(RequestError::Closed)?),
+                    results = &mut publishing, if !published => {
+                        published = true;
+                        if let Some(Err(error)) = results.into_iter().next() {
+                            return Err(failed(error));
+                        }
+                    }
+                }
+            }
+            Ok(())
+        };
+        match timeout_at(deadline, collecting).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if answers.is_empty() => return Err(error),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        Ok(Collected { complete: answers.len() == wanted, answers })
+    }
+
+    fn wait_for(
+        &self,
+        id: String,
+        wanted: usize,
+    ) -> Result<(Entry<'_>, mpsc::Receiver<Answer>), RequestError> {
+        let (sender, receiver) = mpsc::channel(wanted);
+        let mut waiting = self.pending.lock();
+        if waiting.len() >= self.settings.max_pending {
+            return Err(RequestError::TooManyPending);
+        }
+        waiting.insert(id.clone(), sender);
+        Ok((Entry { pending: &self.pending, id }, receiver))
+    }
+}
+
+fn failed(error: PublishError) -> RequestError {
+    RequestError::NotSent(SendError::Publish(error))
+}
+
+/// Somebody waits; ends with its owner, also when that is dropped.
+struct Entry<'a> {
+    pending: &'a Pending,
+    id: String,
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.pending.lock().remove(&self.id);
+    }
+}
+
+async fn sort(mut inbox: Inbox, pending: Arc<Pending>) {
+    while let Some((id, answer)) = inbox.next().await {
+        pending.give(&id, answer);
+    }
+    // Whoever still waits hears that nothing will come.
+    pending.lock().clear();
+}

@@ -1,0 +1,105 @@
+//! Bringing a schema up to date.
+//!
+//! Not sqlx's migrator: on MariaDB its lock is none (`GET_LOCK` with a negative time-out answers NULL there), and a crash
+//! between a step and its mark would lock the service out until somebody repairs the table by hand.
+
+use anyhow::{Context as _, bail, ensure};
+use sqlx::migrate::MigrationType;
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqlSafeStr as _};
+
+use super::{Database, Migration, connect};
+
+/// How long another process may take to migrate before this one gives up, in seconds.
+const LOCK_SECONDS: i64 = 120;
+
+impl Database {
+    /// Runs the steps that `table` does not list yet. Several schemas can live in one database, each with its own table.
+    /// Safe when several processes do it at once.
+    ///
+    /// MySQL commits at every change of a table, so a step that breaks off has been done in part, and is done again by
+    /// the next start: every statement of a step must bear that (`CREATE TABLE IF NOT EXISTS`, `INSERT IGNORE`).
+    ///
+    /// # Errors
+    /// When a step fails, when a step that ran was changed since, or when the database was migrated by a newer version of
+    /// the program.
+    pub async fn migrate(&self, steps: &[Migration], table: &'static str) -> anyhow::Result<()> {
+        // A connection of its own, without the limits of the others; the lock goes with it, whatever happens.
+        let mut connection = connect(&self.options)
+            .await
+            .with_context(|| format!("cannot migrate {table} in {}", self.shown))?;
+        let done = migrate(&mut connection, steps, table).await;
+        let done = done.with_context(|| format!("cannot migrate {table} in {}", self.shown));
+        drop(connection.close().await);
+        done
+    }
+}
+
+async fn migrate(
+    connection: &mut MySqlConnection,
+    steps: &[Migration],
+    table: &'static str,
+) -> anyhow::Result<()> {
+    let locked: Option<i64> = sqlx::query_scalar(
+        "SELECT GET_LOCK(CONCAT('tourin.', SHA1(CONCAT(DATABASE(), '.', ?))), ?)",
+    )
+    .bind(table)
+    .bind(LOCK_SECONDS)
+    .fetch_one(&mut *connection)
+    .await?;
+    ensure!(locked == Some(1), "another process has been migrating for {LOCK_SECONDS} s");
+    connection
+        .execute(AssertSqlSafe(format!(
+            "CREATE TABLE IF NOT EXISTS {table} (
+                 version BIGINT NOT NULL PRIMARY KEY,
+                 description VARCHAR(255) NOT NULL,
+                 checksum VARBINARY(64) NOT NULL,
+                 installed_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+             ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+        )))
+        .await?;
+    let applied: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as(AssertSqlSafe(format!("SELECT version, checksum FROM {table}")))
+            .fetch_all(&mut *connection)
+            .await?;
+    for (version, _) in &applied {
+        ensure!(
+            steps.iter().any(|step| step.version == *version),
+            "step {version} was applied by a newer version of the program"
+        );
+    }
+    for step in steps {
+        let sum = checksum(step);
+        if let Some((_, before)) = applied.iter().find(|(version, _)| *version == step.version) {
+            if *before != sum {
+                bail!("step {} was changed after it had been applied", step.version);
+            }
+            continue;
+        }
+        connection
+            .execute(sqlx::raw_sql(step.sql))
+            .await
+            .with_context(|| format!("step {} ({})", step.version, step.description))?;
+        sqlx::query(AssertSqlSafe(format!(
+            "INSERT INTO {table} (version, description, checksum) VALUES (?, ?, ?)"
+        )))
+        .bind(step.version)
+        .bind(step.description)
+        .bind(sum)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+fn checksum(step: &Migration) -> Vec<u8> {
+    sqlx::migrate::Migration::new(
+        step.version,
+        step.description.into(),
+        MigrationType::Simple,
+        step.sql.into_sql_str(),
+        false,
+    )
+    .checksum
+    .into_owned()
+}

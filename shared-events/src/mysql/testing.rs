@@ -1,0 +1,88 @@
+//! Databases for tests, on the server of the test bed.
+
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use uuid::Uuid;
+
+use super::MysqlUrl;
+
+/// The variable that says where the server is.
+pub const VARIABLE: &str = "TOURIN_MYSQL_URL";
+
+/// A database of a test's own, on the server that [`VARIABLE`] names.
+#[derive(Debug)]
+pub struct TestDatabase {
+    name: String,
+    url: MysqlUrl,
+}
+
+impl TestDatabase {
+    /// Makes an empty database.
+    ///
+    /// # Panics
+    /// When there is no server: nothing is skipped in silence.
+    pub async fn create() -> Self {
+        let name = format!("tourin_test_{}", Uuid::now_v7().simple());
+        execute(format!("CREATE DATABASE {name} CHARACTER SET utf8mb4")).await;
+        let url = with_database(&server_url(), &name).parse().expect("any text is taken");
+        Self { name, url }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &MysqlUrl {
+        &self.url
+    }
+
+    /// Where it would be, were the server at `authority` (`HOST:PORT`); for a proxy before it.
+    ///
+    /// # Panics
+    /// When the server's address names no host.
+    pub fn url_through(&self, authority: &str) -> MysqlUrl {
+        let url = with_database(&server_url(), &self.name);
+        let (before, rest) = url.split_once("://").expect("checked before");
+        let (place, path) = rest.split_once('/').expect("a database is named");
+        let user = place.rsplit_once('@').map(|(user, _)| format!("{user}@")).unwrap_or_default();
+        format!("{before}://{user}{authority}/{path}").parse().expect("any text is taken")
+    }
+
+    /// The host and port of the server itself.
+    pub fn authority() -> String {
+        let options = server_url().parse::<MysqlUrl>().expect("any text is taken").options();
+        let options = options.expect("checked before");
+        format!("{}:{}", options.get_host(), options.get_port())
+    }
+
+    /// Removes it. A test that fails leaves its database behind.
+    pub async fn remove(self) {
+        execute(format!("DROP DATABASE {}", self.name)).await;
+    }
+}
+
+fn server_url() -> String {
+    let url = std::env::var(VARIABLE).unwrap_or_default();
+    assert!(
+        !url.trim().is_empty(),
+        "{VARIABLE} is not set: run it by `deploy/testbed.sh run -- cargo test ...`"
+    );
+    let valid = url.parse::<MysqlUrl>().is_ok_and(|url| url.options().is_ok());
+    assert!(valid, "{VARIABLE} must be mysql://USER:PASSWORD@HOST:PORT/DATABASE");
+    url
+}
+
+/// The same server, user and parameters, another database.
+fn with_database(url: &str, name: &str) -> String {
+    let (url, parameters) = match url.split_once('?') {
+        Some((url, parameters)) => (url, format!("?{parameters}")),
+        None => (url, String::new()),
+    };
+    let server = url.rsplit_once('/').map_or(url, |(server, _)| server);
+    format!("{server}/{name}{parameters}")
+}
+
+async fn execute(sql: String) {
+    // The one database that every server has and every user may enter.
+    let url = with_database(&server_url(), "information_schema");
+    let mut connection = MySqlConnection::connect(&url).await.expect("the test bed's server");
+    connection.execute(AssertSqlSafe(sql)).await.expect("rights to make databases");
+    connection.close().await.expect("closing");
+}

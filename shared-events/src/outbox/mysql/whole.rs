@@ -1,0 +1,71 @@
+//! Up to which number the outbox is whole.
+//!
+//! A number that is missing between others is one of three: given to a transaction that has not committed yet, to one
+//! that was rolled back, or deleted long ago. As long as nothing is missing there is nothing to ask. What is missing is
+//! waited for, a few milliseconds; a commit takes no longer. What is missing still is asked for at the gate: every
+//! transaction that appends holds it shared until its end, so whoever has it alone knows that all of them have ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::unsigned;
+use crate::mysql::Database;
+
+/// Numbers looked at per statement; more than a relay holds.
+const NUMBERS: u32 = 4_096;
+/// How often, and at which intervals, a missing number is looked for before the gate is locked.
+const LOOKS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Up to which number nothing is missing, as far as this process knows. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Whole(Arc<AtomicU64>);
+
+impl Whole {
+    /// The number last found.
+    pub(super) fn known(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Finds a number at or above every one that is committed at the time of the call (of the next 4,096).
+    pub(super) async fn find(&self, database: &Database) -> sqlx::Result<u64> {
+        let mut goal = None;
+        for look in 0..LOOKS {
+            if look > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let known = self.known();
+            let above: Vec<i64> =
+                sqlx::query_scalar("SELECT seq FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?")
+                    .bind(known)
+                    .bind(NUMBERS)
+                    .fetch_all(database.reader())
+                    .await?;
+            let goal = *goal.get_or_insert(above.last().map_or(known, |last| unsigned(*last)));
+            let whole = (known + 1..)
+                .zip(&above)
+                .take_while(|(next, seq)| *next == unsigned(**seq))
+                .last()
+                .map_or(known, |(next, _)| next);
+            self.0.fetch_max(whole, Ordering::AcqRel);
+            if whole >= goal {
+                return Ok(self.known());
+            }
+        }
+        self.ask_at_the_gate(database).await
+    }
+
+    /// Waits for those who are appending right now; others wait meanwhile.
+    async fn ask_at_the_gate(&self, database: &Database) -> sqlx::Result<u64> {
+        let mut alone = database.write().await?;
+        sqlx::query("SELECT id FROM outbox_gate WHERE id = 1 FOR UPDATE")
+            .execute(&mut *alone)
+            .await?;
+        let last: Option<i64> =
+            sqlx::query_scalar("SELECT MAX(seq) FROM outbox").fetch_one(&mut *alone).await?;
+        alone.rollback().await?;
+        self.0.fetch_max(unsigned(last.unwrap_or(0)), Ordering::AcqRel);
+        Ok(self.known())
+    }
+}

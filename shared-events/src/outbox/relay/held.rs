@@ -1,0 +1,198 @@
+//! What a relay has in memory of the shards that it holds.
+
+use std::collections::{BTreeMap, HashSet};
+
+use tokio::time::Instant;
+
+use crate::bus::{LaneKey, Lanes};
+use crate::outbox::{Claim, Pending, Shard};
+
+/// An event on its way.
+pub(super) struct Queued {
+    pub(super) pending: Pending,
+    /// Failures of any kind, in this process.
+    pub(super) failures: u32,
+}
+
+/// One that was taken, and where it goes back to.
+pub(super) struct Out {
+    pub(super) key: LaneKey,
+    pub(super) queued: Queued,
+    /// Which holding of the shard it was taken in; in a later one it has no place.
+    epoch: u64,
+}
+
+/// A shard that this relay holds.
+struct HeldShard {
+    epoch: u64,
+    /// The lease ends.
+    until: Instant,
+    lanes: Lanes<Queued>,
+    /// Numbers read and not yet marked: waiting, out or confirmed.
+    known: HashSet<u64>,
+    /// How many are out.
+    out: usize,
+    /// It is to go to another relay as soon as nothing is out and everything is marked.
+    leaving: bool,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Held {
+    shards: BTreeMap<Shard, HeldShard>,
+    epochs: u64,
+    /// Whose turn it is.
+    turn: Shard,
+}
+
+impl Held {
+    /// Takes note of a claim whose leases run until `until`. Answers whether there is a shard that was not held before.
+    pub(super) fn claimed(&mut self, claim: &Claim, until: Instant) -> bool {
+        self.shards.retain(|shard, _| claim.shards.contains(shard));
+        let mut gained = false;
+        for shard in &claim.shards {
+            let epochs = &mut self.epochs;
+            let held = self.shards.entry(*shard).or_insert_with(|| {
+                gained = true;
+                *epochs += 1;
+                HeldShard {
+                    epoch: *epochs,
+                    until,
+                    lanes: Lanes::default(),
+                    known: HashSet::new(),
+                    out: 0,
+                    leaving: false,
+                }
+            });
+            held.until = until;
+        }
+        let staying = self.shards.values().filter(|held| !held.leaving).count();
+        let surplus = staying.saturating_sub(claim.fair_share());
+        // The last ones, so that the same leave again when it happens again.
+        for held in self.shards.values_mut().rev().filter(|held| !held.leaving).take(surplus) {
+            held.leave();
+        }
+        gained
+    }
+
+    /// Forgets the shards whose lease has ended.
+    pub(super) fn drop_ended(&mut self, now: Instant) -> usize {
+        let before = self.shards.len();
+        self.shards.retain(|_, held| now < held.until);
+        before - self.shards.len()
+    }
+
+    /// The shards to read, by number.
+    pub(super) fn to_read(&self) -> Vec<Shard> {
+        self.shards.iter().filter(|(_, held)| !held.leaving).map(|(shard, _)| *shard).collect()
+    }
+
+    /// Leaving shards that can be given back now, provided that everything confirmed is marked.
+    pub(super) fn to_release(&self) -> Vec<Shard> {
+        let idle = self.shards.iter().filter(|(_, held)| held.leaving && held.out == 0);
+        idle.map(|(shard, _)| *shard).collect()
+    }
+
+    pub(super) fn forget(&mut self, shards: &[Shard]) {
+        self.shards.retain(|shard, _| !shards.contains(shard));
+    }
+
+    /// How many shards are held.
+    pub(super) fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Rows in memory.
+    pub(super) fn rows(&self) -> usize {
+        self.shards.values().map(|held| held.known.len()).sum()
+    }
+
+    /// Puts a row in line; `false` when it is there already or its shard is not held.
+    pub(super) fn push(&mut self, pending: Pending) -> bool {
+        let Some(held) = self.shards.get_mut(&pending.shard).filter(|held| !held.leaving) else {
+            return false;
+        };
+        if !held.known.insert(pending.seq) {
+            return false;
+        }
+        let key = pending.event.ordering_key.clone();
+        held.lanes.push(Some(&key), Queued { pending, failures: 0 });
+        true
+    }
+
+    /// The next row whose turn it is, of a shard whose lease runs beyond `safe`. Shards take turns.
+    pub(super) fn take(&mut self, now: Instant, safe: Instant) -> Option<Out> {
+        let turn = self.turn;
+        let (before, from) = {
+            let mut before: Vec<_> = self.shards.iter_mut().collect();
+            let from = before.split_off(before.partition_point(|(shard, _)| **shard < turn));
+            (before, from)
+        };
+        for (shard, held) in from.into_iter().chain(before) {
+            if held.leaving || held.until <= safe {
+                continue;
+            }
+            if let Some((key, queued)) = held.lanes.take(now) {
+                held.out += 1;
+                self.turn = shard.wrapping_add(1);
+                return Some(Out { key, queued, epoch: held.epoch });
+            }
+        }
+        None
+    }
+
+    /// When the next row that waits for a retry is due.
+    pub(super) fn next_due(&self, after: Instant) -> Option<Instant> {
+        self.shards.values().filter_map(|held| held.lanes.next_due()).filter(|at| *at > after).min()
+    }
+
+    /// It was confirmed, or given up: the next of its key may go. It stays known until [`marked`](Self::marked).
+    pub(super) fn done(&mut self, out: &Out) {
+        if let Some(held) = self.holding(out) {
+            held.lanes.done(&out.key);
+        }
+    }
+
+    /// It goes again, at `at`, and before all others of its key.
+    pub(super) fn again(&mut self, out: Out, at: Instant) {
+        if let Some(held) = self.holding(&out) {
+            held.lanes.again(&out.key, out.queued, at);
+        }
+    }
+
+    /// Forgets it and what waits behind it; all are read again.
+    pub(super) fn drop_key(&mut self, out: &Out) {
+        if let Some(held) = self.holding(out) {
+            held.known.remove(&out.queued.pending.seq);
+            for behind in held.lanes.drop_lane(&out.key) {
+                held.known.remove(&behind.pending.seq);
+            }
+        }
+    }
+
+    /// The store knows what became of it.
+    pub(super) fn marked(&mut self, shard: Shard, seq: u64) {
+        if let Some(held) = self.shards.get_mut(&shard) {
+            held.known.remove(&seq);
+        }
+    }
+
+    /// The holding that it was taken in, if it goes on; it is no longer out.
+    fn holding(&mut self, out: &Out) -> Option<&mut HeldShard> {
+        let held = self.shards.get_mut(&out.queued.pending.shard)?;
+        if held.epoch != out.epoch {
+            return None;
+        }
+        held.out -= 1;
+        (!held.leaving).then_some(held)
+    }
+}
+
+impl HeldShard {
+    /// What waits is left to the next holder; what is out, is waited for.
+    fn leave(&mut self) {
+        self.leaving = true;
+        self.lanes = Lanes::default();
+        self.known.clear();
+    }
+}

@@ -1,0 +1,415 @@
+//! The relay at work.
+
+mod outcome;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::outcome::{Published, publish};
+use super::Relay;
+use super::held::Held;
+use super::unroutable::Unroutable;
+use crate::consumer::count;
+use crate::outbox::shard::all_shards;
+use crate::outbox::{Refusal, Shard};
+
+/// How long a relay that is alone goes on without work before it gives its shards back. From then on an idle outbox is
+/// not written to.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
+/// The state of a relay at work.
+pub(super) struct Running<'a> {
+    relay: &'a Relay,
+    holder: String,
+    held: Held,
+    /// Keys that are passed over for now.
+    unroutable: Unroutable,
+    /// Confirmed by the bus, not yet marked; and since when the first of them.
+    confirmed: Vec<(Shard, u64)>,
+    confirmed_since: Option<Instant>,
+    /// Given back by the bus, not yet recorded.
+    refused: Vec<(Shard, Refusal)>,
+    publishing: FuturesUnordered<BoxFuture<'a, Published>>,
+    /// Events in them.
+    in_flight: usize,
+    /// Everything pending up to here was read.
+    cursor: u64,
+    /// There may be more above the cursor.
+    more: bool,
+    /// Everything was read since the cursor last started from zero.
+    at_end: bool,
+    /// The next page is read without waiting for anything.
+    read_on: bool,
+    next_poll: Instant,
+    next_rescan: Instant,
+    /// When to renew the leases; `None` while there is nothing to do.
+    next_claim: Option<Instant>,
+    /// When there was work last.
+    worked_at: Instant,
+    /// Relays at work, by the last claim.
+    relays: usize,
+    /// Nothing is published before this: the bus is out of reach.
+    bus_back_at: Instant,
+    bus_failures: u32,
+    /// The store is left alone until this.
+    store_back_at: Instant,
+    store_failures: u32,
+}
+
+impl<'a> Running<'a> {
+    pub(super) fn new(relay: &'a Relay) -> Self {
+        let now = Instant::now();
+        Self {
+            relay,
+            holder: Uuid::now_v7().to_string(),
+            held: Held::default(),
+            unroutable: Unroutable::default(),
+            confirmed: Vec::new(),
+            confirmed_since: None,
+            refused: Vec::new(),
+            publishing: FuturesUnordered::new(),
+            in_flight: 0,
+            cursor: 0,
+            more: true,
+            at_end: false,
+            read_on: false,
+            next_poll: now,
+            next_rescan: now,
+            next_claim: None,
+            worked_at: now,
+            relays: 0,
+            bus_back_at: now,
+            bus_failures: 0,
+            store_back_at: now,
+            store_failures: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self, shutdown: &CancellationToken) {
+        let mut news = self.relay.wake.listen();
+        while !shutdown.is_cancelled() {
+            self.record().await;
+            self.claim().await;
+            self.read().await;
+            self.publish();
+            let next = self.next_wake();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(published) = self.publishing.next(), if !self.publishing.is_empty() => {
+                    self.conclude(published);
+                    // What else was confirmed meanwhile is marked in the same transaction.
+                    while let Some(Some(published)) = self.publishing.next().now_or_never() {
+                        self.conclude(published);
+                    }
+                }
+                () = news.notified() => self.more = true,
+                () = sleep_until(next) => {}
+            }
+        }
+        self.stop().await;
+    }
+
+    /// Marks what was confirmed, all of it in one transaction, once it is enough or old enough.
+    ///
+    /// Awaited here and not beside the other futures: a transaction that nobody polls would keep the store's one writer
+    /// from everybody, this relay's own claims included.
+    async fn record(&mut self) {
+        let now = Instant::now();
+        if now < self.store_back_at {
+            return;
+        }
+        let settings = &self.relay.settings;
+        let due = self.confirmed_since.is_some_and(|since| now >= since + settings.mark_delay);
+        let leaving = self.held.to_release();
+        if due || self.confirmed.len() >= settings.max_in_flight || !leaving.is_empty() {
+            if let Some(()) = self.mark().await {
+                for (shard, seq) in std::mem::take(&mut self.confirmed) {
+                    self.held.marked(shard, seq);
+                }
+                self.confirmed_since = None;
+            } else {
+                return;
+            }
+        }
+        if !self.refused.is_empty() {
+            let refusals: Vec<Refusal> = self.refused.iter().map(|(_, r)| r.clone()).collect();
+            let at = (self.relay.clock)();
+            let recorded = self.relay.store.record_refusals(&refusals, at).await;
+            if self.store_result(recorded, "refusals not recorded").is_none() {
+                return;
+            }
+            for (shard, refusal) in std::mem::take(&mut self.refused) {
+                if refusal.give_up {
+                    self.held.marked(shard, refusal.seq);
+                }
+            }
+        }
+        if !leaving.is_empty() {
+            let released = self.relay.store.release(&self.holder, &leaving).await;
+            if self.store_result(released, "shards not given back").is_some() {
+                self.held.forget(&leaving);
+            }
+        }
+    }
+
+    async fn mark(&mut self) -> Option<()> {
+        if self.confirmed.is_empty() {
+            return Some(());
+        }
+        let mut seqs: Vec<u64> = self.confirmed.iter().map(|(_, seq)| *seq).collect();
+        // In one order, so that two relays do not lock each other out.
+        seqs.sort_unstable();
+        let marked = self.relay.store.mark_published(&seqs, (self.relay.clock)()).await;
+        self.store_result(marked, "confirmations not marked")
+    }
+
+    /// Says that this relay is at work, renews its leases and takes its share.
+    async fn claim(&mut self) {
+        let now = Instant::now();
+        let lost = self.held.drop_ended(now);
+        if lost > 0 {
+            tracing::warn!(shards = lost, "leases ended before they were renewed");
+        }
+        if self.next_claim.is_none_or(|at| now < at) || now < self.store_back_at {
+            return;
+        }
+        let busy = self.in_flight > 0 || self.held.rows() > 0 || self.unroutable.keys() > 0;
+        if busy {
+            self.worked_at = now;
+        }
+        if self.relays <= 1 && now >= self.worked_at + IDLE_AFTER {
+            self.rest().await;
+            return;
+        }
+        let lease = self.relay.settings.lease;
+        let claim = self.relay.store.claim(&self.holder, lease).await;
+        let Some(claim) = self.store_result(claim, "outbox not claimed") else {
+            return;
+        };
+        self.relays = claim.relays;
+        self.next_claim = Some(now + self.relay.settings.claim_interval());
+        // Counted from before it was asked for: here the lease ends no later than there.
+        if self.held.claimed(&claim, now + lease) {
+            self.start_over(now);
+            self.more = true;
+        }
+        self.gauge();
+    }
+
+    /// Gives everything back until there is work again.
+    async fn rest(&mut self) {
+        let left = self.relay.store.leave(&self.holder).await;
+        if self.store_result(left, "shards not given back").is_some() {
+            self.held = Held::default();
+            self.next_claim = None;
+            self.gauge();
+        }
+    }
+
+    fn gauge(&self) {
+        let shards = u64::try_from(self.held.len()).unwrap_or(u64::MAX);
+        self.relay.stats.shards.store(shards, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Without a shard, one row of anybody's is enough to see that there is work.
+    async fn look(&mut self) {
+        self.more = false;
+        let found = self.relay.store.pending(&all_shards(), 0, 1).await;
+        if self.store_result(found, "outbox not read").is_some_and(|rows| !rows.is_empty()) {
+            let now = Instant::now();
+            self.worked_at = now;
+            if self.next_claim.is_none() {
+                self.next_claim = Some(now);
+                self.claim().await;
+            }
+        }
+    }
+
+    /// Reads what is new, as far as there is room for it.
+    async fn read(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_poll {
+            self.more = true;
+            self.next_poll = now + self.relay.settings.poll_interval;
+        }
+        if self.held.len() == 0 && self.more && now >= self.store_back_at {
+            self.look().await;
+        }
+        let shards = self.held.to_read();
+        if shards.is_empty() {
+            return;
+        }
+        self.turn_over(now);
+        self.read_on = false;
+        let Some(room) = self.room().filter(|_| self.more && now >= self.store_back_at) else {
+            return;
+        };
+        // From the start on, the events already known come along again.
+        let from_start = self.cursor == 0;
+        let known = if from_start { self.held.rows() } else { 0 };
+        let limit = u32::try_from(room + known).unwrap_or(u32::MAX);
+        let read = self.relay.store.pending(&shards, self.cursor, limit).await;
+        let Some(rows) = self.store_result(read, "outbox not read") else {
+            return;
+        };
+        self.more = rows.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+        self.at_end |= !self.more;
+        // Of a shard that was lost and regained, what was confirmed meanwhile is not known any more.
+        let confirmed: HashSet<u64> = match from_start {
+            true => self.confirmed.iter().map(|(_, seq)| *seq).collect(),
+            false => HashSet::new(),
+        };
+        let (mut added, read) = (0, rows.len());
+        for pending in rows {
+            self.cursor = self.cursor.max(pending.seq);
+            let skipped = self.unroutable.holds(&pending.event.ordering_key)
+                || confirmed.contains(&pending.seq);
+            if !skipped && self.held.push(pending) {
+                added += 1;
+            }
+        }
+        if added > 0 {
+            self.worked_at = now;
+        }
+        // Rows that were passed over may have left room for what comes after them.
+        let passed_over = self.unroutable.keys() > 0 && added < read;
+        self.read_on = self.more && passed_over && self.room().is_some();
+    }
+
+    /// Begins from the oldest row again, when it is time.
+    fn turn_over(&mut self, now: Instant) {
+        let passing_over = match self.unroutable.retry_at() {
+            // Not before all else was read: unroutable rows would be tried again and again, and those after them never.
+            Some(due) if now < due => true,
+            Some(due) => {
+                let late = now >= due + self.relay.settings.rescan_interval;
+                let next =
+                    self.at_end || self.unroutable.is_full() || (late && self.room().is_none());
+                if next {
+                    self.unroutable.next_round();
+                    self.start_over(now);
+                    self.more = true;
+                }
+                !next
+            }
+            None => false,
+        };
+        if !passing_over && now >= self.next_rescan {
+            self.start_over(now);
+        }
+    }
+
+    /// How many rows there is room for; `None` when that is not worth a query.
+    fn room(&self) -> Option<usize> {
+        let max = self.relay.settings.max_buffered;
+        let known = self.held.rows();
+        let room = max.saturating_sub(known);
+        // A few rows at a time are not worth it, unless nothing else is there.
+        let worthwhile = room > max / 4 || (room > 0 && known == 0);
+        (worthwhile && !self.unroutable.is_full()).then_some(room)
+    }
+
+    /// Reads from the oldest row that waits, next.
+    fn start_over(&mut self, now: Instant) {
+        self.cursor = 0;
+        self.at_end = false;
+        self.next_rescan = now + self.relay.settings.rescan_interval;
+    }
+
+    fn publish(&mut self) {
+        let now = Instant::now();
+        if now < self.bus_back_at {
+            return;
+        }
+        let settings = &self.relay.settings;
+        let safe = now + settings.lease / 4;
+        let batch_size = self.relay.publisher.batch_size().max(1);
+        while self.in_flight < settings.max_in_flight {
+            let room = batch_size.min(settings.max_in_flight - self.in_flight);
+            let mut batch = Vec::new();
+            while batch.len() < room
+                && let Some(out) = self.held.take(now, safe)
+            {
+                batch.push(out);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            self.in_flight += batch.len();
+            self.publishing.push(publish(self.relay, batch).boxed());
+        }
+    }
+
+    fn store_result<T>(&mut self, result: anyhow::Result<T>, failure: &str) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.store_failures = 0;
+                Some(value)
+            }
+            Err(error) => {
+                count(&self.relay.stats.store_failures);
+                self.store_failures = self.store_failures.saturating_add(1);
+                let wait = self.relay.settings.backoff.after(self.store_failures);
+                self.store_back_at = Instant::now() + wait;
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    failures = self.store_failures,
+                    "{failure}"
+                );
+                None
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = Instant::now();
+        if self.read_on {
+            return now;
+        }
+        let mark_at = self.confirmed_since.map(|since| since + self.relay.settings.mark_delay);
+        let unrecorded = !self.refused.is_empty() || !self.held.to_release().is_empty();
+        let record_at = if unrecorded { Some(now) } else { mark_at };
+        // What is due but cannot go (the bus is out of reach, too many in flight) must not make this spin.
+        let times = [
+            record_at.map(|at| at.max(self.store_back_at)),
+            self.next_claim.map(|at| at.max(self.store_back_at)),
+            self.held.next_due(now),
+            (self.bus_back_at > now).then_some(self.bus_back_at),
+            // One that is due but has to wait for the reading to end is looked at after each page.
+            self.unroutable.retry_at().filter(|due| *due > now),
+        ];
+        times.into_iter().flatten().fold(self.next_poll, Instant::min).max(now)
+    }
+
+    async fn stop(mut self) {
+        let drain = self.relay.settings.drain_timeout;
+        let drained = timeout(drain, async {
+            while let Some(published) = self.publishing.next().await {
+                self.conclude(published);
+            }
+        });
+        if drained.await.is_err() {
+            tracing::debug!(
+                events = self.in_flight,
+                "left unconfirmed; they will be published again"
+            );
+        }
+        let last = timeout(drain, async {
+            self.mark().await;
+            self.relay.store.leave(&self.holder).await
+        });
+        match last.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = format!("{error:#}"), "shards not given back");
+            }
+            Err(_elapsed) => tracing::warn!("last confirmations not marked in time"),
+        }
+    }
+}

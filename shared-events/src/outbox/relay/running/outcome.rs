@@ -1,0 +1,133 @@
+//! What became of a publish.
+
+use tokio::time::{Instant, timeout};
+
+use super::Running;
+use crate::bus::PublishError;
+use crate::consumer::count;
+use crate::outbox::Refusal;
+use crate::outbox::relay::Relay;
+use crate::outbox::relay::held::Out;
+
+/// How often an event that the bus can never carry is tried, all processes together: it may have been the bus's mistake.
+const GIVE_UP_AFTER: u32 = 3;
+/// Refusals in a row from which on an event is passed over for a while, with its key, instead of kept in memory.
+const HOLD_BACK_AFTER: u32 = 3;
+/// Why an event was not confirmed.
+pub(super) enum Failure {
+    Bus(PublishError),
+    TimedOut,
+}
+
+pub(super) type Published = Vec<(Out, Result<(), Failure>)>;
+
+impl Running<'_> {
+    pub(super) fn conclude(&mut self, published: Published) {
+        let now = Instant::now();
+        self.in_flight -= published.len();
+        for (out, result) in published {
+            match result {
+                Ok(()) => self.confirmed(&out, now),
+                Err(failure) => self.failed(out, failure, now),
+            }
+        }
+    }
+
+    fn confirmed(&mut self, out: &Out, now: Instant) {
+        let pending = &out.queued.pending;
+        count(&self.relay.stats.published);
+        self.bus_failures = 0;
+        self.unroutable.confirmed(pending.seq);
+        self.confirmed.push((pending.shard, pending.seq));
+        self.confirmed_since.get_or_insert(now);
+        self.held.done(out);
+    }
+
+    fn failed(&mut self, mut out: Out, failure: Failure, now: Instant) {
+        let backoff = self.relay.settings.backoff;
+        let stats = &self.relay.stats;
+        count(&stats.failed);
+        out.queued.failures = out.queued.failures.saturating_add(1);
+        let (failures, pending) = (out.queued.failures, &out.queued.pending);
+        let (seq, shard) = (pending.seq, pending.shard);
+        let (id, routing_key) = (pending.event.envelope.id, &pending.event.routing_key);
+        match failure {
+            Failure::Bus(error @ PublishError::Unavailable(_)) => {
+                // Those in flight together fail together; that is one failure of the bus, not many.
+                if now >= self.bus_back_at {
+                    self.bus_failures = self.bus_failures.saturating_add(1);
+                    self.bus_back_at = now + backoff.after(self.bus_failures);
+                    tracing::warn!(%error, failures = self.bus_failures, "bus out of reach");
+                }
+                self.held.again(out, self.bus_back_at);
+            }
+            Failure::Bus(PublishError::Unroutable) => {
+                count(&stats.unroutable);
+                self.hold_back(&out, now);
+            }
+            Failure::TimedOut => {
+                let limit = self.relay.settings.confirm_timeout;
+                tracing::warn!(seq, event = %id, routing_key, ?limit, "event not confirmed in time");
+                self.held.again(out, now + backoff.after(failures));
+            }
+            Failure::Bus(PublishError::Rejected(reason)) => {
+                tracing::debug!(seq, event = %id, routing_key, reason, failures, "event refused");
+                self.refused.push((shard, Refusal { seq, reason, give_up: false }));
+                if failures >= HOLD_BACK_AFTER {
+                    self.hold_back(&out, now);
+                } else {
+                    self.held.again(out, now + backoff.after(failures));
+                }
+            }
+            Failure::Bus(PublishError::Invalid(reason)) => {
+                let give_up = pending.attempts.saturating_add(1) >= GIVE_UP_AFTER;
+                if give_up {
+                    count(&stats.rejected);
+                    tracing::error!(seq, event = %id, routing_key, reason, "event given up");
+                } else {
+                    tracing::warn!(seq, event = %id, routing_key, reason, "event cannot be carried");
+                }
+                self.refused.push((shard, Refusal { seq, reason, give_up }));
+                out.queued.pending.attempts = out.queued.pending.attempts.saturating_add(1);
+                if give_up {
+                    self.held.done(&out);
+                } else {
+                    self.held.again(out, now + backoff.after(failures));
+                }
+            }
+        }
+    }
+
+    /// Its key is passed over; it is read again in the next round.
+    fn hold_back(&mut self, out: &Out, now: Instant) {
+        let pending = &out.queued.pending;
+        let key = &pending.event.ordering_key;
+        self.unroutable.hold(key, pending.seq, now, &self.relay.settings.backoff);
+        if let Some(held) = self.unroutable.warning(now) {
+            tracing::warn!(
+                seq = pending.seq,
+                routing_key = pending.event.routing_key,
+                keys = self.unroutable.keys(),
+                seconds = held.as_secs(),
+                "events stay unpublished: no queue is bound for their type, or the bus refuses them"
+            );
+        }
+        self.held.drop_key(out);
+    }
+}
+
+/// Hands one batch to the bus.
+pub(super) async fn publish(relay: &Relay, batch: Vec<Out>) -> Published {
+    let events = batch.iter().map(|out| out.queued.pending.event.clone()).collect();
+    let publishing = relay.publisher.publish(events);
+    let Ok(results) = timeout(relay.settings.confirm_timeout, publishing).await else {
+        return batch.into_iter().map(|out| (out, Err(Failure::TimedOut))).collect();
+    };
+    let mut results = results.into_iter();
+    let missing = || Err(PublishError::Unavailable("the bus gave no result".to_owned()));
+    let each = batch.into_iter().map(|out| {
+        let result = results.next().unwrap_or_else(missing);
+        (out, result.map_err(Failure::Bus))
+    });
+    each.collect()
+}

@@ -1,0 +1,48 @@
+//! Which shard an ordering key belongs to.
+
+/// A part of the outbox, from 0 to [`SHARDS`] - 1.
+pub type Shard = u8;
+
+/// How many shards an outbox has; also the most relays that can share its work. Written with each row, so another number
+/// needs a step in the schema's history that computes them anew.
+pub const SHARDS: Shard = 16;
+
+/// All shards.
+pub(crate) fn all_shards() -> Vec<Shard> {
+    (0..SHARDS).collect()
+}
+
+/// The shard of an ordering key: FNV-1a over its bytes, mixed as MurmurHash3 finishes, modulo [`SHARDS`]. The same in
+/// every version of the program, for rows of before are in the table.
+pub fn shard_of(ordering_key: &str) -> Shard {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in ordering_key.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^= hash >> 33;
+    u8::try_from(hash % u64::from(SHARDS)).expect("less than the number of shards")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_keeps_its_shard_in_every_version() {
+        let shards = ["", "a", "traveller1", "anon:mfrggzdf", "서울"].map(shard_of);
+        assert_eq!(shards, GOLDEN);
+    }
+
+    const GOLDEN: [Shard; 5] = [6, 11, 0, 14, 14];
+
+    #[test]
+    fn keys_spread_over_all_shards() {
+        let mut counts = [0_u32; SHARDS as usize];
+        for key in 0..16_000 {
+            counts[usize::from(shard_of(&format!("user{key}")))] += 1;
+        }
+        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
+    }
+}

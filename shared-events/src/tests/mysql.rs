@@ -1,0 +1,272 @@
+//! The outbox and the schema's history on a real server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::soon;
+use crate::bus::contract::view;
+use crate::bus::{PublishError, Publisher};
+use crate::events::Outgoing;
+use crate::mysql::testing::TestDatabase;
+use crate::mysql::{Database, Migration, PoolSizes};
+use crate::outbox::contract::{self, OutboxFixture};
+use crate::outbox::mysql::append;
+use crate::outbox::{MysqlOutbox, OutboxStore, Relay, Wake, shard_of};
+use crate::system_clock;
+
+struct Outbox {
+    home: TestDatabase,
+    database: Database,
+    store: MysqlOutbox,
+}
+
+impl Outbox {
+    async fn new() -> Self {
+        let home = TestDatabase::create().await;
+        let database = Database::open(home.url(), PoolSizes::default()).await.unwrap();
+        let store = MysqlOutbox::open(database.clone()).await.unwrap();
+        Self { home, database, store }
+    }
+
+    async fn remove(self) {
+        self.database.close().await;
+        self.home.remove().await;
+    }
+}
+
+#[async_trait]
+impl OutboxFixture for Outbox {
+    async fn appended(
+        &self,
+        events: &[Outgoing],
+        recorded_at: DateTime<Utc>,
+    ) -> anyhow::Result<()> {
+        let mut transaction = self.database.write().await?;
+        append(&mut transaction, events, recorded_at).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    fn store(&self) -> &dyn OutboxStore {
+        &self.store
+    }
+
+    fn shared(&self) -> Arc<dyn OutboxStore> {
+        Arc::new(self.store.clone())
+    }
+}
+
+#[tokio::test]
+async fn mysql_keeps_the_contract() {
+    contract::all(Outbox::new).await;
+}
+
+#[tokio::test]
+async fn events_of_a_transaction_that_is_rolled_back_never_were() {
+    let outbox = Outbox::new().await;
+    let mut transaction = outbox.database.write().await.unwrap();
+    append(&mut transaction, &[view("a", 1)], Utc::now()).await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert!(outbox.store.pending(&[shard_of("a")], 0, 10).await.unwrap().is_empty());
+    assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+    outbox.remove().await;
+}
+
+#[tokio::test]
+async fn the_feed_passes_no_number_that_is_still_to_be_committed() {
+    let outbox = Outbox::new().await;
+    let mut slow = outbox.database.write().await.unwrap();
+    append(&mut slow, &[view("slow", 1)], Utc::now()).await.unwrap();
+    // A higher number, committed before.
+    outbox.append(&[view("fast", 2)], Utc::now()).await;
+    let store = outbox.store.clone();
+    let reader = tokio::spawn(async move { store.page_after(0, 10).await });
+    sleep(Duration::from_millis(200)).await;
+    assert!(!reader.is_finished(), "the reader waits for the lower number");
+    slow.commit().await.unwrap();
+    let page = soon(reader).await.unwrap().unwrap();
+    let keys: Vec<_> = page.events.iter().map(|event| event.ordering_key.as_str()).collect();
+    assert_eq!(keys, ["slow", "fast"]);
+    outbox.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_of_the_feed_misses_nothing_that_many_append_at_once() {
+    let outbox = Arc::new(Outbox::new().await);
+    let writers: Vec<_> = (0..8_u32)
+        .map(|writer| {
+            let outbox = outbox.clone();
+            tokio::spawn(async move {
+                for n in 0..40 {
+                    let events = [view(&format!("w{writer}"), n)];
+                    let mut transaction = outbox.database.write().await.unwrap();
+                    append(&mut transaction, &events, Utc::now()).await.unwrap();
+                    if n % 10 == 9 {
+                        transaction.rollback().await.unwrap();
+                    } else {
+                        transaction.commit().await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut read = Vec::new();
+    let mut after = 0;
+    while read.len() < 8 * 36 {
+        let page = soon(outbox.store.page_after(after, 7)).await.unwrap();
+        assert!(page.next >= after);
+        after = page.next;
+        read.extend(page.events.into_iter().map(|event| event.seq));
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert!(read.is_sorted_by(|a, b| a < b));
+    assert_eq!(outbox.store.depth().await.unwrap().pending, 8 * 36);
+    Arc::try_unwrap(outbox).ok().expect("all have ended").remove().await;
+}
+
+/// Confirms at once.
+struct Nowhere;
+
+#[async_trait]
+impl Publisher for Nowhere {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        batch.iter().map(|_| Ok(())).collect()
+    }
+
+    fn batch_size(&self) -> usize {
+        64
+    }
+}
+
+/// The processor time of this process so far.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement; run it by hand, alone, optimized"]
+async fn how_fast_events_pass_through() {
+    let outbox = Outbox::new().await;
+    let total = 60_000_u32;
+    let (start, cpu) = (std::time::Instant::now(), cpu_time());
+    for first in (0..total).step_by(100) {
+        let events: Vec<_> =
+            (first..first + 100).map(|n| view(&format!("u{}", n % 5_000), n)).collect();
+        outbox.append(&events, Utc::now()).await;
+    }
+    let report = |what: &str, start: std::time::Instant, cpu: Duration| {
+        let rate = f64::from(total) / start.elapsed().as_secs_f64();
+        let each = (cpu_time() - cpu) / total;
+        println!("{what}: {rate:.0} events/s, {each:?} of processor time per event");
+    };
+    report("append", start, cpu);
+    let (start, cpu) = (std::time::Instant::now(), cpu_time());
+    let relay = Relay::new(outbox.shared(), Arc::new(Nowhere), Wake::new(), system_clock());
+    let stats = relay.stats();
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(relay.run(stop.clone()));
+    while stats.snapshot().published < u64::from(total) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    stop.cancel();
+    soon(task).await.unwrap();
+    report("relay", start, cpu);
+    assert_eq!(outbox.store.depth().await.unwrap().pending, 0);
+    outbox.remove().await;
+}
+
+const STEP: Migration = Migration {
+    version: 1,
+    description: "notes",
+    sql: "CREATE TABLE IF NOT EXISTS notes (id BIGINT NOT NULL PRIMARY KEY, text TEXT NOT NULL);
+          INSERT IGNORE INTO notes (id, text) VALUES (1, 'first; with a semicolon');",
+};
+const SECOND_STEP: Migration = Migration {
+    version: 2,
+    description: "authors",
+    sql: "CREATE TABLE IF NOT EXISTS authors (id BIGINT NOT NULL PRIMARY KEY);",
+};
+
+async fn notes(database: &Database) -> i64 {
+    sqlx::query_scalar("SELECT COUNT(*) FROM notes").fetch_one(database.reader()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_migrate_at_once_do_not_collide() {
+    let home = TestDatabase::create().await;
+    let steps = [STEP, SECOND_STEP];
+    let all = (0..6).map(|_| async {
+        let database = Database::open(home.url(), PoolSizes::default()).await.unwrap();
+        database.migrate(&steps, "steps").await.unwrap();
+        database
+    });
+    let all = futures::future::join_all(all).await;
+    assert_eq!(notes(&all[0]).await, 1);
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn a_step_that_broke_off_is_done_again() {
+    let home = TestDatabase::create().await;
+    let database = Database::open(home.url(), PoolSizes::default()).await.unwrap();
+    let broken = Migration {
+        sql: "CREATE TABLE IF NOT EXISTS authors (id BIGINT NOT NULL PRIMARY KEY);
+              INSERT INTO nowhere VALUES (1);",
+        ..SECOND_STEP
+    };
+    let error = database.migrate(&[STEP, broken], "steps").await.unwrap_err();
+    assert!(format!("{error:#}").contains("step 2 (authors)"), "{error:#}");
+    database.migrate(&[STEP, SECOND_STEP], "steps").await.unwrap();
+    let changed = Migration { sql: "CREATE TABLE other (a INT);", ..STEP };
+    database.migrate(&[changed, SECOND_STEP], "steps").await.unwrap_err();
+    let older = database.migrate(&[STEP], "steps").await.unwrap_err();
+    assert!(format!("{older:#}").contains("newer version"), "{older:#}");
+    assert_eq!(notes(&database).await, 1);
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn readers_do_not_write_and_a_snapshot_stays_as_it_is() {
+    let home = TestDatabase::create().await;
+    let database = Database::open(home.url(), PoolSizes::default()).await.unwrap();
+    database.migrate(&[STEP], "steps").await.unwrap();
+    let refused = sqlx::query("DELETE FROM notes").execute(database.reader()).await;
+    assert!(refused.unwrap_err().to_string().contains("READ ONLY"));
+    let mut snapshot = database.snapshot().await.unwrap();
+    let mut transaction = database.write().await.unwrap();
+    sqlx::query("DELETE FROM notes").execute(&mut *transaction).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(notes(&database).await, 0);
+    let before: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM notes").fetch_one(&mut *snapshot).await.unwrap();
+    assert_eq!(before, 1);
+    let level: String = sqlx::query_scalar("SELECT @@session.tx_isolation")
+        .fetch_one(database.writer())
+        .await
+        .unwrap();
+    assert_eq!(level, "READ-COMMITTED");
+    drop(snapshot);
+    home.remove().await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_refused_at_once_and_named_nowhere() {
+    let home = TestDatabase::create().await;
+    let url = home.url_through(&TestDatabase::authority());
+    assert_eq!(url.to_string(), home.url().to_string());
+    let text = format!("mysql://nobody:s3cr3t-word@{}/none", TestDatabase::authority());
+    let wrong = text.parse().unwrap();
+    let error = soon(Database::open(&wrong, PoolSizes::default())).await.unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("cannot use the database") && !error.contains("s3cr3t"), "{error}");
+    home.remove().await;
+}

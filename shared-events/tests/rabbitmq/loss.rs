@@ -1,0 +1,131 @@
+//! Connections that break at the worst moment.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tourin_shared_events::bus::contract::{users, view, who_and_what};
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::bus::{
+    Deliveries, PublishError, Publisher as _, Settlement, SubscribeError, Subscriber as _,
+};
+
+use crate::bed::{Bed, Proxy, eventually, soon};
+
+const KEYS: u32 = 24;
+const EVENTS_PER_KEY: u32 = 40;
+
+/// Publishes the events of one key, each until it is confirmed; gives the number of failures.
+async fn publish_all(bus: RabbitBus, user: String) -> u32 {
+    let mut failures = 0;
+    for n in 0..EVENTS_PER_KEY {
+        let event = view(&user, n);
+        while let Err(error) = bus.publish(vec![event.clone()]).await.remove(0) {
+            assert!(matches!(error, PublishError::Unavailable(_)), "{error}");
+            failures += 1;
+        }
+    }
+    failures
+}
+
+/// Receives and settles until everything was seen; per key, the numbers in the order of their first coming.
+async fn receive_all(mut deliveries: Deliveries) -> (BTreeMap<String, Vec<u32>>, u32) {
+    let mut seen: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    let (mut new, mut again) = (0, 0);
+    while new < KEYS * EVENTS_PER_KEY {
+        let delivery = deliveries.next().await.expect("a bus that goes on");
+        let (user, number) = who_and_what(&delivery);
+        let number = number.parse().expect("a number");
+        let numbers = seen.entry(user).or_default();
+        if numbers.contains(&number) {
+            again += 1;
+        } else {
+            numbers.push(number);
+            new += 1;
+        }
+        // It fails when the connection is lost, and then the event comes again.
+        drop(delivery.settle(Settlement::Ack).await);
+    }
+    (seen, again)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
+    let bed = Bed::new();
+    let proxy = Proxy::start().await;
+    let bus = RabbitBus::start(bed.settings_through(&proxy));
+    let deliveries = bus.subscribe(users("q")).await.unwrap();
+    let receiving = tokio::spawn(receive_all(deliveries));
+    let mut publishing = JoinSet::new();
+    for key in 0..KEYS {
+        publishing.spawn(publish_all(bus.clone(), format!("user{key}")));
+    }
+    let mut cuts = 0;
+    while !publishing.is_empty() && cuts < 8 {
+        sleep(Duration::from_millis(150)).await;
+        // What is confirmed and delivered from here on is not heard of, and must come again.
+        proxy.deafen();
+        sleep(Duration::from_millis(50)).await;
+        proxy.cut();
+        cuts += 1;
+        soon(bus.wait_until_connected(true)).await;
+    }
+    let failures: u32 = soon(publishing.join_all()).await.into_iter().sum();
+    let (seen, again) = soon(receiving).await.unwrap();
+    println!("{cuts} cuts, {failures} failed publishes, {again} redeliveries");
+    assert!(cuts > 0 && failures > 0 && again > 0, "the cuts must have met something");
+    for (user, numbers) in seen {
+        assert_eq!(numbers, (0..EVENTS_PER_KEY).collect::<Vec<_>>(), "{user}");
+    }
+    soon(bus.close(Duration::from_secs(5))).await;
+    bed.clear(&["q"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_out_of_reach_is_said_so_and_found_again() {
+    let bed = Bed::new();
+    let proxy = Proxy::start().await;
+    proxy.set_open(false);
+    let limit = Duration::from_millis(300);
+    let settings = RabbitSettings {
+        publish_wait: limit,
+        subscribe_timeout: limit,
+        ..bed.settings_through(&proxy)
+    };
+    let bus = RabbitBus::start(settings);
+    let refused = soon(bus.subscribe(users("q"))).await;
+    assert!(matches!(refused, Err(SubscribeError::Unavailable(_))), "{refused:?}");
+    let results = soon(bus.publish(vec![view("a", 1)])).await;
+    assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
+    assert!(!bus.is_connected());
+
+    proxy.set_open(true);
+    assert!(soon(bus.wait_until_connected(true)).await);
+    let settings = RabbitSettings { subscribe_timeout: Duration::from_secs(10), ..bed.settings() };
+    let other = RabbitBus::start(settings);
+    let mut deliveries = other.subscribe(users("q")).await.unwrap();
+    assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Ok(())]);
+    let delivery = soon(deliveries.next()).await.unwrap();
+
+    // An outage that is longer than a moment, with a delivery in hand at the other bus.
+    proxy.set_open(false);
+    assert!(soon(bus.wait_until_connected(false)).await);
+    let results = soon(bus.publish(vec![view("a", 2)])).await;
+    assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
+    proxy.set_open(true);
+    let back = Instant::now();
+    eventually(async || bus.publish(vec![view("a", 2)]).await.remove(0)).await;
+    println!("publishing again {:?} after the broker's return", back.elapsed());
+    assert!(back.elapsed() < Duration::from_secs(5));
+    delivery.settle(Settlement::Ack).await.unwrap();
+    let delivery = soon(deliveries.next()).await.unwrap();
+    assert_eq!(who_and_what(&delivery).1, "2");
+    delivery.settle(Settlement::Ack).await.unwrap();
+    soon(bus.close(Duration::from_secs(5))).await;
+    assert!(!bus.wait_until_connected(true).await);
+    let results = soon(bus.publish(vec![view("a", 3)])).await;
+    assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
+    soon(other.close(Duration::from_secs(5))).await;
+    bed.clear(&["q"]).await;
+}
