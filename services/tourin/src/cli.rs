@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 use tourin_chassis::config::{ConfigFile, LogSettings};
 
+use crate::audit::AuditSettings;
 use crate::demo_traffic::DemoTrafficSettings;
 use crate::events::EventsCommand;
 use crate::import::ImportSettings;
@@ -31,6 +32,8 @@ pub enum Command {
     Import(Run<ImportSettings>),
     /// Play members who browse and bookmark, through a gateway
     DemoTraffic(Run<DemoTrafficSettings>),
+    /// Check that no acknowledged write is lost and none has its effect twice
+    Audit(Run<AuditSettings>),
     /// Look at events that wait or were given up; replay or discard them
     Events(Run<EventsCommand>),
 }
@@ -56,6 +59,7 @@ impl Command {
             Self::Up(run) => &run.log,
             Self::Import(run) => &run.log,
             Self::DemoTraffic(run) => &run.log,
+            Self::Audit(run) => &run.log,
             Self::Events(run) => &run.log,
         }
     }

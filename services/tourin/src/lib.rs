@@ -3,6 +3,7 @@
 //! The only crate that links every service. It swaps adapters (embedded stores, an in-process bus),
 //! never logic or middleware: a request still crosses the gateway and a service over loopback.
 
+pub mod audit;
 pub mod cli;
 pub mod data_dir;
 pub mod demo_traffic;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tourin::cli::{Cli, Command, with_default_command};
-use tourin::{demo_traffic, events, import, mesh};
+use tourin::{audit, demo_traffic, events, import, mesh};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::{config, process, telemetry};
 
@@ -24,6 +24,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up(run) => mesh::up(run.settings, stop).await,
         Command::Import(run) => import::run(&run.settings, &stop).await,
         Command::DemoTraffic(run) => demo_traffic::run_and_print(&run.settings, &stop).await,
+        Command::Audit(run) => audit::run_and_print(run.settings, &stop).await,
         Command::Events(run) => events::run(&run.settings).await,
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod account_scenarios;
+mod audit_scenarios;
 mod bookmark_scenarios;
 mod command_line_scenarios;
 mod corner;

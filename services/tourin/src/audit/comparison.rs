@@ -1,0 +1,291 @@
+//! What was done against what is there.
+//!
+//! # What is compared
+//! - *Store*: an acknowledged bookmark or review is listed once, one that was removed is not.
+//! - *Trend*: the score of each spot is what it was before, plus one bookmark's weight for each
+//!   member who bookmarked it, decayed since. Each member bookmarks a spot once, so that nothing is
+//!   left out as a repetition. The score is a sum: of a lost and a doubled effect at one spot the
+//!   trend shows neither, which is why the audit spreads its writes over many spots.
+//! - *Replica*: each member's history in the recommendation service equals the acknowledged state.
+//!   Whoever has written about a spot has viewed it, also when the review is deleted; the audit's
+//!   members view nothing else.
+//!
+//! Of a write whose outcome is unknown the store's word is taken, and its effects must agree with it.
+//! Spots that the audit does not touch must show no change. Somebody else's traffic on the same
+//! spots looks like an effect without a cause: the audit cannot tell the two apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::expected::Expected;
+use super::ledger::{Bookmark, Ledger, Outcome, SpotId};
+use super::observation::{Effects, Scores, Store};
+
+mod expected;
+mod replica;
+#[cfg(test)]
+mod tests;
+
+/// A row of the table: one kind of thing, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Row {
+    /// What clients were told is done.
+    pub acknowledged: u64,
+    /// What clients do not know of.
+    pub unknown: u64,
+    /// What is as it was asked for.
+    pub found: u64,
+    /// What was acknowledged and is not there.
+    pub missing: u64,
+    /// What is there more often than it was done.
+    pub doubled: u64,
+    /// What is there and was not done.
+    pub uncaused: u64,
+}
+
+impl Row {
+    fn count(&mut self, outcome: Outcome, is_so: bool) -> Verdict {
+        match outcome {
+            Outcome::Acknowledged => self.acknowledged += 1,
+            Outcome::Unknown => self.unknown += 1,
+            Outcome::Refused if is_so => {
+                self.uncaused += 1;
+                return Verdict::Uncaused;
+            }
+            Outcome::Refused => return Verdict::Right,
+        }
+        if is_so {
+            self.found += 1;
+        } else if outcome == Outcome::Acknowledged {
+            self.missing += 1;
+            return Verdict::Missing;
+        }
+        Verdict::Right
+    }
+
+    /// The larger of each count, for several instances that should agree.
+    fn worst(self, other: Self) -> Self {
+        Self {
+            acknowledged: self.acknowledged.max(other.acknowledged),
+            unknown: self.unknown.max(other.unknown),
+            found: self.found.min(other.found),
+            missing: self.missing.max(other.missing),
+            doubled: self.doubled.max(other.doubled),
+            uncaused: self.uncaused.max(other.uncaused),
+        }
+    }
+}
+
+enum Verdict {
+    Right,
+    Missing,
+    Uncaused,
+}
+
+/// The table, and each difference in words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Bookmarks that were to stay.
+    pub bookmarks: Row,
+    /// Bookmarks that were to go: found means gone.
+    pub removals: Row,
+    /// Reviews that were to stay.
+    pub reviews: Row,
+    /// Reviews that were to go: found means gone.
+    pub deleted_reviews: Row,
+    /// Bookmarks counted by the trend, also of those that were removed afterwards.
+    pub trend_effects: Row,
+    /// Bookmarks in the recommendation service's own histories.
+    pub replica_entries: Row,
+    /// What is not as it should be.
+    pub differences: Vec<String>,
+}
+
+/// What the mesh shows afterwards.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// What the store lists.
+    pub store: Store,
+    /// The effects by instance of the recommendation service; each must show all of them.
+    pub effects: BTreeMap<String, Effects>,
+}
+
+/// Compares. `before` are the scores of the spots, touched or not, before the first write.
+pub fn compare(ledger: &Ledger, before: &Scores, observed: &Observed) -> Comparison {
+    let mut comparison = Comparison::default();
+    comparison.compare_bookmarks(ledger, &observed.store);
+    comparison.compare_reviews(ledger, &observed.store);
+    let mut rows: Option<(Row, Row)> = None;
+    for (instance, effects) in &observed.effects {
+        let trend = comparison.compare_trend(ledger, before, observed, instance, &effects.scores);
+        let replica = comparison.compare_replica(ledger, observed, instance, effects);
+        rows = Some(match rows {
+            None => (trend, replica),
+            Some((trends, replicas)) => (trends.worst(trend), replicas.worst(replica)),
+        });
+    }
+    (comparison.trend_effects, comparison.replica_entries) = rows.unwrap_or_default();
+    if observed.effects.is_empty() {
+        comparison.differences.push("no instance showed any effect".to_owned());
+    }
+    comparison
+}
+
+/// How often the store lists a bookmark.
+fn listed(store: &Store, member: &str, spot: SpotId) -> usize {
+    let of_member = store.bookmarks.get(member).map(Vec::as_slice).unwrap_or_default();
+    of_member.iter().filter(|listed| **listed == spot).count()
+}
+
+/// Whether a bookmark was placed: its own word, else the store's.
+fn was_placed(bookmark: &Bookmark, is_listed: bool) -> bool {
+    match bookmark.placed {
+        Outcome::Acknowledged => true,
+        Outcome::Unknown => is_listed,
+        Outcome::Refused => false,
+    }
+}
+
+/// Whether a bookmark should be there now: its own word, else the store's.
+fn should_be_there(bookmark: &Bookmark, is_listed: bool) -> bool {
+    match bookmark.removed {
+        Some(Outcome::Acknowledged) => false,
+        Some(Outcome::Unknown) => is_listed,
+        Some(Outcome::Refused) | None => was_placed(bookmark, is_listed),
+    }
+}
+
+impl Comparison {
+    fn differ(&mut self, text: String) {
+        self.differences.push(text);
+    }
+
+    fn compare_bookmarks(&mut self, ledger: &Ledger, store: &Store) {
+        for ((member, spot), bookmark) in ledger.bookmarks() {
+            let times = listed(store, member, *spot);
+            let what = format!("bookmark of spot {spot} by {member}");
+            // Refused to be removed, it stays.
+            if let Some(removed) = bookmark.removed.filter(|removed| *removed != Outcome::Refused) {
+                if let Verdict::Missing = self.removals.count(removed, times == 0) {
+                    self.differ(format!("{what}: removed, and still listed"));
+                }
+            } else {
+                match self.bookmarks.count(bookmark.placed, times > 0) {
+                    Verdict::Missing => self.differ(format!("{what}: acknowledged, not listed")),
+                    Verdict::Uncaused => self.differ(format!("{what}: refused, and listed")),
+                    Verdict::Right => {}
+                }
+            }
+            if times > 1 {
+                self.bookmarks.doubled += 1;
+                self.differ(format!("{what}: listed {times} times"));
+            }
+        }
+        for (member, spots) in &store.bookmarks {
+            for spot in spots {
+                if !ledger.bookmarks().contains_key(&(member.clone(), *spot)) {
+                    self.bookmarks.uncaused += 1;
+                    self.differ(format!("bookmark of spot {spot} by {member}: never placed"));
+                }
+            }
+        }
+    }
+
+    fn compare_reviews(&mut self, ledger: &Ledger, store: &Store) {
+        let mut seen: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for review in &store.reviews {
+            seen.entry(&review.content).or_default().push(&review.id);
+        }
+        for (content, review) in ledger.reviews() {
+            let ids = seen.remove(content.as_str()).unwrap_or_default();
+            // Under its own number, when that is known.
+            let is_there = match &review.id {
+                Some(id) => ids.contains(&id.as_str()),
+                None => !ids.is_empty(),
+            };
+            let what = format!("review '{content}' of spot {} by {}", review.spot, review.member);
+            if let Some(deleted) = review.deleted.filter(|deleted| *deleted != Outcome::Refused) {
+                if let Verdict::Missing = self.deleted_reviews.count(deleted, !is_there) {
+                    self.differ(format!("{what}: deleted, and still listed"));
+                }
+            } else {
+                match self.reviews.count(review.written, is_there) {
+                    Verdict::Missing => self.differ(format!("{what}: acknowledged, not listed")),
+                    Verdict::Uncaused => self.differ(format!("{what}: refused, and listed")),
+                    Verdict::Right => {}
+                }
+            }
+            let expected = usize::from(is_there);
+            if ids.len() > expected.max(usize::from(review.id.is_none())) {
+                self.reviews.doubled += 1;
+                self.differ(format!("{what}: there under the numbers {}", ids.join(", ")));
+            }
+        }
+        for (content, ids) in seen {
+            self.reviews.uncaused += ids.len() as u64;
+            self.differ(format!("review '{content}' ({}): never written", ids.join(", ")));
+        }
+    }
+
+    fn compare_trend(
+        &mut self,
+        ledger: &Ledger,
+        before: &Scores,
+        observed: &Observed,
+        instance: &str,
+        scores: &Scores,
+    ) -> Row {
+        let mut row = Row::default();
+        let mut expected: BTreeMap<SpotId, Expected> = BTreeMap::new();
+        for ((member, spot), bookmark) in ledger.bookmarks() {
+            let is_placed = was_placed(bookmark, listed(&observed.store, member, *spot) > 0);
+            match bookmark.placed {
+                Outcome::Acknowledged => row.acknowledged += 1,
+                Outcome::Unknown => row.unknown += 1,
+                Outcome::Refused => {}
+            }
+            if is_placed {
+                expected.entry(*spot).or_default().add(bookmark, scores);
+            }
+        }
+        let spots: BTreeSet<SpotId> = before
+            .scores
+            .keys()
+            .chain(scores.scores.keys())
+            .chain(expected.keys())
+            .copied()
+            .collect();
+        for spot in spots {
+            let expected = expected.remove(&spot).unwrap_or_default();
+            let kept = before.of(spot) * scores.decay(before.at);
+            let off = expected.off(scores.of(spot) - kept, before, scores);
+            row.found += expected.effects.saturating_sub(off.missing);
+            row.missing += off.missing;
+            let (kind, surplus) = if expected.effects > 0 {
+                ("more than was done", &mut row.doubled)
+            } else {
+                ("for which nothing was done", &mut row.uncaused)
+            };
+            *surplus += off.surplus;
+            let (found, due) = (scores.of(spot), kept + expected.most);
+            if off.missing > 0 {
+                self.differ(format!(
+                    "trend at {instance}, spot {spot}: {found:.3} is {} bookmarks less than {due:.3}",
+                    off.missing
+                ));
+            }
+            if off.surplus > 0 {
+                self.differ(format!(
+                    "trend at {instance}, spot {spot}: {found:.3} over {due:.3} is {} {kind}",
+                    off.surplus
+                ));
+            }
+            if off.cannot_tell {
+                self.differ(format!(
+                    "trend at {instance}, spot {spot}: the half-life of {} ms is too short to tell",
+                    scores.half_life_ms
+                ));
+            }
+        }
+        row
+    }
+}

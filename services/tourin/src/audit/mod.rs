@@ -1,0 +1,237 @@
+//! `tourin audit`: whether a mesh does what it says.
+//!
+//! Members of the audit's own place and remove bookmarks and write and delete reviews at a set rate
+//! through one or more gateways. The audit remembers what was acknowledged, and compares afterwards:
+//! every acknowledged write is in the store, each has had its effect in the trend and in the
+//! recommendation service's replica once, and no effect is there without a cause.
+//!
+//! It looks at pages of lists only, never at a spot's own page, which would be a view. Spots are a
+//! random choice of the catalogue; those whose score moves before the start are left out, for
+//! somebody else's traffic on them cannot be told from an effect without a cause. The clocks of the
+//! audit and of the mesh must agree to within what the trend's half-life makes of a quarter of a
+//! view.
+
+pub mod comparison;
+pub mod gateways;
+pub mod ledger;
+pub mod members;
+pub mod observation;
+pub mod report;
+pub mod schedule;
+mod settings;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rand::seq::SliceRandom;
+use tourin_chassis::shutdown::Shutdown;
+
+use comparison::{Comparison, Observed, compare};
+use gateways::Gateways;
+use ledger::SpotId;
+use observation::{Observer, Scores};
+use report::Report;
+use schedule::Players;
+pub use settings::AuditSettings;
+
+/// Spots of the catalogue that are considered.
+const CATALOGUE: usize = 5_000;
+/// Spots that are watched and not touched.
+const UNTOUCHED: usize = 50;
+/// Between two looks at scores before the start, by which other traffic shows (milliseconds).
+const LOOK_AGAIN_MS: u64 = 500;
+/// Between two looks at the mesh while effects arrive (milliseconds).
+const SETTLE_POLL_MS: u64 = 500;
+/// After everything agreed once it must agree again (milliseconds later): what a broker delivers a
+/// second time comes late.
+const CONFIRM_AFTER_MS: u64 = 2_000;
+
+/// An audit whose members are ready to begin.
+#[derive(Debug)]
+pub struct Audit {
+    settings: AuditSettings,
+    players: Arc<Players>,
+    observer: Observer,
+    /// Touched and not.
+    spots: Vec<SpotId>,
+    before: Scores,
+    notes: Vec<String>,
+}
+
+impl Audit {
+    /// Chooses spots, reads their scores, and signs members up.
+    ///
+    /// # Errors
+    /// When the mesh is out of reach, has too few spots, or does not accept the secret.
+    pub async fn prepare(settings: AuditSettings) -> anyhow::Result<Self> {
+        let timeout = Duration::from_millis(settings.request_timeout_ms);
+        let gateways = Gateways::new(&settings.gateways, settings.tries, timeout)?;
+        let observer = Observer::new(&settings.registry_url, &settings.registration_secret)?;
+        let catalogue = observation::catalogue(&gateways, CATALOGUE).await.with_context(|| {
+            format!("no tour spots at {}: is a mesh running there?", settings.gateways.join(", "))
+        })?;
+        let mut notes = Vec::new();
+        let (mut quiet, before) = quiet_spots(&observer, catalogue, &mut notes).await?;
+        quiet.shuffle(&mut rand::rng());
+        let own = own_spots(&settings, quiet.len(), &mut notes)?;
+        quiet.truncate(own + UNTOUCHED);
+        let before = restricted(before, &quiet);
+        let members = members::sign_up(&gateways, settings.members).await?;
+        // The members' number is random: so is the run's.
+        let run = members.first().map(|member| member.id.clone()).unwrap_or_default();
+        let players = Arc::new(Players::new(gateways, members, quiet[..own].to_vec(), run));
+        Ok(Self { settings, players, observer, spots: quiet, before, notes })
+    }
+
+    /// The audit's members.
+    pub fn members(&self) -> Vec<String> {
+        self.players.members.iter().map(|member| member.id.clone()).collect()
+    }
+
+    /// The spots that its members write about.
+    pub fn touched(&self) -> &[SpotId] {
+        &self.players.spots
+    }
+
+    /// The spots whose scores it watches: these, and some that nobody should touch.
+    pub fn watched(&self) -> &[SpotId] {
+        &self.spots
+    }
+
+    /// Requests made so far.
+    pub fn requests_made(&self) -> u64 {
+        self.players.played().requests
+    }
+
+    /// Makes the requests, and waits for their answers.
+    ///
+    /// # Errors
+    /// When a request's task fails, which none should.
+    pub async fn drive(&self, stop: &Shutdown) -> anyhow::Result<()> {
+        let AuditSettings { rate, in_flight, .. } = self.settings;
+        self.players.play(self.settings.requests(), rate, in_flight, stop).await
+    }
+
+    /// Waits until what is there agrees with what was done, or `settle` is over, and reports.
+    pub async fn conclude(&self) -> Report {
+        let start = Instant::now();
+        let deadline = start + self.settings.settle;
+        let mut agreed_at = None;
+        let (comparison, unseen) = loop {
+            let seen = self.look().await;
+            let agrees = seen.as_ref().is_ok_and(|comparison| comparison.differences.is_empty());
+            if agrees && agreed_at.is_some() {
+                break (seen.unwrap_or_default(), None);
+            }
+            agreed_at = agrees.then(|| start.elapsed());
+            if !agrees && Instant::now() >= deadline {
+                break match seen {
+                    Ok(comparison) => (comparison, None),
+                    Err(error) => (Comparison::default(), Some(format!("{error:#}"))),
+                };
+            }
+            let pause = if agrees { CONFIRM_AFTER_MS } else { SETTLE_POLL_MS };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        };
+        let traffic = self.players.gateways.traffic();
+        Report {
+            comparison,
+            played: self.players.played().clone(),
+            failed_attempts: traffic.failures(),
+            retries: traffic.retries(),
+            settled_in: agreed_at.unwrap_or_else(|| start.elapsed()),
+            unseen,
+            notes: self.notes.clone(),
+        }
+    }
+
+    async fn look(&self) -> anyhow::Result<Comparison> {
+        let members = self.members();
+        let touched: BTreeSet<SpotId> = self.players.spots.iter().copied().collect();
+        let store = observation::store(&self.players.gateways, &members, &touched).await?;
+        let mut observed = Observed { store, ..Observed::default() };
+        for (instance, address) in self.observer.instances().await? {
+            let effects = self.observer.effects(address, &self.spots, &members).await;
+            let effects = effects.with_context(|| format!("effects at {instance}"))?;
+            observed.effects.insert(instance, effects);
+        }
+        Ok(compare(&self.players.ledger(), &self.before, &observed))
+    }
+}
+
+/// `tourin audit`: audits and prints the report; exit code 1 when there is a difference.
+///
+/// # Errors
+/// When the audit cannot begin.
+pub async fn run_and_print(settings: AuditSettings, stop: &Shutdown) -> anyhow::Result<ExitCode> {
+    let audit = Audit::prepare(settings).await?;
+    audit.drive(stop).await?;
+    let report = tokio::select! {
+        report = audit.conclude() => report,
+        () = stop.begun() => {
+            tracing::error!("stopped before the comparison");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    write!(std::io::stdout(), "{report}").context("cannot write to standard output")?;
+    Ok(report.exit_code())
+}
+
+/// The spots whose scores do not move by themselves, with these scores.
+async fn quiet_spots(
+    observer: &Observer,
+    mut spots: Vec<SpotId>,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<(Vec<SpotId>, Scores)> {
+    let instances = observer.instances().await.context("cannot find what to audit")?;
+    let Some((_, address)) = instances.first() else {
+        bail!("no instance of the recommendation service is registered");
+    };
+    let first = observer.scores(*address, &spots).await.context("cannot look at effects")?;
+    tokio::time::sleep(Duration::from_millis(LOOK_AGAIN_MS)).await;
+    let again = observer.scores(*address, &spots).await.context("cannot look at effects")?;
+    let known = spots.len();
+    let tolerance = again.weights.view.min(again.weights.bookmark) / 4.0;
+    spots.retain(|spot| {
+        let kept = first.of(*spot) * again.decay(first.at);
+        (again.of(*spot) - kept).abs() <= tolerance
+    });
+    if spots.len() < known {
+        notes.push(format!("{} spots have other traffic and are left out", known - spots.len()));
+    }
+    Ok((spots, again))
+}
+
+/// How many of `quiet` spots the members write about: as many as the bookmarks need, and no more
+/// than leave some that nobody touches.
+fn own_spots(
+    settings: &AuditSettings,
+    quiet: usize,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<usize> {
+    let needed = schedule::bookmarks_in(settings.requests()).div_ceil(u64::from(settings.members));
+    let needed = usize::try_from(needed).unwrap_or(usize::MAX);
+    let there = quiet - quiet.min(UNTOUCHED).min(quiet / 4);
+    if there == 0 {
+        bail!("the catalogue has no tour spots for an audit: `tourin import` some");
+    }
+    if needed > there {
+        notes.push(format!(
+            "bookmarks end after {} of about {}: each member bookmarks each of {there} spots once; \
+             more --members make more",
+            there * usize::from(settings.members),
+            needed * usize::from(settings.members),
+        ));
+    }
+    Ok(needed.min(there))
+}
+
+fn restricted(mut scores: Scores, spots: &[SpotId]) -> Scores {
+    let spots: BTreeSet<SpotId> = spots.iter().copied().collect();
+    scores.scores.retain(|spot, _| spots.contains(spot));
+    scores
+}

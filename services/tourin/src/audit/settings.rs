@@ -1,0 +1,147 @@
+//! What an audit is told.
+
+use std::time::Duration;
+
+use clap::Args;
+use tourin_chassis::secret::Secret;
+
+/// Settings of an audit.
+#[derive(Debug, Clone, Args)]
+pub struct AuditSettings {
+    /// URL of a gateway; repeatable. Requests go round them, and past one that cannot be reached
+    #[arg(
+        long = "gateway",
+        env = "TOURIN_GATEWAY_URL",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:8080"
+    )]
+    pub gateways: Vec<String>,
+    /// Where the registry answers, by which the audit finds the recommendation service's instances
+    #[arg(
+        long,
+        env = "TOURIN_REGISTRY_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8500"
+    )]
+    pub registry_url: String,
+    /// Secret shared by the mesh, by which the audit may look at effects. `tourin up` writes it and
+    /// the registry's URL into mesh.toml in its data folder, for --config
+    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub registration_secret: Secret,
+    /// How long to make requests, such as 20s, 500ms or 2m
+    #[arg(long, env = "TOURIN_AUDIT_DURATION", value_name = "TIME", default_value = "20s", value_parser = duration)]
+    pub duration: Duration,
+    /// Requests per second, whether or not earlier ones have been answered. What is remembered of
+    /// them stays in memory: about 300 bytes for each of duration times rate
+    #[arg(long, env = "TOURIN_AUDIT_RATE", value_name = "PER_SECOND", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rate: u32,
+    /// Members to sign up. Each bookmarks a spot once at the most, so that together with the spots
+    /// of the catalogue they bound the bookmarks
+    #[arg(long, env = "TOURIN_AUDIT_MEMBERS", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=250))]
+    pub members: u16,
+    /// Longest wait, after the last answer, for effects to arrive
+    #[arg(long, env = "TOURIN_AUDIT_SETTLE", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub settle: Duration,
+    /// Requests that may wait for their answers at once; more are not made, and counted
+    #[arg(long, env = "TOURIN_AUDIT_IN_FLIGHT", value_name = "N", default_value_t = 2_048, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub in_flight: u32,
+    /// Times a request is tried when nothing speaks against doing it twice, the first included
+    #[arg(long, env = "TOURIN_AUDIT_TRIES", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub tries: u32,
+    /// Milliseconds to wait for an answer; what was asked for may have happened all the same
+    #[arg(long, env = "TOURIN_AUDIT_REQUEST_TIMEOUT_MS", value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub request_timeout_ms: u64,
+}
+
+impl AuditSettings {
+    /// An audit through one gateway, with the defaults for the rest.
+    pub fn new(
+        gateway: impl Into<String>,
+        registry_url: impl Into<String>,
+        registration_secret: Secret,
+    ) -> Self {
+        Self {
+            gateways: vec![gateway.into()],
+            registry_url: registry_url.into(),
+            registration_secret,
+            duration: Duration::from_secs(20),
+            rate: 200,
+            members: 20,
+            settle: Duration::from_secs(30),
+            in_flight: 2_048,
+            tries: 8,
+            request_timeout_ms: 10_000,
+        }
+    }
+
+    /// Requests that the schedule makes room for.
+    pub(super) fn requests(&self) -> u64 {
+        let requests = self.duration.as_millis() * u128::from(self.rate) / 1_000;
+        u64::try_from(requests).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+/// The longest time that an audit may be told.
+const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+
+/// A number and its unit: `ms`, `s` or `m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || "expected a number and its unit, such as 20s, 500ms or 2m".to_owned();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
+    let number: u64 = text[..unit_at].parse().map_err(|_| expected())?;
+    let millis = match &text[unit_at..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => return Err(expected()),
+    };
+    let time = Duration::from_millis(number.saturating_mul(millis));
+    if time.is_zero() || time > LONGEST {
+        return Err("expected more than nothing and at most a day".to_owned());
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Probe {
+        #[command(flatten)]
+        settings: AuditSettings,
+    }
+
+    const SECRET: &str = "0123456789abcdef";
+
+    #[test]
+    fn the_defaults_of_the_flags_are_those_of_the_code() {
+        let parsed = Probe::parse_from(["audit", "--registration-secret", SECRET]).settings;
+        let made = AuditSettings::new(
+            "http://127.0.0.1:8080",
+            "http://127.0.0.1:8500",
+            SECRET.parse().unwrap(),
+        );
+        assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
+        assert_eq!(made.requests(), 4_000);
+    }
+
+    #[test]
+    fn gateways_repeat() {
+        let flags = ["audit", "--registration-secret", SECRET, "--gateway", "a", "--gateway", "b"];
+        assert_eq!(Probe::parse_from(flags).settings.gateways, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_time_has_a_unit() {
+        assert_eq!(duration("20s"), Ok(Duration::from_secs(20)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["20", "s", "-1s", "1h", "1 s", "", "0s", "2000m", "99999999999999999999s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}
