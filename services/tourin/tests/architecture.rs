@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What each crate of the workspace may depend on of the workspace.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("tourin-chassis", &[]),
     ("tourin-registry-api", &[]),
     ("tourin-shared-events", &[]),
@@ -15,6 +15,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("tourin-gateway", &["tourin-chassis", "tourin-registry-api"]),
     ("tourin-core", &["tourin-chassis", "tourin-registry-api", "tourin-shared-events"]),
     ("tourin-recommendation", &["tourin-chassis", "tourin-registry-api", "tourin-shared-events"]),
+    ("tourin-bench", &["tourin-chassis", "tourin-recommendation", "tourin-shared-events"]),
     (
         "tourin",
         &[

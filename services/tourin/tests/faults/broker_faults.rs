@@ -1,0 +1,25 @@
+//! The way between core and RabbitMQ.
+
+use std::time::Duration;
+
+use crate::audited::audited;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_cut_in_mid_publish() {
+    audited(async |scene| {
+        // Slow, so that there are always events published and not yet confirmed.
+        scene.mesh.proxy.delay(Duration::from_millis(100));
+        for _ in 0..5 {
+            scene.load_for(Duration::from_secs(1)).await;
+            scene.mesh.proxy.cut();
+        }
+        scene.load_for(Duration::from_secs(1)).await;
+        // And gone for a while, when events stay in the outbox.
+        scene.mesh.proxy.close();
+        scene.load_for(Duration::from_secs(3)).await;
+        scene.mesh.proxy.delay(Duration::ZERO);
+        scene.mesh.proxy.open();
+        scene.recovers().await;
+    })
+    .await;
+}

@@ -1,0 +1,198 @@
+//! The mesh that all faults befall: registry, two gateways, core, three recommendation replicas, each
+//! a process, on MariaDB, Redis, MongoDB and RabbitMQ. Core reaches RabbitMQ through a proxy.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, MutexGuard};
+use tourin::audit::AuditSettings;
+use tourin_chassis::secret::Secret;
+
+use crate::bed::Bed;
+use crate::proxy::Proxy;
+use crate::service::Service;
+
+const SECRET: &str = "a-secret-for-faults";
+pub const SERVERS: [&str; 4] = ["mysql", "redis", "mongodb", "amqp"];
+pub const REPLICAS: usize = 3;
+/// How long the mesh may take to come up on a machine that is busy.
+const START: Duration = Duration::from_secs(60);
+
+static MESH: Mutex<Option<Mesh>> = Mutex::const_new(None);
+
+pub struct Mesh {
+    pub bed: Bed,
+    pub proxy: Proxy,
+    pub registry: Service,
+    pub gateways: Vec<Service>,
+    pub core: Service,
+    pub recommendations: Vec<Service>,
+    /// A fault is on, or a test failed while one was.
+    pub in_fault: bool,
+}
+
+/// One test's turn at the mesh, whole and ready.
+pub struct Turn(MutexGuard<'static, Option<Mesh>>);
+
+impl std::ops::Deref for Turn {
+    type Target = Mesh;
+
+    fn deref(&self) -> &Mesh {
+        self.0.as_ref().expect("made by `turn`")
+    }
+}
+
+impl std::ops::DerefMut for Turn {
+    fn deref_mut(&mut self) -> &mut Mesh {
+        self.0.as_mut().expect("made by `turn`")
+    }
+}
+
+/// Waits for this test's turn.
+pub async fn turn() -> Turn {
+    let mut mesh = MESH.lock().await;
+    match &mut *mesh {
+        Some(mesh) if mesh.in_fault => mesh.mend().await,
+        Some(_) => {}
+        empty => *empty = Some(Mesh::start()),
+    }
+    let mut turn = Turn(mesh);
+    turn.wait_until_ready(START).await;
+    turn.in_fault = false;
+    turn
+}
+
+impl Mesh {
+    fn start() -> Self {
+        let bed = Bed::start();
+        let proxy = Proxy::start(broker_address(&bed));
+        let folder = bed.folder().join("mesh");
+        fs::create_dir(&folder).unwrap();
+        let registry = service("registry", "registry", &folder, None);
+        let url = registry.url();
+        let through_proxy = bed
+            .variable("TOURIN_AMQP_URL")
+            .replace(&broker_address(&bed).to_string(), &proxy.address.to_string());
+        let redis = |service: Service| {
+            service.variable("TOURIN_REDIS_URL", bed.variable("TOURIN_REDIS_URL"))
+        };
+        let gateways = ["gateway-1", "gateway-2"]
+            .map(|name| redis(service("gateway", name, &folder, Some(&url))))
+            .into();
+        let core = redis(service("core", "core", &folder, Some(&url)))
+            .argument("--data-dir", folder.join("core-data").display())
+            .variable("TOURIN_MYSQL_URL", bed.variable("TOURIN_MYSQL_URL"))
+            .variable("TOURIN_AMQP_URL", through_proxy);
+        let recommendations = (1..=REPLICAS)
+            .map(|number| {
+                let name = format!("recommendation-{number}");
+                redis(service("recommendation", &name, &folder, Some(&url)))
+                    .argument("--data-dir", folder.join(format!("{name}-data")).display())
+                    .variable("TOURIN_MONGODB_URL", bed.variable("TOURIN_MONGODB_URL"))
+                    .variable("TOURIN_AMQP_URL", bed.variable("TOURIN_AMQP_URL"))
+            })
+            .collect();
+        let mut mesh =
+            Self { bed, proxy, registry, gateways, core, recommendations, in_fault: false };
+        for service in mesh.services_mut() {
+            service.start();
+        }
+        mesh
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        [&self.registry, &self.core].into_iter().chain(&self.gateways).chain(&self.recommendations)
+    }
+
+    fn services_mut(&mut self) -> impl Iterator<Item = &mut Service> {
+        [&mut self.registry, &mut self.core]
+            .into_iter()
+            .chain(&mut self.gateways)
+            .chain(&mut self.recommendations)
+    }
+
+    /// Undoes what a failed test left.
+    async fn mend(&mut self) {
+        self.proxy.delay(Duration::ZERO);
+        self.proxy.open();
+        for server in SERVERS {
+            self.bed.start_again(server).await;
+        }
+        for service in self.services_mut().filter(|service| !service.is_running()) {
+            service.start();
+        }
+    }
+
+    /// Waits until every service says that it can serve; fails with the last refusals.
+    #[track_caller]
+    pub fn wait_until_ready(&self, limit: Duration) -> impl Future<Output = ()> + '_ {
+        let caller = std::panic::Location::caller();
+        async move {
+            let client = reqwest::Client::builder()
+                .no_proxy()
+                .timeout(Duration::from_secs(2))
+                .build()
+                .unwrap();
+            let deadline = Instant::now() + limit;
+            loop {
+                let refusals = self.refusals(&client).await;
+                if refusals.is_empty() {
+                    return;
+                }
+                assert!(
+                    Instant::now() < deadline,
+                    "{caller}: not ready after {limit:?}:\n{}",
+                    refusals.join("\n")
+                );
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+
+    async fn refusals(&self, client: &reqwest::Client) -> Vec<String> {
+        let mut refusals = Vec::new();
+        for service in self.services() {
+            let refusal = match client.get(format!("{}/readyz", service.url())).send().await {
+                Ok(answer) if answer.status().is_success() => continue,
+                Ok(answer) => answer.text().await.unwrap_or_default(),
+                Err(error) => format!("{error}; its last words:\n{}", service.last_words()),
+            };
+            refusals.push(format!("{}: {refusal}", service.name));
+        }
+        refusals
+    }
+
+    /// Settings of an audit of this mesh through both gateways, without its load.
+    pub fn audit_settings(&self) -> AuditSettings {
+        AuditSettings {
+            gateways: self.gateways.iter().map(Service::url).collect(),
+            ..AuditSettings::new("", self.registry.url(), secret())
+        }
+    }
+}
+
+pub fn secret() -> Secret {
+    SECRET.parse().unwrap()
+}
+
+fn service(
+    program: &'static str,
+    name: &str,
+    folder: &std::path::Path,
+    registry: Option<&str>,
+) -> Service {
+    let service = Service::new(program, name, PathBuf::from(folder))
+        .variable("TOURIN_REGISTRATION_SECRET", SECRET);
+    match registry {
+        None => service,
+        Some(url) => service.variable("TOURIN_REGISTRY_URL", url).argument("--instance-id", name),
+    }
+}
+
+fn broker_address(bed: &Bed) -> SocketAddr {
+    let url: reqwest::Url = bed.variable("TOURIN_AMQP_URL").parse().unwrap();
+    let host = url.host_str().unwrap();
+    format!("{host}:{}", url.port().unwrap()).parse().unwrap()
+}

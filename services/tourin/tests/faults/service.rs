@@ -1,0 +1,147 @@
+//! One service as a process that can be killed and started again, and that does not outlive the test.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rand::Rng;
+
+use crate::process::{command, program};
+
+/// Starts a program, says its process id, and kills it when standard input ends. So it goes with the
+/// test even if nobody is left to stop it.
+const KEEPER: &str = r#"log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & child=$!; echo "$child"; cat >&2; kill -KILL "$child" 2>/dev/null; wait "$child""#;
+
+pub struct Service {
+    /// How it is called among the others, such as `recommendation-2`.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    program: &'static str,
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    log: PathBuf,
+    keeper: Option<(Child, u32)>,
+}
+
+impl Service {
+    /// A service that listens on a port of its own; not started.
+    pub fn new(program: &'static str, name: &str, folder: PathBuf) -> Self {
+        let address = free_address();
+        let log = folder.join(format!("{name}.log"));
+        Self {
+            name: name.to_owned(),
+            address,
+            program,
+            arguments: vec!["--listen".to_owned(), address.to_string()],
+            variables: Vec::new(),
+            log,
+            keeper: None,
+        }
+    }
+
+    pub fn argument(mut self, flag: &str, value: impl ToString) -> Self {
+        self.arguments.extend([flag.to_owned(), value.to_string()]);
+        self
+    }
+
+    pub fn variable(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
+        self
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Starts it; it may take a while until it listens.
+    pub fn start(&mut self) {
+        self.end();
+        // Without the caller's variables, of which its servers are some.
+        let clean = command(self.program);
+        let mut keeper = Command::new("sh");
+        for (name, value) in clean.get_envs() {
+            if value.is_none() {
+                keeper.env_remove(name);
+            }
+        }
+        keeper.args(["-c", KEEPER, "keeper"]).arg(&self.log).arg(program(self.program));
+        let mut child = keeper
+            .args(&self.arguments)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Where it says that the program was killed, as it should be.
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).unwrap();
+        let id = line.trim().parse().expect("a process id");
+        self.keeper = Some((child, id));
+    }
+
+    /// Kills it with SIGKILL: it gets no chance to say or save anything.
+    pub fn kill(&mut self) {
+        assert!(
+            self.is_running(),
+            "{} is gone already; the end of its log:\n{}",
+            self.name,
+            self.last_words()
+        );
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some((mut keeper, id)) = self.keeper.take() {
+            let killed = Command::new("kill").args(["-KILL", &id.to_string()]).status();
+            killed.expect("kill runs");
+            drop(keeper.stdin.take());
+            let _ended = keeper.wait();
+        }
+    }
+
+    /// Whether it is there and not merely waiting to be buried.
+    pub fn is_running(&self) -> bool {
+        let Some((_, id)) = &self.keeper else {
+            return false;
+        };
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    }
+
+    /// The most memory that it has held so far, in MiB (`VmHWM`).
+    pub fn peak_mib(&self) -> u64 {
+        let id = self.keeper.as_ref().map(|(_, id)| *id).expect("it runs");
+        let status = File::open(format!("/proc/{id}/status")).expect("it runs");
+        BufReader::new(status)
+            .lines()
+            .map_while(Result::ok)
+            .find_map(|line| {
+                let kib = line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?;
+                kib.parse::<u64>().ok()
+            })
+            .expect("VmHWM")
+            / 1_024
+    }
+
+    /// The end of its log.
+    pub fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+}
+
+/// A port below the kernel's range for outgoing connections: it is still free when the service that
+/// was killed comes back to it.
+pub fn free_address() -> SocketAddr {
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], rand::rng().random_range(15_000..32_000)));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
