@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds and runs a benchmark on the servers of a test bed. Arguments after its name go to it.
+#
+#   deploy/bench.sh relay-to-effect            events/s from the outbox to the trend, against the bare broker
+#   deploy/bench.sh bookmark-to-trend          how long a bookmark takes to show in the trend
+#   deploy/bench.sh search [SPOTS [SECONDS]]   searches by 100 clients over a million spots
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+name=${1:?"which one? the head of deploy/bench.sh lists them"}
+shift
+release=${CARGO_TARGET_DIR:-target}/release
+deploy/testbed.sh install
+case "$name" in
+relay-to-effect)
+    cargo build --locked --release -p tourin-bench --bin relay-to-effect
+    set -- "$release/relay-to-effect" "$@"
+    ;;
+bookmark-to-trend)
+    cargo build --locked --release -p tourin-bench --bin bookmark-to-trend -p tourin --bin tourin
+    set -- "$release/bookmark-to-trend" --tourin "$release/tourin" "$@"
+    ;;
+search)
+    if ! command -v wrk >/dev/null; then
+        echo "bench: wrk is missing: apt-get install wrk" >&2
+        exit 1
+    fi
+    cargo build --locked --release -p tourin -p tourin-core --bins
+    set -- deploy/bench/search.sh "$release" "$@"
+    ;;
+*)
+    echo "bench: no benchmark named $name; the head of deploy/bench.sh lists them" >&2
+    exit 2
+    ;;
+esac
+exec deploy/testbed.sh run -- "$@"

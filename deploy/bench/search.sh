@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Searches by 100 clients at once over many spots in MariaDB, asked of core itself. Run it by
+# `deploy/bench.sh search [SPOTS [SECONDS]]`, within a test bed.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+release=$1 spots=${2:-1000000} seconds=${3:-20}
+: "${TOURIN_MYSQL_URL:?is not set; run this by deploy/bench.sh search}"
+
+work=$(mktemp -d)
+core=
+trap '[ -z "$core" ] || kill "$core"; rm -rf "$work"' EXIT
+"$here/spots.py" spots "$spots" >"$work/spots.csv"
+"$here/spots.py" searches 20000 >"$work/searches.txt"
+"$here/spots.py" searches 20000 --rare >"$work/rare.txt"
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+
+# Only the database: sessions and events have nothing to do with it.
+unset TOURIN_REDIS_URL TOURIN_AMQP_URL TOURIN_MONGODB_URL
+TOURIN_REGISTRATION_SECRET=$(head -c 24 /dev/urandom | base64) TOURIN_NO_DEMO=true TOURIN_LOG=warn,tourin_registry_api=off \
+    "$release/core" --listen "127.0.0.1:$port" --data-dir "$work/core" &
+core=$!
+until curl -sf "http://127.0.0.1:$port/readyz" >/dev/null; do sleep 0.2; done
+"$release/tourin" import "$work/spots.csv" </dev/null
+# Core reads its search index anew once the catalogue has come to rest.
+sleep 20
+
+run() {
+    echo "$1:"
+    PATHS=$work/$2 wrk -t2 -c100 -d"${seconds}s" -s "$here/paths.lua" "http://127.0.0.1:$port" | tail -n 1
+}
+run "searches, first pass" searches.txt
+run "searches, again" searches.txt
+run "searches, warm" searches.txt
+run "99 in 100 searches another one" rare.txt
+grep -E 'VmRSS|VmHWM' "/proc/$core/status"

@@ -1,0 +1,93 @@
+//! The mesh under measurement: the all-in-one as a process of its own.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use reqwest::Client;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+pub struct Mesh {
+    pub http: Client,
+    pub url: String,
+    pub registry_url: String,
+    pub secret: String,
+    process: Child,
+    _folder: TempDir,
+}
+
+impl Mesh {
+    pub async fn start(program: &Path) -> anyhow::Result<Self> {
+        for server in ["MYSQL", "REDIS", "MONGODB", "AMQP"] {
+            let variable = format!("TOURIN_{server}_URL");
+            ensure!(
+                std::env::var_os(&variable).is_some_and(|url| !url.is_empty()),
+                "{variable} is not set; run this by deploy/bench.sh"
+            );
+        }
+        let folder = tempfile::tempdir()?;
+        let mut process = Command::new(program)
+            .args(["up", "--listen", "127.0.0.1:0", "--replicas", "recommendation=1", "--data-dir"])
+            .arg(folder.path())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let mut lines = BufReader::new(process.stdout.take().context("piped")?).lines();
+        let url = async {
+            while let Some(line) = lines.next_line().await? {
+                if let Some(url) = line.trim().strip_prefix("URL ") {
+                    return Ok(url.trim().to_owned());
+                }
+            }
+            anyhow::bail!("tourin ended before it was ready")
+        };
+        let url = timeout(START_LIMIT, url).await.context("tourin does not get ready")??;
+        // What it says later is read and forgotten, so that it never waits for a reader.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let entry = std::fs::read_to_string(folder.path().join("mesh.toml"))?;
+        let value = |key: &str| {
+            entry
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix(" = \"")?.strip_suffix('"'))
+                .map(ToOwned::to_owned)
+                .with_context(|| format!("mesh.toml has no {key}"))
+        };
+        Ok(Self {
+            http: Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?,
+            url,
+            registry_url: value("registry-url")?,
+            secret: value("registration-secret")?,
+            process,
+            _folder: folder,
+        })
+    }
+
+    /// The ids of the catalogue's first spots.
+    pub async fn spots(&self) -> anyhow::Result<Vec<String>> {
+        let mut ids = Vec::new();
+        for page in 1..=4 {
+            let url = format!("{}/api/tour-spots?pageSize=100&pageNo={page}", self.url);
+            let spots: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
+            let spots = spots.as_array().context("a list of spots")?;
+            ids.extend(spots.iter().filter_map(|spot| spot["id"].as_str().map(ToOwned::to_owned)));
+        }
+        ensure!(!ids.is_empty(), "the catalogue is empty");
+        Ok(ids)
+    }
+
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let pid = self.process.id().context("it runs")?.to_string();
+        Command::new("kill").arg(pid).status().await?;
+        timeout(STOP_LIMIT, self.process.wait()).await.context("tourin does not stop")??;
+        Ok(())
+    }
+}

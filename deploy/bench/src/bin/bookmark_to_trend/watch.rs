@@ -1,0 +1,119 @@
+//! Looks at the trend, all the time, for bookmarks that were answered.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use reqwest::Client;
+use serde_json::Value;
+use tokio::time::sleep;
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
+use tourin_chassis::secret::Secret;
+
+use crate::mesh::Mesh;
+
+/// Half of what a bookmark is worth: a rise by more than that is one.
+const RISE: f64 = 1.0;
+const RECOMMENDATION: &str = "recommendation";
+/// Between two looks, beside the time that one takes.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+pub struct Watch {
+    http: Client,
+    url: String,
+    signer: IdentitySigner,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What each spot was worth when it was last looked at for a bookmark.
+    scores: HashMap<String, f64>,
+    /// Bookmarks that were answered and not yet seen.
+    expected: HashMap<String, Instant>,
+    seen: Vec<Duration>,
+}
+
+impl Watch {
+    pub async fn new(mesh: &Mesh, spots: &[String]) -> anyhow::Result<Self> {
+        let listing = format!("{}/v1/instances?service={RECOMMENDATION}", mesh.registry_url);
+        let snapshot: Value =
+            mesh.http.get(listing).send().await?.error_for_status()?.json().await?;
+        let address = snapshot["instances"][0]["address"].as_str().context("an instance")?;
+        let secret: Secret = mesh.secret.parse().map_err(anyhow::Error::msg)?;
+        let watch = Self {
+            http: mesh.http.clone(),
+            url: format!("http://{address}/internal/trend/scores"),
+            signer: IdentitySigner::new(&secret),
+            state: Mutex::default(),
+        };
+        let scores = watch.look(spots).await?;
+        watch.change(|state| state.scores = scores);
+        Ok(watch)
+    }
+
+    /// A bookmark of this spot was answered just now.
+    pub fn expect(&self, spot: String) {
+        self.change(|state| state.expected.insert(spot, Instant::now()));
+    }
+
+    /// Looks until it is aborted.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let spots: Vec<String> = self.change(|state| state.expected.keys().cloned().collect());
+            if !spots.is_empty()
+                && let Ok(scores) = self.look(&spots).await
+            {
+                let now = Instant::now();
+                self.change(|state| state.see(&scores, now));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// How long each bookmark took, once all have been seen or the time is over.
+    pub async fn finish(&self, limit: Duration) -> Vec<Duration> {
+        let deadline = Instant::now() + limit;
+        while !self.change(|state| state.expected.is_empty()) && Instant::now() < deadline {
+            sleep(LOOK_EVERY).await;
+        }
+        self.change(|state| std::mem::take(&mut state.seen))
+    }
+
+    async fn look(&self, spots: &[String]) -> anyhow::Result<HashMap<String, f64>> {
+        let caller = Subject::Service { name: "bench".to_owned() };
+        let answer: Value = self
+            .http
+            .get(format!("{}?ids={}", self.url, spots.join(",")))
+            .header(IDENTITY_HEADER, self.signer.sign(&caller, RECOMMENDATION))
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
+        let scores = answer["scores"].as_object().context("scores")?;
+        Ok(scores
+            .iter()
+            .filter_map(|(spot, value)| Some((spot.clone(), value.as_f64()?)))
+            .collect())
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl State {
+    fn see(&mut self, scores: &HashMap<String, f64>, now: Instant) {
+        for (spot, score) in scores {
+            let before = self.scores.get(spot).copied().unwrap_or(0.0);
+            if *score > before + RISE
+                && let Some(answered) = self.expected.remove(spot)
+            {
+                self.seen.push(now.saturating_duration_since(answered));
+                self.scores.insert(spot.clone(), *score);
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What the benchmarks share: the processor time of this process, and quantiles.
+//!
+//! Each benchmark is a program that prints ratios taken in one run, since machines differ.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// The processor time that this process has used, by all of its threads, in steps of 10 ms.
+///
+/// # Errors
+/// Where there is no `/proc`.
+pub fn processor_time() -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Behind the program's name, which may hold anything but a last parenthesis.
+    let fields: Vec<&str> = stat
+        .rsplit_once(") ")
+        .context("/proc/self/stat has another form than expected")?
+        .1
+        .split(' ')
+        .collect();
+    // utime and stime are the 14th and 15th of all, in clock ticks, of which Linux counts 100 a second.
+    let ticks = |field: usize| -> anyhow::Result<u64> {
+        Ok(fields.get(field).context("/proc/self/stat is too short")?.parse()?)
+    };
+    Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
+}
+
+/// The value below which this part of the values lies; `None` without values.
+pub fn quantile(values: &mut [Duration], part: f64) -> Option<Duration> {
+    values.sort_unstable();
+    let last = values.len().checked_sub(1)?;
+    // A rank: never negative, never above `last`.
+    let rank = (last as f64 * part).round() as usize;
+    values.get(rank).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_ranks() {
+        let mut values: Vec<_> = (1..=101).rev().map(Duration::from_millis).collect();
+        assert_eq!(quantile(&mut values, 0.5), Some(Duration::from_millis(51)));
+        assert_eq!(quantile(&mut values, 0.99), Some(Duration::from_millis(100)));
+        assert_eq!(quantile(&mut [], 0.5), None);
+    }
+
+    #[test]
+    fn work_takes_processor_time() {
+        let before = processor_time().unwrap();
+        let mut sum = 0_u64;
+        while processor_time().unwrap() < before + Duration::from_millis(20) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+        assert!(sum > 0);
+    }
+}
