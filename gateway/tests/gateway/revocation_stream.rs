@@ -1,76 +1,41 @@
 //! Ended sessions from core's stream in a real Redis.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
 
 use crate::harness::{Mesh, Service, TestGateway, eventually};
 use tourin_gateway::{Settings, WhenStale};
+use tourin_testbed::{Proxy, Server, given};
 
 /// Keys of a test's own on the test bed's Redis, written to as core does, and a way to it that can
 /// be cut.
 struct Redis {
     url: String,
-    server: String,
     prefix: String,
     connection: MultiplexedConnection,
-    way: SocketAddr,
-    open: Option<JoinHandle<()>>,
+    way: Proxy,
 }
 
 impl Redis {
     /// With the way closed.
     async fn out_of_reach() -> Self {
-        let url = std::env::var("TOURIN_REDIS_URL").unwrap_or_default();
-        assert!(
-            !url.is_empty(),
-            "TOURIN_REDIS_URL is not set: run it by deploy/testbed.sh run -- cargo test ..."
-        );
+        let url = given(Server::Redis);
         let client = redis::Client::open(url.as_str()).unwrap();
-        let way = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         Self {
-            server: client.get_connection_info().addr().to_string(),
+            way: Proxy::closed_to_url(&url),
             url,
             prefix: format!("test-{}", uuid::Uuid::new_v4().simple()),
             connection: client.get_multiplexed_async_connection().await.unwrap(),
-            way,
-            open: None,
         }
     }
 
     async fn within_reach() -> Self {
-        let mut redis = Self::out_of_reach().await;
-        redis.open().await;
+        let redis = Self::out_of_reach().await;
+        redis.way.open().await;
         redis
-    }
-
-    async fn open(&mut self) {
-        let listener = TcpListener::bind(self.way).await.unwrap();
-        let server = self.server.clone();
-        self.open = Some(tokio::spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (mut from, _) = listener.accept().await.unwrap();
-                let server = server.clone();
-                connections.spawn(async move {
-                    let mut to = TcpStream::connect(server).await.unwrap();
-                    // How a connection ends is of no interest.
-                    drop(copy_bidirectional(&mut from, &mut to).await);
-                });
-            }
-        }));
-    }
-
-    async fn cut(&mut self) {
-        let open = self.open.take().unwrap();
-        open.abort();
-        assert!(open.await.unwrap_err().is_cancelled());
     }
 
     fn key(&self, name: &str) -> String {
@@ -94,8 +59,7 @@ impl Redis {
 
     /// Settings that lead here by the way.
     fn settle(&self, settings: &mut Settings) {
-        let url = self.url.replacen(&self.server, &self.way.to_string(), 1);
-        settings.redis_url = Some(url.parse().unwrap());
+        settings.redis_url = Some(self.way.url(&self.url).parse().unwrap());
         settings.session_redis_prefix.clone_from(&self.prefix);
         settings.revocation_stale_ms = 1_000;
     }
@@ -171,7 +135,7 @@ async fn what_ends_while_the_connection_is_cut_is_known_after_it() {
         until_refused(gateway, &core, "s0").await;
     }
     for round in 0..3 {
-        redis.cut().await;
+        redis.way.close().await;
         let ended: Vec<_> = (0..20).map(|n| format!("s-{round}-{n}")).collect();
         for session in &ended {
             redis.end_session(session).await;
@@ -182,7 +146,7 @@ async fn what_ends_while_the_connection_is_cut_is_known_after_it() {
         assert_eq!(status(&serving, &core, "open").await, 200);
         assert_eq!(status(&serving, &core, "s0").await, 401);
         assert_eq!(status(&serving, &core, &ended[0]).await, 200, "not heard of yet");
-        redis.open().await;
+        redis.way.open().await;
         for session in &ended {
             until_refused(&serving, &core, session).await;
             until_refused(&denying, &core, session).await;
@@ -213,7 +177,7 @@ async fn a_gateway_that_starts_without_redis_waits_for_it_and_calls_nobody_a_str
     assert_eq!(status(&gateway, &core, "open").await, 503);
     assert_eq!(status(&gateway, &core, "s1").await, 503);
     assert_eq!(gateway.get("/api/users").await.status, 200);
-    redis.open().await;
+    redis.way.open().await;
     eventually("the gateway is ready", || async { gateway.get("/readyz").await.status == 200 })
         .await;
     assert_eq!(status(&gateway, &core, "open").await, 200);

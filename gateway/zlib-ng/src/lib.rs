@@ -9,8 +9,11 @@
 //! zlib-rs has optional ones. Hence a stream type of our own and functions that cast, which is the
 //! only unsafe code here.
 
-#![allow(non_camel_case_types, non_snake_case)]
-#![allow(clippy::missing_safety_doc, reason = "each has the contract of zlib's function of its name")]
+#![allow(non_camel_case_types, non_snake_case, reason = "the names are zlib's")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "each has the contract of zlib's function of its name"
+)]
 
 use std::ffi::{c_char, c_int, c_ulong};
 

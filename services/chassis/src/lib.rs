@@ -7,6 +7,8 @@ pub mod health;
 pub mod http;
 pub mod identity;
 pub mod process;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;

@@ -44,7 +44,7 @@ where
 }
 
 /// A start that cannot be: one line, whatever the log's settings, and [`CANNOT_START`].
-#[allow(clippy::print_stderr)] // Not a log line: the answer to whoever started the program.
+#[allow(clippy::print_stderr, reason = "no log line: the answer to whoever started the program")]
 pub fn refuse(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
     ExitCode::from(CANNOT_START)

@@ -24,18 +24,7 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Says when the broker goes and when it comes back, until `stop`.
 pub(crate) async fn watch(bus: RabbitBus, ready: Dependency, stop: Shutdown) {
-    let mut connected = false;
-    loop {
-        let changed = tokio::select! {
-            () = stop.begun() => return,
-            changed = bus.wait_until_connected(!connected) => changed,
-        };
-        if !changed {
-            // Closed, which is for the stop to do: nothing will change any more.
-            stop.begun().await;
-            return;
-        }
-        connected = !connected;
+    let following = bus.follow(|connected| {
         if connected {
             ready.set_ready();
             tracing::info!(?bus, "the event bus is there");
@@ -43,7 +32,10 @@ pub(crate) async fn watch(bus: RabbitBus, ready: Dependency, stop: Shutdown) {
             ready.set_unready("it is away; events wait in the outbox");
             tracing::warn!(?bus, "the event bus is gone; events wait in the outbox");
         }
-    }
+    });
+    // A bus is closed only by a stop.
+    stop.token().run_until_cancelled(following).await;
+    stop.begun().await;
 }
 
 /// Lets the relay publish what the last requests left behind, if the broker is there to take it.

@@ -11,24 +11,19 @@ pub(crate) async fn watch(
     ready: Dependency,
     stop: CancellationToken,
 ) {
-    let watching = async {
-        let waiting = format!("waiting for rabbitmq at {address}");
-        ready.set_unready(waiting.clone());
-        tracing::info!(address, "waiting for rabbitmq");
-        while bus.wait_until_connected(true).await {
+    let waiting = format!("waiting for rabbitmq at {address}");
+    ready.set_unready(waiting.clone());
+    tracing::info!(address, "waiting for rabbitmq");
+    let following = bus.follow(|connected| {
+        if connected {
             tracing::info!(address, "rabbitmq is there");
             ready.set_ready();
-            if !bus.wait_until_connected(false).await {
-                break;
-            }
+        } else {
             tracing::warn!(address, "rabbitmq is gone");
             ready.set_unready(waiting.clone());
         }
-        // Closed, which only a service that is stopping does.
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = watching => {}
-        () = stop.cancelled() => {}
-    }
+    });
+    stop.run_until_cancelled(following).await;
+    // A bus is closed only by a service that is stopping.
+    stop.cancelled().await;
 }

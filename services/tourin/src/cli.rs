@@ -41,7 +41,7 @@ pub enum Command {
 /// A command's settings with what every command has.
 #[derive(Debug, clap::Args)]
 pub struct Run<S: clap::Args> {
-    #[allow(missing_docs)] // Its help is its fields'.
+    #[allow(missing_docs, reason = "its help is its fields'")]
     #[command(flatten)]
     pub settings: S,
     /// The configuration file; read by [`tourin_chassis::config`].

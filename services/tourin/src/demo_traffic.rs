@@ -248,7 +248,6 @@ impl Member {
 /// Chooses by Zipf's law: the second spot half as often as the first, and so on. Inverse of the
 /// continuous cumulative distribution, which is close enough for a demo.
 fn choose<'a>(spots: &'a [String], rng: &mut StdRng) -> Option<&'a String> {
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let rank = ((spots.len() + 1) as f64).powf(rng.random::<f64>()) as usize - 1;
     spots.get(rank.min(spots.len().saturating_sub(1)))
 }

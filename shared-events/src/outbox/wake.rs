@@ -36,8 +36,11 @@ impl Wake {
 #[derive(Debug)]
 pub struct WakeListener(
     watch::Receiver<u64>,
-    // Keeps the signal alive, so that waiting never ends for want of a sender.
-    #[expect(dead_code)] Wake,
+    #[expect(
+        dead_code,
+        reason = "keeps the signal alive: waiting never ends for want of a sender"
+    )]
+    Wake,
 );
 
 impl WakeListener {

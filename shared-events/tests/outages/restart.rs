@@ -7,12 +7,11 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tourin_shared_events::bus::contract::{users, view, who_and_what};
-use tourin_shared_events::bus::rabbitmq::RabbitBus;
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{
     Deliveries, PublishError, Publisher as _, Settlement, Subscriber as _,
 };
-
-use crate::broker::Broker;
+use tourin_testbed::{Bed, Ending, Server};
 
 const KEYS: u32 = 48;
 /// How long the bus may take to work again once the broker answers.
@@ -117,17 +116,18 @@ async fn works_again(handled: &Handled) {
 /// With a backlog in the queues and publishers at work, once for each way to end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
-    let broker = Broker::start().await;
-    let (publisher, consumer) =
-        (RabbitBus::start(broker.settings()), RabbitBus::start(broker.settings()));
+    let bed = Bed::with(&[Server::Amqp]).await;
+    let settings = RabbitSettings::new(bed.url(Server::Amqp).parse().unwrap());
+    let (publisher, consumer) = (RabbitBus::start(settings.clone()), RabbitBus::start(settings));
     let (confirmed, handled) = (Confirmed::default(), Handled::default());
-    let deliveries = consumer.subscribe(users("q")).await.unwrap();
-    // RabbitMQ 3.10 does not bring a quorum queue back that it was making a moment before it was killed: whoever asks
-    // for it gets no answer. There is nothing to see that tells when it is safe.
-    sleep(Duration::from_secs(4)).await;
+    let subscription = users("q");
+    let shards = (0..subscription.shards).map(|shard| format!("q.shard.{shard}"));
+    let queues: Vec<_> = shards.chain(["q.dead".to_owned()]).collect();
+    let deliveries = consumer.subscribe(subscription).await.unwrap();
+    bed.quorum_queues_are_kept(&queues).await;
     // One at a time and slowly, so that there is a backlog in every shard when the broker goes.
     let consuming = tokio::spawn(handle(deliveries, Duration::from_millis(1), handled.clone()));
-    for kill in [true, false, true] {
+    for ending in [Ending::Kill, Ending::Stop, Ending::Kill] {
         let mut publishing = publish_all(&publisher, 40, &confirmed);
         let sent = || lock(&confirmed).values().sum::<u32>() as usize;
         let before = sent();
@@ -136,13 +136,9 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
             sleep(Duration::from_millis(1)).await;
         }
         let backlog = sent() - first_comings(&handled).values().map(Vec::len).sum::<usize>();
-        if kill {
-            broker.kill().await;
-        } else {
-            broker.stop().await;
-        }
+        bed.end(Server::Amqp, ending).await;
         assert!(soon(publisher.wait_until_connected(false)).await);
-        broker.start_again().await;
+        bed.start(Server::Amqp).await;
         let back = Instant::now();
         soon(works_again(&handled)).await;
         let recovered = back.elapsed();
@@ -151,7 +147,7 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
             failures += failed.unwrap();
         }
         println!(
-            "killed: {kill}, backlog {backlog}, {failures} failed publishes, back after {recovered:?}"
+            "{ending:?}, backlog {backlog}, {failures} failed publishes, back after {recovered:?}"
         );
         assert!(recovered < RECOVERY, "it took {recovered:?} after the broker's return");
         assert!(backlog > 0 && failures > 0, "the restart must have met something");
@@ -162,4 +158,5 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
     soon(consumer.close(Duration::from_secs(5))).await;
     soon(consuming).await.unwrap();
     soon(publisher.close(Duration::from_secs(5))).await;
+    bed.remove().await;
 }

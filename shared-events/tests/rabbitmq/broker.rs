@@ -1,6 +1,8 @@
 //! What the broker refuses, returns, loses and gives up.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,7 +22,7 @@ use tourin_shared_events::dead_letters::{DeadLetterStore as _, Settled};
 use tourin_shared_events::events::{DeleteUser, Event as _, Outgoing, USER_EXCHANGE};
 use tourin_shared_events::system_clock;
 
-use crate::bed::{Bed, Proxy, eventually, soon};
+use crate::bed::{Bed, broker_proxy, eventually, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_batch_exactly_the_unroutable_come_back() {
@@ -108,13 +110,13 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
     let deadly = view("a", 1);
     assert_eq!(soon(bus.publish(vec![deadly.clone()])).await, [Ok(())]);
     for life in 0..3 {
-        let proxy = Proxy::start().await;
+        let proxy = broker_proxy().await;
         let url = bed.settings_through(&proxy).url;
         let victim = RabbitBus::start(RabbitSettings { url, ..settings.clone() });
         let mut deliveries = victim.subscribe(users("q")).await.unwrap();
         let delivery = soon(deliveries.next()).await.unwrap();
         assert_eq!(delivery.attempt, if life == 0 { 1 } else { 2 });
-        proxy.set_open(false);
+        proxy.close().await;
         assert!(soon(victim.wait_until_connected(false)).await);
     }
     let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
@@ -142,6 +144,47 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
     assert_eq!(who_and_what(&next), ("a".to_owned(), "2".to_owned()));
     next.settle(Settlement::Ack).await.unwrap();
     soon(bus.close(Duration::from_secs(5))).await;
+    bed.clear(&["q"]).await;
+}
+
+/// However far a look had come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looks_that_are_given_up_keep_nobody_out_and_no_letters() {
+    let bed = Bed::new();
+    let (bus, other) = (bed.bus(), bed.bus());
+    let mut deliveries = bus.subscribe(users("q")).await.unwrap();
+    assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Ok(())]);
+    let delivery = soon(deliveries.next()).await.unwrap();
+    delivery.settle(Settlement::DeadLetter { reason: "bad".to_owned() }).await.unwrap();
+    let looking = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
+    let others = RabbitDeadLetters::new(other.clone(), vec!["q".to_owned()]);
+    for steps in 1.. {
+        let mut look = looking.list(10, None);
+        let mut left = steps;
+        let looked = poll_fn(|context| {
+            if left == 0 {
+                return Poll::Ready(None);
+            }
+            left -= 1;
+            look.as_mut().poll(context).map(Some)
+        });
+        let looked = soon(looked).await;
+        drop(look);
+        eventually(async || match others.list(10, None).await {
+            Ok(letters) if letters.len() == 1 => Ok(()),
+            Ok(letters) => Err(letters.len()),
+            Err(error) => panic!("given up after {steps} steps: {error:#}"),
+        })
+        .await;
+        if let Some(letters) = looked {
+            assert_eq!(letters.unwrap().len(), 1);
+            println!("{} ways to give up", steps - 1);
+            break;
+        }
+    }
+    assert_eq!(bus.stats().reconnects, 0, "the connection bears it");
+    soon(bus.close(Duration::from_secs(5))).await;
+    soon(other.close(Duration::from_secs(5))).await;
     bed.clear(&["q"]).await;
 }
 

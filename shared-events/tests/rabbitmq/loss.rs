@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tourin_shared_events::bus::contract::{users, view, who_and_what};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{
     Deliveries, PublishError, Publisher as _, Settlement, SubscribeError, Subscriber as _,
 };
 
-use crate::bed::{Bed, Proxy, eventually, soon};
+use crate::bed::{Bed, broker_proxy, eventually, soon};
 
 const KEYS: u32 = 24;
 const EVENTS_PER_KEY: u32 = 40;
+const CUTS: u32 = 8;
+/// Events that are confirmed between two cuts: about half of all, over all cuts.
+const BETWEEN_CUTS: u64 = (KEYS * EVENTS_PER_KEY / CUTS / 2) as u64;
 
 /// Publishes the events of one key, each until it is confirmed; gives the number of failures.
 async fn publish_all(bus: RabbitBus, user: String) -> u32 {
@@ -53,7 +56,7 @@ async fn receive_all(mut deliveries: Deliveries) -> (BTreeMap<String, Vec<u32>>,
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
     let bed = Bed::new();
-    let proxy = Proxy::start().await;
+    let proxy = broker_proxy().await;
     let bus = RabbitBus::start(bed.settings_through(&proxy));
     let deliveries = bus.subscribe(users("q")).await.unwrap();
     let receiving = tokio::spawn(receive_all(deliveries));
@@ -62,12 +65,24 @@ async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
         publishing.spawn(publish_all(bus.clone(), format!("user{key}")));
     }
     let mut cuts = 0;
-    while !publishing.is_empty() && cuts < 8 {
-        sleep(Duration::from_millis(150)).await;
-        // What is confirmed and delivered from here on is not heard of, and must come again.
+    let all = u64::from(KEYS * EVENTS_PER_KEY);
+    while bus.stats().confirmed < all && cuts < CUTS {
+        let enough = all.min(bus.stats().confirmed + BETWEEN_CUTS);
+        eventually(async || match bus.stats().confirmed {
+            confirmed if confirmed >= enough => Ok(()),
+            confirmed => Err(confirmed),
+        })
+        .await;
+        // What is confirmed and delivered from here on is not heard of, and must come again: on both
+        // connections, unless the last event was heard of just before.
         proxy.deafen();
-        sleep(Duration::from_millis(50)).await;
-        proxy.cut();
+        eventually(async || match proxy.unheard() {
+            2.. => Ok(()),
+            _ if bus.stats().confirmed == all => Ok(()),
+            unheard => Err(unheard),
+        })
+        .await;
+        proxy.cut().await;
         cuts += 1;
         soon(bus.wait_until_connected(true)).await;
     }
@@ -85,8 +100,8 @@ async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     let bed = Bed::new();
-    let proxy = Proxy::start().await;
-    proxy.set_open(false);
+    let proxy = broker_proxy().await;
+    proxy.close().await;
     let limit = Duration::from_millis(300);
     let settings = RabbitSettings {
         publish_wait: limit,
@@ -94,13 +109,21 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
         ..bed.settings_through(&proxy)
     };
     let bus = RabbitBus::start(settings);
+    let following = tokio::spawn({
+        let bus = bus.clone();
+        async move {
+            let mut words = Vec::new();
+            bus.follow(|connected| words.push(connected)).await;
+            words
+        }
+    });
     let refused = soon(bus.subscribe(users("q"))).await;
     assert!(matches!(refused, Err(SubscribeError::Unavailable(_))), "{refused:?}");
     let results = soon(bus.publish(vec![view("a", 1)])).await;
     assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
     assert!(!bus.is_connected());
 
-    proxy.set_open(true);
+    proxy.open().await;
     assert!(soon(bus.wait_until_connected(true)).await);
     let settings = RabbitSettings { subscribe_timeout: Duration::from_secs(10), ..bed.settings() };
     let other = RabbitBus::start(settings);
@@ -109,11 +132,11 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     let delivery = soon(deliveries.next()).await.unwrap();
 
     // An outage that is longer than a moment, with a delivery in hand at the other bus.
-    proxy.set_open(false);
+    proxy.close().await;
     assert!(soon(bus.wait_until_connected(false)).await);
     let results = soon(bus.publish(vec![view("a", 2)])).await;
     assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
-    proxy.set_open(true);
+    proxy.open().await;
     let back = Instant::now();
     eventually(async || bus.publish(vec![view("a", 2)]).await.remove(0)).await;
     println!("publishing again {:?} after the broker's return", back.elapsed());
@@ -123,6 +146,7 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     assert_eq!(who_and_what(&delivery).1, "2");
     delivery.settle(Settlement::Ack).await.unwrap();
     soon(bus.close(Duration::from_secs(5))).await;
+    assert_eq!(soon(following).await.unwrap(), [true, false, true, false]);
     assert!(!bus.wait_until_connected(true).await);
     let results = soon(bus.publish(vec![view("a", 3)])).await;
     assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");

@@ -10,7 +10,7 @@ use tourin_shared_events::bus::contract::{users, view, who_and_what};
 use tourin_shared_events::bus::rabbitmq::RabbitBus;
 use tourin_shared_events::bus::{Deliveries, Publisher as _, Settlement, Subscriber as _};
 
-use crate::bed::{Bed, Proxy, eventually, soon};
+use crate::bed::{Bed, broker_proxy, eventually, soon};
 
 const KEYS: u32 = 40;
 
@@ -77,7 +77,7 @@ async fn wait_for_rounds(log: &Log, rounds: u32) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
     let bed = Bed::new();
-    let proxy = Proxy::start().await;
+    let proxy = broker_proxy().await;
     let log = Log::default();
     let one = bed.bus();
     let first = tokio::spawn(replica("one", one.subscribe(users("q")).await.unwrap(), log.clone()));
@@ -103,7 +103,7 @@ async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
 
     // It dies: no goodbye, the connection is gone.
     let theirs = keys_of(&log, "two", 0);
-    proxy.set_open(false);
+    proxy.close().await;
     second.abort();
     let (died, from) = (Instant::now(), entries(&log).len());
     eventually(async || {

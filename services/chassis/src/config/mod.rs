@@ -184,7 +184,7 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
 }
 
 /// Prints an error the way every Tourin binary does and ends the process.
-#[allow(clippy::print_stderr)] // Logging is not set up yet; this is the process's last word.
+#[allow(clippy::print_stderr, reason = "logging is not set up yet; it is the process's last word")]
 fn exit_with(error: &ConfigError) -> ! {
     if let ConfigError::Arguments(error) = error
         && !error.use_stderr()

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{Binding, Deliveries, Settlement, Subscriber as _, Subscription};
+use tourin_testbed::{Bed, Ending, Server};
 
-use super::bed::Bed;
 use super::running::{RECOVERY, Running, hana, settings};
 
 async fn next_spot(deliveries: &mut Deliveries) -> String {
@@ -19,12 +19,12 @@ async fn next_spot(deliveries: &mut Deliveries) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
-    let bed = Bed::with("amqp").await;
+    let bed = Bed::with(&[Server::Amqp]).await;
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &["--amqp-prefix", "t1."]);
-    settings.events.amqp_url = Some(bed.url.parse().unwrap());
+    settings.events.amqp_url = Some(bed.url(Server::Amqp).parse().unwrap());
 
-    let mut reader = RabbitSettings::new(bed.url.parse().unwrap());
+    let mut reader = RabbitSettings::new(bed.url(Server::Amqp).parse().unwrap());
     reader.prefix = "t1.".to_owned();
     let bus = RabbitBus::start(reader);
     let mut deliveries = bus
@@ -42,10 +42,9 @@ async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
     assert_eq!(core.bookmark("hana12345", 1).await.status(), 201);
     assert_eq!(next_spot(&mut deliveries).await, "1");
 
-    // RabbitMQ 3.10 does not bring a quorum queue back that it was making a moment before it was killed: whoever asks
-    // for it gets no answer. There is nothing to see that tells when it is safe.
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    bed.tell("kill").await;
+    let queues = ["t1.reader.shard.0", "t1.reader.shard.1", "t1.reader.dead"];
+    bed.quorum_queues_are_kept(&queues.map(str::to_owned)).await;
+    bed.end(Server::Amqp, Ending::Kill).await;
     assert!(timeout(RECOVERY, bus.wait_until_connected(false)).await.unwrap());
     for spot in 2..=4 {
         assert_eq!(core.bookmark("hana12345", spot).await.status(), 201, "core goes on");
@@ -54,7 +53,7 @@ async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
     assert_eq!(status, 503, "an operator sees what stands still");
     assert!(readiness["unready"]["event bus"].is_string(), "{readiness}");
 
-    bed.tell("start").await;
+    bed.start(Server::Amqp).await;
     for spot in ["2", "3", "4"] {
         assert_eq!(next_spot(&mut deliveries).await, spot);
     }

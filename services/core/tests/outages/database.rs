@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
+use tourin_testbed::{Bed, Ending, Server};
 
-use super::bed::Bed;
 use super::running::{RECOVERY, Running, person, settings};
 
 /// Who place bookmarks, all at once.
@@ -79,15 +79,15 @@ async fn look(core: Arc<Running>, tally: Arc<Tally>) {
     }
 }
 
-async fn outage(core: &Running, tally: &Tally, bed: &Bed, ending: &str) {
+async fn outage(core: &Running, tally: &Tally, bed: &Bed, ending: Ending) {
     let before = tally.refused.load(Ordering::SeqCst);
-    bed.tell(ending).await;
+    bed.end(Server::Mysql, ending).await;
     tally.until("a refusal", |tally| tally.refused.load(Ordering::SeqCst) > before).await;
     let unready = core.until_status("/readyz", 503).await;
     assert!(unready["unready"]["database"].is_string(), "{unready}");
     assert_eq!(core.get("/healthz").await.0, 200, "the process is well");
 
-    bed.tell("start").await;
+    bed.start(Server::Mysql).await;
     core.until_status("/readyz", 200).await;
     let done = tally.done.load(Ordering::SeqCst);
     tally.until("work", |tally| tally.done.load(Ordering::SeqCst) > done + 50).await;
@@ -95,10 +95,10 @@ async fn outage(core: &Running, tally: &Tally, bed: &Bed, ending: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_database_that_restarts_under_load_loses_nothing_and_doubles_nothing() {
-    let bed = Bed::with("mysql").await;
+    let bed = Bed::with(&[Server::Mysql]).await;
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
-    settings.database.mysql_url = Some(bed.url.parse().unwrap());
+    settings.database.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
     let core = Arc::new(Running::start(settings).await);
     for member in 0..MEMBERS {
         assert_eq!(core.post("/api/auth/signup", person(&name(member))).await.0, 201);
@@ -112,8 +112,8 @@ async fn a_database_that_restarts_under_load_loses_nothing_and_doubles_nothing()
         .collect();
     let looking: Vec<_> = (0..4).map(|_| tokio::spawn(look(core.clone(), tally.clone()))).collect();
     tally.until("work", |tally| tally.done.load(Ordering::SeqCst) > 50).await;
-    outage(&core, &tally, &bed, "kill").await;
-    outage(&core, &tally, &bed, "stop").await;
+    outage(&core, &tally, &bed, Ending::Kill).await;
+    outage(&core, &tally, &bed, Ending::Stop).await;
     tally.over.store(true, Ordering::SeqCst);
     let mut acknowledged = Vec::new();
     for task in placing {

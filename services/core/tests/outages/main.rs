@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod bed;
 mod broker;
 mod database;
 #[path = "../service/running.rs"]

@@ -5,7 +5,6 @@
 mod running;
 mod server_database;
 mod server_redis;
-mod way;
 
 use std::path::Path;
 use std::time::Duration;

@@ -6,12 +6,12 @@ use sqlx::Connection as _;
 use tokio::time::{sleep, timeout};
 use tourin_core::MysqlUrl;
 use tourin_shared_events::mysql::testing::TestDatabase;
+use tourin_testbed::{Cut, Proxy};
 
-use super::way::{Cut, Way};
 use super::*;
 
 /// Settings with the database at the end of the way. Keep the folder.
-fn settings_by(way: &Way, home: &TestDatabase) -> (Settings, tempfile::TempDir) {
+fn settings_by(way: &Proxy, home: &TestDatabase) -> (Settings, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &["--no-demo"]);
     settings.database.mysql_url = Some(home.url_through(&way.address.to_string()));
@@ -26,7 +26,7 @@ pub fn free_address() -> std::net::SocketAddr {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
     let home = TestDatabase::create().await;
-    let mut way = Way::closed().await;
+    let way = Proxy::closed_to(TestDatabase::authority());
     let (mut settings, _dir) = settings_by(&way, &home);
     let shown = settings.database.mysql_url.as_ref().unwrap().to_string();
     settings.listen = free_address();
@@ -55,7 +55,7 @@ async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
     assert_eq!(core.get("/readyz").await.0, 200);
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
 
-    way.cut().await;
+    way.close().await;
     let unready = core.until_status("/readyz", 503).await;
     assert!(unready.to_string().contains("database"), "{unready}");
     let answer = core.client.get(core.url("/api/tour-spots")).send().await.unwrap();
@@ -76,13 +76,11 @@ async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_broke_between_two_requests_are_nobodys_error() {
     let home = TestDatabase::create().await;
-    let mut way = Way::closed().await;
-    way.open().await;
+    let way = Proxy::open_to(TestDatabase::authority()).await;
     let (settings, _dir) = settings_by(&way, &home);
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
     way.cut().await;
-    way.open().await;
     // Longer than a connection is trusted without being asked.
     sleep(Duration::from_millis(1_200)).await;
     let credentials = json!({"id": "hana12345", "password": "sea-breeze1!"});
@@ -95,8 +93,7 @@ async fn connections_that_broke_between_two_requests_are_nobodys_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_services_on_one_database_are_one_service() {
     let home = TestDatabase::create().await;
-    let mut way = Way::closed().await;
-    way.open().await;
+    let way = Proxy::open_to(TestDatabase::authority()).await;
     let (mut with_catalogue, _one) = settings_by(&way, &home);
     with_catalogue.no_demo = false;
     let mut other = with_catalogue.clone();
@@ -128,14 +125,13 @@ async fn a_wrong_address_stops_the_start_without_being_repeated() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_outcome_is_unknown_is_never_reported_as_done() {
     let home = TestDatabase::create().await;
-    let mut way = Way::closed().await;
-    way.open().await;
+    let way = Proxy::open_to(TestDatabase::authority()).await;
     let (mut settings, _dir) = settings_by(&way, &home);
     settings.no_demo = false;
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
-    for (spot, cut, was_committed) in [(1, Cut::BeforeCommit, 404), (2, Cut::AfterCommit, 200)] {
-        way.cut_next(cut);
+    for (spot, cut, was_committed) in [(1, Cut::BeforeRequest, 404), (2, Cut::AfterRequest, 200)] {
+        way.cut_at(b"COMMIT", cut);
         let answer = core.bookmark("hana12345", spot).await;
         assert_eq!(answer.status(), 503, "{cut:?}");
         assert!(answer.headers().contains_key("retry-after"));
@@ -154,8 +150,7 @@ async fn a_commit_whose_outcome_is_unknown_is_never_reported_as_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_is_waited_for_in_vain_is_waited_for_again() {
     let home = TestDatabase::create().await;
-    let mut way = Way::closed().await;
-    way.open().await;
+    let way = Proxy::open_to(TestDatabase::authority()).await;
     let (mut settings, _dir) = settings_by(&way, &home);
     settings.no_demo = false;
     let core = Running::start(settings).await;
@@ -181,8 +176,7 @@ async fn a_lock_that_is_waited_for_in_vain_is_waited_for_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_leave_cost_no_connection() {
     let home = TestDatabase::create().await;
-    let mut way = Way::closed().await;
-    way.open().await;
+    let way = Proxy::open_to(TestDatabase::authority()).await;
     let (mut settings, _dir) = settings_by(&way, &home);
     settings.no_demo = false;
     let core = Running::start(settings).await;

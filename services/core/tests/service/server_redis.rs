@@ -5,9 +5,9 @@ use std::time::Instant;
 use redis::AsyncCommands as _;
 use tokio::time::{sleep, timeout};
 use tourin_shared_events::mysql::testing::TestDatabase;
+use tourin_testbed::{Proxy, Server, given};
 
 use super::server_database::free_address;
-use super::way::Way;
 use super::*;
 
 /// A database and a prefix of a test's own, and a way to Redis.
@@ -15,18 +15,13 @@ struct Home {
     database: TestDatabase,
     prefix: String,
     url: String,
-    way: Way,
+    way: Proxy,
 }
 
 impl Home {
     async fn new() -> Self {
-        let url = std::env::var("TOURIN_REDIS_URL").unwrap_or_default();
-        assert!(
-            !url.is_empty(),
-            "TOURIN_REDIS_URL is not set: run it by deploy/testbed.sh run -- cargo test ..."
-        );
-        let client = redis::Client::open(url.as_str()).unwrap();
-        let way = Way::closed_to(client.get_connection_info().addr().to_string()).await;
+        let url = given(Server::Redis);
+        let way = Proxy::closed_to_url(&url);
         let prefix = format!("test-{}", uuid::Uuid::new_v4().simple());
         Self { database: TestDatabase::create().await, prefix, url, way }
     }
@@ -36,10 +31,7 @@ impl Home {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = settings(dir.path(), &["--no-demo"]);
         settings.database.mysql_url = Some(self.database.url().clone());
-        let client = redis::Client::open(self.url.as_str()).unwrap();
-        let server = client.get_connection_info().addr().to_string();
-        let url = self.url.replacen(&server, &self.way.address.to_string(), 1);
-        settings.database.redis_url = Some(url.parse().unwrap());
+        settings.database.redis_url = Some(self.way.url(&self.url).parse().unwrap());
         settings.database.session_redis_prefix.clone_from(&self.prefix);
         (settings, dir)
     }
@@ -63,7 +55,7 @@ impl Home {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
-    let mut home = Home::new().await;
+    let home = Home::new().await;
     let (mut settings, _dir) = home.settings();
     settings.listen = free_address();
     let ready = format!("http://{}/readyz", settings.listen);
@@ -93,7 +85,7 @@ async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
     assert_eq!(status, 200, "{tokens}");
     let refresh = json!({"refreshToken": tokens["refreshToken"]});
 
-    home.way.cut().await;
+    home.way.close().await;
     let unready = core.until_status("/readyz", 503).await;
     assert!(unready["unready"]["redis"].is_string(), "{unready}");
     for (path, body) in

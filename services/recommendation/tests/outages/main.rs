@@ -1,9 +1,9 @@
 //! What happens when the servers themselves go: none there at the start, killed and restarted under
 //! load. The servers are this test's own, started by `deploy/testbed.sh`.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "the figures of an outage, shown with --nocapture")]
 
-mod bed;
 #[path = "../mesh/mod.rs"]
 mod mesh;
 
@@ -12,19 +12,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use tourin_chassis::clock::SystemClock;
 use tourin_recommendation::app::ports::PortError;
 use tourin_recommendation::domain::spot::SpotId;
 use tourin_recommendation::{
     Dependencies, Recommendation, Settings, Stores, open_stores, subscriptions,
 };
-use tourin_shared_events::bus::Publisher as _;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
+use tourin_shared_events::bus::{Publisher as _, Subscription};
 use tourin_shared_events::consumer::ConsumerStats;
 use tourin_shared_events::dead_letters::DeadLetterStore as _;
+use tourin_testbed::{Bed, Ending, Server};
 use uuid::Uuid;
 
-use bed::Bed;
 use mesh::*;
 
 const SIMILAR: &str = "/api/tour-spots/1/similar";
@@ -33,6 +34,27 @@ const TREND: &str = "/api/recommendations/trend";
 const RECOVERY: Duration = Duration::from_secs(10);
 /// The spot that everybody views.
 const SPOT: u64 = 3;
+/// What the service needs.
+const SERVERS: [Server; 3] = [Server::Redis, Server::Mongodb, Server::Amqp];
+
+/// The bed of this test process, for one test at a time: whoever stops a server must not disturb
+/// another.
+static BED: Mutex<Option<Bed>> = Mutex::const_new(None);
+
+/// Waits for this test's turn at the bed, with all of its servers running.
+async fn bed() -> MappedMutexGuard<'static, Bed> {
+    let mut bed = BED.lock().await;
+    match &*bed {
+        // A test that failed may have left servers down.
+        Some(bed) => {
+            for server in SERVERS {
+                bed.start(server).await;
+            }
+        }
+        None => *bed = Some(Bed::with(&SERVERS).await),
+    }
+    MutexGuard::map(bed, |bed| bed.as_mut().expect("it is made above"))
+}
 
 /// One mesh on the bed, by names of its own.
 struct World {
@@ -48,11 +70,11 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let mesh = FakeMesh::start(catalogue(9, 1)).await;
         let mut settings = settings(folder.path(), mesh.url());
-        settings.servers.redis_url = Some(bed.redis_url.parse().unwrap());
+        settings.servers.redis_url = Some(bed.url(Server::Redis).parse().unwrap());
         settings.servers.recommendation_redis_prefix = name.clone();
-        let (before, after) = bed.mongodb_url.split_once("/?").unwrap();
+        let (before, after) = bed.url(Server::Mongodb).split_once("/?").unwrap();
         settings.servers.mongodb_url = Some(format!("{before}/{name}?{after}").parse().unwrap());
-        settings.broker.amqp_url = Some(bed.amqp_url.parse().unwrap());
+        settings.broker.amqp_url = Some(bed.url(Server::Amqp).parse().unwrap());
         settings.broker.amqp_prefix = format!("{name}.");
         // Values stay what they are for as long as the test takes.
         settings.rules.trend_half_life_ms = 31_536_000_000;
@@ -73,6 +95,17 @@ impl World {
 
     fn rabbitmq(&self) -> RabbitSettings {
         self.settings.broker.rabbitmq().unwrap().unwrap()
+    }
+
+    /// Its queues at the broker.
+    fn queues(&self) -> Vec<String> {
+        let prefix = &self.settings.broker.amqp_prefix;
+        let shards =
+            subscriptions().into_iter().flat_map(|Subscription { queue, shards, .. }| {
+                let shards = (0..shards).map(|shard| format!("{prefix}{queue}.shard.{shard}"));
+                shards.collect::<Vec<_>>()
+            });
+        shards.collect()
     }
 
     /// By how many members the spot is known, and how many views it is worth for the trend.
@@ -111,9 +144,10 @@ async fn publish_until(stop: Arc<AtomicBool>, bus: RabbitBus) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
-    let bed = Bed::hold().await;
-    let servers = ["redis", "mongodb", "amqp"];
-    servers.iter().for_each(|server| bed.kill(server));
+    let bed = bed().await;
+    for server in SERVERS {
+        bed.end(server, Ending::Kill).await;
+    }
     let world = World::on(&bed).await;
     let (service, _) = world.serve().await;
     for reason in
@@ -130,23 +164,25 @@ async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
     // Others must be able to ask it all the same.
     eventually!(RECOVERY, world.mesh.state.lock().unwrap().registered.len(), 1);
 
-    bed.start("mongodb");
+    bed.start(Server::Mongodb).await;
     eventually!(RECOVERY, service.status(SIMILAR).await, StatusCode::OK);
     eventually!(RECOVERY, service.ids(SIMILAR, "somebody1").await.len(), 8);
-    bed.start("redis");
+    bed.start(Server::Redis).await;
     eventually!(RECOVERY, service.answer(TREND, "somebody1").await.status(), StatusCode::OK);
     assert!(service.unready().await.contains("waiting for rabbitmq"));
-    bed.start("amqp");
+    bed.start(Server::Amqp).await;
     eventually!(RECOVERY, service.unready().await, READY);
 
     // It also stops in time without them.
-    servers.iter().for_each(|server| bed.kill(server));
+    for server in SERVERS {
+        bed.end(server, Ending::Kill).await;
+    }
     service.stop().await;
 }
 
 /// Takes a server away in the midst of events, and brings it back.
-async fn survives(server: &str, take_away: fn(&Bed, &str)) {
-    let bed = Bed::hold().await;
+async fn survives(server: Server, ending: Ending) {
+    let bed = bed().await;
     let world = World::on(&bed).await;
     let (service, stats) = world.serve().await;
     eventually!(Duration::from_secs(20), service.unready().await, READY);
@@ -156,15 +192,19 @@ async fn survives(server: &str, take_away: fn(&Bed, &str)) {
     let publishing = tokio::spawn(publish_until(stop.clone(), publisher.clone()));
     eventually!(RECOVERY, world.counts().await.unwrap().1 > 50, true);
 
-    take_away(&bed, server);
-    let reason = if server == "amqp" { "rabbitmq" } else { server };
+    bed.quorum_queues_are_kept(&world.queues()).await;
+    bed.end(server, ending).await;
+    let reason = match server {
+        Server::Amqp => "rabbitmq".to_owned(),
+        server => server.to_string(),
+    };
     let unready = format!("waiting for {reason} at 127.0.0.1");
     eventually!(RECOVERY, service.unready().await.contains(&unready), true);
     let status = service.status(TREND).await;
     // Nobody's call, which needs a session; whatever is away, it is no fault of the service's.
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    bed.start(server);
+    bed.start(server).await;
     let back = Instant::now();
     stop.store(true, Ordering::SeqCst);
     let members = publishing.await.unwrap();
@@ -186,30 +226,30 @@ async fn survives(server: &str, take_away: fn(&Bed, &str)) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_killed_costs_nothing() {
-    survives("redis", Bed::kill).await;
+    survives(Server::Redis, Ending::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_restarted_costs_nothing() {
-    survives("redis", Bed::stop).await;
+    survives(Server::Redis, Ending::Stop).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mongodb_that_is_killed_costs_nothing() {
-    survives("mongodb", Bed::kill).await;
+    survives(Server::Mongodb, Ending::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mongodb_that_is_restarted_costs_nothing() {
-    survives("mongodb", Bed::stop).await;
+    survives(Server::Mongodb, Ending::Stop).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_killed_costs_nothing() {
-    survives("amqp", Bed::kill).await;
+    survives(Server::Amqp, Ending::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_restarted_costs_nothing() {
-    survives("amqp", Bed::stop).await;
+    survives(Server::Amqp, Ending::Stop).await;
 }

@@ -1,6 +1,6 @@
 //! The service as a whole: built, run and stopped, over a bus or over core's feed.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "../mesh/mod.rs"]
 mod mesh;

@@ -1,18 +1,16 @@
-//! The service over Redis and MongoDB, through links that are cut and mended.
+//! The service over Redis and MongoDB, by ways that are closed and opened.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::config::ServerUrl;
 use tourin_recommendation::{Dependencies, Recommendation, Settings, open_stores};
 use tourin_shared_events::bus::Publisher as _;
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
+use tourin_testbed::{Proxy, Server, given};
 use uuid::Uuid;
 
 use super::mesh::*;
@@ -20,96 +18,45 @@ use super::mesh::*;
 const TREND: &str = "/api/recommendations/trend";
 const SIMILAR: &str = "/api/tour-spots/1/similar";
 
-/// A link to a server that can be cut: connections end, and new ones are closed at once.
-struct Link {
-    addr: SocketAddr,
-    whole: watch::Sender<bool>,
-}
-
-impl Link {
-    async fn to(server: String, is_whole: bool) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let (whole, state) = watch::channel(is_whole);
-        tokio::spawn(async move {
-            loop {
-                let (mut client, _) = listener.accept().await.unwrap();
-                let (server, mut state) = (server.clone(), state.clone());
-                if !*state.borrow() {
-                    continue;
-                }
-                tokio::spawn(async move {
-                    let mut server = TcpStream::connect(server).await.unwrap();
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        _ = state.wait_for(|is_whole| !is_whole) => {}
-                    }
-                });
-            }
-        });
-        Self { addr, whole }
-    }
-
-    fn cut(&self) {
-        self.whole.send_replace(false);
-    }
-
-    fn mend(&self) {
-        self.whole.send_replace(true);
-    }
-}
-
-fn server(variable: &str) -> String {
-    let Ok(url) = std::env::var(variable) else {
-        panic!("{variable} is not set: run it by deploy/testbed.sh run -- cargo test ...");
-    };
-    url
-}
-
-/// The part of a URL that names the host, with everything before and after.
-fn split(url: &str) -> (&str, &str, &str) {
-    let start = url.find("://").unwrap() + 3;
-    let end = url[start..].find(['/', '?']).map_or(url.len(), |end| start + end);
-    let host = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
-    (&url[..host], &url[host..end], &url[end..])
-}
-
 /// What one test keeps on the servers: a prefix in Redis, a database in MongoDB.
 struct Bed {
-    redis: Link,
-    mongodb: Link,
+    redis: Proxy,
+    mongodb: Proxy,
     name: String,
 }
 
 impl Bed {
-    async fn new(redis_is_there: bool) -> Self {
-        let (redis, mongodb) = (server("TOURIN_REDIS_URL"), server("TOURIN_MONGODB_URL"));
+    /// With the way to MongoDB open and the one to Redis closed.
+    async fn without_redis() -> Self {
         Self {
-            redis: Link::to(split(&redis).1.to_owned(), redis_is_there).await,
-            mongodb: Link::to(split(&mongodb).1.to_owned(), true).await,
+            redis: Proxy::closed_to_url(&given(Server::Redis)),
+            mongodb: Proxy::open_to_url(&given(Server::Mongodb)).await,
             name: format!("test-{}", Uuid::new_v4().simple()),
         }
     }
 
+    async fn new() -> Self {
+        let bed = Self::without_redis().await;
+        bed.redis.open().await;
+        bed
+    }
+
     fn mongodb_url(&self) -> String {
-        let url = server("TOURIN_MONGODB_URL");
-        let (before, _, after) = split(&url);
-        let options = after.split_once('?').map_or("", |(_, options)| options);
-        // Without it the driver asks the server where it is, and goes around the link.
+        let url = self.mongodb.url(&given(Server::Mongodb));
+        let (server, options) = url.split_once('?').unwrap_or((&url, ""));
+        // Without it the driver asks the server where it is, and goes around the proxy.
         let mut options = format!("{options}&directConnection=true");
-        if before.contains('@') && !options.contains("authSource") {
+        if server.contains('@') && !options.contains("authSource") {
             options.push_str("&authSource=admin");
         }
-        format!("{before}{}/{}?{}", self.mongodb.addr, self.name, options.trim_start_matches('&'))
+        let server = server.trim_end_matches('/');
+        format!("{server}/{}?{}", self.name, options.trim_start_matches('&'))
     }
 
     fn settings(&self, folder: &Path, registry_url: String) -> Settings {
-        let url = server("TOURIN_REDIS_URL");
-        let (before, _, after) = split(&url);
-        let redis_url = format!("{before}{}{after}", self.redis.addr);
         let parsed = |url: String| -> Option<ServerUrl> { Some(url.parse().unwrap()) };
         let mut settings = settings(folder, registry_url);
-        settings.servers.redis_url = parsed(redis_url);
+        settings.servers.redis_url = parsed(self.redis.url(&given(Server::Redis)));
         settings.servers.recommendation_redis_prefix = self.name.clone();
         settings.servers.mongodb_url = parsed(self.mongodb_url());
         settings
@@ -129,7 +76,7 @@ impl Running {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
-    let bed = Bed::new(false).await;
+    let bed = Bed::without_redis().await;
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
     let settings = bed.settings(folder.path(), mesh.url());
@@ -153,13 +100,13 @@ async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
         async move { bus.publish(vec![view("member01", 3)]).await }
     });
 
-    bed.redis.mend();
+    bed.redis.open().await;
     eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
     eventually!(SOON, service.trend().await, ["3"]);
     assert!(waiting.await.unwrap()[0].is_ok());
 
     // It goes, and comes back. Meanwhile the last answer is as good as there is.
-    bed.redis.cut();
+    bed.redis.close().await;
     eventually!(SOON, service.unready().await.contains("waiting for redis"), true);
     assert_eq!(service.trend().await, ["3"]);
     let personal = service.ids("/api/recommendations/personalized?k=9", "member02").await;
@@ -171,7 +118,7 @@ async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
         async move { bus.publish(events).await }
     });
     assert_eq!(service.status(SIMILAR).await, StatusCode::OK);
-    bed.redis.mend();
+    bed.redis.open().await;
     eventually!(SOON, service.trend().await, ["4", "3"]);
     assert!(waiting.await.unwrap().iter().all(Result::is_ok));
     let scores = stores.trend.top(9, chrono::Utc::now()).await.unwrap();
@@ -179,14 +126,14 @@ async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
     eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
     assert_eq!(stores.dead_letters.count().await.unwrap(), 0);
 
-    bed.redis.cut();
+    bed.redis.close().await;
     service.stop().await;
     bed.clear().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantime() {
-    let bed = Bed::new(true).await;
+    let bed = Bed::new().await;
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
     let settings = bed.settings(folder.path(), mesh.url());
@@ -201,7 +148,7 @@ async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantim
     assert_eq!(service.trend().await, ["5"]);
 
     // The trend's names come from there too: its last answer is shown.
-    bed.mongodb.cut();
+    bed.mongodb.close().await;
     eventually!(SOON, service.status(SIMILAR).await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(service.trend().await, ["5"]);
     let answer = service.answer(SIMILAR, "somebody1").await;
@@ -212,7 +159,7 @@ async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantim
         async move { bus.publish(events).await }
     });
     eventually!(SOON, service.unready().await.contains("waiting for mongodb at 127.0.0.1"), true);
-    bed.mongodb.mend();
+    bed.mongodb.open().await;
     let all = "/api/recommendations/personalized?k=100";
     eventually!(SOON, service.unready().await, READY);
     assert!(waiting.await.unwrap().iter().all(Result::is_ok));
@@ -225,7 +172,7 @@ async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantim
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_with_nothing_in_common_but_the_servers_answer_alike() {
-    let bed = Bed::new(true).await;
+    let bed = Bed::new().await;
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let clock = Arc::new(SystemClock);

@@ -77,17 +77,17 @@ async fn a_watcher_that_dies_is_not_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledgements_are_repeated_after_a_reconnect() {
     let registry = Running::start().await;
-    let link = Link::to(registry.addr).await;
-    let watching = Following::start(client_of(link.addr), Some("gateway-1"), Default::default());
+    let link = Proxy::open_to(registry.addr).await;
+    let watching = Following::start(client_of(link.address), Some("gateway-1"), Default::default());
     let registration = registered(registry.client(), "a", 4001).await;
     watching.sees(&["a"]).await;
     let leaving = tokio::spawn(registration.leave());
     watching.sees(&[]).await;
     // It acknowledges while the link is cut; the registry hears of it when the link is back.
-    link.cut();
+    link.close().await;
     watching.directory.connected().wait_for(|connected| !connected).await.unwrap();
     watching.directory.acknowledge(watching.directory.version());
-    link.restore(registry.addr);
+    link.open().await;
     assert!(leaving.await.unwrap());
     let second = registered(registry.client(), "b", 4002).await;
     watching.sees(&["b"]).await;

@@ -66,22 +66,22 @@ async fn a_watch_resumes_from_its_version_with_every_change_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_catches_up_after_its_connection_was_cut() {
     let registry = Running::start().await;
-    let link = Link::to(registry.addr).await;
-    let following = Following::start(client_of(link.addr), None, DirectorySettings::default());
+    let link = Proxy::open_to(registry.addr).await;
+    let following = Following::start(client_of(link.address), None, DirectorySettings::default());
     let client = registry.client();
     for (id, port) in [("a", 4001), ("b", 4002)] {
         client.register(&instance(id, port), LEASE * 100).await.unwrap();
     }
     following.sees(&["a", "b"]).await;
 
-    link.cut();
+    link.close().await;
     following.directory.connected().wait_for(|connected| !connected).await.unwrap();
     client.deregister("core", "a", Duration::ZERO).await.unwrap();
     client.register(&instance("c", 4003), LEASE * 100).await.unwrap();
     client.drain("core", "b", Duration::ZERO).await.unwrap();
     assert_eq!(ids_up(&following.directory), ["a", "b"], "it goes on with what it knows");
 
-    link.restore(registry.addr);
+    link.open().await;
     following.sees(&["c"]).await;
     let listed = registry.list().await;
     assert_eq!(following.directory.version(), listed.version);
@@ -96,29 +96,29 @@ async fn a_directory_that_was_away_too_long_gets_a_snapshot() {
         settings
     })
     .await;
-    let link = Link::to(registry.addr).await;
-    let following = Following::start(client_of(link.addr), None, DirectorySettings::default());
+    let link = Proxy::open_to(registry.addr).await;
+    let following = Following::start(client_of(link.address), None, DirectorySettings::default());
     let client = registry.client();
     client.register(&instance("a", 4001), LEASE * 100).await.unwrap();
     following.sees(&["a"]).await;
-    link.cut();
+    link.close().await;
     following.directory.connected().wait_for(|connected| !connected).await.unwrap();
     client.deregister("core", "a", Duration::ZERO).await.unwrap();
     for (id, port) in [("b", 4002), ("c", 4003), ("d", 4004)] {
         client.register(&instance(id, port), LEASE * 100).await.unwrap();
     }
-    link.restore(registry.addr);
+    link.open().await;
     following.sees(&["b", "c", "d"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
     let registry = Running::start().await;
-    let link = Link::to(registry.addr).await;
+    let link = Proxy::open_to(registry.addr).await;
     let settings = DirectorySettings { settle: LEASE, ..DirectorySettings::default() };
-    let following = Following::start(client_of(link.addr), None, settings);
-    let living = start(client_of(link.addr), instance("living", 4001));
-    let dying = start(client_of(link.addr), instance("dying", 4002));
+    let following = Following::start(client_of(link.address), None, settings);
+    let living = start(client_of(link.address), instance("living", 4001));
+    let dying = start(client_of(link.address), instance("dying", 4002));
     following.sees(&["dying", "living"]).await;
     let before = registry.list().await;
 
@@ -139,12 +139,13 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
         }
     });
 
-    link.cut();
+    link.close().await;
     registry.stop().await;
     drop(dying);
     assert_eq!(ids_up(&following.directory), ["dying", "living"]);
     let registry = Running::start().await;
-    link.restore(registry.addr);
+    link.lead_to(registry.addr);
+    link.open().await;
 
     following.until(|d| d.version() > before.version, "the new registry is followed").await;
     following.sees(&["living"]).await;
@@ -162,13 +163,12 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_may_start_before_the_registry() {
     let registry = Running::start().await;
-    let link = Link::to(registry.addr).await;
-    link.cut();
-    let following = Following::start(client_of(link.addr), None, DirectorySettings::default());
-    let registration = start(client_of(link.addr), instance("a", 4001));
+    let link = Proxy::closed_to(registry.addr);
+    let following = Following::start(client_of(link.address), None, DirectorySettings::default());
+    let registration = start(client_of(link.address), instance("a", 4001));
     assert!(!registration.registered(HEARTBEAT * 3).await);
     assert_eq!(following.directory.version(), 0);
-    link.restore(registry.addr);
+    link.open().await;
     assert!(registration.registered(PATIENCE).await);
     following.sees(&["a"]).await;
 }
@@ -176,10 +176,10 @@ async fn everybody_may_start_before_the_registry() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_goes_silent_is_given_up() {
     let registry = Running::start().await;
-    let link = Link::to(registry.addr).await;
+    let link = Proxy::open_to(registry.addr).await;
     let idle_timeout = Duration::from_millis(2_000);
     let settings = DirectorySettings { idle_timeout, ..DirectorySettings::default() };
-    let following = Following::start(client_of(link.addr), None, settings);
+    let following = Following::start(client_of(link.address), None, settings);
     following.directory.connected().wait_for(|connected| *connected).await.unwrap();
     // Kept alive by comments alone, it stays.
     let mut connected = following.directory.connected();

@@ -1,13 +1,10 @@
-//! What the scenarios happen in: a registry on a port of its own, and a link that can be cut.
+//! What the scenarios happen in: a registry on a port of its own.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use reqwest::Response;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_registry::{Registry, Settings};
@@ -15,6 +12,7 @@ use tourin_registry_api::sse::{Event, Parser};
 use tourin_registry_api::{
     Directory, DirectorySettings, Instance, Registration, RegistryClient, Snapshot,
 };
+pub use tourin_testbed::Proxy;
 
 pub const SECRET: &str = "scenario-secret-0123456789";
 /// Longer than anything here takes on a busy machine.
@@ -137,73 +135,6 @@ pub fn instance(id: &str, port: u16) -> Instance {
 /// An instance that registers and sends heartbeats. Dropping it is what a kill looks like.
 pub fn start(client: RegistryClient, instance: Instance) -> Registration {
     Registration::start(client, instance, HEARTBEAT, LEASE, CancellationToken::new())
-}
-
-/// A TCP link whose far end can change and whose connections can be cut or go silent.
-pub struct Link {
-    pub addr: SocketAddr,
-    silenced: watch::Sender<()>,
-    target: watch::Sender<Option<SocketAddr>>,
-    _stop: DropGuard,
-}
-
-impl Link {
-    pub async fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let (target, current) = watch::channel(Some(target));
-        let (silenced, silence) = watch::channel(());
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            // Dropped with the task, and all connections with it.
-            let mut connections = JoinSet::new();
-            loop {
-                let accepted = tokio::select! {
-                    () = stopped.cancelled() => return,
-                    accepted = listener.accept() => accepted.unwrap().0,
-                };
-                connections.spawn(carry(accepted, current.clone(), silence.clone()));
-            }
-        });
-        Self { addr, silenced, target, _stop: stop.drop_guard() }
-    }
-
-    /// Open connections stay open and carry nothing any more; new ones work.
-    pub fn silence(&self) {
-        self.silenced.send_replace(());
-    }
-
-    /// Ends every connection; new ones are refused until [`Link::restore`].
-    pub fn cut(&self) {
-        self.target.send_replace(None);
-    }
-
-    /// New connections go to `target`.
-    pub fn restore(&self, target: SocketAddr) {
-        self.target.send_replace(Some(target));
-    }
-}
-
-async fn carry(
-    mut near: TcpStream,
-    mut target: watch::Receiver<Option<SocketAddr>>,
-    mut silence: watch::Receiver<()>,
-) {
-    silence.mark_unchanged();
-    let Some(addr) = *target.borrow_and_update() else {
-        return;
-    };
-    let Ok(mut far) = TcpStream::connect(addr).await else {
-        return;
-    };
-    tokio::select! {
-        _ = target.changed() => {}
-        _ = copy_bidirectional(&mut near, &mut far) => {}
-        _ = silence.changed() => {
-            let _ = target.changed().await;
-        }
-    }
 }
 
 /// Reads the next `count` events of a watch.

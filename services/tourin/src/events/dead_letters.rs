@@ -45,7 +45,7 @@ pub struct DeadLetterSource {
 pub enum DeadLettersAction {
     /// List them, newest first; the mesh may be running
     List {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: DeadLetterSource,
         /// How many at the most
@@ -57,7 +57,7 @@ pub enum DeadLettersAction {
     },
     /// Show them with their bodies and headers, as JSON
     Show {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: DeadLetterSource,
         /// Their ids
@@ -66,19 +66,19 @@ pub enum DeadLettersAction {
     },
     /// Give exactly these to the queue that gave them up, once more
     Replay {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: DeadLetterSource,
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         chosen: Chosen,
     },
     /// Delete exactly these for good
     Discard {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: DeadLetterSource,
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         chosen: Chosen,
     },

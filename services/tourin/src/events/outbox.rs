@@ -30,7 +30,7 @@ pub struct OutboxSource {
 pub enum OutboxAction {
     /// List events, oldest first; the mesh may be running
     List {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: OutboxSource,
         /// Which events
@@ -45,7 +45,7 @@ pub enum OutboxAction {
     },
     /// Show events with all that they carry, as JSON
     Show {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: OutboxSource,
         /// Their numbers
@@ -54,19 +54,19 @@ pub enum OutboxAction {
     },
     /// Have exactly these published again; consumers know events that they have had
     Replay {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: OutboxSource,
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         chosen: Chosen,
     },
     /// Delete exactly these for good, as far as the bus has not confirmed them
     Discard {
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: OutboxSource,
-        #[allow(missing_docs)] // Its help is its fields'.
+        #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         chosen: Chosen,
     },

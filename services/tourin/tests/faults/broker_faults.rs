@@ -11,14 +11,14 @@ async fn the_connection_cut_in_mid_publish() {
         scene.mesh.proxy.delay(Duration::from_millis(100));
         for _ in 0..5 {
             scene.load_for(Duration::from_secs(1)).await;
-            scene.mesh.proxy.cut();
+            scene.mesh.proxy.cut().await;
         }
         scene.load_for(Duration::from_secs(1)).await;
         // And gone for a while, when events stay in the outbox.
-        scene.mesh.proxy.close();
+        scene.mesh.proxy.close().await;
         scene.load_for(Duration::from_secs(3)).await;
         scene.mesh.proxy.delay(Duration::ZERO);
-        scene.mesh.proxy.open();
+        scene.mesh.proxy.open().await;
         scene.recovers().await;
     })
     .await;

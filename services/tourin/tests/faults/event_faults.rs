@@ -40,7 +40,7 @@ struct Stranger {
 
 impl Stranger {
     async fn at(scene: &Scene<'_>) -> Self {
-        let url = scene.mesh.bed.variable("TOURIN_AMQP_URL").to_owned();
+        let url = scene.mesh.bed.url(tourin_testbed::Server::Amqp).to_owned();
         let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();

@@ -8,12 +8,10 @@
 #![allow(clippy::print_stdout, reason = "the figures of a fault, shown with --nocapture")]
 
 mod audited;
-mod bed;
 mod broker_faults;
 mod event_faults;
 mod mesh;
 mod process_faults;
-mod proxy;
 mod server_faults;
 mod service;
 

@@ -2,20 +2,17 @@
 //! a process, on MariaDB, Redis, MongoDB and RabbitMQ. Core reaches RabbitMQ through a proxy.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, MutexGuard};
 use tourin::audit::AuditSettings;
 use tourin_chassis::secret::Secret;
+use tourin_testbed::{Bed, Proxy, Server};
 
-use crate::bed::Bed;
-use crate::proxy::Proxy;
 use crate::service::Service;
 
 const SECRET: &str = "a-secret-for-faults";
-pub const SERVERS: [&str; 4] = ["mysql", "redis", "mongodb", "amqp"];
 pub const REPLICAS: usize = 3;
 /// How long the mesh may take to come up on a machine that is busy.
 const START: Duration = Duration::from_secs(60);
@@ -56,7 +53,7 @@ pub async fn turn() -> Turn {
     match &mut *mesh {
         Some(mesh) if mesh.in_fault => mesh.mend().await,
         Some(_) => {}
-        empty => *empty = Some(Mesh::start()),
+        empty => *empty = Some(Mesh::start().await),
     }
     let mut turn = Turn(mesh);
     turn.wait_until_ready(START).await;
@@ -65,33 +62,30 @@ pub async fn turn() -> Turn {
 }
 
 impl Mesh {
-    fn start() -> Self {
-        let bed = Bed::start();
-        let proxy = Proxy::start(broker_address(&bed));
+    async fn start() -> Self {
+        let bed = Bed::with(&Server::ALL).await;
+        let proxy = Proxy::open_to_url(bed.url(Server::Amqp)).await;
         let folder = bed.folder().join("mesh");
         fs::create_dir(&folder).unwrap();
         let registry = service("registry", "registry", &folder, None);
         let url = registry.url();
-        let through_proxy = bed
-            .variable("TOURIN_AMQP_URL")
-            .replace(&broker_address(&bed).to_string(), &proxy.address.to_string());
-        let redis = |service: Service| {
-            service.variable("TOURIN_REDIS_URL", bed.variable("TOURIN_REDIS_URL"))
-        };
+        let through_proxy = proxy.url(bed.url(Server::Amqp));
+        let redis =
+            |service: Service| service.variable(Server::Redis.variable(), bed.url(Server::Redis));
         let gateways = ["gateway-1", "gateway-2"]
             .map(|name| redis(service("gateway", name, &folder, Some(&url))))
             .into();
         let core = redis(service("core", "core", &folder, Some(&url)))
             .argument("--data-dir", folder.join("core-data").display())
-            .variable("TOURIN_MYSQL_URL", bed.variable("TOURIN_MYSQL_URL"))
-            .variable("TOURIN_AMQP_URL", through_proxy);
+            .variable(Server::Mysql.variable(), bed.url(Server::Mysql))
+            .variable(Server::Amqp.variable(), through_proxy);
         let recommendations = (1..=REPLICAS)
             .map(|number| {
                 let name = format!("recommendation-{number}");
                 redis(service("recommendation", &name, &folder, Some(&url)))
                     .argument("--data-dir", folder.join(format!("{name}-data")).display())
-                    .variable("TOURIN_MONGODB_URL", bed.variable("TOURIN_MONGODB_URL"))
-                    .variable("TOURIN_AMQP_URL", bed.variable("TOURIN_AMQP_URL"))
+                    .variable(Server::Mongodb.variable(), bed.url(Server::Mongodb))
+                    .variable(Server::Amqp.variable(), bed.url(Server::Amqp))
             })
             .collect();
         let mut mesh =
@@ -116,9 +110,9 @@ impl Mesh {
     /// Undoes what a failed test left.
     async fn mend(&mut self) {
         self.proxy.delay(Duration::ZERO);
-        self.proxy.open();
-        for server in SERVERS {
-            self.bed.start_again(server).await;
+        self.proxy.open().await;
+        for server in Server::ALL {
+            self.bed.start(server).await;
         }
         for service in self.services_mut().filter(|service| !service.is_running()) {
             service.start();
@@ -189,10 +183,4 @@ fn service(
         None => service,
         Some(url) => service.variable("TOURIN_REGISTRY_URL", url).argument("--instance-id", name),
     }
-}
-
-fn broker_address(bed: &Bed) -> SocketAddr {
-    let url: reqwest::Url = bed.variable("TOURIN_AMQP_URL").parse().unwrap();
-    let host = url.host_str().unwrap();
-    format!("{host}:{}", url.port().unwrap()).parse().unwrap()
 }

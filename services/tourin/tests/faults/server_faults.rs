@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use tourin_testbed::{Ending, Server};
+
 use crate::audited::audited;
 
-async fn restarted(server: &str) {
+async fn restarted(server: Server) {
     audited(async |scene| {
-        scene.mesh.bed.stop(server).await;
+        scene.mesh.bed.end(server, Ending::Stop).await;
         scene.load_for(Duration::from_secs(3)).await;
-        scene.mesh.bed.start_again(server).await;
+        scene.mesh.bed.start(server).await;
         scene.recovers().await;
     })
     .await;
@@ -16,20 +18,20 @@ async fn restarted(server: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rabbitmq_restarted() {
-    restarted("amqp").await;
+    restarted(Server::Amqp).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_restarted() {
-    restarted("redis").await;
+    restarted(Server::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mariadb_restarted() {
-    restarted("mysql").await;
+    restarted(Server::Mysql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mongodb_restarted() {
-    restarted("mongodb").await;
+    restarted(Server::Mongodb).await;
 }

@@ -8,8 +8,8 @@ use tourin::up::UpSettings;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a view takes to the trend at most.
 pub const FRESH: Duration = Duration::from_secs(1);
-/// Nothing embedded has a reason to be.
-pub const SERVERS_MAY_BE_SLOW: bool = false;
+/// There is none.
+pub const MONGODB_MAY_BE_SLOW: bool = false;
 
 #[derive(Debug)]
 pub struct Corner;

@@ -34,6 +34,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    async fn read(response: reqwest::Response) -> Self {
+        let status = response.status();
+        let headers = response.headers().clone();
+        Self { status, headers, text: response.text().await.expect("a whole body") }
+    }
+
+    /// Recommendation's word for a store that it waited for in vain. No other refusal is like it.
+    fn is_of_a_slow_store(&self) -> bool {
+        self.status == 503 && self.text.contains("recommendations cannot be made at the moment")
+    }
+
     /// Checks the status and gives the JSON body.
     #[track_caller]
     pub fn expect(self, status: u16) -> Value {
@@ -117,19 +128,15 @@ impl World {
 
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
         let deadline = Instant::now() + PATIENCE;
-        let response = loop {
+        loop {
             let attempt = request.try_clone().expect("a body that can be sent again");
-            let response = attempt.send().await.expect("an answer");
-            // A reader does what the answer says: tries again, where servers may be slow.
-            let is_busy = response.status() == 503 && request_is_read(&request);
-            if !(crate::corner::SERVERS_MAY_BE_SLOW && is_busy && Instant::now() < deadline) {
-                break response;
+            let answer = Answer::read(attempt.send().await.expect("an answer")).await;
+            let may_be_slow = crate::corner::MONGODB_MAY_BE_SLOW && Instant::now() < deadline;
+            if !(may_be_slow && answer.is_of_a_slow_store()) {
+                return answer;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
-        };
-        let status = response.status();
-        let headers = response.headers().clone();
-        Answer { status, headers, text: response.text().await.expect("a whole body") }
+        }
     }
 
     /// As an anonymous visitor.
@@ -232,11 +239,6 @@ impl Member {
     pub fn cookie(&self) -> HeaderValue {
         HeaderValue::from_str(&format!("access_token={}", self.access)).unwrap()
     }
-}
-
-fn request_is_read(request: &reqwest::RequestBuilder) -> bool {
-    let request = request.try_clone().and_then(|request| request.build().ok());
-    request.is_some_and(|request| request.method() == Method::GET)
 }
 
 /// The `id` of each element.

@@ -15,8 +15,9 @@ use uuid::Uuid;
 pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How long a view takes to the trend at most, on a machine that has other things to do.
 pub const FRESH: Duration = Duration::from_secs(10);
-/// The bed's MongoDB-protocol server takes seconds for a catalogue, and readers are told to come again.
-pub const SERVERS_MAY_BE_SLOW: bool = true;
+/// While one mesh writes its catalogue, the bed's MongoDB-protocol server now and then gives the other
+/// no answer for the 3 s that recommendation waits for a read. Its readers are told to come again.
+pub const MONGODB_MAY_BE_SLOW: bool = true;
 
 /// Meshes at once: each declares some 30 replicated queues, and the bed is one small machine.
 static ROOM: Semaphore = Semaphore::const_new(2);

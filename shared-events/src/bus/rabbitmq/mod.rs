@@ -173,6 +173,16 @@ impl RabbitBus {
         true
     }
 
+    /// Tells `on_change` when the bus is connected and when it no longer is, until it is closed. It begins as not
+    /// connected: the first word is `true`.
+    pub async fn follow(&self, mut on_change: impl FnMut(bool)) {
+        let mut connected = false;
+        while self.wait_until_connected(!connected).await {
+            connected = !connected;
+            on_change(connected);
+        }
+    }
+
     /// Ends subscriptions, waits for what is out to be settled (at most `limit`), and closes the connections.
     pub async fn close(&self, limit: Duration) {
         self.0.stop.cancel();

@@ -30,14 +30,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::io::tcp::TcpSettings;
-use redis::io::tcp::socket2::TcpKeepalive;
-use redis::{
-    Client, ErrorKind, FromRedisValue, IntoConnectionInfo as _, RedisError, Script,
-    ScriptInvocation, ServerErrorKind,
-};
+use redis::aio::ConnectionManager;
+use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tourin_chassis::config::ServerUrl;
+use tourin_chassis::redis::{connection, is_down};
 use tourin_shared_events::backoff::Backoff;
 use uuid::Uuid;
 
@@ -45,21 +41,6 @@ pub use self::endings::Endings;
 pub use self::store::MysqlRedisStore;
 use crate::app::StoreError;
 
-/// How long a connection may take to be made.
-const CONNECT_TIMEOUT_MS: u64 = 1_000;
-/// How long an answer may take. A script goes on in the server after that, whole.
-const RESPONSE_TIMEOUT_MS: u64 = 2_000;
-/// The longest wait between two attempts of the connection to heal itself.
-const RECONNECT_MAX_MS: u64 = 500;
-/// Attempts of the connection to heal itself before waiting callers are told.
-const RECONNECT_ATTEMPTS: usize = 1;
-/// How long the other side may be silent before the connection counts as broken: no answer within
-/// the time above ends no connection, for the script may only be slow.
-const SILENCE: Duration = Duration::from_secs(5);
-/// How often a quiet connection is asked then whether the other side is still there.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(1);
-/// Commands in flight on the connection; more wait for their turn.
-const IN_FLIGHT: usize = 1_024;
 /// The waits between attempts to reach the server at the start.
 const START_BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_millis(5_000), jitter: 0.5 };
@@ -118,24 +99,11 @@ impl RedisSessions {
     /// When the URL is not one of Redis, or the prefix would put keys into different slots. Names
     /// the flag and does not repeat the URL.
     pub(crate) fn new(url: &ServerUrl, prefix: &str) -> anyhow::Result<Self> {
-        let server = url.expose().into_connection_info().ok().context(
-            "--redis-url: expected redis://[user:password@]host[:port][/database], or rediss:// for TLS",
-        )?;
+        let (connection, address) = connection(url).context("--redis-url")?;
         ensure!(
             !prefix.is_empty() && !prefix.contains(['{', '}']),
             "--session-redis-prefix {prefix:?}: expected a text without braces"
         );
-        let address = server.addr().to_string();
-        let client = Client::open(server.set_tcp_settings(tcp_settings()))
-            .context("cannot set the connection to Redis up")?;
-        let settings = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(Duration::from_millis(CONNECT_TIMEOUT_MS)))
-            .set_response_timeout(Some(Duration::from_millis(RESPONSE_TIMEOUT_MS)))
-            .set_max_delay(Duration::from_millis(RECONNECT_MAX_MS))
-            .set_number_of_retries(RECONNECT_ATTEMPTS)
-            .set_concurrency_limit(IN_FLIGHT);
-        let connection = ConnectionManager::new_lazy_with_config(client, settings)
-            .context("cannot set the connection to Redis up")?;
         let base = format!("{{{prefix}}}:");
         let keys = Keys { stream: format!("{base}revocations"), log: format!("{base}log"), base };
         Ok(Self { connection, address, keys, scripts: Arc::new(Scripts::new()) })
@@ -218,29 +186,6 @@ impl RedisSessions {
             result => result.map_err(failed),
         }
     }
-}
-
-/// A server that vanished without a word (its machine, a firewall's memory) is noticed by the system,
-/// which ends the connection; only then is a new one made.
-fn tcp_settings() -> TcpSettings {
-    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(KEEPALIVE_EVERY);
-    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    // Where it is missing, what was sent and not received is given up by the system's own bounds.
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(SILENCE);
-    settings
-}
-
-/// Whether trying again later may help.
-fn is_down(error: &RedisError) -> bool {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
-    error.is_io_error()
-        || matches!(
-            error.kind(),
-            ErrorKind::AuthenticationFailed
-                | ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain)
-        )
-        || matches!(error.code(), Some("OOM" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "BUSY"))
 }
 
 fn failed(error: RedisError) -> StoreError {

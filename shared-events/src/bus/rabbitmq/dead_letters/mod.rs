@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt as _;
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
@@ -37,6 +38,8 @@ const PUT_BACK: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// The wait between attempts to be the one who looks.
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
+/// How long the broker keeps a lock without its reader, in milliseconds: that of a look that ended between the two.
+const LOCK_WITHOUT_READER_MS: u32 = 1_000;
 
 /// The dead letters of some queues, read and written through the broker.
 pub struct RabbitDeadLetters {
@@ -59,32 +62,47 @@ struct Taken {
     left: usize,
 }
 
-/// The right to look at a queue: an exclusive queue that the broker deletes with its reader. Dropped, it is released soon;
-/// so it is whatever ends a look, an error or a caller who goes.
+/// The right to look at a queue: an exclusive queue that the broker deletes with its reader, or when no reader comes.
+/// Dropped, it is released soon; so it is whatever ends a look, an error or a caller who goes, and whenever that is.
 struct Lock {
     name: String,
-    channel: Channel,
+    channel: LockChannel,
     _reader: Consumer,
 }
 
+/// Closes the channel when it goes. The library would not while a reader comes that nobody waits for any more.
+struct LockChannel(Channel);
+
+impl Drop for LockChannel {
+    fn drop(&mut self) {
+        // The first poll sends it; the answer is nobody's concern.
+        let _ = self.0.close(200, "OK".into()).now_or_never();
+    }
+}
+
 impl Lock {
-    async fn take(link: &Link, name: &str) -> Result<(Channel, Consumer), LinkError> {
-        let channel = link.channel().await?;
+    async fn take(link: &Link, name: &str) -> Result<(LockChannel, Consumer), LinkError> {
+        let lock = LockChannel(link.channel().await?);
+        let channel = &lock.0;
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let none = FieldTable::default;
-        link.ask(channel.queue_declare(name.into(), options, none())).await?;
+        // Deleting with its reader begins with the reader. A look that is given up before would keep the queue for as
+        // long as its connection lasts, and everybody else out.
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-expires".into(), AMQPValue::LongUInt(LOCK_WITHOUT_READER_MS));
+        link.ask(channel.queue_declare(name.into(), options, arguments)).await?;
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let reading = channel.basic_consume(name.into(), "".into(), options, none());
+        let reading = channel.basic_consume(name.into(), "".into(), options, FieldTable::default());
         let reader = link.ask(reading).await?;
-        Ok((channel, reader))
+        Ok((lock, reader))
     }
 
     /// At once, for whoever waits.
     async fn release(self, link: &Link) -> Result<(), LinkError> {
         let options = QueueDeleteOptions::default();
-        link.ask(self.channel.queue_delete(self.name.as_str().into(), options)).await?;
-        link.ask(self.channel.close(200, "OK".into())).await
+        let channel = &self.channel.0;
+        link.ask(channel.queue_delete(self.name.as_str().into(), options)).await?;
+        link.ask(channel.close(200, "OK".into())).await
     }
 }
 
@@ -131,7 +149,7 @@ impl RabbitDeadLetters {
         loop {
             match Lock::take(link, &name).await {
                 Ok((channel, reader)) => return Ok(Lock { name, channel, _reader: reader }),
-                // Missing, when one that was dropped over this connection goes just now.
+                // Missing, when one that was dropped over this connection goes just now, or its reader came too late.
                 Err(error)
                     if (error.is_locked() || error.is_missing()) && Instant::now() < deadline =>
                 {

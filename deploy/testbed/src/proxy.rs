@@ -1,0 +1,334 @@
+//! A TCP proxy that a test cuts, closes, delays and deafens.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::{authority, with_authority};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1_024;
+/// The most that goes on at once, in bytes.
+const PIECE: usize = 64 * 1_024;
+
+/// Where the connection is cut that sends a request next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The server never hears of the request.
+    BeforeRequest,
+    /// The server has answered it; its answer is lost.
+    AfterRequest,
+}
+
+enum Order {
+    Open,
+    Close,
+    Cut,
+}
+
+/// How what passes is treated.
+#[derive(Default)]
+struct Manner {
+    target: String,
+    delay: Duration,
+    /// What the server says is lost.
+    deaf: bool,
+    /// Connections on which something was lost since.
+    unheard: usize,
+    /// Connections that were begun under another number carry nothing any more.
+    silences: u64,
+    /// What the request to cut at has in it.
+    cut_at: Option<(&'static [u8], Cut)>,
+}
+
+type Shared = Arc<Mutex<Manner>>;
+
+impl Manner {
+    /// Whether what the server says on a connection is lost now; `is_unheard` keeps whether it was before.
+    fn loses(&mut self, is_unheard: &mut bool) -> bool {
+        if self.deaf && !*is_unheard {
+            self.unheard += 1;
+        }
+        *is_unheard = self.deaf;
+        self.deaf
+    }
+}
+
+/// Stands between a client and a server. It runs on a thread of its own until it is dropped, so
+/// several tests, each with its own runtime, may share one.
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    manner: Shared,
+    orders: mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>,
+}
+
+impl Proxy {
+    /// In front of `target`, which is `HOST:PORT`, and open.
+    pub async fn open_to(target: impl ToString) -> Self {
+        let proxy = Self::closed_to(target);
+        proxy.open().await;
+        proxy
+    }
+
+    /// In front of `target`: it has an address, and refuses connections.
+    ///
+    /// # Panics
+    ///
+    /// If there is no port or no thread to be had.
+    pub fn closed_to(target: impl ToString) -> Self {
+        let closed = bind(([127, 0, 0, 1], 0).into());
+        let address = closed.local_addr().expect("it is bound");
+        let manner = Manner { target: target.to_string(), ..Manner::default() };
+        let manner = Arc::new(Mutex::new(manner));
+        let (orders, orders_to_come) = mpsc::unbounded_channel();
+        let serving = serve(Door::Closed(closed), address, manner.clone(), orders_to_come);
+        std::thread::Builder::new()
+            .name("proxy".to_owned())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("a runtime").block_on(serving);
+            })
+            .expect("a thread");
+        Self { address, manner, orders }
+    }
+
+    /// In front of the server of a URL, and open.
+    pub async fn open_to_url(url: &str) -> Self {
+        Self::open_to(authority(url)).await
+    }
+
+    /// In front of the server of a URL, and closed.
+    pub fn closed_to_url(url: &str) -> Self {
+        Self::closed_to(authority(url))
+    }
+
+    /// The URL of the server, which leads through here.
+    pub fn url(&self, url: &str) -> String {
+        with_authority(url, &self.address.to_string())
+    }
+
+    /// Lets new connections in.
+    pub async fn open(&self) {
+        self.order(Order::Open).await;
+    }
+
+    /// Cuts every connection, and refuses new ones until [`Proxy::open`].
+    pub async fn close(&self) {
+        self.order(Order::Close).await;
+    }
+
+    /// Cuts every connection: whatever was on its way is lost. New ones are welcome.
+    pub async fn cut(&self) {
+        self.order(Order::Cut).await;
+    }
+
+    /// From now on each piece waits so long before it goes on, in both directions.
+    pub fn delay(&self, delay: Duration) {
+        self.manner().delay = delay;
+    }
+
+    /// The server hears, but is not heard, until the next cut.
+    pub fn deafen(&self) {
+        let mut manner = self.manner();
+        manner.deaf = true;
+        manner.unheard = 0;
+    }
+
+    /// On how many connections something of the server's was lost since the last
+    /// [`Proxy::deafen`].
+    pub fn unheard(&self) -> usize {
+        self.manner().unheard
+    }
+
+    /// Connections that are open stay open and carry nothing any more; new ones work.
+    pub fn silence(&self) {
+        self.manner().silences += 1;
+    }
+
+    /// New connections go to another server.
+    pub fn lead_to(&self, target: impl ToString) {
+        self.manner().target = target.to_string();
+    }
+
+    /// Cuts the connection on which these bytes are sent next, once.
+    pub fn cut_at(&self, request: &'static [u8], cut: Cut) {
+        self.manner().cut_at = Some((request, cut));
+    }
+
+    fn manner(&self) -> MutexGuard<'_, Manner> {
+        lock(&self.manner)
+    }
+
+    /// Comes back when it is done.
+    async fn order(&self, order: Order) {
+        let (done, is_done) = oneshot::channel();
+        assert!(self.orders.send((order, done)).is_ok(), "the proxy's thread runs");
+        is_done.await.expect("the proxy's thread runs");
+    }
+}
+
+fn lock(manner: &Shared) -> MutexGuard<'_, Manner> {
+    manner.lock().expect("nobody panics with it")
+}
+
+/// A port that is taken refuses connections until it is listened at.
+enum Door {
+    Closed(TcpSocket),
+    Open(TcpListener),
+}
+
+fn bind(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // Or the connections that were cut would keep the port.
+    socket.set_reuseaddr(true).expect("a socket's option");
+    socket.bind(address).expect("a port");
+    socket
+}
+
+impl Door {
+    async fn next(&self) -> TcpStream {
+        match self {
+            Self::Closed(_) => std::future::pending().await,
+            Self::Open(listener) => listener.accept().await.expect("a connection").0,
+        }
+    }
+
+    fn open(self) -> Self {
+        match self {
+            Self::Closed(socket) => Self::Open(socket.listen(BACKLOG).expect("a listener")),
+            open @ Self::Open(_) => open,
+        }
+    }
+
+    fn close(self, address: SocketAddr) -> Self {
+        // There is no way back from listening but a new socket.
+        drop(self);
+        Self::Closed(bind(address))
+    }
+}
+
+async fn serve(
+    mut door: Door,
+    address: SocketAddr,
+    manner: Shared,
+    mut orders: mpsc::UnboundedReceiver<(Order, oneshot::Sender<()>)>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            order = orders.recv() => {
+                let Some((order, done)) = order else { return };
+                match order {
+                    Order::Open => door = door.open(),
+                    Order::Close => {
+                        door = door.close(address);
+                        connections.shutdown().await;
+                    }
+                    Order::Cut => connections.shutdown().await,
+                }
+                if !matches!(order, Order::Open) {
+                    lock(&manner).deaf = false;
+                }
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
+            client = door.next() => {
+                connections.spawn(carry(client, manner.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// One connection, from its beginning to its end.
+struct Passage {
+    manner: Shared,
+    silences: u64,
+    answer_is_lost: AtomicBool,
+}
+
+async fn carry(client: TcpStream, manner: Shared) {
+    let (target, silences) = {
+        let manner = lock(&manner);
+        (manner.target.clone(), manner.silences)
+    };
+    let Ok(server) = TcpStream::connect(target).await else {
+        return;
+    };
+    let passage = Passage { manner, silences, answer_is_lost: AtomicBool::new(false) };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    // Both ends are dropped with the first that ends.
+    tokio::select! {
+        () = passage.requests(from_client, to_server) => {}
+        () = passage.answers(from_server, to_client) => {}
+    }
+}
+
+impl Passage {
+    async fn requests(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut piece = vec![0; PIECE];
+        while let Some(request) = self.next(&mut from, &mut piece).await {
+            let cut = self.cut_of(request);
+            if cut == Some(Cut::AfterRequest) {
+                self.answer_is_lost.store(true, Ordering::SeqCst);
+            }
+            if cut == Some(Cut::BeforeRequest) || to.write_all(request).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn answers(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut piece = vec![0; PIECE];
+        let mut is_unheard = false;
+        while let Some(answer) = self.next(&mut from, &mut piece).await {
+            // It answers when it has done what it was asked for.
+            if self.answer_is_lost.load(Ordering::SeqCst) {
+                return;
+            }
+            if lock(&self.manner).loses(&mut is_unheard) {
+                continue;
+            }
+            if to.write_all(answer).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The next piece, when it may go on; none at the end.
+    async fn next<'a>(&self, from: &mut OwnedReadHalf, piece: &'a mut [u8]) -> Option<&'a [u8]> {
+        let read = from.read(piece).await;
+        let (delay, is_silent) = {
+            let manner = lock(&self.manner);
+            (manner.delay, manner.silences != self.silences)
+        };
+        if is_silent {
+            // Not even the end is heard of.
+            std::future::pending::<()>().await;
+        }
+        let length = read.ok().filter(|length| *length > 0)?;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        Some(&piece[..length])
+    }
+
+    fn cut_of(&self, request: &[u8]) -> Option<Cut> {
+        let mut manner = lock(&self.manner);
+        let (wanted, cut) = manner.cut_at?;
+        let is_it = request.windows(wanted.len()).any(|window| window == wanted);
+        is_it.then(|| {
+            manner.cut_at = None;
+            cut
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! A connection to Redis with bounds on everything.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
+use redis::{Client, ErrorKind, IntoConnectionInfo as _, RedisError, ServerErrorKind};
+
+use crate::config::ServerUrl;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// How long an answer may take. A script goes on in the server after that, so that a retry finds
+/// either nothing done or all of it.
+const RESPONSE_TIMEOUT_MS: u64 = 2_000;
+/// How long what was sent may stay unacknowledged by the other host before the connection is given up.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MS: u64 = 5_000;
+/// How long a connection may be idle before the other host is asked whether it is there.
+const PROBE_AFTER_MS: u64 = 2_000;
+/// How long until it is asked again.
+const PROBE_INTERVAL_MS: u64 = 1_000;
+/// The longest wait between two attempts of the connection to heal itself.
+const RECONNECT_MAX_MS: u64 = 500;
+/// Attempts of the connection to heal itself before waiting callers are told.
+const RECONNECT_ATTEMPTS: usize = 1;
+/// Commands in flight on the connection; more wait for their turn.
+const IN_FLIGHT: usize = 1_024;
+
+/// A connection to the Redis at `url`, which heals itself and whose clones share it, and the server's
+/// host and port, without credentials. Nothing is sent before the first use.
+///
+/// # Errors
+/// When the URL is not one of Redis. Does not repeat it.
+pub fn connection(url: &ServerUrl) -> anyhow::Result<(ConnectionManager, String)> {
+    let server =
+        url.expose().into_connection_info().ok().context(
+            "expected redis://[user:password@]host[:port][/database], or rediss:// for TLS",
+        )?;
+    let address = server.addr().to_string();
+    let client = Client::open(server.set_tcp_settings(tcp_settings()))
+        .ok()
+        .context("cannot set the connection up")?;
+    let settings = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(Duration::from_millis(CONNECT_TIMEOUT_MS)))
+        .set_response_timeout(Some(Duration::from_millis(RESPONSE_TIMEOUT_MS)))
+        .set_max_delay(Duration::from_millis(RECONNECT_MAX_MS))
+        .set_number_of_retries(RECONNECT_ATTEMPTS)
+        .set_concurrency_limit(IN_FLIGHT);
+    let connection = ConnectionManager::new_lazy_with_config(client, settings)
+        .context("cannot set the connection up")?;
+    Ok((connection, address))
+}
+
+/// A connection whose other side is gone without a word (its machine, a firewall's memory) would look
+/// whole for a quarter of an hour: answers that do not come do not make the manager connect anew, for a
+/// script may only be slow. The kernel gives it up instead.
+fn tcp_settings() -> TcpSettings {
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_millis(PROBE_AFTER_MS))
+        .with_interval(Duration::from_millis(PROBE_INTERVAL_MS));
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(probes);
+    // Where it is missing, what was sent and not received is given up by the system's own bounds.
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(Duration::from_millis(UNACKNOWLEDGED_MS));
+    settings
+}
+
+/// Whether every other command would meet the same failure, and trying again later may help.
+pub fn is_down(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
+    error.is_io_error()
+        || matches!(
+            error.kind(),
+            ErrorKind::AuthenticationFailed
+                | ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain)
+        )
+        || matches!(error.code(), Some("OOM" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "BUSY"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_says_where_the_server_is_and_is_not_repeated() {
+        let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1/3".parse().unwrap();
+        assert_eq!(connection(&url).ok().unwrap().1, "127.0.0.1:1");
+        let url: ServerUrl = "https://user:hunter2@there".parse().unwrap();
+        let error = connection(&url).err().unwrap();
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_down_and_one_that_says_no_is_not() {
+        let url: ServerUrl = "redis://127.0.0.1:1".parse().unwrap();
+        let mut connection = connection(&url).ok().unwrap().0;
+        let error = redis::cmd("PING").query_async::<()>(&mut connection).await.unwrap_err();
+        assert!(is_down(&error), "{error}");
+        for (code, down) in [("MISCONF", true), ("NOAUTH", true), ("WRONGTYPE", false)] {
+            let error = redis::make_extension_error(code.to_owned(), None);
+            assert_eq!(is_down(&error), down, "{code}");
+        }
+    }
+}
