@@ -6,17 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::soon;
 use crate::bus::contract::view;
-use crate::bus::{PublishError, Publisher};
 use crate::events::Outgoing;
 use crate::mysql::testing::TestDatabase;
 use crate::mysql::{Database, Migration, PoolSizes};
 use crate::outbox::contract::{self, OutboxFixture};
 use crate::outbox::mysql::append;
-use crate::outbox::{MysqlOutbox, OutboxStore, Relay, Wake, shard_of};
+use crate::outbox::{MysqlOutbox, OutboxStore, SHARDS, shard_of};
 use crate::system_clock;
 
 struct Outbox {
@@ -76,6 +74,26 @@ async fn events_of_a_transaction_that_is_rolled_back_never_were() {
     outbox.remove().await;
 }
 
+/// However many events are kept that were published long ago.
+#[tokio::test]
+async fn who_has_just_started_sees_at_once_what_waits() {
+    let outbox = Outbox::new().await;
+    let at = system_clock()();
+    let views = |count: u32| (0..count).map(|number| view("traveller", number));
+    for _ in 0..10 {
+        outbox.appended(&views(1_000).collect::<Vec<_>>(), at).await.unwrap();
+    }
+    outbox.store.mark_published(&(1..=10_000).collect::<Vec<_>>(), at).await.unwrap();
+    outbox.appended(&views(1).collect::<Vec<_>>(), at).await.unwrap();
+
+    let started = MysqlOutbox::open(outbox.database.clone()).await.unwrap();
+    let waiting = started.pending(&(0..SHARDS).collect::<Vec<_>>(), 0, 10).await.unwrap();
+    assert_eq!(waiting.iter().map(|pending| pending.seq).collect::<Vec<_>>(), [10_001]);
+    let feed = started.page_after(10_000, 10).await.unwrap();
+    assert_eq!(feed.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [10_001]);
+    outbox.remove().await;
+}
+
 #[tokio::test]
 async fn the_feed_passes_no_number_that_is_still_to_be_committed() {
     let outbox = Outbox::new().await;
@@ -128,60 +146,6 @@ async fn a_follower_of_the_feed_misses_nothing_that_many_append_at_once() {
     assert!(read.is_sorted_by(|a, b| a < b));
     assert_eq!(outbox.store.depth().await.unwrap().pending, 8 * 36);
     Arc::try_unwrap(outbox).ok().expect("all have ended").remove().await;
-}
-
-/// Confirms at once.
-struct Nowhere;
-
-#[async_trait]
-impl Publisher for Nowhere {
-    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
-        batch.iter().map(|_| Ok(())).collect()
-    }
-
-    fn batch_size(&self) -> usize {
-        64
-    }
-}
-
-/// The processor time of this process so far.
-fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement; run it by hand, alone, optimized"]
-async fn how_fast_events_pass_through() {
-    let outbox = Outbox::new().await;
-    let total = 60_000_u32;
-    let (start, cpu) = (std::time::Instant::now(), cpu_time());
-    for first in (0..total).step_by(100) {
-        let events: Vec<_> =
-            (first..first + 100).map(|n| view(&format!("u{}", n % 5_000), n)).collect();
-        outbox.append(&events, Utc::now()).await;
-    }
-    let report = |what: &str, start: std::time::Instant, cpu: Duration| {
-        let rate = f64::from(total) / start.elapsed().as_secs_f64();
-        let each = (cpu_time() - cpu) / total;
-        println!("{what}: {rate:.0} events/s, {each:?} of processor time per event");
-    };
-    report("append", start, cpu);
-    let (start, cpu) = (std::time::Instant::now(), cpu_time());
-    let relay = Relay::new(outbox.shared(), Arc::new(Nowhere), Wake::new(), system_clock());
-    let stats = relay.stats();
-    let stop = CancellationToken::new();
-    let task = tokio::spawn(relay.run(stop.clone()));
-    while stats.snapshot().published < u64::from(total) {
-        sleep(Duration::from_millis(1)).await;
-    }
-    stop.cancel();
-    soon(task).await.unwrap();
-    report("relay", start, cpu);
-    assert_eq!(outbox.store.depth().await.unwrap().pending, 0);
-    outbox.remove().await;
 }
 
 const STEP: Migration = Migration {

@@ -4,6 +4,7 @@
 //! that was rolled back, or deleted long ago. As long as nothing is missing there is nothing to ask. What is missing is
 //! waited for, a few milliseconds; a commit takes no longer. What is missing still is asked for at the gate: every
 //! transaction that appends holds it shared until its end, so whoever has it alone knows that all of them have ended.
+//! So is who has far to go, as a process that has just started: it would look at everything that was ever kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use super::unsigned;
 use crate::mysql::Database;
 
-/// Numbers looked at per statement; more than a relay holds.
+/// Numbers looked at before the gate is asked instead; more than a relay holds.
 const NUMBERS: u32 = 4_096;
 /// How often, and at which intervals, a missing number is looked for before the gate is locked.
 const LOOKS: u32 = 5;
@@ -28,7 +29,7 @@ impl Whole {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Finds a number at or above every one that is committed at the time of the call (of the next 4,096).
+    /// Finds a number at or above every one that is committed at the time of the call.
     pub(super) async fn find(&self, database: &Database) -> sqlx::Result<u64> {
         let mut goal = None;
         for look in 0..LOOKS {
@@ -42,6 +43,9 @@ impl Whole {
                     .bind(NUMBERS)
                     .fetch_all(database.reader())
                     .await?;
+            if above.len() >= NUMBERS as usize {
+                break;
+            }
             let goal = *goal.get_or_insert(above.last().map_or(known, |last| unsigned(*last)));
             let whole = (known + 1..)
                 .zip(&above)
