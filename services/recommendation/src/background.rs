@@ -95,12 +95,13 @@ impl ReplicaKeeper {
         }
     }
 
-    /// A replica that has spots from before serves them at once; the resync makes them newer. Returns
-    /// whether it could be looked into.
+    /// A replica that was whole before serves what it has at once; the resync makes it newer. One that
+    /// has some spots only, as while another instance fills it, would deny that the others exist.
+    /// Returns whether it could be looked into.
     async fn accept_what_is_there(&self) -> bool {
-        match self.spots.is_empty().await {
-            Ok(is_empty) => {
-                if !is_empty {
+        match self.spots.is_whole().await {
+            Ok(is_whole) => {
+                if is_whole {
                     self.ready.set_ready();
                 }
                 true

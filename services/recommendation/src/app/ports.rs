@@ -229,8 +229,8 @@ pub trait SpotReplica: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Spot>, PortError>;
 
-    /// Whether it has no spot at all.
-    async fn is_empty(&self) -> Result<bool, PortError>;
+    /// Whether the whole catalogue has been read into it, once at least: a full resync has ended.
+    async fn is_whole(&self) -> Result<bool, PortError>;
 
     /// The log of core that the replica's versions belong to, when one is known.
     async fn log_id(&self) -> Result<Option<String>, PortError>;

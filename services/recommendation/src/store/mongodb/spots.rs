@@ -75,6 +75,9 @@ struct Log {
     /// The number of the latest resync.
     #[serde(default)]
     resync: i64,
+    /// One has ended.
+    #[serde(default)]
+    is_whole: bool,
 }
 
 #[derive(Deserialize)]
@@ -239,10 +242,8 @@ impl SpotReplica for MongoSpots {
         found.into_iter().map(Spot::try_from).collect()
     }
 
-    async fn is_empty(&self) -> Result<bool, PortError> {
-        let query = doc! { "deleted": false };
-        let any: Option<Document> = self.0.get(SPOTS, query, doc! { "_id": 1 }).await?;
-        Ok(any.is_none())
+    async fn is_whole(&self) -> Result<bool, PortError> {
+        Ok(self.log().await?.is_whole)
     }
 
     async fn log_id(&self) -> Result<Option<String>, PortError> {
@@ -293,7 +294,14 @@ impl SpotReplica for MongoSpots {
         ] };
         let mut set = nothing();
         set.insert("swept", true);
-        self.0.update_all(SPOTS, query, doc! { "$set": set, "$unset": { "place": "" } }).await
+        let update = doc! { "$set": set, "$unset": { "place": "" } };
+        let removed = self.0.update_all(SPOTS, query, update).await?;
+        let whole = Statement {
+            query: doc! { "_id": CURRENT },
+            update: doc! { "$set": { "is_whole": true } },
+        };
+        self.0.update(LOG, &[whole]).await?;
+        Ok(removed)
     }
 }
 

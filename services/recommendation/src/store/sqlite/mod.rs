@@ -31,6 +31,11 @@ const MIGRATIONS: &[Migration] = &[
         description: "resyncs by number",
         sql: include_str!("../../../migrations/sqlite/0002_resync_generations.sql"),
     },
+    Migration {
+        version: 3,
+        description: "whether a resync has ended",
+        sql: include_str!("../../../migrations/sqlite/0003_whole_replica.sql"),
+    },
 ];
 /// Connections that read at the same time.
 const READERS: u32 = 4;

@@ -124,8 +124,8 @@ impl SpotReplica for SqliteSpots {
         spots(rows)
     }
 
-    async fn is_empty(&self) -> Result<bool, PortError> {
-        sqlx::query_scalar("SELECT NOT EXISTS (SELECT 1 FROM spots WHERE deleted = 0)")
+    async fn is_whole(&self) -> Result<bool, PortError> {
+        sqlx::query_scalar("SELECT has_ended FROM resyncs")
             .fetch_one(self.db.reader())
             .await
             .map_err(PortError::from)
@@ -322,9 +322,10 @@ impl Change for Sweep {
              WHERE deleted = 0 AND generation < ?",
         )
         .bind(stored_version(self.0))
-        .execute(connection)
+        .execute(&mut *connection)
         .await?
         .rows_affected();
+        sqlx::query("UPDATE resyncs SET has_ended = 1").execute(connection).await?;
         Ok(removed)
     }
 }
