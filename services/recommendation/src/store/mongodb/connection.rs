@@ -17,6 +17,7 @@ use mongodb::options::{
 use mongodb::{Client, Collection, Database, IndexModel};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use crate::app::ports::PortError;
 use crate::servers::ServerStats;
@@ -31,8 +32,8 @@ const READ_TIMEOUT_MS: u64 = 3_000;
 const WRITE_TIMEOUT_MS: u64 = 8_000;
 /// How long writes over a whole collection, and building an index, may take.
 const LONG_TIMEOUT_MS: u64 = 300_000;
-/// Connections at the same time.
-const POOL: u32 = 32;
+/// Operations at the same time, each on a connection of its own.
+const OPERATIONS: u32 = 32;
 /// Statements in one command: few enough for a slow server to be done with them in time.
 pub(super) const STATEMENTS: usize = 100;
 /// Attempts to make a document that others make at the same time.
@@ -49,6 +50,8 @@ pub(super) struct Connection {
     /// The last look at the server found it gone: until the next finds it back nothing else waits
     /// for it. Otherwise every request of an outage would wait as long as a server is looked for.
     is_away: Arc<AtomicBool>,
+    /// A permit for each operation that may be under way. See [`never_queueing`].
+    turns: Arc<Semaphore>,
 }
 
 /// One statement of an `update` command.
@@ -132,7 +135,8 @@ impl Connection {
         options.app_name.get_or_insert_with(|| "tourin".to_owned());
         options.connect_timeout = Some(Duration::from_millis(CONNECT_TIMEOUT_MS));
         options.server_selection_timeout = Some(Duration::from_millis(SERVER_SELECTION_TIMEOUT_MS));
-        options.max_pool_size.get_or_insert(POOL);
+        let operations = *options.max_pool_size.get_or_insert(OPERATIONS);
+        never_queueing(&mut options, operations);
         // Conditions are checked against what was read: only the primary's truth will do.
         options.selection_criteria = None;
         let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
@@ -151,6 +155,7 @@ impl Connection {
             address: hosts.join(","),
             stats,
             is_away: Arc::default(),
+            turns: Arc::new(Semaphore::new(operations as usize)),
         })
     }
 
@@ -184,7 +189,12 @@ impl Connection {
         if self.is_away.load(Ordering::Relaxed) {
             return Err(PortError::unavailable(anyhow!("mongodb: the server is gone")));
         }
-        within(timeout_ms, operation).await
+        let in_turn = async {
+            // It is never closed.
+            let _turn = self.turns.acquire().await;
+            operation.await
+        };
+        within(timeout_ms, in_turn).await
     }
 
     /// Creates those of the indexes that are not there.
@@ -378,6 +388,22 @@ impl Connection {
     }
 }
 
+/// Sets the driver's pool up so that nobody ever waits in its queue; who has to wait does so for one
+/// of `operations` permits.
+///
+/// The driver (3.9) takes one waiter out of its queue for each thing that happens in the pool, and a
+/// waiter that has given up is one as well. Once more have given up than things go on happening,
+/// each new one stands behind them until it gives up too: a server that was slow for a moment would
+/// stay out of reach for ever.
+///
+/// Twice as many connections as operations, because those that were given up may be left in the
+/// making for a while; and as many in the making as there may be, where the driver's default is two.
+fn never_queueing(options: &mut ClientOptions, operations: u32) {
+    let connections = operations.saturating_mul(2);
+    options.max_pool_size = Some(connections);
+    options.max_connecting = Some(connections);
+}
+
 async fn within<T>(
     timeout_ms: u64,
     operation: impl IntoFuture<Output = mongodb::error::Result<T>>,
@@ -430,7 +456,7 @@ fn port_error(is_down: bool, error: anyhow::Error) -> PortError {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
     use mongodb::bson::{Document, deserialize_from_document, doc};
 

@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use mongodb::bson::{Document, doc};
 use tokio::io::AsyncReadExt as _;
 use tourin_chassis::clock::ManualClock;
+use tourin_testbed::Proxy;
 
 use super::connection::Connection;
 use super::history::{DEGREES, HOLDERS, MEMBERS};
@@ -234,7 +236,7 @@ async fn a_thousand_events_take_a_few_dozen_round_trips() {
         .map(|n| event(&format!("member{}", n % 200), n / 7, Change::Viewed, n))
         .collect();
     let before = stats.commands();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let outcomes = join_all(events.iter().map(|event| db.documents.histories.record(event))).await;
     assert!(outcomes.into_iter().all(|kept| kept.unwrap() == Kept::Applied));
     let round_trips = stats.commands() - before;
@@ -334,6 +336,33 @@ async fn preparing_again_changes_nothing() {
     db.documents.server.prepare().await.unwrap();
     db.replica().await.server.prepare().await.unwrap();
     db.drop().await;
+}
+
+/// Once it answers in time again, however many had given up on it.
+#[tokio::test]
+async fn a_server_that_was_slow_for_a_moment_is_there_again() {
+    let proxy = Proxy::open_to_url(test_servers::mongodb().expose()).await;
+    let url: ServerUrl = proxy.url(test_servers::mongodb().expose()).parse().unwrap();
+    let clock = Arc::new(ManualClock::new(start()));
+    let documents = open_with(&url, HistoryRules::default(), clock, |options| {
+        options.default_database = Some(test_servers::unique());
+        // Not to where the server says it is, past the proxy.
+        options.direct_connection = Some(true);
+    })
+    .await
+    .unwrap();
+    documents.spots.is_whole().await.unwrap();
+
+    // Longer than a read may take.
+    proxy.delay(Duration::from_millis(4_000));
+    let read = join_all((0..200).map(|_| documents.spots.is_whole())).await;
+    assert!(read.iter().all(|read| matches!(read, Err(PortError::Unavailable(_)))), "{read:?}");
+    proxy.delay(Duration::ZERO);
+
+    let before = Instant::now();
+    while documents.spots.is_whole().await.is_err() {
+        assert!(before.elapsed() < Duration::from_secs(10), "it is still out of reach");
+    }
 }
 
 #[tokio::test]
