@@ -7,7 +7,7 @@
 #                                      export lines: eval "$(deploy/testbed.sh up)"
 #   deploy/testbed.sh down             stop what `up` left running
 #   deploy/testbed.sh stop|kill|start SERVER
-#                                      one server of the running bed: mysql, redis, mongodb or amqp;
+#                                      one server of the running bed: mysql, redis, mongodb, amqp or zipkin;
 #                                      `stop` is SIGTERM, `kill` SIGKILL; its data stays
 #
 # COMMAND sees, and `up` prints:
@@ -16,7 +16,9 @@
 #   TOURIN_MONGODB_URL    a server that speaks MongoDB's protocol, one node
 #   TOURIN_AMQP_URL       RabbitMQ; the user may create virtual hosts
 #   TOURIN_AMQP_API_URL   RabbitMQ's management API
+#   TOURIN_ZIPKIN_URL     Zipkin, storage in memory; absent where it cannot be fetched
 #   TOURIN_SCHEMATHESIS   the schemathesis program
+#   TOURIN_BROWSER_PYTHON a Python with playwright, which drives Debian's chromium
 #   TOURIN_TESTBED_STATE  the bed's folder: logs and data, gone with the bed
 # A URL that is already set is kept: that server is used, and neither installed nor started here.
 #

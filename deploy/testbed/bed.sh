@@ -10,7 +10,7 @@
 : "${here:?is set by deploy/testbed.sh}" "${tools:?is set by deploy/testbed.sh}"
 
 # The slowest to start comes first.
-servers=(amqp mysql mongodb redis)
+servers=(amqp zipkin mysql mongodb redis)
 start_timeout_s=${TOURIN_TESTBED_START_TIMEOUT_S:-120}
 stop_timeout_s=30
 bed=
@@ -52,6 +52,8 @@ wanted() {
     local server variable
     for server in "${servers[@]}"; do
         variable=$(url_variable "$server")
+        # What could not be fetched is done without.
+        if [ "$server" = zipkin ] && ! zipkin_is_fetched; then continue; fi
         if [ -z "${!variable:-}" ]; then printf '%s\n' "$server"; fi
     done
 }
@@ -76,7 +78,7 @@ def port():
         held.append(s)
         return number
 
-for name in ("MYSQL", "REDIS", "MONGODB", "AMQP", "AMQP_API", "AMQP_METRICS", "ERLANG", "EPMD"):
+for name in ("MYSQL", "REDIS", "MONGODB", "AMQP", "AMQP_API", "AMQP_METRICS", "ERLANG", "EPMD", "ZIPKIN"):
     print(f"{name}_PORT={port()}")
 print("USER_NAME=tourin")
 for name in ("MYSQL", "REDIS", "MONGODB", "AMQP"):
@@ -140,6 +142,7 @@ bed_exports() {
         BED=$bed TOOLS=$tools "$here/testbed/$server.sh" urls
     done | sed 's/^/export /'
     printf 'export TOURIN_SCHEMATHESIS=%q\n' "$tools/venv/bin/schemathesis"
+    printf 'export TOURIN_BROWSER_PYTHON=%q\n' "$tools/venv-browser/bin/python"
     if [ -n "$bed" ]; then printf 'export TOURIN_TESTBED_STATE=%q\n' "$bed"; fi
 }
 

@@ -6,6 +6,9 @@
 schemathesis_version=4
 # A MongoDB-protocol server: MongoDB itself is in no package index that needs no key of its own.
 secantusdb_version=0.7.0b3
+zipkin_version=3.5.1
+# Drives Debian's chromium; brings no browser of its own.
+playwright_version=1.65.2
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
@@ -70,6 +73,27 @@ pip_install() {
     printf '%s\n' "$requirement" >"$venv/testbed-requirement"
 }
 
+zipkin_is_fetched() { [ "$(cat "$tools/zipkin/version" 2>/dev/null)" = "$zipkin_version" ]; }
+
+# The server's jar, by its name in Maven's central repository; fetched anew when the version changes.
+# Where it cannot be had, tests of traces use a collector of their own, and say so.
+zipkin_install() {
+    local folder=$tools/zipkin
+    if zipkin_is_fetched; then return; fi
+    say "fetching io.zipkin:zipkin-server:$zipkin_version into $folder"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    mvn --batch-mode --quiet dependency:copy \
+        "-Dartifact=io.zipkin:zipkin-server:$zipkin_version:jar:slim" \
+        "-DoutputDirectory=$folder" >"$tools/maven.log" 2>&1 || {
+        say "going on without Zipkin, for Maven failed:"
+        tail -n 20 "$tools/maven.log" >&2
+        return
+    }
+    mv "$folder/zipkin-server-$zipkin_version-slim.jar" "$folder/zipkin-server-slim.jar"
+    printf '%s\n' "$zipkin_version" >"$folder/version"
+}
+
 install_missing() {
     local packages=()
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
@@ -86,10 +110,17 @@ install_missing() {
     if [ -z "${TOURIN_AMQP_URL:-}" ]; then
         [ -d /usr/lib/rabbitmq/lib ] || packages+=(rabbitmq-server)
     fi
+    if [ -z "${TOURIN_ZIPKIN_URL:-}" ]; then
+        command -v java >/dev/null || packages+=(openjdk-17-jre-headless)
+        command -v mvn >/dev/null || packages+=(maven)
+    fi
+    command -v chromium >/dev/null || packages+=(chromium)
     if [ "${#packages[@]}" -gt 0 ]; then apt_install "${packages[@]}"; fi
 
     pip_install venv "schemathesis==$schemathesis_version.*"
+    pip_install venv-browser "playwright==$playwright_version"
     if [ -z "${TOURIN_MONGODB_URL:-}" ]; then pip_install venv-mongodb "secantusdb==$secantusdb_version"; fi
+    if [ -z "${TOURIN_ZIPKIN_URL:-}" ]; then zipkin_install; fi
 }
 
 # One at a time: several test runs may share one folder.
