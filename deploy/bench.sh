@@ -4,12 +4,13 @@
 #   deploy/bench.sh relay-to-effect            events/s from the outbox to the trend, against the bare broker
 #   deploy/bench.sh bookmark-to-trend          how long a bookmark takes to show in the trend
 #   deploy/bench.sh search [SPOTS [SECONDS]]   searches by 100 clients over a million spots
+#   deploy/bench.sh tracing                    what tracing costs the gateway; needs no servers
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 name=${1:?"which one? the head of deploy/bench.sh lists them"}
 shift
 release=${CARGO_TARGET_DIR:-target}/release
-deploy/testbed.sh install
+[ "$name" = tracing ] || deploy/testbed.sh install
 case "$name" in
 relay-to-effect)
     cargo build --locked --release -p tourin-bench --bin relay-to-effect
@@ -26,6 +27,10 @@ search)
     fi
     cargo build --locked --release -p tourin -p tourin-core --bins
     set -- deploy/bench/search.sh "$release" "$@"
+    ;;
+tracing)
+    cargo build --locked --release -p tourin-bench --bin tracing-cost -p tourin-gateway --bin gateway
+    exec "$release/tracing-cost" --gateway "$release/gateway" "$@"
     ;;
 *)
     echo "bench: no benchmark named $name; the head of deploy/bench.sh lists them" >&2

@@ -1,5 +1,8 @@
-//! What the gateway says itself, above all its refusals: `{"error", "message"}` with the right
-//! status, in the same words for the same thing as the services.
+//! What the gateway says itself, above all its refusals: `{"error", "message", "traceId"}` with the
+//! right status, in the same words for the same thing as the services.
+//!
+//! A refusal becomes text when it is sent, inside the request's span, so that whoever decides on one
+//! need not know of traces.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -17,22 +20,32 @@ use tourin_chassis::http::ErrorBody;
 pub struct Answer {
     /// The status.
     pub status: StatusCode,
-    /// The body; empty for 204 and 304.
-    pub body: Bytes,
     /// Headers besides content type, length and caching.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    body: Body,
     cacheable: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Body {
+    /// As for 204 and 304.
+    Empty,
+    Json(Bytes),
+    Refusal {
+        error: &'static str,
+        message: Cow<'static, str>,
+    },
 }
 
 impl Answer {
     /// An answer without a body.
     pub fn empty(status: StatusCode) -> Self {
-        Self { status, body: Bytes::new(), headers: Vec::new(), cacheable: false }
+        Self { status, headers: Vec::new(), body: Body::Empty, cacheable: false }
     }
 
     /// JSON.
     pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self { body: body.into(), ..Self::empty(status) }
+        Self { body: Body::Json(body.into()), ..Self::empty(status) }
     }
 
     /// The same with one more header.
@@ -49,10 +62,34 @@ impl Answer {
         self
     }
 
-    fn refusal(status: StatusCode, error: &str, message: impl Into<Cow<'static, str>>) -> Self {
-        let body = ErrorBody { error: error.to_owned(), message: message.into().into_owned() };
-        // Two strings always serialise.
-        Self::json(status, serde_json::to_vec(&body).unwrap_or_default())
+    fn refusal(
+        status: StatusCode,
+        error: &'static str,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { body: Body::Refusal { error, message: message.into() }, ..Self::empty(status) }
+    }
+
+    /// The kind of refusal, as its body names it; `None` for what is none.
+    pub fn refusal_kind(&self) -> Option<&'static str> {
+        match self.body {
+            Body::Refusal { error, .. } => Some(error),
+            Body::Empty | Body::Json(_) => None,
+        }
+    }
+
+    /// The body as text, with the trace that is current here.
+    fn body(&self) -> Bytes {
+        match &self.body {
+            Body::Empty => Bytes::new(),
+            Body::Json(text) => text.clone(),
+            Body::Refusal { error, message } => {
+                // Strings always serialise.
+                serde_json::to_vec(&ErrorBody::new(*error, message.clone()))
+                    .unwrap_or_default()
+                    .into()
+            }
+        }
     }
 
     /// 400: not of the form that HTTP asks for.
@@ -176,17 +213,18 @@ impl Answer {
         self.with(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
 
-    /// The header as Pingora sends it.
+    /// Header and body as Pingora sends them, with the trace that is current here.
     ///
     /// # Errors
     /// Never for the statuses and headers made here; Pingora's signature asks for it.
-    pub fn head(&self) -> pingora::Result<ResponseHeader> {
-        let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 6))?;
-        if !self.body.is_empty() {
+    pub fn render(&self) -> pingora::Result<(ResponseHeader, Bytes)> {
+        let body = self.body();
+        let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 7))?;
+        if !body.is_empty() {
             head.insert_header(CONTENT_TYPE, "application/json")?;
         }
         if !matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-            head.insert_header(CONTENT_LENGTH, self.body.len())?;
+            head.insert_header(CONTENT_LENGTH, body.len())?;
         }
         if !self.cacheable {
             head.insert_header(CACHE_CONTROL, "no-store")?;
@@ -194,16 +232,18 @@ impl Answer {
         for (name, value) in &self.headers {
             head.append_header(name.clone(), value.clone())?;
         }
-        Ok(head)
+        Ok((head, body))
     }
 
-    /// The whole answer as bytes, for a connection that is closed after it.
+    /// The whole answer as bytes, for a connection that is closed after it: no request was read, so
+    /// there is no trace.
     pub fn to_wire(&self) -> Bytes {
+        let body = self.body();
         let reason = self.status.canonical_reason().unwrap_or_default();
         let head = format!(
             "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n",
             self.status.as_u16(),
-            self.body.len(),
+            body.len(),
         );
         let mut wire = head.into_bytes();
         for (name, value) in &self.headers {
@@ -212,7 +252,7 @@ impl Answer {
             }
         }
         wire.extend_from_slice(b"\r\n");
-        wire.extend_from_slice(&self.body);
+        wire.extend_from_slice(&body);
         wire.into()
     }
 }

@@ -26,6 +26,7 @@ macro_rules! defaults {
 
 defaults! {
     LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+    ADMIN_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
     TOKEN_ISSUER: &str = "tourin-core";
     TOKEN_AUDIENCE: &str = "tourin";
     TOKEN_LEEWAY_S: u64 = 5;
@@ -60,6 +61,10 @@ pub struct Settings {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, env = "TOURIN_GATEWAY_LISTEN", value_name = "ADDR", default_value_t = LISTEN)]
     pub listen: SocketAddr,
+    /// Address to serve operators on: /metrics, /healthz, /readyz, /internal/log-filter; not for
+    /// clients. Port 0 takes a free one, which the log and the registry's entry name
+    #[arg(long, env = "TOURIN_GATEWAY_ADMIN_LISTEN", value_name = "ADDR", default_value_t = ADMIN_LISTEN)]
+    pub admin_listen: SocketAddr,
     /// Route table (TOML) [default: the one built in, which covers the whole contract]
     #[arg(long, env = "TOURIN_GATEWAY_ROUTES", value_name = "FILE")]
     pub routes: Option<PathBuf>,
@@ -176,6 +181,7 @@ impl Settings {
         Self {
             mesh,
             listen: LISTEN,
+            admin_listen: ADMIN_LISTEN,
             routes: None,
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),

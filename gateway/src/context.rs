@@ -1,13 +1,16 @@
 //! What is known of one request while it is under way.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
+use pingora::http::RequestHeader;
 use tokio::sync::OwnedSemaphorePermit;
+use tourin_chassis::telemetry::{HttpRequest, Service, Span};
 use tourin_registry_api::Instance;
 
 use crate::answers::Answer;
+use crate::attempt::Attempt;
 use crate::client_address::Client;
 use crate::connection::Connection;
 use crate::routes::Route;
@@ -16,6 +19,14 @@ use crate::routes::Route;
 pub struct RequestContext {
     /// When the header was complete.
     pub started: Instant,
+    /// The same by the clock on the wall.
+    pub started_at: SystemTime,
+    /// How long it took until the answer's head went out.
+    pub answered_after: Option<Duration>,
+    /// The request in the trace; none before [`RequestContext::begin`].
+    pub span: Arc<Span>,
+    /// The try under way.
+    pub attempt: Option<Attempt>,
     /// The client's connection.
     pub connection: Option<Arc<Connection>>,
     /// The id that goes with it everywhere.
@@ -64,6 +75,10 @@ impl Default for RequestContext {
     fn default() -> Self {
         Self {
             started: Instant::now(),
+            started_at: SystemTime::now(),
+            answered_after: None,
+            span: Arc::new(Span::none()),
+            attempt: None,
             connection: None,
             request_id: HeaderValue::from_static("unknown"),
             cross_origin: None,
@@ -81,6 +96,30 @@ impl Default for RequestContext {
 }
 
 impl RequestContext {
+    /// Begins the request's span, once it is known where its path leads.
+    pub fn begin(&mut self, service: &Service, header: &RequestHeader) {
+        let request = HttpRequest {
+            method: &header.method,
+            route: Some(self.route_name()),
+            started: Some(self.started_at),
+            // Probes come every few seconds and tell nothing.
+            unwatched: self.own_path.is_some_and(|path| path.ends_with('z')),
+        };
+        self.span = Arc::new(service.server(&header.headers, &request));
+    }
+
+    /// The try under way has failed; `again` says whether there will be another one.
+    pub fn attempt_failed(&mut self, error: &pingora::Error, again: bool) {
+        let verdict = self.verdict.as_ref().and_then(Answer::refusal_kind);
+        let Some(mut attempt) = self.attempt.take() else { return };
+        let reason = attempt.failed(error, verdict);
+        if again {
+            attempt.retried();
+            let instance = self.instance.as_ref().map_or("-", |instance| instance.id.as_str());
+            self.span.annotate("retry", &[("reason", reason), ("failed", instance)]);
+        }
+    }
+
     /// The template under which the request is logged: no ids, no query.
     pub fn route_name(&self) -> &str {
         match &self.route {

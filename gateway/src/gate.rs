@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use http::header::{CONTENT_LENGTH, IF_NONE_MATCH};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use tourin_chassis::identity::IdentitySigner;
 
@@ -22,6 +23,9 @@ use crate::origin::OriginPolicy;
 use crate::path::{self, PathError};
 use crate::routes::{OPENAPI_PATH, RouteTable};
 use crate::upstreams::Upstreams;
+
+/// What the gateway answers itself.
+const OWN_PATHS: [&str; 3] = ["/healthz", "/readyz", OPENAPI_PATH];
 
 /// Bounds on requests.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +71,26 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Lets a request in (its context then says where it goes), or gives the answer to it.
+    /// Where a request's path leads: noted in its context, before anything is decided, so that
+    /// whatever is decided is traced under its route.
+    ///
+    /// # Errors
+    /// What is wrong with the path.
+    pub fn locate(
+        &self,
+        header: &RequestHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<String, PathError> {
+        let path = path::canonical(raw_path(&header.uri, header.raw_path()))?;
+        ctx.own_path = OWN_PATHS.into_iter().find(|own| *own == path);
+        if ctx.own_path.is_none() {
+            ctx.route = self.routes.find(&path).cloned();
+        }
+        Ok(path)
+    }
+
+    /// Lets a request in (its context then says where it goes), or gives the answer to it. `path` is
+    /// what [`Gate::locate`] gave.
     ///
     /// # Errors
     /// The answer, which need not be a refusal: what the gateway serves itself comes this way too.
@@ -75,9 +98,9 @@ impl Gate {
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
+        path: Result<String, PathError>,
     ) -> Result<(), Answer> {
         let header = session.req_header();
-        ctx.request_id = headers::request_id(&header.headers);
         if header.raw_path().len() > self.limits.uri_bytes {
             return Err(Answer::uri_too_long(self.limits.uri_bytes));
         }
@@ -96,21 +119,17 @@ impl Gate {
         let client = Client::of(peer, &header.headers, &self.trusted_proxies);
         ctx.cross_origin = self.origins.allowed_origin(&header.headers);
 
-        let path = match path::canonical(raw_path(&header.uri, header.raw_path())) {
-            Ok(path) => path,
-            Err(PathError::Malformed) => {
-                return Err(Answer::malformed("the request's path is not valid"));
-            }
-            Err(PathError::Ambiguous) => return Err(Answer::not_found()),
-        };
-        if let Some(answer) = self.own(&path, session, ctx) {
-            return Err(answer);
+        let path = path.map_err(|error| match error {
+            PathError::Malformed => Answer::malformed("the request's path is not valid"),
+            PathError::Ambiguous => Answer::not_found(),
+        })?;
+        if let Some(own) = ctx.own_path {
+            return Err(self.own(own, session));
         }
         let place = self.admission.enter().ok_or_else(|| {
             Answer::unavailable("the gateway is at its limit of concurrent requests; try again")
         })?;
-        let route = Arc::clone(self.routes.find(&path).ok_or_else(Answer::not_found)?);
-        ctx.route = Some(Arc::clone(&route));
+        let route = ctx.route.clone().ok_or_else(Answer::not_found)?;
 
         let header = session.req_header();
         if let Some(answer) =
@@ -171,25 +190,26 @@ impl Gate {
     }
 
     /// The gateway's own paths.
-    fn own(&self, path: &str, session: &Session, ctx: &mut RequestContext) -> Option<Answer> {
-        let own = ["/healthz", "/readyz", OPENAPI_PATH];
-        let own = own.into_iter().find(|own| *own == path)?;
-        ctx.own_path = Some(own);
+    fn own(&self, path: &str, session: &Session) -> Answer {
         let header = session.req_header();
         if let Some(answer) = self.origins.preflight(&header.method, &header.headers, "GET, HEAD") {
-            return Some(answer);
+            return answer;
         }
         if ![Method::GET, Method::HEAD].contains(&header.method) {
-            return Some(Answer::method_not_allowed("GET, HEAD"));
+            return Answer::method_not_allowed("GET, HEAD");
         }
-        Some(match own {
+        match path {
             "/healthz" => Answer::json(StatusCode::OK, r#"{"status":"alive"}"#),
-            "/readyz" => self.readiness(session.is_process_shutting_down()),
+            "/readyz" => {
+                let (status, report) = self.readiness(session.is_process_shutting_down());
+                Answer::json(status, report.to_string())
+            }
             _ => self.api.answer(header.headers.get(IF_NONE_MATCH)),
-        })
+        }
     }
 
-    fn readiness(&self, stopping: bool) -> Answer {
+    /// Whether the gateway can serve, with what is missing.
+    pub fn readiness(&self, stopping: bool) -> (StatusCode, serde_json::Value) {
         let mut unready = serde_json::Map::new();
         for service in self.upstreams.missing() {
             unready.insert(service.to_owned(), "no instance is up".into());
@@ -220,8 +240,7 @@ impl Gate {
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "unready")
         };
-        let body = serde_json::json!({"status": word, "unready": unready});
-        Answer::json(status, body.to_string())
+        (status, serde_json::json!({"status": word, "unready": unready}))
     }
 }
 

@@ -6,6 +6,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
+use tourin_chassis::http::TRACE_RESPONSE_HEADER;
+use tourin_chassis::telemetry::TRACE_HEADERS;
 use uuid::Uuid;
 
 use crate::answers::Answer;
@@ -80,8 +82,9 @@ fn has_field(raw: &[u8], name: &[u8]) -> bool {
     })
 }
 
-/// The request's id: the client's own when it is harmless to log, else a new one.
-pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+/// The request's id: the client's own when it is harmless to log, else that of its trace, else a new
+/// one.
+pub fn request_id(headers: &HeaderMap, trace: Option<&str>) -> HeaderValue {
     let harmless = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
         (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len())
@@ -91,7 +94,9 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     };
     match headers.get("x-request-id").filter(harmless) {
         Some(id) => id.clone(),
-        None => HeaderValue::from_str(&Uuid::now_v7().to_string())
+        None => trace
+            .map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+            .try_into()
             .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
     }
 }
@@ -102,7 +107,8 @@ pub fn forbid_upgrade(request: &mut RequestHeader) {
 }
 
 /// Makes a client's header one that a service may see: claims about identity and origin are gone,
-/// so are the access token (its meaning travels as the signed identity) and hop-by-hop headers.
+/// so are the access token (its meaning travels as the signed identity), hop-by-hop headers, and the
+/// trace context, whose place `trace` takes.
 ///
 /// # Errors
 /// Pingora's, for a header that cannot be written; none of those set here.
@@ -111,6 +117,7 @@ pub fn to_service(
     request_id: &HeaderValue,
     identity: &HeaderValue,
     client: &Client,
+    trace: Vec<(HeaderName, HeaderValue)>,
 ) -> pingora::Result<()> {
     let unwanted: Vec<HeaderName> = request
         .headers
@@ -122,7 +129,13 @@ pub fn to_service(
         request.remove_header(name);
     }
     request.remove_header(&AUTHORIZATION);
+    for name in &TRACE_HEADERS {
+        request.remove_header(name);
+    }
     pass_cookies(request)?;
+    for (name, value) in trace {
+        request.insert_header(name, value)?;
+    }
     for (name, value) in client.headers() {
         request.insert_header(name, value)?;
     }
@@ -174,7 +187,11 @@ fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
 ///
 /// # Errors
 /// Pingora's, for a header that cannot be written; none of those set here.
-pub fn to_client(response: &mut ResponseHeader, request_id: &HeaderValue) -> pingora::Result<()> {
+pub fn to_client(
+    response: &mut ResponseHeader,
+    request_id: &HeaderValue,
+    trace_response: Option<HeaderValue>,
+) -> pingora::Result<()> {
     let named: Vec<HeaderName> = response
         .headers
         .get_all(CONNECTION)
@@ -196,6 +213,11 @@ pub fn to_client(response: &mut ResponseHeader, request_id: &HeaderValue) -> pin
         .collect();
     for name in &unwanted {
         response.remove_header(name);
+    }
+    // The service's own tells of its span, which the client did not call.
+    response.remove_header(&TRACE_RESPONSE_HEADER);
+    if let Some(value) = trace_response {
+        response.insert_header(TRACE_RESPONSE_HEADER, value)?;
     }
     response.insert_header("x-request-id", request_id.clone())
 }
@@ -229,6 +251,10 @@ mod tests {
             ("TE", "trailers"),
             ("Keep-Alive", "timeout=5"),
             ("Accept-Language", "ko"),
+            ("Traceparent", "theirs"),
+            ("Tracestate", "theirs"),
+            ("B3", "theirs"),
+            ("X-B3-TraceId", "theirs"),
         ]);
         let client = Client::of("203.0.113.9:1".parse().unwrap(), &request.headers.clone(), &[]);
         to_service(
@@ -236,6 +262,7 @@ mod tests {
             &HeaderValue::from_static("id-1"),
             &HeaderValue::from_static("signed"),
             &client,
+            vec![(HeaderName::from_static("traceparent"), HeaderValue::from_static("ours"))],
         )
         .unwrap();
         let mut names: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
@@ -247,6 +274,7 @@ mod tests {
                 "cookie",
                 "forwarded",
                 "host",
+                "traceparent",
                 "x-forwarded-for",
                 "x-forwarded-host",
                 "x-forwarded-proto",
@@ -255,6 +283,7 @@ mod tests {
             ]
         );
         assert_eq!(request.headers["x-tourin-identity"], "signed");
+        assert_eq!(request.headers["traceparent"], "ours");
         assert_eq!(request.headers["x-forwarded-for"], "203.0.113.9");
         assert_eq!(request.headers["cookie"], "refresh_token=r; theme=dark");
     }
@@ -291,8 +320,10 @@ mod tests {
                 HeaderName::from_static("x-request-id"),
                 value.parse().unwrap(),
             )]);
-            request_id(&headers).to_str().unwrap().to_owned()
+            request_id(&headers, None).to_str().unwrap().to_owned()
         };
+        let headers = HeaderMap::new();
+        assert_eq!(request_id(&headers, Some("4bf92f3577b34da6")), "4bf92f3577b34da6");
         assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
         for bad in ["", "a b", "<script>", &"a".repeat(65)] {
             let new = id(bad);
@@ -310,12 +341,15 @@ mod tests {
             ("X-Hop", "1"),
             ("Content-Type", "application/json"),
             ("X-Pagination-Page", "1"),
+            ("Traceresponse", "the service's"),
         ] {
             response.append_header(name, value).unwrap();
         }
-        to_client(&mut response, &HeaderValue::from_static("id-1")).unwrap();
+        let ours = Some(HeaderValue::from_static("ours"));
+        to_client(&mut response, &HeaderValue::from_static("id-1"), ours).unwrap();
+        assert_eq!(response.headers["traceresponse"], "ours");
         let mut names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["content-type", "x-pagination-page", "x-request-id"]);
+        assert_eq!(names, ["content-type", "traceresponse", "x-pagination-page", "x-request-id"]);
     }
 }

@@ -7,7 +7,9 @@
 //!
 //! TLS ends in front of the gateway; it speaks HTTP/1.1 on both sides.
 
+pub mod admin;
 pub mod answers;
+pub mod attempt;
 pub mod auth;
 pub mod client_address;
 pub mod config;
@@ -18,6 +20,7 @@ pub mod gate;
 pub mod headers;
 pub mod limits;
 pub mod mesh_client;
+pub mod metrics;
 pub mod openapi;
 pub mod origin;
 pub mod path;
@@ -38,6 +41,7 @@ use tourin_chassis::clock::{SharedClock, SystemClock};
 use tourin_chassis::config::ServerUrl;
 use tourin_chassis::identity::IdentitySigner;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_chassis::telemetry::Service;
 use tourin_registry_api::limits::{instance_id, lease_ms};
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 
@@ -53,6 +57,7 @@ use descriptors::ConnectionCounts;
 use gate::{Gate, RequestLimits};
 use limits::{Admission, RateLimits};
 use mesh_client::{GATEWAY, MeshClient};
+use metrics::{ConnectionMetrics, GatewayMetrics};
 use openapi::ApiDescription;
 use origin::OriginPolicy;
 use proxy::{Proxy, UpstreamLimits};
@@ -73,6 +78,8 @@ pub struct Gateway {
     stream: Option<RevocationStream>,
     listener: TcpListener,
     addr: SocketAddr,
+    operators: tokio::net::TcpListener,
+    admin_addr: SocketAddr,
     connections: ConnectionCounts,
 }
 
@@ -99,12 +106,29 @@ impl Gateway {
         let listener = tourin_chassis::http::bind(settings.listen).await?;
         let addr = listener.local_addr().context("cannot tell the bound address")?;
         let listener = listener.into_std().context("cannot hand the listener over")?;
+        let operators = tourin_chassis::http::bind(settings.admin_listen).await?;
+        let admin_addr = operators.local_addr().context("cannot tell the bound address")?;
         let connections = ConnectionCounts {
             total: settings.max_connections,
             per_client: settings.max_connections_per_client,
         }
         .within(open_files);
-        Ok(Self { settings, routes, registry, stream, listener, addr, connections })
+        Ok(Self {
+            settings,
+            routes,
+            registry,
+            stream,
+            listener,
+            addr,
+            operators,
+            admin_addr,
+            connections,
+        })
+    }
+
+    /// The address of the operators' listener, with the real port.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
     }
 
     /// The address that it listens on, with the real port.
@@ -118,12 +142,16 @@ impl Gateway {
     /// # Errors
     /// When the data plane fails.
     pub async fn run_until_stopped(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Self { settings, routes, registry, stream, listener, addr, connections } = self;
+        let Self { settings, routes, registry, stream, listener, addr, .. } = self;
+        let (operators, admin_addr, connections) =
+            (self.operators, self.admin_addr, self.connections);
         let id = settings.mesh.instance_id_or_new(GATEWAY);
+        let service = Service::new(GATEWAY).listening(addr);
+        let metrics = Arc::new(GatewayMetrics::new(&routes));
         // The followers outlive the drain: requests in flight need what they know, and leaving the
         // registry waits for this gateway's own acknowledgement too.
         let end = Shutdown::new();
-        let tasks = Tasks::new(end.clone()).or_stop(shutdown.clone());
+        let tasks = Tasks::new(end.clone()).of_service(&service).or_stop(shutdown.clone());
         let stop = end.token();
         // Also when this future is dropped half-way.
         let _end = end.token().drop_guard();
@@ -131,6 +159,23 @@ impl Gateway {
         let (directory, watching) = Directory::watch(registry.clone(), id.clone(), stop.clone());
         tasks.spawn("registry watch", watching);
         let gate = start_gate(&settings, routes, directory, stream, &tasks, &stop)?;
+        metrics.read_state(
+            Arc::clone(&gate.upstreams),
+            Arc::clone(&gate.keys),
+            Arc::clone(&gate.authenticator.revocations),
+            gate.admission.clone(),
+        );
+        let secret = settings.mesh.registration_secret.clone();
+        tasks.spawn(
+            "operators' listener",
+            admin::serve_operators(
+                operators,
+                metrics.service.clone(),
+                Arc::clone(&gate),
+                secret,
+                end.clone(),
+            ),
+        );
 
         let limits = UpstreamLimits {
             connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
@@ -144,11 +189,17 @@ impl Gateway {
             upstream_keepalive_pool_size: UPSTREAM_POOL,
             ..ServerConf::default()
         };
-        let proxy = pingora::proxy::http_proxy(&Arc::new(conf), Proxy::new(gate, limits));
+        let counts = metrics.connections.clone();
+        let proxy = Proxy::new(gate, limits, service, metrics);
+        let proxy = pingora::proxy::http_proxy(&Arc::new(conf), proxy);
         let mut data_plane =
-            DataPlane::start(listener, proxy, server_settings(&settings, connections))?;
+            DataPlane::start(listener, proxy, server_settings(&settings, connections, counts))?;
 
-        let instance = Instance::new(GATEWAY, id, settings.mesh.advertised(addr));
+        let advertised = settings.mesh.advertised(addr);
+        let mut instance = Instance::new(GATEWAY, id, advertised);
+        instance
+            .metadata
+            .insert(admin::ADMIN_ADDRESS.to_owned(), reachable(admin_addr, advertised).to_string());
         let registration = Registration::start(
             registry,
             instance,
@@ -156,7 +207,7 @@ impl Gateway {
             Duration::from_millis(settings.mesh.lease_ms),
             stop,
         );
-        tracing::info!(%addr, "gateway listening");
+        tracing::info!(%addr, admin = %admin_addr, "gateway listening");
 
         let served = tokio::select! {
             () = shutdown.begun() => {
@@ -190,12 +241,27 @@ fn load_routes(settings: &Settings) -> anyhow::Result<RouteTable> {
     RouteTable::parse(&text).with_context(|| format!("--routes {shown}"))
 }
 
-fn server_settings(settings: &Settings, connections: ConnectionCounts) -> ServerSettings {
+/// The address at which others reach a listener: where it listens on every address, that by which
+/// the instance is known.
+fn reachable(listening: SocketAddr, advertised: SocketAddr) -> SocketAddr {
+    if listening.ip().is_unspecified() {
+        SocketAddr::new(advertised.ip(), listening.port())
+    } else {
+        listening
+    }
+}
+
+fn server_settings(
+    settings: &Settings,
+    connections: ConnectionCounts,
+    metrics: ConnectionMetrics,
+) -> ServerSettings {
     ServerSettings {
         threads: settings.threads(),
         connections,
         trusted_proxies: settings.trusted_proxies.clone(),
         drain_timeout: settings.drain_timeout(),
+        metrics,
         limits: ConnectionLimits {
             head_bytes: settings.header_limit_bytes,
             head_timeout: Duration::from_millis(settings.header_read_timeout_ms),

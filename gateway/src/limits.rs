@@ -121,17 +121,26 @@ impl Drop for ClientPlace {
 
 /// Requests at once.
 #[derive(Debug, Clone)]
-pub struct Admission(Arc<Semaphore>);
+pub struct Admission {
+    places: Arc<Semaphore>,
+    limit: usize,
+}
 
 impl Admission {
     /// At most `limit` at once.
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))))
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Self { places: Arc::new(Semaphore::new(limit)), limit }
+    }
+
+    /// Places taken now.
+    pub fn taken(&self) -> usize {
+        self.limit.saturating_sub(self.places.available_permits())
     }
 
     /// A place for a request until it is dropped; `None` when all are taken.
     pub fn enter(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+        Arc::clone(&self.places).try_acquire_owned().ok()
     }
 }
 

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tourin_chassis::config::{ConfigFile, LogSettings, parse};
+use tourin_chassis::config::{ConfigFile, parse};
 use tourin_chassis::process;
+use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_gateway::{Gateway, Settings};
 
 /// Tourin's gateway: one URL in front of the services
@@ -14,7 +15,7 @@ struct Cli {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
-    log: LogSettings,
+    telemetry: TelemetrySettings,
     #[command(flatten)]
     file: ConfigFile,
 }
@@ -22,5 +23,5 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli: Cli = parse();
-    process::run(&cli.log, Gateway::build(cli.settings), Gateway::run_until_stopped).await
+    process::run(&cli.telemetry, Gateway::build(cli.settings), Gateway::run_until_stopped).await
 }

@@ -85,7 +85,7 @@ fn encode(segment: &[u8], into: &mut String) {
 pub fn is_internal(path: &str) -> bool {
     let first = path[1..].split('/').next().unwrap_or_default();
     // Percent-encoding is gone; letter case is not, and no service routes by it.
-    ["internal", "healthz", "readyz"].iter().any(|name| first.eq_ignore_ascii_case(name))
+    ["internal", "healthz", "readyz", "metrics"].iter().any(|name| first.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]
@@ -136,9 +136,15 @@ mod tests {
 
     #[test]
     fn what_is_the_meshs_own_is_known_in_any_spelling() {
-        for raw in
-            ["/internal", "/internal/x", "/%69nternal/x", "/INTERNAL/x", "/healthz", "/readyz/"]
-        {
+        for raw in [
+            "/internal",
+            "/internal/log-filter",
+            "/%69nternal/x",
+            "/INTERNAL/x",
+            "/healthz",
+            "/readyz/",
+            "/metrics",
+        ] {
             assert!(is_internal(&canonical(raw.as_bytes()).unwrap()), "{raw}");
         }
         assert!(!is_internal("/api/internal"));

@@ -18,13 +18,17 @@ use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use tourin_chassis::http::TRACE_RESPONSE_HEADER;
 use tourin_chassis::identity::SESSION_ENDED_HEADER;
+use tourin_chassis::telemetry::{Service, method_name};
 
 use crate::answers::Answer;
+use crate::attempt::{Attempt, is_connect_failure};
 use crate::connection::Connection;
 use crate::context::RequestContext;
 use crate::gate::Gate;
 use crate::mesh_client::CORE;
+use crate::metrics::GatewayMetrics;
 use crate::{headers, origin};
 
 /// An error of ours; the answer to give is in the request's context.
@@ -49,12 +53,19 @@ pub struct UpstreamLimits {
 pub struct Proxy {
     gate: Arc<Gate>,
     limits: UpstreamLimits,
+    service: Service,
+    metrics: Arc<GatewayMetrics>,
 }
 
 impl Proxy {
-    /// A proxy for what `gate` lets in.
-    pub fn new(gate: Arc<Gate>, limits: UpstreamLimits) -> Self {
-        Self { gate, limits }
+    /// A proxy for what `gate` lets in. Its spans are `service`'s.
+    pub fn new(
+        gate: Arc<Gate>,
+        limits: UpstreamLimits,
+        service: Service,
+        metrics: Arc<GatewayMetrics>,
+    ) -> Self {
+        Self { gate, limits, service, metrics }
     }
 
     async fn respond(
@@ -63,8 +74,19 @@ impl Proxy {
         ctx: &mut RequestContext,
         answer: &Answer,
     ) -> Result<()> {
-        let mut head = answer.head()?;
+        if let Some(error) = answer.refusal_kind() {
+            self.metrics.refused(error);
+            ctx.span.annotate("refused", &[("error", error)]);
+        }
+        let (mut head, body) = {
+            let _current = ctx.span.enter();
+            answer.render()?
+        };
+        ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
         head.insert_header("x-request-id", ctx.request_id.clone())?;
+        if let Some(value) = ctx.span.trace_response() {
+            head.insert_header(TRACE_RESPONSE_HEADER, value)?;
+        }
         if let Some(origin) = &ctx.cross_origin {
             for (name, value) in origin::cors_headers(origin) {
                 head.append_header(name, value)?;
@@ -76,10 +98,10 @@ impl Proxy {
                 connection.linger();
             }
         }
-        let bodyless = answer.body.is_empty() || session.req_header().method == Method::HEAD;
+        let bodyless = body.is_empty() || session.req_header().method == Method::HEAD;
         session.write_response_header(Box::new(head), bodyless).await?;
         if !bodyless {
-            session.write_response_body(Some(answer.body.clone()), true).await?;
+            session.write_response_body(Some(body), true).await?;
         }
         Ok(())
     }
@@ -120,18 +142,6 @@ impl Proxy {
             _ => Some(Answer::internal()),
         }
     }
-}
-
-fn is_connect_failure(kind: &ErrorType) -> bool {
-    matches!(
-        kind,
-        ErrorType::ConnectTimedout
-            | ErrorType::ConnectRefused
-            | ErrorType::ConnectNoRoute
-            | ErrorType::ConnectError
-            | ErrorType::SocketError
-            | ErrorType::BindError
-    )
 }
 
 fn verdict(ctx: &mut RequestContext, answer: Answer) -> Box<Error> {
@@ -177,7 +187,12 @@ impl ProxyHttp for Proxy {
         session.set_read_timeout(Some(self.limits.client_stall));
         session.set_write_timeout(Some(self.limits.client_stall));
         headers::forbid_upgrade(session.req_header_mut());
-        let Err(answer) = self.gate.admit(session, ctx).await else {
+        let path = self.gate.locate(session.req_header(), ctx);
+        ctx.begin(&self.service, session.req_header());
+        let trace = ctx.span.trace_id();
+        ctx.request_id = headers::request_id(&session.req_header().headers, trace.as_deref());
+        let span = Arc::clone(&ctx.span);
+        let Err(answer) = span.run(self.gate.admit(session, ctx, path)).await else {
             if let (Some(connection), Some(admitted)) = (&ctx.connection, &ctx.admitted) {
                 connection.end_by(admitted.deadline.into());
             }
@@ -187,7 +202,12 @@ impl ProxyHttp for Proxy {
         Ok(true)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Self::CTX,
+    ) -> Result<Box<HttpPeer>> {
+        ctx.attempt = None;
         check_deadline(ctx)?;
         let Some(admitted) = &ctx.admitted else {
             return Err(verdict(ctx, Answer::internal()));
@@ -214,8 +234,15 @@ impl ProxyHttp for Proxy {
         options.write_timeout = Some(wait);
         options.idle_timeout = Some(self.limits.idle_timeout);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        ctx.instance = Some(instance);
         ctx.tries += 1;
+        ctx.attempt = Some(Attempt::begin(
+            &ctx.span,
+            (&session.req_header().method, &admitted.route),
+            &instance,
+            ctx.tries,
+            self.metrics.upstream(&admitted.route.service).cloned(),
+        ));
+        ctx.instance = Some(instance);
         Ok(Box::new(peer))
     }
 
@@ -231,7 +258,8 @@ impl ProxyHttp for Proxy {
         let Some(admitted) = &ctx.admitted else {
             return Err(verdict(ctx, Answer::internal()));
         };
-        headers::to_service(request, &ctx.request_id, &admitted.identity, &admitted.client)
+        let trace = ctx.attempt.as_ref().map(Attempt::headers).unwrap_or_default();
+        headers::to_service(request, &ctx.request_id, &admitted.identity, &admitted.client, trace)
     }
 
     async fn request_body_filter(
@@ -260,6 +288,11 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        if !response.status.is_informational()
+            && let Some(attempt) = &mut ctx.attempt
+        {
+            attempt.answered(response.status.as_u16());
+        }
         // Before the client can have the answer, so that nothing it does next is too early.
         let from_core =
             ctx.admitted.as_ref().is_some_and(|admitted| admitted.route.service == CORE);
@@ -273,13 +306,30 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        if end {
+            // The instance has done its part, however slowly the client reads.
+            ctx.attempt = None;
+        }
+        Ok(None)
+    }
+
     async fn response_filter(
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        headers::to_client(response, &ctx.request_id)?;
+        if !response.status.is_informational() {
+            ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
+        }
+        headers::to_client(response, &ctx.request_id, ctx.span.trace_response())?;
         if let Some(origin) = &ctx.cross_origin {
             for (name, value) in origin::cors_headers(origin) {
                 response.append_header(name, value)?;
@@ -310,7 +360,10 @@ impl ProxyHttp for Proxy {
         mut error: Box<Error>,
     ) -> Box<Error> {
         // Nothing was sent, so any method may go elsewhere.
-        error.set_retry(ctx.tries < self.limits.tries);
+        let again = ctx.tries < self.limits.tries;
+        error.set_retry(again);
+        ctx.attempt_failed(&error, again);
+        let _current = ctx.span.enter();
         if let Some(instance) = &ctx.instance {
             tracing::warn!(instance = instance.id, tries = ctx.tries, error = %error.etype().as_str(), "cannot connect");
             ctx.avoided.push(instance.id.clone());
@@ -339,6 +392,8 @@ impl ProxyHttp for Proxy {
         let again =
             lost && unanswered && ctx.tries < self.limits.tries && (repeatable || nothing_sent);
         error.set_retry(again);
+        ctx.attempt_failed(&error, again);
+        let _current = ctx.span.enter();
         if let Some(instance) = &ctx.instance {
             tracing::warn!(
                 instance = instance.id, tries = ctx.tries, client_reused, again,
@@ -364,6 +419,7 @@ impl ProxyHttp for Proxy {
         if let Some(answer) = &answer
             && answer.status == StatusCode::INTERNAL_SERVER_ERROR
         {
+            let _current = ctx.span.enter();
             tracing::error!(request_id = ?ctx.request_id, %error, "a fault in the gateway");
         }
         let error_code = match answer {
@@ -383,11 +439,25 @@ impl ProxyHttp for Proxy {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Self::CTX) {
         let status = session.response_written().map_or(CLIENT_GONE, |head| head.status.as_u16());
+        let took = ctx.started.elapsed();
+        let method = &session.req_header().method;
+        let answered_after = ctx.answered_after.unwrap_or(took);
+        self.metrics.service.http().observe(
+            ctx.route_name(),
+            method_name(method),
+            status,
+            answered_after,
+        );
+        if status == CLIENT_GONE {
+            ctx.span.annotate("client_gone", &[]);
+        }
+        ctx.span.set_status(status);
+        let _current = ctx.span.enter();
         tracing::info!(
-            method = %session.req_header().method,
+            %method,
             route = ctx.route_name(),
             status,
-            duration_us = u64::try_from(ctx.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             instance = ctx.instance.as_ref().map_or("-", |instance| instance.id.as_str()),
             tries = ctx.tries,
             request_id = ctx.request_id.to_str().unwrap_or("-"),

@@ -20,11 +20,13 @@ use pingora::proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
+use tourin_chassis::metrics::Gauge;
 
 use crate::client_address::Network;
 use crate::connection::{Connection, ConnectionLimits, GuardedStream};
 use crate::descriptors::ConnectionCounts;
 use crate::limits::ClientConnections;
+use crate::metrics::ConnectionMetrics;
 use crate::proxy::Proxy;
 
 /// The pause after a failed accept; running out of file descriptors must not become a busy loop.
@@ -49,6 +51,8 @@ pub struct ServerSettings {
     pub drain_timeout: Duration,
     /// Bounds of each connection.
     pub limits: ConnectionLimits,
+    /// Where connections are counted.
+    pub metrics: ConnectionMetrics,
 }
 
 /// The running data plane.
@@ -153,6 +157,7 @@ async fn serve(
         let is_proxy = settings.trusted_proxies.iter().any(|net| net.contains(peer.ip()));
         let own_place = if is_proxy { None } else { clients.enter(peer.ip()) };
         if own_place.is_none() && !is_proxy {
+            settings.metrics.refused.increase();
             if let Some(unlogged) = crowded.happens(Instant::now()) {
                 let limit = settings.connections.per_client;
                 tracing::warn!(limit, unlogged, "closed a connection: its client has too many");
@@ -162,9 +167,10 @@ async fn serve(
         let proxy = Arc::clone(&proxy);
         let stopping = stopping.clone();
         let limits = settings.limits;
+        let open = Open::new(&settings.metrics.open);
         connections.spawn(async move {
             converse(&proxy, tcp, Connection::new(peer), limits, &stopping).await;
-            drop((place, own_place));
+            drop((place, own_place, open));
         });
     }
     drop(listener);
@@ -178,6 +184,22 @@ async fn serve(
         );
     }
     Ok(())
+}
+
+/// A connection in the count of those that are open.
+struct Open(Gauge);
+
+impl Open {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.add(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.add(-1.0);
+    }
 }
 
 /// Lets what happens over and over be logged now and then.

@@ -54,6 +54,13 @@ impl Upstreams {
         pools.get(service).is_some_and(|pool| !pool.instances.is_empty())
     }
 
+    /// How many instances each service has.
+    pub fn counts(&self) -> Vec<(String, usize)> {
+        let pools = self.pools.load();
+        let count = |service| pools.get(service).map_or(0, |pool| pool.instances.len());
+        self.services.iter().map(|service| (service.clone(), count(service))).collect()
+    }
+
     /// Services without an instance.
     pub fn missing(&self) -> Vec<&str> {
         self.services.iter().map(String::as_str).filter(|service| !self.has_any(service)).collect()

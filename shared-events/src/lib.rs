@@ -9,6 +9,8 @@
 //!    effect together with the event's id, and only then acknowledges.
 //! 4. What cannot be handled ends in [`dead_letters`], never in a loop and never in silence.
 //!
+//! An event carries its trace on all of this way ([`trace`]): from the change, over the broker, to the effect.
+//!
 //! Delivery is at least once and in order per ordering key; the handler's dedupe makes the effect happen once.
 
 use std::sync::Arc;
@@ -26,6 +28,7 @@ pub mod outbox;
 pub mod sqlite;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 /// Where "now" comes from; passed in so that a test can own the time.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;

@@ -103,6 +103,11 @@ impl Database {
         &self.readers
     }
 
+    /// The one writing connection, to look at: [`write`](Self::write) is the way to write.
+    pub fn writer(&self) -> &SqlitePool {
+        &self.writer
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -63,7 +63,7 @@ struct Progress {
     /// ... and when it ended.
     ended: Option<Instant>,
     succeeded: bool,
-    loaded: bool,
+    loaded: Option<Instant>,
 }
 
 /// The keys known now.
@@ -91,7 +91,12 @@ impl Default for KeyStore {
 impl KeyStore {
     /// Whether there has been a successful fetch.
     pub fn is_loaded(&self) -> bool {
-        self.progress.borrow().loaded
+        self.progress.borrow().loaded.is_some()
+    }
+
+    /// How long ago the last successful fetch was; `None` when there has been none.
+    pub fn age(&self) -> Option<Duration> {
+        self.progress.borrow().loaded.map(|at| at.elapsed())
     }
 
     /// Changes whenever a key was taken away, so that nothing verified by it may be believed.
@@ -167,7 +172,9 @@ impl KeyStore {
             progress.began = Some(began);
             progress.ended = Some(Instant::now());
             progress.succeeded = succeeded;
-            progress.loaded |= succeeded;
+            if succeeded {
+                progress.loaded = progress.ended;
+            }
         });
     }
 

@@ -14,6 +14,7 @@ use http::header::{AUTHORIZATION, COOKIE};
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::identity::Subject;
 use tourin_chassis::secret::Secret;
+use tourin_chassis::telemetry::Span;
 
 use crate::answers::Answer;
 use crate::routes::Access;
@@ -100,7 +101,11 @@ impl Authenticator {
                 _ => Ok(subject(&member)),
             },
             // A bad token is as good as none here; one that cannot be judged must not pass for good.
-            (Access::Public, _) | (Access::Optional, Shown::Nothing | Shown::Bad(_)) => {
+            (Access::Public, shown)
+            | (Access::Optional, shown @ (Shown::Nothing | Shown::Bad(_))) => {
+                if !matches!(shown, Shown::Nothing) {
+                    Span::current().annotate("fall_back", &[("to", "visitor")]);
+                }
                 let pseudonym = visitor::pseudonym(&self.secret, self.clock.now(), address);
                 Ok(Subject::Visitor { pseudonym })
             }
@@ -115,27 +120,43 @@ impl Authenticator {
         let Some(token) = credentials.token else {
             return Shown::Nothing;
         };
-        let bad = |message| Shown::Bad(Answer::unauthenticated(message, true));
-        let unjudged = |message: &'static str| Shown::Unjudged(Answer::unavailable(message));
+        // The reason goes into the trace, where it tells apart what the client sees as one.
+        let because = |reason| Span::current().annotate("token_refused", &[("reason", reason)]);
+        let bad = |reason, message| {
+            because(reason);
+            Shown::Bad(Answer::unauthenticated(message, true))
+        };
+        let unjudged = |reason, message: &'static str| {
+            because(reason);
+            Shown::Unjudged(Answer::unavailable(message))
+        };
         let member = match self.tokens.verify(token).await {
             Ok(member) => member,
-            Err(TokenError::Invalid) => return bad("the access token is not valid: log in again"),
+            Err(TokenError::Invalid) => {
+                return bad("invalid", "the access token is not valid: log in again");
+            }
             Err(TokenError::Expired) => {
-                return bad("the access token has expired: have it reissued");
+                return bad("expired", "the access token has expired: have it reissued");
             }
             Err(TokenError::KeysUnavailable) => {
-                return unjudged("tokens cannot be checked just now; try again");
+                return unjudged(
+                    "keys_unavailable",
+                    "tokens cannot be checked just now; try again",
+                );
             }
         };
         if self.revocations.has_ended(&member.session) {
-            return bad("this session has ended: log in again");
+            return bad("session_ended", "this session has ended: log in again");
         }
         match self.revocations.reliance(Instant::now()) {
             Reliance::Usable => Shown::Good(member),
-            Reliance::Loading => {
-                unjudged("the gateway is still loading the ended sessions; try again")
+            Reliance::Loading => unjudged(
+                "revocations_loading",
+                "the gateway is still loading the ended sessions; try again",
+            ),
+            Reliance::Stale => {
+                unjudged("revocations_stale", "sessions cannot be checked just now; try again")
             }
-            Reliance::Stale => unjudged("sessions cannot be checked just now; try again"),
         }
     }
 }

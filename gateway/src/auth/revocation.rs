@@ -102,6 +102,16 @@ impl Revocations {
         self.last_contact().is_some()
     }
 
+    /// How long ago core, or Redis, last said that nothing is missing here; `None` when never.
+    pub fn age(&self) -> Option<Duration> {
+        self.last_contact().map(|at| at.elapsed())
+    }
+
+    /// How many ended sessions are remembered.
+    pub fn count(&self) -> usize {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Whether calls that need a session can be judged now.
     pub fn reliance(&self, now: Instant) -> Reliance {
         let last = self.last_contact();

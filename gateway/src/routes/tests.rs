@@ -40,9 +40,16 @@ fn the_built_in_table_covers_the_contract() {
             "{path}"
         );
     }
-    for path in
-        ["/", "/api", "/api/nothing", "/internal/events", "/healthz", "/readyz", "/api/users/u/"]
-    {
+    for path in [
+        "/",
+        "/api",
+        "/api/nothing",
+        "/internal/events",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/api/users/u/",
+    ] {
         assert!(table.find(path).is_none(), "{path}");
     }
     let bookmarks = table.find("/api/users/u/bookmarks").unwrap();
@@ -87,6 +94,7 @@ fn the_most_specific_template_wins() {
     assert_eq!(service("/other"), Some("a"));
     assert_eq!(service("/internal/events"), None);
     assert_eq!(service("/readyz"), None);
+    assert_eq!(service("/metrics"), None);
 }
 
 #[test]

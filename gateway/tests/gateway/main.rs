@@ -12,3 +12,4 @@ mod lifecycle;
 mod limits;
 mod revocation_stream;
 mod sites;
+mod tracing;

@@ -14,6 +14,8 @@ pub struct Health {
 enum State {
     Ready,
     Unready(String),
+    /// It is away, and the service goes on without it for now.
+    Missed(String),
 }
 
 impl Health {
@@ -24,19 +26,39 @@ impl Health {
 
     /// Adds a dependency, unready until its owner says otherwise.
     pub fn register(&self, name: &'static str) -> Dependency {
-        let dependency = Dependency { name, health: self.clone() };
+        self.add(name, true)
+    }
+
+    /// Adds one without which the service goes on serving, such as the registry: while it is away that is
+    /// told, and does not make the service unready.
+    pub fn register_optional(&self, name: &'static str) -> Dependency {
+        self.add(name, false)
+    }
+
+    fn add(&self, name: &'static str, is_needed: bool) -> Dependency {
+        let dependency = Dependency { name, is_needed, health: self.clone() };
         dependency.set_unready("not reached yet");
         dependency
     }
 
     /// The dependencies that are not ready, with their reasons; empty when the service can serve.
     pub fn unready(&self) -> BTreeMap<&'static str, String> {
+        self.reasons(true)
+    }
+
+    /// Those that are away while the service can serve without them, with their reasons.
+    pub fn missed(&self) -> BTreeMap<&'static str, String> {
+        self.reasons(false)
+    }
+
+    fn reasons(&self, of_needed: bool) -> BTreeMap<&'static str, String> {
         let dependencies = self.dependencies.read().unwrap_or_else(PoisonError::into_inner);
         dependencies
             .iter()
             .filter_map(|(name, state)| match state {
-                State::Ready => None,
-                State::Unready(reason) => Some((*name, reason.clone())),
+                State::Unready(reason) if of_needed => Some((*name, reason.clone())),
+                State::Missed(reason) if !of_needed => Some((*name, reason.clone())),
+                State::Ready | State::Unready(_) | State::Missed(_) => None,
             })
             .collect()
     }
@@ -51,6 +73,7 @@ impl Health {
 #[derive(Debug, Clone)]
 pub struct Dependency {
     name: &'static str,
+    is_needed: bool,
     health: Health,
 }
 
@@ -62,6 +85,8 @@ impl Dependency {
 
     /// It does not, and why.
     pub fn set_unready(&self, reason: impl Into<String>) {
-        self.health.set(self.name, State::Unready(reason.into()));
+        let reason = reason.into();
+        let state = if self.is_needed { State::Unready(reason) } else { State::Missed(reason) };
+        self.health.set(self.name, state);
     }
 }

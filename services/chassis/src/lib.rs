@@ -6,6 +6,7 @@ pub mod config;
 pub mod health;
 pub mod http;
 pub mod identity;
+pub mod metrics;
 pub mod process;
 #[cfg(feature = "redis")]
 pub mod redis;

@@ -2,20 +2,23 @@
 
 use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use crate::config::LogSettings;
 use crate::shutdown::Shutdown;
-use crate::telemetry;
+use crate::telemetry::{self, TelemetrySettings};
 
 /// What a shell sees when a setting or the machine stood in the way of starting.
 pub const CANNOT_START: u8 = 2;
 
-/// Starts logging, builds the service, and runs it until SIGINT or SIGTERM.
+/// How long a stopping process waits for its last spans to be taken.
+pub const LAST_SPANS: Duration = Duration::from_secs(1);
+
+/// Starts logs and traces, builds the service, and runs it until SIGINT or SIGTERM.
 ///
 /// Exit code 0 after a clean stop, [`CANNOT_START`] with one line on standard error when the service
 /// could not be built, 1 when it failed later.
 pub async fn run<S, B, R>(
-    log: &LogSettings,
+    telemetry: impl Into<TelemetrySettings>,
     build: B,
     run_until_stopped: impl FnOnce(S, Shutdown) -> R,
 ) -> ExitCode
@@ -23,7 +26,7 @@ where
     B: Future<Output = anyhow::Result<S>>,
     R: Future<Output = anyhow::Result<()>>,
 {
-    if let Err(error) = telemetry::init(log) {
+    if let Err(error) = telemetry::init(telemetry) {
         return refuse(&anyhow::Error::msg(error));
     }
     let built = match Shutdown::on_signals() {
@@ -34,7 +37,9 @@ where
         Ok(built) => built,
         Err(error) => return refuse(&error),
     };
-    match run_until_stopped(service, stop).await {
+    let ended = run_until_stopped(service, stop).await;
+    telemetry::flush(LAST_SPANS).await;
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "the service failed");

@@ -4,9 +4,14 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use opentelemetry::Context;
+use opentelemetry::context::FutureExt;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::metrics::count_panic;
+use crate::telemetry::Service;
 
 /// The signal to stop. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +78,7 @@ pub struct Tasks {
     on_failure: Option<Shutdown>,
     failed: Arc<OnceLock<&'static str>>,
     running: Arc<Mutex<Vec<AbortHandle>>>,
+    context: Context,
 }
 
 impl Tasks {
@@ -84,7 +90,15 @@ impl Tasks {
             on_failure: None,
             failed: Arc::default(),
             running: Arc::default(),
+            context: Context::new(),
         }
+    }
+
+    /// The same, whose tasks' log lines and spans are `service`'s.
+    #[must_use]
+    pub fn of_service(mut self, service: &Service) -> Self {
+        self.context = service.context();
+        self
     }
 
     /// The same, but a task that ends too early begins `stop`: a service without its relay, say, is
@@ -105,17 +119,22 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let running = tokio::spawn(task);
+        let running = tokio::spawn(task.with_context(self.context.clone()));
         self.running.lock().unwrap_or_else(PoisonError::into_inner).push(running.abort_handle());
         let owner = self.clone();
-        self.tracker.spawn(async move {
+        let context = self.context.clone();
+        let watch = async move {
             match running.await {
                 Ok(()) if owner.shutdown.is_begun() => tracing::debug!(task = name, "task ended"),
                 Err(error) if error.is_cancelled() => tracing::warn!(task = name, "task dropped"),
                 Ok(()) => owner.fail(name, "it ended before the service"),
-                Err(error) => owner.fail(name, &error.to_string()),
+                Err(error) => {
+                    count_panic();
+                    owner.fail(name, &error.to_string());
+                }
             }
-        });
+        };
+        self.tracker.spawn(watch.with_context(context));
     }
 
     fn fail(&self, name: &'static str, reason: &str) {

@@ -13,7 +13,7 @@ use crate::app::content::Content;
 use crate::app::passwords::Passwords;
 use crate::app::reviews::Reviews;
 use crate::app::revocations::Revocations;
-use crate::app::sessions::Sessions;
+use crate::app::sessions::{Outcomes, Sessions};
 use crate::app::signing::SigningKeys;
 use crate::app::spots::Spots;
 use crate::app::views::Views;
@@ -56,6 +56,7 @@ pub(crate) fn assemble(
         revocations: Arc::clone(&revocations),
         policy,
         clock: clock(),
+        outcomes: Outcomes::default(),
     };
     let content = Content {
         spots: Spots::new(store.spots(), settings.map_spots.into()),

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::{Dependency, Health};
 use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_registry_api::RegistrationState;
 use tourin_shared_events::bus::Publisher;
-use tourin_shared_events::outbox::{Pruner, Relay, Retention};
+use tourin_shared_events::outbox::{Pruner, Relay, RelayStats, Retention};
 
 use crate::app::StoreError;
 use crate::app::revocations::Revocations;
@@ -27,29 +29,38 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// and miss nothing.
 const FEED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// Starts everything that runs beside the requests. Events go to the publisher; without one, other
-/// processes follow them over HTTP.
+/// What readiness says of servers.
+pub(crate) struct Names {
+    pub(crate) database: String,
+    pub(crate) redis: Option<String>,
+}
+
+/// Starts everything that runs beside the requests. Events go to the publisher, and the relay's counters
+/// are answered; without one, other processes follow them over HTTP.
 pub(crate) fn start(
     tasks: &Tasks,
     store: &Store,
     state: &AppState,
     publisher: Option<Arc<dyn Publisher>>,
     clock: SharedClock,
-    health: &Health,
-) {
+    (health, names): (&Health, Names),
+) -> Option<Arc<RelayStats>> {
     let events_clock: tourin_shared_events::Clock = Arc::new(move || clock.now());
     let outbox = store.outbox();
     let token = tasks.shutdown().token();
-    match publisher {
+    let relay = match publisher {
         Some(publisher) => {
             let relay = Relay::new(outbox, publisher, store.wake(), events_clock);
+            let stats = relay.stats();
             tasks.spawn("relay", relay.run(token));
+            Some(stats)
         }
         None => {
             let pruner = Pruner::new(outbox, Retention::Feed(FEED_RETENTION), events_clock);
             tasks.spawn("feed pruner", async move { pruner.run(token).await });
+            None
         }
-    }
+    };
     tasks.spawn(
         "session pruner",
         prune(
@@ -68,14 +79,41 @@ pub(crate) fn start(
         let store = probed.clone();
         async move { store.probe().await }
     };
-    tasks.spawn("database probe", probe("database", ask, database, tasks.shutdown().clone()));
-    if let Some(sessions) = store.with_redis() {
-        start_on_redis(tasks, sessions, health);
+    tasks.spawn("database probe", probe(names.database, ask, database, tasks.shutdown().clone()));
+    if let (Some(sessions), Some(name)) = (store.with_redis(), names.redis) {
+        start_on_redis(tasks, sessions, health, name);
+    }
+    relay
+}
+
+/// Says whether the registry knows of this instance, until `stop`. Without it the instance goes on
+/// serving whoever knows its address.
+pub(crate) async fn watch_registry(
+    mut state: watch::Receiver<RegistrationState>,
+    registry: Dependency,
+    stop: Shutdown,
+) {
+    let watching = async {
+        loop {
+            match &*state.borrow_and_update() {
+                RegistrationState::Registered => registry.set_ready(),
+                RegistrationState::Registering(None) => registry.set_unready("not reached yet"),
+                RegistrationState::Registering(Some(error))
+                | RegistrationState::Unreachable(error) => registry.set_unready(error.to_string()),
+            }
+            if state.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = watching => {}
+        () = stop.begun() => {}
     }
 }
 
 /// What runs beside the requests where the sessions are in Redis.
-fn start_on_redis(tasks: &Tasks, sessions: &MysqlRedisStore, health: &Health) {
+fn start_on_redis(tasks: &Tasks, sessions: &MysqlRedisStore, health: &Health, name: String) {
     let endings = Endings::new(sessions.clone());
     tasks.spawn("session endings", endings.run(tasks.shutdown().clone()));
     let redis = health.register("redis");
@@ -86,11 +124,11 @@ fn start_on_redis(tasks: &Tasks, sessions: &MysqlRedisStore, health: &Health) {
         let sessions = probed.clone();
         async move { sessions.probe_redis().await }
     };
-    tasks.spawn("redis probe", probe("redis", ask, redis, tasks.shutdown().clone()));
+    tasks.spawn("redis probe", probe(name, ask, redis, tasks.shutdown().clone()));
 }
 
 /// Asks again and again until `stop`. Says once when the answers cease, and once when they are back.
-async fn probe<F>(name: &'static str, ask: impl Fn() -> F, dependency: Dependency, stop: Shutdown)
+async fn probe<F>(name: String, ask: impl Fn() -> F, dependency: Dependency, stop: Shutdown)
 where
     F: Future<Output = Result<(), StoreError>>,
 {
@@ -104,7 +142,7 @@ where
             Ok(Ok(())) => {
                 dependency.set_ready();
                 if !was_there {
-                    tracing::info!(server = name, "it answers again");
+                    tracing::info!(server = %name, "it answers again");
                 }
                 was_there = true;
                 continue;
@@ -112,9 +150,9 @@ where
             Ok(Err(error)) => ("it does not answer", format!("{:#}", anyhow::Error::from(error))),
             Err(_) => ("it takes too long to answer", format!("no answer in {PROBE_LIMIT:?}")),
         };
-        dependency.set_unready(reason);
+        dependency.set_unready(format!("{name}: {reason}"));
         if was_there {
-            tracing::warn!(server = name, error, "{reason}");
+            tracing::warn!(server = %name, error, "{reason}");
         }
         was_there = false;
     }

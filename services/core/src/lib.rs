@@ -12,6 +12,7 @@ mod broker;
 pub mod config;
 pub mod domain;
 pub mod http;
+mod metrics;
 pub mod store;
 #[cfg(test)]
 mod testing;
@@ -31,16 +32,17 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Health;
-use tourin_chassis::http::{ApiError, HttpLimits, bind, serve, service_router};
+use tourin_chassis::http::{ApiError, HttpLimits, bind, observed_router, serve};
 use tourin_chassis::identity::IdentityVerifier;
+use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_chassis::telemetry::{Service, Span};
 use tourin_registry_api::{Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 pub use tourin_shared_events::mysql::MysqlUrl;
 use tourin_shared_events::outbox::OutboxStore;
 use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
-use tracing::Instrument as _;
 
 pub use self::config::Settings;
 use crate::app::import::load_catalogue;
@@ -162,6 +164,12 @@ impl Core {
     /// # Errors
     /// When the listener fails for good.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
+        let service = Service::new(SERVICE).listening(self.address);
+        // What it logs and traces outside of requests is its own, too.
+        service.run(self.run(&service, stop)).await
+    }
+
+    async fn run(self, service: &Service, stop: Shutdown) -> anyhow::Result<()> {
         let Self {
             settings,
             listener,
@@ -176,7 +184,8 @@ impl Core {
         } = self;
         // Tasks outlive the last request: what it left behind (views, events) is still written.
         let end = Shutdown::new();
-        let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
+        let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
+        let metrics = Metrics::new(SERVICE);
         let health = Health::new();
         let bus = broker.filter(|_| publisher.is_none()).map(RabbitBus::start);
         let publisher = publisher.or_else(|| Some(Arc::new(bus.clone()?) as _));
@@ -186,7 +195,23 @@ impl Core {
                 broker::watch(bus, health.register("event bus"), end.clone()),
             );
         }
-        background::start(&tasks, &store, &state, publisher, clock, &health);
+        let sources = metrics::Sources {
+            store: store.clone(),
+            views: state.content.views.clone(),
+            outcomes: state.sessions.outcomes.clone(),
+            bus: bus.clone(),
+            clock: Arc::clone(&clock),
+        };
+        metrics::register(&metrics, &sources);
+        let names = background::Names {
+            database: database_name(&settings),
+            redis: store.with_redis().map(|redis| format!("redis at {}", redis.redis_address())),
+        };
+        let relay = background::start(&tasks, &store, &state, publisher, clock, (&health, names));
+        if let Some(stats) = relay {
+            let gauge = metrics::of_relay(&metrics, &sources, stats);
+            tasks.spawn("outbox gauge", gauge.run(end.clone()));
+        }
         let most_bytes = settings.database.search_memory_bytes();
         let searching = store.clone().keep_search_memory(most_bytes, end.clone());
         tasks.spawn("search index", searching);
@@ -195,7 +220,8 @@ impl Core {
         let verifier = IdentityVerifier::new(&settings.mesh.registration_secret, SERVICE);
         let views = state.content.views.clone();
         let routes = http::router(state).layer(from_fn(to_the_end));
-        let router = service_router(SERVICE, routes, verifier, health, &limits);
+        let observer = (service.clone(), metrics);
+        let router = observed_router(observer, routes, verifier, health.clone(), &limits);
 
         let mesh = &settings.mesh;
         let instance =
@@ -207,6 +233,12 @@ impl Core {
             Duration::from_millis(mesh.lease_ms),
             end.token(),
         );
+        let registry = background::watch_registry(
+            registration.state(),
+            health.register_optional("registry"),
+            end.clone(),
+        );
+        tasks.spawn("registry watch", registry);
 
         // Requests are served until every gateway knows that we leave.
         let drain = Shutdown::new();
@@ -251,7 +283,7 @@ impl Core {
 /// use a connection again on which an operation was dropped half-way, and would wait on it for ever.
 /// Each operation of the store bounds its own time.
 async fn to_the_end(request: Request, next: Next) -> Response {
-    let handling = tokio::spawn(next.run(request).in_current_span());
+    let handling = tokio::spawn(Span::current().run(next.run(request)));
     match handling.await {
         Ok(response) => response,
         Err(error) => match error.try_into_panic() {
@@ -262,6 +294,14 @@ async fn to_the_end(request: Request, next: Next) -> Response {
                     .into_response()
             }
         },
+    }
+}
+
+/// The database as readiness names it, without credentials.
+fn database_name(settings: &Settings) -> String {
+    match settings.database.mysql() {
+        Some(url) => format!("mysql at {url}"),
+        None => format!("sqlite in {}", settings.data_dir.display()),
     }
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::Parser;
 use tourin_chassis::clock::SystemClock;
-use tourin_chassis::config::{ConfigFile, LogSettings, parse};
+use tourin_chassis::config::{ConfigFile, parse};
 use tourin_chassis::process;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_core::{Core, Dependencies, Settings};
 
 /// Tourin's core service: accounts and tokens, tour spots, reviews, bookmarks
@@ -18,7 +19,7 @@ struct Cli {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
-    log: LogSettings,
+    telemetry: TelemetrySettings,
     #[command(flatten)]
     file: ConfigFile,
 }
@@ -40,5 +41,5 @@ async fn main() -> ExitCode {
             () = stop.begun() => bail!("stopped before it had started"),
         }
     };
-    process::run(&cli.log, build, Core::run_until_stopped).await
+    process::run(cli.telemetry, build, Core::run_until_stopped).await
 }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::health::Dependency;
+use tourin_chassis::telemetry::Service;
 use tourin_registry_api::Directory;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::feed::FeedStats;
@@ -34,6 +36,8 @@ pub(crate) struct ReplicaKeeper {
     pub(crate) interval: Duration,
     /// What the follower of core's feed has missed, where there is one.
     pub(crate) feed: Option<Arc<FeedStats>>,
+    /// Whose work it is, for traces.
+    pub(crate) service: Service,
 }
 
 /// When the catalogue was last read, and what had been missed of the feed before that.
@@ -121,7 +125,12 @@ impl ReplicaKeeper {
             return Ok(false);
         }
         let began = Instant::now();
-        let resynced = self.resync.run().await?;
+        let span = self.service.work("resync of spots");
+        let resynced = span.run(self.resync.run()).await;
+        if resynced.is_err() {
+            span.set_error("resync");
+        }
+        let resynced = resynced?;
         tracing::info!(
             read = resynced.read,
             changed = resynced.changed,
@@ -153,6 +162,30 @@ pub(crate) async fn watch_store(mut failure: Failure, store: Dependency, stop: C
             // The task stays, for its work is not over before the service is.
             stop.cancelled().await;
         }
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Says whether the registry is in reach, until `stop`. Without it the service goes on with what it knows.
+pub(crate) async fn watch_registry(
+    mut connected: watch::Receiver<bool>,
+    registry: Dependency,
+    stop: CancellationToken,
+) {
+    let watching = async {
+        loop {
+            if *connected.borrow_and_update() {
+                registry.set_ready();
+            } else {
+                registry.set_unready("it is out of reach; what it said last holds");
+            }
+            if connected.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = watching => {}
         () = stop.cancelled() => {}
     }
 }

@@ -16,6 +16,7 @@ pub mod config;
 pub mod consumers;
 pub mod domain;
 pub mod http;
+mod metrics;
 #[cfg(test)]
 mod scenario;
 pub mod servers;
@@ -32,13 +33,15 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Health;
-use tourin_chassis::http::{HttpLimits, bind, serve, service_router};
+use tourin_chassis::http::{HttpLimits, bind, observed_router, serve};
 use tourin_chassis::identity::{IdentitySigner, IdentityVerifier};
+use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_chassis::telemetry::Service;
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::bus::feed::{FeedSettings, FeedStats, FeedSubscriber};
-use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::consumer::ConsumerStats;
 use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
 
@@ -126,6 +129,7 @@ impl Recommendation {
             Some(stores) => stores,
             None => open_stores(&settings, Arc::clone(&clock)).await?,
         };
+        let stores = store::traced(stores);
         let ages = settings.rules.ages();
         let ingest = Ingest::new(
             Arc::clone(&stores.trend),
@@ -171,14 +175,24 @@ impl Recommendation {
     ///
     /// # Errors
     /// When the listener fails for good or an HTTP client cannot be set up.
-    pub async fn run_until_stopped(mut self, stop: Shutdown) -> anyhow::Result<()> {
+    pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
+        let service = Service::new(SERVICE).listening(self.addr);
+        // What it logs and traces outside of requests is its own, too.
+        service.run(self.run(&service, stop)).await
+    }
+
+    async fn run(mut self, service: &Service, stop: Shutdown) -> anyhow::Result<()> {
         // The mesh must have stopped sending before anything here ends.
         let end = Shutdown::new();
-        let tasks = Tasks::new(end.clone()).or_stop(stop.clone());
+        let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
+        let metrics = Metrics::new(SERVICE);
         let health = Health::new();
 
         let (directory, following) = Directory::follow(self.registry.clone(), end.token());
         tasks.spawn("registry follower", following);
+        let (registry, token) = (health.register_optional("registry"), tasks.shutdown().token());
+        let watching = background::watch_registry(directory.connected(), registry, token);
+        tasks.spawn("registry watch", watching);
         let secret = self.settings.mesh.registration_secret.clone();
         let core = Arc::new(CoreClient::new(directory.clone(), IdentitySigner::new(&secret))?);
         let bus = self.start_bus(&tasks, &health);
@@ -192,13 +206,15 @@ impl Recommendation {
             ),
         );
         self.watch_servers(&tasks, &health);
+        let recommender = self.recommender();
+        self.measure(&metrics, &tasks, &recommender, bus.as_ref());
         self.consume(subscriber, &tasks, &health);
-        self.keep_replica(core, directory, feed, &tasks, &health);
+        self.keep_replica(core, directory, feed, service, &tasks, &health);
 
         let limits = HttpLimits::default();
-        let router = service_router(
-            SERVICE,
-            http::router(self.recommender(), self.audit()),
+        let router = observed_router(
+            (service.clone(), metrics),
+            http::router(recommender, self.audit()),
             IdentityVerifier::new(&secret, SERVICE),
             health.clone(),
             &limits,
@@ -276,6 +292,30 @@ impl Recommendation {
         Ok((Arc::new(feed), Some(stats)))
     }
 
+    /// Has metrics tell of what is consumed and kept.
+    fn measure(
+        &self,
+        metrics: &Metrics,
+        tasks: &Tasks,
+        recommender: &Recommender,
+        bus: Option<&RabbitBus>,
+    ) {
+        let letters = match bus {
+            Some(bus) => {
+                let queues = subscriptions().into_iter().map(|each| each.queue).collect();
+                let letters = RabbitDeadLetters::new(bus.clone(), queues);
+                metrics::of_bus(metrics, bus);
+                metrics::Letters::AtBroker(letters)
+            }
+            None => metrics::Letters::Kept(Arc::clone(&self.stores.dead_letters)),
+        };
+        metrics::of_consumers(metrics, &self.consumer_stats(), &self.clock);
+        metrics::of_servers(metrics, self.server_stats());
+        metrics::of_trend(metrics, &self.ingest, &recommender.last_trend, &self.clock);
+        let gauge = metrics::of_dead_letters(metrics, letters);
+        tasks.spawn("dead letter gauge", gauge.run(tasks.shutdown().token()));
+    }
+
     /// Waits for the servers of stores and watches them.
     fn watch_servers(&self, tasks: &Tasks, health: &Health) {
         for server in [&self.stores.trend_server, &self.stores.document_server] {
@@ -306,6 +346,7 @@ impl Recommendation {
         core: Arc<CoreClient>,
         directory: Directory,
         feed: Option<Arc<FeedStats>>,
+        service: &Service,
         tasks: &Tasks,
         health: &Health,
     ) {
@@ -317,6 +358,7 @@ impl Recommendation {
             ready: health.register("replica of spots"),
             interval: Duration::from_secs(self.settings.resync_interval_s),
             feed,
+            service: service.clone(),
         };
         tasks.spawn("replica keeper", keeper.run(tasks.shutdown().token()));
     }

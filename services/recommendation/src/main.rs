@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use clap::Parser;
 use tourin_chassis::clock::SystemClock;
-use tourin_chassis::config::{ConfigFile, LogSettings, parse};
+use tourin_chassis::config::{ConfigFile, parse};
 use tourin_chassis::process;
+use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_recommendation::{Dependencies, Recommendation, Settings};
 
 /// Tourin's recommendation service: trend, similar spots, personal recommendations
@@ -16,7 +17,7 @@ struct Cli {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
-    log: LogSettings,
+    telemetry: TelemetrySettings,
     #[command(flatten)]
     file: ConfigFile,
 }
@@ -26,5 +27,5 @@ async fn main() -> ExitCode {
     let cli: Cli = parse();
     // Stores and bus of its own: on the servers that the settings name, or else a file and core's feed.
     let build = Recommendation::build(cli.settings, Dependencies::new(Arc::new(SystemClock)));
-    process::run(&cli.log, build, Recommendation::run_until_stopped).await
+    process::run(cli.telemetry, build, Recommendation::run_until_stopped).await
 }

@@ -16,13 +16,17 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::health::Health;
-use tourin_chassis::http::{HttpLimits, bind, serve, service_router};
+use tourin_chassis::http::{HttpLimits, bind, observed_router, serve};
 use tourin_chassis::identity::IdentityVerifier;
+use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
+use tourin_chassis::telemetry::Service;
 
 use crate::app::Discovery;
 pub use crate::config::Settings;
 
+/// Its name in traces, metrics and identities.
+const SERVICE: &str = "registry";
 /// Largest request body (bytes): a registration with all the metadata that is allowed, escaped.
 const MAX_BODY_BYTES: usize = 16 * 1024;
 /// How long open requests may go on after the stop (milliseconds).
@@ -61,16 +65,39 @@ impl Registry {
     /// When the listener fails for good.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
         let Self { listener, addr, discovery, settings } = self;
-        let tasks = Tasks::new(stop.clone()).or_stop(stop.clone());
+        let service = Service::new(SERVICE).listening(addr);
+        let metrics = measured(&discovery);
+        let tasks = Tasks::new(stop.clone()).of_service(&service).or_stop(stop.clone());
         tasks.spawn("lease sweeper", Arc::clone(&discovery).sweep(stop.clone()));
 
         let secret = settings.registration_secret;
-        let verifier = IdentityVerifier::new(&secret, "registry");
+        let verifier = IdentityVerifier::new(&secret, SERVICE);
         let limits = HttpLimits { body_bytes: MAX_BODY_BYTES, ..HttpLimits::default() };
         let routes = http::routes(http::Shared { discovery, secret, stop: stop.clone() });
-        let router = service_router("registry", routes, verifier, Health::new(), &limits);
+        let router = observed_router((service, metrics), routes, verifier, Health::new(), &limits);
         tracing::info!(%addr, "registry listening");
         serve(listener, router, &limits, stop, Duration::from_millis(DRAIN_TIMEOUT_MS)).await?;
         tasks.finish(Duration::from_millis(500)).await
     }
+}
+
+/// The registry's metrics. Heartbeats are among its requests; what changes is who is there.
+fn measured(discovery: &Arc<Discovery>) -> Metrics {
+    let metrics = Metrics::new(SERVICE);
+    let asked = Arc::clone(discovery);
+    metrics.gauges_read(
+        "tourin_registry_instances",
+        "Instances with a lease, by service and status",
+        move || {
+            let labels =
+                |service, status: &str| vec![("service", service), ("status", status.to_owned())];
+            let counts = asked.instance_counts().into_iter();
+            counts.map(|((name, status), count)| (labels(name, status), count as f64)).collect()
+        },
+    );
+    let asked = Arc::clone(discovery);
+    metrics.gauge_read("tourin_registry_watchers", "Open watches", move || {
+        Some(asked.watcher_count() as f64)
+    });
+    metrics
 }

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tourin_chassis::config::{ConfigFile, LogSettings, parse};
+use tourin_chassis::config::{ConfigFile, parse};
 use tourin_chassis::process;
+use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_registry::{Registry, Settings};
 
 /// Tourin's registry: who is there, and every change of that
@@ -14,7 +15,7 @@ struct Cli {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
-    log: LogSettings,
+    telemetry: TelemetrySettings,
     #[command(flatten)]
     file: ConfigFile,
 }
@@ -22,5 +23,5 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli: Cli = parse();
-    process::run(&cli.log, Registry::build(cli.settings), Registry::run_until_stopped).await
+    process::run(&cli.telemetry, Registry::build(cli.settings), Registry::run_until_stopped).await
 }

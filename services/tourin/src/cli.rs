@@ -3,12 +3,15 @@
 use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
-use tourin_chassis::config::{ConfigFile, LogSettings};
+use tourin_chassis::config::ConfigFile;
+use tourin_chassis::telemetry::TelemetrySettings;
+use tourin_chassis::telemetry::memory::MemoryStore;
 
 use crate::audit::AuditSettings;
 use crate::demo_traffic::DemoTrafficSettings;
 use crate::events::EventsCommand;
 use crate::import::ImportSettings;
+use crate::log_level::LogLevelSettings;
 use crate::up::UpSettings;
 
 /// Tourin: a tour-spot service as a mesh of small services behind one URL.
@@ -27,7 +30,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the whole mesh in one process: gateway, registry, core, recommendation
-    Up(Run<UpSettings>),
+    Up(Box<Run<UpSettings>>),
     /// Load tour spots from a CSV or NDJSON file; a mesh may be running on the same data
     Import(Run<ImportSettings>),
     /// Play members who browse and bookmark, through a gateway
@@ -36,6 +39,8 @@ pub enum Command {
     Audit(Run<AuditSettings>),
     /// Look at events that wait or were given up; replay or discard them
     Events(Run<EventsCommand>),
+    /// Show or change what a running service logs
+    LogLevel(Run<LogLevelSettings>),
 }
 
 /// A command's settings with what every command has.
@@ -47,20 +52,29 @@ pub struct Run<S: clap::Args> {
     /// The configuration file; read by [`tourin_chassis::config`].
     #[command(flatten)]
     pub file: ConfigFile,
-    /// How to log.
+    #[allow(missing_docs)] // Its help is its fields'.
     #[command(flatten)]
-    pub log: LogSettings,
+    pub telemetry: TelemetrySettings,
 }
 
 impl Command {
-    /// How this command logs.
-    pub fn log(&self) -> &LogSettings {
+    /// How this command logs and traces.
+    pub fn telemetry(&self) -> &TelemetrySettings {
         match self {
-            Self::Up(run) => &run.log,
-            Self::Import(run) => &run.log,
-            Self::DemoTraffic(run) => &run.log,
-            Self::Audit(run) => &run.log,
-            Self::Events(run) => &run.log,
+            Self::Up(run) => &run.telemetry,
+            Self::Import(run) => &run.telemetry,
+            Self::DemoTraffic(run) => &run.telemetry,
+            Self::Audit(run) => &run.telemetry,
+            Self::Events(run) => &run.telemetry,
+            Self::LogLevel(run) => &run.telemetry,
+        }
+    }
+
+    /// Where this command keeps its traces itself.
+    pub fn trace_store(&self) -> Option<MemoryStore> {
+        match self {
+            Self::Up(run) => run.settings.operator.trace_store(&run.telemetry.traces),
+            _ => None,
         }
     }
 }

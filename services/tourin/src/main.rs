@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tourin::cli::{Cli, Command, with_default_command};
-use tourin::{audit, demo_traffic, events, import, mesh};
+use tourin::{audit, demo_traffic, events, import, log_level, mesh};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::{config, process, telemetry};
 
@@ -18,13 +18,17 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    telemetry::init(command.log()).map_err(anyhow::Error::msg)?;
+    let traces = command.trace_store();
+    telemetry::init_with(command.telemetry(), traces.clone()).map_err(anyhow::Error::msg)?;
     let stop = Shutdown::on_signals()?;
-    match command {
-        Command::Up(run) => mesh::up(run.settings, stop).await,
+    let ended = match command {
+        Command::Up(run) => mesh::up(run.settings, traces, stop).await,
         Command::Import(run) => import::run(&run.settings, &stop).await,
         Command::DemoTraffic(run) => demo_traffic::run_and_print(&run.settings, &stop).await,
         Command::Audit(run) => audit::run_and_print(run.settings, &stop).await,
         Command::Events(run) => events::run(&run.settings).await,
-    }
+        Command::LogLevel(run) => log_level::run(&run.settings).await,
+    };
+    telemetry::flush(process::LAST_SPANS).await;
+    ended
 }

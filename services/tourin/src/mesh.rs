@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use tokio::task::JoinHandle;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_chassis::telemetry::memory::MemoryStore;
 
 use crate::data_dir::DataDir;
 use crate::parts::{self, Built};
@@ -22,6 +23,8 @@ const STOP_TIMEOUT_MS: u64 = 4_500;
 pub struct Mesh {
     url: String,
     registry_url: String,
+    operator_url: String,
+    shows_traces: bool,
     data_dir: DataDir,
     /// In the order in which they stop: who calls before who is called.
     parts: Vec<Part>,
@@ -52,18 +55,32 @@ impl Mesh {
     /// When a setting is bad, the folder or the address cannot be had, or the parts do not find each
     /// other in time. `stop`, when given meanwhile, ends the wait.
     pub async fn start(settings: UpSettings, stop: Shutdown) -> anyhow::Result<Self> {
+        Self::start_with(settings, None, stop).await
+    }
+
+    /// [`Mesh::start`], and shows the traces in `traces`, into which the process's spans go.
+    ///
+    /// # Errors
+    /// Those of [`Mesh::start`].
+    pub async fn start_with(
+        settings: UpSettings,
+        traces: Option<MemoryStore>,
+        stop: Shutdown,
+    ) -> anyhow::Result<Self> {
         let data_dir = if settings.ephemeral {
             DataDir::temporary()?
         } else {
             DataDir::open(&settings.data_dir)?
         };
         // A server may be away for as long as it likes; whoever waits may not like it.
-        let Built { url, registry_url, gateway, core, replicas, registry } = tokio::select! {
-            built = parts::build(&settings, &data_dir) => built?,
+        let Built { url, registry_url, gateway, core, replicas, registry, operator } = tokio::select! {
+            built = parts::build(&settings, traces.as_ref(), &data_dir) => built?,
             () = stop.begun() => bail!("stopped before the mesh was whole"),
         };
 
-        let mut parts = vec![Part::start("gateway", |stop| gateway.run_until_stopped(stop))];
+        let operator_url = format!("http://{}", parts::local(operator.addr));
+        let mut parts = vec![Part::start("operator", |stop| operator.run_until_stopped(stop))];
+        parts.push(Part::start("gateway", |stop| gateway.run_until_stopped(stop)));
         parts.push(Part::start("core", |stop| core.run_until_stopped(stop)));
         for replica in replicas {
             parts.push(Part::start("recommendation", |stop| replica.run_until_stopped(stop)));
@@ -71,7 +88,8 @@ impl Mesh {
         parts.push(Part::start("registry", |stop| registry.run_until_stopped(stop)));
 
         let gateway_url = url.clone();
-        let mut mesh = Self { url, registry_url, data_dir, parts };
+        let shows_traces = traces.is_some();
+        let mut mesh = Self { url, registry_url, operator_url, shows_traces, data_dir, parts };
         // What is embedded is there at once. A server is waited for, whose logs say so.
         let limit = if settings.servers.names().is_empty() {
             Duration::from_millis(READY_TIMEOUT_MS)
@@ -94,6 +112,11 @@ impl Mesh {
     /// Where the registry answers.
     pub fn registry_url(&self) -> String {
         self.registry_url.clone()
+    }
+
+    /// Where metrics are shown, and traces where they are kept here.
+    pub fn operator_url(&self) -> String {
+        self.operator_url.clone()
     }
 
     /// The folder that keeps the data.
@@ -169,8 +192,12 @@ async fn ready(gateway: &str, limit: Duration) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// As [`Mesh::start`]. What fails later is logged, and the exit code is 1.
-pub async fn up(settings: UpSettings, stop: Shutdown) -> anyhow::Result<ExitCode> {
-    let mut mesh = match Mesh::start(settings, stop.clone()).await {
+pub async fn up(
+    settings: UpSettings,
+    traces: Option<MemoryStore>,
+    stop: Shutdown,
+) -> anyhow::Result<ExitCode> {
+    let mut mesh = match Mesh::start_with(settings, traces, stop.clone()).await {
         Err(_) if stop.is_begun() => return Ok(ExitCode::SUCCESS),
         started => started?,
     };
@@ -195,13 +222,17 @@ pub async fn up(settings: UpSettings, stop: Shutdown) -> anyhow::Result<ExitCode
 /// Says where everything is, and three lines that a newcomer can paste.
 fn greet(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
+    let operator = &mesh.operator_url;
+    let traces = if mesh.shows_traces { operator } else { "not kept here" };
     let mut out = std::io::stdout().lock();
     write!(
         out,
         r#"Tourin is ready.
 
-  URL   {url}
-  data  {data}
+  URL      {url}
+  traces   {traces}
+  metrics  {operator}/metrics
+  data     {data}
 
 Try, in another terminal:
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tourin_chassis::clock::{SharedClock, SystemClock};
 use tourin_chassis::config::MeshSettings;
+use tourin_chassis::telemetry::memory::MemoryStore;
 use tourin_core::Core;
 use tourin_gateway::Gateway;
 use tourin_recommendation::{Recommendation, open_stores};
@@ -14,6 +15,7 @@ use tourin_shared_events::bus::in_process::InProcessBus;
 
 use crate::data_dir::DataDir;
 use crate::events::dead_letters;
+use crate::operator::Operator;
 use crate::up::UpSettings;
 
 const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -28,13 +30,18 @@ pub(crate) struct Built {
     pub core: Core,
     pub replicas: Vec<Recommendation>,
     pub registry: Registry,
+    pub operator: Operator,
 }
 
 /// Builds every part. Waits for the servers that the settings name, for as long as it takes.
 ///
 /// # Errors
 /// When a setting is bad, or the folder or the address cannot be had.
-pub(crate) async fn build(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Built> {
+pub(crate) async fn build(
+    settings: &UpSettings,
+    traces: Option<&MemoryStore>,
+    data_dir: &DataDir,
+) -> anyhow::Result<Built> {
     let secret = data_dir.secret()?;
     let clock: SharedClock = Arc::new(SystemClock);
 
@@ -68,7 +75,19 @@ pub(crate) async fn build(settings: &UpSettings, data_dir: &DataDir) -> anyhow::
         };
         replicas.push(Recommendation::build(recommendation_settings.clone(), dependencies).await?);
     }
-    Ok(Built { url, registry_url, gateway, core, replicas, registry })
+    let mut addresses = vec![
+        ("gateway".to_owned(), gateway.admin_addr()),
+        ("registry".to_owned(), registry.addr()),
+        ("core".to_owned(), core.addr()),
+    ];
+    addresses.extend(
+        replicas
+            .iter()
+            .zip(1..)
+            .map(|(replica, number)| (format!("recommendation-{number}"), replica.addr())),
+    );
+    let operator = Operator::build(&settings.operator, traces, addresses).await?;
+    Ok(Built { url, registry_url, gateway, core, replicas, registry, operator })
 }
 
 /// The bus in this process; none where a broker is named, to which the services connect themselves.
@@ -134,7 +153,7 @@ fn recommendation_settings(
 }
 
 /// The address at which this machine itself reaches a listener.
-fn local(listening: SocketAddr) -> SocketAddr {
+pub(crate) fn local(listening: SocketAddr) -> SocketAddr {
     match listening.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listening.port()).into(),
         IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listening.port()).into(),

@@ -9,6 +9,7 @@ use clap::builder::BoolishValueParser;
 use tourin_gateway::client_address::Network;
 use tourin_gateway::origin::Origin;
 
+use crate::operator::OperatorSettings;
 use crate::servers::Servers;
 
 /// The most replicas of a service in one process: each has its own listener and heartbeat.
@@ -58,6 +59,9 @@ pub struct UpSettings {
     /// Route table of the gateway [default: the one built in, gateway/routes.toml]
     #[arg(long, env = "TOURIN_ROUTES", value_name = "FILE")]
     pub routes: Option<PathBuf>,
+    /// Traces and metrics for whoever runs it.
+    #[command(flatten)]
+    pub operator: OperatorSettings,
     /// Servers in the place of what is embedded.
     #[command(flatten)]
     pub servers: Servers,
@@ -77,6 +81,7 @@ impl UpSettings {
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
             routes: None,
+            operator: OperatorSettings::default(),
             servers: Servers::default(),
         }
     }

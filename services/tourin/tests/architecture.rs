@@ -17,7 +17,16 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ("tourin-gateway", &["tourin-chassis", "tourin-registry-api"]),
     ("tourin-core", &["tourin-chassis", "tourin-registry-api", "tourin-shared-events"]),
     ("tourin-recommendation", &["tourin-chassis", "tourin-registry-api", "tourin-shared-events"]),
-    ("tourin-bench", &["tourin-chassis", "tourin-recommendation", "tourin-shared-events"]),
+    (
+        "tourin-bench",
+        &[
+            "tourin-chassis",
+            "tourin-recommendation",
+            "tourin-registry",
+            "tourin-registry-api",
+            "tourin-shared-events",
+        ],
+    ),
     (
         "tourin",
         &[

@@ -55,6 +55,22 @@ pub enum PublishError {
     Unavailable(String),
 }
 
+/// What carries events, as traces name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carrier {
+    /// The kind of system.
+    pub system: &'static str,
+    /// Who events are given to, or come from: the broker, as it stands in the graph of services.
+    pub peer: &'static str,
+}
+
+impl Carrier {
+    /// The bus in memory.
+    pub const IN_PROCESS: Self = Self { system: "tourin", peer: "tourin" };
+    /// The bus on RabbitMQ.
+    pub const RABBITMQ: Self = Self { system: "rabbitmq", peer: "rabbitmq" };
+}
+
 /// The publishing side of the bus.
 #[async_trait]
 pub trait Publisher: Send + Sync {
@@ -69,6 +85,11 @@ pub trait Publisher: Send + Sync {
     /// each other, for the results come together: one that takes long would keep the others' from the caller.
     fn batch_size(&self) -> usize {
         1
+    }
+
+    /// How traces name it.
+    fn carrier(&self) -> Carrier {
+        Carrier::IN_PROCESS
     }
 }
 
@@ -171,6 +192,11 @@ impl Deliveries {
         self.0.next().await
     }
 
+    /// How traces name what they come over.
+    pub fn carrier(&self) -> Carrier {
+        self.0.carrier()
+    }
+
     /// Ends the subscription in good order: progress that is kept lazily is saved first. Settle or drop all deliveries
     /// before.
     pub async fn close(mut self) {
@@ -192,6 +218,11 @@ pub trait DeliverySource: Send {
 
     /// See [`Deliveries::close`].
     async fn close(&mut self) {}
+
+    /// See [`Deliveries::carrier`].
+    fn carrier(&self) -> Carrier {
+        Carrier::IN_PROCESS
+    }
 }
 
 /// One event, handed to a subscriber for settling.

@@ -12,6 +12,8 @@
 //! | met a dependency that is down ([`HandlerError::Unavailable`]) | tried again every second or two until it is back, without counting attempts | `retried` |
 //! | failed for good ([`HandlerError::Permanent`]) | a dead letter at once | `dead_lettered` |
 //!
+//! Each attempt is a consumer span of the event's trace ([`crate::trace`]), an error when and only when the attempt failed.
+//!
 //! An event is acknowledged only after the handler said that its effect is committed. While one is being retried, its
 //! ordering key waits and the others go on.
 
@@ -25,19 +27,23 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
+use opentelemetry::Context;
+use opentelemetry::context::FutureExt as _;
+use opentelemetry::trace::TraceContextExt as _;
 
 use crate::backoff::Backoff;
 use crate::bus::TopicPattern;
 use crate::envelope::Envelope;
 use crate::events::{Event, InvalidEvent, read};
+use crate::trace;
 
-pub use ages::{AGE_BUCKETS, Ages, AgesSnapshot};
+pub use ages::{AGE_BUCKETS, Ages, AgesSnapshot, InHandTimes};
 pub use pipeline::Consumer;
 pub use stats::{ConsumerSnapshot, ConsumerStats};
 pub(crate) use stats::{count, counters};
 
 /// An event that passed the checks of its envelope.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Received {
     /// The event itself.
     pub envelope: Envelope,
@@ -51,9 +57,32 @@ pub struct Received {
     pub headers: BTreeMap<String, String>,
     /// From 1.
     pub attempt: u32,
+    /// This attempt in the event's trace; what the handler does is part of it. Empty where nothing is traced.
+    pub trace: Context,
+}
+
+impl PartialEq for Received {
+    /// By all but the trace, which is another one for each attempt.
+    fn eq(&self, other: &Self) -> bool {
+        self.envelope == other.envelope
+            && self.exchange == other.exchange
+            && self.routing_key == other.routing_key
+            && self.ordering_key == other.ordering_key
+            && self.headers == other.headers
+            && self.attempt == other.attempt
+    }
 }
 
 impl Received {
+    /// For what is sent because of it: this attempt, or where there is none, the trace that it came with.
+    pub(crate) fn trace_or_its_headers(&self) -> Context {
+        if self.trace.span().span_context().is_valid() {
+            self.trace.clone()
+        } else {
+            trace::extract(&self.headers)
+        }
+    }
+
     /// Reads the payload as a typed, validated event.
     ///
     /// # Errors
@@ -109,10 +138,12 @@ pub trait Handler: Send + Sync {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError>;
 
     /// Handles several events at once, no two of the same ordering key; one result per event, in order. Override it to
-    /// commit a batch in one transaction. An event that failed is retried alone, through [`Handler::handle`], so that
+    /// commit a batch in one transaction, and run what belongs to one event within [`Received::trace`]: nothing else says
+    /// then whose trace it is part of. An event that failed is retried alone, through [`Handler::handle`], so that
     /// a poison event spoils one batch at most.
     async fn handle_batch(&self, events: &[Received]) -> Vec<Result<Outcome, HandlerError>> {
-        join_all(events.iter().map(|event| self.handle(event))).await
+        let each = events.iter().map(|event| self.handle(event).with_context(event.trace.clone()));
+        join_all(each).await
     }
 }
 

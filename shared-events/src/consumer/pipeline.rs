@@ -8,14 +8,18 @@ use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use futures::future::{join, join_all};
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use opentelemetry::context::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::ages::{InHandTime, InHandTimes};
 use super::stats::{InHand, count};
 use super::{ConsumerSettings, ConsumerStats, Handler, HandlerError, Outcome, Received};
 use crate::Clock;
-use crate::bus::{Deliveries, Delivery, Settlement};
+use crate::bus::{Carrier, Deliveries, Delivery, Settlement};
+use crate::dead_letters::REPLAYED;
 use crate::envelope::Envelope;
+use crate::trace::EventSpan;
 
 /// The longest reason that is kept with a dead letter, in characters.
 const MAX_REASON_CHARS: usize = 1_000;
@@ -30,6 +34,7 @@ pub struct Consumer {
 /// What is needed to take care of one batch; shared by those at work at once.
 struct Work {
     name: String,
+    carrier: Carrier,
     handler: Arc<dyn Handler>,
     settings: ConsumerSettings,
     clock: Clock,
@@ -39,21 +44,62 @@ struct Work {
 /// A delivery that passed the checks, with its handle on the bus.
 struct Job {
     event: Received,
+    attempt: Attempt,
+}
+
+/// What goes with an event while it is in hand.
+struct Attempt {
     delivery: Delivery,
+    span: EventSpan,
+    _in_hand: InHandTime,
+}
+
+/// An attempt that failed.
+struct Failure {
+    /// Of which class, for its span.
+    class: &'static str,
+    error: HandlerError,
+}
+
+impl From<HandlerError> for Failure {
+    fn from(error: HandlerError) -> Self {
+        let class = match error {
+            HandlerError::Transient(_) => "failed",
+            HandlerError::Unavailable(_) => "unavailable",
+            HandlerError::Permanent(_) => "permanent",
+        };
+        Self { class, error }
+    }
+}
+
+/// A call of the handler that gave no answer.
+#[derive(Clone)]
+struct Broken {
+    class: &'static str,
+    why: String,
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        let error = HandlerError::Transient(anyhow::Error::msg(broken.why));
+        Self { class: broken.class, error }
+    }
 }
 
 impl Consumer {
-    /// A consumer with default settings. `name` appears in logs.
+    /// A consumer with default settings. `name`, the queue's usually, appears in logs and traces.
     pub fn new(
         name: impl Into<String>,
         deliveries: Deliveries,
         handler: Arc<dyn Handler>,
         clock: Clock,
     ) -> Self {
+        let carrier = deliveries.carrier();
         Self {
             deliveries,
             work: Work {
                 name: name.into(),
+                carrier,
                 handler,
                 settings: ConsumerSettings::default(),
                 clock,
@@ -139,59 +185,90 @@ impl Work {
         let mut refused = Vec::new();
         for delivery in batch {
             count(&self.stats.received);
-            match self.check(&delivery) {
+            let span = self.begin(&delivery);
+            let checked = {
+                let _current = span.enter();
+                self.check(&delivery, &span)
+            };
+            match checked {
                 Ok(event) => {
                     let jobs = if event.attempt > 1 { &mut retries } else { &mut fresh };
-                    jobs.push(Job { event, delivery });
+                    let in_hand = InHandTimes::take(&self.stats, event.envelope.timestamp);
+                    jobs.push(Job {
+                        event,
+                        attempt: Attempt { delivery, span, _in_hand: in_hand },
+                    });
                 }
-                Err(settlement) => refused.push(self.settle(delivery, settlement)),
+                Err(settlement) => refused.push(self.settle(delivery, settlement, span)),
             }
         }
         let retries = retries.into_iter().map(|job| async move {
-            let result = self.call(self.handler.handle(&job.event)).await;
-            self.conclude(job, result.unwrap_or_else(Err)).await;
+            let context = job.event.trace.clone();
+            let handling = self.handler.handle(&job.event).with_context(context);
+            let result = self.call(handling, &job.attempt.span).await;
+            let result = match result {
+                Ok(result) => result.map_err(Failure::from),
+                Err(broken) => Err(broken.into()),
+            };
+            self.conclude(job, result).await;
         });
         join(join(self.process_fresh(fresh), join_all(retries)), join_all(refused)).await;
     }
 
     async fn process_fresh(&self, jobs: Vec<Job>) {
-        if jobs.is_empty() {
-            return;
-        }
-        let (events, deliveries): (Vec<_>, Vec<_>) =
-            jobs.into_iter().map(|job| (job.event, job.delivery)).unzip();
-        let mut results = match self.call(self.handler.handle_batch(&events)).await {
-            Ok(results) => results.into_iter(),
-            Err(error) => {
-                let why = error.to_string();
-                let transient = || Err(HandlerError::Transient(anyhow::anyhow!(why.clone())));
-                events.iter().map(|_| transient()).collect::<Vec<_>>().into_iter()
-            }
+        let (events, attempts): (Vec<_>, Vec<_>) =
+            jobs.into_iter().map(|job| (job.event, job.attempt)).unzip();
+        let Some(first) = attempts.first() else { return };
+        let called = self.call(self.handler.handle_batch(&events), &first.span).await;
+        let (mut results, broken) = match called {
+            Ok(results) => (results, None),
+            Err(broken) => (Vec::new(), Some(broken)),
         };
-        let conclusions = events.into_iter().zip(deliveries).map(|(event, delivery)| {
-            let result = results.next().unwrap_or_else(|| {
-                Err(HandlerError::Transient(anyhow::anyhow!("the handler gave no result")))
-            });
-            self.conclude(Job { event, delivery }, result)
+        let mut results = results.drain(..);
+        let conclusions = events.into_iter().zip(attempts).map(|(event, attempt)| {
+            let result = match (results.next(), &broken) {
+                (Some(result), _) => result.map_err(Failure::from),
+                (None, Some(broken)) => Err(broken.clone().into()),
+                (None, None) => {
+                    let error = anyhow::anyhow!("the handler gave no result");
+                    Err(HandlerError::Transient(error).into())
+                }
+            };
+            self.conclude(Job { event, attempt }, result)
         });
         join_all(conclusions).await;
     }
 
+    /// The attempt's span, from before it is checked.
+    fn begin(&self, delivery: &Delivery) -> EventSpan {
+        let Delivery { headers, routing_key, attempt, .. } = delivery;
+        let span = EventSpan::consumer(headers, self.carrier, &self.name, routing_key, *attempt);
+        if let Some(times) = headers.get(REPLAYED) {
+            count(&self.stats.replayed);
+            span.annotate("replayed", "times", times);
+        }
+        span
+    }
+
     /// Validates and expires.
-    fn check(&self, delivery: &Delivery) -> Result<Received, Settlement> {
+    fn check(&self, delivery: &Delivery, span: &EventSpan) -> Result<Received, Settlement> {
         let bytes = delivery.body.len();
         let max = self.settings.max_body_bytes;
         if bytes > max {
             count(&self.stats.oversized);
+            span.fail("oversized");
             let reason = format!("the event has {bytes} bytes, more than the {max} allowed");
             return Err(self.give_up(delivery.attempt, &delivery.routing_key, None, reason));
         }
         let envelope = Envelope::decode(&delivery.body).map_err(|error| {
             count(&self.stats.malformed);
+            span.fail("malformed");
             self.give_up(delivery.attempt, &delivery.routing_key, None, error.to_string())
         })?;
+        span.identify(&envelope.id);
         if self.is_expired(&envelope, (self.clock)()) {
             count(&self.stats.expired);
+            span.outcome("expired");
             return Err(Settlement::Ack);
         }
         Ok(Received {
@@ -201,6 +278,7 @@ impl Work {
             ordering_key: delivery.ordering_key.clone(),
             headers: delivery.headers.clone(),
             attempt: delivery.attempt,
+            trace: span.context().clone(),
         })
     }
 
@@ -210,46 +288,80 @@ impl Work {
     }
 
     /// Calls the handler within its time; a panic is a failure like another.
-    async fn call<T>(&self, handling: impl Future<Output = T>) -> Result<T, HandlerError> {
+    async fn call<T>(
+        &self,
+        handling: impl Future<Output = T>,
+        span: &EventSpan,
+    ) -> Result<T, Broken> {
         let limit: Duration = self.settings.handle_timeout;
         let broken = match timeout(limit, AssertUnwindSafe(handling).catch_unwind()).await {
             Ok(Ok(result)) => return Ok(result),
-            Ok(Err(_panic)) => anyhow::anyhow!("the handler panicked"),
-            Err(_elapsed) => anyhow::anyhow!("the handler took longer than {limit:?}"),
+            Ok(Err(_panic)) => {
+                count(&self.stats.panicked);
+                Broken { class: "panic", why: "the handler panicked".to_owned() }
+            }
+            Err(_elapsed) => {
+                let why = format!("the handler took longer than {limit:?}");
+                Broken { class: "timeout", why }
+            }
         };
         count(&self.stats.broken);
-        tracing::error!(consumer = self.name, reason = %broken, "handler failed");
-        Err(HandlerError::Transient(broken))
+        let _current = span.enter();
+        tracing::error!(consumer = self.name, reason = broken.why, "handler failed");
+        Err(broken)
     }
 
-    async fn conclude(&self, job: Job, result: Result<Outcome, HandlerError>) {
-        let Received { envelope, attempt, routing_key, .. } = &job.event;
-        let settlement = match result {
-            Ok(outcome) => {
-                if outcome == Outcome::Applied {
-                    let age = (self.clock)().signed_duration_since(envelope.timestamp);
-                    self.stats.ages.add(age.to_std().unwrap_or_default());
-                }
-                count(match outcome {
-                    Outcome::Applied => &self.stats.applied,
-                    Outcome::Duplicate => &self.stats.duplicate,
-                    Outcome::Ignored => &self.stats.ignored,
-                });
-                Settlement::Ack
+    async fn conclude(&self, job: Job, result: Result<Outcome, Failure>) {
+        let span = &job.attempt.span;
+        let settlement = {
+            let _current = span.enter();
+            match result {
+                Ok(outcome) => self.effected(&job.event, outcome, span),
+                Err(failure) => self.failed(&job.event, failure, span),
             }
-            Err(HandlerError::Unavailable(error)) => {
-                let after = self.settings.retry.outage_wait();
-                self.try_again(&job.event, &error, after);
+        };
+        let Attempt { delivery, span, _in_hand } = job.attempt;
+        self.settle(delivery, settlement, span).await;
+    }
+
+    fn effected(&self, event: &Received, outcome: Outcome, span: &EventSpan) -> Settlement {
+        let (counter, word) = match outcome {
+            Outcome::Applied => {
+                let age = (self.clock)().signed_duration_since(event.envelope.timestamp);
+                self.stats.ages.add(age.to_std().unwrap_or_default());
+                (&self.stats.applied, "applied")
+            }
+            Outcome::Duplicate => (&self.stats.duplicate, "duplicate"),
+            Outcome::Ignored => (&self.stats.ignored, "ignored"),
+        };
+        count(counter);
+        span.outcome(word);
+        Settlement::Ack
+    }
+
+    fn failed(&self, event: &Received, failure: Failure, span: &EventSpan) -> Settlement {
+        span.fail(failure.class);
+        let policy = &self.settings.retry;
+        match failure.error {
+            HandlerError::Unavailable(error) => {
+                let after = policy.outage_wait();
+                self.try_again(event, &error, after);
+                span.retry(failure.class, after);
                 Settlement::Wait { after }
             }
-            Err(HandlerError::Transient(error)) if *attempt < self.settings.retry.max_attempts => {
-                let after = self.settings.retry.backoff.after(*attempt);
-                self.try_again(&job.event, &error, after);
+            HandlerError::Transient(error) if event.attempt < policy.max_attempts => {
+                let after = policy.backoff.after(event.attempt);
+                self.try_again(event, &error, after);
+                span.retry(failure.class, after);
                 Settlement::Retry { after }
             }
-            Err(error) => self.give_up(*attempt, routing_key, Some(envelope), error.to_string()),
-        };
-        self.settle(job.delivery, settlement).await;
+            error => self.give_up(
+                event.attempt,
+                &event.routing_key,
+                Some(&event.envelope),
+                error.to_string(),
+            ),
+        }
     }
 
     fn try_again(&self, event: &Received, error: &anyhow::Error, after: Duration) {
@@ -284,13 +396,22 @@ impl Work {
         Settlement::DeadLetter { reason }
     }
 
-    async fn settle(&self, delivery: Delivery, settlement: Settlement) {
+    /// Tells the bus, and ends the attempt.
+    async fn settle(&self, delivery: Delivery, settlement: Settlement, span: EventSpan) {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
-        match delivery.settle(settlement).await {
-            Ok(()) if dead => count(&self.stats.dead_lettered),
+        let settled = delivery.settle(settlement).with_context(span.context().clone()).await;
+        let _current = span.enter();
+        match settled {
+            Ok(()) if dead => {
+                count(&self.stats.dead_lettered);
+                span.outcome("dead_lettered");
+                span.annotate("dead_lettered", "queue", &self.name);
+            }
             Ok(()) => {}
             Err(error) => {
                 count(&self.stats.unsettled);
+                // The effect is had; it is the outcome that is not known, and the event comes again.
+                span.annotate("unsettled", "dead_letter", dead);
                 tracing::warn!(consumer = self.name, error = %error, "outcome not recorded");
             }
         }

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
-    ($(#[$doc:meta])* $stats:ident, $(#[$snapshot_doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? } $(with $(#[$extra_doc:meta])* $extra:ident: $extra_type:ty)?) => {
+    ($(#[$doc:meta])* $stats:ident, $(#[$snapshot_doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? } $(with $(#[$extra_doc:meta])* $extra:ident: $extra_type:ty)*) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
         pub struct $stats {
             $(pub(crate) $field: std::sync::atomic::AtomicU64,)*
-            $($(#[$extra_doc])* pub $extra: $extra_type,)?
+            $($(#[$extra_doc])* pub $extra: $extra_type,)*
         }
 
         $(#[$snapshot_doc])*
@@ -54,6 +54,10 @@ counters! {
         dead_lettered,
         /// Calls of the handler that panicked or took too long.
         broken,
+        /// Those of them that panicked.
+        panicked,
+        /// Events that were replayed from the dead letters, each delivery counted.
+        replayed,
         /// Outcomes the bus could not record; it delivers those events again.
         unsettled,
         /// Not a counter: deliveries in hand at this moment.
@@ -62,6 +66,9 @@ counters! {
     with
     /// How old events were when their effect was committed.
     ages: super::ages::Ages
+    with
+    /// The times of the events in hand.
+    in_hand: super::ages::InHandTimes
 }
 
 /// Counts deliveries as in hand until it is dropped.

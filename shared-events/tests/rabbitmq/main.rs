@@ -6,4 +6,7 @@ mod broker;
 mod contract;
 mod loss;
 mod sharing;
+#[path = "../spans/mod.rs"]
+mod spans;
 mod tls;
+mod trace;

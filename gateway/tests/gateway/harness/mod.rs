@@ -4,6 +4,7 @@ mod raw;
 mod service;
 
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -13,9 +14,11 @@ use ed25519_dalek::pkcs8::EncodePrivateKey;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use tourin_chassis::config::MeshSettings;
+use tourin_chassis::config::{LogFormat, LogSettings, MeshSettings};
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_chassis::telemetry;
+use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_gateway::{Gateway, Settings};
 use tourin_registry::Registry;
 use tourin_registry_api::{Instance, RegistryClient};
@@ -25,6 +28,17 @@ pub use service::Service;
 
 /// Nothing in these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The traces of this process, all of them; from the first call on.
+pub fn traces() -> &'static MemoryStore {
+    static TRACES: OnceLock<MemoryStore> = OnceLock::new();
+    TRACES.get_or_init(|| {
+        let store = MemoryStore::new(MemoryLimits::default());
+        let log = LogSettings { log_format: LogFormat::Text, log: "warn".to_owned() };
+        telemetry::init_with(&log, Some(store.clone())).unwrap();
+        store
+    })
+}
 
 /// Waits until `condition` holds.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
@@ -111,6 +125,7 @@ impl Mesh {
         TestGateway {
             url: format!("http://{}", gateway.addr()),
             addr: gateway.addr(),
+            admin: gateway.admin_addr(),
             stop: stop.clone(),
             http: reqwest::Client::builder()
                 .no_proxy()
@@ -126,6 +141,8 @@ impl Mesh {
 pub struct TestGateway {
     pub url: String,
     pub addr: std::net::SocketAddr,
+    /// The operators' listener.
+    pub admin: std::net::SocketAddr,
     pub stop: Shutdown,
     pub http: reqwest::Client,
     pub running: JoinHandle<anyhow::Result<()>>,
@@ -153,11 +170,18 @@ impl Answer {
     /// A refusal in the contract's form.
     #[track_caller]
     pub fn assert_refused(&self, status: u16, error: &str) {
+        self.assert_refused_without_id(status, error);
+        assert!(self.header("x-request-id").is_some());
+        assert!(self.header("traceresponse").is_some());
+    }
+
+    /// The same from the operators' listener, whose calls are in no trace.
+    #[track_caller]
+    pub fn assert_refused_without_id(&self, status: u16, error: &str) {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.body["error"], error, "{self:?}");
         assert!(!self.body["message"].as_str().unwrap().is_empty());
         assert_eq!(self.header("content-type"), Some("application/json"));
-        assert!(self.header("x-request-id").is_some());
     }
 
     /// The service's answer, which says what it was asked.

@@ -1,4 +1,4 @@
-//! The one error body of the contract, `{"error", "message"}`, and the statuses it comes with.
+//! The one error body of the contract, `{"error", "message"}` with the trace id beside them, and the statuses it comes with.
 
 use std::time::Duration;
 
@@ -16,6 +16,18 @@ pub struct ErrorBody {
     /// What was wrong, what was expected and what to do, for people.
     #[schema(example = "pageNo must be a whole number from 1 on")]
     pub message: String,
+    /// The trace in which it failed: what to tell whoever runs the service.
+    #[serde(rename = "traceId", default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "4bf92f3577b34da6a3ce929d0e0e4736")]
+    pub trace_id: Option<String>,
+}
+
+impl ErrorBody {
+    /// With the trace that is current here, if any.
+    pub fn new(error: impl Into<String>, message: impl Into<String>) -> Self {
+        let trace_id = crate::telemetry::current_trace_id();
+        Self { error: error.into(), message: message.into(), trace_id }
+    }
 }
 
 /// A failed call: its status and its [`ErrorBody`]. Handlers return it; nothing below `http` knows
@@ -94,7 +106,7 @@ impl ApiError {
 
     /// What the client reads.
     pub fn body(&self) -> ErrorBody {
-        ErrorBody { error: self.kind.to_owned(), message: self.message.clone() }
+        ErrorBody::new(self.kind, self.message.clone())
     }
 }
 

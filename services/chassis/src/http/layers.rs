@@ -1,22 +1,26 @@
 //! The layers around every service's routes.
 
-use std::any::Any;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
 use serde_json::json;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::Instrument;
 
 use super::ApiError;
+use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
 use crate::health::Health;
-use crate::identity::{IdentityVerifier, REQUEST_ID_HEADER, verify_identity};
+use crate::identity::{IdentityVerifier, verify_identity};
+use crate::metrics::Metrics;
+use crate::telemetry::Service;
+
+/// Longest log filter that is taken, in bytes.
+const MAX_LOG_FILTER_BYTES: usize = 4 << 10;
 
 /// Bounds on what a service takes from a connection.
 #[derive(Debug, Clone)]
@@ -45,10 +49,23 @@ impl Default for HttpLimits {
     }
 }
 
-/// A service's routes with what every service adds: `/healthz` and `/readyz`, 404 and 405 with the
-/// error body, the verified identity, one log line per request, a panic as 500, and the limits.
+/// [`observed_router`] with metrics that have nothing but the service's requests.
 pub fn service_router(
     service: &'static str,
+    router: Router,
+    verifier: IdentityVerifier,
+    health: Health,
+    limits: &HttpLimits,
+) -> Router {
+    let observer = (Service::new(service), Metrics::new(service));
+    observed_router(observer, router, verifier, health, limits)
+}
+
+/// A service's routes with what every service adds: `/healthz`, `/readyz` and `/metrics`, 404 and
+/// 405 with the error body, the verified identity, a span, a log line and a count for each request, a panic as
+/// 500, the limits, and `/internal/log-filter`.
+pub fn observed_router(
+    (service, metrics): (Service, Metrics),
     router: Router,
     verifier: IdentityVerifier,
     health: Health,
@@ -57,16 +74,19 @@ pub fn service_router(
     let timeout = Duration::from_millis(limits.request_timeout_ms);
     let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(limits.concurrent_requests));
     let probes = Router::new()
-        .route("/healthz", get(|| async { axum::Json(json!({"status": "alive"})) }))
-        .route("/readyz", get(readiness).with_state(health));
+        .route("/healthz", get(alive))
+        .route("/readyz", get(readiness).with_state(health))
+        .merge(metrics.router());
+    let observer = Observer { service, metrics };
     router
+        .route("/internal/log-filter", get(read_log_filter).put(set_log_filter))
         .fallback(|| async { ApiError::not_found("no such path") })
         .method_not_allowed_fallback(|| async {
             ApiError::method_not_allowed("the path is known; see Allow for its methods")
         })
         .layer(
             ServiceBuilder::new()
-                .layer(from_fn(log_request))
+                .layer(from_fn_with_state(observer, observe))
                 .layer(CatchPanicLayer::custom(answer_panic))
                 .layer(from_fn_with_state(permits, limit_concurrency))
                 .layer(from_fn_with_state(timeout, limit_time))
@@ -74,11 +94,24 @@ pub fn service_router(
                 .layer(from_fn_with_state(verifier, verify_identity)),
         )
         .merge(probes)
-        .layer(axum::Extension(ServiceName(service)))
 }
 
-#[derive(Debug, Clone, Copy)]
-struct ServiceName(&'static str);
+/// What an operator asks of a program whose clients do not come through [`observed_router`]:
+/// `/healthz`, `/metrics` and `/internal/log-filter`. For a listener that clients do not reach; the
+/// program adds its own `/readyz`.
+pub fn operators_router(metrics: &Metrics, verifier: IdentityVerifier) -> Router {
+    Router::new()
+        .route("/internal/log-filter", get(read_log_filter).put(set_log_filter))
+        .layer(DefaultBodyLimit::max(MAX_LOG_FILTER_BYTES))
+        .layer(from_fn_with_state(verifier, verify_identity))
+        .route("/healthz", get(alive))
+        .merge(metrics.router())
+        .fallback(|| async { ApiError::not_found("no such path") })
+}
+
+async fn alive() -> axum::Json<serde_json::Value> {
+    axum::Json(json!({"status": "alive"}))
+}
 
 async fn readiness(State(health): State<Health>) -> Response {
     let unready = health.unready();
@@ -87,49 +120,12 @@ async fn readiness(State(health): State<Health>) -> Response {
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "unready")
     };
-    (status, axum::Json(json!({"status": word, "unready": unready}))).into_response()
-}
-
-/// One line per request. No query text: it is a person's.
-async fn log_request(request: Request, next: Next) -> Response {
-    let service = request.extensions().get::<ServiceName>().map_or("", |name| name.0);
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
-    let request_id = request
-        .headers()
-        .get(REQUEST_ID_HEADER)
-        .and_then(|id| id.to_str().ok())
-        .unwrap_or_default()
-        .to_owned();
-    let method = request.method().clone();
-    // The mesh talking to itself: heartbeats and long polls would drown what clients do.
-    let internal = route.starts_with("/internal/") || route.starts_with("/v1/");
-    let span = tracing::info_span!("request", service, %request_id);
-    async move {
-        let start = Instant::now();
-        let response = next.run(request).await;
-        let status = response.status().as_u16();
-        let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        if internal {
-            tracing::debug!(%method, route, status, duration_us, "answered");
-        } else {
-            tracing::info!(%method, route, status, duration_us, "answered");
-        }
-        response
+    let mut body = json!({"status": word, "unready": unready});
+    let missed = health.missed();
+    if !missed.is_empty() {
+        body["missed"] = json!(missed);
     }
-    .instrument(span)
-    .await
-}
-
-fn answer_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
-    let message = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".to_owned());
-    ApiError::internal(anyhow::anyhow!("panicked: {message}")).into_response()
+    (status, axum::Json(body)).into_response()
 }
 
 async fn limit_concurrency(

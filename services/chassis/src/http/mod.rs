@@ -4,11 +4,13 @@
 mod error;
 mod extract;
 mod layers;
+mod observe;
 mod serve;
 #[cfg(test)]
 mod tests;
 
 pub use error::{ApiError, ErrorBody};
 pub use extract::{Json, Params, Path};
-pub use layers::{HttpLimits, service_router};
+pub use layers::{HttpLimits, observed_router, operators_router, service_router};
+pub use observe::TRACE_RESPONSE_HEADER;
 pub use serve::{BindError, bind, serve};

@@ -193,3 +193,78 @@ async fn a_taken_address_is_named() {
     let error = bind(address).await.unwrap_err().to_string();
     assert!(error.contains(&address.to_string()) && error.contains("taken"), "{error}");
 }
+
+#[tokio::test]
+async fn every_answer_names_its_trace() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let request = |path: &str| {
+        Request::get(path)
+            .header("traceparent", format!("00-{TRACE}-00f067aa0ba902b7-01"))
+            .body(Body::empty())
+            .unwrap()
+    };
+    let (_, headers, body) = answer(plain(), request("/panic")).await;
+    let error: ErrorBody = serde_json::from_str(&body).unwrap();
+    assert_eq!(error.trace_id.as_deref(), Some(TRACE));
+    assert_eq!(headers[crate::identity::REQUEST_ID_HEADER], TRACE);
+    let trace_response = headers[TRACE_RESPONSE_HEADER].to_str().unwrap();
+    assert!(trace_response.starts_with(&format!("00-{TRACE}-")), "{trace_response}");
+
+    // Without a trace of the caller's there is a new one, and the caller's own id stays.
+    let named = Request::get("/who").header("x-request-id", "mine-1").body(Body::empty()).unwrap();
+    let (_, headers, _) = answer(plain(), named).await;
+    assert_eq!(headers["x-request-id"], "mine-1");
+    assert!(headers.contains_key(TRACE_RESPONSE_HEADER));
+    // What is not harmless to log is replaced.
+    let odd = Request::get("/who").header("x-request-id", "<b>").body(Body::empty()).unwrap();
+    assert_eq!(answer(plain(), odd).await.1["x-request-id"].len(), 32);
+
+    let (_, headers, _) = answer(plain(), get_request("/healthz")).await;
+    assert!(!headers.contains_key(TRACE_RESPONSE_HEADER), "probes are nobody's request");
+}
+
+#[tokio::test]
+async fn requests_and_panics_are_counted() {
+    let router = plain();
+    answer(router.clone(), get_request("/panic")).await;
+    answer(router.clone(), get_request("/no/such/path")).await;
+    let (status, headers, text) = answer(router, get_request("/metrics")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(headers[header::CONTENT_TYPE].to_str().unwrap().contains("openmetrics-text"));
+    for line in [
+        r#"tourin_http_requests_total{service="demo",route="/panic",method="GET",status_class="5xx"} 1"#,
+        r#"tourin_http_requests_total{service="demo",route="unmatched",method="GET",status_class="4xx"} 1"#,
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    let panics = text.lines().find_map(|line| line.strip_prefix("tourin_panics_total "));
+    // The process's, so another test's may be among them.
+    assert!(panics.unwrap().parse::<u64>().unwrap() >= 1);
+}
+
+#[tokio::test]
+async fn the_log_filter_is_for_the_mesh_alone() {
+    let secret = Secret::random();
+    let router = router(&secret, Health::new(), &HttpLimits::default());
+    crate::telemetry::init(&crate::config::LogSettings {
+        log_format: crate::config::LogFormat::Text,
+        log: "info".to_owned(),
+    })
+    .unwrap();
+    let put = |filter: &'static str, signed: bool| {
+        let mut request = Request::put("/internal/log-filter");
+        if signed {
+            let caller = Subject::Service { name: "tourin".to_owned() };
+            let value = IdentitySigner::new(&secret).sign(&caller, "demo");
+            request = request.header(IDENTITY_HEADER, value);
+        }
+        request.body(Body::from(filter)).unwrap()
+    };
+    assert_eq!(answer(router.clone(), put("debug", false)).await.0, StatusCode::FORBIDDEN);
+    let (status, _, now) = answer(router.clone(), put("warn,demo=debug", true)).await;
+    assert_eq!(status, StatusCode::OK, "{now}");
+    assert!(now.contains("demo=debug"), "{now}");
+    let (status, _, body) = answer(router.clone(), put("demo=chatty", true)).await;
+    assert_eq!((status, kind(&body).as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "invalid"));
+    assert_eq!(answer(router, put("info", true)).await.0, StatusCode::OK);
+}

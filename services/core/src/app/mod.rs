@@ -6,6 +6,7 @@ pub mod attempts;
 pub mod bookmarks;
 pub mod content;
 pub mod import;
+mod outcomes;
 pub mod passwords;
 pub mod reviews;
 pub mod revocations;

@@ -7,6 +7,7 @@ use argon2::password_hash::rand_core::OsRng;
 use argon2::password_hash::{Output, ParamsString, PasswordHash as Phc, Salt, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use tokio::sync::Semaphore;
+use tourin_chassis::telemetry::part;
 
 use crate::domain::password::Password;
 
@@ -150,6 +151,8 @@ impl Passwords {
         &self,
         work: impl FnOnce(&mut Vec<Block>) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, HashingError> {
+        // The costly part of a log-in: waiting for a turn, and computing.
+        let _span = part("password hash");
         let place = tokio::time::timeout(self.wait, Arc::clone(&self.places).acquire_owned())
             .await
             .map_err(|_| HashingError::Busy)?

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::StoreError;
 use super::accounts::{AccountStore, Credentials};
 use super::attempts::{Attempts, Place, TooManyAttempts};
+pub use super::outcomes::Outcomes;
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
 use super::signing::SigningKeys;
@@ -223,6 +224,8 @@ pub struct Sessions {
     pub policy: SessionPolicy,
     /// What time it is.
     pub clock: SharedClock,
+    /// What became of log-ins and renewals.
+    pub outcomes: Outcomes,
 }
 
 impl Sessions {
@@ -232,6 +235,17 @@ impl Sessions {
     /// # Errors
     /// [`SessionError`]; an unknown id takes as long as a wrong password.
     pub async fn log_in(
+        &self,
+        id: &str,
+        password: &str,
+        place: &Place,
+    ) -> Result<LoggedIn, SessionError> {
+        let outcome = self.try_log_in(id, password, place).await;
+        self.outcomes.count_log_in(&outcome);
+        outcome
+    }
+
+    async fn try_log_in(
         &self,
         id: &str,
         password: &str,
@@ -286,6 +300,12 @@ impl Sessions {
     /// # Errors
     /// [`SessionError::Refused`] with the session that was ended, if the token had been used before.
     pub async fn renew(&self, presented: &str) -> Result<TokenPair, SessionError> {
+        let outcome = self.try_renew(presented).await;
+        self.outcomes.count_renewal(&outcome);
+        outcome
+    }
+
+    async fn try_renew(&self, presented: &str) -> Result<TokenPair, SessionError> {
         let Some(presented) = RefreshToken::parse(presented) else {
             return Err(SessionError::Refused { ended: None });
         };

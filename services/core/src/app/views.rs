@@ -7,6 +7,7 @@
 //! orderly stop loses none. While the store refuses writes, at most [`MAX_WAITING`] views wait;
 //! more are dropped and counted.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::events::{Outgoing, ViewTourspot, is_pseudonym};
+use tourin_shared_events::trace;
 
 use super::StoreError;
 use crate::domain::spot::SpotId;
@@ -39,6 +41,8 @@ pub struct View {
     pub spot: SpotId,
     /// When.
     pub at: DateTime<Utc>,
+    /// The trace of the request that looked at it, as its event's headers carry it.
+    pub trace: BTreeMap<String, String>,
 }
 
 impl View {
@@ -46,7 +50,7 @@ impl View {
     pub fn event(&self) -> Outgoing {
         let event =
             ViewTourspot { user_id: self.user_id.clone(), tourspot_id: self.spot.to_string() };
-        Outgoing::new(&event, self.at)
+        Outgoing { headers: self.trace.clone(), ..Outgoing::new(&event, self.at) }
     }
 
     /// Whether it is a member's, not an anonymous visitor's.
@@ -94,7 +98,7 @@ impl Views {
 
     /// Notes that somebody looks at a spot now. Never waits.
     pub fn record(&self, user_id: String, spot: SpotId) {
-        let view = View { user_id, spot, at: self.0.clock.now() };
+        let view = View { user_id, spot, at: self.0.clock.now(), trace: trace::current() };
         let count = {
             let mut waiting = self.waiting();
             if waiting.len() >= MAX_WAITING {
@@ -119,6 +123,11 @@ impl Views {
     /// Views dropped since the start because too many waited.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Views that wait to be written at this moment.
+    pub fn waiting_now(&self) -> usize {
+        self.waiting().len()
     }
 
     /// Writes groups until the shutdown begins, then what waits. Requests that are still being

@@ -13,6 +13,7 @@ use tourin_shared_events::outbox::{OutboxStore, Wake};
 use super::mysql::{MysqlSpots, MysqlStore};
 use super::redis::MysqlRedisStore;
 use super::sqlite::{SqliteSpots, SqliteStore};
+use super::traced::{MYSQL, SQLITE, Traced};
 use crate::app::StoreError;
 use crate::app::accounts::AccountStore;
 use crate::app::bookmarks::BookmarkStore;
@@ -36,23 +37,26 @@ pub enum Store {
     MysqlRedis(MysqlRedisStore),
 }
 
-/// The port on whichever engine it is.
+/// The port on whichever engine it is, with a span around each operation.
 macro_rules! port {
     ($store:expr) => {
         match $store {
-            Store::Sqlite(store) => Arc::new(store.clone()),
-            Store::Mysql(store) => Arc::new(store.clone()),
-            Store::MysqlRedis(store) => Arc::new(store.mysql().clone()),
+            Store::Sqlite(store) => Arc::new(Traced::new(SQLITE, Arc::new(store.clone()))),
+            Store::Mysql(store) => Arc::new(Traced::new(MYSQL, Arc::new(store.clone()))),
+            Store::MysqlRedis(store) => {
+                Arc::new(Traced::new(MYSQL, Arc::new(store.mysql().clone())))
+            }
         }
     };
 }
 
-/// The same for a port that is on Redis if there is one.
+/// The same for a port that is on Redis if there is one; that goes to two engines and makes the spans of
+/// each itself.
 macro_rules! session_port {
     ($store:expr) => {
         match $store {
-            Store::Sqlite(store) => Arc::new(store.clone()),
-            Store::Mysql(store) => Arc::new(store.clone()),
+            Store::Sqlite(store) => Arc::new(Traced::new(SQLITE, Arc::new(store.clone()))),
+            Store::Mysql(store) => Arc::new(Traced::new(MYSQL, Arc::new(store.clone()))),
             Store::MysqlRedis(store) => Arc::new(store.clone()),
         }
     };
@@ -110,15 +114,26 @@ impl Store {
 
     /// The log of revocations.
     pub fn revocations(&self) -> Arc<dyn RevocationLog> {
-        session_port!(self)
+        match self {
+            Self::Sqlite(store) => Arc::new(store.clone()),
+            Self::Mysql(store) => Arc::new(store.clone()),
+            Self::MysqlRedis(store) => Arc::new(store.clone()),
+        }
     }
 
     /// The spots, with a memory of recent searches of its own: ask once.
     pub fn spots(&self) -> Arc<dyn SpotStore> {
         match self {
-            Self::Sqlite(store) => Arc::new(SqliteSpots::new(store.clone())),
-            Self::Mysql(store) => Arc::new(MysqlSpots::new(store.clone())),
-            Self::MysqlRedis(store) => Arc::new(MysqlSpots::new(store.mysql().clone())),
+            Self::Sqlite(store) => {
+                Arc::new(Traced::new(SQLITE, Arc::new(SqliteSpots::new(store.clone()))))
+            }
+            Self::Mysql(store) => {
+                Arc::new(Traced::new(MYSQL, Arc::new(MysqlSpots::new(store.clone()))))
+            }
+            Self::MysqlRedis(store) => {
+                let spots = MysqlSpots::new(store.mysql().clone());
+                Arc::new(Traced::new(MYSQL, Arc::new(spots)))
+            }
         }
     }
 
@@ -134,7 +149,11 @@ impl Store {
 
     /// The views.
     pub fn views(&self) -> Arc<dyn ViewStore> {
-        port!(self)
+        match self {
+            Self::Sqlite(store) => Arc::new(store.clone()),
+            Self::Mysql(store) => Arc::new(store.clone()),
+            Self::MysqlRedis(store) => Arc::new(store.mysql().clone()),
+        }
     }
 
     /// The outbox that its transactions append to.
@@ -168,6 +187,33 @@ impl Store {
         }
     }
 
+    /// Its pools of connections to the database, by name, each with what it may have at most.
+    pub(crate) fn pools(&self) -> Vec<(&'static str, PoolUse)> {
+        let of_mysql = |store: &MysqlStore| {
+            vec![
+                ("readers", PoolUse::of(store.db.reader())),
+                ("writers", PoolUse::of(store.db.writer())),
+            ]
+        };
+        match self {
+            Self::Sqlite(store) => vec![
+                ("readers", PoolUse::of(store.db.reader())),
+                ("writers", PoolUse::of(store.db.writer())),
+            ],
+            Self::Mysql(store) => of_mysql(store),
+            Self::MysqlRedis(store) => of_mysql(store.mysql()),
+        }
+    }
+
+    /// Spots in the search index in memory, and its bytes; `None` while there is none.
+    pub(crate) fn search_index(&self) -> Option<(u64, usize)> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Mysql(store) => store.search_index(),
+            Self::MysqlRedis(store) => store.mysql().search_index(),
+        }
+    }
+
     /// Asks the database for an answer, to know whether it gives one.
     ///
     /// # Errors
@@ -186,6 +232,24 @@ impl Store {
             Self::Sqlite(store) => store.close().await,
             Self::Mysql(store) => store.close().await,
             Self::MysqlRedis(store) => store.mysql().close().await,
+        }
+    }
+}
+
+/// How a pool of connections is used at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PoolUse {
+    pub(crate) open: usize,
+    pub(crate) idle: usize,
+    pub(crate) most: usize,
+}
+
+impl PoolUse {
+    fn of<D: sqlx::Database>(pool: &sqlx::Pool<D>) -> Self {
+        Self {
+            open: pool.size() as usize,
+            idle: pool.num_idle(),
+            most: pool.options().get_max_connections() as usize,
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod mysql;
 pub mod redis;
 mod spot_index;
 pub mod sqlite;
+mod traced;
 
 #[cfg(test)]
 mod content_contract;

@@ -1,6 +1,7 @@
 //! What events do to the stores.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -26,6 +27,8 @@ pub struct Ingest {
     spots: Arc<dyn SpotReplica>,
     clock: SharedClock,
     ages: Ages,
+    /// When the newest event happened that counted, in microseconds; 0 while there is none.
+    newest_us: Arc<AtomicI64>,
 }
 
 /// The age beyond which events no longer come.
@@ -46,7 +49,7 @@ impl Ingest {
         clock: SharedClock,
         ages: Ages,
     ) -> Self {
-        Self { trend, histories, spots, clock, ages }
+        Self { trend, histories, spots, clock, ages, newest_us: Arc::default() }
     }
 
     /// Counts a view or a bookmark for the trend.
@@ -72,7 +75,17 @@ impl Ingest {
             recorded_at: now,
             remember_until: self.remember_until(occurred_at, self.ages.trend),
         };
-        self.trend.record(&event).await
+        let counted = self.trend.record(&event).await?;
+        if counted == Counted::Applied {
+            self.newest_us.fetch_max(event.occurred_at.timestamp_micros(), Ordering::Relaxed);
+        }
+        Ok(counted)
+    }
+
+    /// When the newest event happened that this instance has counted: how fresh its part of the trend is.
+    pub fn newest_counted(&self) -> Option<DateTime<Utc>> {
+        let micros = self.newest_us.load(Ordering::Relaxed);
+        DateTime::from_timestamp_micros(micros).filter(|_| micros > 0)
     }
 
     /// Forgets who counted for the trend.

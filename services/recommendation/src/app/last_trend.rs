@@ -1,9 +1,11 @@
 //! The latest answers to what is trending, for while a store is out of reach.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::sync::Cache;
+use tourin_chassis::telemetry::Span;
 
 use crate::domain::spot::Spot;
 
@@ -15,24 +17,37 @@ const CAPACITY: u64 = 128;
 
 /// One answer for each number of spots that was asked for. Clones share it.
 #[derive(Clone, Debug)]
-pub struct LastTrend(Cache<usize, Arc<[Spot]>>);
+pub struct LastTrend {
+    answers: Cache<usize, Arc<[Spot]>>,
+    served: Arc<AtomicU64>,
+}
 
 impl Default for LastTrend {
     fn default() -> Self {
-        Self(Cache::builder().max_capacity(CAPACITY).time_to_live(MAX_AGE).build())
+        let answers = Cache::builder().max_capacity(CAPACITY).time_to_live(MAX_AGE).build();
+        Self { answers, served: Arc::default() }
     }
 }
 
 impl LastTrend {
     /// Keeps the answer to what the first `k` are.
     pub(super) fn keep(&self, k: usize, spots: &[Spot]) {
-        self.0.insert(k, spots.into());
+        self.answers.insert(k, spots.into());
     }
 
-    /// The latest answer for `k`, or the first `k` of the longest; `None` when there is none of late.
+    /// How often one was given in the place of today's.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// The latest answer for `k`, or the first `k` of the longest; `None` when there is none of late. Told
+    /// in the request's trace.
     pub(super) fn get(&self, k: usize) -> Option<Vec<Spot>> {
-        let longest = || self.0.iter().max_by_key(|(asked, _)| **asked).map(|(_, spots)| spots);
-        let spots = self.0.get(&k).or_else(longest)?;
+        let longest =
+            || self.answers.iter().max_by_key(|(asked, _)| **asked).map(|(_, spots)| spots);
+        let spots = self.answers.get(&k).or_else(longest)?;
+        self.served.fetch_add(1, Ordering::Relaxed);
+        Span::current().annotate("fall_back", &[("to", "last_trend")]);
         Some(spots.iter().take(k).cloned().collect())
     }
 }

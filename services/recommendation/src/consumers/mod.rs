@@ -21,14 +21,17 @@ mod trend;
 #[cfg(test)]
 mod tests;
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Dependency;
+use tourin_chassis::metrics::count_panic;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::{Binding, Subscriber, Subscription, TopicPattern};
 use tourin_shared_events::consumer::{
@@ -198,7 +201,8 @@ impl QueueConsumer {
     }
 }
 
-/// A handler whose store may hang without saying so.
+/// A handler whose store may hang without saying so. Its panics count among the process's; the consumer
+/// catches and logs them.
 struct Patient<H>(H);
 
 #[async_trait]
@@ -208,7 +212,15 @@ impl<H: Handler> Handler for Patient<H> {
             let error = anyhow::anyhow!("the store took longer than {HANDLE_LIMIT:?}");
             Err(HandlerError::Unavailable(error))
         };
-        timeout(HANDLE_LIMIT, self.0.handle(event)).await.unwrap_or_else(|_| too_long())
+        let handling = AssertUnwindSafe(self.0.handle(event)).catch_unwind();
+        match timeout(HANDLE_LIMIT, handling).await {
+            Ok(Ok(handled)) => handled,
+            Ok(Err(panic)) => {
+                count_panic();
+                resume_unwind(panic)
+            }
+            Err(_) => too_long(),
+        }
     }
 }
 

@@ -1,19 +1,22 @@
 //! The queues over the bus in this process.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
+use futures::FutureExt as _;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::Clock;
 use tourin_chassis::health::Health;
+use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::bus::in_process::InProcessBus;
-use tourin_shared_events::consumer::{ConsumerStats, HandlerError, Received};
+use tourin_shared_events::consumer::{ConsumerStats, Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::dead_letters::DeadLetter;
 use tourin_shared_events::events::{
     BookmarkTourspot, DeleteUser, Event, Outgoing, ReviewTourspot, TourSpotDelete, TourSpotUpsert,
@@ -347,18 +350,22 @@ impl TrendStore for Broken {
     }
 }
 
-#[tokio::test]
-async fn an_outage_of_the_store_is_waited_for_and_a_failure_is_not() {
-    let world = World::new().await;
-    let envelope = Outgoing::new(&view("member01", "1"), world.clock.now()).envelope;
-    let event = Received {
+fn received(Outgoing { envelope, .. }: Outgoing) -> Received {
+    Received {
         routing_key: envelope.r#type.clone(),
         envelope,
         exchange: String::new(),
         ordering_key: None,
         headers: std::collections::BTreeMap::default(),
         attempt: 1,
-    };
+        trace: Default::default(),
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_the_store_is_waited_for_and_a_failure_is_not() {
+    let world = World::new().await;
+    let event = received(Outgoing::new(&view("member01", "1"), world.clock.now()));
     let handled = async |error: PortError| {
         let ages = RuleSettings::default().ages();
         let (histories, spots) = (world.stores.histories.clone(), world.stores.spots.clone());
@@ -370,4 +377,29 @@ async fn an_outage_of_the_store_is_waited_for_and_a_failure_is_not() {
     assert!(matches!(outage, Err(HandlerError::Unavailable(_))), "{outage:?}");
     let failure = handled(PortError::failed(anyhow::anyhow!("no such column"))).await;
     assert!(matches!(failure, Err(HandlerError::Transient(_))), "{failure:?}");
+}
+
+struct Panicking;
+
+#[async_trait]
+impl Handler for Panicking {
+    async fn handle(&self, _: &Received) -> Result<Outcome, HandlerError> {
+        panic!("a handler under test")
+    }
+}
+
+#[tokio::test]
+async fn a_handlers_panic_counts_among_the_processs_and_goes_on_to_the_consumer() {
+    let counted = || {
+        let text = Metrics::new("recommendation").render();
+        let line = text.lines().find_map(|line| line.strip_prefix("tourin_panics_total "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let event = received(Outgoing::new(&view("member01", "1"), Utc::now()));
+    let before = counted();
+    let handler = super::Patient(Panicking);
+    let caught = AssertUnwindSafe(handler.handle(&event)).catch_unwind().await;
+    assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"a handler under test"));
+    // Another test's may count meanwhile.
+    assert!(counted() > before);
 }

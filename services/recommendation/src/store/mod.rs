@@ -3,6 +3,7 @@
 mod interaction;
 pub mod mongodb;
 pub mod sqlite;
+mod traced;
 
 #[cfg(test)]
 mod contract;
@@ -20,6 +21,8 @@ use tourin_shared_events::dead_letters::DeadLetterStore;
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
 use crate::domain::trend::TrendRules;
 use crate::servers::Server;
+
+pub(crate) use self::traced::traced;
 
 /// How histories are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

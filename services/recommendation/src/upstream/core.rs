@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_registry_api::Directory;
+use tourin_chassis::telemetry::{HttpCall, Span};
+use tourin_registry_api::{Directory, Instance};
 use tourin_shared_events::bus::feed::{Endpoint, Target};
 use tourin_shared_events::events::{Event, TourSpotUpsert};
 
@@ -65,15 +67,45 @@ impl CoreClient {
         path: &str,
         query: &[(&str, &str)],
     ) -> anyhow::Result<T> {
-        let url = format!("{}{path}", self.base_url()?);
-        let mut response = self
-            .http
-            .get(&url)
-            .query(query)
-            .headers(self.identity())
-            .send()
-            .await?
-            .error_for_status()?;
+        let (core, call) = self.call(path)?;
+        let result = call.run(self.ask(&core, path, query, &call)).await;
+        if result.is_err() {
+            call.set_error("no_answer");
+        }
+        result
+    }
+
+    /// An instance of core and the span of a call to it; no span where nothing is being traced.
+    fn call(&self, path: &str) -> anyhow::Result<(Instance, Span)> {
+        let core = self.directory.pick(CORE).context("no instance of core is up")?;
+        let current = Span::current();
+        let span = match current.trace_id() {
+            Some(_) => current.http_client(&HttpCall {
+                method: &Method::GET,
+                route: path,
+                service: CORE,
+                address: Some(core.address),
+                resend_count: 0,
+            }),
+            None => Span::none(),
+        };
+        span.set_instance(&core.id);
+        Ok((core, span))
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        core: &Instance,
+        path: &str,
+        query: &[(&str, &str)],
+        call: &Span,
+    ) -> anyhow::Result<T> {
+        let url = format!("{}{path}", core.base_url());
+        let mut headers = self.identity();
+        call.inject(&mut headers);
+        let mut response = self.http.get(&url).query(query).headers(headers).send().await?;
+        call.set_status(response.status().as_u16());
+        response.error_for_status_ref()?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await? {
             anyhow::ensure!(
@@ -96,6 +128,10 @@ fn unreached(error: anyhow::Error) -> PortError {
 impl Endpoint for CoreClient {
     async fn resolve(&self) -> anyhow::Result<Target> {
         Ok(Target { base_url: self.base_url()?, headers: self.identity() })
+    }
+
+    fn service(&self) -> &'static str {
+        CORE
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::sync::watch as signal;
 use tokio::time::{sleep, timeout};
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_registry_api::{Departure, Instance, Snapshot};
+use tourin_registry_api::{Departure, Instance, Snapshot, Status};
 use tracing::{info, warn};
 
 use crate::domain::{Catalogue, CatalogueLimits, RegisterError, Unknown, WatcherLimits, Watchers};
@@ -80,6 +81,24 @@ impl Discovery {
             info!(service, id, %address, version, "registered");
         }
         Ok(version)
+    }
+
+    /// How many instances each service has, those that drain apart.
+    pub fn instance_counts(&self) -> BTreeMap<(String, &'static str), usize> {
+        let mut counts = BTreeMap::new();
+        for instance in self.list(None).instances {
+            let status = match instance.status {
+                Status::Up => "up",
+                Status::Draining => "draining",
+            };
+            *counts.entry((instance.service, status)).or_default() += 1;
+        }
+        counts
+    }
+
+    /// How many watches are open.
+    pub fn watcher_count(&self) -> usize {
+        self.state().watchers.count()
     }
 
     /// Renews a lease.

@@ -71,6 +71,11 @@ impl Watchers {
         Self { named: BTreeMap::new(), unnamed: 0, strangers: 0, limits, sessions: 0 }
     }
 
+    /// Open watches of every kind.
+    pub fn count(&self) -> usize {
+        self.named.len() + self.unnamed + self.strangers
+    }
+
     /// Opens a watch. One of the same name ends by that ([`Watchers::is_open`] says so): the
     /// watcher has lost it, or it would not ask for another.
     ///

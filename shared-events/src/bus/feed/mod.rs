@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::header::HeaderMap;
 
-use super::{Deliveries, SubscribeError, Subscriber, Subscription};
+use super::{Carrier, Deliveries, SubscribeError, Subscriber, Subscription};
 use crate::Clock;
 use crate::backoff::Backoff;
 use crate::consumer::counters;
@@ -56,6 +56,11 @@ pub struct Target {
 pub trait Endpoint: Send + Sync {
     /// An instance to ask.
     async fn resolve(&self) -> anyhow::Result<Target>;
+
+    /// The service whose log it is, as traces name it.
+    fn service(&self) -> &'static str {
+        Carrier::IN_PROCESS.peer
+    }
 }
 
 /// The follower's bounds.

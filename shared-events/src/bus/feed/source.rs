@@ -13,7 +13,7 @@ use super::queue::{Entry, Queue};
 use super::{Cursor, Follower};
 use crate::bus::replays::Replays;
 use crate::bus::unsettled::Unsettled;
-use crate::bus::{Delivery, DeliverySource, Settler, Subscription, TopicPattern};
+use crate::bus::{Carrier, Delivery, DeliverySource, Settler, Subscription, TopicPattern};
 use crate::consumer::count;
 use crate::outbox::FeedPage;
 
@@ -273,6 +273,11 @@ impl DeliverySource for Source {
             let saved = saving.await;
             self.save_finished(saved);
         }
+    }
+
+    /// There is no broker between.
+    fn carrier(&self) -> Carrier {
+        Carrier { peer: self.queue.follower.endpoint.service(), ..Carrier::IN_PROCESS }
     }
 }
 

@@ -53,8 +53,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Deliveries, Delivery, DeliverySource, PublishError, Publisher, SubscribeError, Subscriber,
-    Subscription,
+    Carrier, Deliveries, Delivery, DeliverySource, PublishError, Publisher, SubscribeError,
+    Subscriber, Subscription,
 };
 use crate::events::Outgoing;
 use link::{LinkError, Links};
@@ -237,6 +237,10 @@ impl Publisher for RabbitBus {
     fn batch_size(&self) -> usize {
         (self.0.settings.publish_group / 4).max(1)
     }
+
+    fn carrier(&self) -> Carrier {
+        Carrier::RABBITMQ
+    }
 }
 
 #[async_trait]
@@ -324,5 +328,9 @@ impl DeliverySource for Source {
     async fn close(&mut self) {
         self.stop.cancel();
         self.done.cancelled().await;
+    }
+
+    fn carrier(&self) -> Carrier {
+        Carrier::RABBITMQ
     }
 }

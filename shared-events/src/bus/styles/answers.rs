@@ -13,6 +13,7 @@ use crate::bus::{PublishError, Publisher};
 use crate::consumer::{Handler, HandlerError, Outcome, Received};
 use crate::envelope::Envelope;
 use crate::events::Outgoing;
+use crate::trace;
 
 /// Whether an answer found its asker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +59,11 @@ impl Answers {
             ordering_key: id.clone(),
             headers,
         };
-        match self.publisher.publish(vec![answer]).await.into_iter().next() {
-            Some(Ok(())) => Ok(Heard::Sent),
-            Some(Err(PublishError::Unroutable)) | None => Ok(Heard::Gone),
-            Some(Err(error)) => Err(error),
+        let parent = request.trace_or_its_headers();
+        match trace::send_below(&parent, &*self.publisher, answer).await {
+            Ok(()) => Ok(Heard::Sent),
+            Err(PublishError::Unroutable) => Ok(Heard::Gone),
+            Err(error) => Err(error),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{COMMAND_EXCHANGE, DEFAULT_MAX_BYTES, Message, SendError, check_length};
 use crate::Clock;
-use crate::bus::{Binding, PublishError, Publisher, Subscription};
+use crate::bus::{Binding, Publisher, Subscription};
+use crate::trace;
 
 /// Sends commands, each to one queue by name, and expects nothing back.
 ///
@@ -43,9 +44,7 @@ impl Commands {
     pub async fn send(&self, queue: &str, command: Message) -> Result<(), SendError> {
         let command = command.for_queue(queue, (self.clock)());
         check_length(&command, self.max_bytes)?;
-        let missing = || Err(PublishError::Unavailable("the bus gave no result".to_owned()));
-        let results = self.publisher.publish(vec![command]).await;
-        Ok(results.into_iter().next().unwrap_or_else(missing)?)
+        Ok(trace::send(&*self.publisher, command).await?)
     }
 
     /// A command for the outbox.

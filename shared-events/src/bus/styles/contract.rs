@@ -1,5 +1,6 @@
 //! What every bus that brings answers back must do. Each function takes a bus of its own.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,19 @@ async fn open(bus: &Arc<impl Inboxes + 'static>) -> Requests {
     Requests::open(bus.clone(), system_clock(), settings).await.expect("an inbox")
 }
 
+fn trace_of_number(number: u32) -> String {
+    format!("{number:032x}")
+}
+
+fn traceparent(number: u32) -> String {
+    format!("00-{}-{:016x}-01", trace_of_number(number), 2)
+}
+
+/// The trace that headers carry. Who sent them last, changes where spans are made on the way.
+fn trace_of(headers: &BTreeMap<String, String>) -> String {
+    headers["traceparent"].split('-').nth(1).unwrap_or_default().to_owned()
+}
+
 /// Says who he is and what he was asked.
 struct Echo(&'static str);
 
@@ -77,7 +91,7 @@ where
     let commands = Commands::new(bus.clone(), system_clock());
     let command = Message::new("index.rebuild", json!({ "from": 7 }))
         .with_key("index")
-        .with_header("traceparent", "00-1-2-01");
+        .with_header("traceparent", traceparent(1));
     let receiving = async {
         let delivery = timeout(SOON, one.next()).await.expect("in time").expect("a command");
         let envelope = Envelope::decode(&delivery.body).expect("an envelope");
@@ -86,7 +100,7 @@ where
             ("index.rebuild", &json!(7))
         );
         assert_eq!(delivery.ordering_key.as_deref(), Some("index"));
-        assert_eq!(delivery.headers["traceparent"], "00-1-2-01");
+        assert_eq!(trace_of(&delivery.headers), trace_of_number(1));
         delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
     };
     let (sent, ()) = tokio::join!(commands.send("one", command.clone()), receiving);
@@ -108,13 +122,13 @@ where
     let _responder = respond(&bus, "one", deliveries);
     let requests = open(&bus).await;
     let asking = (0..50).map(|n| {
-        let trace = format!("00-{n}-2-01");
-        let request = Message::new("sum", json!({ "n": n })).with_header("traceparent", &trace);
+        let request =
+            Message::new("sum", json!({ "n": n })).with_header("traceparent", traceparent(n + 1));
         let requests = &requests;
         async move {
             let answer = requests.request("one", request, SOON).await.expect("an answer");
             assert_eq!(answer.envelope.data, json!({ "by": "one", "asked": { "n": n } }));
-            assert_eq!(answer.headers["traceparent"], trace);
+            assert_eq!(trace_of(&answer.headers), trace_of_number(n + 1));
         }
     });
     join_all(asking).await;
@@ -230,5 +244,6 @@ fn received(delivery: &crate::bus::Delivery) -> Received {
         ordering_key: delivery.ordering_key.clone(),
         headers: delivery.headers.clone(),
         attempt: delivery.attempt,
+        trace: Default::default(),
     }
 }

@@ -20,8 +20,8 @@
 //! Commands go to the topic exchange [`COMMAND_EXCHANGE`] with the queue's name as routing key, answers to
 //! [`REPLY_EXCHANGE`] with the address of the asker's inbox. Requests carry that address in the header
 //! [`REPLY_TO`](super::rabbitmq::REPLY_TO) and their id in [`CORRELATION_ID`](super::rabbitmq::CORRELATION_ID), which
-//! are AMQP's own properties on RabbitMQ. Trace headers are the sender's to add (the [`Message`]'s headers); an answer
-//! takes them over from its request.
+//! are AMQP's own properties on RabbitMQ. What is sent goes within a producer span ([`crate::trace`]): of the trace that the
+//! [`Message`]'s headers carry, else of the current one; an answer is part of its request's trace.
 
 mod answers;
 mod commands;

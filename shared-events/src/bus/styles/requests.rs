@@ -14,6 +14,7 @@ use crate::Clock;
 use crate::bus::rabbitmq::{CORRELATION_ID, REPLY_TO};
 use crate::bus::{PublishError, SubscribeError};
 use crate::events::Outgoing;
+use crate::trace;
 
 /// The bounds of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,18 +154,16 @@ impl Requests {
         question.headers.insert(CORRELATION_ID.to_owned(), id.clone());
         let (_entry, mut coming) = self.wait_for(id, wanted)?;
         let mut answers = Vec::new();
-        let mut publishing = self.bus.publish(vec![question]);
+        let mut publishing = Box::pin(trace::send(&*self.bus, question));
         let mut published = false;
         let collecting = async {
             while answers.len() < wanted {
                 // A bus may confirm only when the event is settled, which is after it was answered.
                 tokio::select! {
                     answer = coming.recv() => answers.push(answer.ok_or(RequestError::Closed)?),
-                    results = &mut publishing, if !published => {
+                    result = &mut publishing, if !published => {
                         published = true;
-                        if let Some(Err(error)) = results.into_iter().next() {
-                            return Err(failed(error));
-                        }
+                        result.map_err(failed)?;
                     }
                 }
             }

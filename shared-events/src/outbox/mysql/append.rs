@@ -7,6 +7,7 @@ use sqlx::{MySql, QueryBuilder};
 use crate::events::Outgoing;
 use crate::mysql::to_micros;
 use crate::outbox::{OutboxFull, shard_of};
+use crate::trace;
 
 /// Most rows per statement.
 const ROWS_PER_INSERT: usize = 200;
@@ -15,7 +16,7 @@ const ROWS_PER_INSERT: usize = 200;
 const BYTES_PER_INSERT: usize = 1024 * 1024;
 
 /// Appends events, in order, inside the caller's transaction: they are committed with the change they tell of, or not
-/// at all. Make it the last thing before the commit, so that events of changes that wait for each other are numbered in
+/// at all, and each with the trace in which it is made. Make it the last thing before the commit, so that events of changes that wait for each other are numbered in
 /// their order. After the commit call [`Wake::notify`](crate::outbox::Wake::notify).
 ///
 /// # Errors
@@ -38,7 +39,7 @@ pub async fn append(
     let mut bytes = 0;
     for event in events {
         let data = event.envelope.data.to_string();
-        let headers = serde_json::to_string(&event.headers)?;
+        let headers = serde_json::to_string(&*trace::with_current(&event.headers))?;
         bytes += data.len() + headers.len();
         if rows.len() == ROWS_PER_INSERT || (bytes > BYTES_PER_INSERT && !rows.is_empty()) {
             insert(connection, &rows, recorded_at).await?;

@@ -6,12 +6,15 @@ use tokio::time::Instant;
 
 use crate::bus::{LaneKey, Lanes};
 use crate::outbox::{Claim, Pending, Shard};
+use crate::trace::EventSpan;
 
 /// An event on its way.
 pub(super) struct Queued {
     pub(super) pending: Pending,
     /// Failures of any kind, in this process.
     pub(super) failures: u32,
+    /// Since the first attempt; ends with the event's last moment here.
+    pub(super) span: Option<EventSpan>,
 }
 
 /// One that was taken, and where it goes back to.
@@ -116,7 +119,7 @@ impl Held {
             return false;
         }
         let key = pending.event.ordering_key.clone();
-        held.lanes.push(Some(&key), Queued { pending, failures: 0 });
+        held.lanes.push(Some(&key), Queued { pending, failures: 0, span: None });
         true
     }
 

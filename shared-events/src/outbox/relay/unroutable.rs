@@ -1,15 +1,20 @@
 //! What the bus cannot route for now, and how it is kept from being in the way.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::outbox::Shard;
+use crate::trace::EventSpan;
 
 /// The most ordering keys that are held back at once; with more, the relay reads no further until the next round.
 const MAX_KEYS: usize = 65_536;
+/// The most events whose span is kept open from round to round. One above them ends as an error, and begins anew when its
+/// event is tried again.
+const MAX_SPANS: usize = 1_024;
 /// From when on it is worth a warning.
 const WARN_AFTER: Duration = Duration::from_secs(10);
 /// How long there is no other warning after one.
@@ -30,6 +35,8 @@ pub(super) struct Unroutable {
     /// The row that has been unroutable for longest, and since when.
     oldest: Option<(u64, Instant)>,
     warned_at: Option<Instant>,
+    /// By the row's number: one span for all of an event's rounds.
+    spans: HashMap<u64, (Shard, EventSpan)>,
 }
 
 impl Unroutable {
@@ -42,6 +49,31 @@ impl Unroutable {
             self.retry_at = Some(now + backoff.after(self.rounds).min(longest));
         }
         self.keys.insert(self.hasher.hash_one(key));
+    }
+
+    /// Keeps the span of a row that is held back.
+    pub(super) fn keep(&mut self, seq: u64, shard: Shard, span: EventSpan, class: &'static str) {
+        if self.spans.len() < MAX_SPANS {
+            self.spans.insert(seq, (shard, span));
+        } else {
+            span.fail(class);
+        }
+    }
+
+    /// The span that a row has from an earlier round.
+    pub(super) fn resume(&mut self, seq: u64) -> Option<EventSpan> {
+        self.spans.remove(&seq).map(|(_, span)| span)
+    }
+
+    /// What becomes of the rows of other shards is for others to tell.
+    pub(super) fn retain(&mut self, shards: &[Shard]) {
+        self.spans.retain(|_, (shard, span)| {
+            let stays = shards.contains(shard);
+            if !stays {
+                span.fail("unroutable");
+            }
+            stays
+        });
     }
 
     /// A row was confirmed.

@@ -6,12 +6,13 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use crate::events::Outgoing;
 use crate::outbox::{OutboxFull, shard_of};
 use crate::sqlite::to_micros;
+use crate::trace;
 
 /// Rows per INSERT statement: ten values each, far below SQLite's 32,766.
 const ROWS_PER_INSERT: usize = 100;
 
 /// Appends events, in order, inside the caller's transaction: they are committed with the change they tell of, or not
-/// at all. After the commit call [`Wake::notify`](crate::outbox::Wake::notify).
+/// at all, and each with the trace in which it is made. After the commit call [`Wake::notify`](crate::outbox::Wake::notify).
 ///
 /// # Errors
 /// [`OutboxFull`] when too many events wait for the bus; otherwise the database's. Roll back in any case.
@@ -32,7 +33,7 @@ pub async fn append(
             rows.push((
                 event,
                 event.envelope.data.to_string(),
-                serde_json::to_string(&event.headers)?,
+                serde_json::to_string(&*trace::with_current(&event.headers))?,
             ));
         }
         let mut insert = QueryBuilder::<Sqlite>::new(

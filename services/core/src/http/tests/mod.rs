@@ -23,7 +23,9 @@ fn refused(answer: &Answer, status: u16, kind: &str, says: &str) {
     assert_eq!(body["error"], kind, "{answer:?}");
     let message = body["message"].as_str().unwrap();
     assert!(message.contains(says), "{message:?} does not say {says:?}");
-    assert_eq!(body.as_object().unwrap().len(), 2, "{answer:?}");
+    let trace = answer.headers["x-request-id"].to_str().unwrap();
+    assert_eq!(body["traceId"], trace, "{answer:?}");
+    assert_eq!(body.as_object().unwrap().len(), 3, "{answer:?}");
 }
 
 #[track_caller]

@@ -95,8 +95,12 @@ pub(super) async fn a_bookmark_needs_a_member_and_a_spot(stores: Stores) {
 
 pub(super) async fn views_of_members_who_are_gone_are_left_out(stores: Stores) {
     stores.sign_up(HANA).await;
-    let view =
-        |user: &str, spot| View { user_id: user.to_owned(), spot: SpotId::new(spot), at: at(spot) };
+    let view = |user: &str, spot| View {
+        user_id: user.to_owned(),
+        spot: SpotId::new(spot),
+        at: at(spot),
+        trace: Default::default(),
+    };
     let views = [view(HANA, 1), view(STRANGER, 2), view("anon:abc234", 3), view(HANA, 4)];
     stores.views.record(&views).await.unwrap();
     stores.views.record(&[]).await.unwrap();

@@ -40,6 +40,7 @@ mod views;
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlConnection;
+use tourin_chassis::telemetry::Span;
 use tourin_shared_events::events::Outgoing;
 use tourin_shared_events::mysql::{
     Conflicts, Database, Migration, MysqlUrl, PoolSizes, bounded, from_micros,
@@ -153,7 +154,13 @@ struct Retries(Conflicts);
 impl Retries {
     async fn again(&mut self, error: &StoreError) -> bool {
         match engine_error(error) {
-            Some(error) => self.0.again(error).await,
+            Some(error) => {
+                let again = self.0.again(error).await;
+                if again {
+                    Span::current().annotate("retry", &[("reason", "conflict")]);
+                }
+                again
+            }
             None => false,
         }
     }

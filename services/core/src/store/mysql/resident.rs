@@ -46,12 +46,23 @@ impl SearchMemory {
         held.as_ref().filter(|(of, _)| *of == revision).map(|(_, index)| index.clone())
     }
 
+    /// What is held: spots and bytes.
+    fn size(&self) -> Option<(u64, usize)> {
+        let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map(|(_, index)| (index.spots(), index.bytes()))
+    }
+
     fn replace(&self, index: Option<Held>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = index;
     }
 }
 
 impl MysqlStore {
+    /// Spots in the index in memory, and its bytes, if it was read.
+    pub(crate) fn search_index(&self) -> Option<(u64, usize)> {
+        self.memory.size()
+    }
+
     /// Keeps the index in memory while it takes at most `most_bytes`, until `stop`.
     pub(crate) async fn keep_search_memory(self, most_bytes: usize, stop: Shutdown) {
         tokio::select! {

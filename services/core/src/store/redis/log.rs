@@ -32,7 +32,7 @@ impl RedisSessions {
         loop {
             let mut call = self.call(&self.scripts.page);
             call.arg(format!("({}-{}", place / NUMBERS, place % NUMBERS)).arg(limit);
-            let (log_id, raw): (String, Vec<RawEntry>) = self.run(&call).await?;
+            let (log_id, raw): (String, Vec<RawEntry>) = self.run("page", &call).await?;
             page.log_id = log_id;
             let is_end = raw.len() < usize::try_from(limit).unwrap_or(usize::MAX);
             for entry in raw {
@@ -54,7 +54,7 @@ impl RedisSessions {
         loop {
             let mut call = self.call(&self.scripts.prune);
             call.arg(now.timestamp_micros()).arg(PRUNED_AT_ONCE);
-            let batch: u64 = self.run(&call).await?;
+            let batch: u64 = self.run("prune", &call).await?;
             pruned += batch;
             if batch < PRUNED_AT_ONCE {
                 return Ok(pruned);

@@ -34,11 +34,13 @@ use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tourin_chassis::config::ServerUrl;
 use tourin_chassis::redis::{connection, is_down};
+use tourin_chassis::telemetry::Span;
 use tourin_shared_events::backoff::Backoff;
 use uuid::Uuid;
 
 pub use self::endings::Endings;
 pub use self::store::MysqlRedisStore;
+use super::traced::REDIS;
 use crate::app::StoreError;
 
 /// The waits between attempts to reach the server at the start.
@@ -167,24 +169,40 @@ impl RedisSessions {
     }
 
     /// Sends a command that changes nothing; as [`RedisSessions::run`].
-    async fn ask<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
-        match command.query_async(&mut self.connection.clone()).await {
-            Err(error) if error.is_connection_dropped() => {
-                command.query_async(&mut self.connection.clone()).await.map_err(failed)
+    async fn ask<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        command: &redis::Cmd,
+    ) -> Result<T, StoreError> {
+        let asking = async {
+            match command.query_async(&mut self.connection.clone()).await {
+                Err(error) if error.is_connection_dropped() => {
+                    Span::current().annotate("retry", &[("reason", "connection_dropped")]);
+                    command.query_async(&mut self.connection.clone()).await.map_err(failed)
+                }
+                result => result.map_err(failed),
             }
-            result => result.map_err(failed),
-        }
+        };
+        REDIS.call(operation, "sessions", asking).await
     }
 
     /// Runs a script. Once more when the connection turns out to be broken: every script bears being
-    /// run again, and a restart between two requests is nobody's error.
-    async fn run<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, StoreError> {
-        match call.invoke_async(&mut self.connection.clone()).await {
-            Err(error) if error.is_connection_dropped() => {
-                call.invoke_async(&mut self.connection.clone()).await.map_err(failed)
+    /// run again, and a restart between two requests is nobody's error. `operation` is its span's.
+    async fn run<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        call: &ScriptInvocation<'_>,
+    ) -> Result<T, StoreError> {
+        let running = async {
+            match call.invoke_async(&mut self.connection.clone()).await {
+                Err(error) if error.is_connection_dropped() => {
+                    Span::current().annotate("retry", &[("reason", "connection_dropped")]);
+                    call.invoke_async(&mut self.connection.clone()).await.map_err(failed)
+                }
+                result => result.map_err(failed),
             }
-            result => result.map_err(failed),
-        }
+        };
+        REDIS.call(operation, "sessions", running).await
     }
 }
 

@@ -36,7 +36,7 @@ impl RedisSessions {
         call.arg(policy.per_member.max(1));
         call.arg(millis(policy.expires_at(&times) - open.now)).arg(millis(policy.absolute));
         call.arg(policy.revoked_until(open.now).timestamp_micros());
-        let outcome: Vec<String> = self.run(&call).await?;
+        let outcome: Vec<String> = self.run("open", &call).await?;
         match outcome.split_first() {
             Some((word, ended)) if word == "open" => Ok(OpenedAt::Open(sessions(ended)?)),
             Some((word, [known])) if word == "behind" => {
@@ -58,7 +58,7 @@ impl RedisSessions {
         call.arg(now.timestamp_micros()).arg(micros(policy.absolute)).arg(micros(policy.idle));
         call.arg(micros(policy.grace)).arg(policy.remembered_tokens.max(1));
         call.arg(policy.revoked_until(now).timestamp_micros());
-        let outcome: Vec<Vec<u8>> = self.run(&call).await?;
+        let outcome: Vec<Vec<u8>> = self.run("rotate", &call).await?;
         let outcome: Vec<&[u8]> = outcome.iter().map(Vec::as_slice).collect();
         match *outcome.as_slice() {
             [b"unknown"] => Ok(Rotation::Unknown),
@@ -89,7 +89,7 @@ impl RedisSessions {
         look.arg(format!("{}session:{id}", self.keys.base));
         look.arg("member").arg("started").arg("renewed");
         let (of, started, renewed): (Option<String>, Option<String>, Option<String>) =
-            self.ask(&look).await?;
+            self.ask("select", &look).await?;
         match (of, started, renewed) {
             (Some(of), Some(started), Some(renewed)) if of == owner.as_str() => {
                 let (started, renewed) = (time(started.as_bytes())?, time(renewed.as_bytes())?);
@@ -109,7 +109,7 @@ impl RedisSessions {
         let mut call = self.call(&self.scripts.end);
         call.arg(owner.as_str()).arg(id.to_string()).arg(u8::from(everywhere));
         call.arg(revoked_until.timestamp_micros());
-        let ended: Vec<String> = self.run(&call).await?;
+        let ended: Vec<String> = self.run("end", &call).await?;
         sessions(&ended)
     }
 
@@ -123,7 +123,7 @@ impl RedisSessions {
         let mut call = self.call(&self.scripts.settle);
         call.arg(ending.member.as_str()).arg(ending.epoch).arg(keep);
         call.arg(revoked_until.timestamp_micros()).arg(EPOCH_MS);
-        let ended: Vec<String> = self.run(&call).await?;
+        let ended: Vec<String> = self.run("settle", &call).await?;
         sessions(&ended)
     }
 }

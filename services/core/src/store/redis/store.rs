@@ -11,9 +11,12 @@
 //! after that, has a lower one and still the verified password, it is another account of the same
 //! id, made after the first was deleted; it takes the known epoch over.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::telemetry::Span;
 
 use super::RedisSessions;
 use super::operations::OpenedAt;
@@ -26,6 +29,7 @@ use crate::domain::page::{Page, PageRequest};
 use crate::domain::session::SessionPolicy;
 use crate::domain::token::{Salt, SessionId, TokenHash};
 use crate::store::mysql::{Ending, MysqlStore};
+use crate::store::traced::{MYSQL, Traced};
 
 /// Attempts to open a session while its account's epoch keeps being raised.
 const OPEN_ATTEMPTS: usize = 4;
@@ -34,18 +38,26 @@ const OPEN_ATTEMPTS: usize = 4;
 #[derive(Clone)]
 pub struct MysqlRedisStore {
     mysql: MysqlStore,
+    /// The same, with spans.
+    accounts: Traced<MysqlStore>,
     redis: RedisSessions,
     clock: SharedClock,
 }
 
 impl MysqlRedisStore {
     pub(crate) fn new(mysql: MysqlStore, redis: RedisSessions, clock: SharedClock) -> Self {
-        Self { mysql, redis, clock }
+        let accounts = Traced::new(MYSQL, Arc::new(mysql.clone()));
+        Self { mysql, accounts, redis, clock }
     }
 
     /// Where everything but sessions and revocations is.
     pub fn mysql(&self) -> &MysqlStore {
         &self.mysql
+    }
+
+    /// Where Redis is, without credentials.
+    pub fn redis_address(&self) -> &str {
+        self.redis.address()
     }
 
     /// Asks Redis for an answer, to know whether it gives one.
@@ -88,7 +100,8 @@ impl MysqlRedisStore {
     async fn settle_now(&self, ending: &Ending) -> Vec<SessionId> {
         match self.redis.settle(ending, ending.revoked_until).await {
             Ok(ended) => {
-                if let Err(error) = self.mysql.forget_ending(ending).await {
+                let forgetting = self.mysql.forget_ending(ending);
+                if let Err(error) = MYSQL.call("delete", "endings", forgetting).await {
                     tracing::warn!(%error, "sessions that are ended will be ended again");
                 }
                 ended
@@ -105,14 +118,19 @@ impl MysqlRedisStore {
 #[async_trait]
 impl SessionStore for MysqlRedisStore {
     async fn open(&self, open: OpenSession, policy: &SessionPolicy) -> Result<Opened, StoreError> {
-        let mut epoch = self.mysql.verified_epoch(&open).await?;
+        let reading = self.mysql.verified_epoch(&open);
+        let mut epoch = MYSQL.call("select", "accounts", reading).await?;
         for _ in 0..OPEN_ATTEMPTS {
             let Some(of_account) = epoch else {
                 return Ok(Opened::Stale);
             };
             match self.redis.open(&open, of_account, policy).await? {
                 OpenedAt::Open(ended) => return Ok(Opened::Open { ended }),
-                OpenedAt::Behind(known) => epoch = self.mysql.raise_epoch(&open, known).await?,
+                OpenedAt::Behind(known) => {
+                    Span::current().annotate("retry", &[("reason", "epoch_behind")]);
+                    let raising = self.mysql.raise_epoch(&open, known);
+                    epoch = MYSQL.call("raise epoch", "accounts", raising).await?;
+                }
             }
         }
         Err(StoreError::Unavailable(anyhow::anyhow!("the account keeps changing")))
@@ -140,7 +158,7 @@ impl SessionStore for MysqlRedisStore {
         if times.is_none_or(|times| now >= policy.expires_at(&times)) {
             return Ok(None);
         }
-        Ok(self.mysql.credentials(member).await?.map(|credentials| credentials.account))
+        Ok(self.accounts.credentials(member).await?.map(|credentials| credentials.account))
     }
 
     async fn end(
@@ -182,19 +200,19 @@ impl AccountStore for MysqlRedisStore {
         credentials: &Credentials,
         now: DateTime<Utc>,
     ) -> Result<Created, StoreError> {
-        self.mysql.create(credentials, now).await
+        self.accounts.create(credentials, now).await
     }
 
     async fn is_taken(&self, id: &MemberId) -> Result<bool, StoreError> {
-        self.mysql.is_taken(id).await
+        self.accounts.is_taken(id).await
     }
 
     async fn member(&self, id: &MemberId) -> Result<Option<Member>, StoreError> {
-        self.mysql.member(id).await
+        self.accounts.member(id).await
     }
 
     async fn credentials(&self, id: &MemberId) -> Result<Option<Credentials>, StoreError> {
-        self.mysql.credentials(id).await
+        self.accounts.credentials(id).await
     }
 
     async fn update_profile(
@@ -203,11 +221,12 @@ impl AccountStore for MysqlRedisStore {
         change: &ProfileChange,
         now: DateTime<Utc>,
     ) -> Result<Option<Account>, StoreError> {
-        self.mysql.update_profile(id, change, now).await
+        self.accounts.update_profile(id, change, now).await
     }
 
     async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError> {
-        match self.mysql.change_password_and_note(&change).await? {
+        let changing = self.mysql.change_password_and_note(&change);
+        match MYSQL.call("change password", "accounts", changing).await? {
             Some(ending) => Ok(Changed::Changed { ended: self.settle_now(&ending).await }),
             None => Ok(Changed::Stale),
         }
@@ -219,7 +238,8 @@ impl AccountStore for MysqlRedisStore {
         revoked_until: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<SessionId>>, StoreError> {
-        match self.mysql.delete_and_note(id, revoked_until, now).await? {
+        let deleting = self.mysql.delete_and_note(id, revoked_until, now);
+        match MYSQL.call("delete", "accounts", deleting).await? {
             Some(ending) => Ok(Some(self.settle_now(&ending).await)),
             None => Ok(None),
         }
@@ -230,6 +250,6 @@ impl AccountStore for MysqlRedisStore {
         query: Option<&str>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        self.mysql.members(query, page).await
+        self.accounts.members(query, page).await
     }
 }

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use futures::FutureExt as _;
 use sqlx::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
+use tourin_chassis::metrics::count_panic;
 use tourin_shared_events::sqlite::Database;
 
 use crate::app::ports::PortError;
@@ -52,6 +53,7 @@ impl Writer {
         let (failed, failure) = Failure::new();
         tokio::spawn(async move {
             if let Err(panic) = AssertUnwindSafe(run(db, jobs)).catch_unwind().await {
+                count_panic();
                 let reason = format!("the store's writer panicked: {}", message(&*panic));
                 tracing::error!(reason, "nothing is written any more");
                 failed.send_replace(Some(reason));

@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 use self::outcome::{Published, publish};
 use super::Relay;
-use super::held::Held;
+use super::held::{Held, Out, Queued};
 use super::unroutable::Unroutable;
 use crate::consumer::count;
 use crate::outbox::shard::all_shards;
 use crate::outbox::{Refusal, Shard};
+use crate::trace::EventSpan;
 
 /// How long a relay that is alone goes on without work before it gives its shards back. From then on an idle outbox is
 /// not written to.
@@ -193,6 +194,7 @@ impl<'a> Running<'a> {
             return;
         };
         self.relays = claim.relays;
+        self.unroutable.retain(&claim.shards);
         self.next_claim = Some(now + self.relay.settings.claim_interval());
         // Counted from before it was asked for: here the lease ends no later than there.
         if self.held.claimed(&claim, now + lease) {
@@ -207,6 +209,7 @@ impl<'a> Running<'a> {
         let left = self.relay.store.leave(&self.holder).await;
         if self.store_result(left, "shards not given back").is_some() {
             self.held = Held::default();
+            self.unroutable.retain(&[]);
             self.next_claim = None;
             self.gauge();
         }
@@ -334,8 +337,9 @@ impl<'a> Running<'a> {
             let room = batch_size.min(settings.max_in_flight - self.in_flight);
             let mut batch = Vec::new();
             while batch.len() < room
-                && let Some(out) = self.held.take(now, safe)
+                && let Some(mut out) = self.held.take(now, safe)
             {
+                self.trace(&mut out);
                 batch.push(out);
             }
             if batch.is_empty() {
@@ -344,6 +348,17 @@ impl<'a> Running<'a> {
             self.in_flight += batch.len();
             self.publishing.push(publish(self.relay, batch).boxed());
         }
+    }
+
+    /// The event's span, from its first attempt on.
+    fn trace(&mut self, out: &mut Out) {
+        let (queued, unroutable) = (&mut out.queued, &mut self.unroutable);
+        let Queued { pending, span, .. } = queued;
+        span.get_or_insert_with(|| {
+            unroutable.resume(pending.seq).unwrap_or_else(|| {
+                EventSpan::producer(&pending.event, self.relay.publisher.carrier())
+            })
+        });
     }
 
     fn store_result<T>(&mut self, result: anyhow::Result<T>, failure: &str) -> Option<T> {

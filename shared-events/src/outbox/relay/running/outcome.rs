@@ -8,6 +8,7 @@ use crate::consumer::count;
 use crate::outbox::Refusal;
 use crate::outbox::relay::Relay;
 use crate::outbox::relay::held::Out;
+use crate::trace::{EventSpan, class_of};
 
 /// How often an event that the bus can never carry is tried, all processes together: it may have been the bus's mistake.
 const GIVE_UP_AFTER: u32 = 3;
@@ -17,6 +18,16 @@ const HOLD_BACK_AFTER: u32 = 3;
 pub(super) enum Failure {
     Bus(PublishError),
     TimedOut,
+}
+
+impl Failure {
+    /// In a word, for the event's span.
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Bus(error) => class_of(error),
+            Self::TimedOut => "timeout",
+        }
+    }
 }
 
 pub(super) type Published = Vec<(Out, Result<(), Failure>)>;
@@ -46,6 +57,8 @@ impl Running<'_> {
     fn failed(&mut self, mut out: Out, failure: Failure, now: Instant) {
         let backoff = self.relay.settings.backoff;
         let stats = &self.relay.stats;
+        let (span, class) = (out.queued.span.take(), failure.class());
+        let _current = span.as_ref().map(EventSpan::enter);
         count(&stats.failed);
         out.queued.failures = out.queued.failures.saturating_add(1);
         let (failures, pending) = (out.queued.failures, &out.queued.pending);
@@ -59,24 +72,25 @@ impl Running<'_> {
                     self.bus_back_at = now + backoff.after(self.bus_failures);
                     tracing::warn!(%error, failures = self.bus_failures, "bus out of reach");
                 }
-                self.held.again(out, self.bus_back_at);
+                let at = self.bus_back_at;
+                self.again(out, span, class, now, at);
             }
             Failure::Bus(PublishError::Unroutable) => {
                 count(&stats.unroutable);
-                self.hold_back(&out, now);
+                self.hold_back(&out, span, class, now);
             }
             Failure::TimedOut => {
                 let limit = self.relay.settings.confirm_timeout;
                 tracing::warn!(seq, event = %id, routing_key, ?limit, "event not confirmed in time");
-                self.held.again(out, now + backoff.after(failures));
+                self.again(out, span, class, now, now + backoff.after(failures));
             }
             Failure::Bus(PublishError::Rejected(reason)) => {
                 tracing::debug!(seq, event = %id, routing_key, reason, failures, "event refused");
                 self.refused.push((shard, Refusal { seq, reason, give_up: false }));
                 if failures >= HOLD_BACK_AFTER {
-                    self.hold_back(&out, now);
+                    self.hold_back(&out, span, class, now);
                 } else {
-                    self.held.again(out, now + backoff.after(failures));
+                    self.again(out, span, class, now, now + backoff.after(failures));
                 }
             }
             Failure::Bus(PublishError::Invalid(reason)) => {
@@ -90,17 +104,42 @@ impl Running<'_> {
                 self.refused.push((shard, Refusal { seq, reason, give_up }));
                 out.queued.pending.attempts = out.queued.pending.attempts.saturating_add(1);
                 if give_up {
+                    if let Some(span) = &span {
+                        span.annotate("given_up", "attempts", out.queued.pending.attempts);
+                        span.fail(class);
+                    }
                     self.held.done(&out);
                 } else {
-                    self.held.again(out, now + backoff.after(failures));
+                    self.again(out, span, class, now, now + backoff.after(failures));
                 }
             }
         }
     }
 
+    /// It goes again, at `at`, before all others of its key.
+    fn again(
+        &mut self,
+        mut out: Out,
+        span: Option<EventSpan>,
+        class: &'static str,
+        now: Instant,
+        at: Instant,
+    ) {
+        if let Some(span) = &span {
+            span.retry(class, at.saturating_duration_since(now));
+        }
+        out.queued.span = span;
+        self.held.again(out, at);
+    }
+
     /// Its key is passed over; it is read again in the next round.
-    fn hold_back(&mut self, out: &Out, now: Instant) {
+    fn hold_back(&mut self, out: &Out, span: Option<EventSpan>, class: &'static str, now: Instant) {
         let pending = &out.queued.pending;
+        if let Some(span) = span {
+            // The broker gives back what no queue takes.
+            span.annotate("returned", "reason", class);
+            self.unroutable.keep(pending.seq, pending.shard, span, class);
+        }
         let key = &pending.event.ordering_key;
         self.unroutable.hold(key, pending.seq, now, &self.relay.settings.backoff);
         if let Some(held) = self.unroutable.warning(now) {
@@ -118,7 +157,14 @@ impl Running<'_> {
 
 /// Hands one batch to the bus.
 pub(super) async fn publish(relay: &Relay, batch: Vec<Out>) -> Published {
-    let events = batch.iter().map(|out| out.queued.pending.event.clone()).collect();
+    let carrying = |out: &Out| {
+        let mut event = out.queued.pending.event.clone();
+        if let Some(span) = &out.queued.span {
+            span.carry(&mut event);
+        }
+        event
+    };
+    let events = batch.iter().map(carrying).collect();
     let publishing = relay.publisher.publish(events);
     let Ok(results) = timeout(relay.settings.confirm_timeout, publishing).await else {
         return batch.into_iter().map(|out| (out, Err(Failure::TimedOut))).collect();

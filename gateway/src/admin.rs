@@ -1,0 +1,48 @@
+//! The listener for operators: metrics, health and the log's filter. Not on the clients' listener,
+//! which strangers reach.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tourin_chassis::http::{HttpLimits, operators_router, serve};
+use tourin_chassis::identity::IdentityVerifier;
+use tourin_chassis::metrics::Metrics;
+use tourin_chassis::secret::Secret;
+use tourin_chassis::shutdown::Shutdown;
+
+use crate::gate::Gate;
+use crate::mesh_client::GATEWAY;
+
+/// The key under which an instance's entry in the registry names the address of this listener.
+pub const ADMIN_ADDRESS: &str = "admin";
+
+/// What open requests get when the gateway stops.
+const DRAIN: Duration = Duration::from_millis(200);
+/// Operators and their programs are few.
+const CONCURRENT_REQUESTS: usize = 32;
+
+/// Serves operators until `stop`.
+pub async fn serve_operators(
+    listener: TcpListener,
+    metrics: Metrics,
+    gate: Arc<Gate>,
+    secret: Secret,
+    stop: Shutdown,
+) {
+    let router = operators_router(&metrics, IdentityVerifier::new(&secret, GATEWAY))
+        .merge(Router::new().route("/readyz", get(readiness)).with_state(gate));
+    let limits = HttpLimits { concurrent_requests: CONCURRENT_REQUESTS, ..HttpLimits::default() };
+    if let Err(error) = serve(listener, router, &limits, stop, DRAIN).await {
+        tracing::error!(%error, "the operators' listener failed");
+    }
+}
+
+async fn readiness(State(gate): State<Arc<Gate>>) -> Response {
+    let (status, report) = gate.readiness(false);
+    (status, axum::Json(report)).into_response()
+}

@@ -1,0 +1,127 @@
+//! One try of a request towards one instance: its span and its counts.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderName, HeaderValue, Method};
+use pingora::{Error, ErrorSource, ErrorType};
+use tourin_chassis::telemetry::{HttpCall, Span};
+use tourin_registry_api::Instance;
+
+use crate::metrics::{TryOutcome, UpstreamMetrics};
+use crate::routes::Route;
+
+/// A try under way. Dropping it ends its span.
+#[derive(Debug)]
+pub struct Attempt {
+    span: Span,
+    began: Instant,
+    counts: Option<Arc<UpstreamMetrics>>,
+    settled: bool,
+}
+
+impl Attempt {
+    /// Begins the try number `number`, from 1, of the request whose span is `request`.
+    pub fn begin(
+        request: &Span,
+        (method, route): (&Method, &Route),
+        instance: &Instance,
+        number: usize,
+        counts: Option<Arc<UpstreamMetrics>>,
+    ) -> Self {
+        let span = request.http_client(&HttpCall {
+            method,
+            route: &route.template,
+            service: &route.service,
+            address: Some(instance.address),
+            resend_count: u32::try_from(number.saturating_sub(1)).unwrap_or(u32::MAX),
+        });
+        if span.is_recording() {
+            span.set_instance(&instance.id);
+        }
+        Self { span, began: Instant::now(), counts, settled: false }
+    }
+
+    /// The headers by which the service continues the trace.
+    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        self.span.headers()
+    }
+
+    /// The head of the answer is there.
+    pub fn answered(&mut self, status: u16) {
+        self.span.set_status(status);
+        if let Some(counts) = &self.counts {
+            counts.answered_after(self.began.elapsed());
+        }
+        // A class is one digit.
+        self.settle(TryOutcome::Answered(u8::try_from(status / 100).unwrap_or(5)));
+    }
+
+    /// It failed, before or after the head of its answer. Gives the reason in a fixed word.
+    /// `verdict` is the kind of answer where the gateway itself gave up.
+    pub fn failed(&mut self, error: &Error, verdict: Option<&'static str>) -> &'static str {
+        let (outcome, reason) = judge(error, verdict);
+        if outcome == TryOutcome::Abandoned {
+            self.span.annotate("abandoned", &[("reason", reason)]);
+        } else {
+            self.span.set_error(reason);
+        }
+        self.settle(outcome);
+        reason
+    }
+
+    /// The request is sent again, for this reason.
+    pub fn retried(&self) {
+        if let Some(counts) = &self.counts {
+            counts.retried();
+        }
+    }
+
+    fn settle(&mut self, outcome: TryOutcome) {
+        if let Some(counts) = self.counts.as_ref().filter(|_| !self.settled) {
+            counts.tried(outcome);
+        }
+        self.settled = true;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.settle(TryOutcome::Abandoned);
+    }
+}
+
+fn judge(error: &Error, verdict: Option<&'static str>) -> (TryOutcome, &'static str) {
+    if let Some(kind) = verdict {
+        // The only verdict over an instance is that it was too slow.
+        let outcome = if kind == "timeout" { TryOutcome::TimedOut } else { TryOutcome::Abandoned };
+        return (outcome, kind);
+    }
+    if *error.esource() == ErrorSource::Downstream {
+        return (TryOutcome::Abandoned, "client_gone");
+    }
+    match error.etype() {
+        ErrorType::ConnectTimedout => (TryOutcome::ConnectFailed, "connect_timeout"),
+        ErrorType::ConnectRefused => (TryOutcome::ConnectFailed, "connect_refused"),
+        ErrorType::ConnectNoRoute => (TryOutcome::ConnectFailed, "connect_no_route"),
+        kind if is_connect_failure(kind) => (TryOutcome::ConnectFailed, "connect_failed"),
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => (TryOutcome::TimedOut, "timeout"),
+        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
+            (TryOutcome::BrokenOff, "broken_off")
+        }
+        _ => (TryOutcome::BrokenOff, "not_http"),
+    }
+}
+
+/// Whether no connection could be made.
+pub fn is_connect_failure(kind: &ErrorType) -> bool {
+    matches!(
+        kind,
+        ErrorType::ConnectTimedout
+            | ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError
+            | ErrorType::SocketError
+            | ErrorType::BindError
+    )
+}

@@ -1,0 +1,254 @@
+//! What the gateway counts, besides its requests: tries towards instances, refusals, connections,
+//! and how old what it judges by is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tourin_chassis::metrics::{Counter, CounterBy, Gauge, Histogram, Metrics, REQUEST_SECONDS};
+
+use crate::auth::keys::KeyStore;
+use crate::auth::revocation::Revocations;
+use crate::limits::Admission;
+use crate::mesh_client::GATEWAY;
+use crate::routes::RouteTable;
+use crate::upstreams::Upstreams;
+
+/// How a try towards an instance ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TryOutcome {
+    /// Answered with a status of this class, 1 to 5.
+    Answered(u8),
+    /// No connection; nothing was sent.
+    ConnectFailed,
+    /// The connection was lost before the answer was whole.
+    BrokenOff,
+    /// No answer in time.
+    TimedOut,
+    /// Given up for the client's sake: it went away, or sent what is not taken.
+    Abandoned,
+}
+
+impl TryOutcome {
+    const LABELS: [&'static str; 9] = [
+        "1xx",
+        "2xx",
+        "3xx",
+        "4xx",
+        "5xx",
+        "connect_failed",
+        "broken_off",
+        "timed_out",
+        "abandoned",
+    ];
+
+    fn index(self) -> usize {
+        match self {
+            Self::Answered(class) => usize::from(class.clamp(1, 5)) - 1,
+            Self::ConnectFailed => 5,
+            Self::BrokenOff => 6,
+            Self::TimedOut => 7,
+            Self::Abandoned => 8,
+        }
+    }
+}
+
+/// Counts of one service behind the gateway.
+#[derive(Debug)]
+pub struct UpstreamMetrics {
+    tries: [AtomicU64; TryOutcome::LABELS.len()],
+    retries: AtomicU64,
+    seconds: Histogram,
+}
+
+impl UpstreamMetrics {
+    /// A try has ended so.
+    pub fn tried(&self, outcome: TryOutcome) {
+        self.tries[outcome.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request is sent to another instance.
+    pub fn retried(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An instance took so long until its answer's head.
+    pub fn answered_after(&self, took: Duration) {
+        self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// Client connections.
+#[derive(Debug, Clone)]
+pub struct ConnectionMetrics {
+    /// Open now.
+    pub open: Gauge,
+    /// Closed at once because their client had too many.
+    pub refused: Counter,
+}
+
+/// The gateway's metrics.
+#[derive(Debug)]
+pub struct GatewayMetrics {
+    /// With those that every service has.
+    pub service: Metrics,
+    /// Of client connections.
+    pub connections: ConnectionMetrics,
+    upstreams: BTreeMap<String, Arc<UpstreamMetrics>>,
+    refusals: CounterBy,
+}
+
+impl GatewayMetrics {
+    /// For a gateway with these routes.
+    pub fn new(routes: &RouteTable) -> Self {
+        let service = Metrics::new(GATEWAY);
+        let seconds = service.histograms_by(
+            "tourin_gateway_upstream_duration_seconds",
+            "Time from the choice of an instance to its answer's head",
+            ("upstream", routes.services()),
+            REQUEST_SECONDS,
+        );
+        let upstreams: BTreeMap<_, _> = seconds
+            .into_iter()
+            .map(|(name, seconds)| {
+                let counts = UpstreamMetrics {
+                    tries: Default::default(),
+                    retries: AtomicU64::new(0),
+                    seconds,
+                };
+                (name, Arc::new(counts))
+            })
+            .collect();
+        let all = upstreams.clone();
+        service.counters_read(
+            "tourin_gateway_upstream_requests",
+            "Tries towards instances, by how they ended",
+            move || all.iter().flat_map(|(name, counts)| tries(name, counts)).collect(),
+        );
+        let all = upstreams.clone();
+        service.counters_read(
+            "tourin_gateway_upstream_retries",
+            "Requests sent again to another instance",
+            move || {
+                let retries =
+                    |counts: &UpstreamMetrics| counts.retries.load(Ordering::Relaxed) as f64;
+                all.iter().map(|(name, counts)| (of(name), retries(counts))).collect()
+            },
+        );
+        let connections = ConnectionMetrics {
+            open: service.gauge("tourin_gateway_connections", "Client connections open"),
+            refused: service.counter(
+                "tourin_gateway_connections_refused",
+                "Connections closed because their client had too many",
+            ),
+        };
+        let refusals = service.counter_by(
+            "tourin_gateway_refusals",
+            "Requests that the gateway itself answered with an error, by the error's kind",
+            "error",
+        );
+        Self { service, connections, upstreams, refusals }
+    }
+
+    /// The counts of one service; `None` when no route names it.
+    pub fn upstream(&self, service: &str) -> Option<&Arc<UpstreamMetrics>> {
+        self.upstreams.get(service)
+    }
+
+    /// The gateway itself answered with this error.
+    pub fn refused(&self, error: &str) {
+        self.refusals.increase(error);
+    }
+
+    /// Has what the gateway judges by read whenever somebody asks.
+    pub fn read_state(
+        &self,
+        upstreams: Arc<Upstreams>,
+        keys: Arc<KeyStore>,
+        revocations: Arc<Revocations>,
+        admission: Admission,
+    ) {
+        let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
+        self.service.gauges_read(
+            "tourin_gateway_upstream_instances",
+            "Instances known to be up",
+            move || {
+                let counts = upstreams.counts().into_iter();
+                counts.map(|(service, count)| (of(&service), count as f64)).collect()
+            },
+        );
+        self.service.gauge_read(
+            "tourin_gateway_token_keys_age_seconds",
+            "Time since the keys that tokens are verified with were last fetched",
+            move || seconds(keys.age()),
+        );
+        let feed = Arc::clone(&revocations);
+        self.service.gauge_read(
+            "tourin_gateway_revocations_age_seconds",
+            "Time since the list of ended sessions was last known to be complete",
+            move || seconds(feed.age()),
+        );
+        self.service.gauge_read(
+            "tourin_gateway_revoked_sessions",
+            "Ended sessions that are remembered",
+            move || Some(revocations.count() as f64),
+        );
+        self.service.gauge_read(
+            "tourin_gateway_requests_in_flight",
+            "Requests on their way",
+            move || Some(admission.taken() as f64),
+        );
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+fn of(upstream: &str) -> Labels {
+    vec![("upstream", upstream.to_owned())]
+}
+
+fn tries(name: &str, counts: &UpstreamMetrics) -> Vec<(Labels, f64)> {
+    TryOutcome::LABELS
+        .iter()
+        .zip(&counts.tries)
+        .map(|(outcome, count)| {
+            let mut labels = of(name);
+            labels.push(("outcome", (*outcome).to_owned()));
+            (labels, count.load(Ordering::Relaxed) as f64)
+        })
+        .filter(|(_, count)| *count > 0.0)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_are_counted_by_service_and_end() {
+        let routes = RouteTable::parse(crate::routes::BUILT_IN).unwrap();
+        let metrics = GatewayMetrics::new(&routes);
+        let core = metrics.upstream("core").unwrap();
+        for outcome in [TryOutcome::Answered(2), TryOutcome::Answered(5), TryOutcome::ConnectFailed]
+        {
+            core.tried(outcome);
+        }
+        core.retried();
+        core.answered_after(Duration::from_millis(3));
+        metrics.refused("unauthenticated");
+        let text = metrics.service.render();
+        for line in [
+            r#"tourin_gateway_upstream_requests_total{upstream="core",outcome="2xx"} 1"#,
+            r#"tourin_gateway_upstream_requests_total{upstream="core",outcome="5xx"} 1"#,
+            r#"tourin_gateway_upstream_requests_total{upstream="core",outcome="connect_failed"} 1"#,
+            r#"tourin_gateway_upstream_retries_total{upstream="core"} 1"#,
+            r#"tourin_gateway_upstream_retries_total{upstream="recommendation"} 0"#,
+            r#"tourin_gateway_upstream_duration_seconds_count{upstream="core"} 1"#,
+            r#"tourin_gateway_refusals_total{error="unauthenticated"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(metrics.upstream("nobody").is_none());
+    }
+}

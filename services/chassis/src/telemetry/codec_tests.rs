@@ -1,0 +1,120 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const SPAN: &str = "00f067aa0ba902b7";
+
+fn read(headers: &[(&str, &str)]) -> Context {
+    let headers: BTreeMap<&str, &str> = headers.iter().copied().collect();
+    Codec::default().extract(&Context::new(), |name| headers.get(name).copied())
+}
+
+fn ids_of(context: &Context) -> Option<(String, String, bool)> {
+    let span = context.span();
+    let context = span.span_context();
+    context.is_valid().then(|| {
+        (context.trace_id().to_string(), context.span_id().to_string(), context.is_sampled())
+    })
+}
+
+fn expected(sampled: bool) -> Option<(String, String, bool)> {
+    Some((TRACE.to_owned(), SPAN.to_owned(), sampled))
+}
+
+#[test]
+fn every_format_is_read() {
+    let w3c = format!("00-{TRACE}-{SPAN}-01");
+    let context = read(&[("traceparent", &w3c), ("tracestate", "vendor=x")]);
+    assert_eq!(ids_of(&context), expected(true));
+    assert!(context.span().span_context().is_remote());
+    assert_eq!(context.span().span_context().trace_state().header(), "vendor=x");
+    let later = format!("01-{TRACE}-{SPAN}-00-more");
+    assert_eq!(ids_of(&read(&[("traceparent", &later)])), expected(false));
+
+    for (state, sampled) in [("-1", true), ("-d", true), ("-0", false)] {
+        let single = format!("{TRACE}-{SPAN}{state}");
+        assert_eq!(ids_of(&read(&[("b3", &single)])), expected(sampled), "{single}");
+    }
+    let with_parent = format!("{TRACE}-{SPAN}-1-{SPAN}");
+    assert_eq!(ids_of(&read(&[("b3", &with_parent)])), expected(true));
+
+    let multi = [("x-b3-traceid", TRACE), ("x-b3-spanid", SPAN), ("x-b3-sampled", "1")];
+    assert_eq!(ids_of(&read(&multi)), expected(true));
+    let short = [("x-b3-traceid", SPAN), ("x-b3-spanid", SPAN), ("x-b3-flags", "1")];
+    assert_eq!(ids_of(&read(&short)), Some((format!("{SPAN:0>32}"), SPAN.to_owned(), true)));
+}
+
+#[test]
+fn a_decision_without_ids_and_ids_without_a_decision_are_told_apart() {
+    let decision = |headers: &[(&str, &str)]| read(headers).get::<CallersDecision>().copied();
+    assert_eq!(decision(&[("b3", "0")]), Some(CallersDecision::ForNewTrace(false)));
+    assert_eq!(decision(&[("x-b3-sampled", "1")]), Some(CallersDecision::ForNewTrace(true)));
+    let deferred = format!("{TRACE}-{SPAN}");
+    assert_eq!(decision(&[("b3", &deferred)]), Some(CallersDecision::Deferred));
+    assert_eq!(ids_of(&read(&[("b3", &deferred)])), expected(false));
+}
+
+#[test]
+fn what_is_malformed_is_as_if_it_were_not_there() {
+    let zero_trace = format!("00-{}-{SPAN}-01", "0".repeat(32));
+    let zero_span = format!("00-{TRACE}-{}-01", "0".repeat(16));
+    let upper = format!("00-{}-{SPAN}-01", TRACE.to_uppercase());
+    let reserved = format!("ff-{TRACE}-{SPAN}-01");
+    let trailing = format!("00-{TRACE}-{SPAN}-01-x");
+    for bad in ["", "-", "00", &zero_trace, &zero_span, &upper, &reserved, &trailing] {
+        assert_eq!(ids_of(&read(&[("traceparent", bad)])), None, "{bad}");
+    }
+    let good = format!("{TRACE}-{SPAN}-1");
+    // A bad header of one format does not stand in the way of a good one of another.
+    assert_eq!(ids_of(&read(&[("traceparent", "junk"), ("b3", &good)])), expected(true));
+    for bad in ["2", "x-y", &format!("{TRACE}-{SPAN}-2"), &format!("{good}-{SPAN}-1")] {
+        assert_eq!(ids_of(&read(&[("b3", bad)])), None, "{bad}");
+    }
+    assert_eq!(ids_of(&read(&[("x-b3-traceid", TRACE)])), None);
+}
+
+#[test]
+fn two_headers_of_one_name_count_as_none() {
+    let mut headers = HeaderMap::new();
+    headers.append("traceparent", format!("00-{TRACE}-{SPAN}-01").parse().unwrap());
+    assert!(single(&headers, "traceparent").is_some());
+    headers.append("traceparent", format!("00-{TRACE}-{SPAN}-00").parse().unwrap());
+    assert_eq!(single(&headers, "traceparent"), None);
+}
+
+fn any_context() -> impl Strategy<Value = SpanContext> {
+    (1u128.., 1u64.., any::<bool>()).prop_map(|(trace, span, sampled)| {
+        let flags = TraceFlags::default().with_sampled(sampled);
+        SpanContext::new(trace.into(), span.into(), flags, false, TraceState::default())
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(context in any_context()) {
+        for format in [Propagation::W3c, Propagation::B3Single, Propagation::B3] {
+            let codec = Codec::new(&[format], &[format]);
+            let mut headers = BTreeMap::new();
+            codec.inject(&context, |name, value| { headers.insert(name, value); });
+            let read = codec.extract(&Context::new(), |name| headers.get(name).map(String::as_str));
+            let (span, expected) = (read.span(), &context);
+            let read = span.span_context();
+            prop_assert_eq!(read.trace_id(), expected.trace_id());
+            prop_assert_eq!(read.span_id(), expected.span_id());
+            prop_assert_eq!(read.is_sampled(), expected.is_sampled());
+        }
+    }
+
+    #[test]
+    fn no_input_panics_or_makes_an_invalid_parent(
+        values in proptest::collection::vec("(\\PC{0,80}|[0-9a-f-]{0,70})", 8)
+    ) {
+        let headers: BTreeMap<&str, &str> =
+            NAMES.iter().copied().zip(values.iter().map(String::as_str)).collect();
+        let context = Codec::default().extract(&Context::new(), |name| headers.get(name).copied());
+        prop_assert!(!context.has_active_span() || context.span().span_context().is_valid());
+    }
+}

@@ -1,0 +1,296 @@
+//! Logs: structured, human or JSON, on standard error so that standard output stays the program's
+//! own. Every line of a request's work carries its service and its trace id.
+
+use std::fmt::{self, Write as _};
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+use chrono::{SecondsFormat, Utc};
+use opentelemetry::Context;
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use super::span::{Origin, current_trace_id};
+use crate::config::{LogFormat, LogSettings};
+
+/// What nobody's filter may switch on: it would log whole messages, which are about people.
+const NEVER: &str = "lapin::returned_messages=off";
+
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Starts logging for this process; a second call changes nothing.
+pub(super) fn init(settings: &LogSettings) -> Result<(), String> {
+    let filter = parse(&settings.log)
+        .map_err(|error| format!("invalid value '{}' for '--log': {error}", settings.log))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        // Colours are for a person's terminal, not for a file or a pipe.
+        .with_ansi(std::io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry().with(filter);
+    // An error here means only that a subscriber is installed already.
+    let installed = match settings.log_format {
+        LogFormat::Text => registry.with(lines.event_format(TextLine)).try_init(),
+        LogFormat::Json => registry.with(lines.event_format(JsonLine)).try_init(),
+    };
+    if installed.is_ok() {
+        FILTER.set(handle).ok();
+    }
+    Ok(())
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, String> {
+    let never = NEVER.parse().map_err(|error: ParseError| error.to_string())?;
+    let filter = EnvFilter::builder().parse(filter).map_err(|error| error.to_string())?;
+    Ok(filter.add_directive(never))
+}
+
+/// What is logged now; `None` before [`super::init`].
+pub fn log_filter() -> Option<String> {
+    FILTER.get()?.with_current(ToString::to_string).ok()
+}
+
+/// Changes what is logged from now on, in the form of `--log`; in the whole process.
+///
+/// # Errors
+/// What is wrong with the filter, or that logging was not started.
+pub fn set_log_filter(filter: &str) -> Result<(), String> {
+    let parsed = parse(filter)?;
+    let handle = FILTER.get().ok_or("logging was not started here")?;
+    handle.reload(parsed).map_err(|error| error.to_string())
+}
+
+fn current_service() -> Option<&'static str> {
+    Context::map_current(|context| context.get::<Origin>().map(|origin| origin.service))
+}
+
+fn now() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// `TIME LEVEL [service,trace] span{fields}: message fields`
+struct TextLine;
+
+impl<S, N> FormatEvent<S, N> for TextLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = *event.metadata().level();
+        if writer.has_ansi_escapes() {
+            let colour = match level {
+                Level::ERROR => 31,
+                Level::WARN => 33,
+                Level::INFO => 32,
+                Level::DEBUG => 34,
+                Level::TRACE => 35,
+            };
+            write!(writer, "\x1b[2m{}\x1b[0m \x1b[{colour}m{level:>5}\x1b[0m ", now())?;
+        } else {
+            write!(writer, "{} {level:>5} ", now())?;
+        }
+        match (current_service(), current_trace_id()) {
+            (Some(service), Some(trace)) => write!(writer, "[{service},{trace}] ")?,
+            (Some(service), None) => write!(writer, "[{service}] ")?,
+            (None, Some(trace)) => write!(writer, "[,{trace}] ")?,
+            (None, None) => {}
+        }
+        for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            writer.write_str(span.name())?;
+            let extensions = span.extensions();
+            if let Some(fields) = extensions.get::<FormattedFields<N>>()
+                && !fields.is_empty()
+            {
+                write!(writer, "{{{fields}}}")?;
+            }
+            writer.write_str(": ")?;
+        }
+        ctx.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+/// One JSON object, the event's fields at its top level.
+struct JsonLine;
+
+impl<S, N> FormatEvent<S, N> for JsonLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = Map::new();
+        line.insert("timestamp".to_owned(), now().into());
+        line.insert("level".to_owned(), event.metadata().level().as_str().into());
+        line.insert("target".to_owned(), event.metadata().target().into());
+        if let Some(service) = current_service() {
+            line.insert("service".to_owned(), service.into());
+        }
+        if let Some(trace) = current_trace_id() {
+            line.insert("trace_id".to_owned(), trace.into());
+        }
+        let mut scope = String::new();
+        for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            let extensions = span.extensions();
+            let fields = extensions.get::<FormattedFields<N>>().map_or("", |f| f.as_str());
+            let comma = if scope.is_empty() { "" } else { " " };
+            write!(scope, "{comma}{}{{{fields}}}", span.name())?;
+        }
+        if !scope.is_empty() {
+            line.insert("scope".to_owned(), scope.into());
+        }
+        event.record(&mut Fields(&mut line));
+        let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
+        writeln!(writer, "{text}")
+    }
+}
+
+struct Fields<'a>(&'a mut Map<String, Value>);
+
+impl Fields<'_> {
+    fn put(&mut self, field: &Field, value: Value) {
+        // What comes by the `log` crate brings its own place as fields.
+        if let Some(about_the_record) = field.name().strip_prefix("log.") {
+            if about_the_record == "target" {
+                self.0.insert("target".to_owned(), value);
+            }
+            return;
+        }
+        // A field of an event does not take the place of the line's own.
+        let name = match field.name() {
+            name @ ("timestamp" | "level" | "target" | "service" | "trace_id" | "scope")
+                if self.0.contains_key(name) =>
+            {
+                format!("fields.{name}")
+            }
+            name => name.to_owned(),
+        };
+        self.0.insert(name, value);
+    }
+}
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.put(field, value.to_string().into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::telemetry::{Pipeline, TraceSettings};
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Captured {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    fn within_a_span(subscriber: impl Subscriber + Send + Sync + 'static) -> String {
+        let pipeline = Pipeline::start(&TraceSettings::default(), None).unwrap();
+        let span = pipeline.service("core").work("test");
+        tracing::subscriber::with_default(subscriber, || {
+            let _current = span.enter();
+            tracing::info!(level = "odd", status = 200, "answered");
+        });
+        span.trace_id().unwrap()
+    }
+
+    #[test]
+    fn a_json_line_has_the_trace_and_the_fields_at_its_top() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(move || writer.clone())
+            .event_format(JsonLine);
+        let trace = within_a_span(tracing_subscriber::registry().with(lines));
+        let line: Value = serde_json::from_str(captured.text().trim()).unwrap();
+        assert_eq!(line["trace_id"], trace);
+        assert_eq!(line["service"], "core");
+        assert_eq!(line["message"], "answered");
+        assert_eq!(line["status"], 200);
+        assert_eq!((&line["level"], &line["fields.level"]), (&"INFO".into(), &"odd".into()));
+    }
+
+    #[test]
+    fn a_text_line_has_the_service_and_the_trace() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .event_format(TextLine);
+        let trace = within_a_span(tracing_subscriber::registry().with(lines));
+        let text = captured.text();
+        assert!(text.contains(&format!("  INFO [core,{trace}] answered")), "{text}");
+        assert!(text.ends_with("status=200\n"), "{text}");
+    }
+
+    #[test]
+    fn no_filter_lets_whole_messages_into_the_log() {
+        for text in ["warn", "trace", "lapin::returned_messages=warn", "info,lapin=debug"] {
+            let filter = parse(text).unwrap().to_string();
+            assert!(filter.contains(NEVER), "{text}: {filter}");
+            assert!(!filter.contains("lapin::returned_messages=warn"), "{text}: {filter}");
+        }
+    }
+
+    #[test]
+    fn a_filter_that_is_none_is_refused() {
+        assert!(parse("info,core=chatty").is_err());
+        assert!(parse("info,core=debug").is_ok());
+    }
+}

@@ -1,0 +1,115 @@
+//! Zipkin's read API over the store, and the page.
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{Html, IntoResponse};
+use axum::routing::{get, post};
+use http::{HeaderName, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::query::now_ms;
+use super::{Link, MemoryStore, TraceQuery};
+use crate::http::{ApiError, Json, Params, Path};
+use crate::telemetry::ZipkinSpan;
+
+const PAGE: &str = include_str!("page.html");
+/// The page loads nothing from elsewhere and speaks to this server alone; what it shows is text.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// Largest batch that the collector takes, in bytes.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+impl MemoryStore {
+    /// The page at `/`, and `GET` of `/api/v2/services`, `spans`, `remoteServices`, `traces`,
+    /// `trace/{id}`, `traceMany` and `dependencies` as Zipkin answers them.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/", get(page))
+            .route("/health", get(|| async { Json(json!({"status": "UP"})) }))
+            .route("/api/v2/services", get(services))
+            .route("/api/v2/spans", get(span_names))
+            .route("/api/v2/remoteServices", get(remote_services))
+            .route("/api/v2/traces", get(traces))
+            .route("/api/v2/traceMany", get(trace_many))
+            .route("/api/v2/trace/{id}", get(trace))
+            .route("/api/v2/dependencies", get(dependencies))
+            .fallback(|| async { ApiError::not_found("no such path") })
+            .with_state(self.clone())
+    }
+
+    /// `POST /api/v2/spans` as a Zipkin collector takes it; for tests, and for processes that share
+    /// one viewer.
+    pub fn collector(&self) -> Router {
+        Router::new()
+            .route("/api/v2/spans", post(collect))
+            .layer(DefaultBodyLimit::max(MAX_BATCH_BYTES))
+            .with_state(self.clone())
+    }
+}
+
+async fn page() -> impl IntoResponse {
+    const CSP: HeaderName = header::CONTENT_SECURITY_POLICY;
+    ([(CSP, POLICY), (header::CACHE_CONTROL, "no-store")], Html(PAGE))
+}
+
+async fn services(State(store): State<MemoryStore>) -> Json<Value> {
+    Json(json!(store.services()))
+}
+
+fn service_name(params: &Params) -> Result<String, ApiError> {
+    params.text("serviceName").ok_or_else(|| ApiError::malformed("serviceName is missing"))
+}
+
+async fn span_names(
+    State(store): State<MemoryStore>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!(store.span_names(&service_name(&params)?))))
+}
+
+async fn remote_services(
+    State(store): State<MemoryStore>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!(store.remote_services(&service_name(&params)?))))
+}
+
+async fn traces(
+    State(store): State<MemoryStore>,
+    params: Params,
+) -> Result<Json<Vec<Vec<ZipkinSpan>>>, ApiError> {
+    Ok(Json(store.traces(&TraceQuery::parse(&params)?)))
+}
+
+async fn trace(
+    State(store): State<MemoryStore>,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<ZipkinSpan>>, ApiError> {
+    let unknown = || ApiError::not_found("no such trace is kept");
+    store.trace(&id).map(Json).ok_or_else(unknown)
+}
+
+async fn trace_many(
+    State(store): State<MemoryStore>,
+    params: Params,
+) -> Json<Vec<Vec<ZipkinSpan>>> {
+    let ids = params.list("traceIds");
+    Json(ids.iter().take(100).filter_map(|id| store.trace(id)).collect())
+}
+
+async fn dependencies(
+    State(store): State<MemoryStore>,
+    params: Params,
+) -> Result<Json<Vec<Link>>, ApiError> {
+    let end = params.one("endTs")?.unwrap_or_else(now_ms);
+    let lookback = params.one("lookback")?.unwrap_or(DAY_MS);
+    Ok(Json(store.dependencies(end, lookback)))
+}
+
+async fn collect(
+    State(store): State<MemoryStore>,
+    Json(spans): Json<Vec<ZipkinSpan>>,
+) -> StatusCode {
+    store.insert(spans);
+    StatusCode::ACCEPTED
+}

@@ -1,0 +1,162 @@
+//! Finding traces, by the same parameters and with the same meaning as Zipkin's.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use super::MemoryStore;
+use crate::http::{ApiError, Params};
+use crate::telemetry::ZipkinSpan;
+
+/// Most traces in one answer.
+const MAX_LIMIT: usize = 1_000;
+/// Zipkin's defaults.
+const DEFAULT_LIMIT: usize = 10;
+const DEFAULT_LOOKBACK_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// Which traces are looked for.
+#[derive(Debug, Clone)]
+pub struct TraceQuery {
+    /// Traces in which this service took part; the next five are asked of its spans alone.
+    pub service: Option<String>,
+    /// The name of one of its spans.
+    pub span: Option<String>,
+    /// A service that it called or that called it.
+    pub remote_service: Option<String>,
+    /// `key` or `key=value`, joined by ` and `: a tag, or an annotation's text.
+    pub annotations: Vec<(String, Option<String>)>,
+    /// Shortest duration in microseconds.
+    pub min_duration: Option<u64>,
+    /// Longest duration in microseconds.
+    pub max_duration: Option<u64>,
+    /// Latest start, in milliseconds since 1970.
+    pub end_ms: u64,
+    /// How far back from there, in milliseconds.
+    pub lookback_ms: u64,
+    /// Traces at most.
+    pub limit: usize,
+}
+
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl TraceQuery {
+    /// The query that `params` spell.
+    ///
+    /// # Errors
+    /// 422 for a number that is none.
+    pub fn parse(params: &Params) -> Result<Self, ApiError> {
+        let lower = |name: &str| {
+            // Zipkin's page says "all" for any.
+            params.text(name).map(|text| text.to_lowercase()).filter(|text| text != "all")
+        };
+        let annotations = params.text("annotationQuery").unwrap_or_default();
+        Ok(Self {
+            service: lower("serviceName"),
+            span: lower("spanName"),
+            remote_service: lower("remoteServiceName"),
+            annotations: annotations
+                .split(" and ")
+                .map(str::trim)
+                .filter(|part| !part.is_empty())
+                .map(|part| match part.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (part.to_owned(), None),
+                })
+                .collect(),
+            min_duration: params.one("minDuration")?,
+            max_duration: params.one("maxDuration")?,
+            end_ms: params.one("endTs")?.unwrap_or_else(now_ms),
+            lookback_ms: params.one("lookback")?.unwrap_or(DEFAULT_LOOKBACK_MS),
+            limit: params.one::<usize>("limit")?.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
+        })
+    }
+
+    fn is_of_service(&self, span: &ZipkinSpan) -> bool {
+        self.service.is_none() || self.service.as_deref() == service(span)
+    }
+
+    /// Each condition may be met by another span of the service, as in Zipkin.
+    fn matches(&self, trace: &[ZipkinSpan]) -> bool {
+        let start = start_of(trace) / 1_000;
+        if start > self.end_ms || start < self.end_ms.saturating_sub(self.lookback_ms) {
+            return false;
+        }
+        let any = |met: &dyn Fn(&ZipkinSpan) -> bool| {
+            trace.iter().any(|span| self.is_of_service(span) && met(span))
+        };
+        let duration = |span: &ZipkinSpan| {
+            let took = span.duration.unwrap_or_default();
+            self.min_duration.is_none_or(|least| took >= least)
+                && self.max_duration.is_none_or(|most| took <= most)
+        };
+        any(&duration)
+            && self.span.as_ref().is_none_or(|name| any(&|span| span.name.as_ref() == Some(name)))
+            && self
+                .remote_service
+                .as_deref()
+                .is_none_or(|name| any(&|span| remote_service(span) == Some(name)))
+            && self.annotations.iter().all(|(key, value)| {
+                any(&|span| match value {
+                    Some(value) => span.tags.get(key) == Some(value),
+                    None => {
+                        span.tags.contains_key(key)
+                            || span.annotations.iter().any(|note| note.value == *key)
+                    }
+                })
+            })
+    }
+}
+
+pub(super) fn service(span: &ZipkinSpan) -> Option<&str> {
+    span.local_endpoint.as_ref()?.service_name.as_deref()
+}
+
+pub(super) fn remote_service(span: &ZipkinSpan) -> Option<&str> {
+    span.remote_endpoint.as_ref()?.service_name.as_deref()
+}
+
+/// When the trace's first span started, in microseconds since 1970.
+pub(super) fn start_of(trace: &[ZipkinSpan]) -> u64 {
+    trace.iter().filter_map(|span| span.timestamp).min().unwrap_or_default()
+}
+
+impl MemoryStore {
+    /// The latest traces that meet `query`.
+    pub fn traces(&self, query: &TraceQuery) -> Vec<Vec<ZipkinSpan>> {
+        let mut found = self
+            .map_traces(|trace| query.matches(trace).then(|| (start_of(trace), trace.to_vec())));
+        found.sort_by_key(|(start, _)| std::cmp::Reverse(*start));
+        found.truncate(query.limit);
+        found.into_iter().map(|(_, trace)| trace).collect()
+    }
+
+    /// Names of the services that spans are of.
+    pub fn services(&self) -> BTreeSet<String> {
+        self.names(|span| service(span).map(str::to_owned))
+    }
+
+    /// Names of a service's spans.
+    pub fn span_names(&self, of: &str) -> BTreeSet<String> {
+        let of = of.to_lowercase();
+        self.names(|span| span.name.clone().filter(|_| service(span) == Some(&of)))
+    }
+
+    /// Names of the services on the other side of a service's spans.
+    pub fn remote_services(&self, of: &str) -> BTreeSet<String> {
+        let of = of.to_lowercase();
+        self.names(|span| {
+            remote_service(span).filter(|_| service(span) == Some(&of)).map(str::to_owned)
+        })
+    }
+
+    fn names(&self, name: impl Fn(&ZipkinSpan) -> Option<String>) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        self.map_traces(|trace| {
+            names.extend(trace.iter().filter_map(&name));
+            None::<()>
+        });
+        names
+    }
+}

@@ -1,0 +1,81 @@
+//! OpenTelemetry's semantic names, as far as Tourin's spans use them.
+
+/// The service that a span is of. Set on each span: one process may run several services.
+pub const SERVICE: &str = "service.name";
+/// `ADDRESS:PORT` that the span's service listens on.
+pub const LOCAL: &str = "tourin.local";
+/// Set to export a span's trace although it was not sampled.
+pub const KEEP: &str = "tourin.keep";
+/// Why the spans of an unsampled request were exported: `failed`, `slow` or `kept`.
+pub const KEPT_FOR: &str = "tourin.kept_for";
+/// The called service's name in the mesh, or the engine's: Zipkin's remote endpoint.
+pub const PEER_SERVICE: &str = "peer.service";
+/// Host or IP address of what is called.
+pub const SERVER_ADDRESS: &str = "server.address";
+/// Its port.
+pub const SERVER_PORT: &str = "server.port";
+/// `GET`, `POST` and so on.
+pub const HTTP_METHOD: &str = "http.request.method";
+/// The route's template.
+pub const HTTP_ROUTE: &str = "http.route";
+/// The answer's status.
+pub const HTTP_STATUS: &str = "http.response.status_code";
+/// 1 for the first time that a request is sent again.
+pub const HTTP_RESEND: &str = "http.request.resend_count";
+/// `mysql`, `sqlite`, `redis`, `mongodb`.
+pub const DB_SYSTEM: &str = "db.system.name";
+/// What is done, such as `select` or `zincrby`: never the statement.
+pub const DB_OPERATION: &str = "db.operation.name";
+/// The table or collection.
+pub const DB_COLLECTION: &str = "db.collection.name";
+/// The database.
+pub const DB_NAMESPACE: &str = "db.namespace";
+/// `rabbitmq`, or `tourin` for the bus within a process.
+pub const MESSAGING_SYSTEM: &str = "messaging.system";
+/// The exchange that is published to, or the queue that is read.
+pub const MESSAGING_DESTINATION: &str = "messaging.destination.name";
+/// `send`, `process` and so on.
+pub const MESSAGING_OPERATION: &str = "messaging.operation.name";
+/// The event's id.
+pub const MESSAGING_MESSAGE_ID: &str = "messaging.message.id";
+/// The queue of a consumer.
+pub const MESSAGING_CONSUMER: &str = "messaging.consumer.group.name";
+/// The event's type.
+pub const MESSAGING_ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_key";
+/// Events in one batch.
+pub const MESSAGING_BATCH: &str = "messaging.batch.message_count";
+/// Which delivery of the event this is, from 1.
+pub const ATTEMPT: &str = "tourin.attempt";
+/// What became of the work: `applied`, `duplicate`, `dead_lettered` and so on.
+pub const OUTCOME: &str = "tourin.outcome";
+/// The instance that a request was sent to.
+pub const INSTANCE: &str = "tourin.instance";
+/// The class of failure.
+pub const ERROR_TYPE: &str = "error.type";
+
+/// All that leaves the process as a tag. Whatever else is set on a span stays inside: a new name is
+/// added here after a look at what it may hold.
+pub const EXPORTED: &[&str] = &[
+    KEPT_FOR,
+    SERVER_ADDRESS,
+    SERVER_PORT,
+    HTTP_METHOD,
+    HTTP_ROUTE,
+    HTTP_STATUS,
+    HTTP_RESEND,
+    DB_SYSTEM,
+    DB_OPERATION,
+    DB_COLLECTION,
+    DB_NAMESPACE,
+    MESSAGING_SYSTEM,
+    MESSAGING_DESTINATION,
+    MESSAGING_OPERATION,
+    MESSAGING_MESSAGE_ID,
+    MESSAGING_CONSUMER,
+    MESSAGING_ROUTING_KEY,
+    MESSAGING_BATCH,
+    ATTEMPT,
+    OUTCOME,
+    INSTANCE,
+    ERROR_TYPE,
+];

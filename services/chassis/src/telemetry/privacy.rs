@@ -1,0 +1,99 @@
+//! What may leave the process in a span. Names are on a list ([`super::names::EXPORTED`]); values
+//! are cut, and those that look like a secret or like a person are taken out, in case a caller's
+//! reason for a failure quotes one.
+
+use std::borrow::Cow;
+
+use super::names::EXPORTED;
+
+/// Longest value that is exported, in characters.
+const MAX_VALUE_CHARS: usize = 256;
+/// Bytes from which on a word of mixed letters and digits is taken for a key.
+const MIN_KEY_BYTES: usize = 40;
+const REMOVED: &str = "[removed]";
+
+/// Whether an attribute of this name is exported as a tag.
+pub(super) fn is_exported(name: &str) -> bool {
+    EXPORTED.contains(&name)
+}
+
+/// `value` as it may go out.
+pub(super) fn clean(value: &str) -> Cow<'_, str> {
+    if is_plain(value) {
+        return Cow::Borrowed(value);
+    }
+    let needs_removal =
+        value.split([' ', '\n', '\t', '"', '\'', ',', ';', '(', ')', '<', '>']).any(is_private);
+    let mut value = Cow::Borrowed(value);
+    if needs_removal {
+        let words: Vec<_> = value
+            .split_inclusive([' ', '\n', '\t', '"', '\'', ',', ';', '(', ')', '<', '>'])
+            .map(|word| if is_private(word) { REMOVED } else { word })
+            .collect();
+        value = Cow::Owned(words.join(""));
+    }
+    if value.len() > MAX_VALUE_CHARS
+        && let Some((end, _)) = value.char_indices().nth(MAX_VALUE_CHARS)
+    {
+        value = Cow::Owned(format!("{}...", &value[..end]));
+    }
+    value
+}
+
+/// What nearly all values are: too short for a key, and without the marks of anything private.
+fn is_plain(value: &str) -> bool {
+    value.len() < MIN_KEY_BYTES
+        && !value.bytes().any(|byte| matches!(byte, b'@' | b'?' | b'=' | b':'))
+        && !value.contains("eyJ")
+}
+
+/// A word that may be an e-mail address, a URL with a user or a query, a token or a password.
+fn is_private(word: &str) -> bool {
+    const MARKS: [&str; 6] = ["password", "secret", "token=", "bearer", "authorization", "cookie"];
+    if word.contains('@') || word.starts_with("eyJ") || word.contains('?') {
+        return true;
+    }
+    // Ids and digests are hexadecimal; what is long and mixed is more likely a key.
+    let opaque = word.len() >= MIN_KEY_BYTES
+        && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+/=".contains(&b))
+        && word.bytes().any(|b| b.is_ascii_uppercase())
+        && word.bytes().any(|b| b.is_ascii_digit());
+    let assigned = word.contains(['=', ':']) && {
+        let lower = word.to_ascii_lowercase();
+        MARKS.iter().any(|mark| lower.contains(mark))
+    };
+    opaque || assigned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_and_persons_are_taken_out() {
+        for (raw, expected) in [
+            ("cannot reach mysql://tourin:pw@10.0.0.1/db now", "cannot reach [removed]now"),
+            ("no member mina@example.com", "no member [removed]"),
+            ("bad token eyJhbGciOiJFZERTQSJ9.e30.c2ln", "bad token [removed]"),
+            ("password=hunter2 refused", "[removed]refused"),
+            ("GET /api/tourspots?query=한옥", "GET [removed]"),
+        ] {
+            assert_eq!(clean(raw), expected);
+        }
+    }
+
+    #[test]
+    fn ordinary_words_pass_and_are_cut() {
+        for plain in [
+            "connection refused",
+            "/api/tourspots/{id}",
+            "4bf92f3577b34da6a3ce929d0e0e4736",
+            "0197f5a2-7c1e-7a54-9d2b-5b0a8b1f2c3d",
+            "event.user.ex",
+            "127.0.0.1",
+        ] {
+            assert_eq!(clean(plain), plain);
+        }
+        assert_eq!(clean(&"가".repeat(300)).chars().count(), MAX_VALUE_CHARS + 3);
+    }
+}

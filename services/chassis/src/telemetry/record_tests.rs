@@ -1,0 +1,92 @@
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
+use opentelemetry::trace::{Tracer, TracerProvider};
+
+use super::super::memory::{MemoryLimits, MemoryStore};
+use super::super::{HttpRequest, Pipeline, Service, Span, TraceSettings};
+use super::*;
+
+fn start(ratio: f64) -> (Pipeline, MemoryStore) {
+    let store = MemoryStore::new(MemoryLimits::default());
+    let settings = TraceSettings { trace_ratio: Some(ratio), ..TraceSettings::default() };
+    (Pipeline::start(&settings, Some(store.clone())).unwrap(), store)
+}
+
+fn request(service: &Service) -> Span {
+    service.server(&HeaderMap::new(), &HttpRequest::new(&Method::GET, Some("/a")))
+}
+
+/// A span as code makes it that knows OpenTelemetry's API alone.
+fn foreign(pipeline: &Pipeline, parent: &Context, kind: SpanKind) -> Context {
+    let tracer = pipeline.provider.tracer("foreign");
+    let builder = tracer.span_builder("foreign").with_kind(kind);
+    parent.with_span(builder.start_with_context(&tracer, parent))
+}
+
+#[tokio::test]
+async fn a_failed_request_brings_the_spans_of_others_along() {
+    let (pipeline, store) = start(0.0);
+    let request = request(&pipeline.service("core"));
+    let trace = request.trace_id().unwrap();
+    let event = foreign(&pipeline, request.context(), SpanKind::Producer);
+    assert!(event.span().is_recording() && !event.span().span_context().is_sampled());
+    event.span().end();
+    request.set_status(500);
+    drop(request);
+    pipeline.flush(Duration::from_secs(5)).await;
+    assert_eq!(store.trace(&trace).unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_event_brings_our_spans_along() {
+    let (pipeline, store) = start(0.0);
+    let delivery = foreign(&pipeline, &pipeline.service("core").context(), SpanKind::Consumer);
+    let within = {
+        let _current = delivery.clone().attach();
+        Span::current().child("apply")
+    };
+    assert!(within.is_recording());
+    let trace = within.trace_id().unwrap();
+    drop(within);
+    delivery.span().set_status(Status::error("conflict"));
+    delivery.span().end();
+    pipeline.flush(Duration::from_secs(5)).await;
+    let spans = store.trace(&trace).unwrap();
+    assert_eq!(spans.len(), 2);
+    let services = spans.iter().filter_map(|span| span.local_endpoint.clone()?.service_name);
+    assert!(services.eq(["core", "core"]));
+}
+
+#[tokio::test]
+async fn what_is_kept_of_a_span_is_bounded() {
+    let (pipeline, store) = start(1.0);
+    let span = request(&pipeline.service("core"));
+    let trace = span.trace_id().unwrap();
+    span.set_outcome("applied");
+    for _ in 0..2 * MAX_EVENTS {
+        span.annotate("again", &[]);
+        span.set_instance("core-1");
+    }
+    span.set_outcome("one too many");
+    drop(span);
+    pipeline.flush(Duration::from_secs(5)).await;
+    let spans = store.trace(&trace).unwrap();
+    assert_eq!(spans[0].annotations.len(), MAX_EVENTS);
+    assert_eq!(spans[0].tags["tourin.outcome"], "applied");
+}
+
+#[test]
+fn without_a_destination_a_callers_sampled_trace_is_passed_on_and_not_recorded() {
+    let pipeline = Pipeline::start(&TraceSettings::default(), None).unwrap();
+    let mut headers = HeaderMap::new();
+    let caller = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    headers.insert("traceparent", caller.parse().unwrap());
+    let service = pipeline.service("core");
+    let span = service.server(&headers, &HttpRequest::new(&Method::GET, Some("/a")));
+    assert!(!span.is_recording());
+    let sent = span.headers();
+    let sent = sent[0].1.to_str().unwrap();
+    assert!(sent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && sent.ends_with("-01"));
+    assert!(!sent.contains("00f067aa0ba902b7"), "a span of its own: {sent}");
+}

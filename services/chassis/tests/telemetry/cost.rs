@@ -1,0 +1,158 @@
+//! What is not sampled: what it leaves out, and what is exported all the same.
+
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
+use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
+use tourin_chassis::telemetry::{DbCall, HttpRequest, Pipeline, Service, Span, TraceSettings};
+
+use crate::readers::all;
+
+fn start(settings: &TraceSettings) -> (Pipeline, MemoryStore) {
+    let store = MemoryStore::new(MemoryLimits::default());
+    (Pipeline::start(settings, Some(store.clone())).unwrap(), store)
+}
+
+fn unsampled() -> TraceSettings {
+    TraceSettings { trace_ratio: Some(0.0), ..all() }
+}
+
+fn request(service: &Service) -> Span {
+    service.server(&HeaderMap::new(), &HttpRequest::new(&Method::GET, Some("/a")))
+}
+
+async fn exported(pipeline: &Pipeline, store: &MemoryStore, trace: &str) -> usize {
+    pipeline.flush(Duration::from_secs(5)).await;
+    store.trace(trace).map_or(0, |spans| spans.len())
+}
+
+#[tokio::test]
+async fn an_unsampled_request_has_a_trace_id_and_is_exported_only_if_it_failed() {
+    let (pipeline, store) = start(&unsampled());
+    let service = pipeline.service("demo");
+    for (status, expected) in [(200, 0), (404, 0), (503, 2)] {
+        let span = request(&service);
+        let trace = span.trace_id().expect("for logs and error bodies");
+        drop(span.db(&DbCall::new("mysql", "select", "spots")));
+        span.set_status(status);
+        drop(span);
+        assert_eq!(exported(&pipeline, &store, &trace).await, expected, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
+    let (pipeline, store) = start(&TraceSettings { trace_slow_ms: 20, ..unsampled() });
+    let service = pipeline.service("demo");
+    let slow = request(&service);
+    let trace = slow.trace_id().unwrap();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    drop(slow);
+    assert_eq!(exported(&pipeline, &store, &trace).await, 1);
+    let spans = store.trace(&trace).unwrap();
+    assert_eq!(spans[0].tags["tourin.kept_for"], "slow");
+    assert!(!spans[0].tags.contains_key("error"), "slow is not failed");
+
+    let asked = request(&service);
+    let trace = asked.trace_id().unwrap();
+    let inner = asked.child("breaker");
+    inner.keep();
+    drop(inner);
+    drop(asked);
+    assert_eq!(exported(&pipeline, &store, &trace).await, 2);
+}
+
+#[tokio::test]
+async fn services_in_one_process_keep_a_failed_trace_whole() {
+    let (pipeline, store) = start(&unsampled());
+    let gateway = request(&pipeline.service("gateway"));
+    let trace = gateway.trace_id().unwrap();
+    let mut headers = HeaderMap::new();
+    gateway.inject(&mut headers);
+    assert!(headers["traceparent"].to_str().unwrap().ends_with("-00"), "{headers:?}");
+    let core =
+        pipeline.service("core").server(&headers, &HttpRequest::new(&Method::GET, Some("/a")));
+    core.set_status(500);
+    drop(core);
+    gateway.set_status(200);
+    drop(gateway);
+    assert_eq!(exported(&pipeline, &store, &trace).await, 2);
+}
+
+#[tokio::test]
+async fn with_nothing_to_keep_an_unsampled_request_makes_no_spans() {
+    let settings = TraceSettings { trace_keep_failed: false, trace_slow_ms: 0, ..unsampled() };
+    let (pipeline, store) = start(&settings);
+    let span = request(&pipeline.service("demo"));
+    assert!(!span.is_recording());
+    let child = span.db(&DbCall::new("mysql", "select", "spots"));
+    assert!(!child.is_recording());
+    assert_eq!(child.trace_id(), span.trace_id());
+    span.set_status(500);
+    let trace = span.trace_id().unwrap();
+    drop(child);
+    drop(span);
+    assert_eq!(exported(&pipeline, &store, &trace).await, 0);
+}
+
+#[tokio::test]
+async fn the_mesh_talking_to_itself_joins_traces_and_starts_none() {
+    let (pipeline, store) = start(&all());
+    let service = pipeline.service("registry");
+    let quiet =
+        HttpRequest { unwatched: true, ..HttpRequest::new(&Method::PUT, Some("/v1/instances")) };
+    let alone = service.server(&HeaderMap::new(), &quiet);
+    assert!(!alone.is_recording());
+    let caller = pipeline.service("gateway").work("register");
+    let mut headers = HeaderMap::new();
+    caller.inject(&mut headers);
+    let joined = service.server(&headers, &quiet);
+    assert_eq!(joined.trace_id(), caller.trace_id());
+    let trace = caller.trace_id().unwrap();
+    drop((alone, joined, caller));
+    assert_eq!(exported(&pipeline, &store, &trace).await, 2);
+    assert_eq!(store.span_count(), 2);
+}
+
+#[tokio::test]
+async fn the_store_keeps_to_its_bounds_and_drops_the_oldest() {
+    for limits in [
+        MemoryLimits { spans: 10, ..MemoryLimits::default() },
+        MemoryLimits { bytes: 10 * 1_024, ..MemoryLimits::default() },
+    ] {
+        let store = MemoryStore::new(limits);
+        let pipeline = Pipeline::start(&all(), Some(store.clone())).unwrap();
+        let service = pipeline.service("demo");
+        let traces: Vec<String> = (0..100).map(|_| request(&service).trace_id().unwrap()).collect();
+        pipeline.flush(Duration::from_secs(5)).await;
+        assert!((1..=20).contains(&store.span_count()), "{}", store.span_count());
+        assert!(store.trace(&traces[0]).is_none());
+        assert!(store.trace(&traces[99]).is_some());
+    }
+}
+
+/// Not a bound, which would depend on the machine: a number to look at, by
+/// `cargo test --release -p tourin-chassis --test telemetry -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "prints a measurement"]
+async fn nanoseconds_for_a_request_and_one_call() {
+    let keep_nothing = TraceSettings { trace_keep_failed: false, trace_slow_ms: 0, ..unsampled() };
+    for (name, settings) in [
+        ("unsampled, nothing kept", keep_nothing),
+        ("unsampled, failed and slow kept", unsampled()),
+        ("sampled", all()),
+    ] {
+        let (pipeline, _store) = start(&settings);
+        let service = pipeline.service("demo");
+        let rounds = 100_000u32;
+        let begun = std::time::Instant::now();
+        for _ in 0..rounds {
+            let span = request(&service);
+            let call = span.db(&DbCall::new("mysql", "select", "spots"));
+            call.set_status(200);
+            drop(call);
+            span.set_status(200);
+        }
+        println!("{name}: {} ns", (begun.elapsed() / rounds).as_nanos());
+    }
+}

@@ -1,0 +1,220 @@
+//! What the service tells Prometheus besides its requests: its consumers and their dead letters, the
+//! trend's freshness, the servers of its stores, the broker.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tourin_chassis::clock::SharedClock;
+use tourin_chassis::metrics::{HistogramReading, Metrics};
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, SubscriptionSnapshot};
+use tourin_shared_events::consumer::{AGE_BUCKETS, ConsumerSnapshot, ConsumerStats};
+use tourin_shared_events::dead_letters::DeadLetterStore;
+
+use crate::app::ingest::Ingest;
+use crate::app::last_trend::LastTrend;
+use crate::servers::ServerStats;
+
+/// How often dead letters are counted: it is a question to the broker or the database, and scrapes may
+/// come as often as they like.
+const LETTERS_EVERY: Duration = Duration::from_secs(10);
+
+type Readings = Vec<(Vec<(&'static str, String)>, f64)>;
+/// A metric that is one number of a snapshot: its name, its help, the number.
+type OfSnapshot<S> = (&'static str, &'static str, fn(&S) -> u64);
+type Queues = Vec<(&'static str, Arc<ConsumerStats>)>;
+
+fn of_queue(queue: &str) -> Vec<(&'static str, String)> {
+    vec![("queue", queue.to_owned())]
+}
+
+/// What became of events, queue by queue.
+pub(crate) fn of_consumers(
+    metrics: &Metrics,
+    queues: &[(&'static str, Arc<ConsumerStats>)],
+    clock: &SharedClock,
+) {
+    let queues: Queues = queues.to_vec();
+    let counted = queues.clone();
+    let help = "Events that are done with, by what became of them; duplicate ones were recognised";
+    metrics.counters_read("tourin_consumer_events", help, move || outcomes(&counted));
+    let counters: [OfSnapshot<ConsumerSnapshot>; 6] = [
+        ("tourin_consumer_deliveries", "Deliveries taken, redeliveries included", |now| {
+            now.received
+        }),
+        ("tourin_consumer_retries", "Attempts that failed and are made again", |now| now.retried),
+        ("tourin_consumer_broken", "Calls of a handler that panicked or took too long", |now| {
+            now.broken
+        }),
+        ("tourin_consumer_panics", "Panics of handlers, caught", |now| now.panicked),
+        ("tourin_consumer_replayed", "Deliveries of replayed dead letters", |now| now.replayed),
+        ("tourin_consumer_unsettled", "Outcomes that the bus could not record", |now| {
+            now.unsettled
+        }),
+    ];
+    for (name, help, of) in counters {
+        let queues = queues.clone();
+        metrics.counters_read(name, help, move || {
+            let reading = |(queue, stats): &(&str, Arc<ConsumerStats>)| {
+                (of_queue(queue), of(&stats.snapshot()) as f64)
+            };
+            queues.iter().map(reading).collect()
+        });
+    }
+    let held = queues.clone();
+    metrics.gauges_read("tourin_consumer_in_hand", "Deliveries in hand", move || {
+        held.iter().map(|(queue, stats)| (of_queue(queue), stats.snapshot().held as f64)).collect()
+    });
+    let (waiting, clock) = (queues.clone(), Arc::clone(clock));
+    let help = "Age of the oldest event in hand; 0 when there is none";
+    metrics.gauges_read("tourin_consumer_oldest_age_seconds", help, move || {
+        let now = clock.now();
+        let age = |stats: &ConsumerStats| {
+            let age = stats.in_hand.oldest().map(|oldest| now - oldest).unwrap_or_default();
+            age.as_seconds_f64().max(0.0)
+        };
+        waiting.iter().map(|(queue, stats)| (of_queue(queue), age(stats))).collect()
+    });
+    let bounds = AGE_BUCKETS.iter().map(Duration::as_secs_f64).collect();
+    let help = "Age of events when their effect was committed";
+    metrics.histograms_read("tourin_event_age_at_effect_seconds", help, bounds, move || {
+        let reading = |stats: &ConsumerStats| {
+            let ages = stats.ages.snapshot();
+            let sum = Duration::from_micros(ages.sum_micros).as_secs_f64();
+            HistogramReading { buckets: ages.buckets.to_vec(), count: ages.count, sum }
+        };
+        queues.iter().map(|(queue, stats)| (of_queue(queue), reading(stats))).collect()
+    });
+}
+
+fn outcomes(queues: &Queues) -> Readings {
+    let mut readings = Readings::new();
+    for (queue, stats) in queues {
+        let now = stats.snapshot();
+        for (outcome, count) in [
+            ("applied", now.applied),
+            ("duplicate", now.duplicate),
+            ("ignored", now.ignored),
+            ("expired", now.expired),
+            ("dead_lettered", now.dead_lettered),
+        ] {
+            let mut labels = of_queue(queue);
+            labels.push(("outcome", outcome.to_owned()));
+            readings.push((labels, count as f64));
+        }
+    }
+    readings
+}
+
+/// How fresh the trend is.
+pub(crate) fn of_trend(
+    metrics: &Metrics,
+    ingest: &Ingest,
+    last_trend: &LastTrend,
+    clock: &SharedClock,
+) {
+    let (ingest, clock) = (ingest.clone(), Arc::clone(clock));
+    let help = "Age of the newest event that this instance has counted for the trend";
+    metrics.gauge_read("tourin_trend_newest_event_age_seconds", help, move || {
+        let age = clock.now() - ingest.newest_counted()?;
+        Some(age.as_seconds_f64().max(0.0))
+    });
+    let last_trend = last_trend.clone();
+    let help = "Answers given from before the trend's store went out of reach";
+    metrics.counters_read("tourin_trend_stale_answers", help, move || {
+        vec![(Vec::new(), last_trend.served() as f64)]
+    });
+}
+
+/// What was asked of the servers of stores.
+pub(crate) fn of_servers(metrics: &Metrics, servers: Vec<(&'static str, Arc<ServerStats>)>) {
+    let help = "Commands sent to the servers of stores";
+    metrics.counters_read("tourin_store_commands", help, move || {
+        let labels = |server: &str| vec![("server", server.to_owned())];
+        servers.iter().map(|(server, stats)| (labels(server), stats.commands() as f64)).collect()
+    });
+}
+
+/// The broker, as a consumer sees it.
+pub(crate) fn of_bus(metrics: &Metrics, bus: &RabbitBus) {
+    let connected = bus.clone();
+    let help = "1 while the connections to the broker are up";
+    metrics.gauge_read("tourin_broker_connected", help, move || {
+        Some(f64::from(u8::from(connected.is_connected())))
+    });
+    let counted = bus.clone();
+    let help = "Reconnections to the broker";
+    metrics.counters_read("tourin_broker_reconnects", help, move || {
+        vec![(Vec::new(), counted.stats().reconnects as f64)]
+    });
+    let counted = bus.clone();
+    let help = "Messages that the broker delivered again";
+    metrics.counters_read("tourin_broker_redelivered", help, move || {
+        vec![(Vec::new(), counted.stats().redelivered as f64)]
+    });
+    let gauges: [OfSnapshot<SubscriptionSnapshot>; 3] = [
+        ("tourin_queue_held", "Events here and not handed out, waiting retries included", |now| {
+            now.held
+        }),
+        ("tourin_queue_unsettled", "Events handed out and not settled", |now| now.unsettled),
+        ("tourin_queue_active_shards", "Shards that this instance is active in", |now| {
+            now.active_shards
+        }),
+    ];
+    for (name, help, of) in gauges {
+        let bus = bus.clone();
+        metrics.gauges_read(name, help, move || {
+            let now = bus.stats().subscriptions;
+            now.iter().map(|each| (of_queue(&each.queue), of(each) as f64)).collect()
+        });
+    }
+}
+
+/// Where dead letters are.
+pub(crate) enum Letters {
+    /// In the queues of the broker, for all instances together.
+    AtBroker(Arc<RabbitDeadLetters>),
+    /// In the embedded store.
+    Kept(Arc<dyn DeadLetterStore>),
+}
+
+/// How many dead letters there are.
+pub(crate) struct LetterGauge {
+    letters: Letters,
+    count: Arc<Mutex<Option<u64>>>,
+}
+
+/// Registers the number of dead letters, which is counted every few seconds.
+pub(crate) fn of_dead_letters(metrics: &Metrics, letters: Letters) -> LetterGauge {
+    let gauge = LetterGauge { letters, count: Arc::default() };
+    let count = Arc::clone(&gauge.count);
+    let help = "Events given up and kept";
+    metrics.gauge_read("tourin_dead_letters", help, move || {
+        count.lock().unwrap_or_else(PoisonError::into_inner).map(|count| count as f64)
+    });
+    gauge
+}
+
+impl LetterGauge {
+    /// Counts again and again until `stop`. What cannot be counted is not told.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let counting = async {
+            loop {
+                let counted = match &self.letters {
+                    Letters::AtBroker(letters) => letters.depth().await,
+                    Letters::Kept(letters) => letters.count().await,
+                };
+                if let Err(error) = &counted {
+                    let error = format!("{error:#}");
+                    tracing::debug!(error, "dead letters were not counted");
+                }
+                *self.count.lock().unwrap_or_else(PoisonError::into_inner) = counted.ok();
+                tokio::time::sleep(LETTERS_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = counting => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The ports with a span around each operation: a client span of the engine, below the request's or the
+//! event's. An operation that goes to the engine in a group with others has a span of its own
+//! nevertheless: from when it was asked for until it was done.
+//!
+//! The words are fixed. What an operation is given (members, spots) is in none of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tourin_chassis::telemetry::{DbCall, db_call};
+
+use super::Stores;
+use crate::app::ports::{
+    Counted, Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile, SpotReplica, SpotState,
+    TagCursor, TrendEvent, TrendStore,
+};
+use crate::domain::similarity::Neighbourhood;
+use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::trend::Ranked;
+
+/// The embedded engine, by OpenTelemetry's name.
+const EMBEDDED: &str = "sqlite";
+
+/// The stores with spans around what is asked of them. Servers' names are OpenTelemetry's, too.
+pub(crate) fn traced(stores: Stores) -> Stores {
+    let name = |server: &Option<Arc<dyn crate::servers::Server>>| {
+        server.as_ref().map_or(EMBEDDED, |server| server.name())
+    };
+    let (trend, documents) = (name(&stores.trend_server), name(&stores.document_server));
+    Stores {
+        trend: Arc::new(Traced { engine: trend, port: Arc::clone(&stores.trend) }),
+        histories: Arc::new(Traced { engine: documents, port: Arc::clone(&stores.histories) }),
+        spots: Arc::new(Traced { engine: documents, port: Arc::clone(&stores.spots) }),
+        ..stores
+    }
+}
+
+/// A port on an engine.
+struct Traced<S: ?Sized> {
+    engine: &'static str,
+    port: Arc<S>,
+}
+
+impl<S: ?Sized> Traced<S> {
+    async fn call<T>(
+        &self,
+        operation: &'static str,
+        on: &'static str,
+        run: impl Future<Output = Result<T, PortError>>,
+    ) -> Result<T, PortError> {
+        let class = |error: &PortError| match error {
+            PortError::Unavailable(_) => "unavailable",
+            PortError::Failed(_) => "failed",
+        };
+        db_call(DbCall::new(self.engine, operation, on), class, run).await
+    }
+}
+
+#[async_trait]
+impl<S: TrendStore + ?Sized> TrendStore for Traced<S> {
+    async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
+        self.call("record", "trend", self.port.record(event)).await
+    }
+
+    async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
+        self.call("top", "trend", self.port.top(limit, now)).await
+    }
+
+    async fn values(
+        &self,
+        spots: &[SpotId],
+        now: DateTime<Utc>,
+    ) -> Result<HashMap<SpotId, f64>, PortError> {
+        self.call("values", "trend", self.port.values(spots, now)).await
+    }
+
+    async fn forget(
+        &self,
+        subject: &str,
+        at: DateTime<Utc>,
+        remember_until: DateTime<Utc>,
+    ) -> Result<(), PortError> {
+        self.call("forget", "trend", self.port.forget(subject, at, remember_until)).await
+    }
+
+    async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
+        self.call("prune", "trend", self.port.prune(now)).await
+    }
+}
+
+#[async_trait]
+impl<S: HistoryStore + ?Sized> HistoryStore for Traced<S> {
+    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
+        self.call("record", "histories", self.port.record(event)).await
+    }
+
+    async fn forget(
+        &self,
+        member: &str,
+        at: DateTime<Utc>,
+        remember_until: DateTime<Utc>,
+    ) -> Result<(), PortError> {
+        self.call("forget", "histories", self.port.forget(member, at, remember_until)).await
+    }
+
+    async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError> {
+        self.call("profile", "histories", self.port.profile(member, limit)).await
+    }
+
+    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
+        self.call("deeds", "histories", self.port.deeds(member, limit)).await
+    }
+
+    async fn neighbourhood(
+        &self,
+        spot: SpotId,
+        holders: usize,
+    ) -> Result<Neighbourhood, PortError> {
+        self.call("neighbourhood", "histories", self.port.neighbourhood(spot, holders)).await
+    }
+
+    async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError> {
+        self.call("degrees", "histories", self.port.degrees(spots)).await
+    }
+
+    async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
+        self.call("prune", "histories", self.port.prune(now)).await
+    }
+}
+
+#[async_trait]
+impl<S: SpotReplica + ?Sized> SpotReplica for Traced<S> {
+    async fn merge(&self, states: &[SpotState]) -> Result<usize, PortError> {
+        self.call("merge", "spots", self.port.merge(states)).await
+    }
+
+    async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError> {
+        self.call("find", "spots", self.port.get_many(ids)).await
+    }
+
+    async fn near(
+        &self,
+        place: Place,
+        tags: Option<&[String]>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError> {
+        self.call("near", "spots", self.port.near(place, tags, limit)).await
+    }
+
+    async fn most_tagged(
+        &self,
+        after: Option<TagCursor>,
+        limit: usize,
+    ) -> Result<Vec<Spot>, PortError> {
+        self.call("most tagged", "spots", self.port.most_tagged(after, limit)).await
+    }
+
+    async fn is_whole(&self) -> Result<bool, PortError> {
+        self.call("find", "log", self.port.is_whole()).await
+    }
+
+    async fn log_id(&self) -> Result<Option<String>, PortError> {
+        self.call("find", "log", self.port.log_id()).await
+    }
+
+    async fn adopt_log(&self, log_id: &str) -> Result<(), PortError> {
+        self.call("adopt", "log", self.port.adopt_log(log_id)).await
+    }
+
+    async fn begin_resync(&self) -> Result<u64, PortError> {
+        self.call("begin", "resync", self.port.begin_resync()).await
+    }
+
+    async fn sweep(&self, resync: u64) -> Result<u64, PortError> {
+        self.call("sweep", "spots", self.port.sweep(resync)).await
+    }
+}

@@ -1,0 +1,205 @@
+//! What the service's spans and metrics say: of events, of requests, of what is asked of stores.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../mesh/mod.rs"]
+mod mesh;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use tourin_chassis::clock::SystemClock;
+use tourin_chassis::config::{LogFormat, LogSettings};
+use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore, TraceQuery};
+use tourin_chassis::telemetry::{self, Service, TelemetrySettings, TraceSettings, ZipkinSpan};
+use tourin_recommendation::{Dependencies, Settings, open_stores};
+use tourin_shared_events::bus::Publisher as _;
+use tourin_shared_events::bus::in_process::InProcessBus;
+use tourin_shared_events::events::Outgoing;
+use uuid::Uuid;
+
+use mesh::*;
+
+fn spans() -> MemoryStore {
+    static STORE: OnceLock<MemoryStore> = OnceLock::new();
+    let start = || {
+        let store = MemoryStore::new(MemoryLimits::default());
+        let log = LogSettings { log_format: LogFormat::Json, log: "error".to_owned() };
+        let traces = TraceSettings {
+            trace_ratio: Some(1.0),
+            trace_flush_interval_ms: 20,
+            ..TraceSettings::default()
+        };
+        let settings = TelemetrySettings { log, traces };
+        telemetry::init_with(settings, Some(store.clone())).unwrap();
+        store
+    };
+    STORE.get_or_init(start).clone()
+}
+
+/// An event from a trace of its own; the trace's id.
+fn traced(event: Outgoing) -> (Outgoing, String) {
+    let request = Service::new("core").work("request");
+    let mut headers = BTreeMap::new();
+    request.inject_event(&mut headers);
+    (Outgoing { headers, ..event }, request.trace_id().unwrap())
+}
+
+fn name(span: &ZipkinSpan) -> &str {
+    span.name.as_deref().unwrap_or("")
+}
+
+fn remote(span: &ZipkinSpan) -> &str {
+    span.remote_endpoint.as_ref().and_then(|at| at.service_name.as_deref()).unwrap_or("")
+}
+
+/// The trace's spans, once one of this name is among them so often.
+async fn trace(store: &MemoryStore, id: &str, awaited: &str, count: usize) -> Vec<ZipkinSpan> {
+    let there = || {
+        let spans = store.trace(id).unwrap_or_default();
+        (spans.iter().filter(|span| name(span) == awaited).count() >= count).then_some(spans)
+    };
+    eventually!(SOON, there().is_some(), true);
+    there().unwrap()
+}
+
+/// The child of the consumer span of a queue that stands for a store's operation.
+fn effect<'a>(spans: &'a [ZipkinSpan], queue: &str, operation: &str) -> &'a ZipkinSpan {
+    let consumer = spans.iter().find(|span| name(span) == format!("process {queue}")).unwrap();
+    assert_eq!(consumer.kind.as_deref(), Some("CONSUMER"));
+    assert_eq!(consumer.tags["tourin.outcome"], "applied", "{consumer:?}");
+    let is_child = |span: &&ZipkinSpan| span.parent_id.as_ref() == Some(&consumer.id);
+    let child = spans.iter().filter(is_child).find(|span| name(span) == operation);
+    let child = child.unwrap_or_else(|| panic!("no {operation} below {consumer:?}: {spans:#?}"));
+    assert!(consumer.duration >= child.duration, "{consumer:?} {child:?}");
+    child
+}
+
+/// Many events at once, so that stores write them in groups, and the three questions.
+async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents_at: &str) {
+    let store = spans();
+    let clock = Arc::new(SystemClock);
+    let stores = open_stores(&settings, clock.clone()).await.unwrap();
+    let bus = InProcessBus::new(stores.dead_letters.clone());
+    let (events, traces): (Vec<_>, Vec<_>) =
+        (0..20).map(|n| traced(view(&format!("member{n:02}"), 1 + n % 3))).unzip();
+    let dependencies =
+        Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores), clock };
+    let service = Running::start(settings, dependencies).await;
+    // Not sooner: the test bed's document server never answers again once something is written to a
+    // collection that it is building an index on.
+    eventually!(SOON, service.unready().await, READY);
+    let published = tokio::time::timeout(SOON, bus.publish(events)).await;
+    assert!(published.expect("all are settled in time").iter().all(Result::is_ok));
+    for id in &traces {
+        let spans = trace(&store, id, "process recommendation.trend", 1).await;
+        assert_eq!(remote(effect(&spans, "recommendation.trend", "record trend")), trend_at);
+        let spans = trace(&store, id, "process recommendation.history", 1).await;
+        let kept = effect(&spans, "recommendation.history", "record histories");
+        assert_eq!(remote(kept), documents_at);
+        let at = kept.local_endpoint.as_ref().unwrap();
+        assert_eq!(at.service_name.as_deref(), Some("recommendation"));
+    }
+
+    let answer = service.answer("/api/recommendations/trend", "member01").await;
+    let response = answer.headers()["traceresponse"].to_str().unwrap().to_owned();
+    let id = response.split('-').nth(1).unwrap();
+    let spans = trace(&store, id, "get /api/recommendations/trend", 1).await;
+    let server = spans.iter().find(|span| span.kind.as_deref() == Some("SERVER")).unwrap();
+    for (operation, at) in [("top trend", trend_at), ("find spots", documents_at)] {
+        let asked = spans.iter().find(|span| name(span) == operation).unwrap();
+        assert_eq!((asked.parent_id.as_ref(), remote(asked)), (Some(&server.id), at));
+    }
+
+    let text = metrics(&service).await;
+    for line in [
+        r#"tourin_consumer_events_total{queue="recommendation.trend",outcome="applied"} 20"#,
+        r#"tourin_consumer_events_total{queue="recommendation.trend",outcome="duplicate"} 0"#,
+        r#"tourin_consumer_retries_total{queue="recommendation.history"} 0"#,
+        r#"tourin_consumer_in_hand{queue="recommendation.trend"} 0.0"#,
+        r#"tourin_consumer_oldest_age_seconds{queue="recommendation.trend"} 0.0"#,
+        r#"tourin_event_age_at_effect_seconds_count{queue="recommendation.trend"} 20"#,
+        r#"tourin_event_age_at_effect_seconds_bucket{le="+Inf",queue="recommendation.trend"} 20"#,
+        "tourin_trend_newest_event_age_seconds ",
+        "tourin_trend_stale_answers_total 0",
+        "tourin_dead_letters 0.0",
+        r#"tourin_http_requests_total{service="recommendation",route="/api/recommendations/trend""#,
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    // Whoever looked at something is told in no span and no metric.
+    let told = format!("{text}{:?}", traces.iter().map(|id| store.trace(id)).collect::<Vec<_>>());
+    assert!(!told.contains("member0"), "{told}");
+    service.stop().await;
+}
+
+async fn metrics(service: &Running) -> String {
+    let url = format!("http://{}/metrics", service.addr);
+    service.http.get(url).send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_event_of_a_group_has_its_effect_in_its_own_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    a_batch_and_the_questions(settings(folder.path(), mesh.url()), "sqlite", "sqlite").await;
+}
+
+fn server(variable: &str) -> String {
+    let Ok(url) = std::env::var(variable) else {
+        panic!("{variable} is not set: run it by deploy/testbed.sh run -- cargo test ...");
+    };
+    url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_redis_and_mongodb_too() {
+    let name = format!("tracing-{}", Uuid::new_v4().simple());
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    let mut settings = settings(folder.path(), mesh.url());
+    let mongodb = server("TOURIN_MONGODB_URL");
+    let host = mongodb.find("://").unwrap() + 3;
+    let path = mongodb[host..].find('/').map_or(mongodb.len(), |at| host + at);
+    let options = mongodb[path..].split_once('?').map_or("", |(_, options)| options);
+    let mongodb = format!("{}/{name}?{options}", &mongodb[..path]);
+    settings.servers.redis_url = Some(server("TOURIN_REDIS_URL").parse().unwrap());
+    settings.servers.recommendation_redis_prefix = name.clone();
+    settings.servers.mongodb_url = Some(mongodb.parse().unwrap());
+    a_batch_and_the_questions(settings, "redis", "mongodb").await;
+    let client = mongodb::Client::with_uri_str(mongodb).await.unwrap();
+    client.database(&name).drop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_cores_feed_the_trace_goes_on_and_a_resync_is_one_of_its_own() {
+    let store = spans();
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = FakeMesh::start(catalogue(9, 1)).await;
+    let dependencies = Dependencies::new(Arc::new(SystemClock));
+    let service = Running::start(settings(folder.path(), mesh.url()), dependencies).await;
+    let (event, id) = traced(view("anon:abcd", 3));
+    mesh.state.lock().unwrap().events.push(event);
+    let spans = trace(&store, &id, "process recommendation.trend", 1).await;
+    let consumer = spans.iter().find(|span| name(span) == "process recommendation.trend").unwrap();
+    assert_eq!(remote(consumer), "core");
+    let query = TraceQuery {
+        service: Some("recommendation".to_owned()),
+        span: Some("resync of spots".to_owned()),
+        remote_service: Some("core".to_owned()),
+        annotations: Vec::new(),
+        min_duration: None,
+        max_duration: None,
+        end_ms: u64::MAX,
+        lookback_ms: u64::MAX,
+        limit: 1,
+    };
+    eventually!(SOON, store.traces(&query).len(), 1);
+    let resync = store.traces(&query).remove(0);
+    let work = resync.iter().find(|span| name(span) == "resync of spots").unwrap();
+    for part in ["get /internal/tour-spots", "merge spots"] {
+        let span = resync.iter().find(|span| name(span) == part);
+        assert_eq!(span.unwrap().parent_id.as_ref(), Some(&work.id), "{resync:#?}");
+    }
+    service.stop().await;
+}

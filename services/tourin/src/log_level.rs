@@ -1,0 +1,116 @@
+//! `tourin log-level`: what a running service logs, asked or changed.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
+use tourin_chassis::secret::Secret;
+use tourin_gateway::admin::ADMIN_ADDRESS;
+use tourin_registry_api::{Instance, RegistryClient};
+
+/// What an instance gets to answer, in milliseconds.
+const TIMEOUT_MS: u64 = 5_000;
+/// The name by which the command line enters the mesh.
+const OPERATOR: &str = "tourin";
+const REGISTRY: &str = "registry";
+
+/// Which service, and what it is to log.
+#[derive(Debug, Clone, Args)]
+pub struct LogLevelSettings {
+    /// gateway, registry, core or recommendation. In `tourin up` they share one process and so one
+    /// filter
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    /// What to log from now until the process ends, in the form of --log, such as
+    /// info,tourin_core=debug; without it, what is logged now is shown
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+    /// Only this instance
+    #[arg(long, value_name = "ID")]
+    pub instance: Option<String>,
+    /// The registry that knows the instances
+    #[arg(
+        long,
+        env = "TOURIN_REGISTRY_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8500"
+    )]
+    pub registry_url: String,
+    /// Secret shared by the mesh. `tourin up` writes it and the registry's URL into mesh.toml in its
+    /// data folder, for --config
+    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub registration_secret: Secret,
+}
+
+/// Asks or changes, and prints what is logged by each instance. Exit code 1 when one did not answer.
+///
+/// # Errors
+/// When the registry does not answer, or knows no such instance.
+pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
+    let places = places(settings).await?;
+    let signer = IdentitySigner::new(&settings.registration_secret);
+    let operator = Subject::Service { name: OPERATOR.to_owned() };
+    let identity = signer.sign(&operator, &settings.service);
+    let client =
+        reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(TIMEOUT_MS)).build()?;
+    let mut code = ExitCode::SUCCESS;
+    for (id, base) in places {
+        let url = format!("{base}/internal/log-filter");
+        let request = match &settings.filter {
+            Some(filter) => client.put(url).body(filter.clone()),
+            None => client.get(url),
+        };
+        let request = request.header(IDENTITY_HEADER, identity.clone());
+        let line = match said(request).await {
+            Ok(filter) => filter,
+            Err(error) => {
+                code = ExitCode::FAILURE;
+                format!("{error:#}")
+            }
+        };
+        writeln!(std::io::stdout(), "{id}  {line}")?;
+    }
+    Ok(code)
+}
+
+async fn said(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
+    let answer = request.send().await.map_err(reqwest::Error::without_url)?;
+    let (status, text) = (answer.status(), answer.text().await?);
+    if status.is_success() {
+        return Ok(text);
+    }
+    let body: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    bail!("{status}: {}", body["message"].as_str().unwrap_or("no reason given"))
+}
+
+/// The instances' names and URLs.
+async fn places(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, String)>> {
+    let base = settings.registry_url.trim_end_matches('/');
+    if settings.service == REGISTRY {
+        return Ok(vec![(REGISTRY.to_owned(), base.to_owned())]);
+    }
+    let registry = RegistryClient::new(base, settings.registration_secret.expose())?;
+    let known = registry.list(Some(&settings.service)).await.context("the registry")?.instances;
+    let wanted =
+        |instance: &Instance| settings.instance.as_ref().is_none_or(|id| *id == instance.id);
+    let places: Vec<_> = known
+        .iter()
+        .filter(|instance| wanted(instance))
+        .map(|instance| (instance.id.clone(), operators_url(instance)))
+        .collect();
+    if places.is_empty() {
+        bail!("the registry at {base} knows no such instance of {}", settings.service);
+    }
+    Ok(places)
+}
+
+/// Where an instance is asked what clients may not ask: a gateway has a listener of its own for it.
+fn operators_url(instance: &Instance) -> String {
+    match instance.metadata.get(ADMIN_ADDRESS) {
+        Some(admin) => format!("http://{admin}"),
+        None => instance.base_url(),
+    }
+}

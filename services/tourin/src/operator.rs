@@ -1,0 +1,153 @@
+//! What the all-in-one shows to whoever runs it, on a listener of its own: the traces that it keeps
+//! where no collector takes them, and each part's metrics, whose own listeners have a new port at
+//! every start.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use clap::Args;
+use http::{HeaderValue, StatusCode, header};
+use tokio::net::TcpListener;
+use tourin_chassis::http::{ApiError, HttpLimits, bind, serve};
+use tourin_chassis::shutdown::Shutdown;
+use tourin_chassis::telemetry::TraceSettings;
+use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
+
+/// What a part gets to answer with its metrics, in milliseconds.
+const METRICS_TIMEOUT_MS: u64 = 2_000;
+/// What open requests get at the stop, in milliseconds.
+const DRAIN_TIMEOUT_MS: u64 = 200;
+
+/// The listener for operators, and what is kept for them.
+#[derive(Debug, Clone, Args)]
+pub struct OperatorSettings {
+    /// Where traces and metrics are shown, in the clear and to whoever reaches it; port 0 takes a
+    /// free one, which the start names
+    #[arg(
+        long,
+        env = "TOURIN_OPERATOR_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:0"
+    )]
+    pub operator_listen: SocketAddr,
+    /// Spans of the last traces that are kept in memory where no collector is configured
+    /// (--zipkin-url, --otlp-url); 0 keeps none
+    #[arg(long, env = "TOURIN_TRACE_MEMORY_SPANS", value_name = "COUNT", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    pub trace_memory_spans: u32,
+    /// Bytes that those spans take at most; the oldest traces go first
+    #[arg(long, env = "TOURIN_TRACE_MEMORY_BYTES", value_name = "BYTES", default_value_t = 32 << 20, value_parser = clap::value_parser!(u32).range(65_536..))]
+    pub trace_memory_bytes: u32,
+}
+
+impl Default for OperatorSettings {
+    fn default() -> Self {
+        Self {
+            operator_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            trace_memory_spans: 20_000,
+            trace_memory_bytes: 32 << 20,
+        }
+    }
+}
+
+impl OperatorSettings {
+    /// Where traces are kept in memory; `None` where a collector takes them or none are wanted.
+    pub fn trace_store(&self, traces: &TraceSettings) -> Option<MemoryStore> {
+        if traces.has_collector() || self.trace_memory_spans == 0 {
+            return None;
+        }
+        Some(MemoryStore::new(MemoryLimits {
+            spans: self.trace_memory_spans as usize,
+            bytes: self.trace_memory_bytes as usize,
+        }))
+    }
+}
+
+/// The operators' listener, bound.
+#[derive(Debug)]
+pub(crate) struct Operator {
+    listener: TcpListener,
+    pub addr: SocketAddr,
+    router: Router,
+}
+
+/// A part of the mesh and where it answers `/metrics`.
+pub(crate) type PartAddress = (String, SocketAddr);
+
+impl Operator {
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn build(
+        settings: &OperatorSettings,
+        traces: Option<&MemoryStore>,
+        parts: Vec<PartAddress>,
+    ) -> anyhow::Result<Self> {
+        let listener = bind(settings.operator_listen).await?;
+        let addr = listener.local_addr()?;
+        let limit = Duration::from_millis(METRICS_TIMEOUT_MS);
+        let client = reqwest::Client::builder().no_proxy().timeout(limit).build()?;
+        let metrics = Router::new()
+            .route("/metrics", get(list))
+            .route("/metrics/{part}", get(metrics))
+            .with_state(Parts { client, addresses: parts.into() });
+        let router = match traces {
+            Some(store) => store.router().merge(metrics),
+            None => metrics.fallback(|| async { ApiError::not_found("no such path") }),
+        };
+        Ok(Self { listener, addr, router })
+    }
+
+    /// Serves until `stop`.
+    ///
+    /// # Errors
+    /// When the listener fails for good.
+    pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
+        let drain = Duration::from_millis(DRAIN_TIMEOUT_MS);
+        serve(self.listener, self.router, &HttpLimits::default(), stop, drain).await?;
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Parts {
+    client: reqwest::Client,
+    addresses: Arc<[PartAddress]>,
+}
+
+impl Parts {
+    fn paths(&self) -> String {
+        self.addresses.iter().map(|(part, _)| format!("/metrics/{part}\n")).collect()
+    }
+}
+
+async fn list(State(parts): State<Parts>) -> String {
+    parts.paths()
+}
+
+/// A part's metrics as it gives them.
+async fn metrics(State(parts): State<Parts>, Path(part): Path<String>) -> Response {
+    let Some((_, address)) = parts.addresses.iter().find(|(known, _)| *known == part) else {
+        let known = parts.paths().replace('\n', " ");
+        return ApiError::not_found(format!("there are {}", known.trim_end())).into_response();
+    };
+    let asked = async {
+        let answer = parts.client.get(format!("http://{address}/metrics")).send().await?;
+        let answer = answer.error_for_status()?;
+        let kind = answer.headers().get(header::CONTENT_TYPE).cloned();
+        let kind = kind.unwrap_or(HeaderValue::from_static("text/plain"));
+        reqwest::Result::Ok(([(header::CONTENT_TYPE, kind)], answer.text().await?))
+    };
+    match asked.await {
+        Ok(answer) => answer.into_response(),
+        Err(error) => {
+            tracing::warn!(part, %error, "cannot read the metrics");
+            (StatusCode::BAD_GATEWAY, "the part does not answer\n").into_response()
+        }
+    }
+}

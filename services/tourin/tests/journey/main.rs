@@ -1,0 +1,120 @@
+//! One trace through the embedded mesh, read back from what `tourin up` keeps in memory, by its API
+//! and by its page in a real browser.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(dead_code, reason = "a part of what the scenarios share is used here")]
+
+#[path = "../scenarios/corner.rs"]
+mod corner;
+#[path = "../scenarios/process.rs"]
+mod process;
+mod read_back;
+#[path = "../scenarios/world.rs"]
+mod world;
+
+use std::process::Command;
+
+use crate::process::{Process, command};
+use crate::read_back::{Engines, Journey, Zipkin, check};
+use crate::world::World;
+
+/// `tourin up`, and where it says that things are.
+struct Up {
+    process: Process,
+    url: String,
+    operator: String,
+}
+
+impl Up {
+    fn start() -> Self {
+        let mut up = command("tourin");
+        up.args(["up", "--ephemeral", "--listen", "127.0.0.1:0", "--log", "info,sqlx=warn"]);
+        let process = Process::start(up);
+        let last_word = |line: String| line.split_whitespace().last().unwrap().to_owned();
+        let url = last_word(process.wait_for_line("  URL"));
+        let operator = last_word(process.wait_for_line("  traces"));
+        Self { process, url, operator }
+    }
+}
+
+const EMBEDDED: Engines<'static> =
+    Engines { broker: "tourin", of_core: "sqlite", of_recommendation: &["sqlite"] };
+
+#[tokio::test]
+async fn a_bookmark_is_one_trace_to_the_trend() {
+    let up = Up::start();
+    let journey = Journey::play(&World::at(up.url.clone())).await;
+    check(&Zipkin::at(&up.operator), &journey, &EMBEDDED).await;
+}
+
+#[tokio::test]
+async fn the_waterfall_is_shown_in_a_browser() {
+    let python = std::env::var("TOURIN_BROWSER_PYTHON").unwrap_or_default();
+    assert!(
+        !python.is_empty(),
+        "TOURIN_BROWSER_PYTHON is not set: run it by `deploy/testbed.sh run -- cargo test -p tourin`"
+    );
+    let up = Up::start();
+    let world = World::at(up.url.clone());
+    let journey = Journey::play(&world).await;
+    check(&Zipkin::at(&up.operator), &journey, &EMBEDDED).await;
+    world.get("/api/nothing").await.expect_error(404);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/traces_page.py");
+    let shown = Command::new(python).arg(script).arg(&up.operator).output().unwrap();
+    let said = [shown.stdout, shown.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(shown.status.success(), "{said:?}");
+}
+
+#[tokio::test]
+async fn every_part_shows_its_metrics() {
+    let up = Up::start();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let text = async |path: &str| {
+        let answer = client.get(format!("{}{path}", up.operator)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (_, list) = text("/metrics").await;
+    assert_eq!(
+        list.lines().collect::<Vec<_>>(),
+        ["/metrics/gateway", "/metrics/registry", "/metrics/core", "/metrics/recommendation-1"]
+    );
+    for path in list.lines() {
+        let (status, metrics) = text(path).await;
+        assert_eq!(status, 200, "{path}");
+        assert!(metrics.contains("tourin_panics_total 0"), "{path}: {metrics}");
+    }
+    let (_, registry) = text("/metrics/registry").await;
+    let core = r#"tourin_registry_instances{service="core",status="up"} 1"#;
+    assert!(registry.contains(core), "{registry}");
+    assert_eq!(text("/metrics/nobody").await.0, 404);
+    drop(up.process);
+}
+
+#[tokio::test]
+async fn the_log_is_changed_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let mut up = command("tourin");
+    up.args(["up", "--listen", "127.0.0.1:0", "--data-dir", data, "--no-demo", "--log", "warn"]);
+    let process = Process::start(up);
+    process.wait_for_line("Ctrl-C");
+    let mesh = folder.path().join("mesh.toml");
+    let log_level = |arguments: &[&str]| {
+        let mut asked = command("tourin");
+        asked.arg("log-level").args(arguments).arg("--config").arg(&mesh);
+        let output = asked.output().unwrap();
+        let said = [output.stdout, output.stderr];
+        let said = said.map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        (output.status.code(), said)
+    };
+    for service in ["gateway", "registry", "core", "recommendation"] {
+        let (code, said) = log_level(&[service]);
+        assert_eq!(code, Some(0), "{service}: {said}");
+        assert!(said.starts_with(service) && said.contains("warn"), "{said}");
+    }
+    let (code, said) = log_level(&["core", "info,tourin_gateway=debug"]);
+    assert_eq!((code, said.contains("tourin_gateway=debug")), (Some(0), true), "{said}");
+    process.wait_for_line("the log filter was changed");
+    assert_eq!(log_level(&["core", "=="]).0, Some(1));
+    assert_eq!(log_level(&["nobody"]).0, Some(2));
+}

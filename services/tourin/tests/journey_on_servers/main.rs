@@ -1,0 +1,59 @@
+//! One trace through the mesh on real servers, read back from a real Zipkin; where the test bed could
+//! not fetch one, from a collector of the test's own. The run says which.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(dead_code, reason = "a part of what the scenarios share is used here")]
+
+#[path = "../scenarios_on_servers/corner.rs"]
+mod corner;
+#[path = "../journey/read_back.rs"]
+mod read_back;
+#[path = "../scenarios/world.rs"]
+mod world;
+
+use std::io::Write as _;
+
+use tourin_chassis::config::{LogFormat, LogSettings};
+use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
+use tourin_chassis::telemetry::{self, TelemetrySettings, TraceSettings};
+
+use crate::read_back::{Engines, Journey, Zipkin, check};
+use crate::world::World;
+
+/// A Zipkin that takes spans and gives them back.
+async fn collector() -> String {
+    let given = std::env::var("TOURIN_ZIPKIN_URL").ok().filter(|url| !url.trim().is_empty());
+    let (url, said) = match given {
+        Some(url) => (url, "the Zipkin server"),
+        None => {
+            let store = MemoryStore::new(MemoryLimits::default());
+            let router = store.router().merge(store.collector());
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            tokio::spawn(axum::serve(listener, router).into_future());
+            (url, "a collector of this test's own")
+        }
+    };
+    // Not by a macro: the harness would keep that to itself.
+    let mut uncaptured = std::io::stderr().lock();
+    writeln!(uncaptured, "traces go to and are read from {said} at {url}").unwrap();
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bookmark_is_one_trace_to_the_trend() {
+    let url = collector().await;
+    let traces = TraceSettings {
+        zipkin_url: Some(url.clone()),
+        trace_ratio: Some(1.0),
+        trace_flush_interval_ms: 100,
+        ..TraceSettings::default()
+    };
+    let log = LogSettings { log_format: LogFormat::Text, log: "warn".to_owned() };
+    telemetry::init(TelemetrySettings { log, traces }).unwrap();
+    let world = World::start().await;
+    let journey = Journey::play(&world).await;
+    let engines =
+        Engines { broker: "rabbitmq", of_core: "mysql", of_recommendation: &["redis", "mongodb"] };
+    check(&Zipkin::at(&url), &journey, &engines).await;
+}

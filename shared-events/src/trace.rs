@@ -1,0 +1,260 @@
+//! The trace of an event.
+//!
+//! An event is part of the trace in which its change was made:
+//!
+//! | where | what |
+//! |---|---|
+//! | appending to the outbox | the row's headers keep the context that is current then |
+//! | the relay | a producer span below that, from the first attempt until the bus has confirmed it or it is given up; the event goes out with this span's context |
+//! | a consumer | a consumer span below the producer's for each attempt, until its outcome is settled |
+//! | a dead letter and its replay | keep the producer's context: the next attempts are part of the same trace |
+//! | commands, requests, answers | a producer span below what is current, or what their headers carry |
+//!
+//! Only OpenTelemetry's API is used: which formats headers have, what is sampled and where spans go is up to whoever
+//! sets the process's tracer and propagator. Without any, headers pass as they are.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, Tracer as _};
+use opentelemetry::{Context, ContextGuard, KeyValue, Value, global};
+
+use crate::bus::{Carrier, PublishError, Publisher};
+use crate::events::Outgoing;
+
+/// OpenTelemetry's names, and three of Tourin's, of what spans of events say.
+mod names {
+    pub(super) const SYSTEM: &str = "messaging.system";
+    pub(super) const OPERATION: &str = "messaging.operation.name";
+    pub(super) const DESTINATION: &str = "messaging.destination.name";
+    pub(super) const MESSAGE_ID: &str = "messaging.message.id";
+    pub(super) const ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_key";
+    pub(super) const PEER: &str = "peer.service";
+    pub(super) const ATTEMPT: &str = "tourin.attempt";
+    pub(super) const OUTCOME: &str = "tourin.outcome";
+    pub(super) const ERROR: &str = "error.type";
+}
+
+/// An event's headers: the transport's metadata.
+type Headers = BTreeMap<String, String>;
+
+struct Reading<'a>(&'a Headers);
+
+impl Extractor for Reading<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+}
+
+struct Writing<'a>(&'a mut Headers);
+
+impl Injector for Writing<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        self.0.insert(key.to_owned(), value);
+    }
+}
+
+/// The current context as headers, for an event that is recorded later than what it tells of; empty when nothing is
+/// being traced.
+pub fn current() -> BTreeMap<String, String> {
+    let mut headers = Headers::new();
+    inject(&Context::current(), &mut headers);
+    headers
+}
+
+/// An event's headers with the current context, unless they have one.
+pub(crate) fn with_current(headers: &Headers) -> Cow<'_, Headers> {
+    let context = Context::current();
+    if !context.span().span_context().is_valid() || is_in(headers) {
+        return Cow::Borrowed(headers);
+    }
+    let mut headers = headers.clone();
+    inject(&context, &mut headers);
+    Cow::Owned(headers)
+}
+
+/// Whether headers carry a context, in whichever of the process's formats.
+fn is_in(headers: &Headers) -> bool {
+    global::get_text_map_propagator(|format| format.fields().any(|name| headers.contains_key(name)))
+}
+
+/// The current context with what the headers carry; the current one when they carry nothing.
+pub(crate) fn extract(headers: &Headers) -> Context {
+    global::get_text_map_propagator(|format| format.extract(&Reading(headers)))
+}
+
+/// Puts a context in the place of whatever the headers have.
+fn inject(context: &Context, headers: &mut Headers) {
+    if !context.span().span_context().is_valid() {
+        return;
+    }
+    global::get_text_map_propagator(|format| {
+        for name in format.fields() {
+            headers.remove(name);
+        }
+        format.inject_context(context, &mut Writing(headers));
+    });
+}
+
+/// A span of an event, which ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct EventSpan {
+    context: Context,
+    recording: bool,
+}
+
+impl EventSpan {
+    fn start(parent: &Context, kind: SpanKind, operation: &'static str, at: &str) -> Self {
+        let tracer = global::tracer("tourin");
+        let builder = tracer.span_builder(operation).with_kind(kind);
+        let span = builder.start_with_context(&tracer, parent);
+        let recording = opentelemetry::trace::Span::is_recording(&span);
+        let this = Self { context: parent.with_span(span), recording };
+        if recording {
+            this.context.span().update_name(format!("{operation} {at}"));
+            this.set(names::OPERATION, operation);
+            this.set(names::DESTINATION, at.to_owned());
+        }
+        this
+    }
+
+    /// An event on its way out, below the context that its headers carry.
+    pub(crate) fn producer(event: &Outgoing, carrier: Carrier) -> Self {
+        Self::producer_below(&extract(&event.headers), event, carrier)
+    }
+
+    /// The same below a context that is known.
+    pub(crate) fn producer_below(parent: &Context, event: &Outgoing, carrier: Carrier) -> Self {
+        let span = Self::start(parent, SpanKind::Producer, "send", &event.exchange);
+        span.describe(carrier, &event.routing_key);
+        span.identify(&event.envelope.id);
+        span
+    }
+
+    /// A delivery's attempt, from 1, by the consumer of `queue`.
+    pub(crate) fn consumer(
+        headers: &Headers,
+        carrier: Carrier,
+        queue: &str,
+        routing_key: &str,
+        attempt: u32,
+    ) -> Self {
+        let span = Self::start(&extract(headers), SpanKind::Consumer, "process", queue);
+        span.describe(carrier, routing_key);
+        span.set(names::ATTEMPT, i64::from(attempt));
+        span
+    }
+
+    fn describe(&self, carrier: Carrier, routing_key: &str) {
+        if self.recording {
+            self.set(names::SYSTEM, carrier.system);
+            self.set(names::PEER, carrier.peer);
+            self.set(names::ROUTING_KEY, routing_key.to_owned());
+        }
+    }
+
+    /// Which event it is.
+    pub(crate) fn identify(&self, event: &uuid::Uuid) {
+        if self.recording {
+            self.set(names::MESSAGE_ID, event.to_string());
+        }
+    }
+
+    fn set(&self, name: &'static str, value: impl Into<Value>) {
+        if self.recording {
+            self.context.span().set_attribute(KeyValue::new(name, value));
+        }
+    }
+
+    /// What became of it, in a fixed word.
+    pub(crate) fn outcome(&self, outcome: &'static str) {
+        self.set(names::OUTCOME, outcome);
+    }
+
+    /// It failed: a class of failure, never a message, which may quote data.
+    pub(crate) fn fail(&self, class: &'static str) {
+        if self.recording {
+            self.set(names::ERROR, class);
+            self.context.span().set_status(Status::error(class));
+        }
+    }
+
+    /// Something happened, with a fact.
+    pub(crate) fn annotate(&self, event: &'static str, fact: &'static str, value: impl ToString) {
+        if self.recording {
+            let fact = KeyValue::new(fact, value.to_string());
+            self.context.span().add_event(event, vec![fact]);
+        }
+    }
+
+    /// It goes again after this while, for a reason in a fixed word.
+    pub(crate) fn retry(&self, reason: &'static str, after: Duration) {
+        if self.recording {
+            let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
+            let facts = vec![KeyValue::new("reason", reason), KeyValue::new("after_ms", after)];
+            self.context.span().add_event("retry", facts);
+        }
+    }
+
+    /// For what happens within it.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Makes it current on this thread for a stretch of code without an await, such as a log line.
+    pub(crate) fn enter(&self) -> ContextGuard {
+        self.context.clone().attach()
+    }
+
+    /// Has the event carry this span to whoever receives it.
+    pub(crate) fn carry(&self, event: &mut Outgoing) {
+        inject(&self.context, &mut event.headers);
+    }
+}
+
+impl Drop for EventSpan {
+    fn drop(&mut self) {
+        // Not left to the context's last clone: what it started may outlive it.
+        if self.recording {
+            self.context.span().end();
+        }
+    }
+}
+
+/// The class of a failed publish.
+pub(crate) fn class_of(error: &PublishError) -> &'static str {
+    match error {
+        PublishError::Unroutable => "unroutable",
+        PublishError::Rejected(_) => "rejected",
+        PublishError::Invalid(_) => "invalid",
+        PublishError::Unavailable(_) => "unavailable",
+    }
+}
+
+/// Publishes one event that waits in no outbox, within a producer span below `parent`.
+pub(crate) async fn send_below(
+    parent: &Context,
+    publisher: &dyn Publisher,
+    mut event: Outgoing,
+) -> Result<(), PublishError> {
+    let span = EventSpan::producer_below(parent, &event, publisher.carrier());
+    span.carry(&mut event);
+    let missing = || Err(PublishError::Unavailable("the bus gave no result".to_owned()));
+    let results = publisher.publish(vec![event]).await;
+    let result = results.into_iter().next().unwrap_or_else(missing);
+    if let Err(error) = &result {
+        span.fail(class_of(error));
+    }
+    result
+}
+
+/// The same below what the event's headers carry, or what is current.
+pub(crate) async fn send(publisher: &dyn Publisher, event: Outgoing) -> Result<(), PublishError> {
+    send_below(&extract(&event.headers), publisher, event).await
+}
