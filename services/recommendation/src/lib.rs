@@ -58,7 +58,7 @@ use crate::app::resync::Resync;
 use crate::background::ReplicaKeeper;
 use crate::consumers::QueueConsumer;
 use crate::domain::content::ContentRules;
-use crate::servers::{Pace, ServerStats};
+use crate::servers::{Pace, Prepared, Server, ServerStats};
 use crate::store::Failure;
 use crate::upstream::core::CoreClient;
 
@@ -205,11 +205,11 @@ impl Recommendation {
                 tasks.shutdown().token(),
             ),
         );
-        self.watch_servers(&tasks, &health);
+        let documents = self.watch_servers(&tasks, &health);
         let recommender = self.recommender();
         self.measure(&metrics, &tasks, &recommender, bus.as_ref());
-        self.consume(subscriber, &tasks, &health);
-        self.keep_replica(core, directory, feed, service, &tasks, &health);
+        self.consume(subscriber, &documents, &tasks, &health);
+        self.keep_replica(core, directory, (feed, documents), service, &tasks, &health);
 
         let limits = HttpLimits::default();
         let router = observed_router(
@@ -316,17 +316,28 @@ impl Recommendation {
         tasks.spawn("dead letter gauge", gauge.run(tasks.shutdown().token()));
     }
 
-    /// Waits for the servers of stores and watches them.
-    fn watch_servers(&self, tasks: &Tasks, health: &Health) {
-        for server in [&self.stores.trend_server, &self.stores.document_server] {
-            let Some(server) = server else { continue };
+    /// Waits for the servers of stores and watches them. Returns whether that of documents is prepared.
+    fn watch_servers(&self, tasks: &Tasks, health: &Health) -> Prepared {
+        let watch = |server: &Option<Arc<dyn Server>>| {
+            let Some(server) = server else { return Prepared::already() };
             let (ready, token) = (health.register(server.name()), tasks.shutdown().token());
-            let watching = servers::watch_over(Arc::clone(server), ready, Pace::default(), token);
+            let (sender, prepared) = Prepared::later();
+            let pace = Pace::default();
+            let watching = servers::watch_over(Arc::clone(server), ready, sender, pace, token);
             tasks.spawn(server.name(), watching);
-        }
+            prepared
+        };
+        watch(&self.stores.trend_server);
+        watch(&self.stores.document_server)
     }
 
-    fn consume(&mut self, subscriber: Arc<dyn Subscriber>, tasks: &Tasks, health: &Health) {
+    fn consume(
+        &mut self,
+        subscriber: Arc<dyn Subscriber>,
+        documents: &Prepared,
+        tasks: &Tasks,
+        health: &Health,
+    ) {
         for consumer in std::mem::take(&mut self.consumers) {
             let queue = consumer.queue;
             let running = consumer.run(
@@ -335,7 +346,9 @@ impl Recommendation {
                 health.register(queue),
                 tasks.shutdown().token(),
             );
-            tasks.spawn(queue, running);
+            let prepared =
+                if queue == consumers::TREND { Prepared::already() } else { documents.clone() };
+            tasks.spawn(queue, prepared.then(running, tasks.shutdown().token()));
         }
         let token = tasks.shutdown().token();
         tasks.spawn("pruning", background::prune(self.ingest.clone(), token));
@@ -345,7 +358,7 @@ impl Recommendation {
         &self,
         core: Arc<CoreClient>,
         directory: Directory,
-        feed: Option<Arc<FeedStats>>,
+        (feed, documents): (Option<Arc<FeedStats>>, Prepared),
         service: &Service,
         tasks: &Tasks,
         health: &Health,
@@ -360,7 +373,8 @@ impl Recommendation {
             feed,
             service: service.clone(),
         };
-        tasks.spawn("replica keeper", keeper.run(tasks.shutdown().token()));
+        let token = tasks.shutdown().token();
+        tasks.spawn("replica keeper", documents.then(keeper.run(token.clone()), token));
     }
 
     fn recommender(&self) -> Recommender {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::health::Dependency;
 use tourin_shared_events::backoff::Backoff;
@@ -75,21 +76,58 @@ impl ServerStats {
     }
 }
 
-/// Waits for a server, then watches it, until `stop`; `ready` says what it sees. A server that comes
-/// back is prepared anew: it may have come back empty.
+/// Whether a server has been prepared, once at least.
+#[derive(Debug, Clone)]
+pub struct Prepared(watch::Receiver<bool>);
+
+impl Prepared {
+    /// For stores that live on no server.
+    pub fn already() -> Self {
+        Self(watch::channel(true).1)
+    }
+
+    /// Not yet, and what says so when it is.
+    pub fn later() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Runs what writes much to the server once it is prepared, so that no index is built while
+    /// documents arrive; or nothing, when `stop` comes before.
+    pub async fn then(mut self, work: impl Future<Output = ()>, stop: CancellationToken) {
+        let is_prepared = async {
+            if self.0.wait_for(|prepared| *prepared).await.is_err() {
+                // Nobody prepares it any more: the service stops.
+                std::future::pending::<()>().await;
+            }
+        };
+        if stop.run_until_cancelled(is_prepared).await.is_some() {
+            work.await;
+        }
+    }
+}
+
+/// Waits for a server, then watches it, until `stop`; `ready` and `prepared` say what it sees. A
+/// server that comes back is prepared anew: it may have come back empty.
 pub async fn watch_over(
     server: Arc<dyn Server>,
     ready: Dependency,
+    prepared: watch::Sender<bool>,
     pace: Pace,
     stop: CancellationToken,
 ) {
     tokio::select! {
-        () = follow(server.as_ref(), &ready, pace) => {}
+        () = follow(server.as_ref(), &ready, &prepared, pace) => {}
         () = stop.cancelled() => {}
     }
 }
 
-async fn follow(server: &dyn Server, ready: &Dependency, pace: Pace) {
+async fn follow(
+    server: &dyn Server,
+    ready: &Dependency,
+    prepared: &watch::Sender<bool>,
+    pace: Pace,
+) {
     let (name, address) = (server.name(), server.address());
     let mut failures: u32 = 0;
     let mut is_present = false;
@@ -101,6 +139,7 @@ async fn follow(server: &dyn Server, ready: &Dependency, pace: Pace) {
                 if !is_present {
                     tracing::info!(server = name, address, "server is there");
                     ready.set_ready();
+                    prepared.send_replace(true);
                     is_present = true;
                 }
             }
@@ -183,7 +222,11 @@ mod tests {
             check_interval: wait,
             reconnect: Backoff { base: wait, max: wait, jitter: 0.0 },
         };
-        let watcher = tokio::spawn(watch_over(fake.clone(), ready, pace, stop.clone()));
+        let (sender, prepared) = Prepared::later();
+        let (began, has_begun) = tokio::sync::oneshot::channel();
+        let work = async { began.send(()).unwrap() };
+        let working = tokio::spawn(prepared.then(work, stop.clone()));
+        let watcher = tokio::spawn(watch_over(fake.clone(), ready, sender, pace, stop.clone()));
         let unready = "waiting for fake at there:1: out of reach: connection refused";
         let reason = async |expected: Option<&str>| {
             let end = tokio::time::Instant::now() + Duration::from_secs(10);
@@ -194,8 +237,10 @@ mod tests {
         };
 
         reason(Some(unready)).await;
+        assert!(!working.is_finished(), "not before the server is prepared");
         fake.answers.store(true, Ordering::SeqCst);
         reason(None).await;
+        has_begun.await.unwrap();
 
         fake.answers.store(false, Ordering::SeqCst);
         reason(Some(unready)).await;

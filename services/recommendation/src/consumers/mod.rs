@@ -80,7 +80,7 @@ pub struct QueueConsumer {
     handler: Arc<dyn Handler>,
 }
 
-const TREND: &str = "recommendation.trend";
+pub(crate) const TREND: &str = "recommendation.trend";
 const HISTORY: &str = "recommendation.history";
 const SPOTS: &str = "recommendation.spots";
 
