@@ -141,6 +141,8 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     eventually(async || bus.publish(vec![view("a", 2)]).await.remove(0)).await;
     println!("publishing again {:?} after the broker's return", back.elapsed());
     assert!(back.elapsed() < Duration::from_secs(5));
+    // Publishing has a connection of its own, which may be the first to be back.
+    assert!(soon(bus.wait_until_connected(true)).await);
     delivery.settle(Settlement::Ack).await.unwrap();
     let delivery = soon(deliveries.next()).await.unwrap();
     assert_eq!(who_and_what(&delivery).1, "2");

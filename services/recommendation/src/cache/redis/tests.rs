@@ -171,7 +171,9 @@ async fn events_at_once_share_round_trips() {
     assert!(outcomes.into_iter().all(|counted| counted.unwrap() == Counted::Applied));
     let round_trips = server.stats().commands() - before;
     println!("1,000 events: {round_trips} round trips");
-    assert!(round_trips <= 6, "{round_trips}");
+    // tokio lets a task go on for 128 steps at a time: as many events are a group, if the server is
+    // done with the group before by then. A slower one makes them larger.
+    assert!(round_trips <= 10, "{round_trips}");
 
     // The like of each other in one group count once, and each of them is known afterwards.
     let twice = [view("somebody", 0), view("somebody", 1)];
