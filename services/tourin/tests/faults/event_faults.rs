@@ -244,7 +244,10 @@ async fn a_malformed_event_ends_in_the_dead_letters() {
         stranger.publish(BOOKMARK, body.as_bytes(), keyed("nobody")).await;
         for letter in stranger.given_up(&mark).await {
             assert!(letter.reason.contains("not an event envelope"), "{letter:?}");
-            assert_eq!((letter.event_id, letter.attempts), (None, 1), "{letter:?}");
+            assert_eq!(letter.event_id, None, "{letter:?}");
+            // It is not tried again; but the broker counts a delivery, too, that a replica gave back
+            // unopened when another took its shard.
+            assert!(letter.attempts <= 2, "{letter:?}");
             assert_eq!(letter.body, body.as_bytes());
         }
         scene.recovers().await;
