@@ -31,13 +31,9 @@ pub struct LogSettings {
     /// How log lines look
     #[arg(long, env = "TOURIN_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-    /// What is logged: a level, or `target=level` pairs separated by commas
-    #[arg(
-        long,
-        env = "TOURIN_LOG",
-        value_name = "FILTER",
-        default_value = "info,pingora=error,pingora_core=error,pingora_proxy=off,sqlx=warn"
-    )]
+    /// What is logged: a level, or `target=level` pairs separated by commas. Of libraries no more
+    /// than `info`, and less of those that would show whole requests and messages
+    #[arg(long, env = "TOURIN_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 }
 

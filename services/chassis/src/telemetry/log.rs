@@ -9,8 +9,9 @@ use chrono::{SecondsFormat, Utc};
 use opentelemetry::Context;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::ParseError;
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::layer::SubscriberExt;
@@ -21,8 +22,19 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 use super::span::{Origin, current_trace_id};
 use crate::config::{LogFormat, LogSettings};
 
-/// What nobody's filter may switch on: it would log whole messages, which are about people.
-const NEVER: &str = "lapin::returned_messages=off";
+/// What libraries may log at most, whatever the filter says: beyond it are whole requests, answers and
+/// messages, with people's tokens and words in them. The first that a target begins with counts.
+const BOUNDS: [(&str, LevelFilter); 4] = [
+    // "Fail to proxy" repeats what came in.
+    ("pingora_proxy", LevelFilter::OFF),
+    ("pingora", LevelFilter::ERROR),
+    ("lapin::returned_messages", LevelFilter::OFF),
+    ("sqlx", LevelFilter::WARN),
+];
+/// The bound of other libraries.
+const BOUND: LevelFilter = LevelFilter::INFO;
+/// Our programs' own crates, besides those whose name begins with `tourin`.
+const OURS: [&str; 4] = ["gateway", "core", "recommendation", "registry"];
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
@@ -35,7 +47,7 @@ pub(super) fn init(settings: &LogSettings) -> Result<(), String> {
         .with_writer(std::io::stderr)
         // Colours are for a person's terminal, not for a file or a pipe.
         .with_ansi(std::io::stderr().is_terminal());
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_within_bounds));
     // An error here means only that a subscriber is installed already.
     let installed = match settings.log_format {
         LogFormat::Text => registry.with(lines.event_format(TextLine)).try_init(),
@@ -48,9 +60,18 @@ pub(super) fn init(settings: &LogSettings) -> Result<(), String> {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, String> {
-    let never = NEVER.parse().map_err(|error: ParseError| error.to_string())?;
-    let filter = EnvFilter::builder().parse(filter).map_err(|error| error.to_string())?;
-    Ok(filter.add_directive(never))
+    EnvFilter::builder().parse(filter).map_err(|error| error.to_string())
+}
+
+fn is_within_bounds(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    let root = target.split("::").next().unwrap_or(target);
+    // What comes by the `log` crate is asked for by its own target before it goes by this one.
+    if root.starts_with("tourin") || root == "log" || OURS.contains(&root) {
+        return true;
+    }
+    let bound = BOUNDS.iter().find(|(name, _)| target.starts_with(name));
+    *metadata.level() <= bound.map_or(BOUND, |(_, bound)| *bound)
 }
 
 /// What is logged now; `None` before [`super::init`].
@@ -281,10 +302,31 @@ mod tests {
 
     #[test]
     fn no_filter_lets_whole_messages_into_the_log() {
-        for text in ["warn", "trace", "lapin::returned_messages=warn", "info,lapin=debug"] {
-            let filter = parse(text).unwrap().to_string();
-            assert!(filter.contains(NEVER), "{text}: {filter}");
-            assert!(!filter.contains("lapin::returned_messages=warn"), "{text}: {filter}");
+        for filter in ["trace", "debug,pingora_core::protocols=trace,lapin=trace"] {
+            let captured = Captured::default();
+            let writer = captured.clone();
+            let lines = tracing_subscriber::fmt::layer()
+                .with_writer(move || writer.clone())
+                .event_format(TextLine);
+            let subscriber = tracing_subscriber::registry()
+                .with(parse(filter).unwrap())
+                .with(filter_fn(is_within_bounds))
+                .with(lines);
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::error!(target: "pingora_proxy", "whole");
+                tracing::warn!(target: "pingora_core::protocols::http", "whole");
+                tracing::error!(target: "lapin::returned_messages", "whole");
+                tracing::info!(target: "sqlx::query", "whole");
+                tracing::debug!(target: "lapin::frames", "whole");
+                tracing::error!(target: "pingora_core::server", "theirs");
+                tracing::info!(target: "lapin::connection", "theirs");
+                tracing::debug!(target: "tourin_core::http", "ours");
+                tracing::debug!(target: "gateway", "ours");
+            });
+            let text = captured.text();
+            assert!(!text.contains("whole"), "{filter}: {text}");
+            assert_eq!(text.matches("theirs").count(), 2, "{filter}: {text}");
+            assert_eq!(text.matches("ours").count(), 2, "{filter}: {text}");
         }
     }
 
