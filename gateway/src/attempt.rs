@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, Method};
 use pingora::{Error, ErrorSource, ErrorType};
-use tourin_chassis::telemetry::{HttpCall, Span};
+use tourin_chassis::telemetry::{HttpCall, Span, Text};
 use tourin_registry_api::Instance;
 
 use crate::metrics::{TryOutcome, UpstreamMetrics};
@@ -31,14 +31,12 @@ impl Attempt {
     ) -> Self {
         let span = request.http_client(&HttpCall {
             method,
-            route: &route.template,
-            service: &route.service,
+            route: Text::from(&route.template),
+            service: Text::from(&route.service),
+            instance: Some(&instance.id),
             address: Some(instance.address),
             resend_count: u32::try_from(number.saturating_sub(1)).unwrap_or(u32::MAX),
         });
-        if span.is_recording() {
-            span.set_instance(&instance.id);
-        }
         Self { span, began: Instant::now(), counts, settled: false }
     }
 

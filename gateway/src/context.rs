@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderValue;
 use pingora::http::RequestHeader;
 use tokio::sync::OwnedSemaphorePermit;
-use tourin_chassis::telemetry::{HttpRequest, Service, Span};
+use tourin_chassis::telemetry::{HttpRequest, Service, Span, Text};
 use tourin_registry_api::Instance;
 
 use crate::answers::Answer;
@@ -100,7 +100,7 @@ impl RequestContext {
     pub fn begin(&mut self, service: &Service, header: &RequestHeader) {
         let request = HttpRequest {
             method: &header.method,
-            route: Some(self.route_name()),
+            route: Some(self.template()),
             started: Some(self.started_at),
             // Probes come every few seconds and tell nothing.
             unwatched: self.own_path.is_some_and(|path| path.ends_with('z')),
@@ -122,9 +122,13 @@ impl RequestContext {
 
     /// The template under which the request is logged: no ids, no query.
     pub fn route_name(&self) -> &str {
+        self.template().as_str()
+    }
+
+    fn template(&self) -> Text<'_> {
         match &self.route {
-            Some(route) => &route.template,
-            None => self.own_path.unwrap_or("unmatched"),
+            Some(route) => Text::from(&route.template),
+            None => Text::from(self.own_path.unwrap_or("unmatched")),
         }
     }
 }

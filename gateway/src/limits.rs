@@ -22,7 +22,7 @@ const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// Calls per client address and minute.
 pub struct RateLimits {
-    by_template: HashMap<String, DefaultKeyedRateLimiter<IpAddr>>,
+    by_template: HashMap<Arc<str>, DefaultKeyedRateLimiter<IpAddr>>,
     clock: DefaultClock,
 }
 

@@ -198,7 +198,7 @@ fn add_path(
     routes: &RouteTable,
     paths: &mut Map<String, Value>,
 ) {
-    let Some(route) = routes.find(&sample(&template)).filter(|route| route.service == service)
+    let Some(route) = routes.find(&sample(&template)).filter(|route| *route.service == *service)
     else {
         return; // Not reachable by this way, such as a service's /internal paths.
     };

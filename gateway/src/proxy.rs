@@ -295,7 +295,7 @@ impl ProxyHttp for Proxy {
         }
         // Before the client can have the answer, so that nothing it does next is too early.
         let from_core =
-            ctx.admitted.as_ref().is_some_and(|admitted| admitted.route.service == CORE);
+            ctx.admitted.as_ref().is_some_and(|admitted| *admitted.route.service == *CORE);
         if from_core {
             for ended in response.headers.get_all(SESSION_ENDED_HEADER) {
                 if let Ok(sessions) = ended.to_str() {

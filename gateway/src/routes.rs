@@ -35,9 +35,9 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Route {
     /// The template as written; the name under which requests are logged.
-    pub template: String,
+    pub template: Arc<str>,
     /// The service's name in the registry.
-    pub service: String,
+    pub service: Arc<str>,
     /// Largest request body in bytes, when not the gateway's default.
     pub body_limit_bytes: Option<u64>,
     /// Wait for an answer's first byte, when not the gateway's default.
@@ -195,8 +195,8 @@ impl RouteTable {
             })?),
         };
         let route = Arc::new(Route {
-            template: template.to_owned(),
-            service: raw.service.get_ref().clone(),
+            template: template.into(),
+            service: raw.service.get_ref().as_str().into(),
             body_limit_bytes: raw.body_limit_bytes,
             first_byte_timeout: bounded("first_byte_timeout_ms", &raw.first_byte_timeout_ms)?,
             total_timeout: bounded("total_timeout_ms", &raw.total_timeout_ms)?,
@@ -226,7 +226,7 @@ impl RouteTable {
 
     /// The services that the table names.
     pub fn services(&self) -> BTreeSet<String> {
-        self.iter().map(|route| route.service.clone()).collect()
+        self.iter().map(|route| route.service.to_string()).collect()
     }
 }
 

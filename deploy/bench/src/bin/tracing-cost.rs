@@ -3,9 +3,11 @@
 //! not answer. Run it by `deploy/bench.sh tracing`.
 //!
 //! Each case is a gateway process of its own, all in one mesh. They are loaded one after the other,
-//! in another order each round; what counts is the ratio to the mean of both `off` of the same round, and
-//! how far those two are apart says how much of a ratio is the machine's. Where a process lies in memory makes it faster or slower
-//! by a few percent for as long as it lives, so that each set of rounds has processes of its own.
+//! in another order each round; what counts is the ratio to the mean of both `off` of the same round,
+//! and how far those two are apart says how much of a ratio is the machine's. A round is short, so
+//! that what else the machine does meets all cases of it alike, and there are many. Where a process
+//! lies in memory makes it faster or slower by a few percent for as long as it lives, so that each
+//! set of rounds has processes of its own.
 
 #[path = "tracing_cost/gateway.rs"]
 mod gateway;
@@ -37,10 +39,10 @@ struct Settings {
     #[arg(long, value_name = "N", default_value_t = 5)]
     sets: usize,
     /// Rounds in a set
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 40)]
     rounds: usize,
     /// Milliseconds of load on each gateway in a round
-    #[arg(long, value_name = "MS", default_value_t = 1_000)]
+    #[arg(long, value_name = "MS", default_value_t = 100)]
     load_ms: u64,
     /// Connections that ask at once
     #[arg(long, value_name = "N", default_value_t = 16)]

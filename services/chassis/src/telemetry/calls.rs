@@ -1,10 +1,52 @@
 //! What a span is told about the call that it stands for.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::subject::Subject;
 use http::Method;
+
+use super::subject::Subject;
+
+/// A text that a span keeps. What its owner shares is kept without a copy, which is for what is said
+/// of every request.
+#[derive(Debug, Clone, Copy)]
+pub struct Text<'a>(Source<'a>);
+
+#[derive(Debug, Clone, Copy)]
+enum Source<'a> {
+    Shared(&'a Arc<str>),
+    Borrowed(&'a str),
+}
+
+impl<'a> Text<'a> {
+    /// The text itself.
+    pub fn as_str(self) -> &'a str {
+        match self.0 {
+            Source::Shared(text) => text,
+            Source::Borrowed(text) => text,
+        }
+    }
+
+    fn keep(self) -> Arc<str> {
+        match self.0 {
+            Source::Shared(text) => Arc::clone(text),
+            Source::Borrowed(text) => text.into(),
+        }
+    }
+}
+
+impl<'a> From<&'a Arc<str>> for Text<'a> {
+    fn from(text: &'a Arc<str>) -> Self {
+        Self(Source::Shared(text))
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(Source::Borrowed(text))
+    }
+}
 
 /// A method's name, for spans and labels. One that HTTP does not know is a stranger's text and goes by
 /// `_OTHER`.
@@ -26,8 +68,8 @@ pub fn method_name(method: &Method) -> &'static str {
 pub struct HttpRequest<'a> {
     /// Its method.
     pub method: &'a Method,
-    /// The template of its route; `None` while that is unknown.
-    pub route: Option<&'a str>,
+    /// The template of its route; `None` where it has none.
+    pub route: Option<Text<'a>>,
     /// When it came, if that was before the span is made.
     pub started: Option<SystemTime>,
     /// Whether it joins a caller's trace but starts none: the mesh's own heartbeats and long polls.
@@ -37,7 +79,7 @@ pub struct HttpRequest<'a> {
 impl<'a> HttpRequest<'a> {
     /// A request for `route` that has just come.
     pub fn new(method: &'a Method, route: Option<&'a str>) -> Self {
-        Self { method, route, started: None, unwatched: false }
+        Self { method, route: route.map(Text::from), started: None, unwatched: false }
     }
 }
 
@@ -47,7 +89,7 @@ impl HttpRequest<'_> {
     }
 
     pub(super) fn subject(&self) -> Subject {
-        Subject::Request { method: self.method_name(), route: self.route.map(Box::from) }
+        Subject::Request { method: self.method_name(), route: self.route.map(Text::keep) }
     }
 }
 
@@ -57,9 +99,11 @@ pub struct HttpCall<'a> {
     /// Its method.
     pub method: &'a Method,
     /// The template of its route, without ids.
-    pub route: &'a str,
+    pub route: Text<'a>,
     /// The called service's name in the mesh.
-    pub service: &'a str,
+    pub service: Text<'a>,
+    /// The called instance's id, where one was chosen.
+    pub instance: Option<&'a str>,
     /// The called instance's address.
     pub address: Option<SocketAddr>,
     /// 0 at first, 1 when it is sent again, and so on.
@@ -70,8 +114,9 @@ impl HttpCall<'_> {
     pub(super) fn subject(&self) -> Subject {
         Subject::Call {
             method: method_name(self.method),
-            route: self.route.into(),
-            service: self.service.into(),
+            route: self.route.keep(),
+            service: self.service.keep(),
+            instance: self.instance.map(Box::from),
             address: self.address,
             resend_count: self.resend_count,
         }

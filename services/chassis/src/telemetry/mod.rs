@@ -12,6 +12,7 @@
 mod calls;
 pub mod codec;
 mod export;
+mod finished;
 mod log;
 pub mod memory;
 pub mod names;
@@ -30,8 +31,9 @@ use std::time::Duration;
 
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanLimits};
 
-pub use self::calls::{DbCall, HttpCall, HttpRequest, Message, method_name};
+pub use self::calls::{DbCall, HttpCall, HttpRequest, Message, Text, method_name};
 pub use self::codec::{Codec, Propagation, TRACE_HEADERS};
+use self::export::Collector;
 pub use self::export::ExportCounters;
 pub use self::export::zipkin::{Annotation, Endpoint, ZipkinSpan};
 pub use self::log::{log_filter, set_log_filter};
@@ -121,10 +123,12 @@ impl Pipeline {
         let timeout = Duration::from_millis(settings.trace_export_timeout_ms);
         let mut sinks = Vec::new();
         if let Some(url) = given(&settings.zipkin_url) {
-            sinks.push(export::Sink::Zipkin(export::zipkin::ZipkinExporter::new(url, timeout)?));
+            let collector = Collector::new("zipkin-url", url, "/api/v2/spans", timeout)?;
+            sinks.push(export::Sink::Zipkin(collector));
         }
         if let Some(url) = given(&settings.otlp_url) {
-            sinks.push(export::Sink::Otlp(export::otlp::OtlpExporter::new(url, timeout)?));
+            let collector = Collector::new("otlp-url", url, "/v1/traces", timeout)?;
+            sinks.push(export::Sink::Otlp(collector));
         }
         let ratio = match (settings.trace_ratio, sinks.is_empty(), &memory) {
             (_, true, None) => 0.0,

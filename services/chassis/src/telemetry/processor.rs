@@ -6,6 +6,7 @@
 //! exports nothing, so that such a trace can begin with a span whose parent Zipkin does not have.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,8 +15,10 @@ use opentelemetry::trace::{Span as _, SpanId, Status, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
+use smallvec::SmallVec;
 
 use super::export::Outlet;
+use super::finished::Finished;
 use super::names;
 use super::record::Facts;
 use super::span::Origin;
@@ -57,7 +60,7 @@ impl Keep {
 
 /// A span that has ended: our own record, or of code that knows OpenTelemetry's API alone.
 #[derive(Debug)]
-enum Ended {
+pub(super) enum Ended {
     Recorded(Box<Facts>),
     Foreign(Box<SpanData>),
 }
@@ -94,13 +97,17 @@ impl Ended {
         }
     }
 
-    fn into_data(self) -> SpanData {
+    /// As exporters read it.
+    pub fn finished(&self) -> Finished<'_> {
         match self {
-            Self::Recorded(facts) => facts.into_data(),
-            Self::Foreign(data) => *data,
+            Self::Recorded(facts) => facts.finished(),
+            Self::Foreign(data) => Finished::of_foreign(data),
         }
     }
 }
+
+/// Most requests have two spans here, their own and that of a call.
+type Spans = SmallVec<[Ended; 2]>;
 
 /// This process's part of an unsampled trace.
 #[derive(Debug, Default)]
@@ -108,15 +115,31 @@ struct KeptBack {
     /// Spans under way here whose parent is elsewhere. More than one where several services share a
     /// process.
     entries: u32,
-    spans: Vec<Ended>,
+    spans: Spans,
     kept: bool,
 }
+
+impl KeptBack {
+    /// Keeps one more back, or gives all if they are to be exported.
+    fn add(&mut self, span: Ended, let_go: &AtomicU64) -> Spans {
+        if self.spans.len() < MAX_SPANS_PER_TRACE {
+            self.spans.push(span);
+        } else {
+            let_go.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.kept { std::mem::take(&mut self.spans) } else { Spans::new() }
+    }
+}
+
+/// By trace id, hashed quickly. Strangers choose trace ids, and could choose some that collide: the
+/// bound on traces is one on comparisons too.
+type Parts = HashMap<TraceId, KeptBack, foldhash::fast::RandomState>;
 
 #[derive(Debug)]
 pub(super) struct Processor {
     outlets: Vec<Outlet>,
     keep: Keep,
-    shards: [Mutex<HashMap<TraceId, KeptBack>>; SHARDS],
+    shards: [Mutex<Parts>; SHARDS],
     let_go: Arc<AtomicU64>,
 }
 
@@ -125,12 +148,12 @@ impl Processor {
         Self { outlets, keep, shards: Default::default(), let_go }
     }
 
-    fn shard(&self, trace: TraceId) -> &Mutex<HashMap<TraceId, KeptBack>> {
+    fn shard(&self, trace: TraceId) -> &Mutex<Parts> {
         &self.shards[usize::from(trace.to_bytes()[15]) % SHARDS]
     }
 
     fn queue(&self, span: Ended) {
-        let span = Arc::new(span.into_data());
+        let span = Arc::new(span);
         for outlet in &self.outlets {
             outlet.offer(&span);
         }
@@ -163,7 +186,7 @@ impl Processor {
     }
 
     /// What is to be exported now that this unsampled span has ended.
-    fn settle(&self, mut span: Ended) -> Vec<Ended> {
+    fn settle(&self, mut span: Ended) -> Spans {
         let trace = span.trace();
         let is_entry = span.is_entry();
         let asked = span.attributes().iter().any(|pair| pair.key.as_str() == names::KEEP);
@@ -173,27 +196,22 @@ impl Processor {
             span.attributes().push(KeyValue::new(names::KEPT_FOR, reason));
         }
         let mut shard = self.shard(trace).lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(part) = shard.get_mut(&trace) else {
+        let Entry::Occupied(mut part) = shard.entry(trace) else {
             // Outlived the request that started it, or was over the bound.
-            return Vec::new();
+            return Spans::new();
         };
-        part.kept |= reason.is_some();
-        if part.spans.len() < MAX_SPANS_PER_TRACE {
-            part.spans.push(span);
-        } else {
-            self.let_go.fetch_add(1, Ordering::Relaxed);
-        }
-        let ready = if part.kept { std::mem::take(&mut part.spans) } else { Vec::new() };
+        let kept_back = part.get_mut();
+        kept_back.kept |= reason.is_some();
         if is_entry {
-            part.entries = part.entries.saturating_sub(1);
-            if part.entries == 0 {
-                let over = shard.remove(&trace);
-                // What is let go is freed while nobody waits for the shard.
-                drop(shard);
-                drop(over);
-            }
+            kept_back.entries = kept_back.entries.saturating_sub(1);
         }
-        ready
+        if kept_back.entries > 0 {
+            return kept_back.add(span, &self.let_go);
+        }
+        let mut kept_back = part.remove();
+        // What is let go is freed while nobody waits for the shard.
+        drop(shard);
+        if kept_back.kept { kept_back.add(span, &self.let_go) } else { Spans::new() }
     }
 }
 
@@ -205,8 +223,8 @@ impl SpanProcessor for ForSdk {
     fn on_start(&self, span: &mut Span, parent: &Context) {
         if let Some(origin) = parent.get::<Origin>() {
             span.set_attribute(KeyValue::new(names::SERVICE, origin.service));
-            if let Some(local) = &origin.local {
-                span.set_attribute(KeyValue::new(names::LOCAL, local.clone()));
+            if let Some(local) = origin.local {
+                span.set_attribute(KeyValue::new(names::LOCAL, local.to_string()));
             }
         }
         let context = span.span_context();

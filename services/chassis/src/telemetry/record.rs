@@ -3,21 +3,22 @@
 //! `opentelemetry_sdk` builds a span's name and attributes as they are set, and moves it about by
 //! value; for an unsampled request, whose spans are let go unless it failed or was slow, that was
 //! most of what tracing cost the gateway (docs/decisions/0009-zipkin-reporter.md). A [`Record`]
-//! keeps what was said in one allocation and becomes span data only when it is exported. It is a
-//! span to OpenTelemetry's API, so that whoever finds it in the context can use it as any other.
+//! keeps what was said, and exporters read it there ([`Finished`]). It is a span to OpenTelemetry's
+//! API, so that whoever finds it in the context can use it as any other.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::trace::{
     Event, Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
 };
-use opentelemetry::{Context, InstrumentationScope, KeyValue};
-use opentelemetry_sdk::trace::{
-    IdGenerator, RandomIdGenerator, SamplingDecision, SpanData, SpanEvents, SpanLinks,
-};
+use opentelemetry::{Context, KeyValue, Value};
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SamplingDecision};
 
+use super::calls::Text;
+use super::finished::{Finished, Frame};
 use super::names;
 use super::processor::{Keep, Processor};
 use super::sampler::Sampler;
@@ -33,7 +34,7 @@ pub(super) const MAX_EVENTS: usize = 64;
 pub(super) struct Start<'a> {
     pub kind: SpanKind,
     /// For sampling by route.
-    pub route: Option<&'a str>,
+    pub route: Option<Text<'a>>,
     /// When it began, if not now.
     pub started: Option<SystemTime>,
 }
@@ -69,7 +70,7 @@ impl Recorder {
         let above = parent.span();
         let above = Some(above.span_context()).filter(|above| above.is_valid());
         let trace = above.map_or_else(|| self.ids.new_trace_id(), SpanContext::trace_id);
-        let decision = self.sampler.decide(parent, trace, || start.route.map(Cow::Borrowed));
+        let decision = self.sampler.decide(parent, trace, || start.route.map(Text::as_str));
         let context = SpanContext::new(
             trace,
             self.ids.new_span_id(),
@@ -93,17 +94,18 @@ impl Recorder {
             is_entry,
             kind: start.kind.clone(),
             service: origin.service,
-            local: origin.local.clone(),
+            local: origin.local,
             subject: subject(),
             name: None,
             started: start.started.unwrap_or_else(opentelemetry::time::now),
             ended: None,
+            answered: None,
             attributes: Vec::new(),
             events: Vec::new(),
             status: Status::Unset,
-            processor: processor.clone(),
         };
-        (parent.with_span(Record { context, facts: Some(Box::new(facts)) }), true)
+        let processor = processor.clone();
+        (parent.with_span(Record { context, facts: Some(Box::new(facts)), processor }), true)
     }
 }
 
@@ -113,6 +115,7 @@ pub(super) struct Record {
     context: SpanContext,
     /// `None` once it has ended.
     facts: Option<Box<Facts>>,
+    processor: Arc<Processor>,
 }
 
 /// What is known of a span.
@@ -124,16 +127,17 @@ pub(super) struct Facts {
     pub is_entry: bool,
     kind: SpanKind,
     service: &'static str,
-    local: Option<Arc<str>>,
+    local: Option<SocketAddr>,
     subject: Subject,
     /// In the place of its subject's.
     name: Option<Cow<'static, str>>,
     started: SystemTime,
     ended: Option<SystemTime>,
+    /// The answer's status. Nearly every span has it and most have nothing else: it needs no list.
+    answered: Option<i64>,
     pub attributes: Vec<KeyValue>,
     events: Vec<Event>,
     status: Status,
-    processor: Arc<Processor>,
 }
 
 impl Facts {
@@ -142,32 +146,24 @@ impl Facts {
         keep.reason(&self.status, self.started, self.ended.unwrap_or(self.started))
     }
 
-    /// As exporters take it.
-    pub fn into_data(self) -> SpanData {
-        let name = self.name.unwrap_or_else(|| self.subject.name());
-        // A subject has eight at most.
-        let mut attributes = Vec::with_capacity(self.attributes.len() + 10);
-        attributes.push(KeyValue::new(names::SERVICE, self.service));
-        attributes.extend(self.local.map(|local| KeyValue::new(names::LOCAL, local)));
-        self.subject.describe(&mut attributes);
-        attributes.extend(self.attributes);
-        let mut events = SpanEvents::default();
-        events.events = self.events;
-        SpanData {
-            parent_span_is_remote: self.is_entry && self.parent != SpanId::INVALID,
-            span_context: self.context,
-            parent_span_id: self.parent,
-            span_kind: self.kind,
-            name,
-            start_time: self.started,
-            end_time: self.ended.unwrap_or(self.started),
-            attributes,
-            dropped_attributes_count: 0,
-            events,
-            links: SpanLinks::default(),
-            status: self.status,
-            instrumentation_scope: InstrumentationScope::default(),
-        }
+    /// As exporters read it.
+    pub fn finished(&self) -> Finished<'_> {
+        let mut span = Finished::new(Frame {
+            context: &self.context,
+            parent: self.parent,
+            kind: &self.kind,
+            name: self.name.as_deref().map_or_else(|| self.subject.name(), Cow::Borrowed),
+            start: self.started,
+            end: self.ended.unwrap_or(self.started),
+            events: &self.events,
+            status: &self.status,
+        });
+        span.service = Some(Cow::Borrowed(self.service));
+        span.local = self.local;
+        self.subject.describe(&mut span);
+        span.number(names::HTTP_STATUS, self.answered);
+        span.attributes(&self.attributes);
+        span
     }
 }
 
@@ -196,10 +192,13 @@ impl Span for Record {
     }
 
     fn set_attribute(&mut self, attribute: KeyValue) {
-        if let Some(facts) = &mut self.facts
-            && facts.attributes.len() < MAX_ATTRIBUTES
-        {
-            facts.attributes.push(attribute);
+        let Some(facts) = &mut self.facts else { return };
+        match attribute.value {
+            Value::I64(status) if attribute.key.as_str() == names::HTTP_STATUS => {
+                facts.answered = Some(status);
+            }
+            _ if facts.attributes.len() < MAX_ATTRIBUTES => facts.attributes.push(attribute),
+            _ => {}
         }
     }
 
@@ -226,8 +225,7 @@ impl Span for Record {
     fn end_with_timestamp(&mut self, timestamp: SystemTime) {
         if let Some(mut facts) = self.facts.take() {
             facts.ended = Some(timestamp);
-            let processor = facts.processor.clone();
-            processor.ended(facts);
+            self.processor.ended(facts);
         }
     }
 }

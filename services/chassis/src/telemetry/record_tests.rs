@@ -66,7 +66,7 @@ async fn what_is_kept_of_a_span_is_bounded() {
     span.set_outcome("applied");
     for _ in 0..2 * MAX_EVENTS {
         span.annotate("again", &[]);
-        span.set_instance("core-1");
+        span.set_error("conflict");
     }
     span.set_outcome("one too many");
     drop(span);

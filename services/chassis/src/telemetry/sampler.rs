@@ -5,8 +5,6 @@
 //! is recorded nevertheless where failed and slow requests are to be kept; see
 //! [`super::processor`]. Where not, it costs ids and nothing else.
 
-use std::borrow::Cow;
-
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
@@ -26,11 +24,11 @@ pub(super) struct Sampler {
 
 impl Sampler {
     /// What becomes of a span of `trace` below `parent`. `route` is asked for only where it counts.
-    pub fn decide<'a>(
+    pub fn decide<R: AsRef<str>>(
         &self,
         parent: &Context,
         trace: TraceId,
-        route: impl FnOnce() -> Option<Cow<'a, str>>,
+        route: impl FnOnce() -> Option<R>,
     ) -> SamplingDecision {
         let span = parent.span();
         let context = Some(span.span_context()).filter(|context| context.is_valid());
@@ -50,10 +48,10 @@ impl Sampler {
         }
     }
 
-    fn by_ratio<'a>(&self, trace: TraceId, route: impl FnOnce() -> Option<Cow<'a, str>>) -> bool {
+    fn by_ratio<R: AsRef<str>>(&self, trace: TraceId, route: impl FnOnce() -> Option<R>) -> bool {
         let of_route = || {
             let route = route()?;
-            self.routes.iter().find(|entry| entry.matches(&route)).map(|entry| entry.ratio)
+            self.routes.iter().find(|entry| entry.matches(route.as_ref())).map(|entry| entry.ratio)
         };
         let own = if self.routes.is_empty() { None } else { of_route() };
         in_ratio(trace, own.unwrap_or(self.ratio))

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::context::{FutureExt, WithContext};
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
 use opentelemetry::{Context, ContextGuard, KeyValue, Value};
@@ -25,7 +25,7 @@ use super::subject::Subject;
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub service: &'static str,
-    pub local: Option<Arc<str>>,
+    pub local: Option<SocketAddr>,
     pub recorder: Arc<Recorder>,
     pub codec: Arc<Codec>,
 }
@@ -49,7 +49,7 @@ impl Service {
     /// The same with the address that it listens on, for Zipkin's local endpoint.
     #[must_use]
     pub fn listening(&self, address: SocketAddr) -> Self {
-        Self::of(Origin { local: Some(address.to_string().into()), ..self.origin().clone() })
+        Self::of(Origin { local: Some(address), ..self.origin().clone() })
     }
 
     fn origin(&self) -> &Origin {
@@ -205,20 +205,6 @@ impl Span {
         }
     }
 
-    fn rename(&self, name: impl FnOnce() -> String) {
-        if self.recording {
-            self.context.span().update_name(name());
-        }
-    }
-
-    /// The route, when it is known only after the start. Sampling by route needs it at the start.
-    pub fn set_route(&self, method: &Method, route: &str) {
-        if self.recording {
-            self.put(names::HTTP_ROUTE, route.to_owned());
-            self.rename(|| format!("{} {route}", super::calls::method_name(method)));
-        }
-    }
-
     /// The answer's status. From 500 on it is a failure. A call that was answered 4xx has been answered:
     /// the gateway passes 401 and 404 on all day. A caller to whom it is a failure says so by
     /// [`Span::set_error`].
@@ -241,13 +227,6 @@ impl Span {
     /// What became of an event: `applied`, `duplicate`, `dead_lettered`.
     pub fn set_outcome(&self, outcome: &'static str) {
         self.put(names::OUTCOME, outcome);
-    }
-
-    /// The instance that a request was sent to.
-    pub fn set_instance(&self, id: &str) {
-        if self.recording {
-            self.put(names::INSTANCE, id.to_owned());
-        }
     }
 
     /// Something that happened at a moment: `retry`, `fall_back`, `breaker_open`, `dead_lettered`,

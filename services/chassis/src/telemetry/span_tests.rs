@@ -1,3 +1,5 @@
+use http::Method;
+
 use super::super::{Pipeline, Propagation, TraceSettings};
 use super::*;
 

@@ -24,8 +24,9 @@ async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
     let trace = at_gateway.trace_id().unwrap();
     let call = HttpCall {
         method: &post,
-        route,
-        service: name("core"),
+        route: route.into(),
+        service: name("core").into(),
+        instance: None,
         address: Some("127.0.0.1:8081".parse().unwrap()),
         resend_count: 0,
     };

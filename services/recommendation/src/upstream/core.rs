@@ -82,14 +82,14 @@ impl CoreClient {
         let span = match current.trace_id() {
             Some(_) => current.http_client(&HttpCall {
                 method: &Method::GET,
-                route: path,
-                service: CORE,
+                route: path.into(),
+                service: CORE.into(),
+                instance: Some(&core.id),
                 address: Some(core.address),
                 resend_count: 0,
             }),
             None => Span::none(),
         };
-        span.set_instance(&core.id);
         Ok((core, span))
     }
 

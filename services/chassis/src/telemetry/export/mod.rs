@@ -2,18 +2,19 @@
 //! thread that no request shares. A span that finds the queue full is dropped and counted: nobody
 //! waits for a collector.
 
-pub(crate) mod otlp;
+mod otlp;
 pub(crate) mod zipkin;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use opentelemetry_sdk::trace::SpanData;
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::memory::MemoryStore;
+use super::processor::Ended;
 
 /// Times that a batch is offered to the collector before it is given up.
 const TRIES: u32 = 3;
@@ -46,8 +47,8 @@ impl ExportCounters {
 /// Where spans go.
 #[derive(Debug)]
 pub(super) enum Sink {
-    Zipkin(zipkin::ZipkinExporter),
-    Otlp(otlp::OtlpExporter),
+    Zipkin(Collector),
+    Otlp(Collector),
     Memory(MemoryStore),
 }
 
@@ -60,14 +61,23 @@ impl Sink {
         }
     }
 
-    async fn send(&self, batch: &[SpanData]) -> Result<(), Failure> {
+    /// What is sent for a batch.
+    fn body(&self, batch: &[Arc<Ended>]) -> serde_json::Result<Bytes> {
+        let spans = batch.iter().map(|span| span.finished());
+        let body = match self {
+            Self::Zipkin(_) | Self::Memory(_) => zipkin::body(spans),
+            Self::Otlp(_) => otlp::body(spans),
+        };
+        body.map(Bytes::from)
+    }
+
+    async fn send(&self, body: Bytes) -> Result<(), Failure> {
         match self {
-            Self::Zipkin(exporter) => exporter.send(batch).await,
-            Self::Otlp(exporter) => exporter.send(batch).await,
-            Self::Memory(store) => {
-                store.insert(batch.iter().map(zipkin::ZipkinSpan::from).collect());
-                Ok(())
-            }
+            Self::Zipkin(collector) | Self::Otlp(collector) => collector.post_json(body).await,
+            // It takes what a Zipkin server would be sent, so that there is one conversion.
+            Self::Memory(store) => serde_json::from_slice(&body)
+                .map(|spans| store.insert(spans))
+                .map_err(Failure::of_json),
         }
     }
 }
@@ -75,10 +85,16 @@ impl Sink {
 /// Why a batch was not taken.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
-pub(crate) struct Failure {
-    pub what: String,
+struct Failure {
+    what: String,
     /// Whether another try could help.
-    pub transient: bool,
+    transient: bool,
+}
+
+impl Failure {
+    fn of_json(error: serde_json::Error) -> Self {
+        Self { what: error.to_string(), transient: false }
+    }
 }
 
 /// Bounds of the way to one destination.
@@ -103,13 +119,13 @@ impl Bounds {
 pub(super) struct Outlet {
     pub name: &'static str,
     pub counters: Arc<ExportCounters>,
-    queue: mpsc::Sender<Arc<SpanData>>,
+    queue: mpsc::Sender<Arc<Ended>>,
     flushes: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 impl Outlet {
     /// Takes the span or drops it; never waits.
-    pub fn offer(&self, span: &Arc<SpanData>) {
+    pub fn offer(&self, span: &Arc<Ended>) {
         if self.queue.try_send(span.clone()).is_err() {
             self.counters.queue_full.fetch_add(1, Ordering::Relaxed);
         }
@@ -162,7 +178,7 @@ async fn run_all(workers: Vec<Worker>) {
 
 struct Worker {
     sink: Sink,
-    spans: mpsc::Receiver<Arc<SpanData>>,
+    spans: mpsc::Receiver<Arc<Ended>>,
     flush: mpsc::Receiver<oneshot::Sender<()>>,
     counters: Arc<ExportCounters>,
     bounds: Bounds,
@@ -193,7 +209,7 @@ impl Worker {
     ///
     /// It looks now and then and is not woken: to wake this thread would cost the request that sends
     /// a span more than the span does.
-    async fn fill(&mut self, batch: &mut Vec<Arc<SpanData>>) -> Option<oneshot::Sender<()>> {
+    async fn fill(&mut self, batch: &mut Vec<Arc<Ended>>) -> Option<oneshot::Sender<()>> {
         let deadline = Instant::now() + self.bounds.flush_interval;
         loop {
             let room = self.bounds.batch_spans.saturating_sub(batch.len());
@@ -223,12 +239,16 @@ impl Worker {
         done.send(()).ok();
     }
 
-    async fn deliver(&mut self, batch: Vec<Arc<SpanData>>) {
+    async fn deliver(&mut self, batch: Vec<Arc<Ended>>) {
         let count = batch.len() as u64;
-        let batch: Vec<SpanData> = batch.into_iter().map(Arc::unwrap_or_clone).collect();
+        let body = match self.sink.body(&batch) {
+            Ok(body) => body,
+            Err(error) => return self.give_up(count, &Failure::of_json(error)),
+        };
+        drop(batch);
         let mut pause = FIRST_PAUSE;
         for attempt in 1..=TRIES {
-            match self.sink.send(&batch).await {
+            match self.sink.send(body.clone()).await {
                 Ok(()) => {
                     self.counters.exported.fetch_add(count, Ordering::Relaxed);
                     if !self.reachable {
@@ -242,51 +262,62 @@ impl Worker {
                     sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
                     pause *= 2;
                 }
-                Err(failure) => {
-                    self.counters.failed.fetch_add(count, Ordering::Relaxed);
-                    // Once for an outage, not for each batch of it.
-                    if self.reachable {
-                        self.reachable = false;
-                        tracing::warn!(
-                            to = self.sink.name(), error = %failure,
-                            "spans are not taken and dropped; see tourin_trace_spans_dropped_total"
-                        );
-                    }
-                    return;
-                }
+                Err(failure) => return self.give_up(count, &failure),
             }
+        }
+    }
+
+    fn give_up(&mut self, count: u64, failure: &Failure) {
+        self.counters.failed.fetch_add(count, Ordering::Relaxed);
+        // Once for an outage, not for each batch of it.
+        if self.reachable {
+            self.reachable = false;
+            tracing::warn!(
+                to = self.sink.name(), error = %failure,
+                "spans are not taken and dropped; see tourin_trace_spans_dropped_total"
+            );
         }
     }
 }
 
-/// A client for collectors: bounded, and without the mesh's own middleware.
-pub(super) fn http_client(timeout: Duration) -> Result<reqwest::Client, String> {
-    reqwest::Client::builder()
-        .timeout(timeout)
-        .connect_timeout(timeout)
-        .pool_max_idle_per_host(1)
-        .no_proxy()
-        .build()
-        .map_err(|error| format!("cannot make a client for the trace collector: {error}"))
+/// A collector that takes JSON.
+#[derive(Debug)]
+pub(super) struct Collector {
+    url: String,
+    client: reqwest::Client,
 }
 
-pub(super) async fn post_json(
-    client: &reqwest::Client,
-    url: &str,
-    body: Vec<u8>,
-) -> Result<(), Failure> {
-    let request = client.post(url).header("content-type", "application/json").body(body);
-    let answer = request.send().await.map_err(|error| Failure {
-        // Without the URL, which may carry a password.
-        what: innermost(&error.without_url()),
-        transient: true,
-    })?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(());
+impl Collector {
+    /// At `url`, which was set as `setting`, with `path` where it names none.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the setting.
+    pub fn new(setting: &str, url: &str, path: &str, timeout: Duration) -> Result<Self, String> {
+        // Bounded, and without the mesh's own middleware.
+        let client = reqwest::Client::builder()
+            .timeout(timeout)
+            .connect_timeout(timeout)
+            .pool_max_idle_per_host(1)
+            .no_proxy()
+            .build()
+            .map_err(|error| format!("cannot make a client for the trace collector: {error}"))?;
+        Ok(Self { url: collector_url(setting, url, path)?, client })
     }
-    let transient = status.is_server_error() || status.as_u16() == 429;
-    Err(Failure { what: format!("the collector answered {status}"), transient })
+
+    async fn post_json(&self, body: Bytes) -> Result<(), Failure> {
+        let request = self.client.post(&self.url).header("content-type", "application/json");
+        let answer = request.body(body).send().await.map_err(|error| Failure {
+            // Without the URL, which may carry a password.
+            what: innermost(&error.without_url()),
+            transient: true,
+        })?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let transient = status.is_server_error() || status.as_u16() == 429;
+        Err(Failure { what: format!("the collector answered {status}"), transient })
+    }
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -297,11 +328,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// The URL of a collector: what was set, with `path` where it names none.
-///
-/// # Errors
-/// A sentence that says what is wrong with the setting.
-pub(super) fn collector_url(setting: &str, url: &str, path: &str) -> Result<String, String> {
+fn collector_url(setting: &str, url: &str, path: &str) -> Result<String, String> {
     let parsed = url
         .parse::<http::Uri>()
         .map_err(|error| format!("invalid value for '--{setting}': {error}"))?;
@@ -316,3 +343,6 @@ pub(super) fn collector_url(setting: &str, url: &str, path: &str) -> Result<Stri
     }
     Ok(url.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

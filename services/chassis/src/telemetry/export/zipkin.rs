@@ -1,24 +1,25 @@
-//! Zipkin's v2 JSON, from OpenTelemetry's span data.
+//! Zipkin's v2 JSON.
 //!
 //! Written here because `opentelemetry-zipkin` has no service name in the local endpoint, no remote
 //! endpoint, a parent of zeros on every root, and exports every attribute that anybody sets
 //! (docs/decisions/0009-zipkin-reporter.md).
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, SystemTime};
+use std::fmt;
+use std::net::IpAddr;
+use std::time::SystemTime;
 
-use opentelemetry::trace::{SpanId, SpanKind, Status};
-use opentelemetry::{KeyValue, Value};
-use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::trace::{SpanData, SpanExporter};
-use serde::{Deserialize, Serialize};
+use opentelemetry::trace::{Event, SpanKind};
+use serde::ser::{SerializeMap as _, SerializeSeq};
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Failure, collector_url, http_client, post_json};
-use crate::telemetry::{names, privacy};
+use super::super::finished::{Finished, TagValue};
+use super::super::privacy;
 
-/// A span as Zipkin reads and shows it.
+/// Tag of a failure's reason; there if and only if the span failed.
+const ERROR: &str = "error";
+
+/// A span as Zipkin keeps and shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ZipkinSpan {
@@ -31,7 +32,7 @@ pub struct ZipkinSpan {
     pub id: String,
     /// `CLIENT`, `SERVER`, `PRODUCER` or `CONSUMER`; absent for work within a service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<Cow<'static, str>>,
+    pub kind: Option<String>,
     /// What was done, in lower case as Zipkin keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -82,15 +83,73 @@ pub struct Annotation {
     pub value: String,
 }
 
-impl Endpoint {
-    fn new(service: Option<&str>, ip: Option<IpAddr>, port: Option<u16>) -> Option<Self> {
-        let endpoint = Self {
-            service_name: service.map(str::to_lowercase),
-            ipv4: ip.filter(IpAddr::is_ipv4).map(|ip| ip.to_string()),
-            ipv6: ip.filter(IpAddr::is_ipv6).map(|ip| ip.to_string()),
-            port: port.filter(|port| *port > 0),
-        };
-        (endpoint != Self::default()).then_some(endpoint)
+/// The body by which a server is sent `spans`.
+pub(super) fn body<'a>(spans: impl Iterator<Item = Finished<'a>>) -> serde_json::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(16 << 10);
+    let mut json = serde_json::Serializer::new(&mut body);
+    let mut list = json.serialize_seq(None)?;
+    for span in spans {
+        list.serialize_element(&Sent::from(&span))?;
+    }
+    SerializeSeq::end(list)?;
+    Ok(body)
+}
+
+/// A [`ZipkinSpan`] as it is written, from where it lies.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sent<'a> {
+    trace_id: Shown<opentelemetry::TraceId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_id: Option<Shown<opentelemetry::SpanId>>,
+    id: Shown<opentelemetry::SpanId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    name: Lower<'a>,
+    timestamp: u64,
+    duration: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_endpoint: Option<SentEndpoint<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote_endpoint: Option<SentEndpoint<'a>>,
+    #[serde(skip_serializing_if = "Annotations::is_empty")]
+    annotations: Annotations<'a>,
+    #[serde(skip_serializing_if = "Tags::is_empty")]
+    tags: Tags<'a>,
+}
+
+impl<'a> From<&'a Finished<'a>> for Sent<'a> {
+    fn from(span: &'a Finished<'a>) -> Self {
+        let took = span.end.duration_since(span.start).unwrap_or_default();
+        // "All addresses" is not one.
+        let local = span.local.filter(|address| !address.ip().is_unspecified());
+        Self {
+            trace_id: Shown(span.context.trace_id()),
+            parent_id: span.parent.map(Shown),
+            id: Shown(span.context.span_id()),
+            kind: match span.kind {
+                SpanKind::Client => Some("CLIENT"),
+                SpanKind::Server => Some("SERVER"),
+                SpanKind::Producer => Some("PRODUCER"),
+                SpanKind::Consumer => Some("CONSUMER"),
+                SpanKind::Internal => None,
+            },
+            name: Lower(&span.name),
+            timestamp: micros(span.start),
+            duration: u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1),
+            local_endpoint: SentEndpoint::new(
+                span.service.as_deref(),
+                local.map(|local| local.ip()),
+                span.local.map(|local| local.port()),
+            ),
+            remote_endpoint: SentEndpoint::new(
+                span.peer.as_deref().or(span.system.as_deref()),
+                span.peer_ip,
+                span.peer_port.filter(|_| span.peer_ip.is_some()),
+            ),
+            annotations: Annotations(span.events),
+            tags: Tags { tags: &span.tags, failure: span.failure },
+        }
     }
 }
 
@@ -99,121 +158,101 @@ fn micros(time: SystemTime) -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn find<'a>(attributes: &'a [KeyValue], name: &str) -> Option<&'a Value> {
-    // The last one set counts.
-    attributes.iter().rev().find(|pair| pair.key.as_str() == name).map(|pair| &pair.value)
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SentEndpoint<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_name: Option<Lower<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv4: Option<Shown<IpAddr>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv6: Option<Shown<IpAddr>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
 }
 
-fn local(attributes: &[KeyValue]) -> Option<Endpoint> {
-    let service = find(attributes, names::SERVICE).map(Value::as_str);
-    let address = find(attributes, names::LOCAL)
-        .and_then(|address| address.as_str().parse::<SocketAddr>().ok());
-    Endpoint::new(
-        service.as_deref(),
-        // "All addresses" is not one.
-        address.map(|address| address.ip()).filter(|ip| !ip.is_unspecified()),
-        address.map(|address| address.port()),
-    )
+impl<'a> SentEndpoint<'a> {
+    fn new(service: Option<&'a str>, ip: Option<IpAddr>, port: Option<u16>) -> Option<Self> {
+        let port = port.filter(|port| *port > 0);
+        (service.is_some() || ip.is_some() || port.is_some()).then(|| Self {
+            service_name: service.map(Lower),
+            ipv4: ip.filter(IpAddr::is_ipv4).map(Shown),
+            ipv6: ip.filter(IpAddr::is_ipv6).map(Shown),
+            port,
+        })
+    }
 }
 
-fn remote(attributes: &[KeyValue]) -> Option<Endpoint> {
-    let service = [names::PEER_SERVICE, names::DB_SYSTEM, names::MESSAGING_SYSTEM]
-        .into_iter()
-        .find_map(|name| find(attributes, name))
-        .map(Value::as_str);
-    let ip = find(attributes, names::SERVER_ADDRESS).and_then(|ip| ip.as_str().parse().ok());
-    let port = find(attributes, names::SERVER_PORT)
-        .and_then(|port| port.as_str().parse().ok())
-        .filter(|_| ip.is_some());
-    Endpoint::new(service.as_deref(), ip, port)
+/// By its `Display`, straight into the body.
+struct Shown<T>(T);
+
+impl<T: fmt::Display> Serialize for Shown<T> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
+    }
+}
+
+/// Clean, and in lower case as Zipkin keeps names.
+struct Lower<'a>(&'a str);
+
+impl Serialize for Lower<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let clean = privacy::clean(self.0);
+        if clean.bytes().any(|byte| byte.is_ascii_uppercase() || !byte.is_ascii()) {
+            to.serialize_str(&clean.to_lowercase())
+        } else {
+            to.serialize_str(&clean)
+        }
+    }
+}
+
+struct Tags<'a> {
+    tags: &'a [(&'a str, TagValue<'a>)],
+    failure: Option<&'a str>,
+}
+
+impl Tags<'_> {
+    fn is_empty(&self) -> bool {
+        self.tags.is_empty() && self.failure.is_none()
+    }
+}
+
+impl Serialize for Tags<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(None)?;
+        for (name, value) in self.tags {
+            map.serialize_entry(name, &Shown(value))?;
+        }
+        if let Some(reason) = self.failure {
+            map.serialize_entry(ERROR, &privacy::clean(reason))?;
+        }
+        map.end()
+    }
+}
+
+struct Annotations<'a>(&'a [Event]);
+
+impl Annotations<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Annotations<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.0.iter().map(|event| Annotation {
+            timestamp: micros(event.timestamp),
+            value: annotation_text(event),
+        }))
+    }
 }
 
 /// An event as one line of text: `retry attempt=2 reason=connect_refused`.
-pub(crate) fn annotation_text(name: &str, attributes: &[KeyValue]) -> String {
-    let mut text = privacy::clean(name).into_owned();
-    for pair in attributes {
+fn annotation_text(event: &Event) -> String {
+    let mut text = privacy::clean(&event.name).into_owned();
+    for pair in &event.attributes {
         let value = pair.value.as_str();
         text.push_str(&format!(" {}={}", pair.key, privacy::clean(&value)));
     }
     text
-}
-
-/// The tags that leave the process, `error` not among them.
-pub(crate) fn exported(attributes: &[KeyValue]) -> BTreeMap<String, String> {
-    attributes
-        .iter()
-        .filter(|pair| privacy::is_exported(pair.key.as_str()))
-        .map(|pair| (pair.key.to_string(), privacy::clean(&pair.value.as_str()).into_owned()))
-        .collect()
-}
-
-impl From<&SpanData> for ZipkinSpan {
-    fn from(span: &SpanData) -> Self {
-        let mut tags = exported(&span.attributes);
-        if let Status::Error { description } = &span.status {
-            let reason = if description.is_empty() { "failed" } else { description };
-            tags.insert("error".to_owned(), privacy::clean(reason).into_owned());
-        }
-        let took = span.end_time.duration_since(span.start_time).unwrap_or_default();
-        Self {
-            trace_id: span.span_context.trace_id().to_string(),
-            parent_id: (span.parent_span_id != SpanId::INVALID)
-                .then(|| span.parent_span_id.to_string()),
-            id: span.span_context.span_id().to_string(),
-            kind: match span.span_kind {
-                SpanKind::Client => Some("CLIENT".into()),
-                SpanKind::Server => Some("SERVER".into()),
-                SpanKind::Producer => Some("PRODUCER".into()),
-                SpanKind::Consumer => Some("CONSUMER".into()),
-                SpanKind::Internal => None,
-            },
-            name: Some(privacy::clean(&span.name).to_lowercase()),
-            timestamp: Some(micros(span.start_time)),
-            duration: Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1)),
-            local_endpoint: local(&span.attributes),
-            remote_endpoint: remote(&span.attributes),
-            annotations: span
-                .events
-                .iter()
-                .map(|event| Annotation {
-                    timestamp: micros(event.timestamp),
-                    value: annotation_text(&event.name, &event.attributes),
-                })
-                .collect(),
-            tags,
-        }
-    }
-}
-
-/// Sends spans to a Zipkin server.
-#[derive(Debug)]
-pub(crate) struct ZipkinExporter {
-    url: String,
-    client: reqwest::Client,
-}
-
-impl ZipkinExporter {
-    /// To the server at `url`: its base or its `/api/v2/spans`.
-    ///
-    /// # Errors
-    /// A sentence, when that is no URL of a server that can be reached without TLS.
-    pub fn new(url: &str, timeout: Duration) -> Result<Self, String> {
-        Ok(Self {
-            url: collector_url("zipkin-url", url, "/api/v2/spans")?,
-            client: http_client(timeout)?,
-        })
-    }
-
-    pub async fn send(&self, batch: &[SpanData]) -> Result<(), Failure> {
-        let spans: Vec<ZipkinSpan> = batch.iter().map(ZipkinSpan::from).collect();
-        let body = serde_json::to_vec(&spans)
-            .map_err(|error| Failure { what: error.to_string(), transient: false })?;
-        post_json(&self.client, &self.url, body).await
-    }
-}
-
-impl SpanExporter for ZipkinExporter {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.send(&batch).await.map_err(|failure| OTelSdkError::InternalFailure(failure.what))
-    }
 }
