@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::ZipkinSpan;
+use tourin_chassis::telemetry::testing::all_spans;
 
-use crate::harness::{Answer, Mesh, TestGateway, eventually, traces};
+use crate::harness::{Answer, Mesh, TestGateway, eventually};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -21,7 +22,7 @@ fn traceparent(trace: &str) -> String {
 
 /// The spans of a trace, once there are so many.
 async fn spans(trace: &str, count: usize) -> Vec<ZipkinSpan> {
-    let found = || traces().trace(trace).unwrap_or_default();
+    let found = || all_spans().trace(trace).unwrap_or_default();
     eventually("the spans are there", || async { found().len() >= count }).await;
     let mut spans = found();
     spans.sort_by_key(|span| (span.timestamp, span.duration.map(|took| u64::MAX - took)));
@@ -39,7 +40,7 @@ fn trace_of(answer: &Answer) -> String {
 
 #[tokio::test]
 async fn a_callers_trace_goes_through_the_gateway_to_the_service() {
-    traces();
+    all_spans();
     let (_mesh, _core, gateway) = Mesh::complete().await;
     let trace = new_trace();
     let path = "/api/tour-spots?query=%ED%95%9C%EC%98%A5";
@@ -71,7 +72,7 @@ async fn a_callers_trace_goes_through_the_gateway_to_the_service() {
 
 #[tokio::test]
 async fn b3_is_taken_too() {
-    traces();
+    all_spans();
     let (_mesh, _core, gateway) = Mesh::complete().await;
     for single in [true, false] {
         let trace = new_trace();
@@ -92,7 +93,7 @@ async fn b3_is_taken_too() {
 
 #[tokio::test]
 async fn every_refusal_names_its_trace() {
-    traces();
+    all_spans();
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
     let gateway = mesh.starting_gateway(|settings| settings.body_limit_bytes = 10).await;
@@ -127,7 +128,7 @@ async fn every_refusal_names_its_trace() {
 
 #[tokio::test]
 async fn a_retry_is_seen_as_two_calls_and_a_note() {
-    traces();
+    all_spans();
     let mesh = Mesh::start().await;
     let alive = mesh.service("core", "core-alive").await;
     mesh.service("recommendation", "recommendation-1").await;
@@ -169,7 +170,7 @@ async fn a_retry_is_seen_as_two_calls_and_a_note() {
 
 #[tokio::test]
 async fn of_unsampled_requests_only_those_that_failed_are_told_of() {
-    traces();
+    all_spans();
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
     for instance in ["recommendation-1", "recommendation-2"] {
@@ -201,12 +202,12 @@ async fn of_unsampled_requests_only_those_that_failed_are_told_of() {
         assert_eq!(one.parent_id.as_ref(), Some(&server.id));
         assert_eq!(one.tags["error"], "connect_refused");
     }
-    assert!(traces().trace(&well).is_none(), "it went well before the one that failed");
+    assert!(all_spans().trace(&well).is_none(), "it went well before the one that failed");
 }
 
 #[tokio::test]
 async fn an_instance_that_is_too_slow_has_the_failure() {
-    traces();
+    all_spans();
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
@@ -270,7 +271,7 @@ async fn operators_have_a_listener_of_their_own() {
         let request = gateway.http.put(&filter).header(IDENTITY_HEADER, identity.clone());
         request.body(text).timeout(Duration::from_secs(5)).send()
     };
-    traces(); // Starts logging too.
+    all_spans(); // Starts logging too.
     let answer = put("warn,tourin_gateway=error").await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(answer.text().await.unwrap().contains("tourin_gateway=error"));

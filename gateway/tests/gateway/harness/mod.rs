@@ -4,7 +4,6 @@ mod raw;
 mod service;
 
 use std::future::Future;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -14,11 +13,9 @@ use ed25519_dalek::pkcs8::EncodePrivateKey;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use tourin_chassis::config::{LogFormat, LogSettings, MeshSettings};
+use tourin_chassis::config::MeshSettings;
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_chassis::telemetry;
-use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_gateway::{Gateway, Settings};
 use tourin_registry::Registry;
 use tourin_registry_api::{Instance, RegistryClient};
@@ -28,17 +25,6 @@ pub use service::Service;
 
 /// Nothing in these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// The traces of this process, all of them; from the first call on.
-pub fn traces() -> &'static MemoryStore {
-    static TRACES: OnceLock<MemoryStore> = OnceLock::new();
-    TRACES.get_or_init(|| {
-        let store = MemoryStore::new(MemoryLimits::default());
-        let log = LogSettings { log_format: LogFormat::Text, log: "warn".to_owned() };
-        telemetry::init_with(&log, Some(store.clone())).unwrap();
-        store
-    })
-}
 
 /// Waits until `condition` holds.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {

@@ -23,6 +23,8 @@ mod sampler;
 mod settings;
 mod span;
 mod subject;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod within;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! What core's spans and metrics say, and what they must never say.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,14 +12,12 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SystemClock;
-use tourin_chassis::config::{LogFormat, LogSettings};
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore, TraceQuery};
-use tourin_chassis::telemetry::{
-    self, DbCall, Service, TelemetrySettings, TraceSettings, ZipkinSpan, db_call,
-};
+use tourin_chassis::telemetry::memory::{MemoryStore, TraceQuery};
+use tourin_chassis::telemetry::testing::all_spans;
+use tourin_chassis::telemetry::{DbCall, Service, ZipkinSpan, db_call};
 use tourin_core::{Core, Dependencies, Settings};
 use tourin_shared_events::bus::contract::users;
 use tourin_shared_events::bus::in_process::InProcessBus;
@@ -62,24 +60,6 @@ fn settings(folder: &Path) -> Settings {
     settings
 }
 
-/// The process's spans, all of them.
-fn spans() -> MemoryStore {
-    static STORE: std::sync::OnceLock<MemoryStore> = std::sync::OnceLock::new();
-    let start = || {
-        let store = MemoryStore::new(MemoryLimits::default());
-        let log = LogSettings { log_format: LogFormat::Json, log: "error".to_owned() };
-        let traces = TraceSettings {
-            trace_ratio: Some(1.0),
-            trace_flush_interval_ms: 20,
-            ..TraceSettings::default()
-        };
-        let settings = TelemetrySettings { log, traces };
-        telemetry::init_with(settings, Some(store.clone())).unwrap();
-        store
-    };
-    STORE.get_or_init(start).clone()
-}
-
 /// Counts in a cache.
 struct Counting;
 
@@ -107,7 +87,7 @@ struct Mesh {
 
 impl Mesh {
     async fn start(settings: Settings) -> Self {
-        let spans = spans();
+        let spans = all_spans();
         let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
         let mut consumers = JoinSet::new();
         let all = Subscription::new("spots", vec![Binding::new("event.tour-spot.ex", "#")]);
@@ -281,7 +261,7 @@ fn assert_nothing_told(told: &str, secrets: &[String]) {
 }
 
 /// All spans there are, in their own words.
-fn all_spans(store: &MemoryStore) -> String {
+fn text_of_spans(store: &MemoryStore) -> String {
     let query = TraceQuery {
         service: None,
         span: None,
@@ -345,7 +325,7 @@ async fn a_journey_is_traced_and_measured_and_tells_nothing_private() {
     assert_eq!(one(&spans, "CONSUMER", "process trend").tags["tourin.outcome"], "applied");
 
     assert_metrics(&mesh, &secrets, &METRICS).await;
-    let told = all_spans(&mesh.spans);
+    let told = text_of_spans(&mesh.spans);
     assert!(told.contains("place bookmarks"), "all spans are looked at");
     assert_nothing_told(&told, &secrets);
     let ready = mesh.text("/readyz").await;
@@ -384,7 +364,7 @@ async fn on_mysql_and_redis_each_engine_has_its_own_spans() {
     assert_eq!(remote(one(&spans, "CLIENT", "open sessions")), "redis");
     assert!(spans.iter().any(|span| remote(span) == "mysql"), "{spans:#?}");
     assert_metrics(&mesh, &secrets, &METRICS).await;
-    assert_nothing_told(&all_spans(&mesh.spans), &secrets);
+    assert_nothing_told(&text_of_spans(&mesh.spans), &secrets);
     mesh.stop().await;
     database.remove().await;
 }

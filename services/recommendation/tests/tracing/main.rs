@@ -1,17 +1,17 @@
 //! What the service's spans and metrics say: of events, of requests, of what is asked of stores.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "../mesh/mod.rs"]
 mod mesh;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use tourin_chassis::clock::SystemClock;
-use tourin_chassis::config::{LogFormat, LogSettings};
-use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore, TraceQuery};
-use tourin_chassis::telemetry::{self, Service, TelemetrySettings, TraceSettings, ZipkinSpan};
+use tourin_chassis::telemetry::memory::{MemoryStore, TraceQuery};
+use tourin_chassis::telemetry::testing::all_spans;
+use tourin_chassis::telemetry::{Service, ZipkinSpan};
 use tourin_recommendation::{Dependencies, Settings, open_stores};
 use tourin_shared_events::bus::Publisher as _;
 use tourin_shared_events::bus::in_process::InProcessBus;
@@ -19,23 +19,6 @@ use tourin_shared_events::events::Outgoing;
 use uuid::Uuid;
 
 use mesh::*;
-
-fn spans() -> MemoryStore {
-    static STORE: OnceLock<MemoryStore> = OnceLock::new();
-    let start = || {
-        let store = MemoryStore::new(MemoryLimits::default());
-        let log = LogSettings { log_format: LogFormat::Json, log: "error".to_owned() };
-        let traces = TraceSettings {
-            trace_ratio: Some(1.0),
-            trace_flush_interval_ms: 20,
-            ..TraceSettings::default()
-        };
-        let settings = TelemetrySettings { log, traces };
-        telemetry::init_with(settings, Some(store.clone())).unwrap();
-        store
-    };
-    STORE.get_or_init(start).clone()
-}
 
 /// An event from a trace of its own; the trace's id.
 fn traced(event: Outgoing) -> (Outgoing, String) {
@@ -77,7 +60,7 @@ fn effect<'a>(spans: &'a [ZipkinSpan], queue: &str, operation: &str) -> &'a Zipk
 
 /// Many events at once, so that stores write them in groups, and the three questions.
 async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents_at: &str) {
-    let store = spans();
+    let store = all_spans();
     let clock = Arc::new(SystemClock);
     let stores = open_stores(&settings, clock.clone()).await.unwrap();
     let bus = InProcessBus::new(stores.dead_letters.clone());
@@ -173,7 +156,7 @@ async fn on_redis_and_mongodb_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_cores_feed_the_trace_goes_on_and_a_resync_is_one_of_its_own() {
-    let store = spans();
+    let store = all_spans();
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
     let dependencies = Dependencies::new(Arc::new(SystemClock));
