@@ -129,9 +129,32 @@ pub(crate) fn of_trend(
 /// What was asked of the servers of stores.
 pub(crate) fn of_servers(metrics: &Metrics, servers: Vec<(&'static str, Arc<ServerStats>)>) {
     let help = "Commands sent to the servers of stores";
+    let labels = |server: &str| vec![("server", server.to_owned())];
+    let asked = servers.clone();
     metrics.counters_read("tourin_store_commands", help, move || {
-        let labels = |server: &str| vec![("server", server.to_owned())];
-        servers.iter().map(|(server, stats)| (labels(server), stats.commands() as f64)).collect()
+        asked.iter().map(|(server, stats)| (labels(server), stats.commands() as f64)).collect()
+    });
+    let bounded = move || {
+        let each =
+            servers.iter().filter_map(|(server, stats)| Some((*server, stats.operations()?)));
+        each.collect::<Vec<_>>()
+    };
+    let now = bounded.clone();
+    let help = "Operations on a server of a store, by state: under way, or waiting for their turn";
+    metrics.gauges_read("tourin_store_operations", help, move || {
+        let mut readings = Readings::new();
+        for (server, now) in now() {
+            for (state, count) in [("under_way", now.under_way), ("waiting", now.waiting)] {
+                let mut labels = labels(server);
+                labels.push(("state", state.to_owned()));
+                readings.push((labels, count as f64));
+            }
+        }
+        readings
+    });
+    let help = "Operations that may be under way on a server of a store";
+    metrics.gauges_read("tourin_store_operations_limit", help, move || {
+        bounded().into_iter().map(|(server, now)| (labels(server), now.most as f64)).collect()
     });
 }
 

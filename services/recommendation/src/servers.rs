@@ -59,13 +59,59 @@ pub trait Server: Send + Sync {
     async fn check(&self) -> Result<(), PortError>;
 }
 
+/// A server was not asked: the last look at it found it gone, and until one finds it back nobody waits
+/// for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: the server is gone")]
+pub(crate) struct BreakerOpen(pub &'static str);
+
 /// What a server has been asked. Shared with whoever exports or compares it.
 #[derive(Debug, Default)]
 pub struct ServerStats {
     commands: AtomicU64,
+    in_hand: AtomicU64,
+    most: Option<u64>,
+}
+
+/// Operations on a server that are in hand at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operations {
+    /// Each on a connection of its own.
+    pub under_way: u64,
+    /// For their turn.
+    pub waiting: u64,
+    /// That may be under way at once.
+    pub most: u64,
+}
+
+/// An operation in hand, until it is dropped.
+pub(crate) struct InHand<'a>(&'a AtomicU64);
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl ServerStats {
+    /// Of a server that serves `most` operations at once.
+    pub(crate) fn bounded(most: u32) -> Self {
+        Self { most: Some(u64::from(most)), ..Self::default() }
+    }
+
+    /// Counts an operation, from before it waits for its turn.
+    pub(crate) fn operation(&self) -> InHand<'_> {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+        InHand(&self.in_hand)
+    }
+
+    /// What is in hand now; `None` for a server on which nothing waits for its turn.
+    pub fn operations(&self) -> Option<Operations> {
+        let (most, in_hand) = (self.most?, self.in_hand.load(Ordering::Relaxed));
+        let under_way = in_hand.min(most);
+        Some(Operations { under_way, waiting: in_hand - under_way, most })
+    }
+
     /// Commands sent, each of them one round trip.
     pub fn commands(&self) -> u64 {
         self.commands.load(Ordering::Relaxed)
@@ -169,6 +215,19 @@ mod tests {
     use tourin_chassis::health::Health;
 
     use super::*;
+
+    #[test]
+    fn what_is_in_hand_beyond_the_bound_waits_and_what_is_given_up_is_not_in_hand() {
+        let stats = ServerStats::bounded(2);
+        let mut in_hand: Vec<_> = (0..3).map(|_| stats.operation()).collect();
+        let now = |under_way, waiting| Some(Operations { under_way, waiting, most: 2 });
+        assert_eq!(stats.operations(), now(2, 1));
+        in_hand.pop();
+        assert_eq!(stats.operations(), now(2, 0));
+        drop(in_hand);
+        assert_eq!(stats.operations(), now(0, 0));
+        assert_eq!(ServerStats::default().operations(), None);
+    }
 
     #[derive(Default)]
     struct Fake {

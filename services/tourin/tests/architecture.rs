@@ -159,3 +159,39 @@ fn domain_does_not_know_app_and_app_does_not_know_the_adapters() {
         }
     }
 }
+
+/// The metrics that the sources name: texts that begin with `tourin_` and are no crate's name.
+fn metrics_in_the_sources() -> BTreeSet<String> {
+    let root = workspace_root();
+    let crates: BTreeSet<String> =
+        dependencies().keys().map(|name| name.replace('-', "_")).collect();
+    let is_name = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let mut names = BTreeSet::new();
+    for file in ["gateway/src", "services"].iter().flat_map(|folder| rust_files(&root.join(folder)))
+    {
+        if file.components().any(|part| part.as_os_str() == "tests") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let texts = code.split('"').filter(|text| text.starts_with("tourin_") && is_name(text));
+        names.extend(texts.map(str::to_owned).filter(|text| !crates.contains(text)));
+    }
+    names
+}
+
+#[test]
+fn the_operators_table_has_every_metric_and_no_other() {
+    let root = workspace_root();
+    let in_code = metrics_in_the_sources();
+    assert!(in_code.len() > 40, "{in_code:?}");
+    let table = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let in_table: BTreeSet<String> = table
+        .lines()
+        .filter(|line| line.starts_with("| `tourin_"))
+        .flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .map(|metric| metric.split('{').next().unwrap())
+        .map(|name| name.strip_suffix("_total").unwrap_or(name).to_owned())
+        .collect();
+    assert_eq!(in_code, in_table);
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use tourin_chassis::telemetry::{DbCall, db_call};
+use tourin_chassis::telemetry::{DbCall, Span, db_call};
 
 use super::Stores;
 use crate::app::ports::{
@@ -19,6 +19,7 @@ use crate::app::ports::{
 use crate::domain::similarity::Neighbourhood;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::Ranked;
+use crate::servers::BreakerOpen;
 
 /// The embedded engine, by OpenTelemetry's name.
 const EMBEDDED: &str = "sqlite";
@@ -54,7 +55,13 @@ impl<S: ?Sized> Traced<S> {
             PortError::Unavailable(_) => "unavailable",
             PortError::Failed(_) => "failed",
         };
-        db_call(DbCall::new(self.engine, operation, on), class, run).await
+        let answer = db_call(DbCall::new(self.engine, operation, on), class, run).await;
+        if let Err(PortError::Unavailable(cause)) = &answer
+            && let Some(BreakerOpen(server)) = cause.downcast_ref()
+        {
+            Span::current().annotate("breaker_open", &[("server", server)]);
+        }
+        answer
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use tourin_chassis::clock::SystemClock;
+use tourin_chassis::telemetry::testing::all_spans;
 use tourin_recommendation::app::ports::PortError;
 use tourin_recommendation::domain::spot::SpotId;
 use tourin_recommendation::{
@@ -144,6 +145,7 @@ async fn publish_until(stop: Arc<AtomicBool>, bus: RabbitBus) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
+    let spans = all_spans();
     let bed = bed().await;
     for server in SERVERS {
         bed.end(server, Ending::Kill).await;
@@ -161,6 +163,15 @@ async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert!(answer.headers().contains_key("retry-after"));
     }
+    // Nobody waits for a server that was found gone, and the trace says so.
+    let answer = service.answer(SIMILAR, "somebody1").await;
+    let trace = answer.headers()["traceresponse"].to_str().unwrap().split('-').nth(1).unwrap();
+    let noted = || {
+        let spans = spans.trace(trace).unwrap_or_default();
+        let mut notes = spans.iter().flat_map(|span| &span.annotations);
+        notes.any(|note| note.value == "breaker_open server=mongodb")
+    };
+    eventually!(RECOVERY, noted(), true);
     // Others must be able to ask it all the same.
     eventually!(RECOVERY, world.mesh.state.lock().unwrap().registered.len(), 1);
 

@@ -48,6 +48,21 @@ async fn a_bookmark_is_one_trace_to_the_trend() {
 }
 
 #[tokio::test]
+async fn a_traces_address_at_zipkin_leads_to_its_page_here() {
+    let up = Up::start();
+    let client =
+        reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let get = async |id: &str| {
+        client.get(format!("{}/zipkin/traces/{id}", up.operator)).send().await.unwrap()
+    };
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let led = get(TRACE).await;
+    assert_eq!(led.status().as_u16(), 307);
+    assert_eq!(led.headers()["location"], format!("/#{TRACE}"));
+    assert_eq!(get("%2F%2Fexample.org").await.status().as_u16(), 400);
+}
+
+#[tokio::test]
 async fn the_waterfall_is_shown_in_a_browser() {
     let python = std::env::var("TOURIN_BROWSER_PYTHON").unwrap_or_default();
     assert!(

@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::response::{Html, IntoResponse};
+use axum::response::{Html, IntoResponse, Redirect};
 use axum::routing::{get, post};
 use http::{HeaderName, StatusCode, header};
 use serde_json::{Value, json};
@@ -20,11 +20,12 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 impl MemoryStore {
-    /// The page at `/`, and `GET` of `/api/v2/services`, `spans`, `remoteServices`, `traces`,
+    /// The page at `/`, to which Zipkin's own address of a trace leads too, and `GET` of `/api/v2/services`, `spans`, `remoteServices`, `traces`,
     /// `trace/{id}`, `traceMany` and `dependencies` as Zipkin answers them.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/", get(page))
+            .route("/zipkin/traces/{id}", get(redirect_to_trace))
             .route("/health", get(|| async { Json(json!({"status": "UP"})) }))
             .route("/api/v2/services", get(services))
             .route("/api/v2/spans", get(span_names))
@@ -50,6 +51,14 @@ impl MemoryStore {
 async fn page() -> impl IntoResponse {
     const CSP: HeaderName = header::CONTENT_SECURITY_POLICY;
     ([(CSP, POLICY), (header::CACHE_CONTROL, "no-store")], Html(PAGE))
+}
+
+/// A trace's address at a Zipkin server is good here too.
+async fn redirect_to_trace(Path(id): Path<String>) -> Result<Redirect, ApiError> {
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(ApiError::malformed("expected a trace's id in hexadecimal digits"));
+    }
+    Ok(Redirect::temporary(&format!("/#{id}")))
 }
 
 async fn services(State(store): State<MemoryStore>) -> Json<Value> {

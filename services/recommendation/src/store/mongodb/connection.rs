@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use crate::app::ports::PortError;
-use crate::servers::ServerStats;
+use crate::servers::{BreakerOpen, ServerStats};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT_MS: u64 = 2_000;
@@ -141,7 +141,7 @@ impl Connection {
         options.selection_criteria = None;
         let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
         let name = options.default_database.clone();
-        let stats = Arc::new(ServerStats::default());
+        let stats = Arc::new(ServerStats::bounded(operations));
         let counted = Arc::clone(&stats);
         options.command_event_handler = Some(EventHandler::callback(move |event| {
             if matches!(event, CommandEvent::Started(_)) {
@@ -187,9 +187,10 @@ impl Connection {
         operation: impl IntoFuture<Output = mongodb::error::Result<T>>,
     ) -> Result<T, PortError> {
         if self.is_away.load(Ordering::Relaxed) {
-            return Err(PortError::unavailable(anyhow!("mongodb: the server is gone")));
+            return Err(PortError::unavailable(BreakerOpen("mongodb")));
         }
         let in_turn = async {
+            let _in_hand = self.stats.operation();
             // It is never closed.
             let _turn = self.turns.acquire().await;
             operation.await
