@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
-use tourin_chassis::config::ConfigFile;
+use tourin_chassis::config::{ConfigFile, LogSettings};
 use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_chassis::telemetry::memory::MemoryStore;
 
@@ -30,7 +30,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the whole mesh in one process: gateway, registry, core, recommendation
-    Up(Box<Run<UpSettings>>),
+    Up(Box<Run<UpSettings, TelemetrySettings>>),
     /// Load tour spots from a CSV or NDJSON file; a mesh may be running on the same data
     Import(Run<ImportSettings>),
     /// Play members who browse and bookmark, through a gateway
@@ -43,31 +43,33 @@ pub enum Command {
     LogLevel(Run<LogLevelSettings>),
 }
 
-/// A command's settings with what every command has.
+/// A command's settings with what every command has. Those that end with their work begin no traces:
+/// they are told of logs alone.
 #[derive(Debug, clap::Args)]
-pub struct Run<S: clap::Args> {
+pub struct Run<S: clap::Args, T: clap::Args = LogSettings> {
     #[allow(missing_docs, reason = "its help is its fields'")]
     #[command(flatten)]
     pub settings: S,
     /// The configuration file; read by [`tourin_chassis::config`].
     #[command(flatten)]
     pub file: ConfigFile,
-    #[allow(missing_docs)] // Its help is its fields'.
+    #[allow(missing_docs, reason = "its help is its fields'")]
     #[command(flatten)]
-    pub telemetry: TelemetrySettings,
+    pub telemetry: T,
 }
 
 impl Command {
     /// How this command logs and traces.
-    pub fn telemetry(&self) -> &TelemetrySettings {
-        match self {
-            Self::Up(run) => &run.telemetry,
+    pub fn telemetry(&self) -> TelemetrySettings {
+        let log = match self {
+            Self::Up(run) => return run.telemetry.clone(),
             Self::Import(run) => &run.telemetry,
             Self::DemoTraffic(run) => &run.telemetry,
             Self::Audit(run) => &run.telemetry,
             Self::Events(run) => &run.telemetry,
             Self::LogLevel(run) => &run.telemetry,
-        }
+        };
+        log.into()
     }
 
     /// Where this command keeps its traces itself.

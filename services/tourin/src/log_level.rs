@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_chassis::secret::Secret;
 use tourin_gateway::admin::ADMIN_ADDRESS;
 use tourin_registry_api::{Instance, RegistryClient};
+
+use crate::mesh_access::MeshAccess;
 
 /// What an instance gets to answer, in milliseconds.
 const TIMEOUT_MS: u64 = 5_000;
@@ -31,18 +32,9 @@ pub struct LogLevelSettings {
     /// Only this instance
     #[arg(long, value_name = "ID")]
     pub instance: Option<String>,
-    /// The registry that knows the instances
-    #[arg(
-        long,
-        env = "TOURIN_REGISTRY_URL",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8500"
-    )]
-    pub registry_url: String,
-    /// Secret shared by the mesh. `tourin up` writes it and the registry's URL into mesh.toml in its
-    /// data folder, for --config
-    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
-    pub registration_secret: Secret,
+    #[allow(missing_docs, reason = "its help is its fields'")]
+    #[command(flatten)]
+    pub mesh: MeshAccess,
 }
 
 /// Asks or changes, and prints what is logged by each instance. Exit code 1 when one did not answer.
@@ -51,7 +43,7 @@ pub struct LogLevelSettings {
 /// When the registry does not answer, or knows no such instance.
 pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
     let places = places(settings).await?;
-    let signer = IdentitySigner::new(&settings.registration_secret);
+    let signer = IdentitySigner::new(&settings.mesh.registration_secret);
     let operator = Subject::Service { name: OPERATOR.to_owned() };
     let identity = signer.sign(&operator, &settings.service);
     let client =
@@ -88,11 +80,11 @@ async fn said(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
 
 /// The instances' names and URLs.
 async fn places(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, String)>> {
-    let base = settings.registry_url.trim_end_matches('/');
+    let base = settings.mesh.registry_url.trim_end_matches('/');
     if settings.service == REGISTRY {
         return Ok(vec![(REGISTRY.to_owned(), base.to_owned())]);
     }
-    let registry = RegistryClient::new(base, settings.registration_secret.expose())?;
+    let registry = RegistryClient::new(base, settings.mesh.registration_secret.expose())?;
     let known = registry.list(Some(&settings.service)).await.context("the registry")?.instances;
     let wanted =
         |instance: &Instance| settings.instance.as_ref().is_none_or(|id| *id == instance.id);

@@ -70,7 +70,7 @@ impl Audit {
     pub async fn prepare(settings: AuditSettings) -> anyhow::Result<Self> {
         let timeout = Duration::from_millis(settings.request_timeout_ms);
         let gateways = Gateways::new(&settings.gateways, settings.tries, timeout)?;
-        let observer = Observer::new(&settings.registry_url, &settings.registration_secret)?;
+        let observer = Observer::new(&settings.mesh)?;
         let catalogue = observation::catalogue(&gateways, CATALOGUE).await.with_context(|| {
             format!("no tour spots at {}: is a mesh running there?", settings.gateways.join(", "))
         })?;

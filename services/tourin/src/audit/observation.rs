@@ -12,11 +12,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_chassis::secret::Secret;
 use tourin_registry_api::RegistryClient;
 
 use super::gateways::Gateways;
 use super::ledger::SpotId;
+use crate::mesh_access::MeshAccess;
 
 const RECOMMENDATION: &str = "recommendation";
 /// What the audit calls itself towards services.
@@ -193,18 +193,18 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// An observer in the mesh of this registry and secret.
+    /// An observer in this mesh.
     ///
     /// # Errors
     /// When the registry's URL is none.
-    pub fn new(registry_url: &str, secret: &Secret) -> anyhow::Result<Self> {
+    pub fn new(mesh: &MeshAccess) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_millis(EFFECTS_TIMEOUT_MS))
             .build()
             .context("cannot make an HTTP client")?;
-        let registry = RegistryClient::new(registry_url, secret.expose())?;
-        Ok(Self { registry, signer: IdentitySigner::new(secret), client })
+        let registry = RegistryClient::new(&mesh.registry_url, mesh.registration_secret.expose())?;
+        Ok(Self { registry, signer: IdentitySigner::new(&mesh.registration_secret), client })
     }
 
     /// The instances of the recommendation service: their names and addresses.

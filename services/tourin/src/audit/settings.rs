@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use tourin_chassis::secret::Secret;
 
+use crate::mesh_access::MeshAccess;
+
 /// Settings of an audit.
 #[derive(Debug, Clone, Args)]
 pub struct AuditSettings {
@@ -17,18 +19,9 @@ pub struct AuditSettings {
         default_value = "http://127.0.0.1:8080"
     )]
     pub gateways: Vec<String>,
-    /// Where the registry answers, by which the audit finds the recommendation service's instances
-    #[arg(
-        long,
-        env = "TOURIN_REGISTRY_URL",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8500"
-    )]
-    pub registry_url: String,
-    /// Secret shared by the mesh, by which the audit may look at effects. `tourin up` writes it and
-    /// the registry's URL into mesh.toml in its data folder, for --config
-    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
-    pub registration_secret: Secret,
+    #[allow(missing_docs, reason = "its help is its fields'")]
+    #[command(flatten)]
+    pub mesh: MeshAccess,
     /// How long to make requests, such as 20s, 500ms or 2m
     #[arg(long, env = "TOURIN_AUDIT_DURATION", value_name = "TIME", default_value = "20s", value_parser = duration)]
     pub duration: Duration,
@@ -63,8 +56,7 @@ impl AuditSettings {
     ) -> Self {
         Self {
             gateways: vec![gateway.into()],
-            registry_url: registry_url.into(),
-            registration_secret,
+            mesh: MeshAccess { registry_url: registry_url.into(), registration_secret },
             duration: Duration::from_secs(20),
             rate: 200,
             members: 20,

@@ -11,7 +11,7 @@ use tourin::audit::report::Report;
 use tourin::audit::{Audit, AuditSettings};
 use tourin_chassis::shutdown::Shutdown;
 
-use crate::mesh::{Mesh, Turn, secret, turn};
+use crate::mesh::{Mesh, Turn, turn};
 
 /// Requests per second: what two cores bear that run the servers and seven unoptimised services too.
 const RATE: u32 = 20;
@@ -113,7 +113,7 @@ impl Probe {
         let settings = scene.mesh.audit_settings();
         let timeout = Duration::from_secs(5);
         let gateways = Gateways::new(&settings.gateways, 20, timeout).unwrap();
-        let observer = Observer::new(&settings.registry_url, &secret()).unwrap();
+        let observer = Observer::new(&settings.mesh).unwrap();
         let watched: BTreeSet<SpotId> = scene.audit.watched().iter().copied().collect();
         let all = observation::catalogue(&gateways, 1_000).await.expect("a catalogue");
         let spots = all.into_iter().filter(|spot| !watched.contains(spot)).collect();
