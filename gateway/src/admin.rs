@@ -26,23 +26,32 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// Operators and their programs are few.
 const CONCURRENT_REQUESTS: usize = 32;
 
+/// What operators are told of the gateway's state.
+#[derive(Clone)]
+pub struct Watched {
+    /// What it knows of the services.
+    pub gate: Arc<Gate>,
+    /// Begins when the gateway stops, and is unready from then on.
+    pub stopping: Shutdown,
+}
+
 /// Serves operators until `stop`.
 pub async fn serve_operators(
     listener: TcpListener,
     metrics: Metrics,
-    gate: Arc<Gate>,
+    watched: Watched,
     secret: Secret,
     stop: Shutdown,
 ) {
     let router = operators_router(&metrics, IdentityVerifier::new(&secret, GATEWAY))
-        .merge(Router::new().route("/readyz", get(readiness)).with_state(gate));
+        .merge(Router::new().route("/readyz", get(readiness)).with_state(watched));
     let limits = HttpLimits { concurrent_requests: CONCURRENT_REQUESTS, ..HttpLimits::default() };
     if let Err(error) = serve(listener, router, &limits, stop, DRAIN).await {
         tracing::error!(%error, "the operators' listener failed");
     }
 }
 
-async fn readiness(State(gate): State<Arc<Gate>>) -> Response {
-    let (status, report) = gate.readiness(false);
+async fn readiness(State(watched): State<Watched>) -> Response {
+    let (status, report) = watched.gate.readiness(watched.stopping.is_begun());
     (status, axum::Json(report)).into_response()
 }

@@ -171,7 +171,7 @@ impl Gateway {
             admin::serve_operators(
                 operators,
                 metrics.service.clone(),
-                Arc::clone(&gate),
+                admin::Watched { gate: Arc::clone(&gate), stopping: shutdown.clone() },
                 secret,
                 end.clone(),
             ),

@@ -82,6 +82,11 @@ async fn a_stop_lets_requests_in_flight_finish_and_nothing_else() {
     })
     .await;
     assert!(!gateway.running.is_finished());
+    // Operators are still answered, and told why no client should be sent here.
+    let ready = gateway.http.get(format!("http://{}/readyz", gateway.admin)).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    let report: serde_json::Value = ready.json().await.unwrap();
+    assert_eq!(report["unready"]["gateway"], "stopping");
 
     core.release();
     let answer = call.await.unwrap().unwrap();

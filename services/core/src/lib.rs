@@ -226,6 +226,7 @@ impl Core {
         let mesh = &settings.mesh;
         let instance =
             Instance::new(SERVICE, mesh.instance_id_or_new(SERVICE), mesh.advertised(address));
+        tracing::info!(addr = %address, id = instance.id, "core listening");
         let registration = Registration::start(
             registry,
             instance,

@@ -73,10 +73,12 @@ impl Mesh {
             DataDir::open(&settings.data_dir)?
         };
         // A server may be away for as long as it likes; whoever waits may not like it.
-        let Built { url, registry_url, gateway, core, replicas, registry, operator } = tokio::select! {
+        let built = tokio::select! {
             built = parts::build(&settings, traces.as_ref(), &data_dir) => built?,
             () = stop.begun() => bail!("stopped before the mesh was whole"),
         };
+        let Built { url, registry_url, readiness_url, gateway, core, replicas, registry, operator } =
+            built;
 
         let operator_url = format!("http://{}", parts::local(operator.addr));
         let mut parts = vec![Part::start("operator", |stop| operator.run_until_stopped(stop))];
@@ -87,7 +89,6 @@ impl Mesh {
         }
         parts.push(Part::start("registry", |stop| registry.run_until_stopped(stop)));
 
-        let gateway_url = url.clone();
         let shows_traces = traces.is_some();
         let mut mesh = Self { url, registry_url, operator_url, shows_traces, data_dir, parts };
         // What is embedded is there at once. A server is waited for, whose logs say so.
@@ -97,7 +98,7 @@ impl Mesh {
             Duration::MAX
         };
         tokio::select! {
-            ready = ready(&gateway_url, limit) => ready?,
+            ready = ready(&readiness_url, limit) => ready?,
             failed = mesh.part_ended() => bail!(failed),
             () = stop.begun() => {}
         }
@@ -168,13 +169,12 @@ impl Mesh {
 }
 
 /// Waits until the gateway says that it can serve.
-async fn ready(gateway: &str, limit: Duration) -> anyhow::Result<()> {
+async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
-    let url = format!("{gateway}/readyz");
     let mut last = String::from("no answer yet");
     let poll = async {
         loop {
-            match client.get(&url).send().await {
+            match client.get(url).send().await {
                 Ok(answer) if answer.status().is_success() => return,
                 Ok(answer) => last = answer.text().await.unwrap_or_default(),
                 Err(error) => last = error.to_string(),

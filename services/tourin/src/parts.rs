@@ -26,6 +26,9 @@ pub(crate) struct Built {
     pub url: String,
     /// Where the registry answers.
     pub registry_url: String,
+    /// Where the gateway says whether it is ready: its listener for operators, so that what is asked
+    /// until then counts with no client's requests.
+    pub readiness_url: String,
     pub gateway: Gateway,
     pub core: Core,
     pub replicas: Vec<Recommendation>,
@@ -54,6 +57,7 @@ pub(crate) async fn build(
     // The gateway's address first: of all that can be taken, it is the one that a user chose.
     let gateway = Gateway::build(gateway_settings(settings, mesh.clone())).await?;
     let url = format!("http://{}", local(gateway.addr()));
+    let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
 
     let bus = embedded_bus(settings, data_dir).await?;
     let core = Core::build(
@@ -87,7 +91,7 @@ pub(crate) async fn build(
             .map(|(replica, number)| (format!("recommendation-{number}"), replica.addr())),
     );
     let operator = Operator::build(&settings.operator, traces, addresses).await?;
-    Ok(Built { url, registry_url, gateway, core, replicas, registry, operator })
+    Ok(Built { url, registry_url, readiness_url, gateway, core, replicas, registry, operator })
 }
 
 /// The bus in this process; none where a broker is named, to which the services connect themselves.

@@ -1,6 +1,6 @@
 //! The trace of an event from the change to its effect, over the bus in memory.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "../spans/mod.rs"]
 mod spans;

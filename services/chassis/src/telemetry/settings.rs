@@ -14,10 +14,10 @@ pub const DEFAULT_RATIO: f64 = 0.1;
 /// Logs and traces.
 #[derive(Debug, Clone, Args)]
 pub struct TelemetrySettings {
-    #[allow(missing_docs)] // Its help is its fields'.
+    #[allow(missing_docs, reason = "its help is its fields'")]
     #[command(flatten)]
     pub log: LogSettings,
-    #[allow(missing_docs)] // Its help is its fields'.
+    #[allow(missing_docs, reason = "its help is its fields'")]
     #[command(flatten)]
     pub traces: TraceSettings,
 }

@@ -54,9 +54,11 @@ async fn a_dead_collector_costs_its_spans_and_they_are_counted() {
 
 #[tokio::test]
 async fn a_slow_collector_holds_the_queue_at_its_bound() {
-    let stuck = post(|| async {
-        tokio::time::sleep(Duration::from_secs(3_600)).await;
-        StatusCode::ACCEPTED
+    let asked = Arc::new(tokio::sync::Notify::new());
+    let ask = asked.clone();
+    let stuck = post(move || async move {
+        ask.notify_one();
+        std::future::pending::<StatusCode>().await
     });
     let address = serve(Router::new().route("/api/v2/spans", stuck)).await;
     let settings = TraceSettings {
@@ -70,10 +72,10 @@ async fn a_slow_collector_holds_the_queue_at_its_bound() {
     let service = pipeline.service("demo");
     spans(&service, 50);
     // The first batch is under way and does not come back.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::timeout(Duration::from_secs(10), asked.notified()).await.unwrap();
     let start = std::time::Instant::now();
     spans(&service, 10_000);
-    // Nobody waited: the collector takes an hour.
+    // Nobody waited: the collector never answers.
     assert!(start.elapsed() < Duration::from_secs(10));
     let (exported, dropped) = counted(&pipeline);
     assert_eq!(exported, 0);

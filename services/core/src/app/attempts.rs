@@ -52,7 +52,7 @@ impl Default for AttemptPolicy {
 
 /// Too many failures; try again after the time given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many failed attempts; try again in {} s", .retry_after.as_secs().max(1))]
+#[error("too many failed attempts; try again in {} s", .retry_after.as_millis().div_ceil(1_000).max(1))]
 pub struct TooManyAttempts {
     /// When one attempt is free again.
     pub retry_after: Duration,

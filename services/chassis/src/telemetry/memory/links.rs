@@ -25,7 +25,7 @@ pub struct Link {
     pub error_count: u64,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }

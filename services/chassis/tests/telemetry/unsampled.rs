@@ -130,29 +130,3 @@ async fn the_store_keeps_to_its_bounds_and_drops_the_oldest() {
         assert!(store.trace(&traces[99]).is_some());
     }
 }
-
-/// Not a bound, which would depend on the machine: a number to look at, by
-/// `cargo test --release -p tourin-chassis --test telemetry -- --ignored --nocapture`.
-#[tokio::test]
-#[ignore = "prints a measurement"]
-async fn nanoseconds_for_a_request_and_one_call() {
-    let keep_nothing = TraceSettings { trace_keep_failed: false, trace_slow_ms: 0, ..unsampled() };
-    for (name, settings) in [
-        ("unsampled, nothing kept", keep_nothing),
-        ("unsampled, failed and slow kept", unsampled()),
-        ("sampled", all()),
-    ] {
-        let (pipeline, _store) = start(&settings);
-        let service = pipeline.service("demo");
-        let rounds = 100_000u32;
-        let begun = std::time::Instant::now();
-        for _ in 0..rounds {
-            let span = request(&service);
-            let call = span.db(&DbCall::new("mysql", "select", "spots"));
-            call.set_status(200);
-            drop(call);
-            span.set_status(200);
-        }
-        println!("{name}: {} ns", (begun.elapsed() / rounds).as_nanos());
-    }
-}
