@@ -27,7 +27,7 @@ const SHARDS: usize = 16;
 /// Unsampled traces under way at once whose spans are kept back, per shard; the bound on memory
 /// together with the next. Those above it are let go whatever their end.
 const MAX_TRACES_PER_SHARD: usize = 256;
-/// Spans kept back for one trace.
+/// Spans kept back for one trace, besides the request's own.
 const MAX_SPANS_PER_TRACE: usize = 128;
 
 /// When an unsampled request's spans are exported all the same.
@@ -211,7 +211,13 @@ impl Processor {
         let mut kept_back = part.remove();
         // What is let go is freed while nobody waits for the shard.
         drop(shard);
-        if kept_back.kept { kept_back.add(span, &self.let_go) } else { Spans::new() }
+        if !kept_back.kept {
+            return Spans::new();
+        }
+        // The request itself, without which its parts would hang in the air, has room whatever it had
+        // of them.
+        kept_back.spans.push(span);
+        kept_back.spans
     }
 }
 

@@ -63,6 +63,22 @@ async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
 }
 
 #[tokio::test]
+async fn a_failed_request_of_too_many_parts_is_told_with_the_first_of_them() {
+    let (pipeline, store) = start(&unsampled());
+    let request = request(&pipeline.service("demo"));
+    let trace = request.trace_id().unwrap();
+    for _ in 0..200 {
+        drop(request.db(&DbCall::new("mysql", "select", "spots")));
+    }
+    request.set_status(500);
+    drop(request);
+    assert_eq!(exported(&pipeline, &store, &trace).await, 129);
+    let spans = store.trace(&trace).unwrap();
+    assert!(spans.iter().any(|span| span.parent_id.is_none()), "the request is among them");
+    assert_eq!(pipeline.stats().not_kept_back, 72);
+}
+
+#[tokio::test]
 async fn services_in_one_process_keep_a_failed_trace_whole() {
     let (pipeline, store) = start(&unsampled());
     let gateway = request(&pipeline.service("gateway"));
