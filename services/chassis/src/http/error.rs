@@ -66,6 +66,8 @@ impl ApiError {
         not_found, NOT_FOUND, "not_found";
         /// 405: the path is known, the method is not.
         method_not_allowed, METHOD_NOT_ALLOWED, "method_not_allowed";
+        /// 408: the client does not send what it announced.
+        too_slow, REQUEST_TIMEOUT, "timeout";
         /// 409: the state of things forbids it.
         conflict, CONFLICT, "conflict";
         /// 413: the body is over the limit.

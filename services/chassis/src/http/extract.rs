@@ -1,7 +1,8 @@
 //! Extractors whose refusals are the contract's error body.
 
-use std::fmt::Display;
-use std::str::FromStr;
+use std::error::Error;
+use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
+use std::str::{FromStr, ParseBoolError};
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -23,14 +24,27 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
         match axum::Json::<T>::from_request(request, state).await {
             Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::JsonDataError(error)) => Err(ApiError::invalid(innermost(&error))),
+            Err(JsonRejection::JsonDataError(error)) => {
+                let text = error.body_text();
+                let (what, _place) = text.rsplit_once(" at line ").unwrap_or((&text, ""));
+                Err(ApiError::invalid(without_preamble(what)))
+            }
+            Err(JsonRejection::JsonSyntaxError(error)) => {
+                let text = error.body_text();
+                let what = without_preamble(&text);
+                Err(ApiError::malformed(if what.ends_with(AT_THE_VERY_START) {
+                    "the body is empty: expected JSON".to_owned()
+                } else {
+                    format!("the body is not JSON: {what}")
+                }))
+            }
             Err(JsonRejection::MissingJsonContentType(_)) => Err(ApiError::malformed(
                 "the body must be JSON, sent with the header Content-Type: application/json",
             )),
             Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(ApiError::too_large("the body is larger than this call accepts"))
             }
-            Err(error) => Err(ApiError::malformed(innermost(&error))),
+            Err(error) => Err(ApiError::malformed(error.body_text())),
         }
     }
 }
@@ -41,11 +55,27 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// serde's own words, which name the field and the place, without axum's preamble.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+/// Where serde finds the end of an empty body.
+const AT_THE_VERY_START: &str = "EOF while parsing a value at line 1 column 0";
+
+/// serde's own words, which name the field, without what axum puts before them.
+fn without_preamble(text: &str) -> &str {
+    text.split_once(": ").map_or(text, |(_, words)| words)
+}
+
+/// What was expected, where the error of a standard type says only what was found.
+fn in_words(error: &(dyn Error + 'static)) -> String {
+    if let Some(number) = error.downcast_ref::<ParseIntError>() {
+        return match number.kind() {
+            IntErrorKind::PosOverflow => "the number is too large".to_owned(),
+            _ => "expected a whole number from 0 on".to_owned(),
+        };
+    }
+    if error.is::<ParseFloatError>() {
+        return "expected a number such as 37.56".to_owned();
+    }
+    if error.is::<ParseBoolError>() {
+        return "expected true or false".to_owned();
     }
     error.to_string()
 }
@@ -90,7 +120,7 @@ impl Params {
     pub fn one<T>(&self, name: &str) -> Result<Option<T>, ApiError>
     where
         T: FromStr,
-        T::Err: Display,
+        T::Err: Error + 'static,
     {
         let mut values = self.values(name);
         let Some(value) = values.next() else {
@@ -99,10 +129,9 @@ impl Params {
         if values.next().is_some() {
             return Err(ApiError::invalid(format!("{name} is given more than once")));
         }
-        value
-            .parse()
-            .map(Some)
-            .map_err(|error| ApiError::invalid(format!("{name} is not valid: {error}")))
+        value.parse().map(Some).map_err(|error| {
+            ApiError::invalid(format!("{name} is not valid: {}", in_words(&error)))
+        })
     }
 
     /// A text, trimmed; `None` when absent or blank.
@@ -158,7 +187,11 @@ mod tests {
     fn a_number_that_is_none_is_refused_by_name() {
         let error = Params::parse("k=many").one::<u32>("k").unwrap_err();
         assert_eq!(error.status(), StatusCode::UNPROCESSABLE_ENTITY);
-        assert!(error.body().message.starts_with("k is not valid"));
+        assert_eq!(error.body().message, "k is not valid: expected a whole number from 0 on");
+        let error = Params::parse("k=99999999999").one::<u32>("k").unwrap_err();
+        assert_eq!(error.body().message, "k is not valid: the number is too large");
+        let error = Params::parse("lat=north").one::<f64>("lat").unwrap_err();
+        assert_eq!(error.body().message, "lat is not valid: expected a number such as 37.56");
         assert!(Params::parse("k=1&k=2").one::<u32>("k").is_err());
         assert_eq!(Params::parse("k=7").one::<u32>("k").unwrap(), Some(7));
     }

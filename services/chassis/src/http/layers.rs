@@ -13,6 +13,7 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::ApiError;
+use super::arrival::Arrival;
 use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
 use crate::health::Health;
 use crate::identity::{IdentityVerifier, verify_identity};
@@ -28,7 +29,8 @@ pub struct HttpLimits {
     /// Largest request body, in bytes. Default 1 MiB.
     pub body_bytes: usize,
     /// Time from the whole head of a request to its answer's head, in milliseconds. Default 10 s;
-    /// long polls bound themselves below it or set their own.
+    /// long polls bound themselves below it or set their own. A request whose body is waited for
+    /// then is answered 408, another one 503.
     pub request_timeout_ms: u64,
     /// Requests handled at once; more are answered 503. Default 1,024.
     pub concurrent_requests: usize,
@@ -152,8 +154,12 @@ async fn limit_time(State(limit): State<Duration>, request: Request, next: Next)
     if request.uri().path().starts_with("/internal/") {
         return next.run(request).await;
     }
+    let (request, body) = Arrival::watch(request);
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
+        Err(_) if body.is_awaited() => {
+            ApiError::too_slow("the request's body took too long to arrive").into_response()
+        }
         Err(_) => ApiError::unavailable(
             "the request took longer than this service allows; try again",
             Duration::from_secs(1),

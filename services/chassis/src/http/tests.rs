@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +31,7 @@ fn router(secret: &Secret, health: Health, limits: &HttpLimits) -> Router {
         .route("/echo", post(|Json(body): Json<Vec<u32>>| async move { Json(body) }))
         .route("/me", get(|caller: MemberCaller| async move { caller.id }))
         .route("/who", get(|caller: Caller| async move { format!("{:?}", caller.0.is_some()) }))
-        .route("/slow", get(|| async { std::future::pending::<()>().await }));
+        .route("/slow", any(|| async { std::future::pending::<()>().await }));
     service_router("demo", routes, IdentityVerifier::new(secret, "demo"), health, limits)
 }
 
@@ -78,8 +78,16 @@ async fn bodies_are_told_apart_by_what_is_wrong_with_them() {
             .unwrap()
     };
     assert_eq!(answer(plain(), json("[1,2]")).await.2, "[1,2]");
-    assert_eq!(answer(plain(), json("[1,")).await.0, StatusCode::BAD_REQUEST);
-    assert_eq!(answer(plain(), json("{}")).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    for (sent, status, message) in [
+        ("[1,", 400, "the body is not JSON: EOF while parsing a value at line 1 column 3"),
+        ("", 400, "the body is empty: expected JSON"),
+        ("{}", 422, "invalid type: map, expected a sequence"),
+        (r#"[1,"2"]"#, 422, "[1]: invalid type: string \"2\", expected u32"),
+    ] {
+        let (answered, _, body) = answer(plain(), json(sent)).await;
+        let said = serde_json::from_str::<ErrorBody>(&body).unwrap().message;
+        assert_eq!((answered.as_u16(), &*said), (status, message), "{sent}");
+    }
     let untyped = Request::post("/echo").body(Body::from("[1]")).unwrap();
     assert_eq!(answer(plain(), untyped).await.0, StatusCode::BAD_REQUEST);
 
@@ -134,6 +142,22 @@ async fn work_over_the_limits_is_answered_503_with_retry_after() {
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(headers[header::RETRY_AFTER], "1");
     }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_the_clients_fault_and_a_slow_handler_is_not() {
+    let limits = HttpLimits { request_timeout_ms: 50, ..HttpLimits::default() };
+    let router = router(&Secret::random(), Health::new(), &limits);
+    let begun = futures::stream::iter([Ok::<_, std::io::Error>("[1")]);
+    let stalled = futures::StreamExt::chain(begun, futures::stream::pending());
+    let request = |path: &str, body| {
+        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        request.body(body).unwrap()
+    };
+    let late = answer(router.clone(), request("/echo", Body::from_stream(stalled))).await;
+    assert_eq!((late.0, kind(&late.2).as_str()), (StatusCode::REQUEST_TIMEOUT, "timeout"));
+    let slow = answer(router, request("/slow", Body::from("[1]"))).await;
+    assert_eq!(slow.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
 async fn serve_one(
