@@ -1,6 +1,7 @@
 //! The life of a service that is a process of its own: build, run, stop.
 
 use std::future::Future;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,8 +50,8 @@ where
 }
 
 /// A start that cannot be: one line, whatever the log's settings, and [`CANNOT_START`].
-#[allow(clippy::print_stderr, reason = "no log line: the answer to whoever started the program")]
 pub fn refuse(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    // Whoever has closed standard error is not told; a panic would not tell either.
+    writeln!(std::io::stderr(), "error: {error:#}").ok();
     ExitCode::from(CANNOT_START)
 }

@@ -5,17 +5,26 @@ use std::io::Write;
 use chrono::{DateTime, SecondsFormat, Utc};
 
 /// Prints lines to standard output, and a closing word to standard error, so that it does not get
-/// into what is piped on.
+/// into what is piped on. A reader that has read enough (`| head`) ends it.
 ///
 /// # Errors
-/// When standard output takes no more.
+/// When standard output takes no more for another reason.
 pub fn print(lines: &[String], closing: &str) -> std::io::Result<()> {
+    match print_lines(lines) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+        printed => printed?,
+    }
+    // Nobody needs it who has closed standard error.
+    writeln!(std::io::stderr(), "{closing}").ok();
+    Ok(())
+}
+
+fn print_lines(lines: &[String]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     for line in lines {
         writeln!(out, "{line}")?;
     }
-    out.flush()?;
-    writeln!(std::io::stderr(), "{closing}")
+    out.flush()
 }
 
 /// A time to the millisecond.
