@@ -25,10 +25,12 @@ use crate::config::{LogFormat, LogSettings};
 /// What libraries may log at most, whatever the filter says: beyond it are whole requests, answers and
 /// messages, with people's tokens and words in them. The first that a target begins with counts.
 const BOUNDS: [(&str, LevelFilter); 4] = [
+    // Its errors are questions for a queue that is not there, and connections that we are closing; of
+    // those that are lost the bus tells itself. It also logs whole messages that came back.
+    ("lapin", LevelFilter::OFF),
     // "Fail to proxy" repeats what came in.
     ("pingora_proxy", LevelFilter::OFF),
     ("pingora", LevelFilter::ERROR),
-    ("lapin::returned_messages", LevelFilter::OFF),
     ("sqlx", LevelFilter::WARN),
 ];
 /// The bound of other libraries.
@@ -319,7 +321,8 @@ mod tests {
                 tracing::info!(target: "sqlx::query", "whole");
                 tracing::debug!(target: "lapin::frames", "whole");
                 tracing::error!(target: "pingora_core::server", "theirs");
-                tracing::info!(target: "lapin::connection", "theirs");
+                tracing::error!(target: "lapin::channels", "whole");
+                tracing::info!(target: "redis::client", "theirs");
                 tracing::debug!(target: "tourin_core::http", "ours");
                 tracing::debug!(target: "gateway", "ours");
             });

@@ -69,8 +69,8 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => {
-                // One per request; that a server is away is the probe's to report, once.
-                tracing::debug!(error = format!("{cause:#}"), "the store cannot be reached");
+                // Why this request failed; that a server is away is the probe's to warn of, once.
+                tracing::info!(error = format!("{cause:#}"), "the store cannot be reached");
                 Self::unavailable("the store cannot be reached; try again", Duration::from_secs(1))
             }
             StoreError::Failed(cause) => Self::internal(cause),
