@@ -18,7 +18,7 @@ use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{self, TelemetrySettings, TraceSettings};
 
 use crate::read_back::{Engines, Journey, Zipkin, check};
-use crate::world::World;
+use crate::world::{World, eventually};
 
 /// A Zipkin that takes spans and gives them back.
 async fn collector() -> String {
@@ -40,6 +40,27 @@ async fn collector() -> String {
     url
 }
 
+/// Waits until recommendation has had an event of every spot. Before, the bed's MongoDB-protocol server
+/// may keep a bookmark waiting for longer than recommendation does.
+async fn catalogue_is_taken_in(world: &World) {
+    let page = world.get("/api/tour-spots").await;
+    let spots: f64 = page.header("x-pagination-total-item").parse().unwrap();
+    let url = format!("{}/metrics/recommendation-1", world.operator_url());
+    eventually(|| async {
+        let answer = reqwest::get(&url).await.map_err(|error| error.to_string())?;
+        let text = answer.text().await.map_err(|error| error.to_string())?;
+        let handled: f64 = text
+            .lines()
+            .filter(|line| {
+                line.starts_with(r#"tourin_consumer_events_total{queue="recommendation.spots""#)
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum();
+        if handled >= spots { Ok(()) } else { Err(format!("{handled} of {spots} spots")) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bookmark_is_one_trace_to_the_trend() {
     let url = collector().await;
@@ -52,6 +73,7 @@ async fn a_bookmark_is_one_trace_to_the_trend() {
     let log = LogSettings { log_format: LogFormat::Text, log: "warn".to_owned() };
     telemetry::init(TelemetrySettings { log, traces }).unwrap();
     let world = World::start().await;
+    catalogue_is_taken_in(&world).await;
     let journey = Journey::play(&world).await;
     let engines =
         Engines { broker: "rabbitmq", of_core: "mysql", of_recommendation: &["redis", "mongodb"] };

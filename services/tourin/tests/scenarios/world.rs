@@ -18,8 +18,8 @@ pub const PASSWORD: &str = "Tour1n!pass";
 
 /// A whole mesh on free ports and a folder that goes with it.
 pub struct World {
-    // Held so that it runs as long as the scenario. Goes before what it runs on.
-    _mesh: Option<Mesh>,
+    /// Runs as long as the scenario. Goes before what it runs on.
+    mesh: Option<Mesh>,
     _corner: Option<Corner>,
     http: reqwest::Client,
     pub url: String,
@@ -109,7 +109,7 @@ impl World {
         change(&mut settings);
         let mesh = Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts");
         let url = mesh.url();
-        Self { _mesh: Some(mesh), _corner: Some(corner), ..Self::at(url) }
+        Self { mesh: Some(mesh), _corner: Some(corner), ..Self::at(url) }
     }
 
     /// A mesh that somebody else started.
@@ -119,7 +119,13 @@ impl World {
             .timeout(PATIENCE)
             .build()
             .unwrap();
-        Self { _mesh: None, _corner: None, http, url }
+        Self { mesh: None, _corner: None, http, url }
+    }
+
+    /// Where operators look at a mesh of the scenario's own.
+    #[allow(dead_code, reason = "clients' scenarios do not look there")]
+    pub fn operator_url(&self) -> String {
+        self.mesh.as_ref().expect("a mesh of its own").operator_url()
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
