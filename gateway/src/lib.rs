@@ -96,8 +96,8 @@ impl Gateway {
         let routes = load_routes(&settings)?;
         check_mesh(&settings)?;
         let registry = RegistryClient::new(
-            &settings.mesh.registry_url,
-            settings.mesh.registration_secret.expose(),
+            &settings.mesh.access.registry_url,
+            settings.mesh.access.registration_secret.expose(),
         )
         .context("--registry-url")?;
         let stream = ServerUrl::given(settings.redis_url.as_ref())
@@ -165,7 +165,7 @@ impl Gateway {
             Arc::clone(&gate.authenticator.revocations),
             gate.admission.clone(),
         );
-        let secret = settings.mesh.registration_secret.clone();
+        let secret = settings.mesh.access.registration_secret.clone();
         tasks.spawn(
             "operators' listener",
             admin::serve_operators(
@@ -280,7 +280,7 @@ fn start_gate(
     tasks: &Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Arc<Gate>> {
-    let secret = &settings.mesh.registration_secret;
+    let secret = &settings.mesh.access.registration_secret;
     let clock: SharedClock = Arc::new(SystemClock);
     let signer = IdentitySigner::new(secret);
     let mesh = MeshClient::new(signer.clone(), directory.clone())?;

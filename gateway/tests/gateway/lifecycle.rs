@@ -42,7 +42,7 @@ async fn a_start_that_cannot_be_says_why() {
     );
 
     let mut settings = mesh.settings();
-    settings.mesh.registry_url = "nonsense".to_owned();
+    settings.mesh.access.registry_url = "nonsense".to_owned();
     assert!(refusal(settings).await.contains("--registry-url"));
     let mut settings = mesh.settings();
     settings.mesh.instance_id = Some("a/b".to_owned());

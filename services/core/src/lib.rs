@@ -111,10 +111,10 @@ impl Core {
             .map(|url| RedisSessions::new(url, &settings.database.session_redis_prefix))
             .transpose()?;
         let registry = RegistryClient::new(
-            &settings.mesh.registry_url,
-            settings.mesh.registration_secret.expose(),
+            &settings.mesh.access.registry_url,
+            settings.mesh.access.registration_secret.expose(),
         )
-        .with_context(|| format!("--registry-url {}", settings.mesh.registry_url))?;
+        .with_context(|| format!("--registry-url {}", settings.mesh.access.registry_url))?;
         create_private(&settings.data_dir)?;
         let held = hold_folder(&settings.data_dir, SERVICE)
             .with_context(|| format!("--data-dir {}", settings.data_dir.display()))?;
@@ -129,7 +129,8 @@ impl Core {
         let (listener, store) = match settings.database.mysql() {
             Some(url) => {
                 let (listener, meanwhile) = waiting::share(listener)?;
-                let verifier = IdentityVerifier::new(&settings.mesh.registration_secret, SERVICE);
+                let verifier =
+                    IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
                 let waits_for = format!("{url}{}", also.unwrap_or_default());
                 let store =
                     waiting::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
@@ -217,7 +218,7 @@ impl Core {
         tasks.spawn("search index", searching);
 
         let limits = HttpLimits::default();
-        let verifier = IdentityVerifier::new(&settings.mesh.registration_secret, SERVICE);
+        let verifier = IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
         let views = state.content.views.clone();
         let routes = http::router(state).layer(from_fn(to_the_end));
         let observer = (service.clone(), metrics);

@@ -118,7 +118,7 @@ impl TestCore {
         let stopping = Shutdown::new();
         let state =
             assemble(&settings, &Store::Sqlite(store.clone()), keys, &shared, &stopping).unwrap();
-        let secret = &settings.mesh.registration_secret;
+        let secret = &settings.mesh.access.registration_secret;
         let router = service_router(
             SERVICE,
             service_http::router(state.clone()),

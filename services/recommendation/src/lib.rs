@@ -120,9 +120,9 @@ impl Recommendation {
     /// When the URL of the registry or of a server is not one, the data folder cannot be used, or the address cannot be
     /// listened on.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
-        let secret = settings.mesh.registration_secret.expose();
-        let registry =
-            RegistryClient::new(&settings.mesh.registry_url, secret).context("--registry-url")?;
+        let secret = settings.mesh.access.registration_secret.expose();
+        let registry = RegistryClient::new(&settings.mesh.access.registry_url, secret)
+            .context("--registry-url")?;
         let broker = settings.broker.rabbitmq().context("--amqp-url")?;
         let clock = dependencies.clock;
         let stores = match dependencies.stores {
@@ -193,7 +193,7 @@ impl Recommendation {
         let (registry, token) = (health.register_optional("registry"), tasks.shutdown().token());
         let watching = background::watch_registry(directory.connected(), registry, token);
         tasks.spawn("registry watch", watching);
-        let secret = self.settings.mesh.registration_secret.clone();
+        let secret = self.settings.mesh.access.registration_secret.clone();
         let core = Arc::new(CoreClient::new(directory.clone(), IdentitySigner::new(&secret))?);
         let bus = self.start_bus(&tasks, &health);
         let (subscriber, feed) = self.subscriber(&core)?;

@@ -13,7 +13,7 @@ use tourin_shared_events::dead_letters::DeadLetterStore;
 
 use crate::app::ingest::Ingest;
 use crate::app::last_trend::LastTrend;
-use crate::servers::ServerStats;
+use crate::servers::{Operations, ServerStats};
 
 /// How often dead letters are counted: it is a question to the broker or the database, and scrapes may
 /// come as often as they like.
@@ -129,24 +129,19 @@ pub(crate) fn of_trend(
 /// What was asked of the servers of stores.
 pub(crate) fn of_servers(metrics: &Metrics, servers: Vec<(&'static str, Arc<ServerStats>)>) {
     let help = "Commands sent to the servers of stores";
-    let labels = |server: &str| vec![("server", server.to_owned())];
-    let asked = servers.clone();
+    let servers: Arc<[_]> = servers.into();
+    let of_server = |server: &str| vec![("server", server.to_owned())];
+    let asked = Arc::clone(&servers);
     metrics.counters_read("tourin_store_commands", help, move || {
-        asked.iter().map(|(server, stats)| (labels(server), stats.commands() as f64)).collect()
+        asked.iter().map(|(server, stats)| (of_server(server), stats.commands() as f64)).collect()
     });
-    let bounded = move || {
-        let each =
-            servers.iter().filter_map(|(server, stats)| Some((*server, stats.operations()?)));
-        each.collect::<Vec<_>>()
-    };
-    let now = bounded.clone();
+    let asked = Arc::clone(&servers);
     let help = "Operations on a server of a store, by state: under way, or waiting for their turn";
     metrics.gauges_read("tourin_store_operations", help, move || {
         let mut readings = Readings::new();
-        for (server, now) in now() {
+        for (server, now) in operations(&asked) {
             for (state, count) in [("under_way", now.under_way), ("waiting", now.waiting)] {
-                let mut labels = labels(server);
-                labels.push(("state", state.to_owned()));
+                let labels = vec![("server", server.to_owned()), ("state", state.to_owned())];
                 readings.push((labels, count as f64));
             }
         }
@@ -154,8 +149,15 @@ pub(crate) fn of_servers(metrics: &Metrics, servers: Vec<(&'static str, Arc<Serv
     });
     let help = "Operations that may be under way on a server of a store";
     metrics.gauges_read("tourin_store_operations_limit", help, move || {
-        bounded().into_iter().map(|(server, now)| (labels(server), now.most as f64)).collect()
+        operations(&servers).map(|(server, now)| (of_server(server), now.most as f64)).collect()
     });
+}
+
+/// Of the servers on which operations wait for their turn.
+fn operations(
+    servers: &[(&'static str, Arc<ServerStats>)],
+) -> impl Iterator<Item = (&'static str, Operations)> {
+    servers.iter().filter_map(|(server, stats)| Some((*server, stats.operations()?)))
 }
 
 /// The broker, as a consumer sees it.

@@ -11,7 +11,6 @@ pub mod events;
 pub mod import;
 pub mod log_level;
 pub mod mesh;
-pub mod mesh_access;
 pub mod operator;
 mod parts;
 pub mod servers;

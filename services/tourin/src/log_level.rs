@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use tourin_chassis::config::MeshAccess;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_gateway::admin::ADMIN_ADDRESS;
 use tourin_registry_api::{Instance, RegistryClient};
-
-use crate::mesh_access::MeshAccess;
 
 /// What an instance gets to answer, in milliseconds.
 const TIMEOUT_MS: u64 = 5_000;

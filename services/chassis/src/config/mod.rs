@@ -45,9 +45,10 @@ pub struct ConfigFile {
     pub config: Option<PathBuf>,
 }
 
-/// A service's place in the mesh, the same in every service.
+/// Where a mesh's registry is, and what proves that one belongs to the mesh: for its services and for an
+/// operator's commands alike.
 #[derive(Debug, Clone, Args)]
-pub struct MeshSettings {
+pub struct MeshAccess {
     /// Where the registry answers
     #[arg(
         long,
@@ -57,9 +58,18 @@ pub struct MeshSettings {
     )]
     pub registry_url: String,
     /// Secret shared by the mesh (16 characters or more): lets an instance register, and signs the
-    /// identity that the gateway passes on
+    /// identity that the gateway passes on. `tourin up` writes it and the registry's URL into
+    /// mesh.toml in its data folder, for the --config of commands
     #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub registration_secret: Secret,
+}
+
+/// A service's place in the mesh, the same in every service.
+#[derive(Debug, Clone, Args)]
+pub struct MeshSettings {
+    #[allow(missing_docs, reason = "its help is its fields'")]
+    #[command(flatten)]
+    pub access: MeshAccess,
     /// Address at which others reach this instance [default: the address it listens on; when that is
     /// all of them, this machine's towards the registry]
     #[arg(long, env = "TOURIN_ADVERTISE", value_name = "ADDR")]
@@ -79,8 +89,7 @@ impl MeshSettings {
     /// Settings of an instance in the registry at `registry_url`, with the defaults for the rest.
     pub fn new(registry_url: impl Into<String>, registration_secret: Secret) -> Self {
         Self {
-            registry_url: registry_url.into(),
-            registration_secret,
+            access: MeshAccess { registry_url: registry_url.into(), registration_secret },
             advertise: None,
             instance_id: None,
             heartbeat_ms: 1_000,
@@ -99,7 +108,7 @@ impl MeshSettings {
             return listening;
         }
         let towards_registry = || {
-            let url = self.registry_url.strip_prefix("http://")?;
+            let url = self.access.registry_url.strip_prefix("http://")?;
             let registry = url.split('/').next()?.to_socket_addrs().ok()?.next()?;
             let any: IpAddr = if registry.is_ipv4() {
                 Ipv4Addr::UNSPECIFIED.into()

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 use std::str::{FromStr, ParseBoolError};
 
+use axum::body::HttpBody as _;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -22,21 +23,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        let is_empty = request.body().is_end_stream();
         match axum::Json::<T>::from_request(request, state).await {
             Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::JsonDataError(error)) => {
-                let text = error.body_text();
-                let (what, _place) = text.rsplit_once(" at line ").unwrap_or((&text, ""));
-                Err(ApiError::invalid(without_preamble(what)))
+            Err(JsonRejection::JsonDataError(error)) => Err(ApiError::invalid(cause(&error))),
+            Err(JsonRejection::JsonSyntaxError(_)) if is_empty => {
+                Err(ApiError::malformed("the body is empty: expected JSON"))
             }
             Err(JsonRejection::JsonSyntaxError(error)) => {
-                let text = error.body_text();
-                let what = without_preamble(&text);
-                Err(ApiError::malformed(if what.ends_with(AT_THE_VERY_START) {
-                    "the body is empty: expected JSON".to_owned()
-                } else {
-                    format!("the body is not JSON: {what}")
-                }))
+                Err(ApiError::malformed(format!("the body is not JSON: {}", cause(&error))))
             }
             Err(JsonRejection::MissingJsonContentType(_)) => Err(ApiError::malformed(
                 "the body must be JSON, sent with the header Content-Type: application/json",
@@ -44,7 +39,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(ApiError::too_large("the body is larger than this call accepts"))
             }
-            Err(error) => Err(ApiError::malformed(error.body_text())),
+            Err(error) => Err(ApiError::malformed(cause(&error))),
         }
     }
 }
@@ -55,12 +50,10 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// Where serde finds the end of an empty body.
-const AT_THE_VERY_START: &str = "EOF while parsing a value at line 1 column 0";
-
-/// serde's own words, which name the field, without what axum puts before them.
-fn without_preamble(text: &str) -> &str {
-    text.split_once(": ").map_or(text, |(_, words)| words)
+/// serde's words, which name the field and the place, without axum's preamble. The next cause below
+/// would be without the field.
+fn cause(error: &dyn Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// What was expected, where the error of a standard type says only what was found.

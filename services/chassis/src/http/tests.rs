@@ -81,8 +81,8 @@ async fn bodies_are_told_apart_by_what_is_wrong_with_them() {
     for (sent, status, message) in [
         ("[1,", 400, "the body is not JSON: EOF while parsing a value at line 1 column 3"),
         ("", 400, "the body is empty: expected JSON"),
-        ("{}", 422, "invalid type: map, expected a sequence"),
-        (r#"[1,"2"]"#, 422, "[1]: invalid type: string \"2\", expected u32"),
+        ("{}", 422, "invalid type: map, expected a sequence at line 1 column 0"),
+        (r#"[1,"2"]"#, 422, "[1]: invalid type: string \"2\", expected u32 at line 1 column 6"),
     ] {
         let (answered, _, body) = answer(plain(), json(sent)).await;
         let said = serde_json::from_str::<ErrorBody>(&body).unwrap().message;

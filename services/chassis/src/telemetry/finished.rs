@@ -15,13 +15,7 @@ use super::{names, privacy};
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Finished<'a> {
-    pub context: &'a SpanContext,
-    /// `None` for a root.
-    pub parent: Option<SpanId>,
-    pub kind: &'a SpanKind,
-    pub name: Cow<'a, str>,
-    pub start: SystemTime,
-    pub end: SystemTime,
+    pub frame: Frame<'a>,
     /// Whose span it is.
     pub service: Option<Cow<'a, str>>,
     /// Where that listens.
@@ -34,9 +28,36 @@ pub(super) struct Finished<'a> {
     pub peer_port: Option<u16>,
     /// What leaves the process of its attributes, each name once.
     pub tags: Vec<(&'a str, TagValue<'a>)>,
+}
+
+/// What every span has, whatever it stands for.
+#[derive(Debug)]
+pub(super) struct Frame<'a> {
+    pub context: &'a SpanContext,
+    /// Invalid for a root.
+    pub parent: SpanId,
+    pub kind: &'a SpanKind,
+    pub name: Cow<'a, str>,
+    pub start: SystemTime,
+    pub end: SystemTime,
     pub events: &'a [Event],
+    pub status: &'a Status,
+}
+
+impl Frame<'_> {
+    /// `None` for a root.
+    pub fn parent(&self) -> Option<SpanId> {
+        Some(self.parent).filter(|parent| *parent != SpanId::INVALID)
+    }
+
     /// Why it failed, if it did.
-    pub failure: Option<&'a str>,
+    pub fn failure(&self) -> Option<&str> {
+        match self.status {
+            Status::Error { description } if description.is_empty() => Some("failed"),
+            Status::Error { description } => Some(description),
+            _ => None,
+        }
+    }
 }
 
 /// The value of a tag, not yet cleaned by [`privacy::clean`].
@@ -56,18 +77,6 @@ impl fmt::Display for TagValue<'_> {
             Self::Ip(ip) => ip.fmt(to),
         }
     }
-}
-
-/// What every span of a process has, by which a [`Finished`] begins.
-pub(super) struct Frame<'a> {
-    pub context: &'a SpanContext,
-    pub parent: SpanId,
-    pub kind: &'a SpanKind,
-    pub name: Cow<'a, str>,
-    pub start: SystemTime,
-    pub end: SystemTime,
-    pub events: &'a [Event],
-    pub status: &'a Status,
 }
 
 impl<'a> Finished<'a> {
@@ -90,12 +99,7 @@ impl<'a> Finished<'a> {
     /// A span about which nothing more is known yet.
     pub fn new(frame: Frame<'a>) -> Self {
         Self {
-            context: frame.context,
-            parent: Some(frame.parent).filter(|parent| *parent != SpanId::INVALID),
-            kind: frame.kind,
-            name: frame.name,
-            start: frame.start,
-            end: frame.end,
+            frame,
             service: None,
             local: None,
             peer: None,
@@ -104,12 +108,6 @@ impl<'a> Finished<'a> {
             peer_port: None,
             // A subject has eight at most, and little is said besides.
             tags: Vec::with_capacity(12),
-            events: frame.events,
-            failure: match frame.status {
-                Status::Error { description } if description.is_empty() => Some("failed"),
-                Status::Error { description } => Some(description),
-                _ => None,
-            },
         }
     }
 

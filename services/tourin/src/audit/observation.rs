@@ -11,12 +11,12 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tourin_chassis::config::MeshAccess;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_registry_api::RegistryClient;
 
 use super::gateways::Gateways;
 use super::ledger::SpotId;
-use crate::mesh_access::MeshAccess;
 
 const RECOMMENDATION: &str = "recommendation";
 /// What the audit calls itself towards services.

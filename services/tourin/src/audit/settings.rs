@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
+use tourin_chassis::config::MeshAccess;
 use tourin_chassis::secret::Secret;
-
-use crate::mesh_access::MeshAccess;
 
 /// Settings of an audit.
 #[derive(Debug, Clone, Args)]

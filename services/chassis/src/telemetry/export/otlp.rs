@@ -54,27 +54,27 @@ fn span(span: &Finished<'_>) -> Value {
     let peer = span.peer.as_deref();
     let peer = peer.map(|peer| text(names::PEER_SERVICE, &privacy::clean(peer)));
     let attributes: Vec<Value> = tags.chain(peer).collect();
-    let events: Vec<Value> = span.events.iter().map(event).collect();
+    let events: Vec<Value> = span.frame.events.iter().map(event).collect();
     let mut sent = json!({
-        "traceId": span.context.trace_id().to_string(),
-        "spanId": span.context.span_id().to_string(),
-        "name": privacy::clean(&span.name),
-        "kind": match span.kind {
+        "traceId": span.frame.context.trace_id().to_string(),
+        "spanId": span.frame.context.span_id().to_string(),
+        "name": privacy::clean(&span.frame.name),
+        "kind": match span.frame.kind {
             SpanKind::Internal => 1,
             SpanKind::Server => 2,
             SpanKind::Client => 3,
             SpanKind::Producer => 4,
             SpanKind::Consumer => 5,
         },
-        "startTimeUnixNano": nanos(span.start),
-        "endTimeUnixNano": nanos(span.end),
+        "startTimeUnixNano": nanos(span.frame.start),
+        "endTimeUnixNano": nanos(span.frame.end),
         "attributes": attributes,
         "events": events,
     });
-    if let Some(parent) = span.parent {
+    if let Some(parent) = span.frame.parent() {
         sent["parentSpanId"] = parent.to_string().into();
     }
-    if let Some(reason) = span.failure {
+    if let Some(reason) = span.frame.failure() {
         sent["status"] = json!({"code": 2, "message": privacy::clean(reason)});
     }
     sent

@@ -120,22 +120,22 @@ struct Sent<'a> {
 
 impl<'a> From<&'a Finished<'a>> for Sent<'a> {
     fn from(span: &'a Finished<'a>) -> Self {
-        let took = span.end.duration_since(span.start).unwrap_or_default();
+        let took = span.frame.end.duration_since(span.frame.start).unwrap_or_default();
         // "All addresses" is not one.
         let local = span.local.filter(|address| !address.ip().is_unspecified());
         Self {
-            trace_id: Shown(span.context.trace_id()),
-            parent_id: span.parent.map(Shown),
-            id: Shown(span.context.span_id()),
-            kind: match span.kind {
+            trace_id: Shown(span.frame.context.trace_id()),
+            parent_id: span.frame.parent().map(Shown),
+            id: Shown(span.frame.context.span_id()),
+            kind: match span.frame.kind {
                 SpanKind::Client => Some("CLIENT"),
                 SpanKind::Server => Some("SERVER"),
                 SpanKind::Producer => Some("PRODUCER"),
                 SpanKind::Consumer => Some("CONSUMER"),
                 SpanKind::Internal => None,
             },
-            name: Lower(&span.name),
-            timestamp: micros(span.start),
+            name: Lower(&span.frame.name),
+            timestamp: micros(span.frame.start),
             duration: u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1),
             local_endpoint: SentEndpoint::new(
                 span.service.as_deref(),
@@ -147,8 +147,8 @@ impl<'a> From<&'a Finished<'a>> for Sent<'a> {
                 span.peer_ip,
                 span.peer_port.filter(|_| span.peer_ip.is_some()),
             ),
-            annotations: Annotations(span.events),
-            tags: Tags { tags: &span.tags, failure: span.failure },
+            annotations: Annotations(span.frame.events),
+            tags: Tags { tags: &span.tags, failure: span.frame.failure() },
         }
     }
 }
