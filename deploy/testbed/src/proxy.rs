@@ -44,8 +44,21 @@ struct Manner {
     unheard: usize,
     /// Connections that were begun under another number carry nothing any more.
     silences: u64,
-    /// What the request to cut at has in it.
-    cut_at: Option<(&'static [u8], Cut)>,
+    cut_at: Option<CutAt>,
+    /// How many cuts were asked for.
+    cuts: u64,
+}
+
+/// The request at which a connection is cut.
+#[derive(Clone, Copy)]
+struct CutAt {
+    /// Which of the cuts this is.
+    number: u64,
+    /// What the connection sends before it.
+    after: &'static [u8],
+    /// What the request has in it.
+    request: &'static [u8],
+    cut: Cut,
 }
 
 type Shared = Arc<Mutex<Manner>>;
@@ -158,9 +171,12 @@ impl Proxy {
         self.manner().target = target.to_string();
     }
 
-    /// Cuts the connection on which these bytes are sent next, once.
-    pub fn cut_at(&self, request: &'static [u8], cut: Cut) {
-        self.manner().cut_at = Some((request, cut));
+    /// Cuts, once, the connection that sends `after` and then `request` next: a client's other
+    /// connections, which may send the same request for reasons of their own, stay whole.
+    pub fn cut_at(&self, after: &'static [u8], request: &'static [u8], cut: Cut) {
+        let mut manner = self.manner();
+        manner.cuts += 1;
+        manner.cut_at = Some(CutAt { number: manner.cuts, after, request, cut });
     }
 
     fn manner(&self) -> MutexGuard<'_, Manner> {
@@ -276,8 +292,9 @@ async fn carry(client: TcpStream, manner: Shared) {
 impl Passage {
     async fn requests(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
         let mut piece = vec![0; PIECE];
+        let mut came_before = 0;
         while let Some(request) = self.next(&mut from, &mut piece).await {
-            let cut = self.cut_of(request);
+            let cut = self.cut_of(request, &mut came_before);
             if cut == Some(Cut::AfterRequest) {
                 self.answer_is_lost.store(true, Ordering::SeqCst);
             }
@@ -322,11 +339,15 @@ impl Passage {
         Some(&piece[..length])
     }
 
-    fn cut_of(&self, request: &[u8]) -> Option<Cut> {
+    /// `came_before` keeps for which cut the connection has sent what comes before the request.
+    fn cut_of(&self, sent: &[u8], came_before: &mut u64) -> Option<Cut> {
+        let has = |wanted: &[u8]| sent.windows(wanted.len()).any(|window| window == wanted);
         let mut manner = lock(&self.manner);
-        let (wanted, cut) = manner.cut_at?;
-        let is_it = request.windows(wanted.len()).any(|window| window == wanted);
-        is_it.then(|| {
+        let CutAt { number, after, request, cut } = manner.cut_at?;
+        if has(after) {
+            *came_before = number;
+        }
+        (*came_before == number && has(request)).then(|| {
             manner.cut_at = None;
             cut
         })

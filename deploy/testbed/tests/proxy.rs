@@ -109,8 +109,11 @@ async fn a_request_is_cut_once_before_or_after_the_server_hears_of_it() {
     let proxy = Proxy::open_to(server(b'1').await).await;
     for cut in [Cut::BeforeRequest, Cut::AfterRequest] {
         let mut connection = connect(&proxy).await;
-        proxy.cut_at(b"COMMIT", cut);
+        proxy.cut_at(b"INSERT", b"COMMIT", cut);
         assert_eq!(ask(&mut connection, b"BEGIN").await.unwrap(), b"1BEGIN");
+        assert_eq!(ask(&mut connection, b"INSERT").await.unwrap(), b"1INSERT");
+        // Another connection's, which has not sent what comes before.
+        assert_eq!(ask(&mut connect(&proxy).await, b"COMMIT").await.unwrap(), b"1COMMIT");
         assert!(ask(&mut connection, b"a COMMIT b").await.is_none(), "{cut:?}");
         assert_eq!(ask(&mut connect(&proxy).await, b"COMMIT").await.unwrap(), b"1COMMIT");
     }
