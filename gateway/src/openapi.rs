@@ -11,6 +11,8 @@ use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
+use tourin_chassis::http::ErrorBody;
+use utoipa::PartialSchema as _;
 
 use crate::answers::Answer;
 use crate::mesh_client::MeshClient;
@@ -22,6 +24,17 @@ const REFRESH_EVERY: Duration = Duration::from_secs(60);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const FETCH_TIMEOUT: Duration = Duration::from_millis(2_000);
 const MAX_PART_BYTES: usize = 8 << 20;
+/// The headers of every answer, and what they say.
+const HEADERS: [(&str, &str); 2] = [
+    (
+        "X-Request-Id",
+        "The id under which the call is logged: the caller's own, if it sent a harmless one, else the trace's.",
+    ),
+    (
+        "traceresponse",
+        "The trace and the span that answered (W3C Trace Context level 2): `00-TRACE-SPAN-FLAGS`.",
+    ),
+];
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
 struct Document {
@@ -115,6 +128,12 @@ async fn fetch(mesh: &MeshClient, service: &str) -> anyhow::Result<Value> {
 pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     let mut paths = Map::new();
     let mut components: Map<String, Value> = Map::new();
+    // Before the parts', which have the same.
+    set_component(&mut components, "schemas", "ErrorBody", json!(ErrorBody::schema()));
+    for (name, description) in HEADERS {
+        let header = json!({"description": description, "schema": {"type": "string"}});
+        set_component(&mut components, "headers", name, header);
+    }
     let mut tags = Vec::new();
     for (service, part) in parts {
         let mut part = part.clone();
@@ -141,19 +160,11 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
             "default": failure(),
         },
     }}));
-    set_component(
-        &mut components,
-        "schemas",
-        "GatewayError",
-        json!({
-            "type": "object",
-            "required": ["error", "message"],
-            "properties": {
-                "error": {"type": "string", "description": "The kind of error, for programs."},
-                "message": {"type": "string", "description": "What was wrong, for people."},
-            },
-        }),
-    );
+    for item in paths.values_mut().filter_map(Value::as_object_mut) {
+        for operation in item.iter_mut().filter(|(key, _)| METHODS.contains(&key.as_str())) {
+            name_headers(operation.1);
+        }
+    }
     set_component(
         &mut components,
         "securitySchemes",
@@ -184,10 +195,20 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     })
 }
 
+/// Tells of the headers that every answer has.
+fn name_headers(operation: &mut Value) {
+    let responses = operation["responses"].as_object_mut();
+    for response in responses.into_iter().flat_map(Map::values_mut) {
+        for (name, _) in HEADERS {
+            response["headers"][name] = json!({"$ref": format!("#/components/headers/{name}")});
+        }
+    }
+}
+
 fn failure() -> Value {
     json!({
         "description": "Any refusal or failure, the gateway's own included",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GatewayError"}}},
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
     })
 }
 

@@ -14,12 +14,12 @@ fn parts_become_one_document() {
             "/internal/events": {"get": {"responses": {}}},
             "/api/recommendations/trend": {"get": {"responses": {}}},
         },
-        "components": {"schemas": {"User": {"type": "object"}, "ErrorBody": {"type": "object"}}},
+        "components": {"schemas": {"User": {"type": "object"}, "ErrorBody": ErrorBody::schema()}},
         "tags": [{"name": "members"}],
     });
     let recommendation = json!({
         "paths": {"/api/recommendations/trend": {"get": {"responses": reference("User")}}},
-        "components": {"schemas": {"User": {"type": "string"}, "ErrorBody": {"type": "object"}}},
+        "components": {"schemas": {"User": {"type": "string"}, "ErrorBody": ErrorBody::schema()}},
         "tags": [{"name": "members"}],
     });
     let parts =
@@ -36,7 +36,16 @@ fn parts_become_one_document() {
     let trend = &merged["paths"]["/api/recommendations/trend"]["get"]["responses"];
     let schema = "/content/application~1json/schema/$ref";
     assert_eq!(trend["200"].pointer(schema).unwrap(), "#/components/schemas/recommendation.User");
-    assert_eq!(trend["default"].pointer(schema).unwrap(), "#/components/schemas/GatewayError");
+    assert_eq!(trend["default"].pointer(schema).unwrap(), "#/components/schemas/ErrorBody");
+    let errors = &merged["components"]["schemas"]["ErrorBody"]["properties"];
+    assert!(errors["traceId"].is_object() && errors["error"].is_object(), "{errors}");
+    for status in ["200", "default"] {
+        for name in ["X-Request-Id", "traceresponse"] {
+            let header = &trend[status]["headers"][name]["$ref"];
+            assert_eq!(header, &json!(format!("#/components/headers/{name}")));
+            assert!(merged["components"]["headers"][name].is_object());
+        }
+    }
     assert_eq!(merged["components"]["schemas"]["User"]["type"], "object");
     assert_eq!(merged["components"]["schemas"]["recommendation.User"]["type"], "string");
     assert!(merged["components"]["schemas"].get("recommendation.ErrorBody").is_none());

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 /// What a client reads when a call fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ErrorBody {
-    /// The kind of error, for programs.
+    /// The kind of error, for programs: `malformed`, `unauthenticated`, `forbidden`, `not_found`,
+    /// `method_not_allowed`, `timeout`, `conflict`, `too_large`, `invalid`, `rate_limited`,
+    /// `internal`, `bad_gateway` or `unavailable`. There may be more of them one day.
     #[schema(example = "invalid")]
     pub error: String,
     /// What was wrong, what was expected and what to do, for people.
