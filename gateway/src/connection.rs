@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
@@ -29,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::answers::Answer;
+use crate::unread::Unread;
 
 /// Written bytes that are gathered before they go out (bytes): a small answer is one packet.
 const WRITE_BUFFER_BYTES: usize = 8 << 10;
@@ -45,6 +46,8 @@ const DISCARD_BYTES: usize = 4 << 10;
 pub struct ConnectionLimits {
     /// Largest head.
     pub head_bytes: usize,
+    /// Largest target, as refusals name it. Whoever reads the head sees to it.
+    pub target_bytes: usize,
     /// From a head's first byte to its last.
     pub head_timeout: Duration,
     /// Until the first byte of a connection's first head.
@@ -122,6 +125,9 @@ pub struct GuardedStream {
     limits: ConnectionLimits,
     connection: Arc<Connection>,
     timer: Pin<Box<Sleep>>,
+    /// When the current head began to come.
+    head_began: Option<SystemTime>,
+    unread: Arc<Unread>,
     /// Our words in place of Pingora's refusal.
     substitute: Option<Bytes>,
 }
@@ -133,14 +139,21 @@ impl std::fmt::Debug for GuardedStream {
 }
 
 impl GuardedStream {
-    /// Guards an accepted connection.
-    pub fn new(tcp: TcpStream, limits: ConnectionLimits, connection: Arc<Connection>) -> Self {
+    /// Guards an accepted connection. What is refused here is seen through `unread`.
+    pub fn new(
+        tcp: TcpStream,
+        limits: ConnectionLimits,
+        connection: Arc<Connection>,
+        unread: Arc<Unread>,
+    ) -> Self {
         Self {
             io: BufWriter::with_capacity(WRITE_BUFFER_BYTES, tcp),
             phase: Phase::Head(Head::default()),
             timer: Box::pin(tokio::time::sleep(limits.first_byte_timeout)),
             limits,
             connection,
+            head_began: None,
+            unread,
             substitute: None,
         }
     }
@@ -148,16 +161,21 @@ impl GuardedStream {
     /// Makes ready for the connection's next request.
     pub fn next_request(&mut self) {
         self.phase = Phase::Head(Head::default());
+        self.head_began = None;
         self.timer.as_mut().reset(Instant::now() + self.limits.idle_timeout);
         self.connection.admitted.store(false, Ordering::Relaxed);
         self.connection.linger.store(false, Ordering::Relaxed);
         *self.connection.deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn refuse(&mut self, answer: &Answer) {
-        // It never becomes a request that the proxy could log.
-        tracing::info!(route = "unread", status = answer.status.as_u16(), "request");
-        self.phase = Phase::Refusing(answer.to_wire());
+    /// A refusal of what never becomes a request that the proxy could log.
+    fn refusal(&self, answer: Answer) -> Bytes {
+        // A pipelined head came with the request before it.
+        self.unread.refuse(answer, self.head_began.unwrap_or_else(SystemTime::now))
+    }
+
+    fn refuse(&mut self, answer: Answer) {
+        self.phase = Phase::Refusing(self.refusal(answer));
     }
 
     /// In place of waiting: fails once the exchange has had all of its time. The timer is the head's
@@ -215,6 +233,7 @@ impl AsyncRead for GuardedStream {
                             match head.feed(&buf.filled()[before..], this.limits.head_bytes) {
                                 Fed::Incomplete => {
                                     if first {
+                                        this.head_began = Some(SystemTime::now());
                                         let deadline = Instant::now() + this.limits.head_timeout;
                                         this.timer.as_mut().reset(deadline);
                                     }
@@ -227,8 +246,8 @@ impl AsyncRead for GuardedStream {
                                 Fed::TooLarge { in_target } => {
                                     buf.set_filled(before);
                                     let limit = this.limits.head_bytes;
-                                    this.refuse(&if in_target {
-                                        Answer::uri_too_long(limit)
+                                    this.refuse(if in_target {
+                                        Answer::uri_too_long(this.limits.target_bytes.min(limit))
                                     } else {
                                         Answer::head_too_large(format_args!("{limit} bytes"))
                                     });
@@ -243,7 +262,7 @@ impl AsyncRead for GuardedStream {
                                 // Idle for long enough: the end of the stream, as far as Pingora sees.
                                 return Poll::Ready(Ok(()));
                             }
-                            this.refuse(&Answer::client_too_slow());
+                            this.refuse(Answer::client_too_slow());
                         }
                     }
                 }
@@ -301,10 +320,13 @@ impl AsyncWrite for GuardedStream {
                 // Only CONNECT is refused like this, which has no path to tell the methods of.
                 Answer::method_not_allowed("GET, HEAD, POST, PUT, PATCH, DELETE")
             } else {
-                Answer::malformed("this is not an HTTP/1.1 request that can be read")
+                Answer::malformed(
+                    "this is not an HTTP/1.1 request that can be read: expected a line such as \
+                     `GET /path HTTP/1.1`, then lines of the form `Name: value`, then an empty line",
+                )
             };
             this.connection.linger();
-            this.substitute = Some(answer.to_wire());
+            this.substitute = Some(this.refusal(answer));
         }
         Poll::Ready(Ok(bytes.len()))
     }

@@ -27,6 +27,7 @@ pub mod path;
 pub mod proxy;
 pub mod routes;
 pub mod server;
+pub mod unread;
 pub mod upstreams;
 
 use std::net::{SocketAddr, TcpListener};
@@ -57,12 +58,13 @@ use descriptors::ConnectionCounts;
 use gate::{Gate, RequestLimits};
 use limits::{Admission, RateLimits};
 use mesh_client::{GATEWAY, MeshClient};
-use metrics::{ConnectionMetrics, GatewayMetrics};
+use metrics::GatewayMetrics;
 use openapi::ApiDescription;
 use origin::OriginPolicy;
 use proxy::{Proxy, UpstreamLimits};
 use routes::RouteTable;
 use server::{DataPlane, ServerSettings};
+use unread::Unread;
 use upstreams::Upstreams;
 
 /// Idle connections to instances that are kept, over all of them.
@@ -189,11 +191,18 @@ impl Gateway {
             upstream_keepalive_pool_size: UPSTREAM_POOL,
             ..ServerConf::default()
         };
-        let counts = metrics.connections.clone();
+        let server_settings = ServerSettings {
+            threads: settings.threads(),
+            connections,
+            trusted_proxies: settings.trusted_proxies.clone(),
+            drain_timeout: settings.drain_timeout(),
+            limits: connection_limits(&settings),
+            metrics: metrics.connections.clone(),
+            unread: Arc::new(Unread::new(service.clone(), Arc::clone(&metrics))),
+        };
         let proxy = Proxy::new(gate, limits, service, metrics);
         let proxy = pingora::proxy::http_proxy(&Arc::new(conf), proxy);
-        let mut data_plane =
-            DataPlane::start(listener, proxy, server_settings(&settings, connections, counts))?;
+        let mut data_plane = DataPlane::start(listener, proxy, server_settings)?;
 
         let advertised = settings.mesh.advertised(addr);
         let mut instance = Instance::new(GATEWAY, id, advertised);
@@ -251,23 +260,13 @@ fn reachable(listening: SocketAddr, advertised: SocketAddr) -> SocketAddr {
     }
 }
 
-fn server_settings(
-    settings: &Settings,
-    connections: ConnectionCounts,
-    metrics: ConnectionMetrics,
-) -> ServerSettings {
-    ServerSettings {
-        threads: settings.threads(),
-        connections,
-        trusted_proxies: settings.trusted_proxies.clone(),
-        drain_timeout: settings.drain_timeout(),
-        metrics,
-        limits: ConnectionLimits {
-            head_bytes: settings.header_limit_bytes,
-            head_timeout: Duration::from_millis(settings.header_read_timeout_ms),
-            first_byte_timeout: Duration::from_millis(settings.client_first_byte_ms),
-            idle_timeout: Duration::from_millis(settings.client_idle_ms),
-        },
+fn connection_limits(settings: &Settings) -> ConnectionLimits {
+    ConnectionLimits {
+        head_bytes: settings.header_limit_bytes,
+        target_bytes: settings.uri_limit_bytes,
+        head_timeout: Duration::from_millis(settings.header_read_timeout_ms),
+        first_byte_timeout: Duration::from_millis(settings.client_first_byte_ms),
+        idle_timeout: Duration::from_millis(settings.client_idle_ms),
     }
 }
 

@@ -17,7 +17,7 @@ use anyhow::Context;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 use tourin_chassis::metrics::Gauge;
@@ -28,6 +28,7 @@ use crate::descriptors::ConnectionCounts;
 use crate::limits::ClientConnections;
 use crate::metrics::ConnectionMetrics;
 use crate::proxy::Proxy;
+use crate::unread::Unread;
 
 /// The pause after a failed accept; running out of file descriptors must not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -53,6 +54,8 @@ pub struct ServerSettings {
     pub limits: ConnectionLimits,
     /// Where connections are counted.
     pub metrics: ConnectionMetrics,
+    /// How requests are seen that the proxy never gets.
+    pub unread: Arc<Unread>,
 }
 
 /// The running data plane.
@@ -166,10 +169,16 @@ async fn serve(
         }
         let proxy = Arc::clone(&proxy);
         let stopping = stopping.clone();
-        let limits = settings.limits;
+        let (limits, unread) = (settings.limits, Arc::clone(&settings.unread));
+        // Small answers must not wait for the peer's acknowledgement. A socket that refuses works too.
+        if let Err(error) = tcp.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
         let open = Open::new(&settings.metrics.open);
         connections.spawn(async move {
-            converse(&proxy, tcp, Connection::new(peer), limits, &stopping).await;
+            let connection = Connection::new(peer);
+            let stream = GuardedStream::new(tcp, limits, Arc::clone(&connection), unread);
+            converse(&proxy, stream, &connection, &stopping).await;
             drop((place, own_place, open));
         });
     }
@@ -224,22 +233,16 @@ impl Occasionally {
 /// One connection's requests, one after the other.
 async fn converse(
     proxy: &Arc<HttpProxy<Proxy>>,
-    tcp: TcpStream,
-    connection: Arc<Connection>,
-    limits: ConnectionLimits,
+    stream: GuardedStream,
+    connection: &Arc<Connection>,
     stopping: &watch::Receiver<bool>,
 ) {
-    // Small answers must not wait for the peer's acknowledgement. A socket that refuses works too.
-    if let Err(error) = tcp.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-    let stream = GuardedStream::new(tcp, limits, Arc::clone(&connection));
     let mut session = ServerSession::new_http1(Box::new(stream));
     session.set_keepalive(Some(KEEP_ALIVE_S));
     // Without this, a client that sends its next request early loses the answer to this one.
     session.set_pipelining_enabled(true);
     loop {
-        session.set_connection_user_context(Some(Box::new(Arc::clone(&connection))));
+        session.set_connection_user_context(Some(Box::new(Arc::clone(connection))));
         let Some(reused) = proxy.process_new_http(session, stopping).await else {
             return;
         };

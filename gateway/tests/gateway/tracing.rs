@@ -6,7 +6,7 @@ use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::ZipkinSpan;
 use tourin_chassis::telemetry::testing::all_spans;
 
-use crate::harness::{Answer, Mesh, TestGateway, eventually};
+use crate::harness::{Answer, Mesh, TestGateway, eventually, raw};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -124,6 +124,33 @@ async fn every_refusal_names_its_trace() {
             assert!(said.contains(&"token_refused reason=invalid"), "{spans:?}");
         }
     }
+}
+
+/// What never was a request for the proxy is refused like one.
+#[tokio::test]
+async fn what_cannot_be_read_is_seen_all_the_same() {
+    all_spans();
+    let mesh = Mesh::start().await;
+    let gateway = mesh.starting_gateway(|settings| settings.header_limit_bytes = 4_000).await;
+    let long = format!("GET / HTTP/1.1\r\nHost: h\r\nA: {}\r\n\r\n", "a".repeat(5_000));
+    for (request, status, error) in [
+        ("rubbish\r\n\r\n", 400, "malformed"),
+        ("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", 405, "method_not_allowed"),
+        (&long, 431, "too_large"),
+    ] {
+        let answer = raw(gateway.addr, request).await;
+        answer.assert_refused(status, error);
+        let trace = answer.body["traceId"].as_str().expect("a trace id");
+        assert_eq!(answer.header("x-request-id"), Some(trace), "{answer:?}");
+        assert!(answer.header("traceresponse").is_some_and(|value| value.contains(trace)));
+        let span = &spans(trace, 1).await[0];
+        assert_eq!((kind(span), span.tags["http.route"].as_str()), ("SERVER", "unread"));
+        assert_eq!(span.tags["http.response.status_code"], status.to_string());
+        assert_eq!(span.annotations[0].value, format!("refused error={error}"));
+    }
+    let metrics = metrics(&gateway).await;
+    let counted = "route=\"unread\",method=\"_OTHER\",status_class=\"4xx\"} 3";
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[tokio::test]

@@ -15,11 +15,18 @@ pub struct RawAnswer {
 }
 
 impl RawAnswer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
     #[track_caller]
     pub fn assert_refused(&self, status: u16, error: &str) {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.body["error"], error, "{self:?}");
-        assert!(self.head.to_lowercase().contains("content-type: application/json"), "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        assert!(self.header("x-request-id").is_some(), "{self:?}");
+        assert!(self.header("traceresponse").is_some(), "{self:?}");
     }
 }
 

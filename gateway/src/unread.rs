@@ -1,0 +1,70 @@
+//! Requests whose head could not be read. They never reach the proxy, and are seen all the same: in
+//! a trace, a line of the log and the counts, with the ids that every answer has.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method};
+use tourin_chassis::http::TRACE_RESPONSE_HEADER;
+use tourin_chassis::identity::REQUEST_ID_HEADER;
+use tourin_chassis::telemetry::{HttpRequest, Service, Text, method_name};
+
+use crate::answers::Answer;
+use crate::metrics::GatewayMetrics;
+
+/// What stands for a route and a method that nobody could read.
+const UNREAD: &str = "unread";
+
+/// How a request is seen of which there is no head.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    service: Service,
+    metrics: Arc<GatewayMetrics>,
+}
+
+impl Unread {
+    /// For the gateway as `service`, counted in its `metrics`.
+    pub fn new(service: Service, metrics: Arc<GatewayMetrics>) -> Self {
+        Self { service, metrics }
+    }
+
+    /// The whole refusal of a request that began to come at `started`.
+    pub fn refuse(&self, answer: Answer, started: SystemTime) -> Bytes {
+        // What came may be anything; nothing of it is taken over.
+        let method = Method::from_bytes(UNREAD.as_bytes()).unwrap_or_default();
+        let request = HttpRequest {
+            method: &method,
+            route: Some(Text::from(UNREAD)),
+            started: Some(started),
+            unwatched: false,
+        };
+        let span = self.service.server(&HeaderMap::new(), &request);
+        let status = answer.status.as_u16();
+        span.set_status(status);
+        if let Some(error) = answer.refusal_kind() {
+            self.metrics.refused(error);
+            span.annotate("refused", &[("error", error)]);
+        }
+        let took = started.elapsed().unwrap_or_default();
+        self.metrics.service.http().observe(UNREAD, method_name(&method), status, took);
+
+        let _current = span.enter();
+        let id = span.trace_id();
+        tracing::info!(
+            method = UNREAD,
+            route = UNREAD,
+            status,
+            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            request_id = id.as_deref().unwrap_or("-"),
+            "request"
+        );
+        let id = id.and_then(|id| HeaderValue::try_from(id).ok());
+        let ids = [(REQUEST_ID_HEADER, id), (TRACE_RESPONSE_HEADER, span.trace_response())];
+        let with = |answer: Answer, (name, value): (_, Option<_>)| match value {
+            Some(value) => answer.with(name, value),
+            None => answer,
+        };
+        ids.into_iter().fold(answer, with).to_wire()
+    }
+}
