@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use futures::FutureExt as _;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::task::JoinHandle;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::memory::MemoryStore;
+use tourin_recommendation::Recommendation;
 
 use crate::data_dir::DataDir;
-use crate::parts::{self, Built};
+use crate::parts::{self, Common, Front};
 use crate::up::UpSettings;
 
 /// How long the parts may take to find each other at the start, in milliseconds.
@@ -26,9 +29,11 @@ pub struct Mesh {
     operator_url: String,
     shows_traces: bool,
     data_dir: DataDir,
-    /// In the order in which they stop: who calls before who is called.
     parts: Vec<Part>,
 }
+
+/// The order in which parts stop: who calls before who is called.
+const STOP_ORDER: [&str; 5] = ["operator", "gateway", "core", "recommendation", "registry"];
 
 /// One service of the mesh, running.
 #[derive(Debug)]
@@ -49,11 +54,12 @@ impl Part {
 }
 
 impl Mesh {
-    /// Starts every part and waits until the gateway can serve.
+    /// Starts every part and waits until the gateway can serve, or until `stop` is given. A service
+    /// that waits for its server keeps nobody else from answering.
     ///
     /// # Errors
     /// When a setting is bad, the folder or the address cannot be had, or the parts do not find each
-    /// other in time. `stop`, when given meanwhile, ends the wait.
+    /// other in time.
     pub async fn start(settings: UpSettings, stop: Shutdown) -> anyhow::Result<Self> {
         Self::start_with(settings, None, stop).await
     }
@@ -72,37 +78,72 @@ impl Mesh {
         } else {
             DataDir::open(&settings.data_dir)?
         };
+        let front = parts::front(&settings, traces.as_ref(), &data_dir).await?;
+        let Front { url, registry_url, readiness_url, gateway, registry, operator, common } = front;
+        let mut mesh = Self {
+            url,
+            registry_url,
+            operator_url: format!("http://{}", parts::local(operator.addr)),
+            shows_traces: traces.is_some(),
+            data_dir,
+            parts: vec![
+                Part::start("registry", |stop| registry.run_until_stopped(stop)),
+                Part::start("gateway", |stop| gateway.run_until_stopped(stop)),
+                Part::start("operator", |stop| operator.run_until_stopped(stop)),
+            ],
+        };
+        let whole = async {
+            mesh.start_services(&settings, &common).await?;
+            // What is embedded is there at once. A server is waited for, whose logs say so.
+            let limit = if settings.servers.names().is_empty() {
+                Duration::from_millis(READY_TIMEOUT_MS)
+            } else {
+                Duration::MAX
+            };
+            tokio::select! {
+                ready = ready(&readiness_url, limit) => ready,
+                failed = mesh.part_ended() => Err(failed),
+            }
+        };
         // A server may be away for as long as it likes; whoever waits may not like it.
-        let built = tokio::select! {
-            built = parts::build(&settings, traces.as_ref(), &data_dir) => built?,
-            () = stop.begun() => bail!("stopped before the mesh was whole"),
+        let whole = tokio::select! {
+            whole = whole => whole,
+            () = stop.begun() => Ok(()),
         };
-        let Built { url, registry_url, readiness_url, gateway, core, replicas, registry, operator } =
-            built;
-
-        let operator_url = format!("http://{}", parts::local(operator.addr));
-        let mut parts = vec![Part::start("operator", |stop| operator.run_until_stopped(stop))];
-        parts.push(Part::start("gateway", |stop| gateway.run_until_stopped(stop)));
-        parts.push(Part::start("core", |stop| core.run_until_stopped(stop)));
-        for replica in replicas {
-            parts.push(Part::start("recommendation", |stop| replica.run_until_stopped(stop)));
+        let Err(error) = whole else { return Ok(mesh) };
+        if let Err(another) = mesh.stop().await {
+            tracing::debug!(error = format!("{another:#}"), "stopped after a failed start");
         }
-        parts.push(Part::start("registry", |stop| registry.run_until_stopped(stop)));
+        Err(error)
+    }
 
-        let shows_traces = traces.is_some();
-        let mut mesh = Self { url, registry_url, operator_url, shows_traces, data_dir, parts };
-        // What is embedded is there at once. A server is waited for, whose logs say so.
-        let limit = if settings.servers.names().is_empty() {
-            Duration::from_millis(READY_TIMEOUT_MS)
-        } else {
-            Duration::MAX
+    /// Starts core and recommendation, each as soon as it has what it needs.
+    async fn start_services(
+        &mut self,
+        settings: &UpSettings,
+        common: &Common,
+    ) -> anyhow::Result<()> {
+        let Self { data_dir, parts, .. } = self;
+        let data_dir = &*data_dir;
+        let core = async {
+            let core = parts::core(settings, data_dir, common).await?;
+            anyhow::Ok(vec![Part::start("core", |stop| core.run_until_stopped(stop))])
         };
-        tokio::select! {
-            ready = ready(&readiness_url, limit) => ready?,
-            failed = mesh.part_ended() => bail!(failed),
-            () = stop.begun() => {}
+        let replicas = async {
+            let replicas = parts::replicas(settings, data_dir, common).await?;
+            let start = |replica: Recommendation| {
+                Part::start("recommendation", |stop| replica.run_until_stopped(stop))
+            };
+            anyhow::Ok(replicas.into_iter().map(start).collect())
+        };
+        let mut starting = FuturesUnordered::from_iter([core.boxed(), replicas.boxed()]);
+        while !starting.is_empty() {
+            tokio::select! {
+                Some(started) = starting.next() => parts.extend(started?),
+                failed = first_ended(parts) => return Err(failed),
+            }
         }
-        Ok(mesh)
+        Ok(())
     }
 
     /// The one URL that clients know.
@@ -128,22 +169,15 @@ impl Mesh {
     /// Waits until a part ends by itself, which none should; says which and why. The part is gone
     /// then; the others run on until [`Mesh::stop`].
     pub async fn part_ended(&mut self) -> anyhow::Error {
-        let running = self.parts.iter_mut().map(|part| &mut part.running);
-        let (ended, index, _) = futures::future::select_all(running).await;
-        let part = self.parts.remove(index);
-        let reason = match ended {
-            Ok(Ok(())) => anyhow!("it ended"),
-            Ok(Err(error)) => error,
-            Err(error) => anyhow!(error),
-        };
-        reason.context(format!("{} stopped unasked", part.name))
+        first_ended(&mut self.parts).await
     }
 
     /// Stops the parts, who calls before who is called, so that what is in flight finishes.
     ///
     /// # Errors
     /// When a part failed, or did not stop in time.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.parts.sort_by_key(|part| STOP_ORDER.iter().position(|name| *name == part.name));
         let drain = async {
             let mut failures = Vec::new();
             for part in self.parts {
@@ -166,6 +200,19 @@ impl Mesh {
             None => Ok(()),
         }
     }
+}
+
+/// Takes the first part out that ends; says which and why.
+async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
+    let running = parts.iter_mut().map(|part| &mut part.running);
+    let (ended, index, _) = futures::future::select_all(running).await;
+    let part = parts.remove(index);
+    let reason = match ended {
+        Ok(Ok(())) => anyhow!("it ended"),
+        Ok(Err(error)) => error,
+        Err(error) => anyhow!(error),
+    };
+    reason.context(format!("{} stopped unasked", part.name))
 }
 
 /// Waits until the gateway says that it can serve.
@@ -197,10 +244,7 @@ pub async fn up(
     traces: Option<MemoryStore>,
     stop: Shutdown,
 ) -> anyhow::Result<ExitCode> {
-    let mut mesh = match Mesh::start_with(settings, traces, stop.clone()).await {
-        Err(_) if stop.is_begun() => return Ok(ExitCode::SUCCESS),
-        started => started?,
-    };
+    let mut mesh = Mesh::start_with(settings, traces, stop.clone()).await?;
     if !stop.is_begun() {
         greet(&mesh).context("cannot write to standard output")?;
     }

@@ -2,8 +2,9 @@
 //! where no collector takes them, and each part's metrics, whose own listeners have a new port at
 //! every start.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -75,8 +76,29 @@ pub(crate) struct Operator {
     router: Router,
 }
 
-/// A part of the mesh and where it answers `/metrics`.
-pub(crate) type PartAddress = (String, SocketAddr);
+/// The parts of the mesh that run, and where each answers `/metrics`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PartAddresses(Arc<Mutex<BTreeMap<String, SocketAddr>>>);
+
+impl PartAddresses {
+    /// One more part runs.
+    pub fn add(&self, part: impl Into<String>, address: SocketAddr) {
+        self.lock().insert(part.into(), address);
+    }
+
+    fn of(&self, part: &str) -> Option<SocketAddr> {
+        self.lock().get(part).copied()
+    }
+
+    /// The paths of their metrics, a line each.
+    fn paths(&self) -> String {
+        self.lock().keys().map(|part| format!("/metrics/{part}\n")).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, SocketAddr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Operator {
     /// Binds the listener.
@@ -86,7 +108,7 @@ impl Operator {
     pub async fn build(
         settings: &OperatorSettings,
         traces: Option<&MemoryStore>,
-        parts: Vec<PartAddress>,
+        parts: PartAddresses,
     ) -> anyhow::Result<Self> {
         let listener = bind(settings.operator_listen).await?;
         let addr = listener.local_addr()?;
@@ -95,7 +117,7 @@ impl Operator {
         let metrics = Router::new()
             .route("/metrics", get(list))
             .route("/metrics/{part}", get(metrics))
-            .with_state(Parts { client, addresses: parts.into() });
+            .with_state(Parts { client, addresses: parts });
         let router = match traces {
             Some(store) => store.router().merge(metrics),
             None => metrics.fallback(|| async { ApiError::not_found("no such path") }),
@@ -117,23 +139,17 @@ impl Operator {
 #[derive(Debug, Clone)]
 struct Parts {
     client: reqwest::Client,
-    addresses: Arc<[PartAddress]>,
-}
-
-impl Parts {
-    fn paths(&self) -> String {
-        self.addresses.iter().map(|(part, _)| format!("/metrics/{part}\n")).collect()
-    }
+    addresses: PartAddresses,
 }
 
 async fn list(State(parts): State<Parts>) -> String {
-    parts.paths()
+    parts.addresses.paths()
 }
 
 /// A part's metrics as it gives them.
 async fn metrics(State(parts): State<Parts>, Path(part): Path<String>) -> Response {
-    let Some((_, address)) = parts.addresses.iter().find(|(known, _)| *known == part) else {
-        let known = parts.paths().replace('\n', " ");
+    let Some(address) = parts.addresses.of(&part) else {
+        let known = parts.addresses.paths().replace('\n', " ");
         return ApiError::not_found(format!("there are {}", known.trim_end())).into_response();
     };
     let asked = async {

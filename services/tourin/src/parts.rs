@@ -15,13 +15,14 @@ use tourin_shared_events::bus::in_process::InProcessBus;
 
 use crate::data_dir::DataDir;
 use crate::events::dead_letters;
-use crate::operator::Operator;
+use crate::operator::{Operator, PartAddresses};
 use crate::up::UpSettings;
 
 const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// The parts, built and bound but not yet running.
-pub(crate) struct Built {
+/// What needs no server, built and bound but not yet running: it answers while the services wait for
+/// theirs.
+pub(crate) struct Front {
     /// The one URL that clients know.
     pub url: String,
     /// Where the registry answers.
@@ -30,24 +31,30 @@ pub(crate) struct Built {
     /// until then counts with no client's requests.
     pub readiness_url: String,
     pub gateway: Gateway,
-    pub core: Core,
-    pub replicas: Vec<Recommendation>,
     pub registry: Registry,
     pub operator: Operator,
+    /// What the services are built with.
+    pub common: Common,
 }
 
-/// Builds every part. Waits for the servers that the settings name, for as long as it takes.
+/// What the services have in common.
+pub(crate) struct Common {
+    mesh: MeshSettings,
+    bus: Option<Arc<InProcessBus>>,
+    clock: SharedClock,
+    shown: PartAddresses,
+}
+
+/// Builds what needs no server.
 ///
 /// # Errors
 /// When a setting is bad, or the folder or the address cannot be had.
-pub(crate) async fn build(
+pub(crate) async fn front(
     settings: &UpSettings,
     traces: Option<&MemoryStore>,
     data_dir: &DataDir,
-) -> anyhow::Result<Built> {
+) -> anyhow::Result<Front> {
     let secret = data_dir.secret()?;
-    let clock: SharedClock = Arc::new(SystemClock);
-
     let registry =
         Registry::build(tourin_registry::Settings::new(FREE_PORT, secret.clone())).await?;
     let registry_url = format!("http://{}", registry.addr());
@@ -59,39 +66,57 @@ pub(crate) async fn build(
     let url = format!("http://{}", local(gateway.addr()));
     let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
 
+    let shown = PartAddresses::default();
+    shown.add("gateway", gateway.admin_addr());
+    shown.add("registry", registry.addr());
+    let operator = Operator::build(&settings.operator, traces, shown.clone()).await?;
     let bus = embedded_bus(settings, data_dir).await?;
-    let core = Core::build(
-        core_settings(settings, data_dir, mesh.clone()),
-        tourin_core::Dependencies {
-            publisher: bus.clone().map(|bus| bus as _),
-            clock: clock.clone(),
-        },
-    )
-    .await?;
-    let recommendation_settings = recommendation_settings(settings, data_dir, mesh);
-    let stores = open_stores(&recommendation_settings, clock.clone()).await?;
+    let common = Common { mesh, bus, clock: Arc::new(SystemClock), shown };
+    Ok(Front { url, registry_url, readiness_url, gateway, registry, operator, common })
+}
+
+/// Builds core. Waits for the servers that the settings name for it, for as long as it takes.
+///
+/// # Errors
+/// When a setting is bad, or the folder cannot be had.
+pub(crate) async fn core(
+    settings: &UpSettings,
+    data_dir: &DataDir,
+    common: &Common,
+) -> anyhow::Result<Core> {
+    let dependencies = tourin_core::Dependencies {
+        publisher: common.bus.clone().map(|bus| bus as _),
+        clock: common.clock.clone(),
+    };
+    let settings = core_settings(settings, data_dir, common.mesh.clone());
+    let core = Core::build(settings, dependencies).await?;
+    common.shown.add("core", core.addr());
+    Ok(core)
+}
+
+/// Builds the replicas of recommendation, on stores that they share.
+///
+/// # Errors
+/// When a setting is bad, or the folder cannot be had.
+pub(crate) async fn replicas(
+    settings: &UpSettings,
+    data_dir: &DataDir,
+    common: &Common,
+) -> anyhow::Result<Vec<Recommendation>> {
+    let of_replica = recommendation_settings(settings, data_dir, common.mesh.clone());
+    let stores = open_stores(&of_replica, common.clock.clone()).await?;
     let mut replicas = Vec::new();
-    for _ in 0..settings.replicas.recommendation {
+    for number in 1..=settings.replicas.recommendation {
         let dependencies = tourin_recommendation::Dependencies {
-            events: bus.clone().map(|bus| bus as _),
+            events: common.bus.clone().map(|bus| bus as _),
             stores: Some(stores.clone()),
-            clock: clock.clone(),
+            clock: common.clock.clone(),
         };
-        replicas.push(Recommendation::build(recommendation_settings.clone(), dependencies).await?);
+        let replica = Recommendation::build(of_replica.clone(), dependencies).await?;
+        common.shown.add(format!("recommendation-{number}"), replica.addr());
+        replicas.push(replica);
     }
-    let mut addresses = vec![
-        ("gateway".to_owned(), gateway.admin_addr()),
-        ("registry".to_owned(), registry.addr()),
-        ("core".to_owned(), core.addr()),
-    ];
-    addresses.extend(
-        replicas
-            .iter()
-            .zip(1..)
-            .map(|(replica, number)| (format!("recommendation-{number}"), replica.addr())),
-    );
-    let operator = Operator::build(&settings.operator, traces, addresses).await?;
-    Ok(Built { url, registry_url, readiness_url, gateway, core, replicas, registry, operator })
+    Ok(replicas)
 }
 
 /// The bus in this process; none where a broker is named, to which the services connect themselves.

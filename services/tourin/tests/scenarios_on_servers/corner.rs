@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tourin::up::UpSettings;
 use tourin_shared_events::mysql::testing::TestDatabase;
+use tourin_testbed::Proxy;
 use uuid::Uuid;
 
 /// How long a scenario waits for something that must come true.
@@ -44,6 +45,14 @@ impl Corner {
             Some(with_path(&server("TOURIN_MONGODB_URL"), &name).parse().unwrap());
         servers.amqp_url = Some(with_path(&server("TOURIN_AMQP_URL"), &name).parse().unwrap());
         Self { name, database: Some(database), _room: room }
+    }
+
+    /// The settings with a closed way to the database.
+    pub fn database_behind_a_closed_door(&self, settings: &mut UpSettings) -> Proxy {
+        let way = Proxy::closed_to(TestDatabase::authority());
+        let database = self.database.as_ref().expect("it is there until the end");
+        settings.servers.mysql_url = Some(database.url_through(&way.address.to_string()));
+        way
     }
 }
 

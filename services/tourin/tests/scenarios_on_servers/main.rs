@@ -10,6 +10,7 @@ mod account_scenarios;
 #[path = "../scenarios/bookmark_scenarios.rs"]
 mod bookmark_scenarios;
 mod corner;
+mod late_servers;
 #[path = "../scenarios/member_scenarios.rs"]
 mod member_scenarios;
 #[path = "../scenarios/recommendation_scenarios.rs"]
