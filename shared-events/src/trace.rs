@@ -7,6 +7,7 @@
 //! | appending to the outbox | the row's headers keep the context that is current then |
 //! | the relay | a producer span below that, from the first attempt until the bus has confirmed it or it is given up; the event goes out with this span's context |
 //! | a consumer | a consumer span below the producer's for each attempt, until its outcome is settled |
+//! | a consumer whose dependency is away | the first waits' attempts, then those after 8, 16, 32 and so on, and the one that ends the wait; the others are marked `tourin.repeat` when they start and not `tourin.keep` when they end, and left to the tracer |
 //! | a dead letter and its replay | keep the producer's context: the next attempts are part of the same trace |
 //! | commands, requests, answers | a producer span below what is current, or what their headers carry |
 //!
@@ -21,10 +22,10 @@ use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, Tracer as _};
 use opentelemetry::{Context, ContextGuard, KeyValue, Value, global};
 
-use crate::bus::{Carrier, PublishError, Publisher};
+use crate::bus::{Carrier, Delivery, PublishError, Publisher};
 use crate::events::Outgoing;
 
-/// OpenTelemetry's names, and three of Tourin's, of what spans of events say.
+/// OpenTelemetry's names, and some of Tourin's, of what spans of events say.
 mod names {
     pub(super) const SYSTEM: &str = "messaging.system";
     pub(super) const OPERATION: &str = "messaging.operation.name";
@@ -32,8 +33,13 @@ mod names {
     pub(super) const MESSAGE_ID: &str = "messaging.message.id";
     pub(super) const ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_key";
     pub(super) const PEER: &str = "peer.service";
+    pub(super) const SERVER: &str = "server.address";
+    pub(super) const PORT: &str = "server.port";
     pub(super) const ATTEMPT: &str = "tourin.attempt";
     pub(super) const OUTCOME: &str = "tourin.outcome";
+    pub(super) const WAITS: &str = "tourin.waits";
+    pub(super) const REPEAT: &str = "tourin.repeat";
+    pub(super) const KEEP: &str = "tourin.keep";
     pub(super) const ERROR: &str = "error.type";
 }
 
@@ -107,15 +113,35 @@ fn inject(context: &Context, headers: &mut Headers) {
 pub(crate) struct EventSpan {
     context: Context,
     recording: bool,
+    /// It probably says what earlier ones said.
+    repeats: bool,
 }
+
+/// So many waits for a dependency are seen each; after that, those whose number is a power of two. An outage of an hour is
+/// some three thousand.
+const WAITS_SEEN: u32 = 4;
 
 impl EventSpan {
     fn start(parent: &Context, kind: SpanKind, operation: &'static str, at: &str) -> Self {
+        Self::start_as(parent, kind, operation, at, false)
+    }
+
+    fn start_as(
+        parent: &Context,
+        kind: SpanKind,
+        operation: &'static str,
+        at: &str,
+        repeats: bool,
+    ) -> Self {
         let tracer = global::tracer("tourin");
-        let builder = tracer.span_builder(operation).with_kind(kind);
+        let mut builder = tracer.span_builder(operation).with_kind(kind);
+        if repeats {
+            // From the start: it decides whether the span is sampled.
+            builder = builder.with_attributes([KeyValue::new(names::REPEAT, true)]);
+        }
         let span = builder.start_with_context(&tracer, parent);
         let recording = opentelemetry::trace::Span::is_recording(&span);
-        let this = Self { context: parent.with_span(span), recording };
+        let this = Self { context: parent.with_span(span), recording, repeats };
         if recording {
             this.context.span().update_name(format!("{operation} {at}"));
             this.set(names::OPERATION, operation);
@@ -125,37 +151,48 @@ impl EventSpan {
     }
 
     /// An event on its way out, below the context that its headers carry.
-    pub(crate) fn producer(event: &Outgoing, carrier: Carrier) -> Self {
+    pub(crate) fn producer(event: &Outgoing, carrier: &Carrier) -> Self {
         Self::producer_below(&extract(&event.headers), event, carrier)
     }
 
     /// The same below a context that is known.
-    pub(crate) fn producer_below(parent: &Context, event: &Outgoing, carrier: Carrier) -> Self {
+    pub(crate) fn producer_below(parent: &Context, event: &Outgoing, carrier: &Carrier) -> Self {
         let span = Self::start(parent, SpanKind::Producer, "send", &event.exchange);
         span.describe(carrier, &event.routing_key);
         span.identify(&event.envelope.id);
         span
     }
 
-    /// A delivery's attempt, from 1, by the consumer of `queue`.
-    pub(crate) fn consumer(
-        headers: &Headers,
-        carrier: Carrier,
-        queue: &str,
-        routing_key: &str,
-        attempt: u32,
-    ) -> Self {
-        let span = Self::start(&extract(headers), SpanKind::Consumer, "process", queue);
+    /// A delivery's attempt by the consumer of `queue`.
+    pub(crate) fn consumer(delivery: &Delivery, carrier: &Carrier, queue: &str) -> Self {
+        let Delivery { headers, routing_key, attempt, waits, .. } = delivery;
+        let repeats = *waits > WAITS_SEEN && !waits.is_power_of_two();
+        let parent = extract(headers);
+        let span = Self::start_as(&parent, SpanKind::Consumer, "process", queue, repeats);
         span.describe(carrier, routing_key);
-        span.set(names::ATTEMPT, i64::from(attempt));
+        span.set(names::ATTEMPT, i64::from(*attempt));
+        if *waits > 0 {
+            span.set(names::WAITS, i64::from(*waits));
+        }
         span
     }
 
-    fn describe(&self, carrier: Carrier, routing_key: &str) {
+    /// It says something new after all.
+    pub(crate) fn keep(&self) {
+        if self.repeats {
+            self.set(names::KEEP, true);
+        }
+    }
+
+    fn describe(&self, carrier: &Carrier, routing_key: &str) {
         if self.recording {
             self.set(names::SYSTEM, carrier.system);
             self.set(names::PEER, carrier.peer);
             self.set(names::ROUTING_KEY, routing_key.to_owned());
+            if let Some((host, port)) = &carrier.server {
+                self.set(names::SERVER, host.clone());
+                self.set(names::PORT, i64::from(*port));
+            }
         }
     }
 
@@ -243,7 +280,7 @@ pub(crate) async fn send_below(
     publisher: &dyn Publisher,
     mut event: Outgoing,
 ) -> Result<(), PublishError> {
-    let span = EventSpan::producer_below(parent, &event, publisher.carrier());
+    let span = EventSpan::producer_below(parent, &event, &publisher.carrier());
     span.carry(&mut event);
     let missing = || Err(PublishError::Unavailable("the bus gave no result".to_owned()));
     let results = publisher.publish(vec![event]).await;

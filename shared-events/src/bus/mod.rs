@@ -27,6 +27,7 @@ mod unsettled;
 pub mod contract;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -56,19 +57,24 @@ pub enum PublishError {
 }
 
 /// What carries events, as traces name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Carrier {
     /// The kind of system.
     pub system: &'static str,
     /// Who events are given to, or come from: the broker, as it stands in the graph of services.
     pub peer: &'static str,
+    /// The broker's host and port, where it has one.
+    pub server: Option<(Arc<str>, u16)>,
 }
 
 impl Carrier {
     /// The bus in memory.
-    pub const IN_PROCESS: Self = Self { system: "tourin", peer: "tourin" };
-    /// The bus on RabbitMQ.
-    pub const RABBITMQ: Self = Self { system: "rabbitmq", peer: "rabbitmq" };
+    pub const IN_PROCESS: Self = Self { system: "tourin", peer: "tourin", server: None };
+
+    /// RabbitMQ there.
+    pub fn rabbitmq(host: &str, port: u16) -> Self {
+        Self { system: "rabbitmq", peer: "rabbitmq", server: Some((host.into(), port)) }
+    }
 }
 
 /// The publishing side of the bus.
@@ -240,6 +246,8 @@ pub struct Delivery {
     pub headers: BTreeMap<String, String>,
     /// From 1; grows with every redelivery this bus knows of.
     pub attempt: u32,
+    /// How often it was handed out and had to wait ([`Settlement::Wait`]), which was no attempt.
+    pub waits: u32,
     /// How the bus learns of the outcome.
     pub settler: Settler,
 }

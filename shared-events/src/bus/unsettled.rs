@@ -25,10 +25,24 @@ pub(super) enum Fate {
     Back,
 }
 
-impl Fate {
-    /// Whether the entry was tried.
-    pub(super) fn is_attempt(&self) -> bool {
-        !matches!(self, Self::Later(_))
+/// How often an entry went out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tries {
+    pub(super) attempt: u32,
+    pub(super) waits: u32,
+}
+
+impl Tries {
+    /// It goes out as the attempt of this number, from 1.
+    pub(super) fn at(attempt: u32) -> Self {
+        Self { attempt, waits: 0 }
+    }
+
+    /// What it went out for the last time is over.
+    pub(super) fn ended(&mut self, fate: &Fate) {
+        let count =
+            if matches!(fate, Fate::Later(_)) { &mut self.waits } else { &mut self.attempt };
+        *count = count.saturating_add(1);
     }
 }
 

@@ -12,7 +12,8 @@
 //! | met a dependency that is down ([`HandlerError::Unavailable`]) | tried again every second or two until it is back, without counting attempts | `retried` |
 //! | failed for good ([`HandlerError::Permanent`]) | a dead letter at once | `dead_lettered` |
 //!
-//! Each attempt is a consumer span of the event's trace ([`crate::trace`]), an error when and only when the attempt failed.
+//! Each attempt is a consumer span of the event's trace ([`crate::trace`] says which of an outage's many are left out), an error when
+//! and only when the attempt failed.
 //!
 //! An event is acknowledged only after the handler said that its effect is committed. While one is being retried, its
 //! ordering key waits and the others go on.

@@ -241,9 +241,8 @@ impl Work {
 
     /// The attempt's span, from before it is checked.
     fn begin(&self, delivery: &Delivery) -> EventSpan {
-        let Delivery { headers, routing_key, attempt, .. } = delivery;
-        let span = EventSpan::consumer(headers, self.carrier, &self.name, routing_key, *attempt);
-        if let Some(times) = headers.get(REPLAYED) {
+        let span = EventSpan::consumer(delivery, &self.carrier, &self.name);
+        if let Some(times) = delivery.headers.get(REPLAYED) {
             count(&self.stats.replayed);
             span.annotate("replayed", "times", times);
         }
@@ -399,6 +398,9 @@ impl Work {
     /// Tells the bus, and ends the attempt.
     async fn settle(&self, delivery: Delivery, settlement: Settlement, span: EventSpan) {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
+        if !matches!(settlement, Settlement::Wait { .. }) {
+            span.keep();
+        }
         let settled = delivery.settle(settlement).with_context(span.context().clone()).await;
         let _current = span.enter();
         match settled {

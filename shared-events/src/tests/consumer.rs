@@ -280,6 +280,7 @@ async fn what_is_no_event_is_given_up_unread() {
             ordering_key: None,
             headers: Default::default(),
             attempt: 1,
+            waits: 0,
             settler: Settler::new(Note(settled.clone(), works)),
         };
         sender.send(delivery).await.unwrap();

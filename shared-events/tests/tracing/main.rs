@@ -222,6 +222,25 @@ async fn a_panic_is_an_error_of_its_attempt_and_counted() {
     assert_eq!((stats.broken, stats.panicked), (1, 1));
 }
 
+#[tokio::test]
+async fn a_long_wait_for_a_store_is_told_in_a_few_spans() {
+    let away = || HandlerError::Unavailable(anyhow::anyhow!("away"));
+    let mut journey =
+        Journey::to(Fickle::failing((0..20).map(|_| away()).collect::<Vec<_>>())).await;
+    let trace = trace_of(&journey.append(&[view("a", 1)]).await);
+    let attempts = journey.spans.wait_for(trace, SpanKind::Consumer, 21).await;
+    let told = |attempt: &&Seen| {
+        attempt.tag("tourin.repeat").is_empty() || attempt.tag("tourin.keep") == "true"
+    };
+    let told: Vec<_> = attempts.iter().filter(told).collect();
+    let waits = told.iter().map(|attempt| attempt.tag("tourin.waits"));
+    assert!(waits.eq(["", "1", "2", "3", "4", "8", "16", "20"]), "{told:#?}");
+    let last = told.last().unwrap();
+    assert_eq!((last.tag("tourin.outcome"), last.failed), ("applied", false));
+    assert!(attempts.iter().all(|attempt| attempt.tag("tourin.attempt") == "1"));
+    journey.tasks.abort_all();
+}
+
 /// A bus on which publishing fails as told, then works.
 struct Shaky {
     failures: Mutex<Vec<PublishError>>,
@@ -236,7 +255,7 @@ impl Publisher for Shaky {
     }
 
     fn carrier(&self) -> Carrier {
-        Carrier::RABBITMQ
+        Carrier::rabbitmq("broker.example", 5672)
     }
 }
 
@@ -267,6 +286,8 @@ async fn one_producer_span_tells_of_all_attempts_to_publish() {
     );
     assert!(!producer.failed, "in the end it was taken");
     assert_eq!(producer.tag("peer.service"), "rabbitmq");
+    let server = (producer.tag("server.address"), producer.tag("server.port"));
+    assert_eq!(server, ("broker.example", "5672"));
     let headers = bus.headers.lock().unwrap();
     let carried = format!("00-{trace}-{}-01", producer.id);
     assert_eq!(headers.len(), 5);

@@ -6,6 +6,9 @@ pub const SERVICE: &str = "service.name";
 pub const LOCAL: &str = "tourin.local";
 /// Set to export a span's trace although it was not sampled.
 pub const KEEP: &str = "tourin.keep";
+/// Set at the start of a span that probably says what earlier ones said: it is exported only with
+/// [`KEEP`].
+pub const REPEAT: &str = "tourin.repeat";
 /// Why the spans of an unsampled request were exported: `failed`, `slow` or `kept`.
 pub const KEPT_FOR: &str = "tourin.kept_for";
 /// The called service's name in the mesh, or the engine's: Zipkin's remote endpoint.
@@ -46,6 +49,8 @@ pub const MESSAGING_ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_
 pub const MESSAGING_BATCH: &str = "messaging.batch.message_count";
 /// Which delivery of the event this is, from 1.
 pub const ATTEMPT: &str = "tourin.attempt";
+/// How often the event waited for a dependency that was away before this delivery.
+pub const WAITS: &str = "tourin.waits";
 /// What became of the work: `applied`, `duplicate`, `dead_lettered` and so on.
 pub const OUTCOME: &str = "tourin.outcome";
 /// The instance that a request was sent to.
@@ -75,6 +80,7 @@ pub const EXPORTED: &[&str] = &[
     MESSAGING_ROUTING_KEY,
     MESSAGING_BATCH,
     ATTEMPT,
+    WAITS,
     OUTCOME,
     INSTANCE,
     ERROR_TYPE,

@@ -178,7 +178,7 @@ impl Processor {
     fn take(&self, is_sampled: bool, span: Ended) {
         if is_sampled {
             self.queue(span);
-        } else if self.keep.anything() {
+        } else {
             for span in self.settle(span) {
                 self.queue(span);
             }
@@ -189,9 +189,13 @@ impl Processor {
     fn settle(&self, mut span: Ended) -> Spans {
         let trace = span.trace();
         let is_entry = span.is_entry();
-        let asked = span.attributes().iter().any(|pair| pair.key.as_str() == names::KEEP);
-        let reason =
-            if asked { Some("kept") } else { is_entry.then(|| span.reason(self.keep)).flatten() };
+        let mut says = |name| span.attributes().iter().any(|pair| pair.key.as_str() == name);
+        let (asked, repeats) = (says(names::KEEP), says(names::REPEAT));
+        let reason = if asked {
+            Some("kept")
+        } else {
+            (is_entry && !repeats).then(|| span.reason(self.keep)).flatten()
+        };
         if let Some(reason) = reason {
             span.attributes().push(KeyValue::new(names::KEPT_FOR, reason));
         }

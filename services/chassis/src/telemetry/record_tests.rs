@@ -58,6 +58,43 @@ async fn a_failed_event_brings_our_spans_along() {
     assert!(services.eq(["core", "core"]));
 }
 
+/// As of an event that waits for a store: nobody needs a span a second that says so.
+#[tokio::test]
+async fn what_repeats_is_exported_only_when_it_says_something_new() {
+    for (ratio, keep_failed) in [(1.0, true), (0.0, true), (1.0, false)] {
+        let store = MemoryStore::new(MemoryLimits::default());
+        let settings = TraceSettings {
+            trace_ratio: Some(ratio),
+            trace_keep_failed: keep_failed,
+            trace_slow_ms: 0,
+            ..TraceSettings::default()
+        };
+        let pipeline = Pipeline::start(&settings, Some(store.clone())).unwrap();
+        let tracer = pipeline.provider.tracer("foreign");
+        for says_something in [false, true] {
+            let builder = tracer
+                .span_builder("foreign")
+                .with_kind(SpanKind::Consumer)
+                .with_attributes([KeyValue::new(names::REPEAT, true)]);
+            let parent = pipeline.service("recommendation").context();
+            let delivery = parent.with_span(builder.start_with_context(&tracer, &parent));
+            let trace = delivery.span().span_context().trace_id().to_string();
+            if says_something {
+                delivery.span().set_attribute(KeyValue::new(names::KEEP, true));
+            } else {
+                delivery.span().set_status(Status::error("unavailable"));
+            }
+            delivery.span().end();
+            pipeline.flush(Duration::from_secs(5)).await;
+            assert_eq!(
+                store.trace(&trace).is_some(),
+                says_something && (ratio > 0.0 || keep_failed),
+                "{ratio} {keep_failed}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_kept_of_a_span_is_bounded() {
     let (pipeline, store) = start(1.0);

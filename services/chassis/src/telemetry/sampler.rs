@@ -84,8 +84,14 @@ impl ShouldSample for Sampler {
         };
         let above = parent.span();
         let state = Some(above.span_context()).filter(|context| context.is_valid());
+        let repeats = attributes.iter().any(|pair| pair.key.as_str() == names::REPEAT);
+        let decision = match self.decide(parent, trace, route) {
+            // Until it is known whether it says something new.
+            SamplingDecision::RecordAndSample if repeats => SamplingDecision::RecordOnly,
+            decision => decision,
+        };
         SamplingResult {
-            decision: self.decide(parent, trace, route),
+            decision,
             attributes: Vec::new(),
             trace_state: state.map(|context| context.trace_state().clone()).unwrap_or_default(),
         }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Follower;
-use crate::bus::unsettled::{Fate, Origin};
+use crate::bus::unsettled::{Fate, Origin, Tries};
 use crate::bus::{LaneKey, Lanes};
 use crate::dead_letters::{DeadLetter, DeadLetterStore, Route};
 use crate::outbox::FeedEvent;
@@ -18,7 +18,7 @@ use crate::outbox::FeedEvent;
 pub(super) struct Entry {
     pub(super) event: FeedEvent,
     pub(super) body: Bytes,
-    pub(super) attempt: u32,
+    pub(super) tries: Tries,
     /// The dead letter that it is a replay of; it has no number in the log then.
     pub(super) replay_of: Option<Uuid>,
 }
@@ -38,7 +38,7 @@ impl Entry {
             ordering_key: letter.ordering_key.unwrap_or_else(|| letter.id.to_string()),
             envelope: serde_json::from_slice(&letter.body).unwrap_or_default(),
         };
-        Self { event, body: letter.body, attempt: 1, replay_of: Some(letter.id) }
+        Self { event, body: letter.body, tries: Tries::at(1), replay_of: Some(letter.id) }
     }
 }
 
@@ -108,7 +108,7 @@ impl Origin for Queue {
     fn end(&self, key: &LaneKey, mut entry: Entry, fate: Fate) {
         let mut state = self.lock();
         state.unsettled -= 1;
-        entry.attempt = entry.attempt.saturating_add(u32::from(fate.is_attempt()));
+        entry.tries.ended(&fate);
         match fate {
             Fate::Finished => {
                 match entry.replay_of {
@@ -136,7 +136,7 @@ impl Origin for Queue {
                 ordering_key: Some(entry.event.ordering_key.clone()),
             },
             reason,
-            entry.attempt,
+            entry.tries.attempt,
             &entry.body,
             entry.event.headers.clone(),
             (self.follower.clock)(),

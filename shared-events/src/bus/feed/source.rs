@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::queue::{Entry, Queue};
 use super::{Cursor, Follower};
 use crate::bus::replays::Replays;
-use crate::bus::unsettled::Unsettled;
+use crate::bus::unsettled::{Tries, Unsettled};
 use crate::bus::{Carrier, Delivery, DeliverySource, Settler, Subscription, TopicPattern};
 use crate::consumer::count;
 use crate::outbox::FeedPage;
@@ -82,7 +82,8 @@ impl Source {
             routing_key: event.routing_key.clone(),
             ordering_key: Some(event.ordering_key.clone()),
             headers: event.headers.clone(),
-            attempt: entry.attempt,
+            attempt: entry.tries.attempt,
+            waits: entry.tries.waits,
             settler: Settler::new(Unsettled::new(self.queue.clone(), key, entry)),
         })
     }
@@ -200,7 +201,9 @@ impl Source {
             count(&self.queue.follower.stats.events);
             let key = event.ordering_key.clone();
             let body = event.envelope.to_string().into();
-            state.lanes.push(Some(&key), Entry { event, body, attempt: 1, replay_of: None });
+            state
+                .lanes
+                .push(Some(&key), Entry { event, body, tries: Tries::at(1), replay_of: None });
         }
     }
 

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use super::replays::Replays;
 use super::styles::COMMAND_EXCHANGE;
 use super::{Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription};
+use crate::bus::unsettled::Tries;
 use crate::dead_letters::DeadLetterStore;
 use crate::events::Outgoing;
 use crate::{Clock, system_clock};
@@ -173,7 +174,7 @@ impl Publisher for InProcessBus {
                     return;
                 };
                 let cause = Cause::Publisher(confirm);
-                queue.push(Entry { message, attempt: 1, cause, _slot: slot });
+                queue.push(Entry { message, tries: Tries::at(1), cause, _slot: slot });
             }
         }))
         .await;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{QueueDepth, lock};
 use crate::Clock;
 use crate::bus::replays::Replays;
-use crate::bus::unsettled::{Fate, Origin, Unsettled};
+use crate::bus::unsettled::{Fate, Origin, Tries, Unsettled};
 use crate::bus::{
     Delivery, DeliverySource, LaneKey, Lanes, Settler, SubscribeError, Subscription, TopicPattern,
 };
@@ -65,7 +65,7 @@ pub(super) enum Cause {
 /// One event in one queue.
 pub(super) struct Entry {
     pub(super) message: Arc<Message>,
-    pub(super) attempt: u32,
+    pub(super) tries: Tries,
     pub(super) cause: Cause,
     pub(super) _slot: OwnedSemaphorePermit,
 }
@@ -233,7 +233,7 @@ impl Queue {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return };
             let cause = Cause::Replay(letter.id);
             let message = Arc::new(Message::replayed(letter));
-            self.push(Entry { message, attempt: 1, cause, _slot: slot });
+            self.push(Entry { message, tries: Tries::at(1), cause, _slot: slot });
         }
     }
 
@@ -250,7 +250,8 @@ impl Queue {
             routing_key: message.routing_key.clone(),
             ordering_key: Some(message.ordering_key.clone()),
             headers: message.headers.clone(),
-            attempt: entry.attempt,
+            attempt: entry.tries.attempt,
+            waits: entry.tries.waits,
             settler: Settler::new(Unsettled::new(
                 self.clone(),
                 Place { member, shard, key },
@@ -321,7 +322,7 @@ impl Origin for Queue {
         if let Some(member) = state.members.iter_mut().find(|m| m.id == place.member) {
             member.unsettled -= 1;
         }
-        entry.attempt = entry.attempt.saturating_add(u32::from(fate.is_attempt()));
+        entry.tries.ended(&fate);
         let shard = &mut state.shards[place.shard];
         match fate {
             Fate::Finished => {
@@ -352,7 +353,7 @@ impl Origin for Queue {
                 ordering_key: Some(message.ordering_key.clone()),
             },
             reason,
-            entry.attempt,
+            entry.tries.attempt,
             &message.body,
             message.headers.clone(),
             (self.clock)(),

@@ -15,7 +15,7 @@ use super::dead_letters;
 use super::publisher::Publishing;
 use super::stats::{BusStats, SubscriptionSnapshot};
 use super::wire;
-use crate::bus::unsettled::Fate;
+use crate::bus::unsettled::{Fate, Tries};
 use crate::bus::{Delivery, LaneKey, Lanes, Settle, SettleError, Settlement, Settler};
 
 /// How long a delivery waits when its dead letter could not be published.
@@ -37,7 +37,7 @@ pub(super) struct Incoming {
 #[derive(Clone)]
 struct Entry {
     message: Arc<Incoming>,
-    attempt: u32,
+    tries: Tries,
     /// The opening of the shard over which it came. With another one, the broker has taken it back.
     epoch: u64,
 }
@@ -149,8 +149,8 @@ impl Mailbox {
         let key = wire::header(&amqp.properties, wire::ORDERING_KEY);
         // What the broker took back may have been tried, or only have lain in a prefetch. It cannot tell, so however
         // often that was, it counts for one attempt.
-        let attempt = if wire::was_taken_back(&amqp.properties) { 2 } else { 1 };
-        if amqp.redelivered || attempt > 1 {
+        let tries = Tries::at(if wire::was_taken_back(&amqp.properties) { 2 } else { 1 });
+        if amqp.redelivered || tries.attempt > 1 {
             self.stats.count_redelivery();
         }
         let exchange = amqp.exchange.as_str();
@@ -167,7 +167,7 @@ impl Mailbox {
         let shard = &mut state.shards[shard];
         if shard.epoch == epoch {
             shard.active = true;
-            shard.lanes.push(key.as_deref(), Entry { message, attempt, epoch });
+            shard.lanes.push(key.as_deref(), Entry { message, tries, epoch });
             drop(state);
             self.changed.notify_waiters();
         }
@@ -253,7 +253,8 @@ impl Mailbox {
             routing_key: message.routing_key.clone(),
             ordering_key: wire::header(&message.properties, wire::ORDERING_KEY),
             headers: wire::headers(&message.properties),
-            attempt: entry.attempt,
+            attempt: entry.tries.attempt,
+            waits: entry.tries.waits,
             settler: Settler::new(Out { mailbox: self.clone(), place, entry: Some(entry) }),
         }
     }
@@ -265,7 +266,7 @@ impl Mailbox {
         shard.out.remove(&place.id);
         let drained = shard.out.is_empty();
         if entry.epoch == shard.epoch {
-            entry.attempt = entry.attempt.saturating_add(u32::from(fate.is_attempt()));
+            entry.tries.ended(&fate);
             match fate {
                 Fate::Finished => shard.lanes.done(&place.key),
                 Fate::Again(after) | Fate::Later(after) => {
@@ -330,7 +331,7 @@ impl Settle for Out {
                 &self.mailbox.prefix,
                 &self.mailbox.queue,
                 &entry.message,
-                entry.attempt,
+                entry.tries.attempt,
                 &reason,
             );
             let kept = match letter {

@@ -80,6 +80,7 @@ pub struct RabbitBus(Arc<Inner>);
 
 struct Inner {
     settings: Arc<RabbitSettings>,
+    carrier: Carrier,
     publishing: Publishing,
     /// A connection of its own: a broker that is short of memory stops the connections that publish.
     consuming: Links,
@@ -131,6 +132,7 @@ impl RabbitBus {
         }
         let tasks = Mutex::new(Tasks { connections, subscriptions: JoinSet::new() });
         Self(Arc::new(Inner {
+            carrier: settings.url.carrier(),
             settings,
             publishing,
             consuming,
@@ -239,7 +241,7 @@ impl Publisher for RabbitBus {
     }
 
     fn carrier(&self) -> Carrier {
-        Carrier::RABBITMQ
+        self.0.carrier.clone()
     }
 }
 
@@ -291,7 +293,8 @@ impl Subscriber for RabbitBus {
             Err(error) => return Err(SubscribeError::Unavailable(error.into())),
         }
         let done = CancellationToken::new();
-        let source = Source { mailbox: mailbox.clone(), done: done.clone(), stop };
+        let carrier = inner.carrier.clone();
+        let source = Source { mailbox: mailbox.clone(), carrier, done: done.clone(), stop };
         // The connections are needed until the last delivery is settled.
         let bus = self.clone();
         self.mailboxes().push(Arc::downgrade(&mailbox));
@@ -308,6 +311,7 @@ impl Subscriber for RabbitBus {
 
 struct Source {
     mailbox: Arc<Mailbox>,
+    carrier: Carrier,
     stop: CancellationToken,
     /// The shards are given up.
     done: CancellationToken,
@@ -331,6 +335,6 @@ impl DeliverySource for Source {
     }
 
     fn carrier(&self) -> Carrier {
-        Carrier::RABBITMQ
+        self.carrier.clone()
     }
 }

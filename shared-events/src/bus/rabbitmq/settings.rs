@@ -6,6 +6,7 @@ use std::time::Duration;
 use lapin::uri::AMQPUri;
 
 use crate::backoff::Backoff;
+use crate::bus::Carrier;
 
 /// The broker's address with its credentials: `amqp://user:password@host:port/vhost`, `amqps` for TLS. Neither `Debug`
 /// nor any error shows the credentials.
@@ -29,6 +30,10 @@ impl AmqpUrl {
     /// Host and port, which may be logged.
     pub fn address(&self) -> String {
         format!("{}:{}", self.0.authority.host, self.0.authority.port)
+    }
+
+    pub(super) fn carrier(&self) -> Carrier {
+        Carrier::rabbitmq(&self.0.authority.host, self.0.authority.port)
     }
 
     /// The URL with what this client insists on.

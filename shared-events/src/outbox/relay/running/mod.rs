@@ -356,7 +356,7 @@ impl<'a> Running<'a> {
         let Queued { pending, span, .. } = queued;
         span.get_or_insert_with(|| {
             unroutable.resume(pending.seq).unwrap_or_else(|| {
-                EventSpan::producer(&pending.event, self.relay.publisher.carrier())
+                EventSpan::producer(&pending.event, &self.relay.publisher.carrier())
             })
         });
     }
