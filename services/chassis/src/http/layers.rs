@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::ApiError;
-use super::arrival::Arrival;
 use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
 use crate::health::Health;
 use crate::identity::{IdentityVerifier, verify_identity};
@@ -29,7 +31,7 @@ pub struct HttpLimits {
     /// Largest request body, in bytes. Default 1 MiB.
     pub body_bytes: usize,
     /// Time from the whole head of a request to its answer's head, in milliseconds. Default 10 s;
-    /// long polls bound themselves below it or set their own. A request whose body is waited for
+    /// long polls bound themselves below it or set their own. A request whose body is not whole by
     /// then is answered 408, another one 503.
     pub request_timeout_ms: u64,
     /// Requests handled at once; more are answered 503. Default 1,024.
@@ -73,7 +75,10 @@ pub fn observed_router(
     health: Health,
     limits: &HttpLimits,
 ) -> Router {
-    let timeout = Duration::from_millis(limits.request_timeout_ms);
+    let bounds = Bounds {
+        time: Duration::from_millis(limits.request_timeout_ms),
+        body_bytes: limits.body_bytes,
+    };
     let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(limits.concurrent_requests));
     let probes = Router::new()
         .route("/healthz", get(alive))
@@ -91,7 +96,7 @@ pub fn observed_router(
                 .layer(from_fn_with_state(observer, observe))
                 .layer(CatchPanicLayer::custom(answer_panic))
                 .layer(from_fn_with_state(permits, limit_concurrency))
-                .layer(from_fn_with_state(timeout, limit_time))
+                .layer(from_fn_with_state(bounds, limit_time_and_body))
                 .layer(DefaultBodyLimit::max(limits.body_bytes))
                 .layer(from_fn_with_state(verifier, verify_identity)),
         )
@@ -149,21 +154,52 @@ async fn limit_concurrency(
     }
 }
 
-async fn limit_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+/// What one request gets.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    time: Duration,
+    body_bytes: usize,
+}
+
+/// Handles a request within its time, and only once its body is whole: what is answered as malformed
+/// or too large must have had no effect, also where the operation has no use for a body.
+async fn limit_time_and_body(
+    State(bounds): State<Bounds>,
+    request: Request,
+    next: Next,
+) -> Response {
     // A long poll bounds its own wait.
     if request.uri().path().starts_with("/internal/") {
         return next.run(request).await;
     }
-    let (request, body) = Arrival::watch(request);
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) if body.is_awaited() => {
-            ApiError::too_slow("the request's body took too long to arrive").into_response()
+    let deadline = Instant::now() + bounds.time;
+    let request = match timeout_at(deadline, with_whole_body(request, bounds.body_bytes)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(refusal)) => return refusal.into_response(),
+        Err(_) => {
+            return ApiError::too_slow("the request's body took too long to arrive")
+                .into_response();
         }
-        Err(_) => ApiError::unavailable(
+    };
+    timeout_at(deadline, next.run(request)).await.unwrap_or_else(|_| {
+        ApiError::unavailable(
             "the request took longer than this service allows; try again",
             Duration::from_secs(1),
         )
-        .into_response(),
+        .into_response()
+    })
+}
+
+async fn with_whole_body(request: Request, limit: usize) -> Result<Request, ApiError> {
+    if request.body().is_end_stream() {
+        return Ok(request);
+    }
+    let (head, body) = request.into_parts();
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(Request::from_parts(head, Body::from(body.to_bytes()))),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(ApiError::too_large(format!("the body is over the limit of {limit} bytes")))
+        }
+        Err(_) => Err(ApiError::malformed("the body broke off, or is not as its header says")),
     }
 }

@@ -1,7 +1,6 @@
 //! HTTP as every service serves it: the error body, the extractors that answer with it, the layers
 //! around a service's routes, and a server with bounds that drains.
 
-mod arrival;
 mod error;
 mod extract;
 mod layers;

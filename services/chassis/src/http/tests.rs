@@ -1,4 +1,6 @@
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use axum::Router;
@@ -158,6 +160,35 @@ async fn a_body_that_does_not_come_is_the_clients_fault_and_a_slow_handler_is_no
     assert_eq!((late.0, kind(&late.2).as_str()), (StatusCode::REQUEST_TIMEOUT, "timeout"));
     let slow = answer(router, request("/slow", Body::from("[1]"))).await;
     assert_eq!(slow.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// Not even by a handler that does not look at it.
+#[tokio::test]
+async fn nothing_is_done_before_the_body_is_whole() {
+    static DONE: AtomicU32 = AtomicU32::new(0);
+    let routes =
+        Router::new().route("/do", post(|| async { DONE.fetch_add(1, SeqCst).to_string() }));
+    let limits = HttpLimits { body_bytes: 4, request_timeout_ms: 50, ..HttpLimits::default() };
+    let verifier = IdentityVerifier::new(&Secret::random(), "demo");
+    let router = service_router("demo", routes, verifier, Health::new(), &limits);
+    let ask = |body| answer(router.clone(), Request::post("/do").body(body).unwrap());
+    let begun = || futures::stream::iter([Ok::<_, std::io::Error>("ab")]);
+    let stalled = futures::StreamExt::chain(begun(), futures::stream::pending());
+    let cut = futures::stream::iter([Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe))]);
+    let cut = futures::StreamExt::chain(begun(), cut);
+    for (body, status, error) in [
+        (Body::from_stream(stalled), 408, "timeout"),
+        (Body::from_stream(cut), 400, "malformed"),
+        (Body::from("abcde"), 413, "too_large"),
+    ] {
+        let refused = ask(body).await;
+        assert_eq!((refused.0.as_u16(), kind(&refused.2).as_str()), (status, error));
+        assert_eq!(DONE.load(SeqCst), 0, "{error}");
+    }
+    for body in [Body::empty(), Body::from("abcd")] {
+        assert_eq!(ask(body).await.0, StatusCode::OK);
+    }
+    assert_eq!(DONE.load(SeqCst), 2);
 }
 
 async fn serve_one(
