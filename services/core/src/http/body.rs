@@ -30,7 +30,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Object<T> {
 
 /// An object's fields as `T`.
 pub(super) fn read<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, ApiError> {
-    serde_json::from_value(Value::Object(object))
+    // Its words begin with the field's name, unless that is missing.
+    serde_path_to_error::deserialize(Value::Object(object))
         .map_err(|error| ApiError::invalid(error.to_string()))
 }
 

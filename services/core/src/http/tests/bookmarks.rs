@@ -79,9 +79,13 @@ async fn what_cannot_be_bookmarked_is_refused() {
         let answer = core.call("POST", BOOKMARKS, Some(&hana), body).await;
         refused(&answer, 404, "not_found", "no such tour spot");
     }
-    for wrong in [json!({}), json!({"tourSpotId": 1}), json!([])] {
+    for (wrong, message) in [
+        (json!({}), "missing field `tourSpotId`"),
+        (json!({"tourSpotId": 1}), "tourSpotId: invalid type: integer `1`, expected a string"),
+        (json!([]), "the body must be a JSON object"),
+    ] {
         let answer = core.call("POST", BOOKMARKS, Some(&hana), Some(wrong)).await;
-        refused(&answer, 422, "invalid", "");
+        refused(&answer, 422, "invalid", message);
     }
     let list = core.call("POST", BOOKMARKS, Some(&hana), Some(json!(["1"]))).await;
     refused(&list, 422, "invalid", "the body must be a JSON object");
