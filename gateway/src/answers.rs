@@ -131,6 +131,16 @@ impl Answer {
         }
     }
 
+    /// 405 for CONNECT.
+    pub fn no_tunnel() -> Self {
+        Self::refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "this is no proxy: CONNECT is not served, for no path",
+        )
+        .with(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"))
+    }
+
     /// 408: the client was too slow.
     pub fn client_too_slow() -> Self {
         Self::refusal(StatusCode::REQUEST_TIMEOUT, "timeout", "the request took too long to arrive")
@@ -235,8 +245,8 @@ impl Answer {
         Ok((head, body))
     }
 
-    /// The whole answer as bytes, for a connection that is closed after it: no request was read, so
-    /// there is no trace.
+    /// The whole answer as bytes, with the trace that is current here, for a connection that is closed
+    /// after it.
     pub fn to_wire(&self) -> Bytes {
         let body = self.body();
         let reason = self.status.canonical_reason().unwrap_or_default();

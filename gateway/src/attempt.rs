@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora::{Error, ErrorSource, ErrorType};
 use tourin_chassis::telemetry::{HttpCall, Span, Text};
 use tourin_registry_api::Instance;
 
+use crate::answers::Answer;
 use crate::metrics::{TryOutcome, UpstreamMetrics};
 use crate::routes::Route;
 
@@ -56,8 +57,8 @@ impl Attempt {
     }
 
     /// It failed, before or after the head of its answer. Gives the reason in a fixed word.
-    /// `verdict` is the kind of answer where the gateway itself gave up.
-    pub fn failed(&mut self, error: &Error, verdict: Option<&'static str>) -> &'static str {
+    /// `verdict` is the answer where the gateway itself gave up.
+    pub fn failed(&mut self, error: &Error, verdict: Option<&Answer>) -> &'static str {
         let (outcome, reason) = judge(error, verdict);
         if outcome == TryOutcome::Abandoned {
             self.span.annotate("abandoned", &[("reason", reason)]);
@@ -89,14 +90,25 @@ impl Drop for Attempt {
     }
 }
 
-fn judge(error: &Error, verdict: Option<&'static str>) -> (TryOutcome, &'static str) {
-    if let Some(kind) = verdict {
-        // The only verdict over an instance is that it was too slow.
-        let outcome = if kind == "timeout" { TryOutcome::TimedOut } else { TryOutcome::Abandoned };
-        return (outcome, kind);
+fn judge(error: &Error, verdict: Option<&Answer>) -> (TryOutcome, &'static str) {
+    if let Some(answer) = verdict {
+        return match answer.status {
+            // The only verdict over an instance.
+            StatusCode::GATEWAY_TIMEOUT => (TryOutcome::TimedOut, "timeout"),
+            StatusCode::REQUEST_TIMEOUT => (TryOutcome::Abandoned, "client_too_slow"),
+            _ => (TryOutcome::Abandoned, answer.refusal_kind().unwrap_or("answered")),
+        };
     }
     if *error.esource() == ErrorSource::Downstream {
-        return (TryOutcome::Abandoned, "client_gone");
+        let reason = match error.etype() {
+            ErrorType::ReadTimedout => "client_too_slow",
+            ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::WriteTimedout
+            | ErrorType::ConnectionClosed => "client_gone",
+            _ => "malformed",
+        };
+        return (TryOutcome::Abandoned, reason);
     }
     match error.etype() {
         ErrorType::ConnectTimedout => (TryOutcome::ConnectFailed, "connect_timeout"),

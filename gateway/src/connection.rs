@@ -46,7 +46,7 @@ const DISCARD_BYTES: usize = 4 << 10;
 pub struct ConnectionLimits {
     /// Largest head.
     pub head_bytes: usize,
-    /// Largest target, as refusals name it. Whoever reads the head sees to it.
+    /// Largest target: for the words of refusals, for it is the gate that checks it.
     pub target_bytes: usize,
     /// From a head's first byte to its last.
     pub head_timeout: Duration,
@@ -170,7 +170,7 @@ impl GuardedStream {
 
     /// A refusal of what never becomes a request that the proxy could log.
     fn refusal(&self, answer: Answer) -> Bytes {
-        // A pipelined head came with the request before it.
+        // A pipelined head came with the request before it, and not by this way.
         self.unread.refuse(answer, self.head_began.unwrap_or_else(SystemTime::now))
     }
 
@@ -230,10 +230,10 @@ impl AsyncRead for GuardedStream {
                         }
                         Poll::Ready(Ok(())) => {
                             let first = head.seen == 0;
+                            this.head_began.get_or_insert_with(SystemTime::now);
                             match head.feed(&buf.filled()[before..], this.limits.head_bytes) {
                                 Fed::Incomplete => {
                                     if first {
-                                        this.head_began = Some(SystemTime::now());
                                         let deadline = Instant::now() + this.limits.head_timeout;
                                         this.timer.as_mut().reset(deadline);
                                     }
@@ -318,11 +318,13 @@ impl AsyncWrite for GuardedStream {
         if this.substitute.is_none() {
             let answer = if bytes.get(9..12) == Some(b"405") {
                 // Only CONNECT is refused like this, which has no path to tell the methods of.
-                Answer::method_not_allowed("GET, HEAD, POST, PUT, PATCH, DELETE")
+                Answer::no_tunnel()
             } else {
                 Answer::malformed(
                     "this is not an HTTP/1.1 request that can be read: expected a line such as \
-                     `GET /path HTTP/1.1`, then lines of the form `Name: value`, then an empty line",
+                     `GET /path HTTP/1.1`, then lines of the form `Name: value`, then an empty line, \
+                     all in plain text; one Host, at most one Content-Length in digits, and no \
+                     Transfer-Encoding but chunked",
                 )
             };
             this.connection.linger();

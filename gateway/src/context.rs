@@ -110,9 +110,8 @@ impl RequestContext {
 
     /// The try under way has failed; `again` says whether there will be another one.
     pub fn attempt_failed(&mut self, error: &pingora::Error, again: bool) {
-        let verdict = self.verdict.as_ref().and_then(Answer::refusal_kind);
         let Some(mut attempt) = self.attempt.take() else { return };
-        let reason = attempt.failed(error, verdict);
+        let reason = attempt.failed(error, self.verdict.as_ref());
         if again {
             attempt.retried();
             let instance = self.instance.as_ref().map_or("-", |instance| instance.id.as_str());

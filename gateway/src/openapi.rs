@@ -144,7 +144,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
                 tags.push(tag.clone());
             }
         }
-        let Value::Object(described) = part["paths"].take() else {
+        let Some(Value::Object(described)) = part.get_mut("paths").map(Value::take) else {
             continue;
         };
         for (template, item) in described {
@@ -197,10 +197,14 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
 
 /// Tells of the headers that every answer has.
 fn name_headers(operation: &mut Value) {
-    let responses = operation["responses"].as_object_mut();
-    for response in responses.into_iter().flat_map(Map::values_mut) {
+    let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+    let responses = responses.into_iter().flat_map(Map::values_mut);
+    for response in responses.filter_map(Value::as_object_mut) {
+        let headers = response.entry("headers").or_insert_with(|| json!({}));
+        let Some(headers) = headers.as_object_mut() else { continue };
         for (name, _) in HEADERS {
-            response["headers"][name] = json!({"$ref": format!("#/components/headers/{name}")});
+            let reference = json!({"$ref": format!("#/components/headers/{name}")});
+            headers.insert(name.to_owned(), reference);
         }
     }
 }

@@ -110,15 +110,8 @@ impl Proxy {
         if let Some(verdict) = ctx.verdict.take() {
             return Some(verdict);
         }
-        let overdue =
-            ctx.admitted.as_ref().is_some_and(|admitted| Instant::now() >= admitted.deadline);
-        if overdue && *error.esource() == ErrorSource::Downstream {
-            // The stream has ended the exchange, whoever it waited for.
-            return Some(if body_done {
-                Answer::upstream_too_slow()
-            } else {
-                Answer::client_too_slow()
-            });
+        if let Some(answer) = overdue(error, ctx, body_done) {
+            return Some(answer);
         }
         match (error.esource(), error.etype()) {
             (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Answer::client_too_slow()),
@@ -129,9 +122,10 @@ impl Proxy {
                 | ErrorType::WriteTimedout
                 | ErrorType::ConnectionClosed,
             ) => None,
-            (ErrorSource::Downstream, _) => {
-                Some(Answer::malformed("the request is not valid HTTP"))
-            }
+            (ErrorSource::Downstream, _) => Some(Answer::malformed(
+                "the request's body is not valid HTTP: expected as many bytes as Content-Length \
+                     says, or chunks that each begin with their length in hexadecimal digits",
+            )),
             (_, kind) if is_connect_failure(kind) => {
                 Some(Answer::unavailable("no instance of the service can be reached; try again"))
             }
@@ -142,6 +136,14 @@ impl Proxy {
             _ => Some(Answer::internal()),
         }
     }
+}
+
+/// The answer when the stream has ended the exchange for its time was up, whoever it waited for.
+fn overdue(error: &Error, ctx: &RequestContext, body_done: bool) -> Option<Answer> {
+    let admitted = ctx.admitted.as_ref()?;
+    let is_overdue = Instant::now() >= admitted.deadline;
+    (is_overdue && *error.esource() == ErrorSource::Downstream)
+        .then(|| if body_done { Answer::upstream_too_slow() } else { Answer::client_too_slow() })
 }
 
 fn verdict(ctx: &mut RequestContext, answer: Answer) -> Box<Error> {
@@ -392,6 +394,9 @@ impl ProxyHttp for Proxy {
         let again =
             lost && unanswered && ctx.tries < self.limits.tries && (repeatable || nothing_sent);
         error.set_retry(again);
+        if ctx.verdict.is_none() {
+            ctx.verdict = overdue(&error, ctx, session.is_body_done());
+        }
         ctx.attempt_failed(&error, again);
         let _current = ctx.span.enter();
         if let Some(instance) = &ctx.instance {

@@ -1,8 +1,9 @@
-//! Requests whose head could not be read. They never reach the proxy, and are seen all the same: in
-//! a trace, a line of the log and the counts, with the ids that every answer has.
+//! Requests whose head could not be read, or asks for a tunnel (CONNECT). They never reach the proxy,
+//! and are seen all the same: in a trace, a line of the log and the counts, with the ids that every
+//! answer has.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
@@ -31,8 +32,8 @@ impl Unread {
 
     /// The whole refusal of a request that began to come at `started`.
     pub fn refuse(&self, answer: Answer, started: SystemTime) -> Bytes {
-        // What came may be anything; nothing of it is taken over.
-        let method = Method::from_bytes(UNREAD.as_bytes()).unwrap_or_default();
+        // What came may be anything; nothing of it is taken over. Goes by `_OTHER`.
+        let method = Method::from_bytes(UNREAD.as_bytes()).unwrap_or(Method::CONNECT);
         let request = HttpRequest {
             method: &method,
             route: Some(Text::from(UNREAD)),
@@ -47,12 +48,14 @@ impl Unread {
             span.annotate("refused", &[("error", error)]);
         }
         let took = started.elapsed().unwrap_or_default();
-        self.metrics.service.http().observe(UNREAD, method_name(&method), status, took);
+        // From the head on, as for all requests; there was none.
+        let answering = Duration::ZERO;
+        self.metrics.service.http().observe(UNREAD, method_name(&method), status, answering);
 
         let _current = span.enter();
         let id = span.trace_id();
         tracing::info!(
-            method = UNREAD,
+            method = method_name(&method),
             route = UNREAD,
             status,
             duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),

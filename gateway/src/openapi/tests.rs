@@ -63,3 +63,22 @@ fn a_known_document_is_not_sent_again() {
     assert_eq!(api.answer(Some(etag)).status, StatusCode::NOT_MODIFIED);
     assert_eq!(api.answer(Some(&HeaderValue::from_static("\"other\""))).status, StatusCode::OK);
 }
+
+/// A part comes from another process, which may be of another version.
+#[test]
+fn parts_of_another_form_do_no_harm() {
+    let routes = RouteTable::parse(crate::routes::BUILT_IN).unwrap();
+    for part in [
+        json!("text"),
+        json!({"paths": []}),
+        json!({"paths": {"/api/auth/me": "x"}}),
+        json!({"paths": {"/api/auth/me": {"get": "x"}}}),
+        json!({"paths": {"/api/auth/me": {"get": {"responses": "x"}}}}),
+        json!({"paths": {"/api/auth/me": {"get": {"responses": {"200": "x"}}}}}),
+        json!({"paths": {"/api/auth/me": {"get": {"responses": {"200": {"headers": 1}}}}}}),
+        json!({"paths": {}, "components": {"schemas": 1}, "tags": 1}),
+    ] {
+        let merged = merge(&BTreeMap::from([("core".to_owned(), part)]), &routes);
+        assert!(merged["paths"]["/api/openapi.json"].is_object());
+    }
+}

@@ -196,6 +196,34 @@ async fn a_retry_is_seen_as_two_calls_and_a_note() {
 }
 
 #[tokio::test]
+async fn a_try_that_is_given_up_says_why() {
+    all_spans();
+    let mesh = Mesh::start().await;
+    mesh.service("core", "core-1").await;
+    let gateway = mesh
+        .starting_gateway(|settings| {
+            settings.body_limit_bytes = 10;
+            settings.client_stall_ms = 200;
+        })
+        .await;
+    eventually("core is known", || async { gateway.get("/api/users").await.status == 200 }).await;
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n";
+    for (rest, status, error, reason) in [
+        (format!("{chunked}zzz\r\n"), 400, "malformed", "malformed"),
+        (format!("{chunked}b\r\nhello world\r\n0\r\n\r\n"), 413, "too_large", "too_large"),
+        ("Content-Length: 9\r\n\r\nab".to_owned(), 408, "timeout", "client_too_slow"),
+    ] {
+        let request = format!("POST /api/auth/login HTTP/1.1\r\nHost: h\r\n{rest}");
+        let answer = raw(gateway.addr, request).await;
+        answer.assert_refused(status, error);
+        let spans = spans(answer.body["traceId"].as_str().unwrap(), 2).await;
+        let given_up = format!("abandoned reason={reason}");
+        assert!(spans[1].annotations.iter().any(|note| *note.value == given_up), "{spans:#?}");
+        assert!(!spans[1].tags.contains_key("error"), "the instance did nothing wrong");
+    }
+}
+
+#[tokio::test]
 async fn of_unsampled_requests_only_those_that_failed_are_told_of() {
     all_spans();
     let mesh = Mesh::start().await;
