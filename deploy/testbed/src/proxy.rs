@@ -44,6 +44,7 @@ struct Manner {
     unheard: usize,
     /// Connections that were begun under another number carry nothing any more.
     silences: u64,
+    /// Where a connection is to be cut.
     cut_at: Option<CutAt>,
     /// How many cuts were asked for.
     cuts: u64,
@@ -171,8 +172,8 @@ impl Proxy {
         self.manner().target = target.to_string();
     }
 
-    /// Cuts, once, the connection that sends `after` and then `request` next: a client's other
-    /// connections, which may send the same request for reasons of their own, stay whole.
+    /// Cuts, once, the first connection that sends `request` after it has sent `after`: a client's
+    /// other connections, which may send the same request for reasons of their own, stay whole.
     pub fn cut_at(&self, after: &'static [u8], request: &'static [u8], cut: Cut) {
         let mut manner = self.manner();
         manner.cuts += 1;
@@ -341,13 +342,17 @@ impl Passage {
 
     /// `came_before` keeps for which cut the connection has sent what comes before the request.
     fn cut_of(&self, sent: &[u8], came_before: &mut u64) -> Option<Cut> {
-        let has = |wanted: &[u8]| sent.windows(wanted.len()).any(|window| window == wanted);
+        let find = |wanted: &[u8], sent: &[u8]| {
+            sent.windows(wanted.len()).position(|window| window == wanted)
+        };
         let mut manner = lock(&self.manner);
         let CutAt { number, after, request, cut } = manner.cut_at?;
-        if has(after) {
+        let mut rest = sent;
+        if *came_before != number {
+            rest = &sent[find(after, sent)? + after.len()..];
             *came_before = number;
         }
-        (*came_before == number && has(request)).then(|| {
+        find(request, rest).map(|_| {
             manner.cut_at = None;
             cut
         })
