@@ -7,7 +7,7 @@
 //! | appending to the outbox | the row's headers keep the context that is current then |
 //! | the relay | a producer span below that, from the first attempt until the bus has confirmed it or it is given up; the event goes out with this span's context |
 //! | a consumer | a consumer span below the producer's for each attempt, until its outcome is settled |
-//! | a consumer whose dependency is away | the first waits' attempts, then those after 8, 16, 32 and so on, and the one that ends the wait; the others are marked `tourin.repeat` when they start and not `tourin.keep` when they end, and left to the tracer |
+//! | a consumer whose dependency is away | the first attempts, then those after 8, 16, 32 waits and so on, and the one that ends the wait; the others are marked `tourin.repeat` when they start and not `tourin.keep` when they end, and left to the tracer |
 //! | a dead letter and its replay | keep the producer's context: the next attempts are part of the same trace |
 //! | commands, requests, answers | a producer span below what is current, or what their headers carry |
 //!
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use opentelemetry::propagation::{Extractor, Injector};
-use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, Tracer as _};
+use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _};
 use opentelemetry::{Context, ContextGuard, KeyValue, Value, global};
 
 use crate::bus::{Carrier, Delivery, PublishError, Publisher};
@@ -38,6 +38,7 @@ mod names {
     pub(super) const ATTEMPT: &str = "tourin.attempt";
     pub(super) const OUTCOME: &str = "tourin.outcome";
     pub(super) const WAITS: &str = "tourin.waits";
+    pub(super) const AGE: &str = "tourin.age_ms";
     pub(super) const REPEAT: &str = "tourin.repeat";
     pub(super) const KEEP: &str = "tourin.keep";
     pub(super) const ERROR: &str = "error.type";
@@ -100,20 +101,35 @@ fn inject(context: &Context, headers: &mut Headers) {
     if !context.span().span_context().is_valid() {
         return;
     }
+    let context = context.get::<Sampled>().map_or(Cow::Borrowed(context), |_| {
+        let span = context.span();
+        let here = span.span_context();
+        Cow::Owned(context.with_remote_span_context(SpanContext::new(
+            here.trace_id(),
+            here.span_id(),
+            here.trace_flags().with_sampled(true),
+            true,
+            here.trace_state().clone(),
+        )))
+    });
     global::get_text_map_propagator(|format| {
         for name in format.fields() {
             headers.remove(name);
         }
-        format.inject_context(context, &mut Writing(headers));
+        format.inject_context(&context, &mut Writing(headers));
     });
 }
+
+/// In the context of an attempt that the tracer may have left out for now: its trace is sampled, and whoever continues it
+/// is to know.
+struct Sampled;
 
 /// A span of an event, which ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct EventSpan {
     context: Context,
     recording: bool,
-    /// It probably says what earlier ones said.
+    /// It says what earlier ones said, as far as is known.
     repeats: bool,
 }
 
@@ -123,25 +139,22 @@ const WAITS_SEEN: u32 = 4;
 
 impl EventSpan {
     fn start(parent: &Context, kind: SpanKind, operation: &'static str, at: &str) -> Self {
-        Self::start_as(parent, kind, operation, at, false)
+        Self::start_with(Vec::new(), parent, kind, operation, at)
     }
 
-    fn start_as(
+    /// With attributes by which the tracer decides what to do with the span.
+    fn start_with(
+        attributes: Vec<KeyValue>,
         parent: &Context,
         kind: SpanKind,
         operation: &'static str,
         at: &str,
-        repeats: bool,
     ) -> Self {
         let tracer = global::tracer("tourin");
-        let mut builder = tracer.span_builder(operation).with_kind(kind);
-        if repeats {
-            // From the start: it decides whether the span is sampled.
-            builder = builder.with_attributes([KeyValue::new(names::REPEAT, true)]);
-        }
+        let builder = tracer.span_builder(operation).with_kind(kind).with_attributes(attributes);
         let span = builder.start_with_context(&tracer, parent);
         let recording = opentelemetry::trace::Span::is_recording(&span);
-        let this = Self { context: parent.with_span(span), recording, repeats };
+        let this = Self { context: parent.with_span(span), recording, repeats: false };
         if recording {
             this.context.span().update_name(format!("{operation} {at}"));
             this.set(names::OPERATION, operation);
@@ -167,8 +180,16 @@ impl EventSpan {
     pub(crate) fn consumer(delivery: &Delivery, carrier: &Carrier, queue: &str) -> Self {
         let Delivery { headers, routing_key, attempt, waits, .. } = delivery;
         let repeats = *waits > WAITS_SEEN && !waits.is_power_of_two();
-        let parent = extract(headers);
-        let span = Self::start_as(&parent, SpanKind::Consumer, "process", queue, repeats);
+        let mut parent = extract(headers);
+        let mut attributes = Vec::new();
+        if repeats {
+            attributes.push(KeyValue::new(names::REPEAT, true));
+            if parent.span().span_context().is_sampled() {
+                parent = parent.with_value(Sampled);
+            }
+        }
+        let mut span = Self::start_with(attributes, &parent, SpanKind::Consumer, "process", queue);
+        span.repeats = repeats;
         span.describe(carrier, routing_key);
         span.set(names::ATTEMPT, i64::from(*attempt));
         if *waits > 0 {
@@ -177,10 +198,11 @@ impl EventSpan {
         span
     }
 
-    /// It says something new after all.
-    pub(crate) fn keep(&self) {
-        if self.repeats {
-            self.set(names::KEEP, true);
+    /// The event waits on. Whatever else ends an attempt is something new.
+    pub(crate) fn waits_on(mut self) {
+        if self.recording {
+            self.context.span().end();
+            self.recording = false;
         }
     }
 
@@ -201,6 +223,11 @@ impl EventSpan {
         if self.recording {
             self.set(names::MESSAGE_ID, event.to_string());
         }
+    }
+
+    /// How old the event is when it is attempted: also what it waited for others of its key.
+    pub(crate) fn age(&self, age: Duration) {
+        self.set(names::AGE, i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     }
 
     fn set(&self, name: &'static str, value: impl Into<Value>) {
@@ -259,6 +286,9 @@ impl Drop for EventSpan {
     fn drop(&mut self) {
         // Not left to the context's last clone: what it started may outlive it.
         if self.recording {
+            if self.repeats {
+                self.set(names::KEEP, true);
+            }
             self.context.span().end();
         }
     }

@@ -71,7 +71,7 @@ impl Carrier {
     /// The bus in memory.
     pub const IN_PROCESS: Self = Self { system: "tourin", peer: "tourin", server: None };
 
-    /// RabbitMQ there.
+    /// The RabbitMQ at this host and port.
     pub fn rabbitmq(host: &str, port: u16) -> Self {
         Self { system: "rabbitmq", peer: "rabbitmq", server: Some((host.into(), port)) }
     }
@@ -244,9 +244,10 @@ pub struct Delivery {
     pub ordering_key: Option<String>,
     /// The transport's metadata.
     pub headers: BTreeMap<String, String>,
-    /// From 1; grows with every redelivery this bus knows of.
+    /// From 1; grows with every redelivery this bus knows of, save those after a wait.
     pub attempt: u32,
-    /// How often it was handed out and had to wait ([`Settlement::Wait`]), which was no attempt.
+    /// How often it was handed out and had to wait ([`Settlement::Wait`]), which was no attempt. Counted in memory: from
+    /// 0 again when another process or connection gets it.
     pub waits: u32,
     /// How the bus learns of the outcome.
     pub settler: Settler,

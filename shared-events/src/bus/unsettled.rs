@@ -38,7 +38,7 @@ impl Tries {
         Self { attempt, waits: 0 }
     }
 
-    /// What it went out for the last time is over.
+    /// Counts how its last delivery ended.
     pub(super) fn ended(&mut self, fate: &Fate) {
         let count =
             if matches!(fate, Fate::Later(_)) { &mut self.waits } else { &mut self.attempt };

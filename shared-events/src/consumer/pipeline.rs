@@ -265,7 +265,10 @@ impl Work {
             self.give_up(delivery.attempt, &delivery.routing_key, None, error.to_string())
         })?;
         span.identify(&envelope.id);
-        if self.is_expired(&envelope, (self.clock)()) {
+        let now = (self.clock)();
+        let age = now.signed_duration_since(envelope.timestamp);
+        span.age(age.to_std().unwrap_or_default());
+        if self.is_expired(&envelope, now) {
             count(&self.stats.expired);
             span.outcome("expired");
             return Err(Settlement::Ack);
@@ -315,18 +318,19 @@ impl Work {
         let settlement = {
             let _current = span.enter();
             match result {
-                Ok(outcome) => self.effected(&job.event, outcome, span),
-                Err(failure) => self.failed(&job.event, failure, span),
+                Ok(outcome) => self.effected(&job, outcome),
+                Err(failure) => self.failed(&job, failure),
             }
         };
         let Attempt { delivery, span, _in_hand } = job.attempt;
         self.settle(delivery, settlement, span).await;
     }
 
-    fn effected(&self, event: &Received, outcome: Outcome, span: &EventSpan) -> Settlement {
+    fn effected(&self, job: &Job, outcome: Outcome) -> Settlement {
+        let Job { event, attempt } = job;
+        let age = (self.clock)().signed_duration_since(event.envelope.timestamp);
         let (counter, word) = match outcome {
             Outcome::Applied => {
-                let age = (self.clock)().signed_duration_since(event.envelope.timestamp);
                 self.stats.ages.add(age.to_std().unwrap_or_default());
                 (&self.stats.applied, "applied")
             }
@@ -334,16 +338,38 @@ impl Work {
             Outcome::Ignored => (&self.stats.ignored, "ignored"),
         };
         count(counter);
-        span.outcome(word);
+        attempt.span.outcome(word);
+        if attempt.delivery.waits > 0 {
+            tracing::info!(
+                consumer = self.name,
+                event = %event.envelope.id,
+                routing_key = event.routing_key,
+                waits = attempt.delivery.waits,
+                age_ms = age.num_milliseconds(),
+                outcome = word,
+                "event handled after a wait"
+            );
+        }
         Settlement::Ack
     }
 
-    fn failed(&self, event: &Received, failure: Failure, span: &EventSpan) -> Settlement {
+    fn failed(&self, job: &Job, failure: Failure) -> Settlement {
+        let Job { event, attempt: Attempt { span, delivery, .. } } = job;
+        let waits = delivery.waits;
         span.fail(failure.class);
         let policy = &self.settings.retry;
         match failure.error {
             HandlerError::Unavailable(error) => {
                 let after = policy.outage_wait();
+                if waits == 0 {
+                    tracing::info!(
+                        consumer = self.name,
+                        event = %event.envelope.id,
+                        routing_key = event.routing_key,
+                        error = format!("{error:#}"),
+                        "event waits"
+                    );
+                }
                 self.try_again(event, &error, after);
                 span.retry(failure.class, after);
                 Settlement::Wait { after }
@@ -398,9 +424,7 @@ impl Work {
     /// Tells the bus, and ends the attempt.
     async fn settle(&self, delivery: Delivery, settlement: Settlement, span: EventSpan) {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
-        if !matches!(settlement, Settlement::Wait { .. }) {
-            span.keep();
-        }
+        let waits_on = matches!(settlement, Settlement::Wait { .. });
         let settled = delivery.settle(settlement).with_context(span.context().clone()).await;
         let _current = span.enter();
         match settled {
@@ -416,6 +440,9 @@ impl Work {
                 span.annotate("unsettled", "dead_letter", dead);
                 tracing::warn!(consumer = self.name, error = %error, "outcome not recorded");
             }
+        }
+        if waits_on {
+            span.waits_on();
         }
     }
 }

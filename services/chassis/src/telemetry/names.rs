@@ -9,7 +9,7 @@ pub const KEEP: &str = "tourin.keep";
 /// Set at the start of a span that probably says what earlier ones said: it is exported only with
 /// [`KEEP`].
 pub const REPEAT: &str = "tourin.repeat";
-/// Why the spans of an unsampled request were exported: `failed`, `slow` or `kept`.
+/// Why spans that were not sampled were exported: `failed`, `slow` or `kept`.
 pub const KEPT_FOR: &str = "tourin.kept_for";
 /// The called service's name in the mesh, or the engine's: Zipkin's remote endpoint.
 pub const PEER_SERVICE: &str = "peer.service";
@@ -47,10 +47,13 @@ pub const MESSAGING_CONSUMER: &str = "messaging.consumer.group.name";
 pub const MESSAGING_ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_key";
 /// Events in one batch.
 pub const MESSAGING_BATCH: &str = "messaging.batch.message_count";
-/// Which delivery of the event this is, from 1.
+/// Which attempt at the event this is, from 1. Waits for a dependency are none.
 pub const ATTEMPT: &str = "tourin.attempt";
-/// How often the event waited for a dependency that was away before this delivery.
+/// How often the event had waited for a dependency that was away before this delivery, as far as
+/// this process knows.
 pub const WAITS: &str = "tourin.waits";
+/// How old an event was when this attempt began, in milliseconds.
+pub const AGE: &str = "tourin.age_ms";
 /// What became of the work: `applied`, `duplicate`, `dead_lettered` and so on.
 pub const OUTCOME: &str = "tourin.outcome";
 /// The instance that a request was sent to.
@@ -81,6 +84,7 @@ pub const EXPORTED: &[&str] = &[
     MESSAGING_BATCH,
     ATTEMPT,
     WAITS,
+    AGE,
     OUTCOME,
     INSTANCE,
     ERROR_TYPE,

@@ -4,6 +4,10 @@
 //! this process's part of its trace ends: when that part failed or was slow they are exported, else
 //! let go. That is a decision per process and not per trace: another process whose part went well
 //! exports nothing, so that such a trace can begin with a span whose parent Zipkin does not have.
+//!
+//! A span that is marked [`names::REPEAT`] when it starts says what others before it said, until it
+//! turns out otherwise ([`names::KEEP`]): such a part is kept back whether its trace is sampled or
+//! not, and let go also when it failed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +19,7 @@ use opentelemetry::trace::{Span as _, SpanId, Status, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::export::Outlet;
 use super::finished::Finished;
@@ -70,6 +74,20 @@ impl Ended {
         match self {
             Self::Recorded(facts) => facts.context.trace_id(),
             Self::Foreign(data) => data.span_context.trace_id(),
+        }
+    }
+
+    fn id(&self) -> SpanId {
+        match self {
+            Self::Recorded(facts) => facts.context.span_id(),
+            Self::Foreign(data) => data.span_context.span_id(),
+        }
+    }
+
+    fn parent(&self) -> SpanId {
+        match self {
+            Self::Recorded(facts) => facts.parent,
+            Self::Foreign(data) => data.parent_span_id,
         }
     }
 
@@ -128,6 +146,17 @@ impl KeptBack {
             let_go.fetch_add(1, Ordering::Relaxed);
         }
         if self.kept { std::mem::take(&mut self.spans) } else { Spans::new() }
+    }
+
+    /// Lets go what is below a span.
+    fn forget_below(&mut self, span: SpanId) {
+        let mut gone = vec![span];
+        // A part ends before what it is a part of.
+        for at in (0..self.spans.len()).rev() {
+            if gone.contains(&self.spans[at].parent()) {
+                gone.push(self.spans.remove(at).id());
+            }
+        }
     }
 }
 
@@ -202,15 +231,20 @@ impl Processor {
         let mut shard = self.shard(trace).lock().unwrap_or_else(PoisonError::into_inner);
         let Entry::Occupied(mut part) = shard.entry(trace) else {
             // Outlived the request that started it, or was over the bound.
-            return Spans::new();
+            return if asked { smallvec![span] } else { Spans::new() };
         };
         let kept_back = part.get_mut();
         kept_back.kept |= reason.is_some();
         if is_entry {
             kept_back.entries = kept_back.entries.saturating_sub(1);
         }
+        let says_nothing = repeats && !asked;
+        if says_nothing {
+            // Another part of the trace may be kept.
+            kept_back.forget_below(span.id());
+        }
         if kept_back.entries > 0 {
-            return kept_back.add(span, &self.let_go);
+            return if says_nothing { Spans::new() } else { kept_back.add(span, &self.let_go) };
         }
         let mut kept_back = part.remove();
         // What is let go is freed while nobody waits for the shard.
@@ -220,7 +254,9 @@ impl Processor {
         }
         // The request itself, without which its parts would hang in the air, has room whatever it had
         // of them.
-        kept_back.spans.push(span);
+        if !says_nothing {
+            kept_back.spans.push(span);
+        }
         kept_back.spans
     }
 }

@@ -122,7 +122,7 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Facts {
     pub context: SpanContext,
-    parent: SpanId,
+    pub parent: SpanId,
     /// Whether its parent, if it has one, is elsewhere.
     pub is_entry: bool,
     kind: SpanKind,

@@ -3,7 +3,8 @@
 //! A caller's decision holds. A trace that starts here is sampled by its route's ratio, else by the
 //! general one, from its trace id, so that processes with the same ratio agree. What is not sampled
 //! is recorded nevertheless where failed and slow requests are to be kept; see
-//! [`super::processor`]. Where not, it costs ids and nothing else.
+//! [`super::processor`]. Where not, it costs ids and nothing else. A span that repeats what others
+//! said ([`names::REPEAT`]) is not sampled whatever its trace is, and recorded all the same.
 
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};

@@ -6,16 +6,27 @@
 mod mesh;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::telemetry::memory::{MemoryStore, TraceQuery};
 use tourin_chassis::telemetry::testing::all_spans;
-use tourin_chassis::telemetry::{Service, ZipkinSpan};
+use tourin_chassis::telemetry::{Service, Span, ZipkinSpan};
 use tourin_recommendation::{Dependencies, Settings, open_stores};
-use tourin_shared_events::bus::Publisher as _;
+use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::in_process::InProcessBus;
-use tourin_shared_events::events::Outgoing;
+use tourin_shared_events::bus::{Binding, Publisher as _, Subscriber as _, Subscription};
+use tourin_shared_events::consumer::{
+    Consumer, ConsumerSettings, Handler, HandlerError, Outcome, Received, RetryPolicy,
+};
+use tourin_shared_events::dead_letters::MemoryDeadLetters;
+use tourin_shared_events::events::{Outgoing, USER_EXCHANGE};
+use tourin_shared_events::system_clock;
 use uuid::Uuid;
 
 use mesh::*;
@@ -152,6 +163,66 @@ async fn on_redis_and_mongodb_too() {
     a_batch_and_the_questions(settings, "redis", "mongodb").await;
     let client = mongodb::Client::with_uri_str(mongodb).await.unwrap();
     client.database(&name).drop().await.unwrap();
+}
+
+/// Finds its store away so often, then works; keeps what it would send on.
+struct Waiting {
+    left: AtomicU32,
+    sends: Mutex<BTreeMap<String, String>>,
+}
+
+#[async_trait]
+impl Handler for Waiting {
+    async fn handle(&self, _: &Received) -> Result<Outcome, HandlerError> {
+        let _asked = Span::current().child("ask");
+        if self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(HandlerError::Unavailable(anyhow::anyhow!("away")));
+        }
+        *self.sends.lock().unwrap() = tourin_shared_events::trace::current();
+        Ok(Outcome::Applied)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_wait_for_a_store_is_told_in_a_few_spans_and_what_follows_is_sampled() {
+    let store = all_spans();
+    let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
+    let deliveries = bus
+        .subscribe(Subscription::new("waiting", vec![Binding::new(USER_EXCHANGE, "#")]))
+        .await
+        .unwrap();
+    let handler = Arc::new(Waiting { left: AtomicU32::new(20), sends: Mutex::default() });
+    let short = Duration::from_millis(20);
+    let backoff = Backoff { base: Duration::from_millis(2), max: short, jitter: 0.5 };
+    let retry = RetryPolicy { backoff, ..RetryPolicy::default() };
+    let consumer = Consumer::new("waiting", deliveries, handler.clone(), system_clock())
+        .with_settings(ConsumerSettings { retry, ..ConsumerSettings::default() });
+    let stop = CancellationToken::new();
+    let service = Service::new("recommendation");
+    let consuming = tokio::spawn(service.run(consumer.run(stop.clone())));
+
+    let (event, id) = traced(view("member01", 1));
+    assert_eq!(bus.publish(vec![event]).await, [Ok(())]);
+    stop.cancel();
+    consuming.await.unwrap();
+    let ended =
+        |spans: &[ZipkinSpan]| spans.iter().any(|span| span.tags.contains_key("tourin.outcome"));
+    eventually!(SOON, ended(&store.trace(&id).unwrap_or_default()), true);
+    let mut spans = store.trace(&id).unwrap();
+    spans.sort_by_key(|span| span.timestamp);
+    let (attempts, asked): (Vec<_>, Vec<_>) = spans
+        .iter()
+        .filter(|span| name(span) != "request")
+        .partition(|span| span.kind.as_deref() == Some("CONSUMER"));
+    let waits =
+        attempts.iter().map(|span| span.tags.get("tourin.waits").map_or("", String::as_str));
+    assert_eq!(waits.collect::<Vec<_>>(), ["", "1", "2", "3", "4", "8", "16", "20"]);
+    // Each with its part, and no part by itself.
+    let of_attempt = asked.iter().map(|span| span.parent_id.as_ref().unwrap());
+    assert!(of_attempt.eq(attempts.iter().map(|span| &span.id)), "{spans:#?}");
+
+    let sent_on = format!("00-{id}-{}-01", attempts.last().unwrap().id);
+    assert_eq!(handler.sends.lock().unwrap()["traceparent"], sent_on);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

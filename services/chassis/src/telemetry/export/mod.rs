@@ -61,6 +61,14 @@ impl Sink {
         }
     }
 
+    /// Host and port of the collector, without whatever else its URL has.
+    fn authority(&self) -> Option<&str> {
+        match self {
+            Self::Zipkin(collector) | Self::Otlp(collector) => Some(&collector.authority),
+            Self::Memory(_) => None,
+        }
+    }
+
     /// What is sent for a batch.
     fn body(&self, batch: &[Arc<Ended>]) -> serde_json::Result<Bytes> {
         let spans = batch.iter().map(|span| span.finished());
@@ -273,7 +281,7 @@ impl Worker {
         if self.reachable {
             self.reachable = false;
             tracing::warn!(
-                to = self.sink.name(), error = %failure,
+                to = self.sink.name(), at = self.sink.authority(), error = %failure,
                 "spans are not taken and dropped; see tourin_trace_spans_dropped_total"
             );
         }
@@ -284,6 +292,8 @@ impl Worker {
 #[derive(Debug)]
 pub(super) struct Collector {
     url: String,
+    /// For the log: a URL may carry a password.
+    authority: String,
     client: reqwest::Client,
 }
 
@@ -301,7 +311,11 @@ impl Collector {
             .no_proxy()
             .build()
             .map_err(|error| format!("cannot make a client for the trace collector: {error}"))?;
-        Ok(Self { url: collector_url(setting, url, path)?, client })
+        let url = collector_url(setting, url, path)?;
+        let uri = url.parse::<http::Uri>().unwrap_or_default();
+        let port = uri.port_u16().unwrap_or(80);
+        let authority = format!("{}:{port}", uri.host().unwrap_or_default());
+        Ok(Self { url, authority, client })
     }
 
     async fn post_json(&self, body: Bytes) -> Result<(), Failure> {
