@@ -16,8 +16,9 @@ pub const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// Starts logs and traces, builds the service, and runs it until SIGINT or SIGTERM.
 ///
-/// Exit code 0 after a clean stop, [`CANNOT_START`] with one line on standard error when the service
-/// could not be built, 1 when it failed later.
+/// Exit code 0 after a clean stop, which may come while the service is still being built (it may wait
+/// for a server), [`CANNOT_START`] with one line on standard error when it could not be built, 1 when
+/// it failed later.
 pub async fn run<S, B, R>(
     telemetry: impl Into<TelemetrySettings>,
     build: B,
@@ -30,15 +31,17 @@ where
     if let Err(error) = telemetry::init(telemetry) {
         return refuse(&anyhow::Error::msg(error));
     }
-    let built = match Shutdown::on_signals() {
-        Ok(stop) => build.await.map(|service| (service, stop)),
-        Err(error) => Err(error.into()),
+    let stop = match Shutdown::on_signals() {
+        Ok(stop) => stop,
+        Err(error) => return refuse(&error.into()),
     };
-    let (service, stop) = match built {
-        Ok(built) => built,
-        Err(error) => return refuse(&error),
+    let ended = tokio::select! {
+        built = build => match built {
+            Ok(service) => run_until_stopped(service, stop).await,
+            Err(error) => return refuse(&error),
+        },
+        () = stop.begun() => Ok(()),
     };
-    let ended = run_until_stopped(service, stop).await;
     telemetry::flush(LAST_SPANS).await;
     match ended {
         Ok(()) => ExitCode::SUCCESS,

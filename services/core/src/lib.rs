@@ -76,6 +76,72 @@ pub struct Dependencies {
     pub clock: SharedClock,
 }
 
+/// The core service at its address, with its store not yet open.
+pub struct Bound {
+    settings: Settings,
+    listener: TcpListener,
+    address: SocketAddr,
+    registry: RegistryClient,
+    broker: Option<RabbitSettings>,
+    sessions: Option<RedisSessions>,
+    keys: SigningKeys,
+    held: File,
+}
+
+impl Bound {
+    /// The address that it listens on.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Opens the store, migrates it, loads the catalogue at the first start. Waits for the database's
+    /// server if there is one, for as long as it takes, and meanwhile answers at the address:
+    /// `/healthz` 200, `/readyz` what it waits for, anything else 503. Drop the future to give up. The
+    /// broker is not waited for: events wait in the outbox until it is there.
+    ///
+    /// # Errors
+    /// When the database cannot be used.
+    pub async fn open(self, dependencies: Dependencies) -> anyhow::Result<Core> {
+        // What it logs meanwhile is its own.
+        let service = Service::new(SERVICE).listening(self.address);
+        service.run(self.open_store(dependencies)).await
+    }
+
+    async fn open_store(self, dependencies: Dependencies) -> anyhow::Result<Core> {
+        let Self { settings, listener, address, registry, broker, sessions, keys, held } = self;
+        let also = sessions.as_ref().map(|redis| format!(" and redis at {}", redis.address()));
+        let opening = open_store(&settings, sessions, &dependencies.clock);
+        let (listener, store) = match settings.database.mysql() {
+            Some(url) => {
+                let (listener, meanwhile) = waiting::share(listener)?;
+                let verifier =
+                    IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
+                let waits_for = format!("mysql at {url}{}", also.unwrap_or_default());
+                tracing::info!(addr = %address, waits_for, "core answers, and is not ready");
+                let store =
+                    waiting::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
+                (listener, store)
+            }
+            None => (listener, opening.await?),
+        };
+
+        let stopping = Shutdown::new();
+        let state = assemble::assemble(&settings, &store, keys, &dependencies.clock, &stopping)?;
+        Ok(Core {
+            settings,
+            listener,
+            address,
+            registry,
+            broker,
+            store,
+            state,
+            stopping,
+            dependencies,
+            held,
+        })
+    }
+}
+
 /// The core service, ready to serve.
 pub struct Core {
     settings: Settings,
@@ -92,15 +158,19 @@ pub struct Core {
 }
 
 impl Core {
-    /// Takes the address, opens the store, migrates it, loads the catalogue at the first start. Waits
-    /// for the database's server if there is one, for as long as it takes, and meanwhile answers at
-    /// the address: `/healthz` 200, `/readyz` what it waits for, anything else 503. Drop the future to
-    /// give up. The broker is not waited for: events wait in the outbox until it is there.
+    /// [`Core::bind`], then [`Bound::open`].
     ///
     /// # Errors
-    /// When a setting is bad, the data folder or the database cannot be used, or the address is
-    /// taken.
+    /// Those of both.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
+        Self::bind(settings).await?.open(dependencies).await
+    }
+
+    /// Checks the settings, takes the data folder and the address.
+    ///
+    /// # Errors
+    /// When a setting is bad, the data folder cannot be used, or the address is taken.
+    pub async fn bind(settings: Settings) -> anyhow::Result<Bound> {
         settings.tokens.policy()?;
         if let Some(url) = settings.database.mysql() {
             url.options().context("--mysql-url")?;
@@ -123,36 +193,7 @@ impl Core {
         // for the other's lock, and neither is half-way through.
         let listener = bind(settings.listen).await?;
         let address = listener.local_addr()?;
-
-        let also = sessions.as_ref().map(|redis| format!(" and redis at {}", redis.address()));
-        let opening = open_store(&settings, sessions, &dependencies.clock);
-        let (listener, store) = match settings.database.mysql() {
-            Some(url) => {
-                let (listener, meanwhile) = waiting::share(listener)?;
-                let verifier =
-                    IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
-                let waits_for = format!("{url}{}", also.unwrap_or_default());
-                let store =
-                    waiting::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
-                (listener, store)
-            }
-            None => (listener, opening.await?),
-        };
-
-        let stopping = Shutdown::new();
-        let state = assemble::assemble(&settings, &store, keys, &dependencies.clock, &stopping)?;
-        Ok(Self {
-            settings,
-            listener,
-            address,
-            registry,
-            broker,
-            store,
-            state,
-            stopping,
-            dependencies,
-            held,
-        })
+        Ok(Bound { settings, listener, address, registry, broker, sessions, keys, held })
     }
 
     /// The address that it listens on.

@@ -3,12 +3,10 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::bail;
 use clap::Parser;
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::config::{ConfigFile, parse};
 use tourin_chassis::process;
-use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_core::{Core, Dependencies, Settings};
 
@@ -29,17 +27,6 @@ async fn main() -> ExitCode {
     let cli: Cli = parse();
     // Events go to the broker that the settings name, or are followed over HTTP.
     let dependencies = Dependencies { publisher: None, clock: Arc::new(SystemClock) };
-    let build = async {
-        // The start may wait for the database; a signal ends that, too.
-        let stop = Shutdown::on_signals()?;
-        tokio::select! {
-            built = Core::build(cli.settings, dependencies) => {
-                // From here on the signal is the service's.
-                stop.begin();
-                built
-            }
-            () = stop.begun() => bail!("stopped before it had started"),
-        }
-    };
+    let build = Core::build(cli.settings, dependencies);
     process::run(cli.telemetry, build, Core::run_until_stopped).await
 }

@@ -23,6 +23,9 @@ const RETRY: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_secs(3), jitter: 0.5 };
 /// How often core is asked whether its data was made anew, apart from when its instances change.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// So many failed resyncs in a row have a trace each; after that, those whose number is a power of
+/// two.
+const FAILURES_TOLD: u32 = 4;
 /// How often what has no effect any more is removed.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -64,14 +67,14 @@ impl ReplicaKeeper {
         loop {
             changed.mark_unchanged();
             let core = self.core_instances();
-            has_looked = has_looked || self.accept_what_is_there().await;
+            has_looked = has_looked || self.accept_what_is_there(failures).await;
             if !has_looked {
                 failures += 1;
             } else if core.is_empty() {
                 failures = 0;
             } else {
                 let missed = self.missed();
-                match self.step(last).await {
+                match self.step(last, failures).await {
                     Ok(true) => {
                         last = Some(InStep { at: Instant::now(), missed });
                         self.ready.set_ready();
@@ -80,7 +83,10 @@ impl ReplicaKeeper {
                     Ok(false) => failures = 0,
                     Err(error) => {
                         failures += 1;
-                        tracing::warn!(%error, failures, "the replica of spots is not in step with core; trying again");
+                        // Not a line a second for as long as an outage lasts.
+                        if failures.is_power_of_two() {
+                            tracing::warn!(%error, failures, "the replica of spots is not in step with core; trying again");
+                        }
                     }
                 }
             }
@@ -102,7 +108,7 @@ impl ReplicaKeeper {
     /// A replica that was whole before serves what it has at once; the resync makes it newer. One that
     /// has some spots only, as while another instance fills it, would deny that the others exist.
     /// Returns whether it could be looked into.
-    async fn accept_what_is_there(&self) -> bool {
+    async fn accept_what_is_there(&self, failures: u32) -> bool {
         match self.spots.is_whole().await {
             Ok(is_whole) => {
                 if is_whole {
@@ -111,26 +117,35 @@ impl ReplicaKeeper {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot look into the replica of spots; trying again");
+                if (failures + 1).is_power_of_two() {
+                    tracing::warn!(%error, "cannot look into the replica of spots; trying again");
+                }
                 false
             }
         }
     }
 
-    /// Reads the whole catalogue when that is due; returns whether it was.
-    async fn step(&self, last: Option<InStep>) -> Result<bool, PortError> {
+    /// Reads the whole catalogue when that is due; returns whether it was. `failures` is how often it
+    /// could not be done since it was last.
+    async fn step(&self, last: Option<InStep>, failures: u32) -> Result<bool, PortError> {
         let fresh = last
             .is_some_and(|last| last.at.elapsed() < self.interval && last.missed == self.missed());
         if fresh && !self.resync.is_due().await? {
             return Ok(false);
         }
         let began = Instant::now();
-        let span = self.service.work("resync of spots");
-        let resynced = span.run(self.resync.run()).await;
-        if resynced.is_err() {
-            span.set_error("resync");
-        }
-        let resynced = resynced?;
+        // Nor a trace a second. The one that ends an outage may be without: it is in the log.
+        let is_told = failures <= FAILURES_TOLD || failures.is_power_of_two();
+        let resynced = if is_told {
+            let span = self.service.work("resync of spots");
+            let resynced = span.run(self.resync.run()).await;
+            if resynced.is_err() {
+                span.set_error("resync");
+            }
+            resynced?
+        } else {
+            self.resync.run().await?
+        };
         tracing::info!(
             read = resynced.read,
             changed = resynced.changed,

@@ -194,7 +194,8 @@ async fn follow(
                 if is_present && failures >= GONE_AFTER {
                     tracing::warn!(server = name, address, %error, "server is gone");
                     is_present = false;
-                } else if !is_present {
+                } else if !is_present && failures.is_power_of_two() {
+                    // Not a line a second for as long as an outage lasts.
                     tracing::warn!(server = name, address, failures, %error, "waiting for server");
                 }
                 if !is_present || failures >= GONE_AFTER {

@@ -32,30 +32,38 @@ pub struct Mesh {
     parts: Vec<Part>,
 }
 
-/// The order in which parts stop: who calls before who is called.
-const STOP_ORDER: [&str; 5] = ["operator", "gateway", "core", "recommendation", "registry"];
+/// What a part is, in the order in which they stop: who calls before who is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Operator,
+    Gateway,
+    Core,
+    Recommendation,
+    Registry,
+}
 
 /// One service of the mesh, running.
 #[derive(Debug)]
 struct Part {
-    name: &'static str,
+    role: Role,
     stop: Shutdown,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Part {
-    fn start<F>(name: &'static str, run: impl FnOnce(Shutdown) -> F) -> Self
+    fn start<F>(role: Role, run: impl FnOnce(Shutdown) -> F) -> Self
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let stop = Shutdown::new();
-        Self { name, running: tokio::spawn(run(stop.clone())), stop }
+        Self { role, running: tokio::spawn(run(stop.clone())), stop }
     }
 }
 
 impl Mesh {
-    /// Starts every part and waits until the gateway can serve, or until `stop` is given. A service
-    /// that waits for its server keeps nobody else from answering.
+    /// Starts every part and waits until the gateway can serve. A service that waits for its server
+    /// keeps nobody else from answering. `stop` ends the wait: then services may be missing from the
+    /// mesh, which is there to be stopped.
     ///
     /// # Errors
     /// When a setting is bad, the folder or the address cannot be had, or the parts do not find each
@@ -87,9 +95,9 @@ impl Mesh {
             shows_traces: traces.is_some(),
             data_dir,
             parts: vec![
-                Part::start("registry", |stop| registry.run_until_stopped(stop)),
-                Part::start("gateway", |stop| gateway.run_until_stopped(stop)),
-                Part::start("operator", |stop| operator.run_until_stopped(stop)),
+                Part::start(Role::Registry, |stop| registry.run_until_stopped(stop)),
+                Part::start(Role::Gateway, |stop| gateway.run_until_stopped(stop)),
+                Part::start(Role::Operator, |stop| operator.run_until_stopped(stop)),
             ],
         };
         let whole = async {
@@ -127,12 +135,12 @@ impl Mesh {
         let data_dir = &*data_dir;
         let core = async {
             let core = parts::core(settings, data_dir, common).await?;
-            anyhow::Ok(vec![Part::start("core", |stop| core.run_until_stopped(stop))])
+            anyhow::Ok(vec![Part::start(Role::Core, |stop| core.run_until_stopped(stop))])
         };
         let replicas = async {
             let replicas = parts::replicas(settings, data_dir, common).await?;
             let start = |replica: Recommendation| {
-                Part::start("recommendation", |stop| replica.run_until_stopped(stop))
+                Part::start(Role::Recommendation, |stop| replica.run_until_stopped(stop))
             };
             anyhow::Ok(replicas.into_iter().map(start).collect())
         };
@@ -177,16 +185,16 @@ impl Mesh {
     /// # Errors
     /// When a part failed, or did not stop in time.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        self.parts.sort_by_key(|part| STOP_ORDER.iter().position(|name| *name == part.name));
+        self.parts.sort_by_key(|part| part.role);
         let drain = async {
             let mut failures = Vec::new();
             for part in self.parts {
                 part.stop.begin();
                 match part.running.await {
-                    Ok(Ok(())) => tracing::debug!(part = part.name, "stopped"),
-                    Ok(Err(error)) => failures.push(error.context(part.name)),
+                    Ok(Ok(())) => tracing::debug!(part = ?part.role, "stopped"),
+                    Ok(Err(error)) => failures.push(error.context(format!("{:?}", part.role))),
                     Err(error) if error.is_cancelled() => {}
-                    Err(error) => failures.push(anyhow!(error).context(part.name)),
+                    Err(error) => failures.push(anyhow!(error).context(format!("{:?}", part.role))),
                 }
             }
             failures
@@ -212,7 +220,7 @@ async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
         Ok(Err(error)) => error,
         Err(error) => anyhow!(error),
     };
-    reason.context(format!("{} stopped unasked", part.name))
+    reason.context(format!("{:?} stopped unasked", part.role))
 }
 
 /// Waits until the gateway says that it can serve.
@@ -238,7 +246,8 @@ async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
 /// `tourin up`: runs until told to stop.
 ///
 /// # Errors
-/// As [`Mesh::start`]. What fails later is logged, and the exit code is 1.
+/// As [`Mesh::start`]. What fails later, a stop that takes too long among it, is logged, and the exit
+/// code is 1.
 pub async fn up(
     settings: UpSettings,
     traces: Option<MemoryStore>,
@@ -267,7 +276,7 @@ pub async fn up(
 fn greet(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
     let operator = &mesh.operator_url;
-    let traces = if mesh.shows_traces { operator } else { "not kept here" };
+    let traces = if mesh.shows_traces { operator } else { "sent to the collector" };
     let mut out = std::io::stdout().lock();
     write!(
         out,

@@ -1,25 +1,27 @@
 //! What the all-in-one shows to whoever runs it, on a listener of its own: the traces that it keeps
-//! where no collector takes them, and each part's metrics, whose own listeners have a new port at
-//! every start.
+//! where no collector takes them, and each part's metrics and readiness, whose own listeners have a
+//! new port at every start.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use clap::Args;
+use futures::future::join_all;
 use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tourin_chassis::http::{ApiError, HttpLimits, bind, serve};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TraceSettings;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 
-/// What a part gets to answer with its metrics, in milliseconds.
+/// What a part gets to answer with its metrics or its readiness, in milliseconds.
 const METRICS_TIMEOUT_MS: u64 = 2_000;
 /// What open requests get at the stop, in milliseconds.
 const DRAIN_TIMEOUT_MS: u64 = 200;
@@ -76,18 +78,22 @@ pub(crate) struct Operator {
     router: Router,
 }
 
-/// The parts of the mesh that run, and where each answers `/metrics`.
+/// The parts of the mesh that have been built, and where each answers `/metrics`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PartAddresses(Arc<Mutex<BTreeMap<String, SocketAddr>>>);
 
 impl PartAddresses {
-    /// One more part runs.
+    /// One more part has its address.
     pub fn add(&self, part: impl Into<String>, address: SocketAddr) {
         self.lock().insert(part.into(), address);
     }
 
     fn of(&self, part: &str) -> Option<SocketAddr> {
         self.lock().get(part).copied()
+    }
+
+    fn all(&self) -> BTreeMap<String, SocketAddr> {
+        self.lock().clone()
     }
 
     /// The paths of their metrics, a line each.
@@ -117,10 +123,16 @@ impl Operator {
         let metrics = Router::new()
             .route("/metrics", get(list))
             .route("/metrics/{part}", get(metrics))
+            .route("/readyz", get(readiness))
             .with_state(Parts { client, addresses: parts });
         let router = match traces {
             Some(store) => store.router().merge(metrics),
-            None => metrics.fallback(|| async { ApiError::not_found("no such path") }),
+            None => metrics.fallback(|| async {
+                ApiError::not_found(
+                    "here are /readyz, and /metrics, which lists the parts; traces are not kept here, \
+                     they go to the collector that --zipkin-url or --otlp-url names",
+                )
+            }),
         };
         Ok(Self { listener, addr, router })
     }
@@ -130,6 +142,7 @@ impl Operator {
     /// # Errors
     /// When the listener fails for good.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
+        tracing::info!(addr = %self.addr, "operators' page listening");
         let drain = Duration::from_millis(DRAIN_TIMEOUT_MS);
         serve(self.listener, self.router, &HttpLimits::default(), stop, drain).await?;
         Ok(())
@@ -144,6 +157,32 @@ struct Parts {
 
 async fn list(State(parts): State<Parts>) -> String {
     parts.addresses.paths()
+}
+
+/// Whether every part can serve, with what each says of itself.
+async fn readiness(State(parts): State<Parts>) -> Response {
+    let asked = parts.addresses.all().into_iter().map(|(part, address)| {
+        let client = parts.client.clone();
+        async move {
+            let said = async {
+                let answer = client.get(format!("http://{address}/readyz")).send().await?;
+                let is_ready = answer.status().is_success();
+                reqwest::Result::Ok((is_ready, answer.json::<Value>().await?))
+            };
+            let (is_ready, said) = said.await.unwrap_or_else(|error| {
+                tracing::warn!(part, %error, "cannot ask whether it is ready");
+                (
+                    false,
+                    json!({"status": "unready", "unready": {part.clone(): "it does not answer"}}),
+                )
+            });
+            (is_ready, (part, said))
+        }
+    });
+    let (ready, said): (Vec<_>, serde_json::Map<_, _>) = join_all(asked).await.into_iter().unzip();
+    let all_ready = ready.into_iter().all(|is_ready| is_ready);
+    let status = if all_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(said)).into_response()
 }
 
 /// A part's metrics as it gives them.

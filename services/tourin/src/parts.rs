@@ -89,9 +89,10 @@ pub(crate) async fn core(
         clock: common.clock.clone(),
     };
     let settings = core_settings(settings, data_dir, common.mesh.clone());
-    let core = Core::build(settings, dependencies).await?;
+    let core = Core::bind(settings).await?;
+    // It says there what it waits for.
     common.shown.add("core", core.addr());
-    Ok(core)
+    core.open(dependencies).await
 }
 
 /// Builds the replicas of recommendation, on stores that they share.

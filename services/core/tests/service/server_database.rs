@@ -45,7 +45,7 @@ async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
     let (status, unready) = read(ask("/readyz").await.unwrap()).await;
     let reason = unready["unready"]["database"].as_str().unwrap();
     assert_eq!(status, 503);
-    assert_eq!(reason, format!("waiting for {shown}"), "what for, and no password");
+    assert_eq!(reason, format!("waiting for mysql at {shown}"), "what for, and no password");
     let early = ask("/api/tour-spots").await.unwrap();
     assert_eq!(early.status(), 503);
     assert!(early.headers().contains_key("retry-after"));

@@ -91,7 +91,7 @@ async fn every_part_shows_its_metrics() {
     let (_, list) = text("/metrics").await;
     assert_eq!(
         list.lines().collect::<Vec<_>>(),
-        ["/metrics/gateway", "/metrics/registry", "/metrics/core", "/metrics/recommendation-1"]
+        ["/metrics/core", "/metrics/gateway", "/metrics/recommendation-1", "/metrics/registry"]
     );
     for path in list.lines() {
         let (status, metrics) = text(path).await;
@@ -102,6 +102,13 @@ async fn every_part_shows_its_metrics() {
     let core = r#"tourin_registry_instances{service="core",status="up"} 1"#;
     assert!(registry.contains(core), "{registry}");
     assert_eq!(text("/metrics/nobody").await.0, 404);
+
+    let (status, ready) = text("/readyz").await;
+    let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+    assert_eq!(status, 200, "{ready}");
+    for part in ["core", "gateway", "recommendation-1", "registry"] {
+        assert_eq!(ready[part]["status"], "ready", "{ready}");
+    }
     drop(up.process);
 }
 

@@ -180,3 +180,17 @@ async fn events_wait_for_a_replica_that_was_away() {
     })
     .await;
 }
+
+/// Told to stop while it waits for its database, a service has stopped cleanly: a supervisor must not
+/// take it for one with a bad setting.
+#[test]
+fn a_service_that_waits_for_its_database_can_be_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("mysql://tourin:secret@{}/tourin", free_address());
+    let mut core = service("core", "http://127.0.0.1:9", "127.0.0.1:0");
+    core.arg("--data-dir").arg(folder.path()).env("TOURIN_MYSQL_URL", &database);
+    let mut core = Process::start(core);
+    core.wait_for_line("core answers, and is not ready");
+    core.signal("TERM");
+    assert_eq!(core.wait(Duration::from_secs(5)).code(), Some(0));
+}

@@ -47,8 +47,8 @@ impl Corner {
         Self { name, database: Some(database), _room: room }
     }
 
-    /// The settings with a closed way to the database.
-    pub fn database_behind_a_closed_door(&self, settings: &mut UpSettings) -> Proxy {
+    /// Has the settings lead to the database by a proxy that is closed.
+    pub fn unreachable_database(&self, settings: &mut UpSettings) -> Proxy {
         let way = Proxy::closed_to(TestDatabase::authority());
         let database = self.database.as_ref().expect("it is there until the end");
         settings.servers.mysql_url = Some(database.url_through(&way.address.to_string()));
