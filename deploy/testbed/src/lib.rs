@@ -13,6 +13,9 @@ mod quorum_queues;
 mod url;
 
 use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+
+use rand::Rng as _;
 
 pub use bed::{Bed, Ending};
 pub use proxy::{Cut, Proxy};
@@ -55,6 +58,18 @@ impl fmt::Display for Server {
             Self::Mongodb => "mongodb",
             Self::Amqp => "amqp",
         })
+    }
+}
+
+/// An address of this machine on which nobody listens: for who must know it before the program that
+/// will. Its port is below the kernel's range for outgoing connections, so that it is still free when
+/// a program that was killed comes back to it.
+pub fn free_address() -> SocketAddr {
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], rand::rng().random_range(15_000..32_000)));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 use tourin_core::MysqlUrl;
 use tourin_shared_events::events::{BookmarkTourspot, Event as _};
 use tourin_shared_events::mysql::testing::TestDatabase;
-use tourin_testbed::{Cut, Proxy};
+use tourin_testbed::{Cut, Proxy, free_address};
 
 use super::*;
 
@@ -17,11 +17,6 @@ fn settings_by(way: &Proxy, home: &TestDatabase) -> (Settings, tempfile::TempDir
     let mut settings = settings(dir.path(), &["--no-demo"]);
     settings.database.mysql_url = Some(home.url_through(&way.address.to_string()));
     (settings, dir)
-}
-
-/// One that was free a moment ago.
-pub fn free_address() -> std::net::SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,9 +5,8 @@ use std::time::Instant;
 use redis::AsyncCommands as _;
 use tokio::time::{sleep, timeout};
 use tourin_shared_events::mysql::testing::TestDatabase;
-use tourin_testbed::{Proxy, Server, given};
+use tourin_testbed::{Proxy, Server, free_address, given};
 
-use super::server_database::free_address;
 use super::*;
 
 /// A database and a prefix of a test's own, and a way to Redis.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use rand::Rng;
+use tourin_testbed::free_address;
 
 use crate::process::{command, program};
 
@@ -132,16 +132,5 @@ impl Service {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
-    }
-}
-
-/// A port below the kernel's range for outgoing connections: it is still free when the service that
-/// was killed comes back to it.
-pub fn free_address() -> SocketAddr {
-    loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], rand::rng().random_range(15_000..32_000)));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
     }
 }

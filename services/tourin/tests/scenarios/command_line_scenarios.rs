@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::process::{Process, command, free_address};
+use tourin_testbed::free_address;
+
+use crate::process::{Process, command};
 
 fn stderr_and_code(arguments: &[&str]) -> (String, Option<i32>) {
     let output = command("tourin").args(arguments).output().expect("it runs");
@@ -59,7 +61,7 @@ fn help_shows_every_flag_with_its_variable() {
 #[test]
 fn settings_come_from_file_environment_and_flags_in_this_order() {
     let folder = tempfile::tempdir().unwrap();
-    let (address, other) = (free_address(), free_address());
+    let (address, other) = (free_address().to_string(), free_address().to_string());
     let file = folder.path().join("tourin.toml");
     let unused = folder.path().join("unused");
     let text = format!("listen = '{other}'\ndata-dir = '{}'\nno-demo = true\n", unused.display());
@@ -93,7 +95,7 @@ fn get(url: &str) -> serde_json::Value {
 #[test]
 fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time() {
     let folder = tempfile::tempdir().unwrap();
-    let address = free_address();
+    let address = free_address().to_string();
     let up = || {
         let mut up = command("tourin");
         // By variables this time.
@@ -155,7 +157,7 @@ fn import_loads_the_good_rows_and_names_the_bad_ones() {
     let (_, stdout, _) = import();
     assert!(stdout.contains("0 imported") && stdout.contains("2 unchanged"), "{stdout}");
 
-    let address = free_address();
+    let address = free_address().to_string();
     let mut up = command("tourin");
     up.args(["up", "--no-demo", "--listen", &address, "--data-dir"]).arg(&data);
     let process = Process::start(up);
@@ -183,7 +185,7 @@ fn import_loads_the_good_rows_and_names_the_bad_ones() {
 
 #[test]
 fn demo_traffic_browses_and_bookmarks_through_the_gateway() {
-    let address = free_address();
+    let address = free_address().to_string();
     let mut up = command("tourin");
     up.args(["up", "--ephemeral", "--listen", &address]);
     let process = Process::start(up);

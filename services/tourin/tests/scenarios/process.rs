@@ -102,9 +102,3 @@ fn collect(output: impl Read + Send + 'static, lines: mpsc::Sender<String>) {
         }
     });
 }
-
-/// An address that nobody listens on at this moment.
-pub fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").to_string()
-}

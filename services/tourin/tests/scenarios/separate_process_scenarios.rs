@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tourin_testbed::free_address;
 
-use crate::process::{Process, command, free_address};
+use crate::process::{Process, command};
 use crate::world::{World, eventually, ids};
 
 const SECRET: &str = "a-secret-for-this-scenario";
@@ -40,9 +41,9 @@ impl Services {
     /// Started in an order in which nobody's dependency is there yet: it must not matter.
     async fn start(replicas: usize) -> (World, Self) {
         let folder = tempfile::tempdir().unwrap();
-        let registry_address = free_address();
+        let registry_address = free_address().to_string();
         let registry_url = format!("http://{registry_address}");
-        let gateway_address = free_address();
+        let gateway_address = free_address().to_string();
         let gateway = Process::start(service("gateway", &registry_url, &gateway_address));
         let recommendation = (1..=replicas)
             .map(|number| recommendation(&registry_url, folder.path(), number))
@@ -183,14 +184,18 @@ async fn events_wait_for_a_replica_that_was_away() {
 
 /// Told to stop while it waits for its database, a service has stopped cleanly: a supervisor must not
 /// take it for one with a bad setting.
-#[test]
-fn a_service_that_waits_for_its_database_can_be_stopped() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_waits_for_its_database_can_be_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let database = format!("mysql://tourin:secret@{}/tourin", free_address());
-    let mut core = service("core", "http://127.0.0.1:9", "127.0.0.1:0");
+    let address = free_address().to_string();
+    let mut core = service("core", "http://127.0.0.1:9", &address);
     core.arg("--data-dir").arg(folder.path()).env("TOURIN_MYSQL_URL", &database);
     let mut core = Process::start(core);
-    core.wait_for_line("core answers, and is not ready");
+    let world = World::at(format!("http://{address}"));
+    let unready = eventually(|| async { world.request(Method::GET, "/readyz").send().await }).await;
+    let reason = unready.text().await.unwrap();
+    assert!(reason.contains("waiting for mysql at 127.0.0.1"), "{reason}");
     core.signal("TERM");
     assert_eq!(core.wait(Duration::from_secs(5)).code(), Some(0));
 }

@@ -1,19 +1,33 @@
 //! A mesh that is started before its servers.
 
-use std::net::{SocketAddr, TcpListener};
-
 use reqwest::Method;
+use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_testbed::free_address;
 
 use crate::corner::{Corner, PATIENCE};
 use crate::world::{World, eventually};
 
-/// One that was free a moment ago: who waits for a mesh cannot ask it for its address.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Status, headers and body. Not `World::get`, which tries again where a store is slow.
+async fn ask_at(world: &World, path: &str) -> Result<(u16, HeaderMap, Value), String> {
+    let asked = world.request(Method::GET, path).send().await;
+    let answer = asked.map_err(|error| error.to_string())?;
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    let body = answer.json().await.map_err(|error| error.to_string())?;
+    Ok((status, headers, body))
+}
+
+async fn core_waits_for_mysql(operators: &World) {
+    eventually(|| async {
+        let (status, _, parts) = ask_at(operators, "/readyz").await?;
+        let reason = parts["core"]["unready"]["database"].as_str().unwrap_or_default();
+        let is_said = status == 503 && reason.starts_with("waiting for mysql at 127.0.0.1");
+        if is_said { Ok(()) } else { Err(parts.to_string()) }
+    })
+    .await;
 }
 
 /// MySQL is away: clients are told to come again, under a trace id, and operators what is missing.
@@ -28,14 +42,6 @@ async fn who_comes_before_the_database_is_told_so() {
     let operators = World::at(format!("http://{}", settings.operator.operator_listen));
     let starting = tokio::spawn(Mesh::start(settings, Shutdown::new()));
 
-    // Not `World::get`, which tries again where a store is slow.
-    let ask_at = async |world: &World, path: &str| {
-        let asked = world.request(Method::GET, path).send().await;
-        let answer = asked.map_err(|error| error.to_string())?;
-        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        let body: Value = answer.json().await.map_err(|error| error.to_string())?;
-        Ok::<_, String>((status, headers, body))
-    };
     let ask = async |path: &str| ask_at(&world, path).await;
     assert_eq!(eventually(|| async { ask("/healthz").await }).await.0, 200);
     let (status, _, unready) = ask("/readyz").await.unwrap();
@@ -46,13 +52,7 @@ async fn who_comes_before_the_database_is_told_so() {
     assert_eq!(headers["retry-after"], "1");
     let trace = refused["traceId"].as_str().expect("a trace id");
     assert!(headers["traceresponse"].to_str().unwrap().contains(trace));
-    eventually(|| async {
-        let (status, _, parts) = ask_at(&operators, "/readyz").await?;
-        let reason = parts["core"]["unready"]["database"].as_str().unwrap_or_default();
-        let is_said = status == 503 && reason.starts_with("waiting for mysql at 127.0.0.1");
-        if is_said { Ok(()) } else { Err(parts.to_string()) }
-    })
-    .await;
+    core_waits_for_mysql(&operators).await;
     assert!(!starting.is_finished(), "it waits");
 
     way.open().await;
@@ -67,11 +67,11 @@ async fn a_mesh_that_waits_for_its_database_can_be_stopped() {
     let mut settings = UpSettings::ephemeral();
     let corner = Corner::take(&mut settings).await;
     let _way = corner.unreachable_database(&mut settings);
-    settings.listen = free_address();
-    let world = World::at(format!("http://{}", settings.listen));
+    settings.operator.operator_listen = free_address();
+    let operators = World::at(format!("http://{}", settings.operator.operator_listen));
     let stop = Shutdown::new();
     let starting = tokio::spawn(Mesh::start(settings, stop.clone()));
-    eventually(|| async { world.request(Method::GET, "/healthz").send().await }).await;
+    core_waits_for_mysql(&operators).await;
     assert!(!starting.is_finished(), "it waits");
     stop.begin();
     let mesh = tokio::time::timeout(PATIENCE, starting).await.unwrap().unwrap().unwrap();
