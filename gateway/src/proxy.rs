@@ -106,12 +106,9 @@ impl Proxy {
         Ok(())
     }
 
-    fn answer_to(error: &Error, ctx: &mut RequestContext, body_done: bool) -> Option<Answer> {
+    fn answer_to(error: &Error, ctx: &mut RequestContext) -> Option<Answer> {
         if let Some(verdict) = ctx.verdict.take() {
             return Some(verdict);
-        }
-        if let Some(answer) = overdue(error, ctx, body_done) {
-            return Some(answer);
         }
         match (error.esource(), error.etype()) {
             (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Answer::client_too_slow()),
@@ -142,8 +139,11 @@ impl Proxy {
 fn overdue(error: &Error, ctx: &RequestContext, body_done: bool) -> Option<Answer> {
     let admitted = ctx.admitted.as_ref()?;
     let is_overdue = Instant::now() >= admitted.deadline;
+    // A client that does not take its answer is waited for, too.
+    let is_writing = matches!(error.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
+    let is_services = body_done && !is_writing;
     (is_overdue && *error.esource() == ErrorSource::Downstream)
-        .then(|| if body_done { Answer::upstream_too_slow() } else { Answer::client_too_slow() })
+        .then(|| if is_services { Answer::upstream_too_slow() } else { Answer::client_too_slow() })
 }
 
 fn verdict(ctx: &mut RequestContext, answer: Answer) -> Box<Error> {
@@ -420,7 +420,7 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         session.set_keepalive(None);
         let begun = session.response_written().is_some_and(|head| !head.status.is_informational());
-        let answer = Self::answer_to(error, ctx, session.is_body_done());
+        let answer = Self::answer_to(error, ctx);
         if let Some(answer) = &answer
             && answer.status == StatusCode::INTERNAL_SERVER_ERROR
         {

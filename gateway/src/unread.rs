@@ -14,7 +14,7 @@ use tourin_chassis::telemetry::{HttpRequest, Service, Text, method_name};
 use crate::answers::Answer;
 use crate::metrics::GatewayMetrics;
 
-/// What stands for a route and a method that nobody could read.
+/// What stands for a route that nobody could read.
 const UNREAD: &str = "unread";
 
 /// How a request is seen of which there is no head.
@@ -32,10 +32,10 @@ impl Unread {
 
     /// The whole refusal of a request that began to come at `started`.
     pub fn refuse(&self, answer: Answer, started: SystemTime) -> Bytes {
-        // What came may be anything; nothing of it is taken over. Goes by `_OTHER`.
-        let method = Method::from_bytes(UNREAD.as_bytes()).unwrap_or(Method::CONNECT);
+        // What came may be anything; nothing of it is taken over. This goes by `_OTHER`.
+        let method = &Method::CONNECT;
         let request = HttpRequest {
-            method: &method,
+            method,
             route: Some(Text::from(UNREAD)),
             started: Some(started),
             unwatched: false,
@@ -50,12 +50,12 @@ impl Unread {
         let took = started.elapsed().unwrap_or_default();
         // From the head on, as for all requests; there was none.
         let answering = Duration::ZERO;
-        self.metrics.service.http().observe(UNREAD, method_name(&method), status, answering);
+        self.metrics.service.http().observe(UNREAD, method_name(method), status, answering);
 
         let _current = span.enter();
         let id = span.trace_id();
         tracing::info!(
-            method = method_name(&method),
+            method = method_name(method),
             route = UNREAD,
             status,
             duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),

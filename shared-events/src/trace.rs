@@ -19,7 +19,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use opentelemetry::propagation::{Extractor, Injector};
-use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _};
+use opentelemetry::trace::{
+    SpanContext, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _,
+};
 use opentelemetry::{Context, ContextGuard, KeyValue, Value, global};
 
 use crate::bus::{Carrier, Delivery, PublishError, Publisher};
@@ -101,17 +103,20 @@ fn inject(context: &Context, headers: &mut Headers) {
     if !context.span().span_context().is_valid() {
         return;
     }
-    let context = context.get::<Sampled>().map_or(Cow::Borrowed(context), |_| {
-        let span = context.span();
-        let here = span.span_context();
-        Cow::Owned(context.with_remote_span_context(SpanContext::new(
-            here.trace_id(),
-            here.span_id(),
-            here.trace_flags().with_sampled(true),
-            true,
-            here.trace_state().clone(),
-        )))
-    });
+    let span = context.span();
+    let here = span.span_context();
+    let context = match context.get::<Sampled>() {
+        Some(Sampled(trace)) if *trace == here.trace_id() => {
+            Cow::Owned(context.with_remote_span_context(SpanContext::new(
+                here.trace_id(),
+                here.span_id(),
+                here.trace_flags().with_sampled(true),
+                true,
+                here.trace_state().clone(),
+            )))
+        }
+        _ => Cow::Borrowed(context),
+    };
     global::get_text_map_propagator(|format| {
         for name in format.fields() {
             headers.remove(name);
@@ -120,9 +125,9 @@ fn inject(context: &Context, headers: &mut Headers) {
     });
 }
 
-/// In the context of an attempt that the tracer may have left out for now: its trace is sampled, and whoever continues it
-/// is to know.
-struct Sampled;
+/// In the context of an attempt that the tracer may have left out for now: this trace is sampled, and whoever continues it
+/// by an event is to know.
+struct Sampled(TraceId);
 
 /// A span of an event, which ends when this is dropped.
 #[derive(Debug)]
@@ -184,8 +189,9 @@ impl EventSpan {
         let mut attributes = Vec::new();
         if repeats {
             attributes.push(KeyValue::new(names::REPEAT, true));
-            if parent.span().span_context().is_sampled() {
-                parent = parent.with_value(Sampled);
+            let above = parent.span().span_context().clone();
+            if above.is_sampled() {
+                parent = parent.with_value(Sampled(above.trace_id()));
             }
         }
         let mut span = Self::start_with(attributes, &parent, SpanKind::Consumer, "process", queue);

@@ -117,7 +117,7 @@ impl Bound {
                 let verifier =
                     IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
                 let waits_for = format!("mysql at {url}{}", also.unwrap_or_default());
-                tracing::info!(addr = %address, waits_for, "core answers, and is not ready");
+                tracing::info!(addr = %address, waits_for, "core is opening its store; until then it answers 503");
                 let store =
                     waiting::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
                 (listener, store)

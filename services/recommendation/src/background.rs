@@ -23,7 +23,7 @@ const RETRY: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_secs(3), jitter: 0.5 };
 /// How often core is asked whether its data was made anew, apart from when its instances change.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// So many failed resyncs in a row have a trace each; after that, those whose number is a power of
+/// So many resyncs in a row that fail have a trace each; after that, those whose number is a power of
 /// two.
 const FAILURES_TOLD: u32 = 4;
 /// How often what has no effect any more is removed.
@@ -134,8 +134,8 @@ impl ReplicaKeeper {
             return Ok(false);
         }
         let began = Instant::now();
-        // Nor a trace a second. The one that ends an outage may be without: it is in the log.
-        let is_told = failures <= FAILURES_TOLD || failures.is_power_of_two();
+        // Nor a trace a second. The one that ends an outage may be without.
+        let is_told = failures < FAILURES_TOLD || (failures + 1).is_power_of_two();
         let resynced = if is_told {
             let span = self.service.work("resync of spots");
             let resynced = span.run(self.resync.run()).await;
@@ -147,6 +147,7 @@ impl ReplicaKeeper {
             self.resync.run().await?
         };
         tracing::info!(
+            failures,
             read = resynced.read,
             changed = resynced.changed,
             removed = resynced.removed,

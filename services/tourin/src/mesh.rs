@@ -42,6 +42,18 @@ enum Role {
     Registry,
 }
 
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "operators' page",
+            Self::Gateway => "gateway",
+            Self::Core => "core",
+            Self::Recommendation => "recommendation",
+            Self::Registry => "registry",
+        }
+    }
+}
+
 /// One service of the mesh, running.
 #[derive(Debug)]
 struct Part {
@@ -164,7 +176,7 @@ impl Mesh {
         self.registry_url.clone()
     }
 
-    /// Where metrics are shown, and traces where they are kept here.
+    /// Where metrics and readiness are shown, and traces where they are kept here.
     pub fn operator_url(&self) -> String {
         self.operator_url.clone()
     }
@@ -191,10 +203,10 @@ impl Mesh {
             for part in self.parts {
                 part.stop.begin();
                 match part.running.await {
-                    Ok(Ok(())) => tracing::debug!(part = ?part.role, "stopped"),
-                    Ok(Err(error)) => failures.push(error.context(format!("{:?}", part.role))),
+                    Ok(Ok(())) => tracing::debug!(part = part.role.name(), "stopped"),
+                    Ok(Err(error)) => failures.push(error.context(part.role.name())),
                     Err(error) if error.is_cancelled() => {}
-                    Err(error) => failures.push(anyhow!(error).context(format!("{:?}", part.role))),
+                    Err(error) => failures.push(anyhow!(error).context(part.role.name())),
                 }
             }
             failures
@@ -220,7 +232,7 @@ async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
         Ok(Err(error)) => error,
         Err(error) => anyhow!(error),
     };
-    reason.context(format!("{:?} stopped unasked", part.role))
+    reason.context(format!("{} stopped unasked", part.role.name()))
 }
 
 /// Waits until the gateway says that it can serve.
@@ -276,7 +288,7 @@ pub async fn up(
 fn greet(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
     let operator = &mesh.operator_url;
-    let traces = if mesh.shows_traces { operator } else { "sent to the collector" };
+    let traces = if mesh.shows_traces { operator } else { "not kept here" };
     let mut out = std::io::stdout().lock();
     write!(
         out,

@@ -22,15 +22,15 @@ use tourin_chassis::telemetry::TraceSettings;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 
 /// What a part gets to answer with its metrics or its readiness, in milliseconds.
-const METRICS_TIMEOUT_MS: u64 = 2_000;
+const PART_TIMEOUT_MS: u64 = 2_000;
 /// What open requests get at the stop, in milliseconds.
 const DRAIN_TIMEOUT_MS: u64 = 200;
 
 /// The listener for operators, and what is kept for them.
 #[derive(Debug, Clone, Args)]
 pub struct OperatorSettings {
-    /// Where traces and metrics are shown, in the clear and to whoever reaches it; port 0 takes a
-    /// free one, which the start names
+    /// Where traces, metrics and readiness are shown, in the clear and to whoever reaches it; port 0
+    /// takes a free one, which the start names
     #[arg(
         long,
         env = "TOURIN_OPERATOR_LISTEN",
@@ -78,7 +78,7 @@ pub(crate) struct Operator {
     router: Router,
 }
 
-/// The parts of the mesh that have been built, and where each answers `/metrics`.
+/// The parts of the mesh that have been built, and where each answers `/metrics` and `/readyz`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PartAddresses(Arc<Mutex<BTreeMap<String, SocketAddr>>>);
 
@@ -118,7 +118,7 @@ impl Operator {
     ) -> anyhow::Result<Self> {
         let listener = bind(settings.operator_listen).await?;
         let addr = listener.local_addr()?;
-        let limit = Duration::from_millis(METRICS_TIMEOUT_MS);
+        let limit = Duration::from_millis(PART_TIMEOUT_MS);
         let client = reqwest::Client::builder().no_proxy().timeout(limit).build()?;
         let metrics = Router::new()
             .route("/metrics", get(list))
@@ -129,8 +129,8 @@ impl Operator {
             Some(store) => store.router().merge(metrics),
             None => metrics.fallback(|| async {
                 ApiError::not_found(
-                    "here are /readyz, and /metrics, which lists the parts; traces are not kept here, \
-                     they go to the collector that --zipkin-url or --otlp-url names",
+                    "here are /readyz, and /metrics, which lists the parts; traces are kept here only \
+                     without --zipkin-url and --otlp-url, and with a --trace-memory-spans above 0",
                 )
             }),
         };
@@ -170,7 +170,7 @@ async fn readiness(State(parts): State<Parts>) -> Response {
                 reqwest::Result::Ok((is_ready, answer.json::<Value>().await?))
             };
             let (is_ready, said) = said.await.unwrap_or_else(|error| {
-                tracing::warn!(part, %error, "cannot ask whether it is ready");
+                tracing::debug!(part, %error, "cannot ask whether it is ready");
                 (
                     false,
                     json!({"status": "unready", "unready": {part.clone(): "it does not answer"}}),

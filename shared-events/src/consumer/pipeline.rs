@@ -165,6 +165,11 @@ impl Consumer {
     }
 }
 
+/// One of the future, by its maker's clock, has none.
+fn age_of(envelope: &Envelope, now: DateTime<Utc>) -> Duration {
+    now.signed_duration_since(envelope.timestamp).to_std().unwrap_or_default()
+}
+
 /// Adds what is there already; waits for nothing.
 fn gather(first: Delivery, deliveries: &mut Deliveries, max: usize) -> Vec<Delivery> {
     let mut batch = vec![first];
@@ -266,8 +271,7 @@ impl Work {
         })?;
         span.identify(&envelope.id);
         let now = (self.clock)();
-        let age = now.signed_duration_since(envelope.timestamp);
-        span.age(age.to_std().unwrap_or_default());
+        span.age(age_of(&envelope, now));
         if self.is_expired(&envelope, now) {
             count(&self.stats.expired);
             span.outcome("expired");
@@ -328,10 +332,10 @@ impl Work {
 
     fn effected(&self, job: &Job, outcome: Outcome) -> Settlement {
         let Job { event, attempt } = job;
-        let age = (self.clock)().signed_duration_since(event.envelope.timestamp);
+        let age = age_of(&event.envelope, (self.clock)());
         let (counter, word) = match outcome {
             Outcome::Applied => {
-                self.stats.ages.add(age.to_std().unwrap_or_default());
+                self.stats.ages.add(age);
                 (&self.stats.applied, "applied")
             }
             Outcome::Duplicate => (&self.stats.duplicate, "duplicate"),
@@ -345,7 +349,7 @@ impl Work {
                 event = %event.envelope.id,
                 routing_key = event.routing_key,
                 waits = attempt.delivery.waits,
-                age_ms = age.num_milliseconds(),
+                age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
                 outcome = word,
                 "event handled after a wait"
             );
@@ -354,22 +358,12 @@ impl Work {
     }
 
     fn failed(&self, job: &Job, failure: Failure) -> Settlement {
-        let Job { event, attempt: Attempt { span, delivery, .. } } = job;
-        let waits = delivery.waits;
+        let Job { event, attempt: Attempt { span, .. } } = job;
         span.fail(failure.class);
         let policy = &self.settings.retry;
         match failure.error {
             HandlerError::Unavailable(error) => {
                 let after = policy.outage_wait();
-                if waits == 0 {
-                    tracing::info!(
-                        consumer = self.name,
-                        event = %event.envelope.id,
-                        routing_key = event.routing_key,
-                        error = format!("{error:#}"),
-                        "event waits"
-                    );
-                }
                 self.try_again(event, &error, after);
                 span.retry(failure.class, after);
                 Settlement::Wait { after }
@@ -433,6 +427,7 @@ impl Work {
                 span.outcome("dead_lettered");
                 span.annotate("dead_lettered", "queue", &self.name);
             }
+            Ok(()) if waits_on => span.waits_on(),
             Ok(()) => {}
             Err(error) => {
                 count(&self.stats.unsettled);
@@ -440,9 +435,6 @@ impl Work {
                 span.annotate("unsettled", "dead_letter", dead);
                 tracing::warn!(consumer = self.name, error = %error, "outcome not recorded");
             }
-        }
-        if waits_on {
-            span.waits_on();
         }
     }
 }

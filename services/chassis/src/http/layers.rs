@@ -28,7 +28,8 @@ const MAX_LOG_FILTER_BYTES: usize = 4 << 10;
 /// Bounds on what a service takes from a connection.
 #[derive(Debug, Clone)]
 pub struct HttpLimits {
-    /// Largest request body, in bytes. Default 1 MiB.
+    /// Largest request body, in bytes. Default 1 MiB. Bodies are read whole, so that all that are
+    /// under way at once take up to [`HttpLimits::concurrent_requests`] times this.
     pub body_bytes: usize,
     /// Time from the whole head of a request to its answer's head, in milliseconds. Default 10 s;
     /// long polls bound themselves below it or set their own. A request whose body is not whole by
@@ -96,9 +97,9 @@ pub fn observed_router(
                 .layer(from_fn_with_state(observer, observe))
                 .layer(CatchPanicLayer::custom(answer_panic))
                 .layer(from_fn_with_state(permits, limit_concurrency))
+                .layer(from_fn_with_state(verifier, verify_identity))
                 .layer(from_fn_with_state(bounds, limit_time_and_body))
-                .layer(DefaultBodyLimit::max(limits.body_bytes))
-                .layer(from_fn_with_state(verifier, verify_identity)),
+                .layer(DefaultBodyLimit::max(limits.body_bytes)),
         )
         .merge(probes)
 }
@@ -162,13 +163,13 @@ struct Bounds {
 }
 
 /// Handles a request within its time, and only once its body is whole: what is answered as malformed
-/// or too large must have had no effect, also where the operation has no use for a body.
+/// or too large must have had no effect, also where the operation has no use for a body. The mesh's
+/// own `/internal/` calls, long polls among them, see to both themselves.
 async fn limit_time_and_body(
     State(bounds): State<Bounds>,
     request: Request,
     next: Next,
 ) -> Response {
-    // A long poll bounds its own wait.
     if request.uri().path().starts_with("/internal/") {
         return next.run(request).await;
     }
@@ -194,12 +195,14 @@ async fn with_whole_body(request: Request, limit: usize) -> Result<Request, ApiE
     if request.body().is_end_stream() {
         return Ok(request);
     }
+    let too_large = || ApiError::too_large(format!("the body is over the limit of {limit} bytes"));
+    if request.body().size_hint().lower() > limit as u64 {
+        return Err(too_large());
+    }
     let (head, body) = request.into_parts();
     match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(Request::from_parts(head, Body::from(body.to_bytes()))),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(ApiError::too_large(format!("the body is over the limit of {limit} bytes")))
-        }
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(_) => Err(ApiError::malformed("the body broke off, or is not as its header says")),
     }
 }

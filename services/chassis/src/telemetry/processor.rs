@@ -7,7 +7,8 @@
 //!
 //! A span that is marked [`names::REPEAT`] when it starts says what others before it said, until it
 //! turns out otherwise ([`names::KEEP`]): such a part is kept back whether its trace is sampled or
-//! not, and let go also when it failed.
+//! not, and let go also when it failed. Where it overlaps in time with another part of its trace that
+//! is kept, calls of its own may go out without it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
