@@ -57,7 +57,7 @@ impl Attempt {
     }
 
     /// It failed, before or after the head of its answer. Gives the reason in a fixed word.
-    /// `verdict` is the answer where the gateway itself gave up.
+    /// `verdict` is the answer where the gateway itself gave up, or the client made it.
     pub fn failed(&mut self, error: &Error, verdict: Option<&Answer>) -> &'static str {
         let (outcome, reason) = judge(error, verdict);
         if outcome == TryOutcome::Abandoned {
@@ -100,15 +100,8 @@ fn judge(error: &Error, verdict: Option<&Answer>) -> (TryOutcome, &'static str) 
         };
     }
     if *error.esource() == ErrorSource::Downstream {
-        let reason = match error.etype() {
-            ErrorType::ReadTimedout => "client_too_slow",
-            ErrorType::ReadError
-            | ErrorType::WriteError
-            | ErrorType::WriteTimedout
-            | ErrorType::ConnectionClosed => "client_gone",
-            _ => "malformed",
-        };
-        return (TryOutcome::Abandoned, reason);
+        // Whoever is still there gets an answer.
+        return (TryOutcome::Abandoned, "client_gone");
     }
     match error.etype() {
         ErrorType::ConnectTimedout => (TryOutcome::ConnectFailed, "connect_timeout"),

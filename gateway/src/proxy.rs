@@ -111,18 +111,7 @@ impl Proxy {
             return Some(verdict);
         }
         match (error.esource(), error.etype()) {
-            (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Answer::client_too_slow()),
-            (
-                ErrorSource::Downstream,
-                ErrorType::ReadError
-                | ErrorType::WriteError
-                | ErrorType::WriteTimedout
-                | ErrorType::ConnectionClosed,
-            ) => None,
-            (ErrorSource::Downstream, _) => Some(Answer::malformed(
-                "the request's body is not valid HTTP: expected as many bytes as Content-Length \
-                     says, or chunks that each begin with their length in hexadecimal digits",
-            )),
+            (ErrorSource::Downstream, kind) => clients_fault(kind),
             (_, kind) if is_connect_failure(kind) => {
                 Some(Answer::unavailable("no instance of the service can be reached; try again"))
             }
@@ -135,15 +124,38 @@ impl Proxy {
     }
 }
 
-/// The answer when the stream has ended the exchange for its time was up, whoever it waited for.
-fn overdue(error: &Error, ctx: &RequestContext, body_done: bool) -> Option<Answer> {
-    let admitted = ctx.admitted.as_ref()?;
-    let is_overdue = Instant::now() >= admitted.deadline;
-    // A client that does not take its answer is waited for, too.
+/// The answer when an exchange has ended on the client's side; none for a client that has gone.
+fn ended_downstream(error: &Error, ctx: &RequestContext, body_done: bool) -> Option<Answer> {
+    if *error.esource() != ErrorSource::Downstream {
+        return None;
+    }
+    let is_overdue =
+        ctx.admitted.as_ref().is_some_and(|admitted| Instant::now() >= admitted.deadline);
+    if !is_overdue {
+        return clients_fault(error.etype());
+    }
+    // The stream has ended it, whoever it waited for: also a client that does not take its answer.
     let is_writing = matches!(error.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
-    let is_services = body_done && !is_writing;
-    (is_overdue && *error.esource() == ErrorSource::Downstream)
-        .then(|| if is_services { Answer::upstream_too_slow() } else { Answer::client_too_slow() })
+    Some(if body_done && !is_writing {
+        Answer::upstream_too_slow()
+    } else {
+        Answer::client_too_slow()
+    })
+}
+
+/// What a client is told of an error of its own; nothing when it has gone.
+fn clients_fault(kind: &ErrorType) -> Option<Answer> {
+    match kind {
+        ErrorType::ReadTimedout => Some(Answer::client_too_slow()),
+        ErrorType::ReadError
+        | ErrorType::WriteError
+        | ErrorType::WriteTimedout
+        | ErrorType::ConnectionClosed => None,
+        _ => Some(Answer::malformed(
+            "the request's body is not valid HTTP: expected as many bytes as Content-Length says, \
+             or chunks that each begin with their length in hexadecimal digits",
+        )),
+    }
 }
 
 fn verdict(ctx: &mut RequestContext, answer: Answer) -> Box<Error> {
@@ -395,7 +407,7 @@ impl ProxyHttp for Proxy {
             lost && unanswered && ctx.tries < self.limits.tries && (repeatable || nothing_sent);
         error.set_retry(again);
         if ctx.verdict.is_none() {
-            ctx.verdict = overdue(&error, ctx, session.is_body_done());
+            ctx.verdict = ended_downstream(&error, ctx, session.is_body_done());
         }
         ctx.attempt_failed(&error, again);
         let _current = ctx.span.enter();

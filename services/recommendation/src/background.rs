@@ -23,9 +23,15 @@ const RETRY: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_secs(3), jitter: 0.5 };
 /// How often core is asked whether its data was made anew, apart from when its instances change.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// So many resyncs in a row that fail have a trace each; after that, those whose number is a power of
-/// two.
+/// So many failures in a row are told of each.
 const FAILURES_TOLD: u32 = 4;
+
+/// Whether one more of so many failures in a row has a line in the log, and a trace: not one a second
+/// for as long as an outage lasts.
+fn is_told(failures: u32) -> bool {
+    failures <= FAILURES_TOLD || failures.is_power_of_two()
+}
+
 /// How often what has no effect any more is removed.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -83,8 +89,7 @@ impl ReplicaKeeper {
                     Ok(false) => failures = 0,
                     Err(error) => {
                         failures += 1;
-                        // Not a line a second for as long as an outage lasts.
-                        if failures.is_power_of_two() {
+                        if is_told(failures) {
                             tracing::warn!(%error, failures, "the replica of spots is not in step with core; trying again");
                         }
                     }
@@ -117,7 +122,7 @@ impl ReplicaKeeper {
                 true
             }
             Err(error) => {
-                if (failures + 1).is_power_of_two() {
+                if is_told(failures + 1) {
                     tracing::warn!(%error, "cannot look into the replica of spots; trying again");
                 }
                 false
@@ -134,9 +139,8 @@ impl ReplicaKeeper {
             return Ok(false);
         }
         let began = Instant::now();
-        // Nor a trace a second. The one that ends an outage may be without.
-        let is_told = failures < FAILURES_TOLD || (failures + 1).is_power_of_two();
-        let resynced = if is_told {
+        // The one that ends an outage may be without a trace.
+        let resynced = if is_told(failures + 1) {
             let span = self.service.work("resync of spots");
             let resynced = span.run(self.resync.run()).await;
             if resynced.is_err() {
