@@ -54,8 +54,16 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A world without spots. Rows of the model are made anew for each question.
+    /// A world without spots, which it knows to be all that core has.
     pub(crate) async fn new() -> Self {
+        let world = Self::unfilled().await;
+        let resync = world.stores.spots.begin_resync().await.unwrap();
+        world.stores.spots.sweep(resync).await.unwrap();
+        world
+    }
+
+    /// A world before the first resync has ended. Rows of the model are made anew for each question.
+    pub(crate) async fn unfilled() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(start()));
         let time: SharedClock = clock.clone();

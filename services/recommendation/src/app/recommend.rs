@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use tourin_chassis::clock::SharedClock;
 
 use super::last_trend::LastTrend;
@@ -104,9 +105,9 @@ impl Recommender {
     /// Up to `k` spots like one, best first, without itself; `None` when there is no such spot.
     ///
     /// # Errors
-    /// When a store fails.
+    /// When a store fails, and when it is not known yet whether there is such a spot.
     pub async fn similar(&self, spot: SpotId, k: usize) -> Result<Option<Vec<Spot>>, PortError> {
-        let Some(seed) = self.spots.get_many(&[spot]).await?.remove(&spot) else {
+        let Some(seed) = self.existing(spot).await? else {
             return Ok(None);
         };
         if k == 0 {
@@ -132,6 +133,19 @@ impl Recommender {
         let mut answer = found.take(order, k);
         self.fill(&mut answer, k, &itself).await?;
         Ok(Some(answer))
+    }
+
+    /// A spot, or the certainty that there is none: a replica that is still being filled cannot tell
+    /// which of core's spots it does not have yet.
+    async fn existing(&self, spot: SpotId) -> Result<Option<Spot>, PortError> {
+        if let Some(found) = self.spots.get_many(&[spot]).await?.remove(&spot) {
+            return Ok(Some(found));
+        }
+        if !self.spots.is_whole().await? {
+            return Err(PortError::unavailable(anyhow!("the replica of spots is not whole yet")));
+        }
+        // It may have become so since.
+        Ok(self.spots.get_many(&[spot]).await?.remove(&spot))
     }
 
     /// The `k` best of the trend that exist and are not in `known`.

@@ -200,6 +200,18 @@ async fn similar_spots_share_tags_and_are_near_and_fill_the_answer() {
 }
 
 #[tokio::test]
+async fn a_spot_that_may_yet_come_is_not_denied() {
+    let world = World::unfilled().await;
+    let resync = world.stores.spots.begin_resync().await.unwrap();
+    world.add(spot(1, &[])).await;
+    assert_eq!(world.similar(1, 10).await.unwrap(), [0; 0]);
+    let unknown = world.recommender.similar(id(2), 10).await;
+    assert!(matches!(unknown, Err(PortError::Unavailable(_))), "{unknown:?}");
+    world.stores.spots.sweep(resync).await.unwrap();
+    assert_eq!(world.similar(2, 10).await, None);
+}
+
+#[tokio::test]
 async fn the_same_question_has_the_same_answer() {
     let world = World::with_spots(60).await;
     for number in 1..=60 {

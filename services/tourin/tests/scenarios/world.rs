@@ -40,9 +40,12 @@ impl Answer {
         Self { status, headers, text: response.text().await.expect("a whole body") }
     }
 
-    /// Recommendation's word for a store that it waited for in vain. No other refusal is like it.
+    /// Recommendation's words for a store that it waited for in vain, and any service's for a request
+    /// that took too long, as several such waits in a row do.
     fn is_of_a_slow_store(&self) -> bool {
-        self.status == 503 && self.text.contains("recommendations cannot be made at the moment")
+        let words =
+            ["recommendations cannot be made at the moment", "longer than this service allows"];
+        self.status == 503 && words.iter().any(|words| self.text.contains(words))
     }
 
     /// Checks the status and gives the JSON body.
@@ -112,6 +115,18 @@ impl World {
         Self { mesh: Some(mesh), _corner: Some(corner), ..Self::at(url) }
     }
 
+    /// Once recommendation has every spot. A replica of spots that takes long to fill answers before.
+    #[allow(dead_code, reason = "not every set of scenarios is about recommendations")]
+    pub async fn filled(self) -> Self {
+        let ready = format!("{}/readyz", self.operator_url());
+        eventually_within(3 * PATIENCE, || async {
+            let answer = Answer::read(self.http.get(&ready).send().await.expect("an answer")).await;
+            if answer.status.is_success() { Ok(()) } else { Err(answer.text) }
+        })
+        .await;
+        self
+    }
+
     /// A mesh that somebody else started.
     pub fn at(url: String) -> Self {
         let http = reqwest::Client::builder()
@@ -123,7 +138,6 @@ impl World {
     }
 
     /// Where operators look at a mesh of the scenario's own.
-    #[allow(dead_code, reason = "clients' scenarios do not look there")]
     pub fn operator_url(&self) -> String {
         self.mesh.as_ref().expect("a mesh of its own").operator_url()
     }
@@ -260,20 +274,30 @@ pub fn form(text: &str) -> String {
 
 /// Polls until the condition gives something; fails with the last refusal.
 #[track_caller]
-pub fn eventually<T, E, F, Fut>(mut attempt: F) -> impl Future<Output = T>
+pub fn eventually<T, E, F, Fut>(attempt: F) -> impl Future<Output = T>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
     E: std::fmt::Debug,
 {
-    let deadline = Instant::now() + PATIENCE;
+    eventually_within(PATIENCE, attempt)
+}
+
+#[track_caller]
+fn eventually_within<T, E, F, Fut>(patience: Duration, mut attempt: F) -> impl Future<Output = T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    E: std::fmt::Debug,
+{
+    let deadline = Instant::now() + patience;
     let caller = std::panic::Location::caller();
     async move {
         loop {
             match attempt().await {
                 Ok(value) => return value,
                 Err(last) if Instant::now() > deadline => {
-                    panic!("{caller}: still not so after {PATIENCE:?}: {last:?}")
+                    panic!("{caller}: still not so after {patience:?}: {last:?}")
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
