@@ -391,6 +391,7 @@ impl Recommendation {
             history_limit: usize::from(rules.history_limit),
             clock: Arc::clone(&self.clock),
             last_trend: LastTrend::default(),
+            was_whole: Arc::default(),
         }
     }
 

@@ -89,6 +89,7 @@ impl World {
             history_limit: 100,
             clock: time,
             last_trend: LastTrend::default(),
+            was_whole: Arc::default(),
         };
         Self { clock, stores, ingest, recommender, _folder: folder }
     }

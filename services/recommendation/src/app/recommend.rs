@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::anyhow;
 use tourin_chassis::clock::SharedClock;
@@ -43,6 +44,8 @@ pub struct Recommender {
     pub clock: SharedClock,
     /// Answers from before a store went out of reach.
     pub last_trend: LastTrend,
+    /// Whether the replica of spots is known to be whole. It stays so.
+    pub was_whole: Arc<AtomicBool>,
 }
 
 impl Recommender {
@@ -135,16 +138,20 @@ impl Recommender {
         Ok(Some(answer))
     }
 
-    /// A spot, or the certainty that there is none: a replica that is still being filled cannot tell
-    /// which of core's spots it does not have yet.
+    /// A spot, or the word that there is none: a replica that is being filled for the first time cannot
+    /// tell which of core's spots it does not have yet. One that was whole before denies what has
+    /// been added since, until it hears of it.
     async fn existing(&self, spot: SpotId) -> Result<Option<Spot>, PortError> {
-        if let Some(found) = self.spots.get_many(&[spot]).await?.remove(&spot) {
-            return Ok(Some(found));
+        let was_whole = self.was_whole.load(Ordering::Relaxed);
+        let found = self.spots.get_many(&[spot]).await?.remove(&spot);
+        if found.is_some() || was_whole {
+            return Ok(found);
         }
         if !self.spots.is_whole().await? {
             return Err(PortError::unavailable(anyhow!("the replica of spots is not whole yet")));
         }
-        // It may have become so since.
+        self.was_whole.store(true, Ordering::Relaxed);
+        // It may have come since.
         Ok(self.spots.get_many(&[spot]).await?.remove(&spot))
     }
 

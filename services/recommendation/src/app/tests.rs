@@ -209,6 +209,8 @@ async fn a_spot_that_may_yet_come_is_not_denied() {
     assert!(matches!(unknown, Err(PortError::Unavailable(_))), "{unknown:?}");
     world.stores.spots.sweep(resync).await.unwrap();
     assert_eq!(world.similar(2, 10).await, None);
+    world.add(spot(2, &[])).await;
+    assert_eq!(world.similar(2, 10).await.unwrap(), [1]);
 }
 
 #[tokio::test]

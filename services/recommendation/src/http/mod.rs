@@ -31,8 +31,8 @@ pub fn router(recommender: Recommender, audit: Audit) -> axum::Router {
 /// A store that fails is a dependency that is down: the client may try again.
 fn unavailable(error: PortError) -> ApiError {
     match error {
-        // Whoever watches the server, or fills the replica, warns of it, once and not for each request;
-        // this is why this one failed.
+        // Whoever watches the server warns of it, and an instance that registers before its replica is
+        // whole: once and not for each request. This is why this one failed.
         PortError::Unavailable(_) => tracing::info!(%error, "no answer at the moment"),
         PortError::Failed(_) => tracing::error!(%error, "a store failed"),
     }

@@ -3,6 +3,7 @@
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
+use axum::response::Response;
 use serde_json::{Value, json};
 use tourin_chassis::health::Health;
 use tourin_chassis::http::{HttpLimits, service_router};
@@ -22,7 +23,10 @@ struct Service {
 
 impl Service {
     async fn with_spots(count: i64) -> Self {
-        let world = World::with_spots(count).await;
+        Self::over(World::with_spots(count).await)
+    }
+
+    fn over(world: World) -> Self {
         let secret = Secret::random();
         let router = service_router(
             SERVICE,
@@ -35,15 +39,19 @@ impl Service {
     }
 
     async fn get(&self, path: &str, caller: Option<Subject>) -> (StatusCode, Value) {
+        let response = self.send(path, caller).await;
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    async fn send(&self, path: &str, caller: Option<Subject>) -> Response {
         let mut request = Request::get(path);
         if let Some(caller) = caller {
             request = request.header(IDENTITY_HEADER, self.signer.sign(&caller, SERVICE));
         }
         let request = request.body(Body::empty()).unwrap();
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let status = response.status();
-        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
-        (status, serde_json::from_slice(&body).unwrap())
+        self.router.clone().oneshot(request).await.unwrap()
     }
 }
 
@@ -150,6 +158,14 @@ async fn anyone_reads_similar_spots_of_one_that_is_there() {
         assert_eq!(status, StatusCode::NOT_FOUND, "{id}");
         assert_eq!(body["error"], "not_found");
     }
+}
+
+#[tokio::test]
+async fn a_spot_that_may_yet_come_is_asked_for_again() {
+    let service = Service::over(World::unfilled().await);
+    let answer = service.send("/api/tour-spots/10/similar", None).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(answer.headers()["retry-after"], "1");
 }
 
 #[tokio::test]

@@ -120,7 +120,8 @@ impl World {
     pub async fn filled(self) -> Self {
         let ready = format!("{}/readyz", self.operator_url());
         eventually_within(3 * PATIENCE, || async {
-            let answer = Answer::read(self.http.get(&ready).send().await.expect("an answer")).await;
+            let answer = self.http.get(&ready).send().await.map_err(|error| error.to_string())?;
+            let answer = Answer::read(answer).await;
             if answer.status.is_success() { Ok(()) } else { Err(answer.text) }
         })
         .await;
