@@ -58,6 +58,30 @@ pub(crate) enum CallersDecision {
     Unwatched,
 }
 
+/// Who calls, as far as traces go.
+#[derive(Debug, Default)]
+pub(super) struct Caller {
+    /// The span that it calls from.
+    pub context: Option<SpanContext>,
+    /// What it says beyond that.
+    pub decision: Option<CallersDecision>,
+}
+
+impl Caller {
+    pub fn above(&self) -> Above<'_> {
+        Above { span: self.context.as_ref(), decision: self.decision }
+    }
+}
+
+/// What a span starts below.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Above<'a> {
+    /// A valid one, here or elsewhere; `None` where a trace starts.
+    pub span: Option<&'a SpanContext>,
+    /// What a caller decided and `span` cannot say.
+    pub decision: Option<CallersDecision>,
+}
+
 #[derive(Debug, PartialEq)]
 enum Parsed {
     Parent { context: SpanContext, deferred: bool },
@@ -87,22 +111,35 @@ impl Codec {
         Self { accepted: of(accepted), sent: of(sent) }
     }
 
-    /// `base` with the caller's trace context, or `base` itself when there is none to read.
-    pub fn extract<'a>(&self, base: &Context, get: impl Fn(&str) -> Option<&'a str>) -> Context {
+    /// What the caller says of its trace.
+    pub(super) fn caller<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> Caller {
         let parsed = self.accepted.iter().find_map(|format| match format {
             Propagation::W3c => w3c(get(TRACEPARENT)?, get(TRACESTATE)),
             Propagation::B3Single => b3_single(get(B3)?),
             Propagation::B3 => b3_multi(&get),
         });
         match parsed {
-            Some(Parsed::Parent { context, deferred }) => {
-                let base = base.with_remote_span_context(context);
-                if deferred { base.with_value(CallersDecision::Deferred) } else { base }
-            }
+            Some(Parsed::Parent { context, deferred }) => Caller {
+                context: Some(context),
+                decision: deferred.then_some(CallersDecision::Deferred),
+            },
             Some(Parsed::Decision(sampled)) => {
-                base.with_value(CallersDecision::ForNewTrace(sampled))
+                Caller { context: None, decision: Some(CallersDecision::ForNewTrace(sampled)) }
             }
+            None => Caller::default(),
+        }
+    }
+
+    /// `base` with the caller's trace context, or `base` itself when there is none to read.
+    pub fn extract<'a>(&self, base: &Context, get: impl Fn(&str) -> Option<&'a str>) -> Context {
+        let Caller { context, decision } = self.caller(get);
+        let base = match context {
+            Some(above) => base.with_remote_span_context(above),
             None => base.clone(),
+        };
+        match decision {
+            Some(decision) => base.with_value(decision),
+            None => base,
         }
     }
 

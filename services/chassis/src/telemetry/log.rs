@@ -92,7 +92,7 @@ pub fn set_log_filter(filter: &str) -> Result<(), String> {
 }
 
 fn current_service() -> Option<&'static str> {
-    Context::map_current(|context| context.get::<Origin>().map(|origin| origin.service))
+    Context::map_current(|context| Origin::of(context).map(|origin| origin.service))
 }
 
 fn now() -> String {

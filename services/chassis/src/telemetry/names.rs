@@ -6,8 +6,8 @@ pub const SERVICE: &str = "service.name";
 pub const LOCAL: &str = "tourin.local";
 /// Set to export a span's trace although it was not sampled.
 pub const KEEP: &str = "tourin.keep";
-/// Set at the start of a span that probably says what earlier ones said: it is exported only with
-/// [`KEEP`].
+/// Set at the start of a span, by code that knows OpenTelemetry's API alone, that probably says what
+/// earlier ones said: it is exported only with [`KEEP`].
 pub const REPEAT: &str = "tourin.repeat";
 /// Why spans that were not sampled were exported: `failed`, `slow` or `kept`.
 pub const KEPT_FOR: &str = "tourin.kept_for";

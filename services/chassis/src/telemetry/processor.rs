@@ -5,33 +5,32 @@
 //! let go. That is a decision per process and not per trace: another process whose part went well
 //! exports nothing, so that such a trace can begin with a span whose parent Zipkin does not have.
 //!
-//! A span that is marked [`names::REPEAT`] when it starts says what others before it said, until it
+//! A span of code that knows the API alone, marked [`names::REPEAT`] when it starts, says what others before it said, until it
 //! turns out otherwise ([`names::KEEP`]): such a part is kept back whether its trace is sampled or
 //! not, and let go also when it failed. Where it overlaps in time with another part of its trace that
 //! is kept, calls of its own may go out without it.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{Span as _, SpanId, Status, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use super::export::Outlet;
 use super::finished::Finished;
 use super::names;
-use super::record::Facts;
+use super::record::{Live, Recorded};
 use super::span::Origin;
 
-const SHARDS: usize = 16;
+const SHARDS: usize = 64;
 /// Unsampled traces under way at once whose spans are kept back, per shard; the bound on memory
-/// together with the next. Those above it are let go whatever their end.
-const MAX_TRACES_PER_SHARD: usize = 256;
+/// together with the next, and on how many ids are compared. Those above it are let go whatever
+/// their end.
+const MAX_TRACES_PER_SHARD: usize = 128;
 /// Spans kept back for one trace, besides the request's own.
 const MAX_SPANS_PER_TRACE: usize = 128;
 
@@ -48,105 +47,152 @@ impl Keep {
         self.failed || self.slower_than.is_some()
     }
 
-    /// Why a request that ended so is exported, if it is.
-    pub fn reason(
-        self,
-        status: &Status,
-        start: SystemTime,
-        end: SystemTime,
-    ) -> Option<&'static str> {
-        if self.failed && matches!(status, Status::Error { .. }) {
-            return Some("failed");
+    /// What an unsampled span that ended so says for its export.
+    pub fn verdict(self, ending: &Ending<'_>) -> Verdict {
+        if ending.is_wanted {
+            return Verdict::Keep(Reason::Wanted);
         }
-        let took = end.duration_since(start).unwrap_or_default();
-        self.slower_than.filter(|limit| took >= *limit).map(|_| "slow")
+        if ending.repeats {
+            return Verdict::SaysNothing;
+        }
+        // Of what a request did, itself decides.
+        if !ending.is_entry {
+            return Verdict::AsItsPart;
+        }
+        if self.failed && matches!(ending.status, Status::Error { .. }) {
+            return Verdict::Keep(Reason::Failed);
+        }
+        let took = ending.end.duration_since(ending.start).unwrap_or_default();
+        if self.slower_than.is_some_and(|limit| took >= limit) {
+            return Verdict::Keep(Reason::Slow);
+        }
+        Verdict::AsItsPart
     }
 }
 
-/// A span that has ended: our own record, or of code that knows OpenTelemetry's API alone.
+/// How an unsampled span ended.
+#[derive(Debug)]
+pub(super) struct Ending<'a> {
+    /// Whether its parent, if it has one, is elsewhere.
+    pub is_entry: bool,
+    /// Somebody asked to have it exported ([`names::KEEP`]).
+    pub is_wanted: bool,
+    /// It probably says what others said ([`names::REPEAT`]).
+    pub repeats: bool,
+    pub status: &'a Status,
+    pub start: SystemTime,
+    pub end: SystemTime,
+}
+
+/// A span on its way out: our own, or of code that knows OpenTelemetry's API alone.
 #[derive(Debug)]
 pub(super) enum Ended {
-    Recorded(Box<Facts>),
+    Recorded(Box<Recorded>),
     Foreign(Box<SpanData>),
 }
 
 impl Ended {
-    fn trace(&self) -> TraceId {
+    /// As exporters read it.
+    pub fn finished(&self) -> Finished<'_> {
         match self {
-            Self::Recorded(facts) => facts.context.trace_id(),
-            Self::Foreign(data) => data.span_context.trace_id(),
+            Self::Recorded(recorded) => recorded.finished(),
+            Self::Foreign(data) => Finished::of_foreign(data),
         }
     }
+}
 
+/// A span that is kept back, until its part of the trace has ended. Until then one of our own holds the
+/// processor in which it lies.
+#[derive(Debug)]
+pub(super) enum Pending {
+    Recorded(Arc<Live>),
+    Foreign(Box<SpanData>),
+}
+
+impl Pending {
     fn id(&self) -> SpanId {
         match self {
-            Self::Recorded(facts) => facts.context.span_id(),
+            Self::Recorded(live) => live.context.span_id(),
             Self::Foreign(data) => data.span_context.span_id(),
         }
     }
 
     fn parent(&self) -> SpanId {
         match self {
-            Self::Recorded(facts) => facts.parent,
+            Self::Recorded(live) => live.parent,
             Self::Foreign(data) => data.parent_span_id,
         }
     }
+}
 
+/// What decides over an unsampled span that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unsampled {
+    pub trace: TraceId,
+    pub id: SpanId,
     /// Whether its parent, if it has one, is elsewhere.
-    fn is_entry(&self) -> bool {
+    pub is_entry: bool,
+    pub verdict: Verdict,
+}
+
+/// What an unsampled span itself says for its export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing: it goes where its part of the trace goes.
+    AsItsPart,
+    /// It repeats what others said: it goes nowhere, and nothing below it does.
+    SaysNothing,
+    /// It is exported, and its part with it.
+    Keep(Reason),
+}
+
+/// Why a span is exported although nobody sampled it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Somebody asked for it ([`names::KEEP`]), which holds even when its part has ended before.
+    Wanted,
+    Failed,
+    Slow,
+}
+
+impl Reason {
+    /// As [`names::KEPT_FOR`] has it.
+    fn name(self) -> &'static str {
         match self {
-            Self::Recorded(facts) => facts.is_entry,
-            Self::Foreign(data) => {
-                data.parent_span_id == SpanId::INVALID || data.parent_span_is_remote
-            }
+            Self::Wanted => "kept",
+            Self::Failed => "failed",
+            Self::Slow => "slow",
         }
     }
 
-    fn attributes(&mut self) -> &mut Vec<KeyValue> {
-        match self {
-            Self::Recorded(facts) => &mut facts.attributes,
-            Self::Foreign(data) => &mut data.attributes,
-        }
-    }
-
-    fn reason(&self, keep: Keep) -> Option<&'static str> {
-        match self {
-            Self::Recorded(facts) => facts.reason_to_keep(keep),
-            Self::Foreign(data) => keep.reason(&data.status, data.start_time, data.end_time),
-        }
-    }
-
-    /// As exporters read it.
-    pub fn finished(&self) -> Finished<'_> {
-        match self {
-            Self::Recorded(facts) => facts.finished(),
-            Self::Foreign(data) => Finished::of_foreign(data),
-        }
+    pub fn tag(self) -> KeyValue {
+        KeyValue::new(names::KEPT_FOR, self.name())
     }
 }
 
-/// Most requests have two spans here, their own and that of a call.
-type Spans = SmallVec<[Ended; 2]>;
+/// Most requests of the gateway have one call, and some of a service have two. A request itself comes
+/// last, when it is exported.
+type Spans = SmallVec<[Pending; 2]>;
 
 /// This process's part of an unsampled trace.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct KeptBack {
+    trace: TraceId,
     /// Spans under way here whose parent is elsewhere. More than one where several services share a
     /// process.
     entries: u32,
-    spans: Spans,
     kept: bool,
+    spans: Spans,
 }
 
 impl KeptBack {
-    /// Keeps one more back, or gives all if they are to be exported.
-    fn add(&mut self, span: Ended, let_go: &AtomicU64) -> Spans {
+    /// Keeps one more back.
+    fn add(&mut self, span: Pending, let_go: &AtomicU64) {
         if self.spans.len() < MAX_SPANS_PER_TRACE {
             self.spans.push(span);
         } else {
             let_go.fetch_add(1, Ordering::Relaxed);
         }
-        if self.kept { std::mem::take(&mut self.spans) } else { Spans::new() }
     }
 
     /// Lets go what is below a span.
@@ -161,104 +207,155 @@ impl KeptBack {
     }
 }
 
-/// By trace id, hashed quickly. Strangers choose trace ids, and could choose some that collide: the
-/// bound on traces is one on comparisons too.
-type Parts = HashMap<TraceId, KeptBack, foldhash::fast::RandomState>;
+/// A list and no map: a shard has few traces at once, and strangers choose their ids.
+type Parts = Vec<KeptBack>;
 
 #[derive(Debug)]
 pub(super) struct Processor {
     outlets: Vec<Outlet>,
-    keep: Keep,
+    pub keep: Keep,
     shards: [Mutex<Parts>; SHARDS],
     let_go: Arc<AtomicU64>,
 }
 
 impl Processor {
     pub fn new(outlets: Vec<Outlet>, keep: Keep, let_go: Arc<AtomicU64>) -> Self {
-        Self { outlets, keep, shards: Default::default(), let_go }
+        Self { outlets, keep, shards: std::array::from_fn(|_| Mutex::default()), let_go }
     }
 
-    fn shard(&self, trace: TraceId) -> &Mutex<Parts> {
-        &self.shards[usize::from(trace.to_bytes()[15]) % SHARDS]
+    fn shard(&self, trace: TraceId) -> MutexGuard<'_, Parts> {
+        let shard = &self.shards[usize::from(trace.to_bytes()[15]) % SHARDS];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self, span: Ended) {
+    pub fn queue(&self, span: Ended) {
         let span = Arc::new(span);
         for outlet in &self.outlets {
             outlet.offer(&span);
         }
     }
 
-    /// This process's part of an unsampled trace begins, or another service's in this process.
-    pub fn enter(&self, trace: TraceId) {
-        let mut shard = self.shard(trace).lock().unwrap_or_else(PoisonError::into_inner);
-        if shard.len() >= MAX_TRACES_PER_SHARD && !shard.contains_key(&trace) {
-            self.let_go.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        shard.entry(trace).or_default().entries += 1;
-    }
-
-    /// One of our own spans has ended.
-    pub fn ended(&self, facts: Box<Facts>) {
-        let is_sampled = facts.context.is_sampled();
-        self.take(is_sampled, Ended::Recorded(facts));
-    }
-
-    fn take(&self, is_sampled: bool, span: Ended) {
-        if is_sampled {
-            self.queue(span);
-        } else {
-            for span in self.settle(span) {
-                self.queue(span);
+    fn queue_kept_back(&self, spans: Spans) {
+        for span in spans {
+            match span {
+                Pending::Recorded(live) => {
+                    if let Some(recorded) = live.take() {
+                        self.queue(Ended::Recorded(Box::new(recorded)));
+                    }
+                }
+                Pending::Foreign(data) => self.queue(Ended::Foreign(data)),
             }
         }
     }
 
-    /// What is to be exported now that this unsampled span has ended.
-    fn settle(&self, mut span: Ended) -> Spans {
-        let trace = span.trace();
-        let is_entry = span.is_entry();
-        let mut says = |name| span.attributes().iter().any(|pair| pair.key.as_str() == name);
-        let (asked, repeats) = (says(names::KEEP), says(names::REPEAT));
-        let reason = if asked {
-            Some("kept")
+    /// This process's part of an unsampled trace begins, or another service's in this process.
+    pub fn enter(&self, trace: TraceId) {
+        let mut shard = self.shard(trace);
+        if let Some(part) = shard.iter_mut().find(|part| part.trace == trace) {
+            part.entries += 1;
+        } else if shard.len() < MAX_TRACES_PER_SHARD {
+            shard.push(KeptBack { trace, entries: 1, kept: false, spans: Spans::new() });
         } else {
-            (is_entry && !repeats).then(|| span.reason(self.keep)).flatten()
-        };
-        if let Some(reason) = reason {
-            span.attributes().push(KeyValue::new(names::KEPT_FOR, reason));
+            self.let_go.fetch_add(1, Ordering::Relaxed);
         }
-        let mut shard = self.shard(trace).lock().unwrap_or_else(PoisonError::into_inner);
-        let Entry::Occupied(mut part) = shard.entry(trace) else {
+    }
+
+    /// Takes an unsampled span that has ended: kept back, let go, or queued with all that was kept
+    /// back for it.
+    pub fn settle(&self, ended: Unsampled, span: impl FnOnce() -> Pending) {
+        let mut shard = self.shard(ended.trace);
+        let Some(at) = shard.iter().position(|part| part.trace == ended.trace) else {
+            drop(shard);
             // Outlived the request that started it, or was over the bound.
-            return if asked { smallvec![span] } else { Spans::new() };
+            if ended.verdict == Verdict::Keep(Reason::Wanted) {
+                self.queue_kept_back(Spans::from_iter([span()]));
+            }
+            return;
         };
-        let kept_back = part.get_mut();
-        kept_back.kept |= reason.is_some();
-        if is_entry {
-            kept_back.entries = kept_back.entries.saturating_sub(1);
+        let part = &mut shard[at];
+        part.entries = part.entries.saturating_sub(u32::from(ended.is_entry));
+        if ended.verdict != Verdict::AsItsPart || part.kept {
+            return self.settle_unusual(shard, at, ended, span());
         }
-        let says_nothing = repeats && !asked;
+        if part.entries > 0 {
+            part.add(span(), &self.let_go);
+        } else {
+            let part = shard.swap_remove(at);
+            // What is let go is freed while nobody waits for the shard.
+            drop(shard);
+            drop(part);
+        }
+    }
+
+    /// Apart, so that what every request runs through lies close together.
+    #[cold]
+    fn settle_unusual(
+        &self,
+        mut shard: MutexGuard<'_, Parts>,
+        at: usize,
+        ended: Unsampled,
+        span: Pending,
+    ) {
+        let part = &mut shard[at];
+        let says_nothing = ended.verdict == Verdict::SaysNothing;
+        part.kept |= matches!(ended.verdict, Verdict::Keep(_));
         if says_nothing {
             // Another part of the trace may be kept.
-            kept_back.forget_below(span.id());
+            part.forget_below(ended.id);
         }
-        if kept_back.entries > 0 {
-            return if says_nothing { Spans::new() } else { kept_back.add(span, &self.let_go) };
-        }
-        let mut kept_back = part.remove();
         // What is let go is freed while nobody waits for the shard.
+        let (mut out, mut gone) = (Spans::new(), None);
+        if part.entries > 0 {
+            if !says_nothing {
+                part.add(span, &self.let_go);
+            }
+            if part.kept {
+                out = std::mem::take(&mut part.spans);
+            }
+        } else {
+            let part = shard.swap_remove(at);
+            if part.kept {
+                out = part.spans;
+                // The request itself, without which its parts would hang in the air, has room whatever
+                // it had of them.
+                if !says_nothing {
+                    out.push(span);
+                }
+            } else {
+                gone = Some((part, span));
+            }
+        }
         drop(shard);
-        if !kept_back.kept {
-            return Spans::new();
+        drop(gone);
+        self.queue_kept_back(out);
+    }
+
+    /// A span of code that knows OpenTelemetry's API alone has ended.
+    fn ended(&self, mut span: SpanData) {
+        if span.span_context.is_sampled() {
+            return self.queue(Ended::Foreign(Box::new(span)));
         }
-        // The request itself, without which its parts would hang in the air, has room whatever it had
-        // of them.
-        if !says_nothing {
-            kept_back.spans.push(span);
+        let says = |name| span.attributes.iter().any(|pair| pair.key.as_str() == name);
+        let is_entry = span.parent_span_id == SpanId::INVALID || span.parent_span_is_remote;
+        let verdict = self.keep.verdict(&Ending {
+            is_entry,
+            is_wanted: says(names::KEEP),
+            repeats: says(names::REPEAT),
+            status: &span.status,
+            start: span.start_time,
+            end: span.end_time,
+        });
+        if let Verdict::Keep(reason) = verdict {
+            span.attributes.push(reason.tag());
         }
-        kept_back.spans
+        let ended = Unsampled {
+            trace: span.span_context.trace_id(),
+            id: span.span_context.span_id(),
+            is_entry,
+            verdict,
+        };
+        let span = Box::new(span);
+        self.settle(ended, || Pending::Foreign(span));
     }
 }
 
@@ -268,7 +365,7 @@ pub(super) struct ForSdk(pub Arc<Processor>);
 
 impl SpanProcessor for ForSdk {
     fn on_start(&self, span: &mut Span, parent: &Context) {
-        if let Some(origin) = parent.get::<Origin>() {
+        if let Some(origin) = Origin::of(parent) {
             span.set_attribute(KeyValue::new(names::SERVICE, origin.service));
             if let Some(local) = origin.local {
                 span.set_attribute(KeyValue::new(names::LOCAL, local.to_string()));
@@ -284,7 +381,7 @@ impl SpanProcessor for ForSdk {
     }
 
     fn on_end(&self, span: SpanData) {
-        self.0.take(span.span_context.is_sampled(), Ended::Foreign(Box::new(span)));
+        self.0.ended(span);
     }
 
     fn force_flush(&self) -> OTelSdkResult {

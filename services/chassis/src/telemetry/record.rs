@@ -2,25 +2,29 @@
 //!
 //! `opentelemetry_sdk` builds a span's name and attributes as they are set, and moves it about by
 //! value; for an unsampled request, whose spans are let go unless it failed or was slow, that was
-//! most of what tracing cost the gateway (docs/decisions/0009-zipkin-reporter.md). A [`Record`]
-//! keeps what was said, and exporters read it there ([`Finished`]). It is a span to OpenTelemetry's
-//! API, so that whoever finds it in the context can use it as any other.
+//! most of what tracing cost the gateway (docs/decisions/0009-zipkin-reporter.md). A [`Live`] span is
+//! one piece of memory from its start until it is let go. It keeps what was said; only what is exported
+//! is moved, once ([`Recorded`]), and read there ([`Finished`]). [`ApiSpan`] makes it a span to OpenTelemetry's API, for whoever finds it in
+//! the context.
+//!
+//! The way of a request that went well is short, and what only others need lies apart: the gateway's
+//! processor waits for instructions more than for data (docs/benchmarks.md).
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use opentelemetry::trace::{
-    Event, Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
-};
-use opentelemetry::{Context, KeyValue, Value};
+use opentelemetry::trace::{Event, Span, SpanContext, SpanId, SpanKind, Status, TraceFlags};
+use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SamplingDecision};
 
 use super::calls::Text;
+use super::codec::Above;
 use super::finished::{Finished, Frame};
 use super::names;
-use super::processor::{Keep, Processor};
+use super::processor::{Ended, Ending, Pending, Processor, Unsampled, Verdict};
 use super::sampler::Sampler;
 use super::span::Origin;
 use super::subject::Subject;
@@ -60,114 +64,245 @@ impl Recorder {
         Self { sampler, ids: RandomIdGenerator::default(), processor }
     }
 
-    /// `parent` with a new span of `origin`'s, and whether it is recorded.
+    /// Starts a span of `origin`'s.
     pub fn start(
-        &self,
-        (parent, origin): (&Context, &Origin),
+        origin: &Arc<Origin>,
+        above: Above<'_>,
         start: &Start<'_>,
         subject: impl FnOnce() -> Subject,
-    ) -> (Context, bool) {
-        let above = parent.span();
-        let above = Some(above.span_context()).filter(|above| above.is_valid());
-        let trace = above.map_or_else(|| self.ids.new_trace_id(), SpanContext::trace_id);
-        let decision = self.sampler.decide(parent, trace, || start.route.map(Text::as_str));
+    ) -> Started {
+        let (recorder, span) = (&origin.recorder, above.span);
+        let trace = span.map_or_else(|| recorder.ids.new_trace_id(), SpanContext::trace_id);
+        let route = || start.route.map(Text::as_str);
+        let decision = recorder.sampler.decide(above, trace, route);
         let context = SpanContext::new(
             trace,
-            self.ids.new_span_id(),
-            above
-                .map_or(TraceFlags::default(), SpanContext::trace_flags)
+            recorder.ids.new_span_id(),
+            span.map_or(TraceFlags::default(), SpanContext::trace_flags)
                 .with_sampled(decision == SamplingDecision::RecordAndSample),
             false,
-            above.map_or_else(Default::default, |above| above.trace_state().clone()),
+            span.map_or_else(Default::default, |above| above.trace_state().clone()),
         );
-        let processor = self.processor.as_ref().filter(|_| decision != SamplingDecision::Drop);
-        let Some(processor) = processor else {
-            return (parent.with_remote_span_context(context), false);
+        let processor = recorder.processor.as_ref();
+        let Some(processor) = processor.filter(|_| decision != SamplingDecision::Drop) else {
+            return Started::Unrecorded(context);
         };
-        let is_entry = above.is_none_or(SpanContext::is_remote);
+        let is_entry = span.is_none_or(SpanContext::is_remote);
         if is_entry && !context.is_sampled() {
             processor.enter(trace);
         }
-        let facts = Facts {
-            context: context.clone(),
-            parent: above.map_or(SpanId::INVALID, SpanContext::span_id),
+        Started::Recorded(Arc::new(Live {
+            context,
+            parent: span.map_or(SpanId::INVALID, SpanContext::span_id),
             is_entry,
-            kind: start.kind.clone(),
-            service: origin.service,
-            local: origin.local,
-            subject: subject(),
-            name: None,
-            started: start.started.unwrap_or_else(opentelemetry::time::now),
-            ended: None,
-            answered: None,
-            attributes: Vec::new(),
-            events: Vec::new(),
-            status: Status::Unset,
-        };
-        let processor = processor.clone();
-        (parent.with_span(Record { context, facts: Some(Box::new(facts)), processor }), true)
+            origin: origin.clone(),
+            facts: Mutex::new(Some(Facts {
+                kind: start.kind.clone(),
+                subject: subject(),
+                started: start.started.unwrap_or_else(opentelemetry::time::now),
+                ended: None,
+                answered: None,
+                is_wanted: false,
+                details: None,
+            })),
+        }))
     }
 }
 
-/// A span under way.
-#[derive(Debug)]
-pub(super) struct Record {
-    context: SpanContext,
-    /// `None` once it has ended.
-    facts: Option<Box<Facts>>,
-    processor: Arc<Processor>,
+/// What a start gives.
+pub(super) enum Started {
+    /// Ids to pass on.
+    Unrecorded(SpanContext),
+    Recorded(Arc<Live>),
+}
+
+/// A span that is recorded.
+pub(super) struct Live {
+    pub context: SpanContext,
+    pub parent: SpanId,
+    /// Whether its parent, if it has one, is elsewhere.
+    is_entry: bool,
+    pub origin: Arc<Origin>,
+    /// `None` once they are on their way out. What is let go is freed with the last handle or context.
+    facts: Mutex<Option<Facts>>,
+}
+
+/// Without its origin, whose processor holds spans itself.
+impl fmt::Debug for Live {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("Live").field("context", &self.context).finish_non_exhaustive()
+    }
 }
 
 /// What is known of a span.
 #[derive(Debug)]
 pub(super) struct Facts {
-    pub context: SpanContext,
-    pub parent: SpanId,
-    /// Whether its parent, if it has one, is elsewhere.
-    pub is_entry: bool,
     kind: SpanKind,
-    service: &'static str,
-    local: Option<SocketAddr>,
     subject: Subject,
-    /// In the place of its subject's.
-    name: Option<Cow<'static, str>>,
     started: SystemTime,
     ended: Option<SystemTime>,
-    /// The answer's status. Nearly every span has it and most have nothing else: it needs no list.
-    answered: Option<i64>,
-    pub attributes: Vec<KeyValue>,
+    /// The answer's status.
+    answered: Option<u16>,
+    /// Somebody asked to have it exported ([`names::KEEP`]).
+    is_wanted: bool,
+    /// Nearly every span has what is above and nothing else.
+    details: Option<Box<Details>>,
+}
+
+#[derive(Debug, Default)]
+struct Details {
+    /// In the place of its subject's.
+    name: Option<Cow<'static, str>>,
+    attributes: Vec<KeyValue>,
     events: Vec<Event>,
     status: Status,
 }
 
 impl Facts {
-    /// Why it is exported although it was not sampled, by how it ended.
-    pub fn reason_to_keep(&self, keep: Keep) -> Option<&'static str> {
-        keep.reason(&self.status, self.started, self.ended.unwrap_or(self.started))
+    fn details(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
     }
 
-    /// As exporters read it.
-    pub fn finished(&self) -> Finished<'_> {
+    fn finished<'a>(&'a self, of: &'a Recorded) -> Finished<'a> {
+        let details = self.details.as_deref();
+        let name = details.and_then(|details| details.name.as_deref());
         let mut span = Finished::new(Frame {
-            context: &self.context,
-            parent: self.parent,
+            context: &of.context,
+            parent: of.parent,
             kind: &self.kind,
-            name: self.name.as_deref().map_or_else(|| self.subject.name(), Cow::Borrowed),
+            name: name.map_or_else(|| self.subject.name(), Cow::Borrowed),
             start: self.started,
             end: self.ended.unwrap_or(self.started),
-            events: &self.events,
-            status: &self.status,
+            events: details.map_or(&[], |details| &details.events),
+            status: details.map_or(&Status::Unset, |details| &details.status),
         });
-        span.service = Some(Cow::Borrowed(self.service));
-        span.local = self.local;
+        span.service = Some(Cow::Borrowed(of.service));
+        span.local = of.local;
         self.subject.describe(&mut span);
-        span.number(names::HTTP_STATUS, self.answered);
-        span.attributes(&self.attributes);
+        span.number(names::HTTP_STATUS, self.answered.map(i64::from));
+        span.attributes(details.map_or(&[], |details| &details.attributes));
         span
     }
 }
 
-impl Span for Record {
+/// A span on its way out. It holds nothing by which others come after it: the way ends with whoever
+/// offers spans to it.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    context: SpanContext,
+    parent: SpanId,
+    service: &'static str,
+    local: Option<SocketAddr>,
+    facts: Facts,
+}
+
+impl Recorded {
+    /// As exporters read it.
+    pub fn finished(&self) -> Finished<'_> {
+        self.facts.finished(self)
+    }
+}
+
+impl Live {
+    fn facts(&self) -> MutexGuard<'_, Option<Facts>> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells it something, unless it has ended.
+    fn tell(&self, something: impl FnOnce(&mut Facts)) {
+        if let Some(facts) = self.facts().as_mut().filter(|facts| facts.ended.is_none()) {
+            something(facts);
+        }
+    }
+
+    /// What is known, for export. It knows nothing after that.
+    pub fn take(&self) -> Option<Recorded> {
+        self.facts().take().map(|facts| Recorded {
+            context: self.context.clone(),
+            parent: self.parent,
+            service: self.origin.service,
+            local: self.origin.local,
+            facts,
+        })
+    }
+
+    pub fn set_answered(&self, status: u16) {
+        self.tell(|facts| facts.answered = Some(status));
+    }
+
+    pub fn set_attribute(&self, attribute: KeyValue) {
+        self.tell(|facts| match (attribute.key.as_str(), &attribute.value) {
+            (names::KEEP, _) => facts.is_wanted = true,
+            (names::HTTP_STATUS, Value::I64(status)) => {
+                facts.answered = u16::try_from(*status).ok().or(facts.answered);
+            }
+            _ => {
+                let attributes = &mut facts.details().attributes;
+                if attributes.len() < MAX_ATTRIBUTES {
+                    attributes.push(attribute);
+                }
+            }
+        });
+    }
+
+    pub fn set_status(&self, status: Status) {
+        self.tell(|facts| {
+            let known = &mut facts.details().status;
+            if status > *known {
+                *known = status;
+            }
+        });
+    }
+
+    pub fn add_event(&self, event: Event) {
+        self.tell(|facts| {
+            let events = &mut facts.details().events;
+            if events.len() < MAX_EVENTS {
+                events.push(event);
+            }
+        });
+    }
+
+    /// Ends it, once.
+    pub fn end(self: &Arc<Self>, at: SystemTime) {
+        let Some(processor) = &self.origin.recorder.processor else { return };
+        let mut known = self.facts();
+        let Some(facts) = known.as_mut().filter(|facts| facts.ended.is_none()) else { return };
+        facts.ended = Some(at);
+        if self.context.is_sampled() {
+            drop(known);
+            if let Some(recorded) = self.take() {
+                processor.queue(Ended::Recorded(Box::new(recorded)));
+            }
+            return;
+        }
+        let verdict = processor.keep.verdict(&Ending {
+            is_entry: self.is_entry,
+            is_wanted: facts.is_wanted,
+            repeats: false,
+            status: facts.details.as_ref().map_or(&Status::Unset, |details| &details.status),
+            start: facts.started,
+            end: at,
+        });
+        if let Verdict::Keep(reason) = verdict {
+            facts.details().attributes.push(reason.tag());
+        }
+        drop(known);
+        let ended = Unsampled {
+            trace: self.context.trace_id(),
+            id: self.context.span_id(),
+            is_entry: self.is_entry,
+            verdict,
+        };
+        processor.settle(ended, || Pending::Recorded(self.clone()));
+    }
+}
+
+/// A live span to OpenTelemetry's API.
+#[derive(Debug)]
+pub(super) struct ApiSpan(pub Arc<Live>);
+
+impl Span for ApiSpan {
     fn add_event_with_timestamp<T>(
         &mut self,
         name: T,
@@ -176,57 +311,37 @@ impl Span for Record {
     ) where
         T: Into<Cow<'static, str>>,
     {
-        if let Some(facts) = &mut self.facts
-            && facts.events.len() < MAX_EVENTS
-        {
-            facts.events.push(Event::new(name, timestamp, attributes, 0));
-        }
+        self.0.add_event(Event::new(name, timestamp, attributes, 0));
     }
 
     fn span_context(&self) -> &SpanContext {
-        &self.context
+        &self.0.context
     }
 
     fn is_recording(&self) -> bool {
-        self.facts.is_some()
+        self.0.facts().as_ref().is_some_and(|facts| facts.ended.is_none())
     }
 
     fn set_attribute(&mut self, attribute: KeyValue) {
-        let Some(facts) = &mut self.facts else { return };
-        match attribute.value {
-            Value::I64(status) if attribute.key.as_str() == names::HTTP_STATUS => {
-                facts.answered = Some(status);
-            }
-            _ if facts.attributes.len() < MAX_ATTRIBUTES => facts.attributes.push(attribute),
-            _ => {}
-        }
+        self.0.set_attribute(attribute);
     }
 
     fn set_status(&mut self, status: Status) {
-        if let Some(facts) = &mut self.facts
-            && status > facts.status
-        {
-            facts.status = status;
-        }
+        self.0.set_status(status);
     }
 
     fn update_name<T>(&mut self, new_name: T)
     where
         T: Into<Cow<'static, str>>,
     {
-        if let Some(facts) = &mut self.facts {
-            facts.name = Some(new_name.into());
-        }
+        self.0.tell(|facts| facts.details().name = Some(new_name.into()));
     }
 
     /// Nobody here links spans, and Zipkin has no place for it.
     fn add_link(&mut self, _: SpanContext, _: Vec<KeyValue>) {}
 
     fn end_with_timestamp(&mut self, timestamp: SystemTime) {
-        if let Some(mut facts) = self.facts.take() {
-            facts.ended = Some(timestamp);
-            self.processor.ended(facts);
-        }
+        self.0.end(timestamp);
     }
 }
 

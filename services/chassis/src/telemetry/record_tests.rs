@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
-use opentelemetry::trace::{Tracer, TracerProvider};
+use opentelemetry::Context;
+use opentelemetry::trace::{TraceContextExt, Tracer, TracerProvider};
 
 use super::super::memory::{MemoryLimits, MemoryStore};
 use super::super::{HttpRequest, Pipeline, Service, Span, TraceSettings};
@@ -92,6 +93,29 @@ async fn what_repeats_is_exported_only_when_it_says_something_new() {
                 "{ratio} {keep_failed}"
             );
         }
+    }
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_span_after_its_end_is_not_heard() {
+    for ratio in [1.0, 0.0] {
+        let (pipeline, store) = start(ratio);
+        let request = request(&pipeline.service("core"));
+        let trace = request.trace_id().unwrap();
+        let part = request.child("part");
+        let context = part.context().clone();
+        context.span().set_attribute(KeyValue::new(names::OUTCOME, "applied"));
+        drop(part);
+        assert!(!context.span().is_recording());
+        context.span().set_attribute(KeyValue::new(names::OUTCOME, "too late"));
+        context.span().end();
+        request.set_status(503);
+        drop(request);
+        pipeline.flush(Duration::from_secs(5)).await;
+        let spans = store.trace(&trace).unwrap();
+        assert_eq!(spans.len(), 2, "{ratio}");
+        let outcomes = spans.iter().filter_map(|span| span.tags.get("tourin.outcome"));
+        assert!(outcomes.eq(["applied"]), "{ratio}");
     }
 }
 

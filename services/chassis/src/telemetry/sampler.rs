@@ -10,7 +10,7 @@ use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
 
-use super::codec::CallersDecision;
+use super::codec::{Above, CallersDecision};
 use super::names;
 use super::settings::RouteRatio;
 
@@ -24,22 +24,20 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// What becomes of a span of `trace` below `parent`. `route` is asked for only where it counts.
+    /// What becomes of a span of `trace`. `route` is asked for only where it counts.
     pub fn decide<R: AsRef<str>>(
         &self,
-        parent: &Context,
+        above: Above<'_>,
         trace: TraceId,
         route: impl FnOnce() -> Option<R>,
     ) -> SamplingDecision {
-        let span = parent.span();
-        let context = Some(span.span_context()).filter(|context| context.is_valid());
-        let sampled = match (context, parent.get::<CallersDecision>()) {
-            (Some(context), Some(CallersDecision::Deferred)) if context.is_remote() => {
+        let sampled = match (above.span, above.decision) {
+            (Some(span), Some(CallersDecision::Deferred)) if span.is_remote() => {
                 self.by_ratio(trace, route)
             }
-            (Some(context), _) => context.is_sampled(),
+            (Some(span), _) => span.is_sampled(),
             (None, Some(CallersDecision::Unwatched)) => return SamplingDecision::Drop,
-            (None, Some(CallersDecision::ForNewTrace(sampled))) => *sampled,
+            (None, Some(CallersDecision::ForNewTrace(sampled))) => sampled,
             (None, _) => self.by_ratio(trace, route),
         };
         match (sampled, self.record_unsampled) {
@@ -83,10 +81,13 @@ impl ShouldSample for Sampler {
             let route = attributes.iter().find(|pair| pair.key.as_str() == names::HTTP_ROUTE)?;
             Some(route.value.as_str())
         };
-        let above = parent.span();
-        let state = Some(above.span_context()).filter(|context| context.is_valid());
+        let span = parent.span();
+        let above = Above {
+            span: Some(span.span_context()).filter(|above| above.is_valid()),
+            decision: parent.get().copied(),
+        };
         let repeats = attributes.iter().any(|pair| pair.key.as_str() == names::REPEAT);
-        let decision = match self.decide(parent, trace, route) {
+        let decision = match self.decide(above, trace, route) {
             // Until it is known whether it says something new.
             SamplingDecision::RecordAndSample if repeats => SamplingDecision::RecordOnly,
             decision => decision,
@@ -94,7 +95,7 @@ impl ShouldSample for Sampler {
         SamplingResult {
             decision,
             attributes: Vec::new(),
-            trace_state: state.map(|context| context.trace_state().clone()).unwrap_or_default(),
+            trace_state: above.span.map(|above| above.trace_state().clone()).unwrap_or_default(),
         }
     }
 }

@@ -6,22 +6,23 @@
 //! recorded costs its ids; every call on it returns at once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::context::{FutureExt, WithContext};
-use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
-use opentelemetry::{Context, ContextGuard, KeyValue, Value};
+use opentelemetry::trace::{Event, SpanContext, SpanKind, Status, TraceContextExt};
+use opentelemetry::{Context, ContextGuard, KeyValue};
 
 use super::calls::{DbCall, HttpCall, HttpRequest, Message};
-use super::codec::{CallersDecision, Codec, TRACE_HEADERS, single};
+use super::codec::{Above, Caller, CallersDecision, Codec, TRACE_HEADERS, single};
 use super::names;
-use super::record::{Recorder, Start};
+use super::record::{ApiSpan, Live, Recorder, Start, Started};
 use super::subject::Subject;
 
-/// Whose spans they are and how they are made; travels in the context, so that a child needs neither.
+/// Whose spans they are and how they are made. It travels in the context, for what is found there.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub service: &'static str,
@@ -30,10 +31,25 @@ pub(super) struct Origin {
     pub codec: Arc<Codec>,
 }
 
+impl Origin {
+    /// Whose context it is.
+    pub fn of(context: &Context) -> Option<&Arc<Self>> {
+        context.get()
+    }
+}
+
 /// A service (of which one process may run several) as the start of spans.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Service {
+    origin: Arc<Origin>,
     base: Context,
+}
+
+/// Without what it exports to, which holds spans.
+impl fmt::Debug for Service {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_tuple("Service").field(&self.name()).finish()
+    }
 }
 
 impl Service {
@@ -43,22 +59,19 @@ impl Service {
     }
 
     pub(super) fn of(origin: Origin) -> Self {
-        Self { base: Context::new().with_value(origin) }
+        let origin = Arc::new(origin);
+        Self { base: Context::new().with_value(origin.clone()), origin }
     }
 
     /// The same with the address that it listens on, for Zipkin's local endpoint.
     #[must_use]
     pub fn listening(&self, address: SocketAddr) -> Self {
-        Self::of(Origin { local: Some(address), ..self.origin().clone() })
-    }
-
-    fn origin(&self) -> &Origin {
-        self.base.get::<Origin>().expect("set when it was made")
+        Self::of(Origin { local: Some(address), ..(*self.origin).clone() })
     }
 
     /// Its name.
     pub fn name(&self) -> &'static str {
-        self.origin().service
+        self.origin.service
     }
 
     /// The context in which background tasks run, so that spans made there by OpenTelemetry's own
@@ -74,15 +87,13 @@ impl Service {
 
     /// A request that came in, continuing the caller's trace.
     pub fn server(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Span {
-        let parent = self.origin().codec.extract(&self.base, |name| single(headers, name));
-        let parent = if request.unwatched && !parent.span().span_context().is_valid() {
-            parent.with_value(CallersDecision::Unwatched)
-        } else {
-            parent
-        };
+        let mut caller = self.origin.codec.caller(|name| single(headers, name));
+        if request.unwatched && caller.context.is_none() {
+            caller.decision = Some(CallersDecision::Unwatched);
+        }
         let start =
             Start { kind: SpanKind::Server, route: request.route, started: request.started };
-        Span::start(&parent, &start, || request.subject())
+        self.start(&caller, &start, || request.subject())
     }
 
     /// An event on its way out, continuing the trace that its headers carry from where it arose
@@ -103,105 +114,170 @@ impl Service {
         operation: &'static str,
         message: &Message<'_>,
     ) -> Span {
-        let get = |name: &str| headers.get(name).map(String::as_str);
-        let parent = self.origin().codec.extract(&self.base, get);
-        Span::start(&parent, &Start::of(kind), || message.subject(operation))
+        let caller = self.origin.codec.caller(|name| headers.get(name).map(String::as_str));
+        self.start(&caller, &Start::of(kind), || message.subject(operation))
     }
 
     /// A trace that starts within: a timer's or an operator's work. `name` says what, in a few
     /// fixed words.
     pub fn work(&self, name: &'static str) -> Span {
-        Span::start(&self.base, &Start::of(SpanKind::Internal), || Subject::Work(name))
+        let start = Start::of(SpanKind::Internal);
+        self.start(&Caller::default(), &start, || Subject::Work(name))
+    }
+
+    fn start(&self, caller: &Caller, start: &Start<'_>, subject: impl FnOnce() -> Subject) -> Span {
+        let started = Recorder::start(&self.origin, caller.above(), start, subject);
+        Span::new(self.base.clone(), started.into())
     }
 }
 
 /// A span: see the module.
 #[derive(Debug)]
 pub struct Span {
-    context: Context,
-    recording: bool,
-    /// Whether it is a span of its own, or stands in its unrecorded parent's place.
-    own: bool,
+    /// Where it started. It is not in it itself, unless it was [`State::Found`] there.
+    base: Context,
+    state: State,
+    /// `base` with it in, once somebody asks: most spans are only told what became of them.
+    full: OnceLock<Context>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Its context's, of which this is one more handle, or none.
+    Found {
+        recording: bool,
+    },
+    /// Ids to pass on, perhaps those of its unrecorded parent.
+    Unrecorded(SpanContext),
+    Recorded(Arc<Live>),
+}
+
+impl From<Started> for State {
+    fn from(started: Started) -> Self {
+        match started {
+            Started::Unrecorded(ids) => Self::Unrecorded(ids),
+            Started::Recorded(live) => Self::Recorded(live),
+        }
+    }
 }
 
 impl Span {
-    fn start(parent: &Context, start: &Start<'_>, subject: impl FnOnce() -> Subject) -> Self {
-        let above = parent.span();
-        if above.span_context().is_valid()
-            && !above.span_context().is_remote()
-            && !above.is_recording()
-        {
-            return Self { context: parent.clone(), recording: false, own: false };
-        }
-        let Some(origin) = parent.get::<Origin>() else {
-            return Self { context: parent.clone(), recording: false, own: false };
+    fn new(base: Context, state: State) -> Self {
+        Self { base, state, full: OnceLock::new() }
+    }
+
+    /// A part of this span.
+    fn part(&self, kind: SpanKind, subject: impl FnOnce() -> Subject) -> Self {
+        let start = Start::of(kind);
+        let state = match &self.state {
+            State::Found { .. } => Self::part_of(&self.base, &start, subject),
+            State::Unrecorded(ids) => State::Unrecorded(ids.clone()),
+            State::Recorded(live) => {
+                let above = Above { span: Some(&live.context), decision: None };
+                Recorder::start(&live.origin, above, &start, subject).into()
+            }
         };
-        let (context, recording) = origin.recorder.start((parent, origin), start, subject);
-        Self { context, recording, own: true }
+        Self::new(self.base.clone(), state)
+    }
+
+    /// A part of what a context holds.
+    fn part_of(context: &Context, start: &Start<'_>, subject: impl FnOnce() -> Subject) -> State {
+        let span = context.span();
+        let above = Some(span.span_context()).filter(|above| above.is_valid());
+        let is_unrecorded = above.is_some_and(|above| !above.is_remote() && !span.is_recording());
+        match Origin::of(context) {
+            Some(origin) if !is_unrecorded => {
+                let above = Above { span: above, decision: context.get().copied() };
+                Recorder::start(origin, above, start, subject).into()
+            }
+            _ => State::Found { recording: false },
+        }
     }
 
     /// No span: where there is no request, as in tests. Its children are none either.
     pub fn none() -> Self {
-        Self { context: Context::new(), recording: false, own: false }
+        Self::new(Context::new(), State::Found { recording: false })
     }
 
     /// What is current here, for children and annotations; dropping it ends nothing.
     pub fn current() -> Self {
         let context = Context::current();
         let recording = context.span().is_recording();
-        Self { context, recording, own: false }
+        Self::new(context, State::Found { recording })
     }
 
     /// Whether anything set on it is kept.
     pub fn is_recording(&self) -> bool {
-        self.recording
+        match self.state {
+            State::Found { recording } => recording,
+            State::Unrecorded(_) => false,
+            State::Recorded(_) => true,
+        }
+    }
+
+    fn with_ids<T>(&self, read: impl FnOnce(&SpanContext) -> T) -> T {
+        match &self.state {
+            State::Found { .. } => read(self.base.span().span_context()),
+            State::Unrecorded(ids) => read(ids),
+            State::Recorded(live) => read(&live.context),
+        }
     }
 
     /// The trace's id as 32 hexadecimal digits; `None` for [`Span::none`].
     pub fn trace_id(&self) -> Option<String> {
-        trace_id_of(&self.context)
+        self.with_ids(trace_id_in)
     }
 
     /// Its context, for code that works with OpenTelemetry's API itself.
     pub fn context(&self) -> &Context {
-        &self.context
+        match &self.state {
+            State::Found { .. } => &self.base,
+            State::Unrecorded(ids) => {
+                self.full.get_or_init(|| self.base.with_remote_span_context(ids.clone()))
+            }
+            State::Recorded(live) => {
+                self.full.get_or_init(|| self.base.with_span(ApiSpan(live.clone())))
+            }
+        }
     }
 
     /// Runs a future with this span current.
     pub fn run<F: Future>(&self, future: F) -> WithContext<F> {
-        future.with_context(self.context.clone())
+        future.with_context(self.context().clone())
     }
 
     /// Makes it current on this thread until the guard is dropped: for a stretch of code without
     /// an `await`, such as one of Pingora's callbacks that logs.
     #[must_use = "it is current as long as the guard lives"]
     pub fn enter(&self) -> ContextGuard {
-        self.context.clone().attach()
+        self.context().clone().attach()
     }
 
     /// A call to another service.
     pub fn http_client(&self, call: &HttpCall<'_>) -> Self {
-        Self::start(&self.context, &Start::of(SpanKind::Client), || call.subject())
+        self.part(SpanKind::Client, || call.subject())
     }
 
     /// A call to a database or a cache.
     pub fn db(&self, call: &DbCall<'_>) -> Self {
-        Self::start(&self.context, &Start::of(SpanKind::Client), || call.subject())
+        self.part(SpanKind::Client, || call.subject())
     }
 
     /// An event that is published within this span, without an outbox between.
     pub fn producer(&self, message: &Message<'_>) -> Self {
-        Self::start(&self.context, &Start::of(SpanKind::Producer), || message.subject("send"))
+        self.part(SpanKind::Producer, || message.subject("send"))
     }
 
     /// A piece of work worth a line of its own in the waterfall.
     pub fn child(&self, name: &'static str) -> Self {
-        Self::start(&self.context, &Start::of(SpanKind::Internal), || Subject::Work(name))
+        self.part(SpanKind::Internal, || Subject::Work(name))
     }
 
-    fn put(&self, name: &'static str, value: impl Into<Value>) {
-        if self.recording {
-            self.context.span().set_attribute(KeyValue::new(name, value));
+    fn put(&self, attribute: impl FnOnce() -> KeyValue) {
+        match &self.state {
+            State::Recorded(live) => live.set_attribute(attribute()),
+            State::Found { recording: true } => self.base.span().set_attribute(attribute()),
+            State::Found { recording: false } | State::Unrecorded(_) => {}
         }
     }
 
@@ -209,7 +285,10 @@ impl Span {
     /// the gateway passes 401 and 404 on all day. A caller to whom it is a failure says so by
     /// [`Span::set_error`].
     pub fn set_status(&self, status: u16) {
-        self.put(names::HTTP_STATUS, i64::from(status));
+        match &self.state {
+            State::Recorded(live) => live.set_answered(status),
+            _ => self.put(|| KeyValue::new(names::HTTP_STATUS, i64::from(status))),
+        }
         if status >= 500 {
             self.set_error(&status.to_string());
         }
@@ -218,30 +297,38 @@ impl Span {
     /// It failed. `reason` is a class of failure (`connect_refused`, `timeout`), not a message that
     /// may quote data; it becomes Zipkin's `error` tag.
     pub fn set_error(&self, reason: &str) {
-        if self.recording {
-            self.put(names::ERROR_TYPE, reason.to_owned());
-            self.context.span().set_status(Status::error(reason.to_owned()));
+        self.put(|| KeyValue::new(names::ERROR_TYPE, reason.to_owned()));
+        let status = || Status::error(reason.to_owned());
+        match &self.state {
+            State::Recorded(live) => live.set_status(status()),
+            State::Found { recording: true } => self.base.span().set_status(status()),
+            State::Found { recording: false } | State::Unrecorded(_) => {}
         }
     }
 
     /// What became of an event: `applied`, `duplicate`, `dead_lettered`.
     pub fn set_outcome(&self, outcome: &'static str) {
-        self.put(names::OUTCOME, outcome);
+        self.put(|| KeyValue::new(names::OUTCOME, outcome));
     }
 
     /// Something that happened at a moment: `retry`, `fall_back`, `breaker_open`, `dead_lettered`,
     /// `replayed`, with its facts.
     pub fn annotate(&self, event: &'static str, facts: &[(&'static str, &str)]) {
-        if self.recording {
-            let facts = facts.iter().map(|(name, value)| KeyValue::new(*name, (*value).to_owned()));
-            self.context.span().add_event(event, facts.collect());
+        let facts =
+            || facts.iter().map(|(name, fact)| KeyValue::new(*name, (*fact).to_owned())).collect();
+        match &self.state {
+            State::Recorded(live) => {
+                live.add_event(Event::new(event, opentelemetry::time::now(), facts(), 0));
+            }
+            State::Found { recording: true } => self.base.span().add_event(event, facts()),
+            State::Found { recording: false } | State::Unrecorded(_) => {}
         }
     }
 
     /// Has this process's part of the trace exported although it was not sampled, as far as it is
     /// still there.
     pub fn keep(&self) {
-        self.put(names::KEEP, true);
+        self.put(|| KeyValue::new(names::KEEP, true));
     }
 
     /// The headers that carry it to the next hop. A proxy takes [`TRACE_HEADERS`] off first.
@@ -274,23 +361,19 @@ impl Span {
     }
 
     fn each_header(&self, set: impl FnMut(&'static str, String)) {
-        if let Some(origin) = self.context.get::<Origin>() {
-            origin.codec.inject(self.context.span().span_context(), set);
+        if let Some(origin) = Origin::of(&self.base) {
+            self.with_ids(|ids| origin.codec.inject(ids, set));
         }
     }
 
     /// The value of the answer's `traceresponse` header (W3C Trace Context level 2); `None` for
     /// [`Span::none`].
     pub fn trace_response(&self) -> Option<HeaderValue> {
-        let span = self.context.span();
-        let context = span.span_context();
-        let text = format!(
-            "00-{}-{}-{:02x}",
-            context.trace_id(),
-            context.span_id(),
-            u8::from(context.is_sampled())
-        );
-        context.is_valid().then(|| HeaderValue::try_from(text).ok()).flatten()
+        let text = self.with_ids(|ids| {
+            let sampled = u8::from(ids.is_sampled());
+            ids.is_valid().then(|| format!("00-{}-{}-{sampled:02x}", ids.trace_id(), ids.span_id()))
+        });
+        HeaderValue::try_from(text?).ok()
     }
 
     /// Ends it now, as dropping it does.
@@ -300,20 +383,18 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         // Not left to the context's last clone: a task that outlives the span may hold one.
-        if self.own && self.recording {
-            self.context.span().end();
+        if let State::Recorded(live) = &self.state {
+            live.end(opentelemetry::time::now());
         }
     }
 }
 
 /// The current trace's id as 32 hexadecimal digits.
 pub fn current_trace_id() -> Option<String> {
-    Context::map_current(trace_id_of)
+    Context::map_current(|context| trace_id_in(context.span().span_context()))
 }
 
-fn trace_id_of(context: &Context) -> Option<String> {
-    let span = context.span();
-    let context = span.span_context();
+fn trace_id_in(context: &SpanContext) -> Option<String> {
     context.is_valid().then(|| context.trace_id().to_string())
 }
 

@@ -1,5 +1,6 @@
 use http::Method;
 
+use super::super::memory::{MemoryLimits, MemoryStore};
 use super::super::{Pipeline, Propagation, TraceSettings};
 use super::*;
 
@@ -9,6 +10,47 @@ fn service() -> Service {
 
 fn request(service: &Service, headers: &HeaderMap) -> Span {
     service.server(headers, &HttpRequest::new(&Method::GET, Some("/a")))
+}
+
+#[test]
+fn nothing_of_the_pipeline_shows_with_a_service() {
+    assert_eq!(format!("{:?}", service()), "Service(\"core\")");
+}
+
+#[test]
+fn parts_follow_what_was_decided_for_the_request_however_they_are_reached() {
+    let sampled_of = |ratio: f64, header: (&'static str, &'static str), unwatched: bool| {
+        let settings = TraceSettings {
+            trace_ratio: Some(ratio),
+            trace_keep_failed: false,
+            trace_slow_ms: 0,
+            ..TraceSettings::default()
+        };
+        let store = MemoryStore::new(MemoryLimits::default());
+        let service = Pipeline::start(&settings, Some(store)).unwrap().service("core");
+        let mut headers = HeaderMap::new();
+        headers.insert(header.0, HeaderValue::from_static(header.1));
+        let mut asked = HttpRequest::new(&Method::GET, Some("/a"));
+        asked.unwatched = unwatched;
+        let request = service.server(&headers, &asked);
+        let direct = request.child("direct");
+        let found = {
+            let _current = request.enter();
+            Span::current().child("found")
+        };
+        let recording = [&request, &direct, &found].map(Span::is_recording);
+        assert_eq!(recording, [recording[0]; 3]);
+        assert_eq!(direct.trace_id(), request.trace_id());
+        assert_eq!(found.trace_id(), request.trace_id());
+        recording[0]
+    };
+    let deferred = ("b3", "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7");
+    assert!(sampled_of(1.0, deferred, false));
+    assert!(!sampled_of(0.0, deferred, false));
+    assert!(sampled_of(0.0, ("b3", "1"), false));
+    assert!(!sampled_of(1.0, ("b3", "0"), false));
+    assert!(!sampled_of(1.0, ("accept", "*/*"), true));
+    assert!(sampled_of(1.0, ("accept", "*/*"), false));
 }
 
 #[test]
@@ -77,7 +119,7 @@ async fn a_services_background_tasks_know_whose_they_are() {
     let (seen, see) = tokio::sync::oneshot::channel();
     tasks.spawn("asks", async move {
         // As code does that knows OpenTelemetry's API alone.
-        let whose = Context::map_current(|context| context.get::<Origin>().map(|o| o.service));
+        let whose = Context::map_current(|context| Origin::of(context).map(|o| o.service));
         seen.send(whose).unwrap();
         stop.begun().await;
     });

@@ -141,6 +141,20 @@ async fn a_slow_request_has_what_was_noted_within_it() {
 }
 
 #[tokio::test]
+async fn a_part_that_outlives_its_request_is_exported_if_somebody_asks() {
+    let (pipeline, store) = start(all());
+    let request = unsampled(&pipeline);
+    let late = request.child("late");
+    request.set_status(200);
+    drop(request);
+    late.keep();
+    drop(late);
+    let spans = exported(&pipeline, &store).await;
+    let [late] = &spans[..] else { panic!("{spans:#?}") };
+    assert_eq!((late.name.as_deref(), &*late.tags["tourin.kept_for"]), (Some("late"), "kept"));
+}
+
+#[tokio::test]
 async fn a_part_that_outlives_its_request_is_let_go() {
     let (pipeline, store) = start(all());
     let request = unsampled(&pipeline);
