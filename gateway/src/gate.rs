@@ -10,6 +10,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use tokio::sync::watch;
 use tourin_chassis::identity::IdentitySigner;
 
 use crate::answers::Answer;
@@ -66,6 +67,8 @@ pub struct Gate {
     pub limits: RequestLimits,
     /// Whether token keys are there.
     pub keys: Arc<crate::auth::keys::KeyStore>,
+    /// Whether the registry is in reach.
+    pub registry: watch::Receiver<bool>,
     /// Whether everything has been there at once, which it must before the first client comes.
     pub was_ready: AtomicBool,
 }
@@ -240,7 +243,14 @@ impl Gate {
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "unready")
         };
-        (status, serde_json::json!({"status": word, "unready": unready}))
+        let mut report = serde_json::json!({"status": word, "unready": unready});
+        if !*self.registry.borrow() {
+            // As a service's own report has it: it goes on with what it knows.
+            report["missed"] = serde_json::json!({
+                "registry": "it is out of reach; what it said last holds",
+            });
+        }
+        (status, report)
     }
 }
 

@@ -318,6 +318,7 @@ fn start_gate(
         cache_entries: settings.token_cache_entries,
     };
     Ok(Arc::new(Gate {
+        registry: directory.connected(),
         was_ready: AtomicBool::new(false),
         routes,
         authenticator: Authenticator {

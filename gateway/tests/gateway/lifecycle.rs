@@ -50,6 +50,21 @@ async fn a_start_that_cannot_be_says_why() {
 }
 
 #[tokio::test]
+async fn a_gateway_serves_without_the_registry_and_says_that_it_is_missed() {
+    let (mesh, _core, gateway) = Mesh::complete().await;
+    let ready = gateway.get("/readyz").await;
+    assert_eq!(ready.body["missed"], serde_json::Value::Null, "{ready:?}");
+    mesh.registry_stop.begin();
+    eventually("the registry is missed", || async {
+        gateway.get("/readyz").await.body["missed"]["registry"].is_string()
+    })
+    .await;
+    let ready = gateway.get("/readyz").await;
+    assert_eq!((ready.status, &ready.body["status"]), (200, &"ready".into()));
+    assert_eq!(gateway.get("/api/users").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_gateway_is_in_the_registry_while_it_runs() {
     let (mesh, _core, mut gateway) = Mesh::complete().await;
     let registered = || async {

@@ -111,7 +111,7 @@ impl ReplicaKeeper {
     }
 
     /// A replica that was whole before serves what it has at once; the resync makes it newer. One that
-    /// has some spots only, as while another instance fills it, would deny that the others exist.
+    /// has some spots only, as while another instance fills it, does not know of the others.
     /// Returns whether it could be looked into.
     async fn accept_what_is_there(&self, failures: u32) -> bool {
         match self.spots.is_whole().await {
@@ -143,8 +143,10 @@ impl ReplicaKeeper {
         let resynced = if is_told(failures + 1) {
             let span = self.service.work("resync of spots");
             let resynced = span.run(self.resync.run()).await;
-            if resynced.is_err() {
-                span.set_error("resync");
+            match &resynced {
+                Ok(_) => {}
+                Err(PortError::Unavailable(_)) => span.set_error("unavailable"),
+                Err(PortError::Failed(_)) => span.set_error("failed"),
             }
             resynced?
         } else {

@@ -39,12 +39,15 @@ pub struct Mesh {
     pub secret: Secret,
     pub registry_url: String,
     pub registry: RegistryClient,
+    /// Ends the registry, and nothing else.
+    pub registry_stop: Shutdown,
     pub stop: Shutdown,
 }
 
 impl Drop for Mesh {
     fn drop(&mut self) {
         self.stop.begin();
+        self.registry_stop.begin();
     }
 }
 
@@ -56,11 +59,13 @@ impl Mesh {
             tourin_registry::Settings::new("127.0.0.1:0".parse().unwrap(), secret.clone());
         let registry = Registry::build(settings).await.unwrap();
         let registry_url = format!("http://{}", registry.addr());
-        tokio::spawn(registry.run_until_stopped(stop.clone()));
+        let registry_stop = Shutdown::new();
+        tokio::spawn(registry.run_until_stopped(registry_stop.clone()));
         Self {
             registry: RegistryClient::new(&registry_url, secret.expose()).unwrap(),
             secret,
             registry_url,
+            registry_stop,
             stop,
         }
     }

@@ -56,7 +56,7 @@ pub(super) async fn observe(
     {
         let _current = span.enter();
         let request_id = request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-");
-        if internal {
+        if internal && status < 500 {
             tracing::debug!(%method, route, status, duration_us, request_id, "answered");
         } else {
             tracing::info!(%method, route, status, duration_us, request_id, "answered");

@@ -16,3 +16,4 @@ mod contract;
 
 pub(crate) use self::engine::DATABASE_FILE;
 pub use self::engine::Store;
+pub(crate) use self::errors::of_engine;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use reqwest::Method;
 use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
@@ -69,8 +69,9 @@ impl CoreClient {
     ) -> anyhow::Result<T> {
         let (core, call) = self.call(path)?;
         let result = call.run(self.ask(&core, path, query, &call)).await;
-        if result.is_err() {
-            call.set_error("no_answer");
+        if let Err(error) = &result {
+            let answered = error.downcast_ref().and_then(reqwest::Error::status);
+            call.set_error(answered.as_ref().map_or("no_answer", StatusCode::as_str));
         }
         result
     }
