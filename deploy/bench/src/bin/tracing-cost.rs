@@ -3,11 +3,11 @@
 //! not answer. Run it by `deploy/bench.sh tracing`.
 //!
 //! Each case is a gateway process of its own, all in one mesh. They are loaded one after the other,
-//! in another order each round; what counts is the ratio to the mean of both `off` of the same round,
-//! and how far those two are apart says how much of a ratio is the machine's. A round is short, so
-//! that what else the machine does meets all cases of it alike, and there are many. Where a process
-//! lies in memory makes it faster or slower by a few percent for as long as it lives, so that each
-//! set of rounds has processes of its own.
+//! in another order each round. Where a process lies in memory makes it faster or slower by a few
+//! percent for as long as it lives, so that each set of rounds has processes of its own. What else
+//! the machine does only ever makes a round dearer: of a set's rounds the quieter quarter counts (the
+//! first quartile). What is told is the ratio to the mean of both `off` of the same set, and how far
+//! those two are apart says how much of a ratio is the machine's.
 
 #[path = "tracing_cost/gateway.rs"]
 mod gateway;
@@ -36,13 +36,13 @@ struct Settings {
     #[arg(long, value_name = "FILE")]
     gateway: PathBuf,
     /// Sets of rounds, each with new processes
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 12)]
     sets: usize,
     /// Rounds in a set
-    #[arg(long, value_name = "N", default_value_t = 40)]
+    #[arg(long, value_name = "N", default_value_t = 32)]
     rounds: usize,
     /// Milliseconds of load on each gateway in a round
-    #[arg(long, value_name = "MS", default_value_t = 100)]
+    #[arg(long, value_name = "MS", default_value_t = 60)]
     load_ms: u64,
     /// Connections that ask at once
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -52,13 +52,22 @@ struct Settings {
     gateway_log: String,
 }
 
-/// One case's figures of every round.
+/// One case's figures of every set, and of the rounds of one.
 #[derive(Debug, Default)]
 struct Figures {
     cpu_us: Vec<f64>,
     /// Of which by the thread that exports.
     export_us: Vec<f64>,
     per_second: Vec<f64>,
+}
+
+impl Figures {
+    /// Takes in a set by its quieter rounds.
+    fn add(&mut self, set: &mut Self) {
+        self.cpu_us.push(quantile(&mut set.cpu_us, 0.25));
+        self.export_us.push(quantile(&mut set.export_us, 0.5));
+        self.per_second.push(quantile(&mut set.per_second, 0.75));
+    }
 }
 
 const CASES: [Case; 9] = [
@@ -121,6 +130,7 @@ async fn measure(
     for gateway in &gateways {
         load::run(gateway.addr, settings.connections, Duration::from_millis(500)).await?;
     }
+    let mut set: Vec<Figures> = CASES.iter().map(|_| Figures::default()).collect();
     for _ in 0..settings.rounds {
         let mut order: Vec<usize> = (0..CASES.len()).collect();
         order.shuffle(&mut rand::rng());
@@ -132,11 +142,14 @@ async fn measure(
             let per_request = |from: Duration, to: Duration| {
                 to.saturating_sub(from).as_secs_f64() * 1e6 / answered as f64
             };
-            let figures = &mut figures[index];
+            let figures = &mut set[index];
             figures.cpu_us.push(per_request(before.all, after.all));
             figures.export_us.push(per_request(before.export, after.export));
             figures.per_second.push(answered as f64 / load.as_secs_f64());
         }
+    }
+    for (figures, set) in figures.iter_mut().zip(&mut set) {
+        figures.add(set);
     }
     for (gateway, counts) in gateways.iter().zip(counts) {
         let of_process = gateway.span_counts().await?;
@@ -146,7 +159,7 @@ async fn measure(
     Ok(())
 }
 
-/// What it is without tracing, by round.
+/// What it is without tracing, by set.
 fn off(figures: &[Figures], of: impl Fn(&Figures) -> &Vec<f64>) -> Vec<f64> {
     let [one, other] = OFF.map(|case| of(&figures[case]));
     one.iter().zip(other).map(|(one, other)| f64::midpoint(*one, *other)).collect()
@@ -156,16 +169,21 @@ fn ratios(of: &[f64], to: &[f64]) -> Vec<f64> {
     of.iter().zip(to).map(|(of, to)| of / to).collect()
 }
 
-fn median(values: &mut [f64]) -> f64 {
+fn quantile(values: &mut [f64], part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    // A rank: never negative, never above the last.
+    values[((values.len() - 1) as f64 * part).round() as usize]
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    quantile(values, 0.5)
 }
 
 fn report(settings: &Settings, figures: &[Figures], counts: &[SpanCounts]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{} sets of {} rounds of {} ms, {} connections, one gateway thread; medians, ratios to the mean of both off of the same round [10th to 90th percentile]",
+        "{} sets of {} rounds of {} ms, {} connections, one gateway thread; medians of sets of which the quieter quarter counts, ratios to the mean of both off of the same set [10th to 90th percentile]",
         settings.sets, settings.rounds, settings.load_ms, settings.connections
     )?;
     writeln!(
@@ -177,8 +195,8 @@ fn report(settings: &Settings, figures: &[Figures], counts: &[SpanCounts]) -> an
         let spread = |of: &[f64], to: &[f64]| {
             let mut ratios = ratios(of, to);
             let middle = median(&mut ratios);
-            let (low, high) = (ratios.len() / 10, ratios.len() - 1 - ratios.len() / 10);
-            format!("{middle:.3} [{:.3} to {:.3}]", ratios[low], ratios[high])
+            let (low, high) = (quantile(&mut ratios, 0.1), quantile(&mut ratios, 0.9));
+            format!("{middle:.3} [{low:.3} to {high:.3}]")
         };
         writeln!(
             out,
