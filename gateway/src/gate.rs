@@ -12,6 +12,7 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use tokio::sync::watch;
 use tourin_chassis::identity::IdentitySigner;
+use tourin_registry_api::OUT_OF_REACH;
 
 use crate::answers::Answer;
 use crate::auth::{Authenticator, Credentials};
@@ -246,9 +247,7 @@ impl Gate {
         let mut report = serde_json::json!({"status": word, "unready": unready});
         if !*self.registry.borrow() {
             // As a service's own report has it: it goes on with what it knows.
-            report["missed"] = serde_json::json!({
-                "registry": "it is out of reach; what it said last holds",
-            });
+            report["missed"] = serde_json::json!({"registry": OUT_OF_REACH});
         }
         (status, report)
     }

@@ -16,6 +16,7 @@ pub mod config;
 pub mod connection;
 pub mod context;
 pub mod descriptors;
+pub mod failures;
 pub mod gate;
 pub mod headers;
 pub mod limits;

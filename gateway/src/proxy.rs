@@ -23,13 +23,13 @@ use tourin_chassis::identity::SESSION_ENDED_HEADER;
 use tourin_chassis::telemetry::{Service, method_name};
 
 use crate::answers::Answer;
-use crate::attempt::{Attempt, is_connect_failure};
+use crate::attempt::Attempt;
 use crate::connection::Connection;
 use crate::context::RequestContext;
 use crate::gate::Gate;
 use crate::mesh_client::CORE;
 use crate::metrics::GatewayMetrics;
-use crate::{headers, origin};
+use crate::{failures, headers, origin};
 
 /// An error of ours; the answer to give is in the request's context.
 const VERDICT: ErrorType = ErrorType::Custom("verdict");
@@ -104,57 +104,6 @@ impl Proxy {
             session.write_response_body(Some(body), true).await?;
         }
         Ok(())
-    }
-
-    fn answer_to(error: &Error, ctx: &mut RequestContext) -> Option<Answer> {
-        if let Some(verdict) = ctx.verdict.take() {
-            return Some(verdict);
-        }
-        match (error.esource(), error.etype()) {
-            (ErrorSource::Downstream, kind) => clients_fault(kind),
-            (_, kind) if is_connect_failure(kind) => {
-                Some(Answer::unavailable("no instance of the service can be reached; try again"))
-            }
-            (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-                Some(Answer::upstream_too_slow())
-            }
-            (ErrorSource::Upstream, _) => Some(Answer::bad_gateway()),
-            _ => Some(Answer::internal()),
-        }
-    }
-}
-
-/// The answer when an exchange has ended on the client's side; none for a client that has gone.
-fn ended_downstream(error: &Error, ctx: &RequestContext, body_done: bool) -> Option<Answer> {
-    if *error.esource() != ErrorSource::Downstream {
-        return None;
-    }
-    let is_overdue =
-        ctx.admitted.as_ref().is_some_and(|admitted| Instant::now() >= admitted.deadline);
-    if !is_overdue {
-        return clients_fault(error.etype());
-    }
-    // The stream has ended it, whoever it waited for: also a client that does not take its answer.
-    let is_writing = matches!(error.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
-    Some(if body_done && !is_writing {
-        Answer::upstream_too_slow()
-    } else {
-        Answer::client_too_slow()
-    })
-}
-
-/// What a client is told of an error of its own; nothing when it has gone.
-fn clients_fault(kind: &ErrorType) -> Option<Answer> {
-    match kind {
-        ErrorType::ReadTimedout => Some(Answer::client_too_slow()),
-        ErrorType::ReadError
-        | ErrorType::WriteError
-        | ErrorType::WriteTimedout
-        | ErrorType::ConnectionClosed => None,
-        _ => Some(Answer::malformed(
-            "the request's body is not valid HTTP: expected as many bytes as Content-Length says, \
-             or chunks that each begin with their length in hexadecimal digits",
-        )),
     }
 }
 
@@ -407,7 +356,8 @@ impl ProxyHttp for Proxy {
             lost && unanswered && ctx.tries < self.limits.tries && (repeatable || nothing_sent);
         error.set_retry(again);
         if ctx.verdict.is_none() {
-            ctx.verdict = ended_downstream(&error, ctx, session.is_body_done());
+            let deadline = ctx.admitted.as_ref().map(|admitted| admitted.deadline);
+            ctx.verdict = failures::ended_downstream(&error, deadline, session.is_body_done());
         }
         ctx.attempt_failed(&error, again);
         let _current = ctx.span.enter();
@@ -432,7 +382,7 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         session.set_keepalive(None);
         let begun = session.response_written().is_some_and(|head| !head.status.is_informational());
-        let answer = Self::answer_to(error, ctx);
+        let answer = ctx.verdict.take().or_else(|| failures::answer(error));
         if let Some(answer) = &answer
             && answer.status == StatusCode::INTERNAL_SERVER_ERROR
         {

@@ -63,7 +63,7 @@ pub(crate) fn assemble(
         bookmarks: Bookmarks::new(store.bookmarks(), clock()),
         reviews: Reviews::new(store.reviews(), clock()),
         views: Views::new(store.views(), clock()),
-        feed: Feed::new(store.outbox(), store.wake(), stopping.token()),
+        feed: Arc::new(Feed::new(store.outbox(), store.wake(), stopping.token())),
     };
     Ok(AppState {
         accounts: Arc::new(accounts),

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::health::Dependency;
 use tourin_chassis::telemetry::Service;
-use tourin_registry_api::Directory;
+use tourin_registry_api::{Directory, OUT_OF_REACH};
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::feed::FeedStats;
 
@@ -143,10 +143,8 @@ impl ReplicaKeeper {
         let resynced = if is_told(failures + 1) {
             let span = self.service.work("resync of spots");
             let resynced = span.run(self.resync.run()).await;
-            match &resynced {
-                Ok(_) => {}
-                Err(PortError::Unavailable(_)) => span.set_error("unavailable"),
-                Err(PortError::Failed(_)) => span.set_error("failed"),
+            if let Err(error) = &resynced {
+                span.set_error(error.class());
             }
             resynced?
         } else {
@@ -199,7 +197,7 @@ pub(crate) async fn watch_registry(
             if *connected.borrow_and_update() {
                 registry.set_ready();
             } else {
-                registry.set_unready("it is out of reach; what it said last holds");
+                registry.set_unready(OUT_OF_REACH);
             }
             if connected.changed().await.is_err() {
                 return std::future::pending().await;

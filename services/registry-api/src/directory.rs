@@ -19,6 +19,9 @@ use crate::instance::{Instance, Status};
 use crate::membership::Membership;
 use follower::Follower;
 
+/// What a report says of a registry that is away.
+pub const OUT_OF_REACH: &str = "it is out of reach; what it said last holds";
+
 /// Bounds of a [`Directory`].
 #[derive(Clone, Copy, Debug)]
 pub struct DirectorySettings {
@@ -142,8 +145,8 @@ impl Directory {
         self.shared.changed.subscribe()
     }
 
-    /// Whether the watch is open, and every change of that. For reports only: what is known is
-    /// served either way.
+    /// Whether the watch is open, and every change of that. For reports only, which say
+    /// [`OUT_OF_REACH`] where it is not: what is known is served either way.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.shared.connected.subscribe()
     }

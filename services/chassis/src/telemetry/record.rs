@@ -162,27 +162,6 @@ impl Facts {
     fn details(&mut self) -> &mut Details {
         self.details.get_or_insert_default()
     }
-
-    fn finished<'a>(&'a self, of: &'a Recorded) -> Finished<'a> {
-        let details = self.details.as_deref();
-        let name = details.and_then(|details| details.name.as_deref());
-        let mut span = Finished::new(Frame {
-            context: &of.context,
-            parent: of.parent,
-            kind: &self.kind,
-            name: name.map_or_else(|| self.subject.name(), Cow::Borrowed),
-            start: self.started,
-            end: self.ended.unwrap_or(self.started),
-            events: details.map_or(&[], |details| &details.events),
-            status: details.map_or(&Status::Unset, |details| &details.status),
-        });
-        span.service = Some(Cow::Borrowed(of.service));
-        span.local = of.local;
-        self.subject.describe(&mut span);
-        span.number(names::HTTP_STATUS, self.answered.map(i64::from));
-        span.attributes(details.map_or(&[], |details| &details.attributes));
-        span
-    }
 }
 
 /// A span on its way out. It holds nothing by which others come after it: the way ends with whoever
@@ -199,7 +178,25 @@ pub(super) struct Recorded {
 impl Recorded {
     /// As exporters read it.
     pub fn finished(&self) -> Finished<'_> {
-        self.facts.finished(self)
+        let facts = &self.facts;
+        let details = facts.details.as_deref();
+        let name = details.and_then(|details| details.name.as_deref());
+        let mut span = Finished::new(Frame {
+            context: &self.context,
+            parent: self.parent,
+            kind: &facts.kind,
+            name: name.map_or_else(|| facts.subject.name(), Cow::Borrowed),
+            start: facts.started,
+            end: facts.ended.unwrap_or(facts.started),
+            events: details.map_or(&[], |details| &details.events),
+            status: details.map_or(&Status::Unset, |details| &details.status),
+        });
+        span.service = Some(Cow::Borrowed(self.service));
+        span.local = self.local;
+        facts.subject.describe(&mut span);
+        span.number(names::HTTP_STATUS, facts.answered.map(i64::from));
+        span.attributes(details.map_or(&[], |details| &details.attributes));
+        span
     }
 }
 

@@ -1,11 +1,27 @@
 //! The use cases of spots, bookmarks, reviews and views, assembled.
 
-use tourin_shared_events::outbox::Feed;
+use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
+use tourin_shared_events::outbox::FeedPage;
+
+use super::StoreError;
 use super::bookmarks::Bookmarks;
 use super::reviews::Reviews;
 use super::spots::Spots;
 use super::views::Views;
+
+/// The events in the order in which they were committed, for whoever follows them.
+#[async_trait]
+pub trait EventLog: Send + Sync {
+    /// At most `limit` of those above `after`. When there are none, waits up to `wait` for some, and
+    /// may still give an empty page.
+    ///
+    /// # Errors
+    /// When the store fails.
+    async fn page(&self, after: u64, limit: u32, wait: Duration) -> Result<FeedPage, StoreError>;
+}
 
 /// What the handlers of spots, bookmarks and reviews need; cheap to clone.
 #[derive(Clone)]
@@ -19,5 +35,5 @@ pub struct Content {
     /// Noting who looked at what. Its owner runs [`Views::run`] until after the last request.
     pub views: Views,
     /// The events for services in other processes.
-    pub feed: Feed,
+    pub feed: Arc<dyn EventLog>,
 }

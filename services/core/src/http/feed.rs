@@ -11,7 +11,6 @@ use tourin_shared_events::outbox::{FeedPage, MAX_PAGE_EVENTS};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::AppState;
-use crate::store::of_engine;
 
 /// The longest that a follower is kept waiting, in milliseconds.
 const MAX_WAIT_MS: u64 = 25_000;
@@ -30,6 +29,6 @@ async fn follow(
     let wait_ms = params.one::<u64>("wait_ms")?.unwrap_or(0).min(MAX_WAIT_MS);
     // No sequence number is above what the store counts with.
     let after = after.min(i64::MAX as u64);
-    let page = state.content.feed.page(after, limit, Duration::from_millis(wait_ms)).await;
-    Ok(Json(page.map_err(of_engine)?))
+    let page = state.content.feed.page(after, limit, Duration::from_millis(wait_ms)).await?;
+    Ok(Json(page))
 }

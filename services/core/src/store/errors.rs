@@ -29,7 +29,7 @@ fn is_unreachable(error: &sqlx::Error) -> bool {
 }
 
 /// From an adapter of shared-events, which wraps the engine's errors.
-pub(crate) fn of_engine(error: anyhow::Error) -> StoreError {
+pub(super) fn of_engine(error: anyhow::Error) -> StoreError {
     match error.downcast::<sqlx::Error>() {
         Ok(error) => error.into(),
         // The change is refused, for it could not be told of; the caller may come again.

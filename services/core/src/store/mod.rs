@@ -2,6 +2,7 @@
 
 mod engine;
 mod errors;
+mod feed;
 pub mod key_files;
 pub mod mysql;
 pub mod redis;
@@ -16,4 +17,3 @@ mod contract;
 
 pub(crate) use self::engine::DATABASE_FILE;
 pub use self::engine::Store;
-pub(crate) use self::errors::of_engine;

@@ -29,6 +29,14 @@ impl PortError {
         Self::Unavailable(Arc::new(cause.into()))
     }
 
+    /// Its class in a fixed word, for traces.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Failed(_) => "failed",
+        }
+    }
+
     /// A failure with its cause.
     pub fn failed(cause: impl Into<anyhow::Error>) -> Self {
         Self::Failed(Arc::new(cause.into()))

@@ -51,11 +51,7 @@ impl<S: ?Sized> Traced<S> {
         on: &'static str,
         run: impl Future<Output = Result<T, PortError>>,
     ) -> Result<T, PortError> {
-        let class = |error: &PortError| match error {
-            PortError::Unavailable(_) => "unavailable",
-            PortError::Failed(_) => "failed",
-        };
-        let answer = db_call(DbCall::new(self.engine, operation, on), class, run).await;
+        let answer = db_call(DbCall::new(self.engine, operation, on), PortError::class, run).await;
         if let Err(PortError::Unavailable(cause)) = &answer
             && let Some(BreakerOpen(server)) = cause.downcast_ref()
         {

@@ -7,6 +7,11 @@ use serde_json::json;
 use crate::corner::FRESH;
 use crate::world::{Member, World, eventually, ids};
 
+/// A mesh whose recommendation has every spot.
+async fn filled() -> World {
+    World::start().await.filled().await
+}
+
 async fn trend(world: &World, member: &Member, k: usize) -> Vec<String> {
     ids(&world.get_as(member, &format!("/api/recommendations/trend?k={k}")).await.expect(200))
 }
@@ -32,7 +37,7 @@ async fn trend_begins_with(world: &World, member: &Member, expected: &[&String])
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_shows_in_the_trend_within_a_second() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let member = world.member("traveller1").await;
     let spots = world.spots(2).await;
     // A mesh that has just started is still opening its queues.
@@ -46,7 +51,7 @@ async fn a_view_shows_in_the_trend_within_a_second() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bookmark_weighs_two_views_and_counts_once_an_hour() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let one = world.member("traveller1").await;
     let two = world.member("traveller2").await;
     let spots = world.spots(2).await;
@@ -60,7 +65,7 @@ async fn a_bookmark_weighs_two_views_and_counts_once_an_hour() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_anonymous_view_counts_too() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let member = world.member("traveller1").await;
     let spot = world.spots(1).await.remove(0);
     world.get(&format!("/api/tour-spots/{spot}")).await.expect(200);
@@ -69,7 +74,7 @@ async fn an_anonymous_view_counts_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recommendations_need_a_session_and_a_k_that_is_one() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let member = world.member("traveller1").await;
     for path in ["/api/recommendations/trend", "/api/recommendations/personalized"] {
         world.get(path).await.expect_error(401);
@@ -83,7 +88,7 @@ async fn recommendations_need_a_session_and_a_k_that_is_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_bookmark_already_changes_what_a_member_sees() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let other = world.member("traveller1").await;
     let newcomer = world.member("traveller2").await;
     let popular = world.spots(3).await;
@@ -112,7 +117,7 @@ async fn the_first_bookmark_already_changes_what_a_member_sees() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_shown_what_they_know() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let member = world.member("traveller1").await;
     let known = world.spots(12).await;
     for spot in &known {
@@ -131,7 +136,7 @@ async fn nobody_is_shown_what_they_know() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_with_a_like_taste_lead_to_each_others_spots() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let spots = world.spots(40).await;
     let (shared, wanted) = (&spots[3], &spots[37]);
     for number in 1..=3 {
@@ -152,7 +157,7 @@ async fn members_with_a_like_taste_lead_to_each_others_spots() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn anybody_finds_spots_like_one() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let palace = world.spot("경복궁").await;
     let answer = world.get(&format!("/api/tour-spots/{palace}/similar")).await.expect(200);
     let similar = ids(&answer);
@@ -187,7 +192,7 @@ async fn three_replicas_answer_and_count_each_event_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_listens_to_holds_nothing_up() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let member = world.member("traveller1").await;
     let spots = world.spots(2).await;
     // The trend does not follow reviews, and the member's next events must pass all the same.
@@ -202,7 +207,7 @@ async fn what_nobody_listens_to_holds_nothing_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_member_is_forgotten() {
-    let world = World::start().await.filled().await;
+    let world = filled().await;
     let spots = world.spots(40).await;
     let (shared, theirs) = (&spots[3], &spots[37]);
     let leaver = world.member("leaving01").await;

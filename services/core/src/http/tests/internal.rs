@@ -41,6 +41,15 @@ async fn the_feed_is_read_from_a_place_on() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_away_is_no_fault_of_the_feeds() {
+    let core = with_spots().await;
+    core.store.close().await;
+    let answer = core.call("GET", "/internal/events", Some(&service()), None).await;
+    refused(&answer, 503, "unavailable", "the store cannot be reached");
+    assert_eq!(answer.header("retry-after"), "1");
+}
+
+#[tokio::test]
 async fn a_waiting_follower_is_woken_by_a_commit_and_by_the_stop() {
     let core = with_spots().await;
     let (_, hana) = core.member("hana12345").await;

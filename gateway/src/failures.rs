@@ -1,0 +1,60 @@
+//! What a client is told when an exchange has failed, by the error that Pingora has for it.
+
+use std::time::Instant;
+
+use pingora::{Error, ErrorSource, ErrorType};
+
+use crate::answers::Answer;
+use crate::attempt::is_connect_failure;
+
+/// The answer to an error that nobody has passed judgement on yet; none for a client that has gone.
+pub fn answer(error: &Error) -> Option<Answer> {
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, kind) => clients_fault(kind),
+        (_, kind) if is_connect_failure(kind) => {
+            Some(Answer::unavailable("no instance of the service can be reached; try again"))
+        }
+        (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+            Some(Answer::upstream_too_slow())
+        }
+        (ErrorSource::Upstream, _) => Some(Answer::bad_gateway()),
+        _ => Some(Answer::internal()),
+    }
+}
+
+/// The answer when an exchange has ended on the client's side; none for a client that has gone.
+/// `deadline` is when the exchange must be over, `body_done` whether the request has been read whole.
+pub fn ended_downstream(
+    error: &Error,
+    deadline: Option<Instant>,
+    body_done: bool,
+) -> Option<Answer> {
+    if *error.esource() != ErrorSource::Downstream {
+        return None;
+    }
+    if deadline.is_none_or(|deadline| Instant::now() < deadline) {
+        return clients_fault(error.etype());
+    }
+    // The stream has ended it, whoever it waited for: also a client that does not take its answer.
+    let is_writing = matches!(error.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
+    Some(if body_done && !is_writing {
+        Answer::upstream_too_slow()
+    } else {
+        Answer::client_too_slow()
+    })
+}
+
+/// What a client is told of an error of its own; nothing when it has gone.
+fn clients_fault(kind: &ErrorType) -> Option<Answer> {
+    match kind {
+        ErrorType::ReadTimedout => Some(Answer::client_too_slow()),
+        ErrorType::ReadError
+        | ErrorType::WriteError
+        | ErrorType::WriteTimedout
+        | ErrorType::ConnectionClosed => None,
+        _ => Some(Answer::malformed(
+            "the request's body is not valid HTTP: expected as many bytes as Content-Length says, \
+             or chunks that each begin with their length in hexadecimal digits",
+        )),
+    }
+}
