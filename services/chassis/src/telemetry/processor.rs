@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use super::export::Outlet;
 use super::finished::Finished;
 use super::names;
-use super::record::{Live, Recorded};
+use super::record::Record;
 use super::span::Origin;
 
 const SHARDS: usize = 64;
@@ -84,42 +84,35 @@ pub(super) struct Ending<'a> {
     pub end: SystemTime,
 }
 
-/// A span on its way out: our own, or of code that knows OpenTelemetry's API alone.
-#[derive(Debug)]
+/// A span that has ended, our own or of code that knows OpenTelemetry's API alone. One of our own holds,
+/// by its origin, the processor that may keep it back and the queues in which it waits: a circle that
+/// lasts until its part of the trace ends, and the worker takes it out.
+#[derive(Debug, Clone)]
 pub(super) enum Ended {
-    Recorded(Box<Recorded>),
-    Foreign(Box<SpanData>),
+    Own(Arc<Record>),
+    Foreign(Arc<SpanData>),
 }
 
 impl Ended {
-    /// As exporters read it.
-    pub fn finished(&self) -> Finished<'_> {
+    /// Has `reader` read it as exporters do. One of our own is locked meanwhile: `reader` neither waits
+    /// nor asks it anything.
+    pub fn read<R>(&self, reader: impl FnOnce(&Finished<'_>) -> R) -> R {
         match self {
-            Self::Recorded(recorded) => recorded.finished(),
-            Self::Foreign(data) => Finished::of_foreign(data),
+            Self::Own(record) => record.read(reader),
+            Self::Foreign(data) => reader(&Finished::of_foreign(data)),
         }
     }
-}
 
-/// A span that is kept back, until its part of the trace has ended. Until then one of our own holds the
-/// processor in which it lies.
-#[derive(Debug)]
-pub(super) enum Pending {
-    Recorded(Arc<Live>),
-    Foreign(Box<SpanData>),
-}
-
-impl Pending {
     fn id(&self) -> SpanId {
         match self {
-            Self::Recorded(live) => live.context.span_id(),
+            Self::Own(record) => record.context.span_id(),
             Self::Foreign(data) => data.span_context.span_id(),
         }
     }
 
     fn parent(&self) -> SpanId {
         match self {
-            Self::Recorded(live) => live.parent,
+            Self::Own(record) => record.parent,
             Self::Foreign(data) => data.parent_span_id,
         }
     }
@@ -172,7 +165,7 @@ impl Reason {
 
 /// Most requests of the gateway have one call, and some of a service have two. A request itself comes
 /// last, when it is exported.
-type Spans = SmallVec<[Pending; 2]>;
+type Spans = SmallVec<[Ended; 2]>;
 
 /// This process's part of an unsampled trace.
 #[derive(Debug)]
@@ -187,7 +180,7 @@ struct KeptBack {
 
 impl KeptBack {
     /// Keeps one more back.
-    fn add(&mut self, span: Pending, let_go: &AtomicU64) {
+    fn add(&mut self, span: Ended, let_go: &AtomicU64) {
         if self.spans.len() < MAX_SPANS_PER_TRACE {
             self.spans.push(span);
         } else {
@@ -229,23 +222,11 @@ impl Processor {
     }
 
     pub fn queue(&self, span: Ended) {
-        let span = Arc::new(span);
-        for outlet in &self.outlets {
-            outlet.offer(&span);
+        let Some((last, others)) = self.outlets.split_last() else { return };
+        for outlet in others {
+            outlet.offer(|| span.clone());
         }
-    }
-
-    fn queue_kept_back(&self, spans: Spans) {
-        for span in spans {
-            match span {
-                Pending::Recorded(live) => {
-                    if let Some(recorded) = live.take() {
-                        self.queue(Ended::Recorded(Box::new(recorded)));
-                    }
-                }
-                Pending::Foreign(data) => self.queue(Ended::Foreign(data)),
-            }
-        }
+        last.offer(|| span);
     }
 
     /// This process's part of an unsampled trace begins, or another service's in this process.
@@ -262,13 +243,13 @@ impl Processor {
 
     /// Takes an unsampled span that has ended: kept back, let go, or queued with all that was kept
     /// back for it.
-    pub fn settle(&self, ended: Unsampled, span: impl FnOnce() -> Pending) {
+    pub fn settle(&self, ended: Unsampled, span: impl FnOnce() -> Ended) {
         let mut shard = self.shard(ended.trace);
         let Some(at) = shard.iter().position(|part| part.trace == ended.trace) else {
             drop(shard);
             // Outlived the request that started it, or was over the bound.
             if ended.verdict == Verdict::Keep(Reason::Wanted) {
-                self.queue_kept_back(Spans::from_iter([span()]));
+                self.queue(span());
             }
             return;
         };
@@ -281,7 +262,7 @@ impl Processor {
             part.add(span(), &self.let_go);
         } else {
             let part = shard.swap_remove(at);
-            // What is let go is freed while nobody waits for the shard.
+            // What a whole part lets go is freed while nobody waits for the shard.
             drop(shard);
             drop(part);
         }
@@ -294,7 +275,7 @@ impl Processor {
         mut shard: MutexGuard<'_, Parts>,
         at: usize,
         ended: Unsampled,
-        span: Pending,
+        span: Ended,
     ) {
         let part = &mut shard[at];
         let says_nothing = ended.verdict == Verdict::SaysNothing;
@@ -303,7 +284,7 @@ impl Processor {
             // Another part of the trace may be kept.
             part.forget_below(ended.id);
         }
-        // What is let go is freed while nobody waits for the shard.
+        // What a whole part lets go is freed while nobody waits for the shard.
         let (mut out, mut gone) = (Spans::new(), None);
         if part.entries > 0 {
             if !says_nothing {
@@ -327,13 +308,15 @@ impl Processor {
         }
         drop(shard);
         drop(gone);
-        self.queue_kept_back(out);
+        for span in out {
+            self.queue(span);
+        }
     }
 
     /// A span of code that knows OpenTelemetry's API alone has ended.
     fn ended(&self, mut span: SpanData) {
         if span.span_context.is_sampled() {
-            return self.queue(Ended::Foreign(Box::new(span)));
+            return self.queue(Ended::Foreign(Arc::new(span)));
         }
         let says = |name| span.attributes.iter().any(|pair| pair.key.as_str() == name);
         let is_entry = span.parent_span_id == SpanId::INVALID || span.parent_span_is_remote;
@@ -354,8 +337,7 @@ impl Processor {
             is_entry,
             verdict,
         };
-        let span = Box::new(span);
-        self.settle(ended, || Pending::Foreign(span));
+        self.settle(ended, || Ended::Foreign(Arc::new(span)));
     }
 }
 

@@ -1,18 +1,17 @@
-//! Spans under way, as our own functions record them.
+//! Spans as our own functions record them, from their start until they are exported or let go.
 //!
-//! `opentelemetry_sdk` builds a span's name and attributes as they are set, and moves it about by
-//! value; for an unsampled request, whose spans are let go unless it failed or was slow, that was
-//! most of what tracing cost the gateway (docs/decisions/0009-zipkin-reporter.md). A [`Live`] span is
-//! one piece of memory from its start until it is let go. It keeps what was said; only what is exported
-//! is moved, once ([`Recorded`]), and read there ([`Finished`]). [`ApiSpan`] makes it a span to OpenTelemetry's API, for whoever finds it in
-//! the context.
+//! `opentelemetry_sdk` builds a span's name and attributes as they are set, and moves it about by value;
+//! for an unsampled request, whose spans are let go unless it failed or was slow, that was most of what
+//! tracing cost the gateway (docs/decisions/0009-zipkin-reporter.md). A [`Record`] stays where it is until
+//! the last that holds it is gone: a handle, a context, the processor or a queue. It keeps what was said,
+//! and is read where it lies ([`Finished`]). [`ApiSpan`] makes it a span to OpenTelemetry's API, for whoever
+//! finds it in the context.
 //!
 //! The way of a request that went well is short, and what only others need lies apart: the gateway's
 //! processor waits for instructions more than for data (docs/benchmarks.md).
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -24,7 +23,7 @@ use super::calls::Text;
 use super::codec::Above;
 use super::finished::{Finished, Frame};
 use super::names;
-use super::processor::{Ended, Ending, Pending, Processor, Unsampled, Verdict};
+use super::processor::{Ended, Ending, Processor, Unsampled, Verdict};
 use super::sampler::Sampler;
 use super::span::Origin;
 use super::subject::Subject;
@@ -91,12 +90,12 @@ impl Recorder {
         if is_entry && !context.is_sampled() {
             processor.enter(trace);
         }
-        Started::Recorded(Arc::new(Live {
+        Started::Recorded(Arc::new(Record {
             context,
             parent: span.map_or(SpanId::INVALID, SpanContext::span_id),
             is_entry,
             origin: origin.clone(),
-            facts: Mutex::new(Some(Facts {
+            facts: Mutex::new(Facts {
                 kind: start.kind.clone(),
                 subject: subject(),
                 started: start.started.unwrap_or_else(opentelemetry::time::now),
@@ -104,7 +103,7 @@ impl Recorder {
                 answered: None,
                 is_wanted: false,
                 details: None,
-            })),
+            }),
         }))
     }
 }
@@ -113,33 +112,32 @@ impl Recorder {
 pub(super) enum Started {
     /// Ids to pass on.
     Unrecorded(SpanContext),
-    Recorded(Arc<Live>),
+    Recorded(Arc<Record>),
 }
 
-/// A span that is recorded.
-pub(super) struct Live {
+/// A span, from its start.
+pub(super) struct Record {
     pub context: SpanContext,
     pub parent: SpanId,
     /// Whether its parent, if it has one, is elsewhere.
     is_entry: bool,
     pub origin: Arc<Origin>,
-    /// `None` once they are on their way out. What is let go is freed with the last handle or context.
-    facts: Mutex<Option<Facts>>,
+    facts: Mutex<Facts>,
 }
 
 /// Without its origin, whose processor holds spans itself.
-impl fmt::Debug for Live {
+impl fmt::Debug for Record {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.debug_struct("Live").field("context", &self.context).finish_non_exhaustive()
+        to.debug_struct("Record").field("context", &self.context).finish_non_exhaustive()
     }
 }
 
 /// What is known of a span.
-#[derive(Debug)]
-pub(super) struct Facts {
+struct Facts {
     kind: SpanKind,
     subject: Subject,
     started: SystemTime,
+    /// From then on nothing changes.
     ended: Option<SystemTime>,
     /// The answer's status.
     answered: Option<u16>,
@@ -149,7 +147,7 @@ pub(super) struct Facts {
     details: Option<Box<Details>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Details {
     /// In the place of its subject's.
     name: Option<Cow<'static, str>>,
@@ -164,21 +162,23 @@ impl Facts {
     }
 }
 
-/// A span on its way out. It holds nothing by which others come after it: the way ends with whoever
-/// offers spans to it.
-#[derive(Debug)]
-pub(super) struct Recorded {
-    context: SpanContext,
-    parent: SpanId,
-    service: &'static str,
-    local: Option<SocketAddr>,
-    facts: Facts,
-}
+impl Record {
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Recorded {
-    /// As exporters read it.
-    pub fn finished(&self) -> Finished<'_> {
-        let facts = &self.facts;
+    /// Tells it something, unless it has ended.
+    fn tell(&self, something: impl FnOnce(&mut Facts)) {
+        let mut facts = self.facts();
+        if facts.ended.is_none() {
+            something(&mut facts);
+        }
+    }
+
+    /// Has `reader` read it as exporters do, once it has ended. It is locked meanwhile: `reader` neither
+    /// waits nor asks it anything.
+    pub fn read<R>(&self, reader: impl FnOnce(&Finished<'_>) -> R) -> R {
+        let facts = self.facts();
         let details = facts.details.as_deref();
         let name = details.and_then(|details| details.name.as_deref());
         let mut span = Finished::new(Frame {
@@ -191,36 +191,12 @@ impl Recorded {
             events: details.map_or(&[], |details| &details.events),
             status: details.map_or(&Status::Unset, |details| &details.status),
         });
-        span.service = Some(Cow::Borrowed(self.service));
-        span.local = self.local;
+        span.service = Some(Cow::Borrowed(self.origin.service));
+        span.local = self.origin.local;
         facts.subject.describe(&mut span);
         span.number(names::HTTP_STATUS, facts.answered.map(i64::from));
         span.attributes(details.map_or(&[], |details| &details.attributes));
-        span
-    }
-}
-
-impl Live {
-    fn facts(&self) -> MutexGuard<'_, Option<Facts>> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells it something, unless it has ended.
-    fn tell(&self, something: impl FnOnce(&mut Facts)) {
-        if let Some(facts) = self.facts().as_mut().filter(|facts| facts.ended.is_none()) {
-            something(facts);
-        }
-    }
-
-    /// What is known, for export. It knows nothing after that.
-    pub fn take(&self) -> Option<Recorded> {
-        self.facts().take().map(|facts| Recorded {
-            context: self.context.clone(),
-            parent: self.parent,
-            service: self.origin.service,
-            local: self.origin.local,
-            facts,
-        })
+        reader(&span)
     }
 
     pub fn set_answered(&self, status: u16) {
@@ -263,15 +239,14 @@ impl Live {
     /// Ends it, once.
     pub fn end(self: &Arc<Self>, at: SystemTime) {
         let Some(processor) = &self.origin.recorder.processor else { return };
-        let mut known = self.facts();
-        let Some(facts) = known.as_mut().filter(|facts| facts.ended.is_none()) else { return };
+        let mut facts = self.facts();
+        if facts.ended.is_some() {
+            return;
+        }
         facts.ended = Some(at);
         if self.context.is_sampled() {
-            drop(known);
-            if let Some(recorded) = self.take() {
-                processor.queue(Ended::Recorded(Box::new(recorded)));
-            }
-            return;
+            drop(facts);
+            return processor.queue(Ended::Own(self.clone()));
         }
         let verdict = processor.keep.verdict(&Ending {
             is_entry: self.is_entry,
@@ -284,20 +259,20 @@ impl Live {
         if let Verdict::Keep(reason) = verdict {
             facts.details().attributes.push(reason.tag());
         }
-        drop(known);
+        drop(facts);
         let ended = Unsampled {
             trace: self.context.trace_id(),
             id: self.context.span_id(),
             is_entry: self.is_entry,
             verdict,
         };
-        processor.settle(ended, || Pending::Recorded(self.clone()));
+        processor.settle(ended, || Ended::Own(self.clone()));
     }
 }
 
-/// A live span to OpenTelemetry's API.
+/// A record as a span of OpenTelemetry's API.
 #[derive(Debug)]
-pub(super) struct ApiSpan(pub Arc<Live>);
+pub(super) struct ApiSpan(pub Arc<Record>);
 
 impl Span for ApiSpan {
     fn add_event_with_timestamp<T>(
@@ -316,7 +291,7 @@ impl Span for ApiSpan {
     }
 
     fn is_recording(&self) -> bool {
-        self.0.facts().as_ref().is_some_and(|facts| facts.ended.is_none())
+        self.0.facts().ended.is_none()
     }
 
     fn set_attribute(&mut self, attribute: KeyValue) {

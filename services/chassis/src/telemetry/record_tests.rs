@@ -119,6 +119,27 @@ async fn what_is_said_of_a_span_after_its_end_is_not_heard() {
     }
 }
 
+/// A span that is kept back or waits for export holds its own way out.
+#[tokio::test]
+async fn the_way_out_ends_once_nobody_uses_it_and_the_last_span_is_out() {
+    for (ratio, exported) in [(1.0, 2), (0.0, 0)] {
+        let (pipeline, store) = start(ratio);
+        let request = request(&pipeline.service("core"));
+        let trace = request.trace_id().unwrap();
+        drop(request.child("part"));
+        let processor = Arc::downgrade(pipeline.recorder.processor.as_ref().unwrap());
+        drop((request, pipeline));
+        let count = || store.trace(&trace).map_or(0, |spans| spans.len());
+        let out = async {
+            while processor.strong_count() > 0 || count() < exported {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), out).await.unwrap();
+        assert_eq!(count(), exported);
+    }
+}
+
 #[tokio::test]
 async fn what_is_kept_of_a_span_is_bounded() {
     let (pipeline, store) = start(1.0);

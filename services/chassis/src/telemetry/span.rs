@@ -19,7 +19,7 @@ use opentelemetry::{Context, ContextGuard, KeyValue};
 use super::calls::{DbCall, HttpCall, HttpRequest, Message};
 use super::codec::{Above, Caller, CallersDecision, Codec, TRACE_HEADERS, single};
 use super::names;
-use super::record::{ApiSpan, Live, Recorder, Start, Started};
+use super::record::{ApiSpan, Record, Recorder, Start, Started};
 use super::subject::Subject;
 
 /// Whose spans they are and how they are made. It travels in the context, for what is found there.
@@ -149,14 +149,14 @@ enum State {
     },
     /// Ids to pass on, perhaps those of its unrecorded parent.
     Unrecorded(SpanContext),
-    Recorded(Arc<Live>),
+    Recorded(Arc<Record>),
 }
 
 impl From<Started> for State {
     fn from(started: Started) -> Self {
         match started {
             Started::Unrecorded(ids) => Self::Unrecorded(ids),
-            Started::Recorded(live) => Self::Recorded(live),
+            Started::Recorded(record) => Self::Recorded(record),
         }
     }
 }
@@ -172,9 +172,9 @@ impl Span {
         let state = match &self.state {
             State::Found { .. } => Self::part_of(&self.base, &start, subject),
             State::Unrecorded(ids) => State::Unrecorded(ids.clone()),
-            State::Recorded(live) => {
-                let above = Above { span: Some(&live.context), decision: None };
-                Recorder::start(&live.origin, above, &start, subject).into()
+            State::Recorded(record) => {
+                let above = Above { span: Some(&record.context), decision: None };
+                Recorder::start(&record.origin, above, &start, subject).into()
             }
         };
         Self::new(self.base.clone(), state)
@@ -219,7 +219,7 @@ impl Span {
         match &self.state {
             State::Found { .. } => read(self.base.span().span_context()),
             State::Unrecorded(ids) => read(ids),
-            State::Recorded(live) => read(&live.context),
+            State::Recorded(record) => read(&record.context),
         }
     }
 
@@ -235,8 +235,8 @@ impl Span {
             State::Unrecorded(ids) => {
                 self.full.get_or_init(|| self.base.with_remote_span_context(ids.clone()))
             }
-            State::Recorded(live) => {
-                self.full.get_or_init(|| self.base.with_span(ApiSpan(live.clone())))
+            State::Recorded(record) => {
+                self.full.get_or_init(|| self.base.with_span(ApiSpan(record.clone())))
             }
         }
     }
@@ -275,7 +275,7 @@ impl Span {
 
     fn put(&self, attribute: impl FnOnce() -> KeyValue) {
         match &self.state {
-            State::Recorded(live) => live.set_attribute(attribute()),
+            State::Recorded(record) => record.set_attribute(attribute()),
             State::Found { recording: true } => self.base.span().set_attribute(attribute()),
             State::Found { recording: false } | State::Unrecorded(_) => {}
         }
@@ -286,7 +286,7 @@ impl Span {
     /// [`Span::set_error`].
     pub fn set_status(&self, status: u16) {
         match &self.state {
-            State::Recorded(live) => live.set_answered(status),
+            State::Recorded(record) => record.set_answered(status),
             _ => self.put(|| KeyValue::new(names::HTTP_STATUS, i64::from(status))),
         }
         if status >= 500 {
@@ -300,7 +300,7 @@ impl Span {
         self.put(|| KeyValue::new(names::ERROR_TYPE, reason.to_owned()));
         let status = || Status::error(reason.to_owned());
         match &self.state {
-            State::Recorded(live) => live.set_status(status()),
+            State::Recorded(record) => record.set_status(status()),
             State::Found { recording: true } => self.base.span().set_status(status()),
             State::Found { recording: false } | State::Unrecorded(_) => {}
         }
@@ -317,8 +317,8 @@ impl Span {
         let facts =
             || facts.iter().map(|(name, fact)| KeyValue::new(*name, (*fact).to_owned())).collect();
         match &self.state {
-            State::Recorded(live) => {
-                live.add_event(Event::new(event, opentelemetry::time::now(), facts(), 0));
+            State::Recorded(record) => {
+                record.add_event(Event::new(event, opentelemetry::time::now(), facts(), 0));
             }
             State::Found { recording: true } => self.base.span().add_event(event, facts()),
             State::Found { recording: false } | State::Unrecorded(_) => {}
@@ -383,8 +383,8 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         // Not left to the context's last clone: a task that outlives the span may hold one.
-        if let State::Recorded(live) = &self.state {
-            live.end(opentelemetry::time::now());
+        if let State::Recorded(record) = &self.state {
+            record.end(opentelemetry::time::now());
         }
     }
 }

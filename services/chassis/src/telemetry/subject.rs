@@ -9,7 +9,6 @@ use super::finished::Finished;
 use super::names;
 
 /// What a span stands for.
-#[derive(Debug)]
 pub(super) enum Subject {
     Work(&'static str),
     Request {

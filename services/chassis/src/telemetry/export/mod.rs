@@ -70,11 +70,10 @@ impl Sink {
     }
 
     /// What is sent for a batch.
-    fn body(&self, batch: &[Arc<Ended>]) -> serde_json::Result<Bytes> {
-        let spans = batch.iter().map(|span| span.finished());
+    fn body(&self, batch: &[Ended]) -> serde_json::Result<Bytes> {
         let body = match self {
-            Self::Zipkin(_) | Self::Memory(_) => zipkin::body(spans),
-            Self::Otlp(_) => otlp::body(spans),
+            Self::Zipkin(_) | Self::Memory(_) => zipkin::body(batch),
+            Self::Otlp(_) => otlp::body(batch),
         };
         body.map(Bytes::from)
     }
@@ -127,14 +126,16 @@ impl Bounds {
 pub(super) struct Outlet {
     pub name: &'static str,
     pub counters: Arc<ExportCounters>,
-    queue: mpsc::Sender<Arc<Ended>>,
+    queue: mpsc::Sender<Ended>,
     flushes: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 impl Outlet {
-    /// Takes the span or drops it; never waits.
-    pub fn offer(&self, span: &Arc<Ended>) {
-        if self.queue.try_send(span.clone()).is_err() {
+    /// Takes the span if there is room for it; never waits.
+    pub fn offer(&self, span: impl FnOnce() -> Ended) {
+        if let Ok(place) = self.queue.try_reserve() {
+            place.send(span());
+        } else {
             self.counters.queue_full.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -149,7 +150,9 @@ impl Outlet {
     }
 }
 
-/// Starts the thread `trace-export` with a task for each destination; it ends with the last outlet.
+/// Starts the thread `trace-export` with a task for each destination. It ends with the last outlet, of
+/// which a span of our own that waits holds one: when nobody makes spans any more and the last was sent
+/// or given up.
 pub(super) fn start(sinks: Vec<Sink>, bounds: Bounds) -> std::io::Result<Vec<Outlet>> {
     if sinks.is_empty() {
         return Ok(Vec::new());
@@ -186,7 +189,7 @@ async fn run_all(workers: Vec<Worker>) {
 
 struct Worker {
     sink: Sink,
-    spans: mpsc::Receiver<Arc<Ended>>,
+    spans: mpsc::Receiver<Ended>,
     flush: mpsc::Receiver<oneshot::Sender<()>>,
     counters: Arc<ExportCounters>,
     bounds: Bounds,
@@ -217,7 +220,7 @@ impl Worker {
     ///
     /// It looks now and then and is not woken: to wake this thread would cost the request that sends
     /// a span more than the span does.
-    async fn fill(&mut self, batch: &mut Vec<Arc<Ended>>) -> Option<oneshot::Sender<()>> {
+    async fn fill(&mut self, batch: &mut Vec<Ended>) -> Option<oneshot::Sender<()>> {
         let deadline = Instant::now() + self.bounds.flush_interval;
         loop {
             let room = self.bounds.batch_spans.saturating_sub(batch.len());
@@ -225,7 +228,7 @@ impl Worker {
                 self.spans.recv_many(batch, room).await;
                 continue;
             }
-            if room == 0 || self.spans.is_closed() || Instant::now() >= deadline {
+            if room == 0 || Instant::now() >= deadline {
                 return None;
             }
             tokio::select! {
@@ -247,7 +250,7 @@ impl Worker {
         done.send(()).ok();
     }
 
-    async fn deliver(&mut self, batch: Vec<Arc<Ended>>) {
+    async fn deliver(&mut self, batch: Vec<Ended>) {
         let count = batch.len() as u64;
         let body = match self.sink.body(&batch) {
             Ok(body) => body,

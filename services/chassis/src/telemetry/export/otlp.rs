@@ -8,15 +8,18 @@ use opentelemetry::trace::{Event, SpanKind};
 use serde_json::{Value, json};
 
 use super::super::finished::{Finished, TagValue};
+use super::super::processor::Ended;
 use super::super::{names, privacy};
 
 /// The body by which a collector is sent `spans`. One resource for each service: a process may run
 /// several.
-pub(super) fn body<'a>(spans: impl Iterator<Item = Finished<'a>>) -> serde_json::Result<Vec<u8>> {
+pub(super) fn body(spans: &[Ended]) -> serde_json::Result<Vec<u8>> {
     let mut services: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for finished in spans {
-        let service = finished.service.as_deref().unwrap_or("unknown").to_owned();
-        services.entry(service).or_default().push(span(&finished));
+    for ended in spans {
+        ended.read(|finished| {
+            let service = finished.service.as_deref().unwrap_or("unknown").to_owned();
+            services.entry(service).or_default().push(span(finished));
+        });
     }
     let resources: Vec<Value> = services
         .into_iter()

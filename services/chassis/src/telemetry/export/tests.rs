@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::trace::{
@@ -7,12 +8,12 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use serde_json::{Value, json};
 
-use super::super::finished::Finished;
 use super::super::names;
+use super::super::processor::Ended;
 use super::{otlp, zipkin};
 
 /// Of code that knows OpenTelemetry's API alone, and says more than may go out.
-fn foreign() -> SpanData {
+fn foreign() -> Ended {
     let start = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_500);
     let mut events = SpanEvents::default();
     events.events.push(Event::new(
@@ -21,7 +22,7 @@ fn foreign() -> SpanData {
         vec![KeyValue::new("reason", "no member mina@example.com")],
         0,
     ));
-    SpanData {
+    Ended::Foreign(Arc::new(SpanData {
         span_context: SpanContext::new(
             TraceId::from(0xabcd_u128),
             SpanId::from(0x12_u64),
@@ -50,13 +51,12 @@ fn foreign() -> SpanData {
         links: SpanLinks::default(),
         status: Status::error(""),
         instrumentation_scope: InstrumentationScope::default(),
-    }
+    }))
 }
 
 #[test]
 fn zipkin_is_sent_what_is_on_the_list_and_clean() {
-    let data = foreign();
-    let body = zipkin::body([Finished::of_foreign(&data)].into_iter()).unwrap();
+    let body = zipkin::body(&[foreign()]).unwrap();
     assert_eq!(
         serde_json::from_slice::<Value>(&body).unwrap(),
         json!([{
@@ -84,8 +84,7 @@ fn zipkin_is_sent_what_is_on_the_list_and_clean() {
 
 #[test]
 fn otlp_is_sent_the_same_with_numbers_as_numbers() {
-    let data = foreign();
-    let body = otlp::body([Finished::of_foreign(&data)].into_iter()).unwrap();
+    let body = otlp::body(&[foreign()]).unwrap();
     let body: Value = serde_json::from_slice(&body).unwrap();
     let of_service = &body["resourceSpans"][0];
     assert_eq!(of_service["resource"]["attributes"][0]["value"]["stringValue"], "Core");

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::super::finished::{Finished, TagValue};
 use super::super::privacy;
+use super::super::processor::Ended;
 
 /// Tag of a failure's reason; there if and only if the span failed.
 const ERROR: &str = "error";
@@ -84,12 +85,12 @@ pub struct Annotation {
 }
 
 /// The body by which a server is sent `spans`.
-pub(super) fn body<'a>(spans: impl Iterator<Item = Finished<'a>>) -> serde_json::Result<Vec<u8>> {
+pub(super) fn body(spans: &[Ended]) -> serde_json::Result<Vec<u8>> {
     let mut body = Vec::with_capacity(16 << 10);
     let mut json = serde_json::Serializer::new(&mut body);
     let mut list = json.serialize_seq(None)?;
     for span in spans {
-        list.serialize_element(&Sent::from(&span))?;
+        span.read(|finished| list.serialize_element(&Sent::from(finished)))?;
     }
     SerializeSeq::end(list)?;
     Ok(body)
