@@ -8,6 +8,10 @@ use tourin_chassis::process;
 use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_gateway::{Gateway, Settings};
 
+/// A request allocates some hundreds of times; docs/decisions/0010-allocator.md says what mimalloc saves.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Tourin's gateway: one URL in front of the services
 #[derive(Debug, Parser)]
 #[command(name = "gateway", version)]
