@@ -65,8 +65,10 @@ use crate::upstream::core::CoreClient;
 /// The service's name in the registry, and the audience of identities made for it.
 pub const SERVICE: &str = "recommendation";
 
-/// How long an instance that is not ready yet waits before it registers all the same: with core
-/// away for longer, an answer from an empty replica is better than none at all.
+/// What readiness calls the copy of core's spots.
+const REPLICA: &str = "replica of spots";
+/// How long an instance that has its spots, but is not ready otherwise, waits before it registers all the
+/// same: what it can answer is better than nothing.
 const REGISTER_AFTER: Duration = Duration::from_secs(5);
 /// How often readiness is looked at while it is waited for.
 const READY_POLL: Duration = Duration::from_millis(10);
@@ -368,7 +370,7 @@ impl Recommendation {
             resync: Resync::new(core, Arc::clone(&spots)),
             spots,
             directory,
-            ready: health.register("replica of spots"),
+            ready: health.register(REPLICA),
             interval: Duration::from_secs(self.settings.resync_interval_s),
             feed,
             service: service.clone(),
@@ -446,8 +448,12 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
     Ok(stores)
 }
 
-/// Waits until the service can answer, or long enough.
+/// Waits until the service can answer. For the spots however long it takes: without them it can only
+/// refuse, where another instance could answer. For the rest long enough.
 async fn ready(health: &Health) {
+    while health.unready().contains_key(REPLICA) {
+        tokio::time::sleep(READY_POLL).await;
+    }
     let all_ready = async {
         while !health.unready().is_empty() {
             tokio::time::sleep(READY_POLL).await;

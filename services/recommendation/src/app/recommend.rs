@@ -54,7 +54,7 @@ impl Recommender {
     /// too old.
     ///
     /// # Errors
-    /// When a store fails.
+    /// When a store fails, and when there may be more in spots that have not been read yet.
     pub async fn trend(&self, k: usize) -> Result<Vec<Spot>, PortError> {
         match self.trend_of_now(k).await {
             Ok(spots) => {
@@ -71,6 +71,9 @@ impl Recommender {
     async fn trend_of_now(&self, k: usize) -> Result<Vec<Spot>, PortError> {
         let mut found = Found::default();
         let trending = self.trending(k, &HashSet::new(), &mut found).await?;
+        if trending.len() < k {
+            self.whole().await?;
+        }
         Ok(found.take(trending, k))
     }
 
@@ -79,7 +82,7 @@ impl Recommender {
     /// the rest, and of the trend's last answer.
     ///
     /// # Errors
-    /// When a store fails.
+    /// When a store fails, and when there may be more in spots that have not been read yet.
     pub async fn personalized(&self, member: &str, k: usize) -> Result<Vec<Spot>, PortError> {
         if k == 0 {
             return Ok(Vec::new());
@@ -102,6 +105,9 @@ impl Recommender {
         }
         let mut answer = found.take(blend(&candidates, known), k);
         self.fill(&mut answer, k, known).await?;
+        if answer.len() < k {
+            self.whole().await?;
+        }
         Ok(answer)
     }
 
@@ -147,12 +153,22 @@ impl Recommender {
         if found.is_some() || was_whole {
             return Ok(found);
         }
+        self.whole().await?;
+        // It may have come since.
+        Ok(self.spots.get_many(&[spot]).await?.remove(&spot))
+    }
+
+    /// An error while the replica is being filled for the first time: what is missing from an answer then
+    /// says nothing of core's spots.
+    async fn whole(&self) -> Result<(), PortError> {
+        if self.was_whole.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         if !self.spots.is_whole().await? {
             return Err(PortError::unavailable(anyhow!("the replica of spots is not whole yet")));
         }
         self.was_whole.store(true, Ordering::Relaxed);
-        // It may have come since.
-        Ok(self.spots.get_many(&[spot]).await?.remove(&spot))
+        Ok(())
     }
 
     /// The `k` best of the trend that exist and are not in `known`.

@@ -161,11 +161,17 @@ async fn anyone_reads_similar_spots_of_one_that_is_there() {
 }
 
 #[tokio::test]
-async fn a_spot_that_may_yet_come_is_asked_for_again() {
+async fn what_spots_that_have_not_come_yet_would_change_is_asked_for_again() {
     let service = Service::over(World::unfilled().await);
-    let answer = service.send("/api/tour-spots/10/similar", None).await;
-    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(answer.headers()["retry-after"], "1");
+    for path in [
+        "/api/tour-spots/10/similar",
+        "/api/recommendations/trend",
+        "/api/recommendations/personalized",
+    ] {
+        let answer = service.send(path, member("member01")).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(answer.headers()["retry-after"], "1");
+    }
 }
 
 #[tokio::test]

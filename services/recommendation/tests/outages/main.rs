@@ -172,11 +172,13 @@ async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
         notes.any(|note| note.value == "breaker_open server=mongodb")
     };
     eventually!(RECOVERY, noted(), true);
-    // Others must be able to ask it all the same.
-    eventually!(RECOVERY, world.mesh.state.lock().unwrap().registered.len(), 1);
+    // Without spots it could only refuse, and nobody is to be sent to it.
+    assert_eq!(world.mesh.state.lock().unwrap().registered.len(), 0);
 
     bed.start(Server::Mongodb).await;
     eventually!(RECOVERY, service.status(SIMILAR).await, StatusCode::OK);
+    // With them others must be able to ask it, whatever else is away.
+    eventually!(RECOVERY, world.mesh.state.lock().unwrap().registered.len(), 1);
     eventually!(RECOVERY, service.ids(SIMILAR, "somebody1").await.len(), 8);
     bed.start(Server::Redis).await;
     eventually!(RECOVERY, service.answer(TREND, "somebody1").await.status(), StatusCode::OK);
