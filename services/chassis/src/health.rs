@@ -2,13 +2,17 @@
 //! dependency that stands in the way.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 /// What a service depends on, and whether each works.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    dependencies: Arc<RwLock<BTreeMap<&'static str, State>>>,
+    dependencies: Arc<watch::Sender<States>>,
 }
+
+type States = BTreeMap<&'static str, State>;
 
 #[derive(Debug, Clone)]
 enum State {
@@ -43,30 +47,37 @@ impl Health {
 
     /// The dependencies that are not ready, with their reasons; empty when the service can serve.
     pub fn unready(&self) -> BTreeMap<&'static str, String> {
-        self.reasons(true)
+        reasons(&self.dependencies.borrow(), true)
     }
 
     /// Those that are away while the service can serve without them, with their reasons.
     pub fn missed(&self) -> BTreeMap<&'static str, String> {
-        self.reasons(false)
+        reasons(&self.dependencies.borrow(), false)
     }
 
-    fn reasons(&self, of_needed: bool) -> BTreeMap<&'static str, String> {
-        let dependencies = self.dependencies.read().unwrap_or_else(PoisonError::into_inner);
-        dependencies
-            .iter()
-            .filter_map(|(name, state)| match state {
-                State::Unready(reason) if of_needed => Some((*name, reason.clone())),
-                State::Missed(reason) if !of_needed => Some((*name, reason.clone())),
-                State::Ready | State::Unready(_) | State::Missed(_) => None,
-            })
-            .collect()
+    /// Waits until `enough` says so of those that are not ready.
+    pub async fn until(&self, enough: impl Fn(&BTreeMap<&'static str, String>) -> bool) {
+        let mut changes = self.dependencies.subscribe();
+        // It cannot fail: the other end is in `self`.
+        changes.wait_for(|states| enough(&reasons(states, true))).await.ok();
     }
 
     fn set(&self, name: &'static str, state: State) {
-        let mut dependencies = self.dependencies.write().unwrap_or_else(PoisonError::into_inner);
-        dependencies.insert(name, state);
+        self.dependencies.send_modify(|states| {
+            states.insert(name, state);
+        });
     }
+}
+
+fn reasons(states: &States, of_needed: bool) -> BTreeMap<&'static str, String> {
+    states
+        .iter()
+        .filter_map(|(name, state)| match state {
+            State::Unready(reason) if of_needed => Some((*name, reason.clone())),
+            State::Missed(reason) if !of_needed => Some((*name, reason.clone())),
+            State::Ready | State::Unready(_) | State::Missed(_) => None,
+        })
+        .collect()
 }
 
 /// One dependency, held by the part that knows whether it works.

@@ -25,12 +25,14 @@ pub mod store;
 mod test_servers;
 pub mod upstream;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Health;
 use tourin_chassis::http::{HttpLimits, bind, observed_router, serve};
@@ -70,8 +72,6 @@ const REPLICA: &str = "replica of spots";
 /// How long an instance that has its spots, but is not ready otherwise, waits before it registers all the
 /// same: what it can answer is better than nothing.
 const REGISTER_AFTER: Duration = Duration::from_secs(5);
-/// How often readiness is looked at while it is waited for.
-const READY_POLL: Duration = Duration::from_millis(10);
 /// How long tasks get to end after the last request, in milliseconds.
 const TASKS_TIMEOUT_MS: u64 = 900;
 
@@ -256,7 +256,7 @@ impl Recommendation {
         let finished = tasks.finish(Duration::from_millis(TASKS_TIMEOUT_MS)).await;
         if let Some(bus) = bus {
             let limit = Duration::from_millis(GOODBYE_MS);
-            if tokio::time::timeout(limit, bus.close(limit)).await.is_err() {
+            if timeout(limit, bus.close(limit)).await.is_err() {
                 tracing::debug!("the broker did not say good-bye");
             }
         }
@@ -451,15 +451,31 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
 /// Waits until the service can answer. For the spots however long it takes: without them it can only
 /// refuse, where another instance could answer. For the rest long enough.
 async fn ready(health: &Health) {
-    while health.unready().contains_key(REPLICA) {
-        tokio::time::sleep(READY_POLL).await;
-    }
-    let all_ready = async {
-        while !health.unready().is_empty() {
-            tokio::time::sleep(READY_POLL).await;
-        }
-    };
-    if tokio::time::timeout(REGISTER_AFTER, all_ready).await.is_err() {
+    health.until(|unready| !unready.contains_key(REPLICA)).await;
+    if timeout(REGISTER_AFTER, health.until(BTreeMap::is_empty)).await.is_err() {
         tracing::warn!(unready = ?health.unready(), "not ready, but registering all the same");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_registers_once_it_has_its_spots_and_for_the_rest_waits_no_longer_than_so() {
+        let health = Health::new();
+        let (replica, other) = (health.register(REPLICA), health.register("other"));
+        let an_hour = Duration::from_secs(3_600);
+        assert!(timeout(an_hour, ready(&health)).await.is_err());
+        replica.set_ready();
+        let began = Instant::now();
+        ready(&health).await;
+        assert_eq!(began.elapsed(), REGISTER_AFTER);
+        other.set_ready();
+        let began = Instant::now();
+        ready(&health).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

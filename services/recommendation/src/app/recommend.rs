@@ -54,7 +54,7 @@ impl Recommender {
     /// too old.
     ///
     /// # Errors
-    /// When a store fails, and when there may be more in spots that have not been read yet.
+    /// When a store fails, and while the spots are being read for the first time.
     pub async fn trend(&self, k: usize) -> Result<Vec<Spot>, PortError> {
         match self.trend_of_now(k).await {
             Ok(spots) => {
@@ -69,11 +69,9 @@ impl Recommender {
     }
 
     async fn trend_of_now(&self, k: usize) -> Result<Vec<Spot>, PortError> {
+        self.whole().await?;
         let mut found = Found::default();
         let trending = self.trending(k, &HashSet::new(), &mut found).await?;
-        if trending.len() < k {
-            self.whole().await?;
-        }
         Ok(found.take(trending, k))
     }
 
@@ -82,11 +80,12 @@ impl Recommender {
     /// the rest, and of the trend's last answer.
     ///
     /// # Errors
-    /// When a store fails, and when there may be more in spots that have not been read yet.
+    /// When a store fails, and while the spots are being read for the first time.
     pub async fn personalized(&self, member: &str, k: usize) -> Result<Vec<Spot>, PortError> {
         if k == 0 {
             return Ok(Vec::new());
         }
+        self.whole().await?;
         let profile = self.histories.profile(member, self.history_limit).await?;
         let known = &profile.known;
         let mut found = Found::default();
@@ -105,18 +104,16 @@ impl Recommender {
         }
         let mut answer = found.take(blend(&candidates, known), k);
         self.fill(&mut answer, k, known).await?;
-        if answer.len() < k {
-            self.whole().await?;
-        }
         Ok(answer)
     }
 
     /// Up to `k` spots like one, best first, without itself; `None` when there is no such spot.
     ///
     /// # Errors
-    /// When a store fails, and when it is not known yet whether there is such a spot.
+    /// When a store fails, and while the spots are being read for the first time.
     pub async fn similar(&self, spot: SpotId, k: usize) -> Result<Option<Vec<Spot>>, PortError> {
-        let Some(seed) = self.existing(spot).await? else {
+        self.whole().await?;
+        let Some(seed) = self.spots.get_many(&[spot]).await?.remove(&spot) else {
             return Ok(None);
         };
         if k == 0 {
@@ -144,22 +141,9 @@ impl Recommender {
         Ok(Some(answer))
     }
 
-    /// A spot, or the word that there is none: a replica that is being filled for the first time cannot
-    /// tell which of core's spots it does not have yet. One that was whole before denies what has
-    /// been added since, until it hears of it.
-    async fn existing(&self, spot: SpotId) -> Result<Option<Spot>, PortError> {
-        let was_whole = self.was_whole.load(Ordering::Relaxed);
-        let found = self.spots.get_many(&[spot]).await?.remove(&spot);
-        if found.is_some() || was_whole {
-            return Ok(found);
-        }
-        self.whole().await?;
-        // It may have come since.
-        Ok(self.spots.get_many(&[spot]).await?.remove(&spot))
-    }
-
-    /// An error while the replica is being filled for the first time: what is missing from an answer then
-    /// says nothing of core's spots.
+    /// An error while the replica is being filled for the first time: what an answer lacks then says
+    /// nothing of core's spots. One that was whole before lacks what has been added since, until it hears
+    /// of it.
     async fn whole(&self) -> Result<(), PortError> {
         if self.was_whole.load(Ordering::Relaxed) {
             return Ok(());

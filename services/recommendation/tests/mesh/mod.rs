@@ -208,12 +208,8 @@ impl Running {
         self.http.get(url).header(IDENTITY_HEADER, identity).send().await.unwrap()
     }
 
-    /// The spots that are answered; none while it cannot tell yet.
     pub async fn ids(&self, path: &str, member: &str) -> Vec<String> {
         let answer = self.answer(path, member).await;
-        if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
-            return Vec::new();
-        }
         let spots: Vec<Value> = answer.error_for_status().unwrap().json().await.unwrap();
         spots.iter().map(|spot| spot["id"].as_str().unwrap().to_owned()).collect()
     }

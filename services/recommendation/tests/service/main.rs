@@ -50,7 +50,8 @@ async fn when_core_comes_back_with_other_data_the_replica_follows() {
     let dependencies = Dependencies::new(Arc::new(SystemClock));
     let service = Running::start(settings(folder.path(), mesh.url()), dependencies).await;
     let all = "/api/recommendations/personalized?k=100";
-    eventually!(SOON, service.ids(all, "member01").await.len(), 9);
+    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    assert_eq!(service.ids(all, "member01").await.len(), 9);
     {
         let mut state = mesh.state.lock().unwrap();
         state.log_id = "log-2".into();
