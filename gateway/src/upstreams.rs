@@ -66,32 +66,28 @@ impl Upstreams {
         self.services.iter().map(String::as_str).filter(|service| !self.has_any(service)).collect()
     }
 
-    fn missing_now(&self) -> BTreeSet<String> {
-        self.missing().into_iter().map(str::to_owned).collect()
-    }
-
-    /// Tells the log which services have gone or come, since these were missing.
-    fn tell_since(&self, missed: &BTreeSet<String>) {
-        let missing = self.missing_now();
-        for service in missing.difference(missed) {
-            tracing::warn!(service, "no instance is up any more; its calls are answered 503");
-        }
-        for service in missed.difference(&missing) {
-            tracing::info!(service, "an instance is up");
-        }
-    }
-
     /// Whether no service has an instance.
     pub fn none_is_up(&self) -> bool {
         !self.services.iter().any(|service| self.has_any(service))
     }
 
-    /// Takes over what `instances` says of each service.
+    /// Takes over what `instances` says of each service, and tells the log which has gone or come.
     pub fn swap(&self, instances: impl Fn(&str) -> Arc<[Instance]>) {
         let before = self.pools.load();
         let pools = self.services.iter().map(|service| {
+            let instances = instances(service);
+            match (self.has_any(service), !instances.is_empty()) {
+                (true, false) => {
+                    tracing::warn!(
+                        service,
+                        "no instance is up any more; its calls are answered 503"
+                    );
+                }
+                (false, true) => tracing::info!(service, "an instance is up"),
+                (false, false) | (true, true) => {}
+            }
             let next = before.get(service).map(|pool| Arc::clone(&pool.next)).unwrap_or_default();
-            (service.clone(), Pool { instances: instances(service), next })
+            (service.clone(), Pool { instances, next })
         });
         self.pools.store(Arc::new(pools.collect()));
     }
@@ -102,10 +98,8 @@ impl Upstreams {
         loop {
             // The version first: the instances read after it are at least as new.
             let version = *changed.borrow_and_update();
-            let missed = self.missing_now();
             self.swap(|service| directory.instances(service));
             directory.acknowledge(version);
-            self.tell_since(&missed);
             tokio::select! {
                 () = stop.cancelled() => return,
                 change = changed.changed() => if change.is_err() {
