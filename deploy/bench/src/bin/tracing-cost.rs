@@ -8,7 +8,7 @@
 //! the machine does only ever makes a round dearer: of a set's rounds the quieter quarter counts (the
 //! first quartile). What is told is the ratio to the mean of both `off` of the same set, and how far
 //! those two are apart says how much of a ratio is the machine's. With a dead collector the queue is
-//! full for most of a set at 100 %; at 10 % it is filling, which is the dearer way to drop spans.
+//! full for most of a set at 100 %; at 10 % it is filling, and its spans are memory that stays.
 
 #[path = "tracing_cost/gateway.rs"]
 mod gateway;
