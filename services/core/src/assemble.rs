@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::outbox::Feed;
@@ -70,7 +71,10 @@ pub(crate) fn assemble(
         sessions: Arc::new(sessions),
         revocations,
         keys,
-        cookies: CookieSettings { secure: settings.tokens.cookie_secure },
+        cookies: CookieSettings {
+            secure: settings.tokens.cookie_secure,
+            idle: TimeDelta::seconds(settings.tokens.session_cookie_idle_s.into()),
+        },
         content,
         shutdown: stopping.clone(),
     })

@@ -131,6 +131,11 @@ pub struct TokenSettings {
     /// Sessions that a member may have at once; one more ends the oldest
     #[arg(long, env = "TOURIN_SESSIONS_PER_MEMBER", value_name = "N", default_value_t = 50, value_parser = value_parser!(u16).range(1..=100))]
     pub sessions_per_member: u16,
+    /// Seconds after a token's expiry in which a session that is carried by cookies still renews
+    /// itself: browsers keep the access cookie that much longer; 0 for none. The same in every
+    /// gateway
+    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = 1_800, value_parser = value_parser!(u32).range(0..=2_592_000))]
+    pub session_cookie_idle_s: u32,
     /// Set cookies that browsers send over HTTPS only
     #[arg(long, env = "TOURIN_COOKIE_SECURE")]
     pub cookie_secure: bool,
@@ -263,6 +268,7 @@ impl Default for TokenSettings {
             session_idle_s: 1_209_600,
             refresh_grace_ms: 10_000,
             sessions_per_member: 50,
+            session_cookie_idle_s: 1_800,
             cookie_secure: false,
         }
     }

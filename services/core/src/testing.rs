@@ -130,6 +130,11 @@ impl TestCore {
         Self { router, store, state, clock, stopping, signer, _dir: dir }
     }
 
+    /// The header by which the gateway says who calls.
+    pub(crate) fn identity(&self, subject: &Subject) -> http::HeaderValue {
+        self.signer.sign(subject, SERVICE)
+    }
+
     /// Sends a request.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response: Response =

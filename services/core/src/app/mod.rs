@@ -13,6 +13,7 @@ pub mod revocations;
 pub mod sessions;
 pub mod signing;
 pub mod spots;
+mod tokens;
 pub mod views;
 
 /// What a port answers when its engine fails. The caller can do nothing but pass it on.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
-use uuid::Uuid;
 
 use super::StoreError;
 use super::accounts::{AccountStore, Credentials};
@@ -14,11 +13,10 @@ pub use super::outcomes::Outcomes;
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
 use super::signing::SigningKeys;
+pub use super::tokens::{AccessToken, TokenPair};
 use crate::domain::account::{Account, MemberId};
 use crate::domain::session::{SessionPolicy, SessionTimes};
-use crate::domain::token::{
-    AUDIENCE, Claims, ISSUER, NoEntropy, RefreshToken, Salt, SessionId, TokenHash,
-};
+use crate::domain::token::{NoEntropy, RefreshToken, Salt, SessionId, TokenHash};
 
 /// A session to open.
 #[derive(Clone, Debug)]
@@ -109,6 +107,28 @@ pub trait SessionStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Rotation, StoreError>;
 
+    /// Moves the idle clock of a session of the member that is open at `now`, and uses nothing up;
+    /// says when it began and was last renewed (now). `None` when it is not open.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn touch(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<SessionTimes>, StoreError>;
+
+    /// The session that a refresh token, used up or not, is of, and its member.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn session_of(
+        &self,
+        presented: &TokenHash,
+    ) -> Result<Option<(MemberId, SessionId)>, StoreError>;
+
     /// The account of a session that is open at `now`.
     ///
     /// # Errors
@@ -121,8 +141,10 @@ pub trait SessionStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Option<Account>, StoreError>;
 
-    /// Ends this session of the member, or every one; says which. This one is among them, and in
-    /// the revocation log, even when it was over already: its access tokens may be about.
+    /// Ends this session of the member; says which are ended. It is among them, and in the
+    /// revocation log, even when it was over already: its access tokens may be about. With
+    /// `everywhere` the member's others end with it, unless it was over: what has ended has no say
+    /// over what goes on.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -140,27 +162,6 @@ pub trait SessionStore: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     async fn prune(&self, policy: &SessionPolicy, now: DateTime<Utc>) -> Result<u64, StoreError>;
-}
-
-/// The tokens that a client gets.
-#[derive(Clone)]
-pub struct TokenPair {
-    /// The access token, a signed JWT.
-    pub access_token: String,
-    /// When it expires.
-    pub access_expires_at: DateTime<Utc>,
-    /// The refresh token.
-    pub refresh_token: RefreshToken,
-    /// When it expires if it is not used.
-    pub refresh_expires_at: DateTime<Utc>,
-    /// When both were issued.
-    pub issued_at: DateTime<Utc>,
-}
-
-impl std::fmt::Debug for TokenPair {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TokenPair(..)")
-    }
 }
 
 /// Somebody has logged in.
@@ -344,24 +345,53 @@ impl Sessions {
         self.sessions.account(member, session, &self.policy, self.clock.now()).await
     }
 
-    /// Ends the session, or all of the member's; says which are ended. One that was over already is
-    /// among them.
+    /// A new access token of a session that is open; `None` when it is not. Nothing is used up, so
+    /// that it does no harm to ask twice.
+    ///
+    /// # Errors
+    /// [`SessionError::Store`], [`SessionError::Token`].
+    pub async fn slide(
+        &self,
+        member: &str,
+        session: &str,
+    ) -> Result<Option<AccessToken>, SessionError> {
+        let Some((member, session)) = read(member, session) else {
+            return Ok(None);
+        };
+        let now = self.clock.now();
+        match self.sessions.touch(&member, session, &self.policy, now).await? {
+            Some(times) => self.access_token(&member, session, &times, now).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Ends what is named: the session `named` of a member, the one that the refresh token is of
+    /// (mostly the same), and with `everywhere` the others of their members. Says which are ended;
+    /// one that was over already is among them. What names no session ends none.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn log_out(
         &self,
-        member: &str,
-        session: &str,
+        named: Option<(&str, &str)>,
+        refresh_token: Option<&str>,
         everywhere: bool,
     ) -> Result<Vec<SessionId>, StoreError> {
-        let (Ok(member), Some(session)) = (MemberId::parse(member), SessionId::parse(session))
-        else {
-            return Ok(Vec::new());
+        let named = named.and_then(|(member, session)| read(member, session));
+        let of_refresh = match refresh_token.and_then(RefreshToken::parse) {
+            Some(token) => self.sessions.session_of(&token.hash()).await?,
+            None => None,
         };
-        let until = self.policy.revoked_until(self.clock.now());
-        let ended = self.sessions.end(&member, session, everywhere, until).await?;
-        self.announce(&ended);
+        let mut ended = Vec::new();
+        for (member, session) in named.into_iter().chain(of_refresh) {
+            if ended.contains(&session) {
+                continue;
+            }
+            let until = self.policy.revoked_until(self.clock.now());
+            let with_it = self.sessions.end(&member, session, everywhere, until).await?;
+            self.announce(&with_it);
+            ended.extend(with_it);
+        }
         Ok(ended)
     }
 
@@ -399,24 +429,26 @@ impl Sessions {
         times: &SessionTimes,
         now: DateTime<Utc>,
     ) -> Result<TokenPair, SessionError> {
-        let access_expires_at = self.policy.access_expires_at(times.started_at, now);
-        let claims = Claims {
-            iss: ISSUER.to_owned(),
-            aud: AUDIENCE.to_owned(),
-            sub: member.to_string(),
-            sid: session.to_string(),
-            iat: now.timestamp(),
-            nbf: now.timestamp(),
-            exp: access_expires_at.timestamp(),
-            jti: Uuid::new_v4().to_string(),
-            roles: vec!["member".to_owned()],
-        };
         Ok(TokenPair {
-            access_token: self.keys.sign(&claims).map_err(SessionError::Token)?,
-            access_expires_at,
+            access: self.access_token(member, session, times, now)?,
             refresh_token,
             refresh_expires_at: self.policy.expires_at(times),
-            issued_at: now,
         })
     }
+
+    fn access_token(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        times: &SessionTimes,
+        now: DateTime<Utc>,
+    ) -> Result<AccessToken, SessionError> {
+        let expires_at = self.policy.access_expires_at(times.started_at, now);
+        AccessToken::sign(&self.keys, member, session, now, expires_at).map_err(SessionError::Token)
+    }
+}
+
+/// A session of a member as a token names it; `None` when it cannot be one of ours.
+fn read(member: &str, session: &str) -> Option<(MemberId, SessionId)> {
+    Some((MemberId::parse(member).ok()?, SessionId::parse(session)?))
 }

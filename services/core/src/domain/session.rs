@@ -47,7 +47,7 @@ const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 pub struct SessionTimes {
     /// When the member logged in.
     pub started_at: DateTime<Utc>,
-    /// When the current refresh token was issued.
+    /// When a token of it was last issued, a refresh token or an access token by itself.
     pub renewed_at: DateTime<Utc>,
 }
 

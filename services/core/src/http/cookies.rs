@@ -7,12 +7,15 @@
 //!
 //! Both are `HttpOnly`, and `Secure` where the settings say so. The gateway checks the `Origin` of
 //! writes that a cookie authenticates.
+//!
+//! The access cookie outlives its token: the gateway has an expired one replaced for as long as the
+//! client may be idle, and a browser must still send it then.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 
-use crate::app::sessions::TokenPair;
+use crate::app::sessions::{AccessToken, TokenPair};
 
 const ACCESS: Cookie = Cookie { name: "access_token", path: "/", same_site: "Lax" };
 const REFRESH: Cookie = Cookie { name: "refresh_token", path: "/api/auth", same_site: "Strict" };
@@ -28,16 +31,23 @@ struct Cookie {
 pub struct CookieSettings {
     /// Whether browsers may send them over HTTPS only.
     pub secure: bool,
+    /// For how long after its token has expired a browser keeps the access cookie.
+    pub idle: TimeDelta,
 }
 
 impl CookieSettings {
-    /// Adds the headers that set both cookies to a pair of tokens, each for as long as it holds.
+    /// Adds the headers that set both cookies to a pair of tokens.
     pub(super) fn set(self, headers: &mut HeaderMap, tokens: &TokenPair) {
-        let lasts = |until: DateTime<Utc>| (until - tokens.issued_at).num_seconds().max(0);
-        let access = lasts(tokens.access_expires_at);
-        let refresh = lasts(tokens.refresh_expires_at);
-        headers.append(SET_COOKIE, self.cookie(&ACCESS, &tokens.access_token, access));
-        headers.append(SET_COOKIE, self.cookie(&REFRESH, &tokens.refresh_token.expose(), refresh));
+        let refresh = tokens.refresh_token.expose();
+        let lasts = seconds(tokens.access.issued_at, tokens.refresh_expires_at);
+        headers.append(SET_COOKIE, self.access(&tokens.access));
+        headers.append(SET_COOKIE, self.cookie(&REFRESH, &refresh, lasts));
+    }
+
+    /// The header's value that sets the access cookie.
+    pub(super) fn access(self, access: &AccessToken) -> HeaderValue {
+        let lasts = seconds(access.issued_at, access.expires_at + self.idle);
+        self.cookie(&ACCESS, &access.token, lasts)
     }
 
     /// Adds the headers that remove both cookies.
@@ -57,6 +67,10 @@ impl CookieSettings {
         header.set_sensitive(true);
         header
     }
+}
+
+fn seconds(from: DateTime<Utc>, until: DateTime<Utc>) -> i64 {
+    (until - from).num_seconds().max(0)
 }
 
 /// The refresh token among the request's cookies.
@@ -87,7 +101,7 @@ mod tests {
     #[test]
     fn clearing_names_the_same_paths_as_setting() {
         let mut headers = HeaderMap::new();
-        CookieSettings { secure: true }.clear(&mut headers);
+        CookieSettings { secure: true, ..CookieSettings::default() }.clear(&mut headers);
         let cleared: Vec<_> =
             headers.get_all(SET_COOKIE).iter().map(|value| value.to_str().unwrap()).collect();
         assert_eq!(

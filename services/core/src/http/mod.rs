@@ -36,7 +36,7 @@ use crate::app::signing::SigningKeys;
 pub struct AppState {
     /// Sign-up, profile, password, deletion, the members' list.
     pub accounts: Arc<Accounts>,
-    /// Log-in, rotation, log-out.
+    /// Log-in, rotation, sliding, log-out.
     pub sessions: Arc<Sessions>,
     /// The log of ended sessions that gateways follow.
     pub revocations: Arc<Revocations>,

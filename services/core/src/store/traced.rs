@@ -22,7 +22,7 @@ use crate::domain::geo::Bounds;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::review::{Review, ReviewContent, ReviewId};
 use crate::domain::search::{SpotFilter, SpotSort};
-use crate::domain::session::SessionPolicy;
+use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::spot::{Spot, SpotDraft, SpotId};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 
@@ -145,6 +145,23 @@ impl<S: SessionStore + ?Sized> SessionStore for Traced<S> {
         self.engine
             .call("rotate", "sessions", self.port.rotate(presented, salt, successor, policy, now))
             .await
+    }
+
+    async fn touch(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<SessionTimes>, StoreError> {
+        self.engine.call("touch", "sessions", self.port.touch(member, session, policy, now)).await
+    }
+
+    async fn session_of(
+        &self,
+        presented: &TokenHash,
+    ) -> Result<Option<(MemberId, SessionId)>, StoreError> {
+        self.engine.call("select", "sessions", self.port.session_of(presented)).await
     }
 
     async fn account(

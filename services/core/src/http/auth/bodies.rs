@@ -157,10 +157,45 @@ pub(super) struct TokensAnswer {
 impl From<&TokenPair> for TokensAnswer {
     fn from(pair: &TokenPair) -> Self {
         Self {
-            access_token: pair.access_token.clone(),
+            access_token: pair.access.token.clone(),
             refresh_token: pair.refresh_token.expose(),
             token_type: "Bearer",
-            expires_in: (pair.access_expires_at - pair.issued_at).num_seconds(),
+            expires_in: (pair.access.expires_at - pair.access.issued_at).num_seconds(),
+        }
+    }
+}
+
+/// A new pair of tokens: here for a caller that sent the old refresh token in the body, in the
+/// cookies alone for one that sent it as a cookie
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = ReissuedTokens)]
+pub(super) struct ReissuedAnswer {
+    /// Send it as `Authorization: Bearer ...`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    access_token: Option<String>,
+    /// Good for one reissue
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, min_length = 43, max_length = 43)]
+    refresh_token: Option<String>,
+    #[schema(pattern = "^Bearer$")]
+    token_type: &'static str,
+    /// Seconds for which the access token holds
+    #[schema(minimum = 0)]
+    expires_in: i64,
+}
+
+impl ReissuedAnswer {
+    /// The answer to a caller that sent the old token as a cookie, or not.
+    pub(super) fn new(pair: &TokenPair, by_cookie: bool) -> Self {
+        let TokensAnswer { access_token, refresh_token, token_type, expires_in } = pair.into();
+        let shown = |token: String| (!by_cookie).then_some(token);
+        Self {
+            access_token: shown(access_token),
+            refresh_token: shown(refresh_token),
+            token_type,
+            expires_in,
         }
     }
 }

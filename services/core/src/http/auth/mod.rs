@@ -2,6 +2,7 @@
 
 mod bodies;
 mod place;
+mod sliding;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -11,13 +12,13 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
 use tourin_chassis::http::{ApiError, Json, Params};
-use tourin_chassis::identity::{MemberCaller, SESSION_ENDED_HEADER};
+use tourin_chassis::identity::{Caller, MemberCaller, SESSION_ENDED_HEADER, Subject};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::bodies::{
-    AccountAnswer, LogIn, LoggedInAnswer, Reissue, SignUp, TokensAnswer, UpdatePassword,
-    UpdateProfile,
+    AccountAnswer, LogIn, LoggedInAnswer, Reissue, ReissuedAnswer, SignUp, TokensAnswer,
+    UpdatePassword, UpdateProfile,
 };
 use self::place::ClientPlace;
 use super::body::{self, Object};
@@ -40,6 +41,7 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(delete_account))
         .routes(routes!(update_profile))
         .routes(routes!(update_password))
+        .merge(sliding::router())
 }
 
 /// Sign up
@@ -92,12 +94,12 @@ async fn log_in(
 ///
 /// The token is in the body or in the cookie `refresh_token`; the body goes first. It is good once;
 /// a repeat within seconds, by a second tab, answers the same successor. A later repeat ends the
-/// session.
+/// session. A client that only sends cookies need not call it while it is active.
 #[utoipa::path(
     post, path = "/api/auth/reissue", operation_id = "reissueTokens", tag = "auth",
     request_body = Option<Reissue>,
     responses(
-        (status = 200, description = "A new pair", body = TokensAnswer),
+        (status = 200, description = "A new pair", body = ReissuedAnswer),
         (status = 401, description = "The token is unknown, used, expired or revoked",
             body = tourin_chassis::http::ErrorBody),
         BodyRefused, Unavailable,
@@ -109,17 +111,22 @@ async fn reissue(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let body = read_reissue(&headers, body)?.refresh_token.map(|token| token.0);
-    let presented = body
-        .as_deref()
-        .filter(|token| !token.is_empty())
-        .or_else(|| cookies::refresh_token(&headers))
-        .unwrap_or_default();
-    match state.sessions.renew(presented).await {
-        Ok(tokens) => Ok(with_tokens(&state, &tokens, Json(TokensAnswer::from(&tokens)))),
+    let body = body.as_deref().filter(|token| !token.is_empty());
+    let cookie = cookies::refresh_token(&headers);
+    let presented = body.or(cookie);
+    match state.sessions.renew(presented.unwrap_or_default()).await {
+        Ok(tokens) => {
+            let answer = ReissuedAnswer::new(&tokens, body.is_none());
+            Ok(with_tokens(&state, &tokens, Json(answer)))
+        }
         Err(SessionError::Refused { ended }) => {
             let refused = SessionError::Refused { ended };
             let mut response = ApiError::unauthenticated(refused.to_string()).into_response();
-            state.cookies.clear(response.headers_mut());
+            // Who shows nothing has nothing to lose, and may be another site's page, to whose calls
+            // browsers add no cookies and whose answers they let set some.
+            if presented.is_some() {
+                state.cookies.clear(response.headers_mut());
+            }
             name_ended(response.headers_mut(), ended.as_slice());
             Ok(response)
         }
@@ -128,25 +135,34 @@ async fn reissue(
 }
 
 /// Log out
+///
+/// By whatever tokens are left: an access token that has expired, too, and the cookie
+/// `refresh_token`. Also answers so where they lead nowhere, or there are none.
 #[utoipa::path(
     post, path = "/api/auth/logout", operation_id = "logOut", tag = "auth",
     params(("everywhere" = Option<bool>, Query, description = "End all of the member's sessions")),
     responses(
-        (status = 204, description = "The session's tokens work nowhere any more"),
-        SessionNeeded, QueryRefused, Unavailable,
+        (status = 204, description = "The cookies are removed, and the session's tokens work nowhere any more"),
+        QueryRefused, Unavailable,
     ),
-    security(("bearer" = []), ("cookie" = [])),
+    security((), ("bearer" = []), ("cookie" = [])),
 )]
 async fn log_out(
     State(state): State<AppState>,
-    caller: MemberCaller,
+    Caller(caller): Caller,
+    headers: HeaderMap,
     params: Params,
 ) -> Result<Response, ApiError> {
     let everywhere = params
         .one::<bool>("everywhere")
         .map_err(|_| ApiError::invalid("everywhere must be true or false, given once"))?
         .unwrap_or(false);
-    let ended = state.sessions.log_out(&caller.id, &caller.session, everywhere).await?;
+    let named = match &caller {
+        Some(Subject::Member { id, session, .. }) => Some((id.as_str(), session.as_str())),
+        _ => None,
+    };
+    let refresh_token = cookies::refresh_token(&headers);
+    let ended = state.sessions.log_out(named, refresh_token, everywhere).await?;
     Ok(farewell(&state, &ended))
 }
 

@@ -33,7 +33,7 @@ async fn every_call_of_accounts_and_members_is_described_with_its_statuses() {
         ("/api/auth/signup", "post", "201 400 413 422 503"),
         ("/api/auth/login", "post", "200 400 401 413 422 429 503"),
         ("/api/auth/reissue", "post", "200 400 401 413 422 503"),
-        ("/api/auth/logout", "post", "204 401 422 503"),
+        ("/api/auth/logout", "post", "204 422 503"),
         ("/api/auth/me", "get", "200 401 503"),
         ("/api/auth/delete-account", "post", "204 401 503"),
         ("/api/auth/update-profile", "post", "200 400 401 413 422 503"),

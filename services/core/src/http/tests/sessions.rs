@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 use http::header::{CONTENT_TYPE, COOKIE, SET_COOKIE};
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
 
 use super::{no_content, refused};
 use crate::testing::{Answer, PASSWORD, TestCore, claims, service, session};
@@ -30,7 +31,7 @@ async fn reissue_by_cookie(core: &TestCore, cookie: &str) -> Answer {
 
 fn refresh_token(answer: &Answer) -> String {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
-    answer.json()["refreshToken"].as_str().unwrap().to_owned()
+    answer.cookie("refresh_token").unwrap()
 }
 
 #[tokio::test]
@@ -57,7 +58,7 @@ async fn logging_in_answers_the_account_and_its_tokens_and_sets_the_cookies() {
     assert_eq!(
         cookies,
         [
-            format!("access_token={access}; Path=/; Max-Age=600; HttpOnly; SameSite=Lax"),
+            format!("access_token={access}; Path=/; Max-Age=2400; HttpOnly; SameSite=Lax"),
             format!(
                 "refresh_token={refresh}; Path=/api/auth; Max-Age=1209600; HttpOnly; SameSite=Strict"
             ),
@@ -195,6 +196,7 @@ async fn a_refresh_token_is_exchanged_for_a_new_pair_of_the_same_session() {
     // By cookie, and the body goes first.
     let third = reissue_by_cookie(&core, &refresh_token(&second)).await;
     assert_eq!(third.status, StatusCode::OK);
+    assert_eq!(third.json(), json!({"tokenType": "Bearer", "expiresIn": 600}), "cookies alone");
     let both = Request::post("/api/auth/reissue")
         .header(COOKIE, "refresh_token=outdated")
         .header(CONTENT_TYPE, "application/json")
@@ -244,18 +246,25 @@ async fn tokens_that_lead_nowhere_are_refused_and_the_cookies_removed() {
     let core = TestCore::start().await;
     let (first, _) = core.member("hana12345").await;
     let unknown = "A".repeat(43);
-    for body in [
-        Some(json!({"refreshToken": unknown})),
-        Some(json!({"refreshToken": "x"})),
-        Some(json!({"refreshToken": ""})),
-        Some(json!({"refreshToken": null})),
-        Some(json!({})),
-        Some(Value::Null),
-        None,
+    let cleared = Some("");
+    for (body, cookie) in [
+        (Some(json!({"refreshToken": unknown})), cleared),
+        (Some(json!({"refreshToken": "x"})), cleared),
+        // Another site's page may make a browser send these.
+        (Some(json!({"refreshToken": ""})), None),
+        (Some(json!({"refreshToken": null})), None),
+        (Some(json!({})), None),
+        (Some(Value::Null), None),
+        (None, None),
     ] {
         let answer = core.call("POST", "/api/auth/reissue", None, body).await;
         refused(&answer, 401, "unauthenticated", "log in again");
-        assert_eq!(answer.cookie("refresh_token").as_deref(), Some(""), "{answer:?}");
+        assert_eq!(answer.cookie("refresh_token").as_deref(), cookie, "{answer:?}");
+    }
+    for cookie in [unknown.as_str(), "x"] {
+        let answer = reissue_by_cookie(&core, cookie).await;
+        refused(&answer, 401, "unauthenticated", "log in again");
+        assert_eq!(answer.cookie("refresh_token").as_deref(), cleared, "{answer:?}");
     }
     let shapeless = json!({"refreshToken": 7});
     let answer = core.call("POST", "/api/auth/reissue", None, Some(shapeless)).await;
@@ -297,6 +306,147 @@ async fn logging_out_ends_this_session_or_all() {
     let mut expected = [session(&there), session(&elsewhere)];
     expected.sort();
     assert_eq!(ended, expected);
+}
+
+/// Logs out with a refresh cookie, as the member or as nobody.
+async fn log_out(core: &TestCore, path: &str, caller: Option<&Subject>, refresh: &str) -> Answer {
+    let mut request = Request::post(path).header(COOKIE, format!("refresh_token={refresh}"));
+    if let Some(caller) = caller {
+        request = request.header(IDENTITY_HEADER, core.identity(caller));
+    }
+    core.send(request.body(Body::empty()).unwrap()).await
+}
+
+#[tokio::test]
+async fn logging_out_ends_what_is_named_and_always_clears_the_cookies() {
+    let core = TestCore::start().await;
+    let (first, here) = core.member("hana12345").await;
+    let (second, there) = core.log_in("hana12345").await;
+    let visitor = Subject::Visitor { pseudonym: "anon:mfrggzdf".to_owned() };
+    let unknown = "A".repeat(43);
+    for (caller, refresh) in [
+        (None, "rubbish"),
+        (None, ""),
+        (Some(&visitor), unknown.as_str()),
+        (Some(&visitor), "%00="),
+    ] {
+        let out = log_out(&core, "/api/auth/logout?everywhere=true", caller, refresh).await;
+        no_content(&out);
+        assert_eq!(out.cookie("access_token").as_deref(), Some(""), "{refresh}");
+        assert_eq!(out.cookie("refresh_token").as_deref(), Some(""), "{refresh}");
+        assert_eq!(out.ended(), Vec::<String>::new(), "{refresh}");
+    }
+    // By the refresh cookie alone, used up or not; the second time it leads nowhere.
+    let used = refresh_token(&first);
+    reissue(&core, &used).await;
+    let out = log_out(&core, "/api/auth/logout", Some(&visitor), &used).await;
+    no_content(&out);
+    assert_eq!(out.ended(), [session(&here)]);
+    let again = log_out(&core, "/api/auth/logout", Some(&visitor), &used).await;
+    no_content(&again);
+    assert_eq!(again.ended(), Vec::<String>::new());
+    let me = core.call("GET", "/api/auth/me", Some(&there), None).await;
+    assert_eq!(me.status, StatusCode::OK, "{me:?}");
+    // What has ended has no say over what goes on, and both that are named end.
+    let path = "/api/auth/logout?everywhere=true";
+    let over = core.call("POST", path, Some(&here), None).await;
+    assert_eq!(over.ended(), [session(&here)]);
+    let (third, _) = core.log_in("hana12345").await;
+    let out = log_out(&core, "/api/auth/logout", Some(&there), &refresh_token(&third)).await;
+    let third = claims(third.json()["accessToken"].as_str().unwrap()).sid;
+    assert_eq!(out.ended(), [session(&there), third]);
+    refused(&reissue(&core, &refresh_token(&second)).await, 401, "unauthenticated", "");
+}
+
+#[tokio::test]
+async fn the_refresh_cookie_alone_ends_every_session_of_the_member() {
+    let core = TestCore::start().await;
+    let (first, here) = core.member("hana12345").await;
+    let (_, there) = core.log_in("hana12345").await;
+    let (_, minsu) = core.member("minsu1234").await;
+    let path = "/api/auth/logout?everywhere=true";
+    let out = log_out(&core, path, None, &refresh_token(&first)).await;
+    no_content(&out);
+    let mut ended = out.ended();
+    ended.sort();
+    let mut expected = [session(&here), session(&there)];
+    expected.sort();
+    assert_eq!(ended, expected);
+    let me = core.call("GET", "/api/auth/me", Some(&minsu), None).await;
+    assert_eq!(me.status, StatusCode::OK, "{me:?}");
+}
+
+#[tokio::test]
+async fn logging_out_while_the_store_is_away_is_not_done() {
+    let core = TestCore::start().await;
+    let (first, hana) = core.member("hana12345").await;
+    core.store.close().await;
+    for caller in [None, Some(&hana)] {
+        let out = log_out(&core, "/api/auth/logout", caller, &refresh_token(&first)).await;
+        refused(&out, 503, "unavailable", "the store cannot be reached");
+    }
+}
+
+async fn slide(core: &TestCore, of: &Subject) -> Answer {
+    let Subject::Member { id, session, .. } = of else { panic!("{of:?} has no session") };
+    let body = json!({"member": id, "session": session});
+    core.call("POST", "/internal/access-tokens", Some(&service()), Some(body)).await
+}
+
+#[tokio::test]
+async fn a_gateway_gets_a_new_access_token_of_an_open_session() {
+    let core = TestCore::with(&["--session-cookie-idle-s", "60"]).await;
+    let (first, hana) = core.member("hana12345").await;
+    for caller in [None, Some(&hana)] {
+        let body = json!({"member": "hana12345", "session": session(&hana)});
+        let answer = core.call("POST", "/internal/access-tokens", caller, Some(body)).await;
+        refused(&answer, 403, "forbidden", "services");
+    }
+    core.clock.advance(TimeDelta::minutes(20));
+    let slid = slide(&core, &hana).await;
+    assert_eq!(slid.status, StatusCode::OK, "{slid:?}");
+    assert_eq!(slid.header("cache-control"), "no-store");
+    assert_eq!(slid.headers.get(SET_COOKIE), None, "the browser's cookie is not the gateway's");
+    let token = slid.json()["accessToken"].as_str().unwrap().to_owned();
+    let (old, new) = (claims(first.json()["accessToken"].as_str().unwrap()), claims(&token));
+    assert_eq!((new.sub, new.sid), (old.sub, old.sid));
+    assert_eq!((new.iat, new.exp), (1_800_001_200, 1_800_001_800));
+    let cookie = format!("access_token={token}; Path=/; Max-Age=660; HttpOnly; SameSite=Lax");
+    assert_eq!(slid.json()["setCookie"], cookie);
+    // Nothing is used up: neither by asking twice nor of the refresh token.
+    assert_eq!(slide(&core, &hana).await.status, StatusCode::OK);
+    assert_eq!(reissue(&core, &refresh_token(&first)).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn using_a_session_keeps_it_open_and_its_end_is_final() {
+    let core = TestCore::start().await;
+    let (first, hana) = core.member("hana12345").await;
+    for _ in 0..2 {
+        core.clock.advance(TimeDelta::days(13));
+        assert!(slide(&core, &hana).await.json()["accessToken"].is_string());
+    }
+    // The session's absolute end is nearer than the token's.
+    core.clock.advance(TimeDelta::days(4) - TimeDelta::seconds(10));
+    let last = slide(&core, &hana).await.json();
+    let last = claims(last["accessToken"].as_str().unwrap());
+    assert_eq!(last.exp - last.iat, 10);
+    core.clock.advance(TimeDelta::seconds(10));
+    assert_eq!(slide(&core, &hana).await.json(), Value::Null);
+    refused(&reissue(&core, &refresh_token(&first)).await, 401, "unauthenticated", "");
+
+    let (_, again) = core.log_in("hana12345").await;
+    no_content(&core.call("POST", "/api/auth/logout", Some(&again), None).await);
+    assert_eq!(slide(&core, &again).await.json(), Value::Null);
+    let (_, idle) = core.log_in("hana12345").await;
+    core.clock.advance(TimeDelta::days(14));
+    assert_eq!(slide(&core, &idle).await.json(), Value::Null);
+    for (member, of) in [("minsu1234", session(&idle)), ("hana12345", "x".to_owned())] {
+        let other = Subject::Member { id: member.to_owned(), session: of, roles: vec![] };
+        assert_eq!(slide(&core, &other).await.json(), Value::Null);
+    }
+    core.store.close().await;
+    refused(&slide(&core, &idle).await, 503, "unavailable", "the store cannot be reached");
 }
 
 #[tokio::test]

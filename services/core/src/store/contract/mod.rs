@@ -18,6 +18,9 @@ macro_rules! every_scenario {
             sessions::logging_in_renews_an_outdated_hash,
             sessions::ending_a_session_is_logged_even_when_it_was_over,
             sessions::ending_sessions_everywhere_ends_the_members_only,
+            sessions::a_session_that_has_ended_ends_no_other,
+            sessions::a_use_keeps_an_open_session_and_uses_nothing_up,
+            sessions::a_refresh_token_names_its_session_used_up_or_not,
             sessions::sessions_that_are_over_are_pruned_without_a_revocation,
             sessions::a_pruned_salt_turns_a_repeat_into_a_reuse,
             sessions::of_many_tabs_that_renew_at_once_one_rotates_and_all_agree,
@@ -25,6 +28,7 @@ macro_rules! every_scenario {
             rotation::tokens_older_than_the_remembered_are_unknown,
             races::a_new_password_leaves_no_session_of_the_old_one,
             races::a_deletion_leaves_no_session,
+            races::a_session_that_is_used_while_it_ends_does_not_come_back,
         }
     };
 }

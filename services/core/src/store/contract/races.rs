@@ -41,6 +41,34 @@ async fn renew_to_the_end(store: &impl Ports, session: &Session) {
     panic!("the session goes on and on");
 }
 
+/// Uses it until it is over.
+async fn touch_to_the_end(store: &impl Ports, member: &MemberId, session: SessionId) {
+    let policy = SessionPolicy::default();
+    for _ in 0..1_000 {
+        if store.touch(member, session, &policy, at(6)).await.unwrap().is_none() {
+            return;
+        }
+    }
+    panic!("the session goes on and on");
+}
+
+pub(super) async fn a_session_that_is_used_while_it_ends_does_not_come_back(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let member = hana.account.id.clone();
+    for round in 0..ROUNDS {
+        let session = log_in(&store, &hana, &policy, at(1)).await;
+        let ending = store.end(&member, session.id, false, at(1_000));
+        let uses = futures::future::join_all(
+            (0..AT_ONCE).map(|_| touch_to_the_end(&store, &member, session.id)),
+        );
+        let (ended, _) = futures::future::join(ending, uses).await;
+        assert_eq!(ended.unwrap(), [session.id]);
+        assert!(!is_open(&store, &member, session.id, at(6)).await, "round {round}");
+        assert!(revoked(&store, at(6)).await.contains(&session.id), "round {round}");
+    }
+}
+
 pub(super) async fn a_new_password_leaves_no_session_of_the_old_one(store: impl Ports) {
     let policy = SessionPolicy::default();
     let mut hana = sign_up(&store, "hana12345").await;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::app::sessions::Rotation;
+use crate::domain::session::SessionTimes;
 use crate::domain::token::Salt;
 
 /// One thing that happens.
@@ -13,6 +14,8 @@ pub(super) enum Step {
     Present(usize),
     /// Somebody presents a token that was never issued.
     Forge,
+    /// The session is used with an access token.
+    Touch,
     /// Seconds go by.
     Wait(i64),
     /// The pruner runs.
@@ -24,6 +27,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => Just(Step::Present(0)),
         4 => (1..4_usize).prop_map(Step::Present),
         1 => Just(Step::Forge),
+        2 => Just(Step::Touch),
         3 => prop_oneof![Just(1), Just(4), Just(9), Just(10), Just(11), Just(40), Just(101)]
             .prop_map(Step::Wait),
         1 => Just(Step::Prune),
@@ -80,6 +84,15 @@ pub(super) async fn answers_as_the_model_does<S: Ports>(store: &S, member: &str,
     for (n, step) in steps.iter().enumerate() {
         match step {
             Step::Wait(seconds) => now += seconds,
+            Step::Touch => {
+                let over = model.over || now >= 300 || now - model.renewed_at >= 100;
+                let used = store.touch(&hana.account.id, session.id, &policy, at(now)).await;
+                let times = SessionTimes { started_at: at(0), renewed_at: at(now) };
+                assert_eq!(used.unwrap(), (!over).then_some(times), "step {n} at {now} s");
+                if !over {
+                    model.renewed_at = now;
+                }
+            }
             Step::Prune => {
                 store.prune(&policy, at(now)).await.unwrap();
                 model.over |=

@@ -82,6 +82,62 @@ pub(super) async fn ending_sessions_everywhere_ends_the_members_only(store: impl
     assert!(is_open(&store, &minsu.account.id, of_minsu, at(5)).await);
 }
 
+pub(super) async fn a_session_that_has_ended_ends_no_other(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let minsu = sign_up(&store, "minsu1234").await;
+    let ended = log_in(&store, &hana, &policy, at(1)).await;
+    let open = log_in(&store, &hana, &policy, at(2)).await;
+    let of_minsu = log_in(&store, &minsu, &policy, at(3)).await;
+    store.end(&hana.account.id, ended.id, false, at(1_000)).await.unwrap();
+    for session in [ended.id, SessionId::new()] {
+        let alone = store.end(&hana.account.id, session, true, at(1_000)).await.unwrap();
+        assert_eq!(alone, [session]);
+    }
+    assert!(is_open(&store, &hana.account.id, open.id, at(4)).await);
+    assert!(is_open(&store, &minsu.account.id, of_minsu.id, at(4)).await);
+}
+
+pub(super) async fn a_use_keeps_an_open_session_and_uses_nothing_up(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let minsu = sign_up(&store, "minsu1234").await;
+    let session = log_in(&store, &hana, &policy, at(0)).await;
+    let day = 86_400;
+    let touch = async |member: &MemberId, now| {
+        store.touch(member, session.id, &policy, at(now)).await.unwrap()
+    };
+    let used = |now| Some(SessionTimes { started_at: at(0), renewed_at: at(now) });
+    let (hana, minsu) = (&hana.account.id, &minsu.account.id);
+    assert_eq!(touch(hana, 13 * day).await, used(13 * day));
+    assert_eq!(touch(hana, 12 * day).await, used(13 * day), "a clock that is behind");
+    assert_eq!(touch(minsu, 13 * day).await, None, "another member's");
+    assert!(is_open(&store, hana, session.id, at(26 * day)).await);
+    assert_eq!(touch(hana, 27 * day).await, None, "idle for too long");
+    assert!(matches!(
+        rotate(&store, &session.token, &policy, at(14 * day)).await,
+        Rotation::Rotated { .. }
+    ));
+    assert_eq!(touch(hana, 25 * day).await, used(25 * day));
+    assert_eq!(touch(hana, 30 * day).await, None, "its absolute end");
+    store.end(hana, session.id, false, at(31 * day)).await.unwrap();
+    assert_eq!(touch(hana, 26 * day).await, None, "ended");
+}
+
+pub(super) async fn a_refresh_token_names_its_session_used_up_or_not(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &policy, at(0)).await;
+    let of = async |token: &RefreshToken| store.session_of(&token.hash()).await.unwrap();
+    let named = Some((hana.account.id.clone(), session.id));
+    assert_eq!(of(&session.token).await, named);
+    rotate(&store, &session.token, &policy, at(10)).await;
+    assert_eq!(of(&session.token).await, named);
+    assert_eq!(of(&RefreshToken::random().unwrap()).await, None);
+    store.end(&hana.account.id, session.id, false, at(1_000)).await.unwrap();
+    assert_eq!(of(&session.token).await, None);
+}
+
 pub(super) async fn sessions_that_are_over_are_pruned_without_a_revocation<S: Ports>(store: S) {
     let policy = SessionPolicy::default();
     let hana = sign_up(&store, "hana12345").await;

@@ -67,7 +67,7 @@ async fn session_of(
 }
 
 async fn presented(
-    conn: &mut MySqlConnection,
+    executor: impl MySqlExecutor<'_>,
     hash: &TokenHash,
 ) -> Result<Option<Presented>, StoreError> {
     let row: Option<PresentedRow> = sqlx::query_as(
@@ -76,7 +76,7 @@ async fn presented(
          FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.hash = ?",
     )
     .bind(hash.0.as_slice())
-    .fetch_optional(conn)
+    .fetch_optional(executor)
     .await?;
     let Some(row) = row else {
         return Ok(None);
@@ -221,7 +221,7 @@ impl MysqlStore {
             .bind(session)
             .execute(&mut *tx)
             .await?;
-        let Some(token) = presented(&mut tx, hash).await? else {
+        let Some(token) = presented(&mut *tx, hash).await? else {
             return Ok(Rotation::Unknown);
         };
         let rotation = match policy.judge(&token.times, token.place, now) {
@@ -262,6 +262,39 @@ impl MysqlStore {
         Ok(rotation)
     }
 
+    async fn try_touch(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<SessionTimes>, StoreError> {
+        let id = session.to_string();
+        let mut tx = self.db.write().await?;
+        let row: Option<(i64, i64)> = sqlx::query_as(
+            "SELECT started_at, renewed_at FROM sessions \
+             WHERE id = ? AND member_id = ? AND started_at > ? AND renewed_at > ? FOR UPDATE",
+        )
+        .bind(&id)
+        .bind(member.as_str())
+        .bind(to_micros(now - policy.absolute))
+        .bind(to_micros(now - policy.idle))
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some((started, renewed)) = row else {
+            return Ok(None);
+        };
+        let times =
+            SessionTimes { started_at: time(started)?, renewed_at: now.max(time(renewed)?) };
+        sqlx::query("UPDATE sessions SET renewed_at = ? WHERE id = ?")
+            .bind(to_micros(times.renewed_at))
+            .bind(&id)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(Some(times))
+    }
+
     async fn try_end(
         &self,
         member: &MemberId,
@@ -273,7 +306,9 @@ impl MysqlStore {
         let mut ended = vec![session];
         if everywhere {
             let open = sessions_of(&mut *tx, member).await?;
-            ended.extend(open.into_iter().filter(|other| *other != session));
+            if open.contains(&session) {
+                ended.extend(open.into_iter().filter(|other| *other != session));
+            }
         }
         end_sessions(&mut tx, &ended, revoked_until).await?;
         tx.commit().await?;
@@ -354,6 +389,24 @@ impl SessionStore for MysqlStore {
         now: DateTime<Utc>,
     ) -> Result<Rotation, StoreError> {
         retried!(self.try_rotate(hash, (salt, successor), policy, now))
+    }
+
+    async fn touch(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<SessionTimes>, StoreError> {
+        retried!(self.try_touch(member, session, policy, now))
+    }
+
+    async fn session_of(
+        &self,
+        hash: &TokenHash,
+    ) -> Result<Option<(MemberId, SessionId)>, StoreError> {
+        let token = retried!(presented(self.db.reader(), hash))?;
+        Ok(token.map(|token| (token.member, token.session)))
     }
 
     async fn account(

@@ -6,7 +6,7 @@
 //!
 //! | key | type | what | lives |
 //! |---|---|---|---|
-//! | `session:<id>` | hash | `member`, `started`, `renewed`, `epoch`, digests of the `current` token and the `previous` one, `grace_until` | as the session |
+//! | `session:<id>` | hash | `member`, `started`, `renewed`, `epoch`, digests of the `current` token and the `previous` one, when that was `used`, `grace_until` | as the session |
 //! | `token:<digest>` | string | the session whose refresh token it is, used or not | to the session's absolute end |
 //! | `family:<id>` | list | digests of the session's tokens, the oldest first | the same |
 //! | `salt:<id>` | string | derives the current token from the previous one | the grace, and a second |
@@ -67,6 +67,8 @@ struct Keys {
 struct Scripts {
     open: Script,
     rotate: Script,
+    touch: Script,
+    session_of: Script,
     end: Script,
     settle: Script,
     page: Script,
@@ -86,6 +88,8 @@ impl Scripts {
         Self {
             open: script!("open.lua"),
             rotate: script!("rotate.lua"),
+            touch: script!("touch.lua"),
+            session_of: script!("session_of.lua"),
             end: script!("end.lua"),
             settle: script!("settle.lua"),
             page: script!("page.lua"),

@@ -79,6 +79,41 @@ impl RedisSessions {
         }
     }
 
+    pub(super) async fn touch(
+        &self,
+        owner: &MemberId,
+        id: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<SessionTimes>, StoreError> {
+        let mut call = self.call(&self.scripts.touch);
+        call.arg(owner.as_str()).arg(id.to_string()).arg(now.timestamp_micros());
+        call.arg(micros(policy.absolute)).arg(micros(policy.idle));
+        let outcome: Vec<Vec<u8>> = self.run("touch", &call).await?;
+        match outcome.as_slice() {
+            [] => Ok(None),
+            [started, renewed] => {
+                let (started_at, renewed_at) = (time(started)?, time(renewed)?);
+                Ok(Some(SessionTimes { started_at, renewed_at }))
+            }
+            _ => Err(garbled("the answer to a use")),
+        }
+    }
+
+    pub(super) async fn session_of(
+        &self,
+        presented: &TokenHash,
+    ) -> Result<Option<(MemberId, SessionId)>, StoreError> {
+        let mut call = self.call(&self.scripts.session_of);
+        call.arg(presented.0.as_slice());
+        let outcome: Vec<Vec<u8>> = self.run("select", &call).await?;
+        match outcome.as_slice() {
+            [] => Ok(None),
+            [owner, id] => Ok(Some((member(owner)?, session(id)?))),
+            _ => Err(garbled("a refresh token's session")),
+        }
+    }
+
     /// The times of a session of the member, if Redis has it.
     pub(super) async fn session(
         &self,

@@ -26,7 +26,7 @@ use crate::app::revocations::{RevocationLog, RevocationPage};
 use crate::app::sessions::{OpenSession, Opened, Rotation, SessionStore};
 use crate::domain::account::{Account, Member, MemberId, ProfileChange};
 use crate::domain::page::{Page, PageRequest};
-use crate::domain::session::SessionPolicy;
+use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 use crate::store::mysql::{Ending, MysqlStore};
 use crate::store::traced::{MYSQL, Traced};
@@ -145,6 +145,23 @@ impl SessionStore for MysqlRedisStore {
         now: DateTime<Utc>,
     ) -> Result<Rotation, StoreError> {
         self.redis.rotate(presented, (salt, successor), policy, now).await
+    }
+
+    async fn touch(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<SessionTimes>, StoreError> {
+        self.redis.touch(member, session, policy, now).await
+    }
+
+    async fn session_of(
+        &self,
+        presented: &TokenHash,
+    ) -> Result<Option<(MemberId, SessionId)>, StoreError> {
+        self.redis.session_of(presented).await
     }
 
     async fn account(

@@ -236,6 +236,41 @@ impl SessionStore for SqliteStore {
         Ok(rotation)
     }
 
+    async fn touch(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        policy: &SessionPolicy,
+        now: DateTime<Utc>,
+    ) -> Result<Option<SessionTimes>, StoreError> {
+        let mut tx = self.db.write().await?;
+        let row: Option<(i64, i64)> = sqlx::query_as(
+            "UPDATE sessions SET renewed_at = MAX(renewed_at, ?5) \
+             WHERE id = ?1 AND member_id = ?2 AND started_at > ?3 AND renewed_at > ?4 \
+             RETURNING started_at, renewed_at",
+        )
+        .bind(session.to_string())
+        .bind(member.as_str())
+        .bind(to_micros(now - policy.absolute))
+        .bind(to_micros(now - policy.idle))
+        .bind(to_micros(now))
+        .fetch_optional(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        row.map(|(started, renewed)| {
+            Ok(SessionTimes { started_at: time(started)?, renewed_at: time(renewed)? })
+        })
+        .transpose()
+    }
+
+    async fn session_of(
+        &self,
+        hash: &TokenHash,
+    ) -> Result<Option<(MemberId, SessionId)>, StoreError> {
+        let token = presented(self.db.reader(), hash).await?;
+        Ok(token.map(|token| (token.member, token.session)))
+    }
+
     async fn account(
         &self,
         member: &MemberId,
@@ -271,7 +306,9 @@ impl SessionStore for SqliteStore {
         let mut ended = vec![session];
         if everywhere {
             let open = sessions_of(&mut *tx, member).await?;
-            ended.extend(open.into_iter().filter(|other| *other != session));
+            if open.contains(&session) {
+                ended.extend(open.into_iter().filter(|other| *other != session));
+            }
         }
         end_sessions(&mut tx, &ended, revoked_until).await?;
         tx.commit().await?;

@@ -42,3 +42,12 @@ local function epoch_of(member)
   return redis.call('GET', key('epoch', member)) or '0'
 end
 
+-- When a session is over that is not renewed again.
+local function over_at(started, renewed, absolute, idle)
+  return math.min(tonumber(started) + absolute, tonumber(renewed) + idle)
+end
+
+-- Milliseconds from one time to another, as an expiry takes them.
+local function ms_between(from, to)
+  return string.format('%.0f', math.max(1, math.ceil((to - from) / 1000)))
+end

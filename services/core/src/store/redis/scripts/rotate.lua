@@ -9,16 +9,13 @@ if not session then
 end
 local session_key, salt_key = key('session', session), key('salt', session)
 local kept = redis.call('HMGET', session_key, 'member', 'started', 'renewed', 'epoch', 'current',
-  'previous', 'grace_until')
-local member, started, renewed, epoch, current, previous, grace_until = unpack(kept)
+  'previous', 'used', 'grace_until')
+local member, started, renewed, epoch, current, previous, used, grace_until = unpack(kept)
 if not member then
   return {'unknown'}
 end
 
-local function over_at(renewed_at)
-  return math.min(tonumber(started) + absolute, renewed_at + idle)
-end
-if now >= over_at(tonumber(renewed)) then
+if now >= over_at(started, renewed, absolute, idle) then
   drop(session, member)
   return {'expired'}
 end
@@ -36,22 +33,19 @@ if presented ~= current then
   local kept_salt = redis.call('GET', salt_key)
   -- The first token used is the one that made the current one current, just then.
   if presented == previous and kept_salt and now < tonumber(grace_until)
-      and now - tonumber(renewed) < grace then
+      and now - tonumber(used or renewed) < grace then
     return {'repeated', member, session, started, renewed, kept_salt}
   end
   finish(session, member, until_us)
   return {'reused', session}
 end
 
-local function ms_until(at)
-  return string.format('%.0f', math.max(1, math.ceil((at - now) / 1000)))
-end
 redis.call('HSET', session_key, 'renewed', ARGV[6], 'current', successor, 'previous', presented,
-  'grace_until', string.format('%.0f', now + grace))
-redis.call('PEXPIRE', session_key, ms_until(over_at(now)))
+  'used', ARGV[6], 'grace_until', string.format('%.0f', now + grace))
+redis.call('PEXPIRE', session_key, ms_between(now, over_at(started, now, absolute, idle)))
 -- A second more than it is of use, so that clocks need not agree to the millisecond.
-redis.call('SET', salt_key, salt, 'PX', ms_until(now + grace + 1000000))
-local absolute_ms = ms_until(tonumber(started) + absolute)
+redis.call('SET', salt_key, salt, 'PX', ms_between(now, now + grace + 1000000))
+local absolute_ms = ms_between(now, tonumber(started) + absolute)
 redis.call('SET', key('token', successor), session, 'PX', absolute_ms)
 redis.call('RPUSH', key('family', session), successor)
 redis.call('PEXPIRE', key('family', session), absolute_ms)

@@ -1,0 +1,50 @@
+//! `/internal/access-tokens`: a new access token for a session that is carried by cookies. For
+//! gateways, which ask when a cookie's token is due and pass the new cookie on as it is.
+
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::post;
+use serde::{Deserialize, Serialize};
+use tourin_chassis::http::{ApiError, Json};
+use tourin_chassis::identity::ServiceCaller;
+use utoipa_axum::router::OpenApiRouter;
+
+use super::super::AppState;
+use super::super::body::Object;
+use super::private;
+
+pub(super) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::default().route("/internal/access-tokens", post(issue))
+}
+
+/// The session, as its last access token names it.
+#[derive(Deserialize)]
+struct Asked {
+    member: String,
+    session: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IssuedAnswer {
+    access_token: String,
+    /// The value of the `Set-Cookie` header that gives it to the browser.
+    set_cookie: String,
+}
+
+/// Answers `null` when the session is not open.
+async fn issue(
+    State(state): State<AppState>,
+    _: ServiceCaller,
+    Object(asked): Object<Asked>,
+) -> Result<Response, ApiError> {
+    let issued = state.sessions.slide(&asked.member, &asked.session).await?;
+    let answer = issued.map(|access| {
+        let cookie = state.cookies.access(&access);
+        IssuedAnswer {
+            set_cookie: String::from_utf8_lossy(cookie.as_bytes()).into_owned(),
+            access_token: access.token,
+        }
+    });
+    Ok(private(Json(answer)))
+}
