@@ -31,6 +31,7 @@ defaults! {
     TOKEN_AUDIENCE: &str = "tourin";
     TOKEN_LEEWAY_S: u64 = 5;
     TOKEN_CACHE_ENTRIES: u64 = 10_000;
+    SESSION_COOKIE_IDLE_S: u32 = 1_800;
     REVOCATION_STALE_MS: u64 = 30_000;
     SESSION_REDIS_PREFIX: &str = "tourin:sessions";
     CONNECT_TIMEOUT_MS: u64 = 1_000;
@@ -94,6 +95,10 @@ pub struct Settings {
     /// Verified tokens that are remembered until they expire
     #[arg(long, env = "TOURIN_GATEWAY_TOKEN_CACHE_ENTRIES", value_name = "N", default_value_t = TOKEN_CACHE_ENTRIES, value_parser = value_parser!(u64).range(0..=10_000_000))]
     pub token_cache_entries: u64,
+    /// Seconds after a token's expiry in which a session that is carried by cookies still renews
+    /// itself; 0 for none. The same as core's
+    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = SESSION_COOKIE_IDLE_S, value_parser = value_parser!(u32).range(0..=2_592_000))]
+    pub session_cookie_idle_s: u32,
     /// Redis where core keeps the sessions (redis://[USER:PASSWORD@]HOST:PORT[/DATABASE], rediss://
     /// for TLS): ended ones are read from its stream there [default: none; core is asked over HTTP]
     #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -189,6 +194,7 @@ impl Settings {
             token_audience: TOKEN_AUDIENCE.to_owned(),
             token_leeway_s: TOKEN_LEEWAY_S,
             token_cache_entries: TOKEN_CACHE_ENTRIES,
+            session_cookie_idle_s: SESSION_COOKIE_IDLE_S,
             redis_url: None,
             session_redis_prefix: SESSION_REDIS_PREFIX.to_owned(),
             revocation_stale_ms: REVOCATION_STALE_MS,

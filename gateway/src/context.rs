@@ -11,6 +11,7 @@ use tourin_registry_api::Instance;
 
 use crate::answers::Answer;
 use crate::attempt::Attempt;
+use crate::auth::sliding::Renewal;
 use crate::client_address::Client;
 use crate::connection::Connection;
 use crate::routes::Route;
@@ -35,6 +36,8 @@ pub struct RequestContext {
     pub cross_origin: Option<HeaderValue>,
     /// What was decided when it was let in; `None` for what the gateway answers itself.
     pub admitted: Option<Admitted>,
+    /// The new access token that the answer takes along, if it is there by then.
+    pub renewal: Option<Renewal>,
     /// The instance that it went to last.
     pub instance: Option<Instance>,
     /// Instances (by id) that are not tried again.
@@ -83,6 +86,7 @@ impl Default for RequestContext {
             request_id: HeaderValue::from_static("unknown"),
             cross_origin: None,
             admitted: None,
+            renewal: None,
             instance: None,
             avoided: Vec::new(),
             tries: 0,

@@ -15,7 +15,7 @@ use tourin_chassis::identity::IdentitySigner;
 use tourin_registry_api::OUT_OF_REACH;
 
 use crate::answers::Answer;
-use crate::auth::{Authenticator, Credentials};
+use crate::auth::{Authenticator, Credentials, Entrant};
 use crate::client_address::{Client, Network};
 use crate::context::{Admitted, RequestContext};
 use crate::headers;
@@ -157,9 +157,11 @@ impl Gate {
             &header.method,
             &header.headers,
             client.host.as_deref(),
-            credentials.by_cookie,
+            credentials.need_own_site(access),
         )?;
-        let subject = self.authenticator.admit(access, &credentials, client.address).await?;
+        let Entrant { subject, renewal } =
+            self.authenticator.admit(access, &credentials, client.address).await?;
+        ctx.renewal = renewal;
         if !self.upstreams.has_any(&route.service) {
             return Err(Answer::unavailable(format!(
                 "no instance of {} is up; try again",

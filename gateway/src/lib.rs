@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::{SharedClock, SystemClock};
 use tourin_chassis::config::ServerUrl;
 use tourin_chassis::identity::IdentitySigner;
+use tourin_chassis::metrics::CounterBy;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::Service;
 use tourin_registry_api::limits::{instance_id, lease_ms};
@@ -53,6 +54,7 @@ use auth::Authenticator;
 use auth::keys::KeyStore;
 use auth::revocation::Revocations;
 use auth::revocation::stream::RevocationStream;
+use auth::sliding::SlidingSessions;
 use auth::tokens::{TokenRules, TokenVerifier};
 use connection::ConnectionLimits;
 use descriptors::ConnectionCounts;
@@ -161,7 +163,8 @@ impl Gateway {
 
         let (directory, watching) = Directory::watch(registry.clone(), id.clone(), stop.clone());
         tasks.spawn("registry watch", watching);
-        let gate = start_gate(&settings, routes, directory, stream, &tasks, &stop)?;
+        let renewals = metrics.renewals.clone();
+        let gate = start_gate(&settings, routes, directory, (stream, renewals), &tasks, &stop)?;
         metrics.read_state(
             Arc::clone(&gate.upstreams),
             Arc::clone(&gate.keys),
@@ -276,7 +279,7 @@ fn start_gate(
     settings: &Settings,
     routes: RouteTable,
     directory: Directory,
-    stream: Option<RevocationStream>,
+    (stream, renewals): (Option<RevocationStream>, CounterBy),
     tasks: &Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Arc<Gate>> {
@@ -318,13 +321,24 @@ fn start_gate(
         leeway: Duration::from_secs(settings.token_leeway_s),
         cache_entries: settings.token_cache_entries,
     };
+    let tokens = Arc::new(TokenVerifier::new(Arc::clone(&keys), &rules, Arc::clone(&clock)));
+    let sliding = Arc::new(SlidingSessions::new(
+        mesh,
+        Arc::clone(&tokens),
+        renewals,
+        Duration::from_secs(settings.session_cookie_idle_s.into()),
+        Arc::clone(&clock),
+        stop.clone(),
+    ));
+    follow!("session renewals", sliding, drain);
     Ok(Arc::new(Gate {
         registry: directory.connected(),
         was_ready: AtomicBool::new(false),
         routes,
         authenticator: Authenticator {
-            tokens: TokenVerifier::new(Arc::clone(&keys), &rules, Arc::clone(&clock)),
+            tokens,
             revocations,
+            sliding,
             secret: secret.clone(),
             clock,
         },

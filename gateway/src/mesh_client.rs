@@ -1,12 +1,17 @@
-//! The gateway's own calls to services: keys, ended sessions, API descriptions. Not on the path of
-//! clients' requests.
+//! The gateway's own calls to services: keys, ended sessions, API descriptions, and new access tokens
+//! for sessions that are carried by cookies. Only the last are on the path of clients' requests.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use http::Method;
+use http::header::CONTENT_TYPE;
+use reqwest::{RequestBuilder, Response};
+use serde::Serialize;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_registry_api::Directory;
+use tourin_chassis::telemetry::{HttpCall, Span, Text};
+use tourin_registry_api::{Directory, Instance};
 
 /// The gateway's name in the registry.
 pub const GATEWAY: &str = "gateway";
@@ -14,6 +19,8 @@ pub const GATEWAY: &str = "gateway";
 pub const CORE: &str = "core";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// Instances that a call which bears being done twice is made to.
+const POST_ATTEMPTS: u32 = 2;
 
 /// Calls services as a member of the mesh. Cheap to clone.
 #[derive(Clone)]
@@ -56,30 +63,105 @@ impl MeshClient {
         limit: Duration,
         max_bytes: usize,
     ) -> anyhow::Result<Bytes> {
-        let instance =
-            self.directory.pick(service).with_context(|| format!("no instance of {service}"))?;
-        let caller = Subject::Service { name: GATEWAY.to_owned() };
-        let mut response = self
-            .http
-            .get(format!("{}{path}", instance.base_url()))
-            .header(IDENTITY_HEADER, self.signer.sign(&caller, service))
-            .timeout(limit)
-            .send()
-            .await
-            .with_context(|| format!("{} does not answer", instance.id))?
-            .error_for_status()
-            .with_context(|| format!("{} refuses", instance.id))?;
-        let mut body = Vec::new();
-        while let Some(chunk) =
-            response.chunk().await.with_context(|| format!("{} broke off", instance.id))?
-        {
-            anyhow::ensure!(
-                body.len() + chunk.len() <= max_bytes,
-                "{}: the answer has more than {max_bytes} bytes",
-                instance.id
-            );
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.into())
+        let instance = self.pick(service)?;
+        let request = self.request(Method::GET, service, &instance, path);
+        let response = send(request.timeout(limit), &instance).await?;
+        read(response, &instance, max_bytes).await
     }
+
+    /// Posts JSON to one instance of `service`, and to the next one if the first does not answer with
+    /// success: only for what bears being done twice. Each attempt is a span of the current trace,
+    /// under `path`, which therefore has nothing of anybody in it. Gives the answer's body.
+    ///
+    /// # Errors
+    /// As [`MeshClient::get`], of the last attempt; all together take no longer than `limit`.
+    pub async fn post(
+        &self,
+        service: &str,
+        path: &'static str,
+        body: &impl Serialize,
+        limit: Duration,
+        max_bytes: usize,
+    ) -> anyhow::Result<Bytes> {
+        let body = Bytes::from(serde_json::to_vec(body)?);
+        let mut resend_count = 0;
+        loop {
+            let instance = self.pick(service)?;
+            let span = Span::current().http_client(&HttpCall {
+                method: &Method::POST,
+                route: Text::from(path),
+                service: Text::from(service),
+                instance: Some(&instance.id),
+                address: Some(instance.address),
+                resend_count,
+            });
+            let request = self
+                .request(Method::POST, service, &instance, path)
+                .headers(span.headers().into_iter().collect())
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.clone())
+                .timeout(limit / POST_ATTEMPTS);
+            let answered = match send(request, &instance).await {
+                Ok(response) => {
+                    span.set_status(response.status().as_u16());
+                    read(response, &instance, max_bytes).await
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = answered else { return answered };
+            match error.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::status) {
+                Some(status) => span.set_status(status.as_u16()),
+                None => span.set_error("no_answer"),
+            }
+            resend_count += 1;
+            if resend_count >= POST_ATTEMPTS {
+                return Err(error);
+            }
+        }
+    }
+
+    fn pick(&self, service: &str) -> anyhow::Result<Instance> {
+        self.directory.pick(service).with_context(|| format!("no instance of {service}"))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        service: &str,
+        instance: &Instance,
+        path: &str,
+    ) -> RequestBuilder {
+        let caller = Subject::Service { name: GATEWAY.to_owned() };
+        self.http
+            .request(method, format!("{}{path}", instance.base_url()))
+            .header(IDENTITY_HEADER, self.signer.sign(&caller, service))
+    }
+}
+
+async fn send(request: RequestBuilder, instance: &Instance) -> anyhow::Result<Response> {
+    request
+        .send()
+        .await
+        .with_context(|| format!("{} does not answer", instance.id))?
+        .error_for_status()
+        .with_context(|| format!("{} refuses", instance.id))
+}
+
+async fn read(
+    mut response: Response,
+    instance: &Instance,
+    max_bytes: usize,
+) -> anyhow::Result<Bytes> {
+    let mut body = Vec::new();
+    while let Some(chunk) =
+        response.chunk().await.with_context(|| format!("{} broke off", instance.id))?
+    {
+        anyhow::ensure!(
+            body.len() + chunk.len() <= max_bytes,
+            "{}: the answer has more than {max_bytes} bytes",
+            instance.id
+        );
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.into())
 }

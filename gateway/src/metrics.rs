@@ -95,6 +95,8 @@ pub struct GatewayMetrics {
     pub service: Metrics,
     /// Of client connections.
     pub connections: ConnectionMetrics,
+    /// Of sessions that are carried by cookies: renewals, by what became of them.
+    pub renewals: CounterBy,
     upstreams: BTreeMap<String, Arc<UpstreamMetrics>>,
     refusals: CounterBy,
 }
@@ -148,7 +150,12 @@ impl GatewayMetrics {
             "Requests that the gateway itself answered with an error, by the error's kind",
             "error",
         );
-        Self { service, connections, upstreams, refusals }
+        let renewals = service.counter_by(
+            "tourin_gateway_session_renewals",
+            "Sessions of cookie clients that core was asked to renew, by what became of it",
+            "outcome",
+        );
+        Self { service, connections, renewals, upstreams, refusals }
     }
 
     /// The counts of one service; `None` when no route names it.

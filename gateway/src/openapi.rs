@@ -239,7 +239,7 @@ fn add_path(
             return false;
         };
         if let Some(operation) = operation.as_object_mut() {
-            if matches!(access, Access::Public | Access::Optional) {
+            if matches!(access, Access::Public | Access::Optional | Access::Ending) {
                 operation.remove("security");
             } else {
                 operation.insert("security".to_owned(), json!([{"bearer": []}, {"cookie": []}]));

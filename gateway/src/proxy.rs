@@ -83,6 +83,9 @@ impl Proxy {
             answer.render()?
         };
         ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
+        if let Some(renewal) = ctx.renewal.take() {
+            self.gate.authenticator.put_cookie(renewal, &mut head).await?;
+        }
         head.insert_header("x-request-id", ctx.request_id.clone())?;
         if let Some(value) = ctx.span.trace_response() {
             head.insert_header(TRACE_RESPONSE_HEADER, value)?;
@@ -291,6 +294,9 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         if !response.status.is_informational() {
             ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
+            if let Some(renewal) = ctx.renewal.take() {
+                self.gate.authenticator.put_cookie(renewal, response).await?;
+            }
         }
         headers::to_client(response, &ctx.request_id, ctx.span.trace_response())?;
         if let Some(origin) = &ctx.cross_origin {

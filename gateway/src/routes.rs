@@ -25,6 +25,11 @@ pub enum Access {
     /// Anybody, but the answer depends on who it is: like [`Access::Public`], except that a token
     /// which cannot be judged just now is refused with 503, and not taken for a visitor's.
     Optional,
+    /// Anybody, for a call that ends a session: it must not need the live token that it exists to
+    /// end. A token with a good signature is passed on although it has expired, and is not renewed;
+    /// one that is bad is as good as none, one that cannot be judged just now is refused with 503.
+    /// Without a bearer token the call must come from an own page even if no cookie came with it.
+    Ending,
     /// Whoever has a session.
     Session,
     /// Whoever has a session with this role.
@@ -175,7 +180,7 @@ impl RouteTable {
                     at,
                     &field,
                     value,
-                    "expected \"public\", \"optional\", \"session\" or \"role:NAME\"",
+                    "expected \"public\", \"optional\", \"ending\", \"session\" or \"role:NAME\"",
                 )
             })?;
             methods.push((method, access));
@@ -234,6 +239,7 @@ fn parse_access(text: &str) -> Option<Access> {
     match text {
         "public" => Some(Access::Public),
         "optional" => Some(Access::Optional),
+        "ending" => Some(Access::Ending),
         "session" => Some(Access::Session),
         _ => text
             .strip_prefix("role:")

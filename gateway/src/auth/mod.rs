@@ -2,6 +2,7 @@
 
 pub mod keys;
 pub mod revocation;
+pub mod sliding;
 pub mod tokens;
 pub mod visitor;
 
@@ -9,8 +10,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::HeaderMap;
-use http::header::{AUTHORIZATION, COOKIE};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, COOKIE, SET_COOKIE};
+use http::{HeaderMap, HeaderValue};
+use pingora::http::ResponseHeader;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::identity::Subject;
 use tourin_chassis::secret::Secret;
@@ -19,6 +21,7 @@ use tourin_chassis::telemetry::Span;
 use crate::answers::Answer;
 use crate::routes::Access;
 use revocation::{Reliance, Revocations};
+use sliding::{Outcome, Renewal, SlidingSessions};
 use tokens::{Member, TokenError, TokenVerifier};
 
 const ACCESS_COOKIE: &str = "access_token";
@@ -44,6 +47,12 @@ impl<'a> Credentials<'a> {
             by_cookie: access.is_some() || cookie(headers, REFRESH_COOKIE).is_some(),
         }
     }
+
+    /// Whether another site's page must not make the call: it leans on cookies, or its answer removes
+    /// them whether they came or not.
+    pub fn need_own_site(&self, access: &Access) -> bool {
+        self.by_cookie || (*access == Access::Ending && self.token.is_none())
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -68,13 +77,30 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// Decides who a caller is and whether they may call.
 pub struct Authenticator {
     /// Judges tokens.
-    pub tokens: TokenVerifier,
+    pub tokens: Arc<TokenVerifier>,
     /// Knows ended sessions.
     pub revocations: Arc<Revocations>,
+    /// Renews sessions that are carried by cookies.
+    pub sliding: Arc<SlidingSessions>,
     /// Salts visitors' pseudonyms.
     pub secret: Secret,
     /// The time.
     pub clock: SharedClock,
+}
+
+/// Who is calling, and may.
+#[derive(Debug)]
+pub struct Entrant {
+    /// On whose behalf the request goes on.
+    pub subject: Subject,
+    /// The new access token that its answer may take along.
+    pub renewal: Option<Renewal>,
+}
+
+impl From<Subject> for Entrant {
+    fn from(subject: Subject) -> Self {
+        Self { subject, renewal: None }
+    }
 }
 
 impl Authenticator {
@@ -88,17 +114,21 @@ impl Authenticator {
         access: &Access,
         credentials: &Credentials<'_>,
         address: IpAddr,
-    ) -> Result<Subject, Answer> {
+    ) -> Result<Entrant, Answer> {
+        if *access == Access::Ending {
+            let named = self.name(credentials).await?;
+            return Ok(named.unwrap_or_else(|| self.visitor(address)).into());
+        }
         let role = match access {
             Access::Role(role) => Some(role),
             _ => None,
         };
         match (access, self.judge(credentials).await) {
-            (_, Shown::Good(member)) => match role {
+            (_, Shown::Good(member, renewal)) => match role {
                 Some(role) if !member.roles.contains(role) => {
                     Err(Answer::forbidden(format!("this call needs the role {role:?}")))
                 }
-                _ => Ok(subject(&member)),
+                _ => Ok(Entrant { subject: subject(&member), renewal }),
             },
             // A bad token is as good as none here; one that cannot be judged must not pass for good.
             (Access::Public, shown)
@@ -106,14 +136,60 @@ impl Authenticator {
                 if !matches!(shown, Shown::Nothing) {
                     Span::current().annotate("fall_back", &[("to", "visitor")]);
                 }
-                let pseudonym = visitor::pseudonym(&self.secret, self.clock.now(), address);
-                Ok(Subject::Visitor { pseudonym })
+                Ok(self.visitor(address).into())
             }
             (_, Shown::Bad(answer) | Shown::Unjudged(answer)) => Err(answer),
             (_, Shown::Nothing) => {
                 Err(Answer::unauthenticated("this call needs a session: log in first", false))
             }
         }
+    }
+
+    fn visitor(&self, address: IpAddr) -> Subject {
+        let pseudonym = visitor::pseudonym(&self.secret, self.clock.now(), address);
+        Subject::Visitor { pseudonym }
+    }
+
+    /// The session that a token names, for a call that ends it: also one that has expired. `None` when
+    /// it names none, or one that is known to have ended.
+    async fn name(&self, credentials: &Credentials<'_>) -> Result<Option<Subject>, Answer> {
+        let Some(token) = credentials.token else {
+            return Ok(None);
+        };
+        match self.tokens.verify(token).await {
+            Ok(member) | Err(TokenError::Expired(member)) => {
+                let has_ended = self.revocations.has_ended(&member.session);
+                Ok((!has_ended).then(|| subject(&member)))
+            }
+            Err(TokenError::Invalid) => Ok(None),
+            Err(TokenError::KeysUnavailable) => {
+                Err(Answer::unavailable("tokens cannot be checked just now; try again"))
+            }
+        }
+    }
+
+    /// Puts a new access token's cookie on the answer, if it is there by now; the next answer takes it
+    /// otherwise. Not where the answer sets or removes that cookie itself, nor once the session has
+    /// ended, by this very answer perhaps.
+    ///
+    /// # Errors
+    /// Pingora's, for a header that cannot be written; none of those set here.
+    pub async fn put_cookie(
+        &self,
+        renewal: Renewal,
+        head: &mut ResponseHeader,
+    ) -> pingora::Result<()> {
+        let Some(renewed) = renewal.by_now().await else {
+            return Ok(());
+        };
+        let sets_it =
+            head.headers.get_all(SET_COOKIE).iter().any(|set| cookie_name(set) == ACCESS_COOKIE);
+        if sets_it || self.revocations.has_ended(&renewed.member.session) {
+            return Ok(());
+        }
+        head.append_header(SET_COOKIE, renewed.cookie.clone())?;
+        // One client's token must not come out of a cache for another.
+        head.insert_header(CACHE_CONTROL, "no-store")
     }
 
     async fn judge(&self, credentials: &Credentials<'_>) -> Shown {
@@ -130,12 +206,17 @@ impl Authenticator {
             because(reason);
             Shown::Unjudged(Answer::unavailable(message))
         };
-        let member = match self.tokens.verify(token).await {
-            Ok(member) => member,
+        // A bearer token is its client's to renew.
+        let slides = credentials.by_cookie;
+        let (member, expired) = match self.tokens.verify(token).await {
+            Ok(member) => (member, false),
+            Err(TokenError::Expired(member)) if slides && self.sliding.may_come_back(&member) => {
+                (member, true)
+            }
             Err(TokenError::Invalid) => {
                 return bad("invalid", "the access token is not valid: log in again");
             }
-            Err(TokenError::Expired) => {
+            Err(TokenError::Expired(_)) => {
                 return bad("expired", "the access token has expired: have it reissued");
             }
             Err(TokenError::KeysUnavailable) => {
@@ -145,17 +226,39 @@ impl Authenticator {
                 );
             }
         };
+        let ended = || bad("session_ended", "this session has ended: log in again");
         if self.revocations.has_ended(&member.session) {
-            return bad("session_ended", "this session has ended: log in again");
+            return ended();
         }
         match self.revocations.reliance(Instant::now()) {
-            Reliance::Usable => Shown::Good(member),
-            Reliance::Loading => unjudged(
-                "revocations_loading",
-                "the gateway is still loading the ended sessions; try again",
-            ),
+            Reliance::Usable => {}
+            Reliance::Loading => {
+                return unjudged(
+                    "revocations_loading",
+                    "the gateway is still loading the ended sessions; try again",
+                );
+            }
             Reliance::Stale => {
-                unjudged("revocations_stale", "sessions cannot be checked just now; try again")
+                let message = "sessions cannot be checked just now; try again";
+                return unjudged("revocations_stale", message);
+            }
+        }
+        if !(slides && self.sliding.is_due(&member)) {
+            return Shown::Good(member, None);
+        }
+        let renewal = self.sliding.renew(&member).await;
+        if !expired {
+            return Shown::Good(member, Some(renewal));
+        }
+        match renewal.outcome().await {
+            // It may have ended while core was asked.
+            Outcome::Renewed(renewed) if !self.revocations.has_ended(&renewed.member.session) => {
+                let member = Arc::clone(&renewed.member);
+                Shown::Good(member, Some(Renewal::Done(Outcome::Renewed(renewed))))
+            }
+            Outcome::Renewed(_) | Outcome::Ended => ended(),
+            Outcome::Unavailable => {
+                unjudged("renewal_unavailable", "the session cannot be renewed just now; try again")
             }
         }
     }
@@ -165,12 +268,18 @@ impl Authenticator {
 enum Shown {
     /// There are none.
     Nothing,
-    /// A session that has not ended, as far as the policy asks to know.
-    Good(Arc<Member>),
+    /// A session that has not ended, as far as the policy asks to know, and its renewal if one is due.
+    Good(Arc<Member>, Option<Renewal>),
     /// Not good; trying again will not help. With the answer where a session is needed.
     Bad(Answer),
     /// That cannot be said just now, and it is our fault. With the answer to give.
     Unjudged(Answer),
+}
+
+/// The name of the cookie that a `Set-Cookie` header is about.
+fn cookie_name(set: &HeaderValue) -> &str {
+    let name = set.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
+    std::str::from_utf8(name).unwrap_or_default().trim()
 }
 
 fn subject(member: &Member) -> Subject {
@@ -183,8 +292,6 @@ fn subject(member: &Member) -> Subject {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]

@@ -25,17 +25,19 @@ pub struct Member {
     pub session: String,
     /// What the member may do beyond a member's own.
     pub roles: Vec<String>,
+    /// From when on the token is due to be renewed, where it is carried by a cookie: half its life.
+    pub renew_from: DateTime<Utc>,
     /// When the token stops being good.
     pub expires_at: DateTime<Utc>,
 }
 
 /// Why a token is not believed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenError {
     /// It is not good, and trying again will not help.
     Invalid,
-    /// Its time is over.
-    Expired,
+    /// Its time is over; it was good, and spoke for this member.
+    Expired(Arc<Member>),
     /// The keys to judge it by cannot be had just now.
     KeysUnavailable,
 }
@@ -44,6 +46,7 @@ pub enum TokenError {
 struct Claims {
     sub: String,
     sid: String,
+    iat: Option<i64>,
     exp: i64,
     nbf: Option<i64>,
     #[serde(default)]
@@ -137,10 +140,9 @@ impl TokenVerifier {
         if let Some(known) = self.good.get(&digest)
             && known.withdrawals == withdrawals
         {
-            self.in_time(&known.member)?;
-            return Ok(known.member);
+            return self.in_time(known.member);
         }
-        let member = Arc::new(self.check(token).await?);
+        let member = self.in_time(Arc::new(self.check(token).await?))?;
         self.good.insert(digest, Remembered { member: Arc::clone(&member), withdrawals });
         Ok(member)
     }
@@ -180,17 +182,22 @@ impl TokenVerifier {
         if claims.sub.is_empty() || claims.sid.is_empty() {
             return Err(TokenError::Invalid);
         }
-        let member =
-            Member { id: claims.sub, session: claims.sid, roles: claims.roles, expires_at };
-        self.in_time(&member)?;
-        Ok(member)
+        let issued_at = claims.iat.and_then(|iat| DateTime::from_timestamp(iat, 0));
+        let life = issued_at.map_or(TimeDelta::zero(), |issued_at| expires_at - issued_at);
+        Ok(Member {
+            id: claims.sub,
+            session: claims.sid,
+            roles: claims.roles,
+            renew_from: expires_at - life / 2,
+            expires_at,
+        })
     }
 
-    fn in_time(&self, member: &Member) -> Result<(), TokenError> {
+    fn in_time(&self, member: Arc<Member>) -> Result<Arc<Member>, TokenError> {
         if self.clock.now() - self.leeway < member.expires_at {
-            Ok(())
+            Ok(member)
         } else {
-            Err(TokenError::Expired)
+            Err(TokenError::Expired(member))
         }
     }
 }

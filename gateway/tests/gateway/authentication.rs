@@ -155,6 +155,38 @@ async fn a_logout_counts_at_once_here_and_soon_everywhere() {
 }
 
 #[tokio::test]
+async fn a_call_that_ends_a_session_needs_no_live_token() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let logout = "/api/auth/logout";
+    let expired = core.issuer.aged("s1", 90_000, 600);
+    let forged = Issuer::new(9, "key-1").token("member01", "s1");
+    for token in [forged.as_str(), "rubbish"] {
+        let by_header = gateway.call_as(token, "POST", logout).await;
+        let by_cookie = gateway.call_by_cookie(token, "POST", logout).await;
+        for answer in [by_header, by_cookie] {
+            assert_eq!(answer.asked()["subject"]["kind"], "visitor", "{token}");
+        }
+    }
+    let by_header = gateway.call_as(&expired, "POST", logout).await;
+    assert_eq!(by_header.asked()["subject"]["session"], "s1");
+    let named = core.issuer.aged("s2", 90_000, 600);
+    let first = gateway.call_by_cookie(&named, "POST", logout).await;
+    assert_eq!(first.asked()["subject"]["session"], "s2");
+    let second = gateway.call_by_cookie(&named, "POST", logout).await;
+    assert_eq!(second.asked()["subject"]["kind"], "visitor");
+    assert_eq!(gateway.call("POST", logout, &[]).await.asked()["subject"]["kind"], "visitor");
+    assert_eq!(core.renewals(), 0, "what is to end is not renewed");
+
+    // Another site's page makes nobody leave, whatever the browser sends along for it.
+    for cookie in [&[][..], &[("cookie", "refresh_token=r")]] {
+        for from in [("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")] {
+            let headers: Vec<_> = cookie.iter().copied().chain([from]).collect();
+            gateway.call("POST", logout, &headers).await.assert_refused(403, "forbidden");
+        }
+    }
+}
+
+#[tokio::test]
 async fn when_core_is_silent_sessions_are_served_or_denied_as_configured() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;

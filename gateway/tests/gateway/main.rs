@@ -12,4 +12,5 @@ mod lifecycle;
 mod limits;
 mod revocation_stream;
 mod sites;
+mod sliding;
 mod tracing;

@@ -153,12 +153,23 @@ async fn tokens_that_are_not_cores_are_refused() {
 #[tokio::test]
 async fn a_token_ends_with_its_time_even_when_it_is_remembered() {
     let issuer = Issuer::new();
-    let token = issuer.sign(Algorithm::EdDSA, Some("ed"), &issuer.claims());
+    let claims = issuer.claims();
+    let token = issuer.sign(Algorithm::EdDSA, Some("ed"), &claims);
     assert!(issuer.verdict(&token).await.is_ok());
     issuer.clock.advance(TimeDelta::seconds(604));
     assert!(issuer.verdict(&token).await.is_ok(), "within the leeway");
     issuer.clock.advance(TimeDelta::seconds(1));
-    assert_eq!(issuer.verdict(&token).await, Err(TokenError::Expired));
+    // Whose it was is still known, on the same terms as ever.
+    for token in [token.clone(), issuer.sign(Algorithm::EdDSA, Some("ed"), &claims)] {
+        let Err(TokenError::Expired(member)) = issuer.verifier.verify(&token).await else {
+            panic!("believed after its time");
+        };
+        assert_eq!((member.id.as_str(), member.session.as_str()), ("member1", "s1"));
+        assert_eq!(member.expires_at - member.renew_from, TimeDelta::seconds(300));
+    }
+    let forged = Issuer { ed: SigningKey::from_bytes(&[8; 32]), ..Issuer::new() };
+    let forged = forged.sign(Algorithm::EdDSA, Some("ed"), &claims);
+    assert_eq!(issuer.verdict(&forged).await, Err(TokenError::Invalid));
 }
 
 #[tokio::test]

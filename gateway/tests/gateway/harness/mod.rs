@@ -158,6 +158,13 @@ impl Answer {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
+    /// The access tokens that it sets in the browser; an empty one is removed.
+    pub fn set_tokens(&self) -> Vec<String> {
+        let cookies = self.headers.get_all("set-cookie").iter().map(|set| set.to_str().unwrap());
+        let tokens = cookies.filter_map(|set| set.strip_prefix("access_token="));
+        tokens.map(|set| set.split(';').next().unwrap().to_owned()).collect()
+    }
+
     /// A refusal in the contract's form.
     #[track_caller]
     pub fn assert_refused(&self, status: u16, error: &str) {
@@ -206,6 +213,10 @@ impl TestGateway {
         self.send(request).await
     }
 
+    pub async fn call_by_cookie(&self, token: &str, method: &str, path: &str) -> Answer {
+        self.call(method, path, &[("cookie", &format!("theme=dark; access_token={token}"))]).await
+    }
+
     pub async fn call_as(&self, token: &str, method: &str, path: &str) -> Answer {
         self.call(method, path, &[("authorization", &format!("Bearer {token}"))]).await
     }
@@ -240,6 +251,15 @@ impl Issuer {
         header.kid = Some(self.kid.clone());
         let der = self.key.to_pkcs8_der().unwrap();
         encode(&header, claims, &EncodingKey::from_ed_der(der.as_bytes())).unwrap()
+    }
+
+    /// A token of `member01` that was issued so many seconds ago for so many.
+    pub fn aged(&self, session: &str, ago_s: i64, life_s: i64) -> String {
+        let mut claims = Self::claims("member01", session);
+        let issued = chrono::Utc::now().timestamp() - ago_s;
+        (claims["iat"], claims["nbf"]) = (json!(issued), json!(issued));
+        claims["exp"] = json!(issued + life_s);
+        self.sign(&claims)
     }
 
     pub fn token(&self, member: &str, session: &str) -> String {

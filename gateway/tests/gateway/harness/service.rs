@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -34,7 +34,11 @@ pub struct Service {
 struct Inner {
     id: String,
     verifier: IdentityVerifier,
+    issuer: Arc<Issuer>,
     jwks: Mutex<Vec<Value>>,
+    token_life_s: AtomicI64,
+    renewals: AtomicUsize,
+    renewals_held: watch::Sender<bool>,
     ended: watch::Sender<Vec<String>>,
     ended_withheld: AtomicBool,
     calls: AtomicUsize,
@@ -53,6 +57,10 @@ impl Service {
                 id: id.to_owned(),
                 verifier: IdentityVerifier::new(secret, name),
                 jwks: Mutex::new(vec![issuer.jwk()]),
+                issuer: Arc::clone(&issuer),
+                token_life_s: AtomicI64::new(600),
+                renewals: AtomicUsize::new(0),
+                renewals_held: watch::Sender::new(false),
                 ended: watch::Sender::new(Vec::new()),
                 ended_withheld: AtomicBool::new(false),
                 calls: AtomicUsize::new(0),
@@ -64,6 +72,7 @@ impl Service {
         let router = Router::new()
             .route("/.well-known/jwks.json", get(jwks))
             .route("/internal/revocations", get(revocations))
+            .route("/internal/access-tokens", post(access_tokens))
             .route("/internal/openapi.json", get(openapi))
             .fallback(echo)
             .with_state(Arc::clone(&service.inner));
@@ -92,6 +101,21 @@ impl Service {
     /// Lets the calls that asked to be held go on.
     pub fn release(&self) {
         self.inner.hold.notify_waiters();
+    }
+
+    /// How long new access tokens hold.
+    pub fn set_token_life_s(&self, seconds: i64) {
+        self.inner.token_life_s.store(seconds, Ordering::SeqCst);
+    }
+
+    /// New access tokens that were asked for.
+    pub fn renewals(&self) -> usize {
+        self.inner.renewals.load(Ordering::SeqCst)
+    }
+
+    /// Whether new access tokens wait to be given.
+    pub fn hold_renewals(&self, held: bool) {
+        self.inner.renewals_held.send_replace(held);
     }
 
     /// Appends to the log of ended sessions.
@@ -148,6 +172,28 @@ async fn revocations(
     axum::Json(json!({"logId": "log-1", "next": ended.len(), "entries": entries})).into_response()
 }
 
+async fn access_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let caller =
+        request.headers().get(IDENTITY_HEADER).and_then(|value| inner.verifier.verify(value));
+    if caller != Some(Subject::Service { name: "gateway".to_owned() }) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    inner.renewals.fetch_add(1, Ordering::SeqCst);
+    let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap_or_default();
+    let asked: Value = serde_json::from_slice(&body).unwrap();
+    let (member, session) = (asked["member"].as_str().unwrap(), asked["session"].as_str().unwrap());
+    let is_open = !inner.ended.borrow().iter().any(|ended| ended == session);
+    let mut claims = Issuer::claims(member, session);
+    let life = inner.token_life_s.load(Ordering::SeqCst);
+    claims["exp"] = json!(claims["iat"].as_i64().unwrap() + life);
+    let token = inner.issuer.sign(&claims);
+    let mut held = inner.renewals_held.subscribe();
+    let _ = held.wait_for(|held| !held).await;
+    let cookie = format!("access_token={token}; Path=/; Max-Age=9; HttpOnly; Core=Own");
+    let issued = json!({"accessToken": token, "setCookie": cookie});
+    axum::Json(if is_open { issued } else { Value::Null }).into_response()
+}
+
 async fn openapi(State(inner): State<Arc<Inner>>) -> Response {
     let path = if inner.id.starts_with("core") {
         "/api/users/{userId}"
@@ -195,7 +241,7 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         "instance": inner.id,
         "method": parts.method.as_str(),
         "path": parts.uri.path(),
-        "query": query,
+        "query": &query,
         "headers": headers,
         "body": body.len(),
         "subject": subject,
@@ -205,6 +251,15 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     out.insert("content-type", "application/json".parse().unwrap());
     out.insert("server", "stub".parse().unwrap());
     out.insert("x-tourin-internal", "secret".parse().unwrap());
+    if query.contains("cacheable") {
+        out.insert("cache-control", "public, max-age=60".parse().unwrap());
+    }
+    if query.contains("removes") {
+        out.append("set-cookie", "access_token=; Path=/; Max-Age=0".parse().unwrap());
+    }
+    if query.contains("theme") {
+        out.append("set-cookie", "my_access_token=x; Path=/".parse().unwrap());
+    }
     if let Some(Subject::Member { session, .. }) = subject
         && parts.uri.path() == "/api/auth/logout"
     {
