@@ -6,6 +6,7 @@ mod account_scenarios;
 mod audit_scenarios;
 mod bookmark_scenarios;
 mod command_line_scenarios;
+mod cookie_scenarios;
 mod corner;
 mod fuzz_scenarios;
 mod gateway_scenarios;

@@ -12,7 +12,7 @@ use crate::world::{World, eventually, ids};
 
 const SECRET: &str = "a-secret-for-this-scenario";
 
-struct Services {
+pub struct Services {
     registry_url: String,
     _registry: Process,
     gateway: Process,
@@ -40,16 +40,27 @@ fn recommendation(registry_url: &str, folder: &Path, number: usize) -> Process {
 impl Services {
     /// Started in an order in which nobody's dependency is there yet: it must not matter.
     async fn start(replicas: usize) -> (World, Self) {
+        Self::start_with(replicas, &[], &[]).await
+    }
+
+    /// The same with flags for the gateway and for core.
+    pub async fn start_with(
+        replicas: usize,
+        gateway_flags: &[&str],
+        core_flags: &[&str],
+    ) -> (World, Self) {
         let folder = tempfile::tempdir().unwrap();
         let registry_address = free_address().to_string();
         let registry_url = format!("http://{registry_address}");
         let gateway_address = free_address().to_string();
-        let gateway = Process::start(service("gateway", &registry_url, &gateway_address));
+        let mut gateway = service("gateway", &registry_url, &gateway_address);
+        gateway.args(gateway_flags);
+        let gateway = Process::start(gateway);
         let recommendation = (1..=replicas)
             .map(|number| recommendation(&registry_url, folder.path(), number))
             .collect();
         let mut core = service("core", &registry_url, "127.0.0.1:0");
-        core.arg("--data-dir").arg(folder.path().join("core"));
+        core.arg("--data-dir").arg(folder.path().join("core")).args(core_flags);
         let core = Process::start(core);
         let mut registry = command("registry");
         registry.env("TOURIN_REGISTRATION_SECRET", SECRET).args(["--listen", &registry_address]);

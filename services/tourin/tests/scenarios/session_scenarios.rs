@@ -103,7 +103,8 @@ async fn a_refresh_token_is_used_once_and_then_rotated() {
     let by_cookie = world.request(Method::POST, "/api/auth/reissue").header("cookie", cookie);
     let answer = world.send(by_cookie).await;
     assert!(answer.cookies().iter().any(|cookie| cookie.starts_with("refresh_token=")));
-    answer.expect(200);
+    let body = answer.expect(200);
+    assert!(body.get("accessToken").is_none() && body.get("refreshToken").is_none(), "{body}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,7 +146,56 @@ async fn logging_out_ends_this_session_at_once_and_no_other() {
     world.get_as(&here, "/api/auth/me").await.expect_error(401);
     reissue(&world, &here.refresh).await.expect_error(401);
     world.get_as(&elsewhere, "/api/auth/me").await.expect(200);
-    world.post("/api/auth/logout", json!({})).await.expect_error(401);
+    // Again, and without anything.
+    world.post_as(&here, "/api/auth/logout", json!({})).await.expect(204);
+    world.post("/api/auth/logout", json!({})).await.expect(204);
+    world.get_as(&elsewhere, "/api/auth/me").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logging_out_works_by_whatever_is_left_and_ends_what_that_names() {
+    let world = World::start().await;
+    let member = world.member("traveller1").await;
+    let log_out = async |path: &str, cookies: &str| {
+        let request = world.request(Method::POST, path).header("cookie", cookies.to_owned());
+        let answer = world.send(request).await;
+        let cookies = answer.cookies();
+        for removed in ["access_token=;", "refresh_token=;"] {
+            assert!(cookies.iter().any(|cookie| cookie.starts_with(removed)), "{cookies:?}");
+        }
+        answer.expect(204);
+    };
+    for rubbish in ["access_token=rubbish", "refresh_token=rubbish", "access_token=; a=b"] {
+        log_out("/api/auth/logout?everywhere=true", rubbish).await;
+    }
+    let forged = format!("access_token={}x", member.access);
+    log_out("/api/auth/logout?everywhere=true", &forged).await;
+    world.get_as(&member, "/api/auth/me").await.expect(200);
+
+    // The refresh cookie alone, or beside rubbish, ends its session.
+    log_out("/api/auth/logout", &format!("refresh_token={}", member.refresh)).await;
+    world.get_as(&member, "/api/auth/me").await.expect_error(401);
+    let here = world.login("traveller1", PASSWORD).await;
+    let elsewhere = world.login("traveller1", PASSWORD).await;
+    let left = format!("access_token=rubbish; refresh_token={}", here.refresh);
+    log_out("/api/auth/logout", &left).await;
+    world.get_as(&here, "/api/auth/me").await.expect_error(401);
+    reissue(&world, &here.refresh).await.expect_error(401);
+    world.get_as(&elsewhere, "/api/auth/me").await.expect(200);
+    let last = world.login("traveller1", PASSWORD).await;
+    log_out("/api/auth/logout?everywhere=true", &format!("refresh_token={}", last.refresh)).await;
+    for ended in [&elsewhere, &last] {
+        world.get_as(ended, "/api/auth/me").await.expect_error(401);
+    }
+
+    // Another site's page logs nobody out: not by the browser's cookies, nor by an answer that
+    // removes them.
+    for cookies in ["", "refresh_token=rubbish"] {
+        let request = world.request(Method::POST, "/api/auth/logout").header("cookie", cookies);
+        let answer = world.send(request.header("sec-fetch-site", "cross-site")).await;
+        assert_eq!(answer.cookies(), Vec::<String>::new());
+        answer.expect_error(403);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
