@@ -31,6 +31,7 @@ enum Body {
     /// As for 204 and 304.
     Empty,
     Json(Bytes),
+    Html(Bytes),
     Refusal {
         error: &'static str,
         message: Cow<'static, str>,
@@ -46,6 +47,11 @@ impl Answer {
     /// JSON.
     pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Self {
         Self { body: Body::Json(body.into()), ..Self::empty(status) }
+    }
+
+    /// A page.
+    pub fn html(body: impl Into<Bytes>) -> Self {
+        Self { body: Body::Html(body.into()), ..Self::empty(StatusCode::OK) }
     }
 
     /// The same with one more header.
@@ -74,7 +80,7 @@ impl Answer {
     pub fn refusal_kind(&self) -> Option<&'static str> {
         match self.body {
             Body::Refusal { error, .. } => Some(error),
-            Body::Empty | Body::Json(_) => None,
+            Body::Empty | Body::Json(_) | Body::Html(_) => None,
         }
     }
 
@@ -82,7 +88,7 @@ impl Answer {
     fn body(&self) -> Bytes {
         match &self.body {
             Body::Empty => Bytes::new(),
-            Body::Json(text) => text.clone(),
+            Body::Json(text) | Body::Html(text) => text.clone(),
             Body::Refusal { error, message } => {
                 // Strings always serialise.
                 serde_json::to_vec(&ErrorBody::new(*error, message.clone()))
@@ -173,6 +179,15 @@ impl Answer {
         )
     }
 
+    /// 505: another major version than that of HTTP/1.1.
+    pub fn version_not_supported() -> Self {
+        Self::refusal(
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            "malformed",
+            "HTTP/1.1 is spoken here, and HTTP/1.0",
+        )
+    }
+
     /// 429.
     pub fn rate_limited(after: Duration) -> Self {
         Self::refusal(
@@ -231,7 +246,9 @@ impl Answer {
         let body = self.body();
         let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 7))?;
         if !body.is_empty() {
-            head.insert_header(CONTENT_TYPE, "application/json")?;
+            let is_page = matches!(self.body, Body::Html(_));
+            let kind = if is_page { "text/html; charset=utf-8" } else { "application/json" };
+            head.insert_header(CONTENT_TYPE, kind)?;
         }
         if !matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             head.insert_header(CONTENT_LENGTH, body.len())?;

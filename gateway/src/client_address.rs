@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::authority::Authority;
 use forwarded::Element;
 
 /// The chain of addresses, nearest last.
@@ -79,22 +80,22 @@ pub struct Client {
     /// `http` or `https`, as the client used it.
     pub scheme: &'static str,
     /// The host that it asked for, with the port if it is not the scheme's own.
-    pub host: Option<String>,
+    pub host: Option<Authority>,
     /// The addresses that the request came by, the nearest last.
     chain: Vec<IpAddr>,
 }
 
 impl Client {
-    /// Reads what a request says of its client, believing only `trusted` proxies.
-    pub fn of(peer: SocketAddr, headers: &HeaderMap, trusted: &[Network]) -> Self {
+    /// Reads what a request for `host` says of its client, believing only `trusted` proxies.
+    pub fn of(
+        peer: SocketAddr,
+        host: Option<Authority>,
+        headers: &HeaderMap,
+        trusted: &[Network],
+    ) -> Self {
         let peer = peer.ip().to_canonical();
         let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(address));
-        let mut client = Self {
-            address: peer,
-            scheme: "http",
-            host: text(headers, &http::header::HOST).map(str::to_owned),
-            chain: vec![peer],
-        };
+        let mut client = Self { address: peer, scheme: "http", host, chain: vec![peer] };
         if !is_trusted(peer) {
             return client;
         }
@@ -108,8 +109,10 @@ impl Client {
             if let Some(scheme) = &element.proto {
                 client.scheme = if scheme.eq_ignore_ascii_case("https") { "https" } else { "http" };
             }
-            if let Some(host) = &element.host {
-                client.host = Some(host.clone());
+            if let Some(host) = &element.host
+                && let Ok(host) = Authority::parse(host.as_bytes())
+            {
+                client.host = Some(host);
             }
             let Some(address) = element.peer.as_deref().and_then(hop) else { break };
             client.chain.insert(0, address);
@@ -136,10 +139,10 @@ impl Client {
             client.push_str(";proto=");
             client.push_str(self.scheme);
             if let Some(host) = &self.host {
-                client.push_str(&format!(";host=\"{}\"", host.replace(['"', '\\'], "")));
+                client.push_str(&format!(";host=\"{}\"", host.as_str()));
             }
         }
-        let host = self.host.clone().unwrap_or_default();
+        let host = self.host.as_ref().map_or("", Authority::as_str).to_owned();
         [
             (http::header::FORWARDED, forwarded.join(", ")),
             (X_FORWARDED_FOR, hops.join(", ")),
@@ -159,9 +162,7 @@ fn forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
     lines
         .into_iter()
         .rev()
-        // What stands left of a line that cannot be read is nobody's word.
-        .map_while(|line| forwarded::parse(line.to_str().ok()?))
-        .flat_map(|line| line.into_iter().rev())
+        .flat_map(|line| forwarded::parse(line.as_bytes()).into_iter().rev())
         .take(MAX_HOPS)
         .collect()
 }
@@ -179,13 +180,14 @@ fn x_forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
     .collect()
 }
 
-/// The entries of a list over all its lines, the last first.
+/// The entries of a list over all its lines, the last first. These lists know no quotes: one that a
+/// client has sent must not swallow what a proxy has added.
 fn listed(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let mut entries: Vec<_> = headers
         .get_all(name)
         .iter()
-        .flat_map(|line| line.to_str().unwrap_or("?").split(','))
-        .map(|entry| entry.trim().to_owned())
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(|entry| String::from_utf8_lossy(entry.trim_ascii()).into_owned())
         .filter(|entry| !entry.is_empty())
         .collect();
     entries.reverse();
@@ -201,19 +203,25 @@ fn hop(entry: &str) -> Option<IpAddr> {
         .map(|address| address.to_canonical())
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok()).filter(|value| !value.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
-            .collect()
+        let field = |(name, value): &(&'static str, &str)| {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            (HeaderName::from_static(name), value)
+        };
+        pairs.iter().map(field).collect()
+    }
+
+    fn read(peer: &str, headers: &HeaderMap, trusted: &[Network]) -> Client {
+        let host = headers.get("host").map(|host| Authority::parse(host.as_bytes()).unwrap());
+        Client::of(peer.parse().unwrap(), host, headers, trusted)
+    }
+
+    fn host(client: &Client) -> Option<&str> {
+        client.host.as_ref().map(Authority::as_str)
     }
 
     fn told(client: &Client, name: &HeaderName) -> String {
@@ -231,7 +239,7 @@ mod tests {
             ("x-forwarded-host", "evil.example"),
             ("forwarded", "for=1.1.1.1"),
         ]);
-        let client = Client::of("203.0.113.9:5000".parse().unwrap(), &said, &[]);
+        let client = read("203.0.113.9:5000", &said, &[]);
         assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap());
         assert_eq!(told(&client, &X_FORWARDED_FOR), "203.0.113.9");
         assert_eq!(told(&client, &X_FORWARDED_PROTO), "http");
@@ -251,14 +259,22 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "tourin.example"),
         ]);
-        let client = Client::of("10.1.2.3:5000".parse().unwrap(), &said, &trusted);
+        let client = read("10.1.2.3:5000", &said, &trusted);
         assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap());
         assert_eq!(client.scheme, "https");
-        assert_eq!(client.host.as_deref(), Some("tourin.example"));
+        assert_eq!(host(&client), Some("tourin.example"));
         assert_eq!(told(&client, &X_FORWARDED_FOR), "203.0.113.9, 10.2.0.1, 10.1.2.3");
 
+        let said = headers(&[
+            ("x-forwarded-for", "\u{e9}\", 203.0.113.9"),
+            ("x-forwarded-host", "a, b c"),
+        ]);
+        let told_by = read("10.1.2.3:5000", &said, &trusted);
+        assert_eq!(told_by.address, "203.0.113.9".parse::<IpAddr>().unwrap());
+        assert_eq!(host(&told_by), None);
+
         let broken = headers(&[("x-forwarded-for", "6.6.6.6, what?")]);
-        let client = Client::of("[::1]:5000".parse().unwrap(), &broken, &trusted);
+        let client = read("[::1]:5000", &broken, &trusted);
         assert_eq!(client.address, "::1".parse::<IpAddr>().unwrap());
         assert!(told(&client, &http::header::FORWARDED).starts_with("for=\"[::1]\""));
     }
@@ -266,9 +282,7 @@ mod tests {
     #[test]
     fn forwarded_counts_when_it_is_there() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let of = |pairs: &[(&'static str, &str)]| {
-            Client::of("10.1.2.3:5000".parse().unwrap(), &headers(pairs), &trusted)
-        };
+        let of = |pairs: &[(&'static str, &str)]| read("10.1.2.3:5000", &headers(pairs), &trusted);
         let client = of(&[
             ("host", "gateway.internal"),
             (
@@ -280,17 +294,26 @@ mod tests {
             ("x-forwarded-host", "evil.example"),
         ]);
         assert_eq!(client.address, "2001:db8::9".parse::<IpAddr>().unwrap());
-        assert_eq!((client.scheme, client.host.as_deref()), ("https", Some("tourin.example")));
+        assert_eq!((client.scheme, host(&client)), ("https", Some("tourin.example")));
         assert_eq!(told(&client, &X_FORWARDED_FOR), "2001:db8::9, 10.2.0.1, 10.1.2.3");
-        // What cannot be read is nobody's word, and neither is what stands beside it.
-        for line in ["for=\"6.6.6.6", "for=unknown", "for=_hidden, for=_known"] {
+        // What cannot be read is nobody's word, and neither is what stands left of it.
+        for line in
+            ["for=\"6.6.6.6", "for=unknown", "for=_hidden, for=_known", "for=6.6.6.6, for=x y"]
+        {
             let client = of(&[("forwarded", line), ("x-forwarded-for", "7.7.7.7")]);
             assert_eq!(client.address, "10.1.2.3".parse::<IpAddr>().unwrap(), "{line}");
         }
+        for junk in ["\u{e9}", "for=\"\u{c11c}\"", "for=1 2;;=", "host=\"a,b\";x"] {
+            let client = of(&[("forwarded", &format!("{junk}, for=203.0.113.9"))]);
+            assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap(), "{junk}");
+        }
+        // An invalid host is none.
+        let client = of(&[("host", "h"), ("forwarded", "for=203.0.113.9;host=\"a b\"")]);
+        assert_eq!(host(&client), Some("h"));
         // A proxy's own line stands after the client's.
         let mut lines = headers(&[("forwarded", "for=\"")]);
         lines.append("forwarded", "for=203.0.113.9".parse().unwrap());
-        let client = Client::of("10.1.2.3:5000".parse().unwrap(), &lines, &trusted);
+        let client = read("10.1.2.3:5000", &lines, &trusted);
         assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap());
     }
 
@@ -303,8 +326,8 @@ mod tests {
                 ("x-forwarded-proto", protos),
                 ("x-forwarded-host", hosts),
             ]);
-            let client = Client::of("10.1.2.3:5000".parse().unwrap(), &said, &trusted);
-            (client.scheme, client.host.unwrap())
+            let client = read("10.1.2.3:5000", &said, &trusted);
+            (client.scheme, host(&client).unwrap().to_owned())
         };
         let said = |scheme, host: &str| (scheme, host.to_owned());
         // The client's own words stand left of the proxy's.

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum, value_parser};
 use tourin_chassis::config::{MeshSettings, ServerUrl};
 
 use crate::client_address::Network;
+use crate::landing_page::parse_page_url;
 use crate::origin::Origin;
 
 /// What to do with calls that need a session when core has not said for too long which sessions
@@ -82,6 +83,13 @@ pub struct Settings {
     /// Forwarded itself
     #[arg(long, env = "TOURIN_GATEWAY_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',')]
     pub trusted_proxies: Vec<Network>,
+
+    /// Where traces are shown, for a link on the page at `/` [default: no link]
+    #[arg(long, env = "TOURIN_GATEWAY_TRACES_URL", value_name = "URL", value_parser = parse_page_url)]
+    pub traces_url: Option<String>,
+    /// Where metrics are shown, for a link on the page at `/` [default: no link]
+    #[arg(long, env = "TOURIN_GATEWAY_METRICS_URL", value_name = "URL", value_parser = parse_page_url)]
+    pub metrics_url: Option<String>,
 
     /// Who must have issued an access token (`iss`)
     #[arg(long, env = "TOURIN_GATEWAY_TOKEN_ISSUER", value_name = "ISS", default_value = TOKEN_ISSUER)]
@@ -190,6 +198,8 @@ impl Settings {
             routes: None,
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
+            traces_url: None,
+            metrics_url: None,
             token_issuer: TOKEN_ISSUER.to_owned(),
             token_audience: TOKEN_AUDIENCE.to_owned(),
             token_leeway_s: TOKEN_LEEWAY_S,
@@ -266,6 +276,7 @@ mod tests {
         for (flag, value) in [
             ("--allowed-origin", "app.example"),
             ("--trusted-proxies", "10.0.0.0/33"),
+            ("--traces-url", "traces"),
             ("--upstream-tries", "0"),
             ("--upstream-idle-ms", "60000"),
             ("--revocation-when-stale", "maybe"),

@@ -5,14 +5,18 @@
 //! refuses itself (a head that does not parse) it answers without a body. This stream sits under
 //! Pingora's HTTP session, watches for the head's end, and puts that right: the whole head has one
 //! deadline and one size, an idle connection is closed, and refusals are in the contract's words.
+//! Request lines that its parser is too narrow for are made plain on the way ([`request_line`]).
 //! Pingora bounds no exchange as a whole either; here reads and writes that wait end with the
 //! request's time, and Pingora's with them.
+
+mod head;
+mod request_line;
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
@@ -30,6 +34,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::answers::Answer;
 use crate::unread::Unread;
+use head::{Fed, Head};
 
 /// Written bytes that are gathered before they go out (bytes): a small answer is one packet.
 const WRITE_BUFFER_BYTES: usize = 8 << 10;
@@ -67,6 +72,10 @@ pub struct Connection {
     linger: AtomicBool,
     /// When the current request and its answer must be over.
     deadline: Mutex<Option<Instant>>,
+    /// The authority of the current request's target, when that came in absolute form.
+    authority: Mutex<Option<Bytes>>,
+    /// Bytes of the current request's body, as its head declares them.
+    body_bytes: AtomicU64,
 }
 
 impl Connection {
@@ -77,6 +86,8 @@ impl Connection {
             admitted: AtomicBool::new(false),
             linger: AtomicBool::new(false),
             deadline: Mutex::new(None),
+            authority: Mutex::new(None),
+            body_bytes: AtomicU64::new(0),
         })
     }
 
@@ -96,6 +107,17 @@ impl Connection {
 
     fn deadline(&self) -> Option<Instant> {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The authority of the current request's target, when that came in absolute form: Pingora has
+    /// only the rest of it.
+    pub fn target_authority(&self) -> Option<Bytes> {
+        self.authority.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the current request's head says of its body: its bytes, `None` when it is chunked.
+    pub fn expect_body(&self, bytes: Option<u64>) {
+        self.body_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// The answer comes before the request's end: do not cut the connection under it.
@@ -130,6 +152,15 @@ pub struct GuardedStream {
     unread: Arc<Unread>,
     /// Our words in place of Pingora's refusal.
     substitute: Option<Bytes>,
+    /// What has come of the request line while that is still to be looked at.
+    line: Option<Vec<u8>>,
+    /// What is to be read in place of what came.
+    plain: Bytes,
+    /// Bytes given to Pingora since the current head's end.
+    after_head: u64,
+    /// Whether every head begins where one is read: Pingora has kept nothing of one that came early.
+    /// Only then is a request line looked at, or part of a body might be taken for one.
+    is_aligned: bool,
 }
 
 impl std::fmt::Debug for GuardedStream {
@@ -155,6 +186,10 @@ impl GuardedStream {
             head_began: None,
             unread,
             substitute: None,
+            line: Some(Vec::new()),
+            plain: Bytes::new(),
+            after_head: 0,
+            is_aligned: true,
         }
     }
 
@@ -162,6 +197,10 @@ impl GuardedStream {
     pub fn next_request(&mut self) {
         self.phase = Phase::Head(Head::default());
         self.head_began = None;
+        self.is_aligned &= self.after_head == self.connection.body_bytes.swap(0, Ordering::Relaxed);
+        self.after_head = 0;
+        self.line = self.is_aligned.then(Vec::new);
+        *self.connection.authority.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.timer.as_mut().reset(Instant::now() + self.limits.idle_timeout);
         self.connection.admitted.store(false, Ordering::Relaxed);
         self.connection.linger.store(false, Ordering::Relaxed);
@@ -176,6 +215,26 @@ impl GuardedStream {
 
     fn refuse(&mut self, answer: Answer) {
         self.phase = Phase::Refusing(self.refusal(answer));
+    }
+
+    /// Sees to the request line among what has just been read, from `before` on in `buf`. Nothing of it
+    /// is left there while it is held back, or where it is read from [`Self::plain`] instead.
+    fn see_line(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> Result<(), Answer> {
+        let Some(mut start) = self.line.take() else { return Ok(()) };
+        let read = &buf.filled()[before..];
+        if start.is_empty() && request_line::is_plain(read) {
+            return Ok(());
+        }
+        start.extend_from_slice(read);
+        buf.set_filled(before);
+        let Some(line) = request_line::plain(&start) else {
+            self.line = Some(start);
+            return Ok(());
+        };
+        let line = line?;
+        self.plain = line.bytes;
+        *self.connection.authority.lock().unwrap_or_else(PoisonError::into_inner) = line.authority;
+        Ok(())
     }
 
     /// In place of waiting: fails once the exchange has had all of its time. The timer is the head's
@@ -215,11 +274,20 @@ impl AsyncRead for GuardedStream {
             this.phase = Phase::Open;
         }
         loop {
+            if !this.plain.is_empty() {
+                let length = this.plain.len().min(buf.remaining());
+                buf.put_slice(&this.plain.split_to(length));
+                return Poll::Ready(Ok(()));
+            }
             match &mut this.phase {
                 Phase::Open => {
+                    let before = buf.filled().len();
                     return match Pin::new(&mut this.io).poll_read(cx, buf) {
                         Poll::Pending => this.poll_overdue(cx),
-                        ready => ready,
+                        ready => {
+                            this.after_head += (buf.filled().len() - before) as u64;
+                            ready
+                        }
                     };
                 }
                 Phase::Head(head) => {
@@ -232,16 +300,14 @@ impl AsyncRead for GuardedStream {
                             let first = head.seen == 0;
                             this.head_began.get_or_insert_with(SystemTime::now);
                             match head.feed(&buf.filled()[before..], this.limits.head_bytes) {
-                                Fed::Incomplete => {
-                                    if first {
-                                        let deadline = Instant::now() + this.limits.head_timeout;
-                                        this.timer.as_mut().reset(deadline);
-                                    }
-                                    return Poll::Ready(Ok(()));
+                                Fed::Incomplete if first => {
+                                    let deadline = Instant::now() + this.limits.head_timeout;
+                                    this.timer.as_mut().reset(deadline);
                                 }
-                                Fed::Complete => {
+                                Fed::Incomplete => {}
+                                Fed::Complete { rest } => {
                                     this.phase = Phase::Open;
-                                    return Poll::Ready(Ok(()));
+                                    this.after_head = rest as u64;
                                 }
                                 Fed::TooLarge { in_target } => {
                                     buf.set_filled(before);
@@ -251,7 +317,13 @@ impl AsyncRead for GuardedStream {
                                     } else {
                                         Answer::head_too_large(format_args!("{limit} bytes"))
                                     });
+                                    continue;
                                 }
+                            }
+                            if let Err(answer) = this.see_line(buf, before) {
+                                this.refuse(answer);
+                            } else if buf.filled().len() > before {
+                                return Poll::Ready(Ok(()));
                             }
                         }
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -403,49 +475,6 @@ impl GetProxyDigest for GuardedStream {
 impl GetSocketDigest for GuardedStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         None
-    }
-}
-
-/// A head on its way in.
-#[derive(Debug, Default)]
-struct Head {
-    seen: usize,
-    started: bool,
-    lines: usize,
-    /// Whether nothing but a carriage return has come since the last line feed.
-    at_line_start: bool,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Fed {
-    Incomplete,
-    Complete,
-    TooLarge { in_target: bool },
-}
-
-impl Head {
-    fn feed(&mut self, bytes: &[u8], limit: usize) -> Fed {
-        for &byte in bytes {
-            self.seen += 1;
-            if self.seen > limit {
-                return Fed::TooLarge { in_target: self.lines == 0 };
-            }
-            // Blank lines before a request are skipped, as Pingora's parser does.
-            if !self.started && matches!(byte, b'\r' | b'\n') {
-                continue;
-            }
-            self.started = true;
-            match byte {
-                b'\n' if self.at_line_start => return Fed::Complete,
-                b'\n' => {
-                    self.lines += 1;
-                    self.at_line_start = true;
-                }
-                b'\r' => {}
-                _ => self.at_line_start = false,
-            }
-        }
-        Fed::Incomplete
     }
 }
 

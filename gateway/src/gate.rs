@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, IF_NONE_MATCH};
+use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Uri};
+use http::{HeaderValue, Method, StatusCode, Uri};
 use pingora::http::RequestHeader;
+use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::proxy::Session;
 use tokio::sync::watch;
 use tourin_chassis::identity::IdentitySigner;
@@ -16,18 +17,24 @@ use tourin_registry_api::OUT_OF_REACH;
 
 use crate::answers::Answer;
 use crate::auth::{Authenticator, Credentials, Entrant};
+use crate::authority::{self, Authority};
 use crate::client_address::{Client, Network};
 use crate::context::{Admitted, RequestContext};
 use crate::headers;
+use crate::landing_page::{LANDING_PATH, LandingPage};
 use crate::limits::{Admission, RateLimits};
 use crate::openapi::ApiDescription;
 use crate::origin::OriginPolicy;
 use crate::path::{self, PathError};
-use crate::routes::{OPENAPI_PATH, RouteTable};
+use crate::routes::{Access, OPENAPI_PATH, RouteTable};
 use crate::upstreams::Upstreams;
 
 /// What the gateway answers itself.
 const OWN_PATHS: [&str; 3] = ["/healthz", "/readyz", OPENAPI_PATH];
+
+/// For how long a gateway that has just started waits for the services of its routes before it
+/// counts as ready without those that are missing. A service may have a route and never come.
+const SERVICES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bounds on requests.
 #[derive(Debug, Clone, Copy)]
@@ -64,13 +71,17 @@ pub struct Gate {
     pub admission: Admission,
     /// The merged API description.
     pub api: Arc<ApiDescription>,
+    /// What a browser is shown at `/`.
+    pub landing_page: LandingPage,
     /// Bounds.
     pub limits: RequestLimits,
     /// Whether token keys are there.
     pub keys: Arc<crate::auth::keys::KeyStore>,
     /// Whether the registry is in reach.
     pub registry: watch::Receiver<bool>,
-    /// Whether everything has been there at once, which it must before the first client comes.
+    /// When it started.
+    pub started: Instant,
+    /// Whether everything has been there at once, for which the first client waits a while.
     pub was_ready: AtomicBool,
 }
 
@@ -85,10 +96,13 @@ impl Gate {
         header: &RequestHeader,
         ctx: &mut RequestContext,
     ) -> Result<String, PathError> {
-        let path = path::canonical(raw_path(&header.uri, header.raw_path()))?;
+        let path = path::canonical(raw_path(header.raw_path()))?;
         ctx.own_path = OWN_PATHS.into_iter().find(|own| *own == path);
         if ctx.own_path.is_none() {
             ctx.route = self.routes.find(&path).cloned();
+        }
+        if ctx.route.is_none() && path == LANDING_PATH {
+            ctx.own_path = Some(LANDING_PATH);
         }
         Ok(path)
     }
@@ -105,6 +119,7 @@ impl Gate {
         path: Result<String, PathError>,
     ) -> Result<(), Answer> {
         let header = session.req_header();
+        ctx.cross_origin = self.origins.allowed_origin(&header.headers);
         if header.raw_path().len() > self.limits.uri_bytes {
             return Err(Answer::uri_too_long(self.limits.uri_bytes));
         }
@@ -115,20 +130,25 @@ impl Gate {
             )));
         }
         let raw = session.as_http1().map(|http| http.get_headers_raw_bytes()).unwrap_or_default();
-        headers::check_framing(&raw, &header.headers, header.version)?;
-        let peer = match &ctx.connection {
-            Some(connection) => connection.peer,
-            None => return Err(Answer::internal()),
-        };
-        let client = Client::of(peer, &header.headers, &self.trusted_proxies);
-        ctx.cross_origin = self.origins.allowed_origin(&header.headers);
+        headers::check_framing(&raw, &header.headers)?;
+        let connection = ctx.connection.as_ref().ok_or_else(Answer::internal)?;
+        let declared = declared_body(header);
+        connection.expect_body(declared);
+        let asked = authority::of_request(header, connection.target_authority())?;
+        let client =
+            Client::of(connection.peer, asked.clone(), &header.headers, &self.trusted_proxies);
 
+        if header.method == Method::OPTIONS && header.raw_path() == b"*" {
+            // Asks what the server as a whole can do (RFC 9110, 9.3.7).
+            let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+            return Err(Answer::empty(StatusCode::NO_CONTENT).with(ALLOW, methods));
+        }
         let path = path.map_err(|error| match error {
             PathError::Malformed => Answer::malformed("the request's path is not valid"),
             PathError::Ambiguous => Answer::not_found(),
         })?;
         if let Some(own) = ctx.own_path {
-            return Err(self.own(own, session));
+            return Err(self.own(own, session, &client));
         }
         let place = self.admission.enter().ok_or_else(|| {
             Answer::unavailable("the gateway is at its limit of concurrent requests; try again")
@@ -145,18 +165,18 @@ impl Gate {
             .access(&header.method)
             .ok_or_else(|| Answer::method_not_allowed(&route.allow()))?;
         let body_limit = route.body_limit_bytes.unwrap_or(self.limits.body_bytes);
-        let declared = header.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if declared.is_some_and(|bytes| {
-            bytes.parse::<u64>().is_ok_and(|bytes| bytes > body_limit) || bytes.len() > 19
-        }) {
+        if declared.is_some_and(|bytes| bytes > body_limit) {
             return Err(Answer::body_too_large(body_limit));
         }
         self.rates.check(&route.template, client.address).map_err(Answer::rate_limited)?;
-        let credentials = Credentials::of(&header.headers);
+        let credentials = match access {
+            Access::Anonymous => Credentials::default(),
+            _ => Credentials::of(&header.headers),
+        };
         self.origins.check(
             &header.method,
             &header.headers,
-            client.host.as_deref(),
+            client.host.as_ref(),
             credentials.need_own_site(access),
         )?;
         let Entrant { subject, renewal } =
@@ -169,7 +189,7 @@ impl Gate {
             )));
         }
         let identity = self.signer.sign(&subject, &route.service);
-        self.rewrite(session, path)?;
+        self.rewrite(session, path, asked.as_ref())?;
         ctx.admitted = Some(Admitted {
             identity,
             client,
@@ -182,9 +202,20 @@ impl Gate {
         Ok(())
     }
 
-    /// What is asked for is what was judged: the canonical path, with the query as it came.
-    fn rewrite(&self, session: &mut Session, mut path: String) -> Result<(), Answer> {
+    /// What is asked for is what was judged: the canonical path, with the query as it came, at the
+    /// host that counts. Without one `Host` is empty, as RFC 9112 (3.2) has it.
+    fn rewrite(
+        &self,
+        session: &mut Session,
+        mut path: String,
+        asked: Option<&Authority>,
+    ) -> Result<(), Answer> {
         let header = session.req_header_mut();
+        let host = HeaderValue::from_str(asked.map_or("", Authority::as_str))
+            .map_err(|_| Answer::internal())?;
+        if header.headers.get(HOST) != Some(&host) {
+            header.insert_header(HOST, host).map_err(|_| Answer::internal())?;
+        }
         if let Some(query) = header.uri.query() {
             path.push('?');
             path.push_str(query);
@@ -196,12 +227,20 @@ impl Gate {
     }
 
     /// The gateway's own paths.
-    fn own(&self, path: &str, session: &Session) -> Answer {
+    fn own(&self, path: &str, session: &Session, client: &Client) -> Answer {
         let header = session.req_header();
+        let is_read = [Method::GET, Method::HEAD].contains(&header.method);
+        if path == LANDING_PATH {
+            return if is_read {
+                self.landing_page.answer(&header.headers, client)
+            } else {
+                Answer::not_found()
+            };
+        }
         if let Some(answer) = self.origins.preflight(&header.method, &header.headers, "GET, HEAD") {
             return answer;
         }
-        if ![Method::GET, Method::HEAD].contains(&header.method) {
+        if !is_read {
             return Answer::method_not_allowed("GET, HEAD");
         }
         match path {
@@ -210,7 +249,7 @@ impl Gate {
                 let (status, report) = self.readiness(session.is_process_shutting_down());
                 Answer::json(status, report.to_string())
             }
-            _ => self.api.answer(header.headers.get(IF_NONE_MATCH)),
+            _ => self.api.answer(&header.headers),
         }
     }
 
@@ -239,9 +278,12 @@ impl Gate {
         let (status, word) = if unready.is_empty() {
             self.was_ready.store(true, Ordering::Relaxed);
             (StatusCode::OK, "ready")
-        } else if !essential && self.was_ready.load(Ordering::Relaxed) {
+        } else if !essential
+            && (self.was_ready.load(Ordering::Relaxed)
+                || self.started.elapsed() >= SERVICES_TIMEOUT)
+        {
             // One service's outage is not the gateway's: taken out of a load balancer it would take
-            // the others' calls along. At the start it waits for all.
+            // the others' calls along. At the start it waits for all, but not for ever.
             (StatusCode::OK, "degraded")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "unready")
@@ -256,11 +298,22 @@ impl Gate {
 }
 
 /// The path as it came over the wire, in origin form or in absolute form.
-fn raw_path<'a>(uri: &'a Uri, target: &'a [u8]) -> &'a [u8] {
-    if target.first() == Some(&b'/') {
-        let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
-        &target[..end]
-    } else {
-        uri.path().as_bytes()
+fn raw_path(target: &[u8]) -> &[u8] {
+    let (path, default): (_, &[u8]) = match raw_target_authority(target) {
+        // An authority needs no path after it.
+        RawTargetAuthority::Absolute { path_and_query, .. } => (path_and_query, b"/"),
+        _ => (target, b""),
+    };
+    let end = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
+    if end == 0 { default } else { &path[..end] }
+}
+
+/// The bytes of a request's body, as its head declares them; `None` when it is chunked.
+fn declared_body(header: &RequestHeader) -> Option<u64> {
+    if header.headers.contains_key(TRANSFER_ENCODING) {
+        return None;
     }
+    let Some(digits) = header.headers.get(CONTENT_LENGTH) else { return Some(0) };
+    // They are digits alone, so what cannot be read is too large.
+    Some(digits.to_str().ok().and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX))
 }

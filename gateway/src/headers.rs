@@ -1,12 +1,13 @@
 //! Which headers are let in, passed on and let out.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, SERVER, TE, TRAILER,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, SERVER, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
-use tourin_chassis::http::TRACE_RESPONSE_HEADER;
+use pingora::proxy::Session;
+use tourin_chassis::http::{TRACE_RESPONSE_HEADER, fields};
 use tourin_chassis::telemetry::TRACE_HEADERS;
 use uuid::Uuid;
 
@@ -51,7 +52,7 @@ const CLAIM_PREFIXES: &[&str] =
 ///
 /// # Errors
 /// The 400 to answer with.
-pub fn check_framing(raw: &[u8], headers: &HeaderMap, version: Version) -> Result<(), Answer> {
+pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Answer> {
     let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
     let codings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
     if !codings.is_empty() {
@@ -68,9 +69,6 @@ pub fn check_framing(raw: &[u8], headers: &HeaderMap, version: Version) -> Resul
     let digits = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
     if lengths.len() > 1 || !lengths.iter().all(|value| digits(value)) {
         return Err(Answer::malformed("Content-Length must be one whole number, once"));
-    }
-    if version >= Version::HTTP_11 && headers.get(HOST).is_none_or(HeaderValue::is_empty) {
-        return Err(Answer::malformed("Host is missing"));
     }
     Ok(())
 }
@@ -92,7 +90,7 @@ pub fn request_id(headers: &HeaderMap, trace: Option<&str>) -> HeaderValue {
                 .iter()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
     };
-    match headers.get("x-request-id").filter(harmless) {
+    match headers.get_all("x-request-id").into_iter().find(harmless) {
         Some(id) => id.clone(),
         None => trace
             .map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
@@ -104,6 +102,37 @@ pub fn request_id(headers: &HeaderMap, trace: Option<&str>) -> HeaderValue {
 /// Takes the protocol switch off before Pingora looks at it: nothing behind the gateway switches.
 pub fn forbid_upgrade(request: &mut RequestHeader) {
     request.remove_header(&UPGRADE);
+}
+
+/// Whether the client speaks a version before HTTP/1.1.
+fn is_older(session: &Session) -> bool {
+    session.req_header().version < Version::HTTP_11
+}
+
+/// Holds to what the request says of its connection, and to what its version knows. Pingora reads the
+/// first line of `Connection` alone, and takes `keep-alive` among other tokens for nothing.
+pub fn respect_version(session: &mut Session) {
+    let has = |token| fields::has_token(&session.req_header().headers, &CONNECTION, token);
+    let (close, keep_alive) = (has("close"), has("keep-alive"));
+    if close {
+        session.set_keepalive(None);
+    }
+    if is_older(session) {
+        if keep_alive && !close {
+            session.set_keepalive(Some(0)); // Without a limit; the stream has one.
+        }
+        // It knows no interim answers (RFC 9110, 15.2), and expects none whatever it says (10.1.1).
+        session.set_ignore_info_resp(true);
+        session.req_header_mut().remove_header(&EXPECT);
+    }
+}
+
+/// Makes a service's answer one that the client's version knows: before HTTP/1.1 there are no chunks
+/// (RFC 9112, 6.1), and a body without a length ends with its connection.
+pub fn fit_version(session: &mut Session, response: &mut ResponseHeader) {
+    if is_older(session) && response.remove_header(&TRANSFER_ENCODING).is_some() {
+        session.set_keepalive(None);
+    }
 }
 
 /// Makes a client's header one that a service may see: claims about identity and origin are gone,
@@ -164,21 +193,23 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
-    let kept: Vec<String> = request
+    // Cookies of others may have any bytes.
+    let is_ours = |pair: &&[u8]| {
+        let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
+        name.trim_ascii() == b"access_token"
+    };
+    let kept: Vec<&[u8]> = request
         .headers
         .get_all(COOKIE)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .map(str::trim)
-        .filter(|pair| {
-            !pair.is_empty() && pair.split('=').next().map(str::trim) != Some("access_token")
-        })
-        .map(str::to_owned)
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+        .map(<[u8]>::trim_ascii)
+        .filter(|pair| !pair.is_empty() && !is_ours(pair))
         .collect();
+    let kept = kept.join(b"; ".as_slice());
     request.remove_header(&COOKIE);
     if !kept.is_empty() {
-        request.insert_header(COOKIE, kept.join("; "))?;
+        request.insert_header(COOKIE, kept)?;
     }
     Ok(())
 }
@@ -192,13 +223,8 @@ pub fn to_client(
     request_id: &HeaderValue,
     trace_response: Option<HeaderValue>,
 ) -> pingora::Result<()> {
-    let named: Vec<HeaderName> = response
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+    let named: Vec<HeaderName> = fields::elements(&response.headers, &CONNECTION)
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
         .collect();
     let unwanted: Vec<HeaderName> = response
         .headers
@@ -225,11 +251,12 @@ pub fn to_client(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authority::Authority;
 
     fn request(pairs: &[(&'static str, &str)]) -> RequestHeader {
         let mut request = RequestHeader::build("POST", b"/", None).unwrap();
         for (name, value) in pairs {
-            request.append_header(*name, *value).unwrap();
+            request.append_header(*name, value.as_bytes()).unwrap();
         }
         request
     }
@@ -246,8 +273,8 @@ mod tests {
             ("Forwarded", "for=1.1.1.1"),
             ("X-Http-Method-Override", "DELETE"),
             ("Authorization", "Bearer secret"),
-            ("Cookie", "access_token=secret; refresh_token=r; theme=dark"),
-            ("Cookie", "access_token=again"),
+            ("Cookie", "access_token=secret; refresh_token=r; theme=dark; name=서울"),
+            ("Cookie", "access_token=again; access_token =\u{e9}"),
             ("TE", "trailers"),
             ("Keep-Alive", "timeout=5"),
             ("Accept-Language", "ko"),
@@ -256,7 +283,9 @@ mod tests {
             ("B3", "theirs"),
             ("X-B3-TraceId", "theirs"),
         ]);
-        let client = Client::of("203.0.113.9:1".parse().unwrap(), &request.headers.clone(), &[]);
+        let host = Authority::parse(b"tourin.example").ok();
+        let peer = "203.0.113.9:1".parse().unwrap();
+        let client = Client::of(peer, host, &request.headers, &[]);
         to_service(
             &mut request,
             &HeaderValue::from_static("id-1"),
@@ -285,20 +314,22 @@ mod tests {
         assert_eq!(request.headers["x-tourin-identity"], "signed");
         assert_eq!(request.headers["traceparent"], "ours");
         assert_eq!(request.headers["x-forwarded-for"], "203.0.113.9");
-        assert_eq!(request.headers["cookie"], "refresh_token=r; theme=dark");
+        assert_eq!(
+            request.headers["cookie"].as_bytes(),
+            "refresh_token=r; theme=dark; name=서울".as_bytes()
+        );
     }
 
     #[test]
     fn ambiguous_framing_is_refused() {
         let check = |pairs: &[(&'static str, &str)], raw: &str| {
             let request = request(pairs);
-            check_framing(raw.as_bytes(), &request.headers, Version::HTTP_11).is_ok()
+            check_framing(raw.as_bytes(), &request.headers).is_ok()
         };
         let host = ("Host", "h");
         assert!(check(&[host], ""));
         assert!(check(&[host, ("Content-Length", "3")], ""));
         assert!(check(&[host, ("Transfer-Encoding", "Chunked")], "POST / HTTP/1.1\r\nHost: h\r\n"));
-        assert!(!check(&[], ""));
         assert!(!check(&[host, ("Content-Length", "3"), ("Content-Length", "3")], ""));
         assert!(!check(&[host, ("Content-Length", "3, 3")], ""));
         assert!(!check(&[host, ("Content-Length", "+3")], ""));

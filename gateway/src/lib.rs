@@ -11,6 +11,7 @@ pub mod admin;
 pub mod answers;
 pub mod attempt;
 pub mod auth;
+pub mod authority;
 pub mod client_address;
 pub mod config;
 pub mod connection;
@@ -19,6 +20,7 @@ pub mod descriptors;
 pub mod failures;
 pub mod gate;
 pub mod headers;
+pub mod landing_page;
 pub mod limits;
 pub mod mesh_client;
 pub mod metrics;
@@ -34,7 +36,7 @@ pub mod upstreams;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pingora::server::configuration::ServerConf;
@@ -59,6 +61,7 @@ use auth::tokens::{TokenRules, TokenVerifier};
 use connection::ConnectionLimits;
 use descriptors::ConnectionCounts;
 use gate::{Gate, RequestLimits};
+use landing_page::LandingPage;
 use limits::{Admission, RateLimits};
 use mesh_client::{GATEWAY, MeshClient};
 use metrics::GatewayMetrics;
@@ -333,6 +336,7 @@ fn start_gate(
     follow!("session renewals", sliding, drain);
     Ok(Arc::new(Gate {
         registry: directory.connected(),
+        started: Instant::now(),
         was_ready: AtomicBool::new(false),
         routes,
         authenticator: Authenticator {
@@ -349,6 +353,10 @@ fn start_gate(
         rates,
         admission: Admission::new(settings.max_requests),
         api,
+        landing_page: LandingPage::new(
+            settings.traces_url.as_deref(),
+            settings.metrics_url.as_deref(),
+        ),
         limits: RequestLimits {
             uri_bytes: settings.uri_limit_bytes,
             header_count: settings.header_limit_count,

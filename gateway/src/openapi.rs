@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, ETAG};
-use http::{HeaderValue, Method, StatusCode};
+use http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use tourin_chassis::http::ErrorBody;
+use tourin_chassis::http::{ErrorBody, fields};
 use utoipa::PartialSchema as _;
 
 use crate::answers::Answer;
@@ -50,14 +50,12 @@ pub struct ApiDescription {
 
 impl ApiDescription {
     /// The answer to a request for it.
-    pub fn answer(&self, if_none_match: Option<&HeaderValue>) -> Answer {
+    pub fn answer(&self, headers: &HeaderMap) -> Answer {
         let Some(document) = self.document.load_full() else {
             return Answer::unavailable("no service has described its calls yet; try again");
         };
-        let known = if_none_match.and_then(|tags| tags.to_str().ok()).is_some_and(|tags| {
-            tags.split(',').map(str::trim).any(|tag| {
-                tag == "*" || tag.trim_start_matches("W/").as_bytes() == document.etag.as_bytes()
-            })
+        let known = fields::elements(headers, &IF_NONE_MATCH).any(|tag| {
+            tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == document.etag.as_bytes()
         });
         let answer = if known {
             Answer::empty(StatusCode::NOT_MODIFIED)
@@ -86,8 +84,8 @@ impl ApiDescription {
                         parts.insert(service, part);
                     }
                     Err(error) => {
-                        // What was known of it stays.
-                        complete = false;
+                        // What was known of it stays. One that is not there is heard of when it comes.
+                        complete &= mesh.directory().instances(&service).is_empty();
                         tracing::debug!(
                             service,
                             error = format!("{error:#}"),
@@ -239,7 +237,10 @@ fn add_path(
             return false;
         };
         if let Some(operation) = operation.as_object_mut() {
-            if matches!(access, Access::Public | Access::Optional | Access::Ending) {
+            if matches!(
+                access,
+                Access::Public | Access::Optional | Access::Anonymous | Access::Ending
+            ) {
                 operation.remove("security");
             } else {
                 operation.insert("security".to_owned(), json!([{"bearer": []}, {"cookie": []}]));

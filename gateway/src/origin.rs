@@ -1,9 +1,18 @@
 //! Requests that another site makes a browser send.
 //!
-//! A browser adds its cookies to any request, whoever's page asked for it. So a call that changes
+//! A browser adds its cookies to any request, whichever page asked for it. So a call that changes
 //! something and leans on cookies must come from this host's own pages or from an origin that the
 //! operator allows. Callers that are no browsers send none of the headers by which that shows and
 //! pass; a bearer token is never added by a browser by itself and passes too.
+//!
+//! `Sec-Fetch-Site` is the browser's own word on that, which no page can forge, and holds whatever a
+//! proxy on the way has made of `Host`. Browsers send it to https and to localhost; without it the
+//! page's `Origin` is compared with the host that was asked for.
+//!
+//! Log-in and sign-up lean on no cookie (the route table says so: `anonymous`), so that one which is
+//! left over cannot stand in their way. Another site's page cannot log its visitor in to an account of
+//! its own choice all the same: the body must be application/json, which a form cannot send, and
+//! which a script may only send after a preflight that is refused here.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,8 +23,11 @@ use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, REFERER, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use pingora::http::ResponseHeader;
+use tourin_chassis::http::fields;
 
 use crate::answers::Answer;
+use crate::authority::Authority;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Request headers that pages of allowed origins may set.
@@ -36,10 +48,19 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Whether a `Host` header names this origin's host and port.
-    fn is_host(&self, host: &str) -> bool {
+    /// Whether this is a page of the host that was asked for.
+    fn is_of(&self, asked: &Authority) -> bool {
         // Without a port the host means the scheme's own, and only the page knows the scheme.
-        Self::from_str(&format!("{}://{host}", self.scheme)).is_ok_and(|own| own == *self)
+        default_port(&self.scheme)
+            .is_some_and(|default| asked.host() == self.host && asked.port_or(default) == self.port)
+    }
+}
+
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
     }
 }
 
@@ -50,20 +71,16 @@ impl FromStr for Origin {
         let expected = || "expected an origin such as https://app.example".to_owned();
         let uri: Uri = text.trim_end_matches('/').parse().map_err(|_| expected())?;
         let scheme = uri.scheme_str().ok_or_else(expected)?;
-        let default_port = match scheme {
-            "http" => 80,
-            "https" => 443,
-            _ => return Err(expected()),
-        };
+        let default_port = default_port(scheme).ok_or_else(expected)?;
         let authority = uri.authority().ok_or_else(expected)?;
-        let bare = uri.path() == "/" && uri.query().is_none();
-        if !bare || authority.as_str().contains('@') || authority.host().is_empty() {
+        if uri.path() != "/" || uri.query().is_some() {
             return Err(expected());
         }
+        let authority = Authority::parse(authority.as_str().as_bytes()).map_err(|_| expected())?;
         Ok(Self {
             scheme: scheme.to_owned(),
-            host: authority.host().to_ascii_lowercase(),
-            port: authority.port_u16().unwrap_or(default_port),
+            host: authority.host().to_owned(),
+            port: authority.port_or(default_port),
         })
     }
 }
@@ -93,8 +110,8 @@ impl OriginPolicy {
         self.allowed.contains(&origin).then(|| value.clone())
     }
 
-    /// Lets a call pass, or refuses it as another site's. `own_host` is the host that the client
-    /// asked for; `by_cookie` says whether the call leans on cookies alone.
+    /// Lets a call pass, or refuses it as another site's. `asked` is the host that the client asked
+    /// for; `by_cookie` says whether the call leans on cookies alone.
     ///
     /// # Errors
     /// The 403 to answer with.
@@ -102,7 +119,7 @@ impl OriginPolicy {
         &self,
         method: &Method,
         headers: &HeaderMap,
-        own_host: Option<&str>,
+        asked: Option<&Authority>,
         by_cookie: bool,
     ) -> Result<(), Answer> {
         if method.is_safe() || !by_cookie {
@@ -117,11 +134,35 @@ impl OriginPolicy {
             .or_else(|| headers.get(REFERER).map(referring_origin));
         match (claimed, site) {
             (Some(Some(origin)), _) if self.allowed.contains(&origin) => Ok(()),
-            (_, Some(site)) if site != b"same-origin" && site != b"none" => Err(refused()),
-            (Some(Some(origin)), _) if own_host.is_some_and(|host| origin.is_host(host)) => Ok(()),
+            (_, Some(b"same-origin" | b"none")) => Ok(()),
+            (_, Some(_)) => Err(refused()),
+            (Some(Some(origin)), _) if asked.is_some_and(|asked| origin.is_of(asked)) => Ok(()),
             (Some(_), _) => Err(refused()),
             (None, _) => Ok(()),
         }
+    }
+
+    /// Marks an answer for the page that asked, if it is `allowed_origin`'s, and for caches, if it would
+    /// have been another one for another origin's page or for none.
+    ///
+    /// # Errors
+    /// Pingora's, for a header that cannot be written; none of those set here.
+    pub fn mark(
+        &self,
+        response: &mut ResponseHeader,
+        method: &Method,
+        allowed_origin: Option<&HeaderValue>,
+    ) -> pingora::Result<()> {
+        let is_read = [Method::GET, Method::HEAD].contains(method);
+        if !is_read || !self.allowed.is_empty() {
+            vary(response, &ORIGIN)?;
+        }
+        if let Some(origin) = allowed_origin {
+            response.insert_header(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone())?;
+            response.insert_header(ACCESS_CONTROL_ALLOW_CREDENTIALS, "true")?;
+            response.insert_header(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS)?;
+        }
+        Ok(())
     }
 
     /// The answer to a preflight, when the request is one.
@@ -144,19 +185,29 @@ impl OriginPolicy {
     }
 }
 
-/// What every answer to an allowed origin carries.
-pub fn cors_headers(origin: &HeaderValue) -> [(HeaderName, HeaderValue); 4] {
-    [
-        (ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()),
-        (ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true")),
-        (ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS)),
-        (VARY, HeaderValue::from_static("origin")),
-    ]
+/// Adds a field's name to `Vary`, beside those that are there.
+///
+/// # Errors
+/// Pingora's, for a header that cannot be written; a list of names can.
+pub fn vary(response: &mut ResponseHeader, name: &HeaderName) -> pingora::Result<()> {
+    let mut names: Vec<&[u8]> = fields::elements(&response.headers, &VARY).collect();
+    let is_named =
+        |known: &&[u8]| *known == b"*" || known.eq_ignore_ascii_case(name.as_str().as_bytes());
+    if names.iter().any(is_named) {
+        return Ok(());
+    }
+    names.push(name.as_str().as_bytes());
+    let names = names.join(b", ".as_slice());
+    response.insert_header(VARY, names)
 }
 
+/// The origin of the page that is named. Its path may be anything.
 fn referring_origin(referer: &HeaderValue) -> Option<Origin> {
-    let uri: Uri = referer.to_str().ok()?.parse().ok()?;
-    format!("{}://{}", uri.scheme_str()?, uri.authority()?).parse().ok()
+    let bytes = referer.as_bytes();
+    let start = bytes.windows(3).position(|window| window == b"://")? + 3;
+    let length = bytes[start..].iter().position(|byte| matches!(byte, b'/' | b'?' | b'#'));
+    let end = length.map_or(bytes.len(), |length| start + length);
+    std::str::from_utf8(&bytes[..end]).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -169,9 +220,13 @@ mod tests {
         let policy = OriginPolicy::new(vec!["https://app.example".parse().unwrap()]);
         let headers: HeaderMap = pairs
             .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+            .map(|(name, value)| {
+                let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+                (HeaderName::from_static(name), value)
+            })
             .collect();
-        policy.check(&Method::POST, &headers, Some(OWN), by_cookie).is_ok()
+        let own = Authority::parse(OWN.as_bytes()).unwrap();
+        policy.check(&Method::POST, &headers, Some(&own), by_cookie).is_ok()
     }
 
     #[test]
@@ -189,7 +244,9 @@ mod tests {
             (vec![("origin", "https://evil.example")], false),
             (vec![("referer", "http://tourin.example:8080/page?x=1")], true),
             (vec![("referer", "https://evil.example/http://tourin.example:8080")], false),
+            (vec![("referer", "http://tourin.example:8080/{a|b}?서울")], true),
             (vec![("referer", "nonsense")], false),
+            (vec![("referer", "http://evil.example?http://tourin.example:8080/")], false),
             (
                 vec![
                     ("origin", "https://evil.example"),
@@ -197,6 +254,10 @@ mod tests {
                 ],
                 false,
             ),
+            // A proxy has rewritten Host.
+            (vec![("origin", "https://t.example"), ("sec-fetch-site", "same-origin")], true),
+            (vec![("origin", "https://t.example"), ("sec-fetch-site", "none")], true),
+            (vec![("origin", "https://t.example"), ("sec-fetch-site", "same-origin, x")], false),
             (vec![("sec-fetch-site", "same-origin")], true),
             (vec![("sec-fetch-site", "none")], true),
             (vec![("sec-fetch-site", "same-site")], false),
@@ -217,7 +278,7 @@ mod tests {
         let headers =
             HeaderMap::from_iter([(ORIGIN, HeaderValue::from_static("https://evil.example"))]);
         for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
-            assert!(policy.check(&method, &headers, Some(OWN), true).is_ok());
+            assert!(policy.check(&method, &headers, None, true).is_ok());
         }
     }
 
@@ -239,6 +300,31 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_answer_says_that_it_depends_on_the_origin() {
+        let varies = |allowed: &[&str], method: Method, there: &[&str]| {
+            let policy = OriginPolicy::new(allowed.iter().map(|o| o.parse().unwrap()).collect());
+            let mut response = ResponseHeader::build(200, None).unwrap();
+            for line in there {
+                response.append_header(VARY, *line).unwrap();
+            }
+            policy.mark(&mut response, &method, None).unwrap();
+            let lines = response.headers.get_all(VARY).iter();
+            lines.map(|line| line.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let app = ["https://app.example"];
+        assert_eq!(varies(&app, Method::GET, &[]), ["origin"]);
+        assert_eq!(
+            varies(&app, Method::GET, &["Accept-Language, accept", "cookie"]),
+            ["Accept-Language, accept, cookie, origin"]
+        );
+        assert_eq!(varies(&app, Method::GET, &["accept", "Origin"]), ["accept", "Origin"]);
+        assert_eq!(varies(&app, Method::GET, &["*"]), ["*"]);
+        assert_eq!(varies(&[], Method::POST, &[]), ["origin"]);
+        assert_eq!(varies(&[], Method::OPTIONS, &[]), ["origin"]);
+        assert!(varies(&[], Method::GET, &[]).is_empty());
     }
 
     #[test]

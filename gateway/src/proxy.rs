@@ -29,7 +29,7 @@ use crate::context::RequestContext;
 use crate::gate::Gate;
 use crate::mesh_client::CORE;
 use crate::metrics::GatewayMetrics;
-use crate::{failures, headers, origin};
+use crate::{failures, headers};
 
 /// An error of ours; the answer to give is in the request's context.
 const VERDICT: ErrorType = ErrorType::Custom("verdict");
@@ -90,11 +90,8 @@ impl Proxy {
         if let Some(value) = ctx.span.trace_response() {
             head.insert_header(TRACE_RESPONSE_HEADER, value)?;
         }
-        if let Some(origin) = &ctx.cross_origin {
-            for (name, value) in origin::cors_headers(origin) {
-                head.append_header(name, value)?;
-            }
-        }
+        let method = &session.req_header().method;
+        self.gate.origins.mark(&mut head, method, ctx.cross_origin.as_ref())?;
         if !session.is_body_done() {
             session.set_keepalive(None);
             if let Some(connection) = &ctx.connection {
@@ -153,6 +150,7 @@ impl ProxyHttp for Proxy {
         session.set_read_timeout(Some(self.limits.client_stall));
         session.set_write_timeout(Some(self.limits.client_stall));
         headers::forbid_upgrade(session.req_header_mut());
+        headers::respect_version(session);
         let path = self.gate.locate(session.req_header(), ctx);
         ctx.begin(&self.service, session.req_header());
         let trace = ctx.span.trace_id();
@@ -299,11 +297,9 @@ impl ProxyHttp for Proxy {
             }
         }
         headers::to_client(response, &ctx.request_id, ctx.span.trace_response())?;
-        if let Some(origin) = &ctx.cross_origin {
-            for (name, value) in origin::cors_headers(origin) {
-                response.append_header(name, value)?;
-            }
-        }
+        let method = &session.req_header().method;
+        self.gate.origins.mark(response, method, ctx.cross_origin.as_ref())?;
+        headers::fit_version(session, response);
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }

@@ -30,6 +30,9 @@ pub enum Access {
     /// one that is bad is as good as none, one that cannot be judged just now is refused with 503.
     /// Without a bearer token the call must come from an own page even if no cookie came with it.
     Ending,
+    /// Anybody, as nobody: no token and no cookie is looked at, so that one which is left over makes no
+    /// difference.
+    Anonymous,
     /// Whoever has a session.
     Session,
     /// Whoever has a session with this role.
@@ -180,7 +183,7 @@ impl RouteTable {
                     at,
                     &field,
                     value,
-                    "expected \"public\", \"optional\", \"ending\", \"session\" or \"role:NAME\"",
+                    "expected \"public\", \"optional\", \"anonymous\", \"ending\", \"session\" or \"role:NAME\"",
                 )
             })?;
             methods.push((method, access));
@@ -240,6 +243,7 @@ fn parse_access(text: &str) -> Option<Access> {
         "public" => Some(Access::Public),
         "optional" => Some(Access::Optional),
         "ending" => Some(Access::Ending),
+        "anonymous" => Some(Access::Anonymous),
         "session" => Some(Access::Session),
         _ => text
             .strip_prefix("role:")

@@ -10,10 +10,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{AUTHORIZATION, CACHE_CONTROL, COOKIE, SET_COOKIE};
+use http::header::{CACHE_CONTROL, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::http::fields;
 use tourin_chassis::identity::Subject;
 use tourin_chassis::secret::Secret;
 use tourin_chassis::telemetry::Span;
@@ -26,11 +27,14 @@ use tokens::{Member, TokenError, TokenVerifier};
 
 const ACCESS_COOKIE: &str = "access_token";
 const REFRESH_COOKIE: &str = "refresh_token";
+/// Most tokens of one request that are looked at.
+const MAX_TOKENS: usize = 4;
 
 /// What a request shows to say who is calling.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Credentials<'a> {
-    token: Option<&'a str>,
+    /// The first that is good counts.
+    tokens: Vec<&'a str>,
     /// Whether it leans on cookies, which a browser adds by itself.
     pub by_cookie: bool,
 }
@@ -38,40 +42,21 @@ pub struct Credentials<'a> {
 impl<'a> Credentials<'a> {
     /// Reads them. A bearer token wins over cookies.
     pub fn of(headers: &'a HeaderMap) -> Self {
-        if let Some(token) = bearer(headers) {
-            return Self { token: Some(token), by_cookie: false };
+        let tokens: Vec<_> = fields::bearer_tokens(headers).take(MAX_TOKENS).collect();
+        if !tokens.is_empty() {
+            return Self { tokens, by_cookie: false };
         }
-        let access = cookie(headers, ACCESS_COOKIE);
-        Self {
-            token: access,
-            by_cookie: access.is_some() || cookie(headers, REFRESH_COOKIE).is_some(),
-        }
+        let tokens: Vec<_> = fields::cookies(headers, ACCESS_COOKIE).take(MAX_TOKENS).collect();
+        let by_cookie =
+            !tokens.is_empty() || fields::cookies(headers, REFRESH_COOKIE).next().is_some();
+        Self { tokens, by_cookie }
     }
 
     /// Whether another site's page must not make the call: it leans on cookies, or its answer removes
     /// them whether they came or not.
     pub fn need_own_site(&self, access: &Access) -> bool {
-        self.by_cookie || (*access == Access::Ending && self.token.is_none())
+        self.by_cookie || (*access == Access::Ending && self.tokens.is_empty())
     }
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    headers.get_all(AUTHORIZATION).iter().find_map(|value| {
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    })
-}
-
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers
-        .get_all(COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .filter_map(|pair| pair.split_once('='))
-        .find(|(known, _)| known.trim() == name)
-        .map(|(_, value)| value.trim().trim_matches('"'))
-        .filter(|value| !value.is_empty())
 }
 
 /// Decides who a caller is and whether they may call.
@@ -131,7 +116,7 @@ impl Authenticator {
                 _ => Ok(Entrant { subject: subject(&member), renewal }),
             },
             // A bad token is as good as none here; one that cannot be judged must not pass for good.
-            (Access::Public, shown)
+            (Access::Public | Access::Anonymous, shown)
             | (Access::Optional, shown @ (Shown::Nothing | Shown::Bad(_))) => {
                 if !matches!(shown, Shown::Nothing) {
                     Span::current().annotate("fall_back", &[("to", "visitor")]);
@@ -153,19 +138,22 @@ impl Authenticator {
     /// The session that a token names, for a call that ends it: also one that has expired. `None` when
     /// it names none, or one that is known to have ended.
     async fn name(&self, credentials: &Credentials<'_>) -> Result<Option<Subject>, Answer> {
-        let Some(token) = credentials.token else {
-            return Ok(None);
-        };
-        match self.tokens.verify(token).await {
-            Ok(member) | Err(TokenError::Expired(member)) => {
-                let has_ended = self.revocations.has_ended(&member.session);
-                Ok((!has_ended).then(|| subject(&member)))
-            }
-            Err(TokenError::Invalid) => Ok(None),
-            Err(TokenError::KeysUnavailable) => {
-                Err(Answer::unavailable("tokens cannot be checked just now; try again"))
+        for token in &credentials.tokens {
+            match self.tokens.verify(token).await {
+                Ok(member) | Err(TokenError::Expired(member))
+                    if !self.revocations.has_ended(&member.session) =>
+                {
+                    return Ok(Some(subject(&member)));
+                }
+                Ok(_) | Err(TokenError::Expired(_) | TokenError::Invalid) => {}
+                Err(TokenError::KeysUnavailable) => {
+                    return Err(Answer::unavailable(
+                        "tokens cannot be checked just now; try again",
+                    ));
+                }
             }
         }
+        Ok(None)
     }
 
     /// Puts a new access token's cookie on the answer, if it is there by now; the next answer takes it
@@ -192,10 +180,23 @@ impl Authenticator {
         head.insert_header(CACHE_CONTROL, "no-store")
     }
 
+    /// A browser may hold several cookies of one name, of which a stale one comes first.
     async fn judge(&self, credentials: &Credentials<'_>) -> Shown {
-        let Some(token) = credentials.token else {
-            return Shown::Nothing;
-        };
+        let mut verdict = Shown::Nothing;
+        for token in &credentials.tokens {
+            match (self.judge_token(token, credentials.by_cookie).await, &verdict) {
+                (good @ Shown::Good(..), _) => return good,
+                (shown, Shown::Nothing) | (shown @ Shown::Unjudged(_), Shown::Bad(_)) => {
+                    verdict = shown;
+                }
+                _ => {}
+            }
+        }
+        verdict
+    }
+
+    /// A token is renewed if it `slides`: a bearer token is its client's to renew.
+    async fn judge_token(&self, token: &str, slides: bool) -> Shown {
         // The reason goes into the trace, where it tells apart what the client sees as one.
         let because = |reason| Span::current().annotate("token_refused", &[("reason", reason)]);
         let bad = |reason, message| {
@@ -206,8 +207,6 @@ impl Authenticator {
             because(reason);
             Shown::Unjudged(Answer::unavailable(message))
         };
-        // A bearer token is its client's to renew.
-        let slides = credentials.by_cookie;
         let (member, expired) = match self.tokens.verify(token).await {
             Ok(member) => (member, false),
             Err(TokenError::Expired(member)) if slides && self.sliding.may_come_back(&member) => {
@@ -292,6 +291,9 @@ fn subject(member: &Member) -> Subject {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+    use http::header::{AUTHORIZATION, COOKIE};
+
     use super::*;
 
     #[test]
@@ -302,25 +304,28 @@ mod tests {
                 headers.append(AUTHORIZATION, HeaderValue::from_static(value));
             }
             for value in cookies {
-                headers.append(COOKIE, HeaderValue::from_static(value));
+                headers.append(COOKIE, HeaderValue::from_bytes(value.as_bytes()).unwrap());
             }
             headers
         };
-        for (authorization, cookies, token, by_cookie) in [
-            (None, &[][..], None, false),
-            (Some("Bearer t"), &["access_token=c"], Some("t"), false),
-            (Some("bearer  t "), &[], Some("t"), false),
-            (Some("Basic dTpw"), &["access_token=c"], Some("c"), true),
-            (None, &["a=1; access_token=c; b=2"], Some("c"), true),
-            (None, &["a=1", "access_token=\"c\""], Some("c"), true),
-            (None, &["my_access_token=c"], None, false),
-            (None, &["refresh_token=r"], None, true),
-            (None, &["access_token="], None, false),
+        for (authorization, cookies, tokens, by_cookie) in [
+            (None, &[][..], vec![], false),
+            (Some("Bearer t"), &["access_token=c"], vec!["t"], false),
+            (Some("bearer  t "), &[], vec!["t"], false),
+            (Some("Basic dTpw"), &["access_token=c"], vec!["c"], true),
+            (Some("Bearer "), &["access_token=c"], vec!["c"], true),
+            (None, &["a=1; access_token=c; b=2"], vec!["c"], true),
+            (None, &["a=1", "access_token=\"c\""], vec!["c"], true),
+            (None, &["ad=광고; access_token=c"], vec!["c"], true),
+            (None, &["access_token=c; access_token=d"], vec!["c", "d"], true),
+            (None, &["my_access_token=c"], vec![], false),
+            (None, &["ad=광고; refresh_token=r"], vec![], true),
+            (None, &["access_token="], vec![], false),
         ] {
             let headers = headers(authorization, cookies);
             assert_eq!(
                 Credentials::of(&headers),
-                Credentials { token, by_cookie },
+                Credentials { tokens, by_cookie },
                 "{authorization:?} {cookies:?}"
             );
         }

@@ -1,6 +1,8 @@
 //! `Forwarded`, as RFC 7239 writes it.
 
-/// What one proxy says of whoever connected to it.
+use tourin_chassis::http::fields;
+
+/// What one proxy says of the client that connected to it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Element {
     /// Who that was: an address, with or without a port, or a name that means nothing here.
@@ -11,17 +13,43 @@ pub(super) struct Element {
     pub host: Option<String>,
 }
 
-/// The elements of one header line in their order; `None` when it is not of the RFC's form, as when
-/// a client has sent a quote that swallows what the proxy added.
-pub(super) fn parse(line: &str) -> Option<Vec<Element>> {
-    let mut elements = vec![Element::default()];
-    let mut rest = line.trim_matches(BLANK);
+impl Element {
+    /// One that says nothing that can be read.
+    fn unreadable() -> Self {
+        Self { peer: Some("unknown".to_owned()), ..Self::default() }
+    }
+}
+
+/// The elements of one header line in their order. One that is not of the RFC's form tells nothing,
+/// and spoils no other, except where a quote is left open, which swallows what the proxy added: then
+/// nothing in the line does.
+pub(super) fn parse(line: &[u8]) -> Vec<Element> {
+    let elements = fields::split_unquoted(line, b',').map(<[u8]>::trim_ascii);
+    // Lists may have empty places (RFC 9110, 5.6.1); they are no hops.
+    let elements = elements.filter(|element| !element.is_empty());
+    let read = |element: &[u8]| std::str::from_utf8(element).ok().and_then(element_of);
+    let elements: Vec<_> = elements.map(|raw| read(raw).ok_or(raw)).collect();
+    // An open quote reaches to the line's end, and so into its last element.
+    if matches!(elements.last(), Some(Err(last)) if leaves_quote_open(last)) {
+        return vec![Element::unreadable()];
+    }
+    elements.into_iter().map(|element| element.unwrap_or_else(|_| Element::unreadable())).collect()
+}
+
+fn leaves_quote_open(element: &[u8]) -> bool {
+    // With the quote closed, a comma after it separates.
+    let closed = [element, b","].concat();
+    fields::split_unquoted(&closed, b',').count() == 1
+}
+
+fn element_of(text: &str) -> Option<Element> {
+    let mut element = Element::default();
+    let mut rest = text;
     loop {
         let end = rest.find(|character| !is_token(character)).unwrap_or(rest.len());
         if end > 0 {
             let (name, after) = rest.split_at(end);
             let (value, after) = value(after.strip_prefix('=')?)?;
-            let element = elements.last_mut()?;
             let field = match name.to_ascii_lowercase().as_str() {
                 "for" => Some(&mut element.peer),
                 "proto" => Some(&mut element.proto),
@@ -35,17 +63,10 @@ pub(super) fn parse(line: &str) -> Option<Vec<Element>> {
             }
             rest = after.trim_start_matches(BLANK);
         }
-        let Some(separator) = rest.chars().next() else {
-            // Lists may have empty places (RFC 9110, 5.6.1); they are no hops.
-            elements.retain(|element| *element != Element::default());
-            return Some(elements);
-        };
-        match separator {
-            ',' => elements.push(Element::default()),
-            ';' => {}
-            _ => return None,
+        if rest.is_empty() {
+            return Some(element);
         }
-        rest = rest[1..].trim_start_matches(BLANK);
+        rest = rest.strip_prefix(';')?.trim_start_matches(BLANK);
     }
 }
 
@@ -99,7 +120,7 @@ mod tests {
             (" ,for=1.1.1.1 ; proto=https ,, ", vec![element("1.1.1.1", "https", "")]),
             ("", vec![]),
         ] {
-            assert_eq!(parse(line), Some(expected), "{line}");
+            assert_eq!(parse(line.as_bytes()), expected, "{line}");
         }
     }
 
@@ -114,23 +135,28 @@ mod tests {
             "=1.1.1.1",
             "for=\"a\"b",
             "for=9.9.9.9;x=\", for=\"[2001:db8::1]\"",
+            "for=\", for=203.0.113.9",
+            "for=203.0.113.9, for=\"",
             "for=\u{e9}",
         ] {
-            assert_eq!(parse(line), None, "{line}");
+            assert_eq!(parse(line.as_bytes()), [Element::unreadable()], "{line}");
         }
+        let beside = parse(b"for=\xff, for=1.1.1.1;;=, for=203.0.113.9;proto=https");
+        assert_eq!(beside[..2], [Element::unreadable(), Element::unreadable()]);
+        assert_eq!(beside[2..], [element("203.0.113.9", "https", "")]);
     }
 
     proptest! {
         #[test]
-        fn any_line_is_read_or_refused(line in ".*") {
+        fn any_line_is_read(line in proptest::collection::vec(any::<u8>(), 0..80)) {
             let _ = parse(&line);
         }
 
         #[test]
         fn what_is_quoted_comes_back(host in "[ -~]{1,20}") {
             let quoted = host.replace('\\', "\\\\").replace('"', "\\\"");
-            let parsed = parse(&format!("for=1.1.1.1, host=\"{quoted}\";for=_x"));
-            prop_assert_eq!(parsed, Some(vec![element("1.1.1.1", "", ""), element("_x", "", &host)]));
+            let parsed = parse(format!("for=1.1.1.1, host=\"{quoted}\";for=_x").as_bytes());
+            prop_assert_eq!(parsed, vec![element("1.1.1.1", "", ""), element("_x", "", &host)]);
         }
     }
 }

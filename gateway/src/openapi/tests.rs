@@ -55,13 +55,20 @@ fn parts_become_one_document() {
 #[test]
 fn a_known_document_is_not_sent_again() {
     let api = ApiDescription::default();
-    assert_eq!(api.answer(None).status, StatusCode::SERVICE_UNAVAILABLE);
+    let asked = |tags: &[&[u8]]| -> Answer {
+        let line = |tags: &&[u8]| (IF_NONE_MATCH, HeaderValue::from_bytes(tags).unwrap());
+        api.answer(&tags.iter().map(line).collect())
+    };
+    assert_eq!(asked(&[]).status, StatusCode::SERVICE_UNAVAILABLE);
     api.publish(&json!({"openapi": "3.1.0"}));
-    let first = api.answer(None);
+    let first = asked(&[]);
     let (_, etag) = first.headers.iter().find(|(name, _)| *name == ETAG).unwrap();
     assert_eq!(first.status, StatusCode::OK);
-    assert_eq!(api.answer(Some(etag)).status, StatusCode::NOT_MODIFIED);
-    assert_eq!(api.answer(Some(&HeaderValue::from_static("\"other\""))).status, StatusCode::OK);
+    let weak = [b"W/", etag.as_bytes()].concat();
+    for known in [&[etag.as_bytes()][..], &[b"\"other\", \"\xff\"", &weak], &[b"*"]] {
+        assert_eq!(asked(known).status, StatusCode::NOT_MODIFIED, "{known:?}");
+    }
+    assert_eq!(asked(&[b"\"other\", x"]).status, StatusCode::OK);
 }
 
 /// A part comes from another process, which may be of another version.

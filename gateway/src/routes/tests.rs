@@ -4,8 +4,8 @@ use super::*;
 fn the_built_in_table_covers_the_contract() {
     let table = RouteTable::parse(BUILT_IN).unwrap();
     let cases = [
-        ("POST", "/api/auth/signup", "core", Access::Public),
-        ("POST", "/api/auth/login", "core", Access::Public),
+        ("POST", "/api/auth/signup", "core", Access::Anonymous),
+        ("POST", "/api/auth/login", "core", Access::Anonymous),
         ("POST", "/api/auth/reissue", "core", Access::Public),
         ("POST", "/api/auth/logout", "core", Access::Ending),
         ("GET", "/api/auth/me", "core", Access::Session),

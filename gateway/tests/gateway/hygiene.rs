@@ -145,3 +145,46 @@ async fn nothing_switches_protocols() {
     assert_eq!(answer.status, 200);
     assert!(answer.body["headers"].get("upgrade").is_none());
 }
+
+#[tokio::test]
+async fn one_bad_element_of_a_list_spoils_no_other() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh
+        .gateway(|settings| settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()])
+        .await;
+    let token = core.issuer.token("member01", "s1");
+    let ask = |fields: &str| {
+        format!("GET /api/auth/me HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{fields}\r\n")
+    };
+    for fields in [
+        format!("Cookie: ad=광고; access_token={token}; theme=dark\r\n"),
+        format!("Cookie: ad=광고\r\nCookie: access_token={token}\r\n"),
+        // Of two with one name a browser sends the one with the longer path first.
+        format!("Cookie: access_token=stale; access_token={token}\r\n"),
+        format!("Cookie: access_token=\u{e9}; access_token=\"{token}\"\r\n"),
+        format!("Authorization: Basic \u{e9}\r\nAuthorization: Bearer {token}\r\n"),
+    ] {
+        let answer = raw(gateway.addr, ask(&fields)).await;
+        assert_eq!(answer.status, 200, "{fields}: {answer:?}");
+        assert_eq!(answer.body["subject"]["id"], "member01", "{fields}");
+        let cookies = answer.body["headers"].get("cookie").map(ToString::to_string);
+        assert!(!cookies.unwrap_or_default().contains(&token), "{fields}");
+    }
+    // What the proxy has added counts, whatever the client had sent.
+    for fields in [
+        "X-Forwarded-For: \u{e9}\", 203.0.113.9\r\n",
+        "X-Forwarded-For: what?\r\nX-Forwarded-For: 203.0.113.9\r\n",
+        "Forwarded: for=\u{e9}, for=203.0.113.9;proto=https\r\n",
+    ] {
+        let request = ask(fields).replace("/api/auth/me", "/api/users");
+        let answer = raw(gateway.addr, request).await;
+        assert_eq!(answer.body["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1", "{fields}");
+    }
+    let trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
+    let states = "tracestate: a=1,\u{e9}=2\r\ntracestate: bad one,b=3\r\n";
+    let request = ask(&format!("{trace}{states}")).replace("/api/auth/me", "/api/users");
+    let answer = raw(gateway.addr, request).await;
+    assert_eq!(answer.body["headers"]["tracestate"], "a=1,b=3", "{answer:?}");
+}

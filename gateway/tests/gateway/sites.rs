@@ -27,6 +27,16 @@ async fn another_sites_page_cannot_write_with_the_members_cookies() {
         (vec![("cookie", &cookie), ("referer", "https://evil.example/page")], 403),
         (vec![("cookie", &cookie), ("sec-fetch-site", "cross-site")], 403),
         (vec![("cookie", &cookie), ("sec-fetch-site", "same-origin")], 200),
+        // A proxy has rewritten Host; the browser says that the page is this host's own.
+        (
+            vec![
+                ("cookie", &cookie),
+                ("sec-fetch-site", "same-origin"),
+                ("origin", "https://tourin.example"),
+            ],
+            200,
+        ),
+        (vec![("cookie", &cookie), ("origin", "https://tourin.example")], 403),
         (
             vec![
                 ("cookie", &cookie),
@@ -43,6 +53,14 @@ async fn another_sites_page_cannot_write_with_the_members_cookies() {
     // The refresh token alone is a cookie to lean on as well.
     let stolen = [("cookie", "refresh_token=r"), ("origin", "https://evil.example")];
     gateway.call("POST", "/api/auth/reissue", &stolen).await.assert_refused(403, "forbidden");
+    // Log-in and sign-up lean on no cookie, so none that is left over stands in their way.
+    for path in ["/api/auth/login", "/api/auth/signup"] {
+        for left in ["refresh_token=r", cookie.as_str(), "access_token=x; refresh_token=r"] {
+            let headers = [("cookie", left), ("origin", "https://tourin.example")];
+            let answer = gateway.call("POST", path, &headers).await;
+            assert_eq!(answer.asked()["subject"]["kind"], "visitor", "{path} {left}");
+        }
+    }
     // Reading is not writing.
     let read = [("cookie", cookie.as_str()), ("origin", "https://evil.example")];
     assert_eq!(gateway.call("GET", "/api/auth/me", &read).await.status, 200);
@@ -80,6 +98,24 @@ async fn an_allowed_page_may_call_with_credentials() {
         assert_eq!(answer.header("vary"), Some("origin"));
         let answer = gateway.call("GET", path, &[("origin", "https://evil.example")]).await;
         assert!(answer.header("access-control-allow-origin").is_none(), "{path}");
+        assert_eq!(answer.header("vary"), Some("origin"), "{path}");
+        assert_eq!(gateway.get(path).await.header("vary"), Some("origin"), "{path}");
     }
+    for (method, path) in [
+        ("GET", "/readyz"),
+        ("GET", "/api/openapi.json"),
+        ("PUT", "/api/users"),
+        ("POST", "/api/users/u/bookmarks"),
+        ("GET", "/api/users/%zz"),
+        ("OPTIONS", "/api/users"),
+    ] {
+        let answer = gateway.call(method, path, &[]).await;
+        assert_eq!(answer.header("vary"), Some("origin"), "{method} {path}");
+    }
+    assert_eq!(refused.header("vary"), Some("origin"));
+    let answer = gateway.get("/api/users?vary").await;
+    assert_eq!(answer.header("vary"), Some("Accept-Language, cookie, origin"));
+    let answer = gateway.call("GET", "/", &[("accept", "text/plain")]).await;
+    assert_eq!(answer.header("vary"), Some("accept, origin"));
     gateway.call("OPTIONS", "/api/users", &[]).await.assert_refused(405, "method_not_allowed");
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::memory::MemoryStore;
@@ -235,16 +236,31 @@ async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
     reason.context(format!("{} stopped unasked", part.role.name()))
 }
 
-/// Waits until the gateway says that it can serve.
+/// What the gateway may be without when the start is over: services that a route names and that are
+/// not run here. Their calls are answered 503.
+fn is_elsewhere(missing: &str) -> bool {
+    !["core", "recommendation", "keys", "sessions", "gateway"].contains(&missing)
+}
+
+/// Whether the gateway's report on its readiness names nothing that is to be waited for.
+fn is_whole(report: &str) -> bool {
+    let report: Value = serde_json::from_str(report).unwrap_or_default();
+    let missing = report["unready"].as_object();
+    missing.is_some_and(|missing| missing.keys().all(|name| is_elsewhere(name)))
+}
+
+/// Waits until the gateway says that it can serve what is run here.
 async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
     let mut last = String::from("no answer yet");
     let poll = async {
         loop {
             match client.get(url).send().await {
-                Ok(answer) if answer.status().is_success() => return,
                 Ok(answer) => last = answer.text().await.unwrap_or_default(),
                 Err(error) => last = error.to_string(),
+            }
+            if is_whole(&last) {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -309,4 +325,23 @@ Ctrl-C stops it.
 "#
     )?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_from_elsewhere_is_not_waited_for() {
+        for (report, expected) in [
+            (r#"{"status":"ready","unready":{}}"#, true),
+            (r#"{"status":"unready","unready":{"images":"no instance is up"}}"#, true),
+            (r#"{"status":"unready","unready":{"images":"no instance is up","keys":"x"}}"#, false),
+            (r#"{"status":"degraded","unready":{"recommendation":"no instance is up"}}"#, false),
+            ("no answer yet", false),
+            ("{}", false),
+        ] {
+            assert_eq!(is_whole(report), expected, "{report}");
+        }
+    }
 }

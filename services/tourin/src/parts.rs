@@ -61,15 +61,18 @@ pub(crate) async fn front(
     data_dir.describe_mesh(&registry_url, &secret)?;
     let mesh = MeshSettings::new(registry_url.clone(), secret);
 
-    // The gateway's address first: of all that can be taken, it is the one that a user chose.
-    let gateway = Gateway::build(gateway_settings(settings, mesh.clone())).await?;
-    let url = format!("http://{}", local(gateway.addr()));
-    let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
-
     let shown = PartAddresses::default();
-    shown.add("gateway", gateway.admin_addr());
     shown.add("registry", registry.addr());
     let operator = Operator::build(&settings.operator, traces, shown.clone()).await?;
+
+    let mut of_gateway = gateway_settings(settings, mesh.clone());
+    let operator_url = format!("http://{}", local(operator.addr));
+    of_gateway.traces_url = traces.map(|_| operator_url.clone());
+    of_gateway.metrics_url = Some(format!("{operator_url}/metrics"));
+    let gateway = Gateway::build(of_gateway).await?;
+    let url = format!("http://{}", local(gateway.addr()));
+    let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
+    shown.add("gateway", gateway.admin_addr());
     let bus = embedded_bus(settings, data_dir).await?;
     let common = Common { mesh, bus, clock: Arc::new(SystemClock), shown };
     Ok(Front { url, registry_url, readiness_url, gateway, registry, operator, common })

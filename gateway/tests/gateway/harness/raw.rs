@@ -11,6 +11,8 @@ use tokio::net::TcpStream;
 pub struct RawAnswer {
     pub status: u16,
     pub head: String,
+    /// The body as it came, and as JSON.
+    pub text: String,
     pub body: Value,
 }
 
@@ -51,6 +53,7 @@ pub fn parse(bytes: &[u8]) -> RawAnswer {
     RawAnswer {
         status,
         head: head.to_owned(),
+        text: body.to_owned(),
         body: serde_json::from_str(body).unwrap_or(Value::Null),
     }
 }

@@ -246,7 +246,13 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         "body": body.len(),
         "subject": subject,
     });
-    let mut response = Response::new(Body::from(asked.to_string()));
+    let body = if query.contains("chunked") {
+        let parts = [r#"{"asked":"#.to_owned(), asked.to_string(), "}".to_owned()];
+        Body::from_stream(futures::stream::iter(parts.map(Ok::<_, std::io::Error>)))
+    } else {
+        Body::from(asked.to_string())
+    };
+    let mut response = Response::new(body);
     let out = response.headers_mut();
     out.insert("content-type", "application/json".parse().unwrap());
     out.insert("server", "stub".parse().unwrap());
@@ -259,6 +265,9 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     }
     if query.contains("theme") {
         out.append("set-cookie", "my_access_token=x; Path=/".parse().unwrap());
+    if query.contains("vary") {
+        out.append("vary", "Accept-Language".parse().unwrap());
+        out.append("vary", "cookie".parse().unwrap());
     }
     if let Some(Subject::Member { session, .. }) = subject
         && parts.uri.path() == "/api/auth/logout"

@@ -8,12 +8,13 @@ use axum::body::HttpBody as _;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
+use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::ApiError;
+use super::{ApiError, fields};
 
 /// A JSON body. Not JSON at all is 400, JSON of another shape is 422.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,7 +23,12 @@ pub struct Json<T>(pub T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+    async fn from_request(mut request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        if fields::has_media_type(request.headers(), "application/json") {
+            // axum does not know the type where it cannot read a parameter; JSON has none that matters.
+            let plain = HeaderValue::from_static("application/json");
+            request.headers_mut().insert(CONTENT_TYPE, plain);
+        }
         let is_empty = request.body().is_end_stream();
         match axum::Json::<T>::from_request(request, state).await {
             Ok(axum::Json(value)) => Ok(Self(value)),

@@ -3,6 +3,7 @@
 
 mod error;
 mod extract;
+pub mod fields;
 mod layers;
 mod observe;
 mod serve;

@@ -74,11 +74,12 @@ pub(super) async fn observe(
 
 /// The caller's id for the request, if it is harmless to log.
 fn request_id(request: &Request) -> Option<HeaderValue> {
-    let id = request.headers().get(REQUEST_ID_HEADER)?;
-    let bytes = id.as_bytes();
-    let harmless = (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len())
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    harmless.then(|| id.clone())
+    let harmless = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    request.headers().get_all(REQUEST_ID_HEADER).into_iter().find(harmless).cloned()
 }
 
 /// A panic in a handler: logged with its trace, counted, answered 500.

@@ -3,6 +3,8 @@
 //! Everything that is configured to be accepted is read, in the order W3C, B3 single, B3 multi; what
 //! is not well-formed is as if it were not there. What is sent is chosen apart from that.
 
+use std::borrow::Cow;
+
 use clap::ValueEnum;
 use http::{HeaderMap, HeaderName};
 use opentelemetry::Context;
@@ -12,9 +14,13 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, Tra
 
 /// Longest `tracestate` that is passed on, in bytes; W3C asks for at least 512.
 const MAX_TRACESTATE_BYTES: usize = 512;
+/// Most of its members; W3C's own bound.
+const MAX_TRACESTATE_MEMBERS: usize = 32;
+/// Where there is too much of it, members longer than this (bytes) go first, as W3C asks.
+const LONG_TRACESTATE_MEMBER_BYTES: usize = 128;
 
 const TRACEPARENT: &str = "traceparent";
-const TRACESTATE: &str = "tracestate";
+pub(super) const TRACESTATE: &str = "tracestate";
 const B3: &str = "b3";
 const B3_TRACE: &str = "x-b3-traceid";
 const B3_SPAN: &str = "x-b3-spanid";
@@ -170,15 +176,52 @@ impl Codec {
     }
 }
 
-/// One value of a header. Two of the same name contradict each other and count as none.
+/// One value of a header. Two that differ contradict each other and count as none.
 pub(crate) fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let mut values = headers.get_all(name).iter();
+    let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let first = values.next()?;
-    if values.next().is_some() {
-        // tracestate may come in several parts; to lose them is allowed.
-        return None;
+    values.all(|value| value == first).then_some(first)
+}
+
+/// `tracestate`, the one of these headers that is a list, over all its lines.
+pub(crate) fn tracestate(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let mut lines = headers.get_all(TRACESTATE).iter();
+    let first = lines.next()?;
+    if let (None, Ok(only)) = (lines.next(), first.to_str()) {
+        return Some(only.into());
     }
-    first.to_str().ok()
+    let lines = headers.get_all(TRACESTATE).iter();
+    let members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let readable: Vec<_> = members.filter_map(|member| std::str::from_utf8(member).ok()).collect();
+    Some(readable.join(",").into())
+}
+
+/// The members that are well-formed, as many as are passed on. Of two with one key the first counts.
+fn trace_state(text: &str) -> TraceState {
+    let mut members: Vec<(&str, &str)> = Vec::new();
+    for member in text.split(',').map(str::trim) {
+        let Some((key, value)) = member.split_once('=') else { continue };
+        let is_known = members.iter().any(|(known, _)| *known == key);
+        let is_plain = !key.is_empty() && value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        if !is_known && is_plain && TraceState::from_key_value([(key, value)]).is_ok() {
+            members.push((key, value));
+        }
+        if members.len() == MAX_TRACESTATE_MEMBERS {
+            break;
+        }
+    }
+    let is_too_long = |members: &[(&str, &str)]| {
+        // With `=` and a comma each; the last one has no comma.
+        let length: usize = members.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
+        length > MAX_TRACESTATE_BYTES + 1
+    };
+    if is_too_long(&members) {
+        members.retain(|(key, value)| key.len() + value.len() < LONG_TRACESTATE_MEMBER_BYTES);
+    }
+    while is_too_long(&members) {
+        members.pop();
+    }
+    TraceState::from_key_value(members).unwrap_or_default()
 }
 
 fn hex(text: &str, digits: &[usize]) -> Option<u128> {
@@ -213,10 +256,7 @@ fn w3c(traceparent: &str, tracestate: Option<&str>) -> Option<Parsed> {
         return None;
     }
     let sampled = hex(flags, &[2])? & 1 == 1;
-    let state = tracestate
-        .filter(|state| state.len() <= MAX_TRACESTATE_BYTES)
-        .and_then(|state| state.parse().ok())
-        .unwrap_or_default();
+    let state = tracestate.map(trace_state).unwrap_or_default();
     Some(parent(ids(trace, &[32], span)?, Some(sampled), state))
 }
 

@@ -77,12 +77,33 @@ fn what_is_malformed_is_as_if_it_were_not_there() {
 }
 
 #[test]
-fn two_headers_of_one_name_count_as_none() {
+fn two_headers_of_one_name_that_differ_count_as_none() {
     let mut headers = HeaderMap::new();
+    headers.append("traceparent", format!("00-{TRACE}-{SPAN}-01").parse().unwrap());
+    headers.append("traceparent", http::HeaderValue::from_bytes(b"\xff").unwrap());
     headers.append("traceparent", format!("00-{TRACE}-{SPAN}-01").parse().unwrap());
     assert!(single(&headers, "traceparent").is_some());
     headers.append("traceparent", format!("00-{TRACE}-{SPAN}-00").parse().unwrap());
     assert_eq!(single(&headers, "traceparent"), None);
+}
+
+#[test]
+fn tracestate_is_a_list() {
+    let mut headers = HeaderMap::new();
+    assert_eq!(tracestate(&headers), None);
+    for line in
+        [b"a=1, b=2".as_slice(), b"\xff=3,c=4", b"Broken,a=5,,d=6,=7", b"e@f=7 ,g=\xec\x84\x9c"]
+    {
+        headers.append("tracestate", http::HeaderValue::from_bytes(line).unwrap());
+    }
+    let joined = tracestate(&headers).unwrap();
+    assert_eq!(trace_state(&joined).header(), "a=1,b=2,c=4,d=6,e@f=7");
+    // What is too much goes from the right, and before that what is long.
+    let long = format!("long={},short=1234567890,", "x".repeat(130));
+    let many: Vec<_> = (0..40).map(|n| format!("key-{n}=123456789")).collect();
+    let kept = trace_state(&format!("{long}{}", many.join(","))).header();
+    assert!(kept.starts_with("short=1234567890,key-0=") && !kept.contains("long"), "{kept}");
+    assert!((400..=MAX_TRACESTATE_BYTES).contains(&kept.len()), "{}", kept.len());
 }
 
 fn any_context() -> impl Strategy<Value = SpanContext> {

@@ -17,7 +17,9 @@ use opentelemetry::trace::{Event, SpanContext, SpanKind, Status, TraceContextExt
 use opentelemetry::{Context, ContextGuard, KeyValue};
 
 use super::calls::{DbCall, HttpCall, HttpRequest, Message};
-use super::codec::{Above, Caller, CallersDecision, Codec, TRACE_HEADERS, single};
+use super::codec::{
+    Above, Caller, CallersDecision, Codec, TRACE_HEADERS, TRACESTATE, single, tracestate,
+};
 use super::names;
 use super::record::{ApiSpan, Record, Recorder, Start, Started};
 use super::subject::Subject;
@@ -87,7 +89,11 @@ impl Service {
 
     /// A request that came in, continuing the caller's trace.
     pub fn server(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Span {
-        let mut caller = self.origin.codec.caller(|name| single(headers, name));
+        let state = tracestate(headers);
+        let mut caller = self.origin.codec.caller(|name| match name {
+            TRACESTATE => state.as_deref(),
+            _ => single(headers, name),
+        });
         if request.unwatched && caller.context.is_none() {
             caller.decision = Some(CallersDecision::Unwatched);
         }

@@ -365,8 +365,8 @@ impl Sessions {
         }
     }
 
-    /// Ends what is named: the session `named` of a member, the one that the refresh token is of
-    /// (mostly the same), and with `everywhere` the others of their members. Says which are ended;
+    /// Ends what is named: the session `named` of a member, those that the refresh tokens are of
+    /// (mostly the same one), and with `everywhere` the others of their members. Says which are ended;
     /// one that was over already is among them. What names no session ends none.
     ///
     /// # Errors
@@ -374,16 +374,15 @@ impl Sessions {
     pub async fn log_out(
         &self,
         named: Option<(&str, &str)>,
-        refresh_token: Option<&str>,
+        refresh_tokens: &[&str],
         everywhere: bool,
     ) -> Result<Vec<SessionId>, StoreError> {
-        let named = named.and_then(|(member, session)| read(member, session));
-        let of_refresh = match refresh_token.and_then(RefreshToken::parse) {
-            Some(token) => self.sessions.session_of(&token.hash()).await?,
-            None => None,
-        };
+        let mut found = Vec::from_iter(named.and_then(|(member, session)| read(member, session)));
+        for token in refresh_tokens.iter().filter_map(|token| RefreshToken::parse(token)) {
+            found.extend(self.sessions.session_of(&token.hash()).await?);
+        }
         let mut ended = Vec::new();
-        for (member, session) in named.into_iter().chain(of_refresh) {
+        for (member, session) in found {
             if ended.contains(&session) {
                 continue;
             }

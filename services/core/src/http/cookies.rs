@@ -12,11 +12,14 @@
 //! client may be idle, and a browser must still send it then.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use http::header::{COOKIE, SET_COOKIE};
+use http::header::SET_COOKIE;
 use http::{HeaderMap, HeaderValue};
+use tourin_chassis::http::fields;
 
 use crate::app::sessions::{AccessToken, TokenPair};
 
+/// Most refresh tokens of one request that are tried.
+const MAX_TOKENS: usize = 4;
 const ACCESS: Cookie = Cookie { name: "access_token", path: "/", same_site: "Lax" };
 const REFRESH: Cookie = Cookie { name: "refresh_token", path: "/api/auth", same_site: "Strict" };
 
@@ -73,29 +76,26 @@ fn seconds(from: DateTime<Utc>, until: DateTime<Utc>) -> i64 {
     (until - from).num_seconds().max(0)
 }
 
-/// The refresh token among the request's cookies.
-pub(super) fn refresh_token(headers: &HeaderMap) -> Option<&str> {
-    headers
-        .get_all(COOKIE)
-        .iter()
-        .filter_map(|header| header.to_str().ok())
-        .flat_map(|header| header.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, value)| *name == REFRESH.name && !value.is_empty())
-        .map(|(_, value)| value)
+/// The refresh tokens among the request's cookies, as many as are looked at. A browser may hold several
+/// of one name, of which a stale one comes first.
+pub(super) fn refresh_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    fields::cookies(headers, REFRESH.name).take(MAX_TOKENS)
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::COOKIE;
+
     use super::*;
 
     #[test]
     fn the_refresh_token_is_found_among_other_cookies() {
         let mut headers = HeaderMap::new();
-        assert_eq!(refresh_token(&headers), None);
+        assert_eq!(refresh_tokens(&headers).next(), None);
         headers.append(COOKIE, HeaderValue::from_static("theme=dark; xrefresh_token=no"));
-        headers.append(COOKIE, HeaderValue::from_static("access_token=a;refresh_token=r-1_x"));
-        assert_eq!(refresh_token(&headers), Some("r-1_x"));
+        let others = "access_token=a; ad=광고;refresh_token=r-1_x; refresh_token=\"r-2\"";
+        headers.append(COOKIE, HeaderValue::from_bytes(others.as_bytes()).unwrap());
+        assert_eq!(refresh_tokens(&headers).collect::<Vec<_>>(), ["r-1_x", "r-2"]);
     }
 
     #[test]

@@ -122,8 +122,8 @@ impl Follower {
         let from = if self.afresh { 0 } else { self.known.version() };
         let mut response =
             self.client.watch(from, self.known.epoch(), self.watcher.as_deref()).await?;
-        let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        if !kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
+        let kind = response.headers().get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+        if !kind.is_some_and(|kind| kind.starts_with(b"text/event-stream")) {
             return Err(WatchEnd::NotAStream);
         }
         self.sessions += 1;

@@ -3,7 +3,7 @@
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use tourin_chassis::http::ApiError;
+use tourin_chassis::http::{ApiError, fields};
 use tourin_chassis::secret::Secret;
 
 /// The caller showed the secret. Extracted before the body is read.
@@ -38,16 +38,14 @@ where
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
-        let Some(value) = parts.headers.get(AUTHORIZATION) else {
+        if !parts.headers.contains_key(AUTHORIZATION) {
             return Ok(Self(false));
-        };
-        let shown = value.to_str().ok().and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-        });
-        match shown {
-            Some(shown) if Secret::from_ref(state).matches(shown) => Ok(Self(true)),
-            _ => Err(ApiError::unauthenticated("the registration secret is not right")),
+        }
+        let secret = Secret::from_ref(state);
+        if fields::bearer_tokens(&parts.headers).any(|shown| secret.matches(shown)) {
+            Ok(Self(true))
+        } else {
+            Err(ApiError::unauthenticated("the registration secret is not right"))
         }
     }
 }

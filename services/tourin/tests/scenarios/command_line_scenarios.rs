@@ -93,6 +93,34 @@ fn get(url: &str) -> serde_json::Value {
 }
 
 #[test]
+fn a_route_to_an_absent_service_does_not_stop_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let routes = folder.path().join("routes.toml");
+    let absent =
+        "[[route]]\npath = '/api/absent'\nservice = 'absent'\nmethods = { GET = 'public' }\n";
+    std::fs::write(&routes, format!("{}\n{absent}", tourin_gateway::routes::BUILT_IN)).unwrap();
+    let address = free_address().to_string();
+    let mut up = command("tourin");
+    up.args(["up", "--ephemeral", "--listen", &address, "--routes"]).arg(&routes);
+    let process = Process::start(up);
+    process.wait_for_line("Tourin is ready");
+    let spots = get(&format!("http://{address}/api/tour-spots"));
+    assert!(!spots.as_array().unwrap().is_empty());
+    assert_eq!(status(&format!("http://{address}/api/absent")), 503);
+    // Clients are sent here all the same, once it has waited a while.
+    let deadline = Instant::now() + crate::world::PATIENCE;
+    while status(&format!("http://{address}/readyz")) != 200 {
+        assert!(Instant::now() < deadline, "not ready in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn status(url: &str) -> u16 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { reqwest::get(url).await.expect("an answer").status().as_u16() })
+}
+
+#[test]
 fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time() {
     let folder = tempfile::tempdir().unwrap();
     let address = free_address().to_string();

@@ -8,10 +8,10 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
-use tourin_chassis::http::{ApiError, Json, Params};
+use tourin_chassis::http::{ApiError, Json, Params, fields};
 use tourin_chassis::identity::{Caller, MemberCaller, SESSION_ENDED_HEADER, Subject};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -112,26 +112,33 @@ async fn reissue(
 ) -> Result<Response, ApiError> {
     let body = read_reissue(&headers, body)?.refresh_token.map(|token| token.0);
     let body = body.as_deref().filter(|token| !token.is_empty());
-    let cookie = cookies::refresh_token(&headers);
-    let presented = body.or(cookie);
-    match state.sessions.renew(presented.unwrap_or_default()).await {
-        Ok(tokens) => {
-            let answer = ReissuedAnswer::new(&tokens, body.is_none());
-            Ok(with_tokens(&state, &tokens, Json(answer)))
-        }
-        Err(SessionError::Refused { ended }) => {
-            let refused = SessionError::Refused { ended };
-            let mut response = ApiError::unauthenticated(refused.to_string()).into_response();
-            // Who shows nothing has nothing to lose, and may be another site's page, to whose calls
-            // browsers add no cookies and whose answers they let set some.
-            if presented.is_some() {
-                state.cookies.clear(response.headers_mut());
+    let presented: Vec<&str> = match body {
+        Some(token) => vec![token],
+        None => cookies::refresh_tokens(&headers).collect(),
+    };
+    let mut ended = Vec::new();
+    for token in &presented {
+        match state.sessions.renew(token).await {
+            Ok(tokens) => {
+                let answer = ReissuedAnswer::new(&tokens, body.is_none());
+                let mut response = with_tokens(&state, &tokens, Json(answer));
+                name_ended(response.headers_mut(), &ended);
+                return Ok(response);
             }
-            name_ended(response.headers_mut(), ended.as_slice());
-            Ok(response)
+            // That says nothing of the others.
+            Err(SessionError::Refused { ended: one }) => ended.extend(one),
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
     }
+    let refused = SessionError::Refused { ended: None };
+    let mut response = ApiError::unauthenticated(refused.to_string()).into_response();
+    // Who shows nothing has nothing to lose, and may be another site's page, to whose calls browsers
+    // add no cookies and whose answers they let set some.
+    if !presented.is_empty() {
+        state.cookies.clear(response.headers_mut());
+    }
+    name_ended(response.headers_mut(), &ended);
+    Ok(response)
 }
 
 /// Log out
@@ -161,8 +168,8 @@ async fn log_out(
         Some(Subject::Member { id, session, .. }) => Some((id.as_str(), session.as_str())),
         _ => None,
     };
-    let refresh_token = cookies::refresh_token(&headers);
-    let ended = state.sessions.log_out(named, refresh_token, everywhere).await?;
+    let refresh_tokens: Vec<_> = cookies::refresh_tokens(&headers).collect();
+    let ended = state.sessions.log_out(named, &refresh_tokens, everywhere).await?;
     Ok(farewell(&state, &ended))
 }
 
@@ -274,12 +281,7 @@ fn read_reissue(
     if body.trim_ascii().is_empty() {
         return Ok(Reissue::default());
     }
-    let json = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(';').next())
-        .is_some_and(|value| value.trim().eq_ignore_ascii_case("application/json"));
-    if !json {
+    if !fields::has_media_type(headers, "application/json") {
         return Err(ApiError::malformed(
             "the body must be JSON, sent with the header Content-Type: application/json",
         ));

@@ -29,6 +29,28 @@ async fn reissue_by_cookie(core: &TestCore, cookie: &str) -> Answer {
     core.send(request.unwrap()).await
 }
 
+/// A stale cookie of the same name, or a stranger's of any bytes, must not cost a member the session.
+#[tokio::test]
+async fn a_session_is_renewed_beside_any_other_cookie() {
+    let core = TestCore::start().await;
+    let mut token = refresh_token(&core.member("hana12345").await.0);
+    let other = refresh_token(&core.member("minsu1234").await.0);
+    let gone = refresh_token(&reissue(&core, &other).await);
+    for cookies in ["ad=광고; refresh_token=TOKEN", "refresh_token=stale; refresh_token=TOKEN"] {
+        let cookies = cookies.replace("TOKEN", &token).into_bytes();
+        let request = Request::post("/api/auth/reissue").header(COOKIE, cookies);
+        let answer = core.send(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        token = answer.cookie("refresh_token").unwrap();
+    }
+    // One that has been used before ends its own session, and no other.
+    core.clock.advance(TimeDelta::minutes(5));
+    let cookies = format!("{other}; refresh_token={token}");
+    let answer = reissue_by_cookie(&core, &cookies).await;
+    assert_eq!((answer.status, answer.ended().len()), (StatusCode::OK, 1), "{answer:?}");
+    assert_eq!(reissue(&core, &gone).await.status, StatusCode::UNAUTHORIZED);
+}
+
 fn refresh_token(answer: &Answer) -> String {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     answer.cookie("refresh_token").unwrap()

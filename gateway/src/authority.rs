@@ -1,0 +1,272 @@
+//! The host and port that a request is for: `Host`, and the authority of a target in absolute form.
+
+use std::net::Ipv6Addr;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{HeaderValue, Version};
+use pingora::http::RequestHeader;
+use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
+
+use crate::answers::Answer;
+
+/// `uri-host [ ":" port ]`, as RFC 9110 (7.2) takes it from RFC 3986 (3.2.2 and 3.2.3). An empty
+/// host is none, which http and https URIs must have (RFC 9110, 4.2.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authority {
+    /// As it was written.
+    text: String,
+    /// In the spelling that is the same for all that mean the same.
+    host: String,
+    port: Option<u16>,
+}
+
+impl Authority {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(raw: &[u8]) -> Result<Self, &'static str> {
+        let text = std::str::from_utf8(raw)
+            .ok()
+            .filter(|text| text.is_ascii())
+            .ok_or("a host's name is ASCII: an international one is written as xn--...")?;
+        if text.contains('@') {
+            return Err("a host has no user's name before it");
+        }
+        let end = match text.strip_prefix('[') {
+            Some(literal) => 2 + literal.find(']').ok_or("an IPv6 address ends with ]")?,
+            None => text.find(':').unwrap_or(text.len()),
+        };
+        let (host, port) = text.split_at(end);
+        let port = match port.strip_prefix(':') {
+            None if port.is_empty() => None,
+            None => return Err("only a port follows an IPv6 address"),
+            // A port may be left out after its colon.
+            Some("") => None,
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(digits.parse().map_err(|_| "a port is at most 65535")?)
+            }
+            Some(_) => return Err("a port is digits"),
+        };
+        Ok(Self { text: text.to_owned(), host: canonical_host(host)?, port })
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The host, in lower case and without needless percent-encoding.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port, where a scheme whose own is `default` needs none.
+    pub fn port_or(&self, default: u16) -> u16 {
+        self.port.unwrap_or(default)
+    }
+}
+
+fn canonical_host(host: &str) -> Result<String, &'static str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
+    if host.is_empty() {
+        return Err("the host is missing");
+    }
+    if let Some(literal) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        if let Ok(address) = literal.parse::<Ipv6Addr>() {
+            return Ok(format!("[{address}]"));
+        }
+        // IPvFuture: "v" version "." address.
+        let future = literal.strip_prefix(['v', 'V']).and_then(|future| future.split_once('.'));
+        let is_future = future.is_some_and(|(version, address)| {
+            !version.is_empty()
+                && version.bytes().all(|byte| byte.is_ascii_hexdigit())
+                && !address.is_empty()
+                && address.bytes().all(|byte| is_plain(byte) || byte == b':')
+        });
+        return if is_future {
+            Ok(host.to_ascii_lowercase())
+        } else {
+            Err("what stands in brackets is an IPv6 address")
+        };
+    }
+    let mut canonical = String::with_capacity(host.len());
+    let mut rest = host.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if is_plain(byte) {
+            canonical.push(char::from(byte.to_ascii_lowercase()));
+        } else if byte == b'%' {
+            let digits = rest.get(..2).filter(|pair| pair.iter().all(u8::is_ascii_hexdigit));
+            let digits = digits.and_then(|pair| std::str::from_utf8(pair).ok());
+            let byte = digits.and_then(|pair| u8::from_str_radix(pair, 16).ok());
+            let byte = byte.ok_or("two hexadecimal digits follow a %")?;
+            rest = &rest[2..];
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                canonical.push(char::from(byte.to_ascii_lowercase()));
+            } else {
+                canonical.push_str(&format!("%{byte:02X}"));
+            }
+        } else {
+            return Err("there is a character in it that no host has");
+        }
+    }
+    Ok(canonical)
+}
+
+/// The authority of a request. That of a target in absolute form counts and `Host` does not (RFC
+/// 9112, 3.2.2), but an invalid `Host` is refused even so, and a missing one where HTTP/1.1 asks for
+/// it (3.2). `target` is what the connection has taken off the target.
+///
+/// # Errors
+/// The 400 to answer with.
+pub fn of_request(
+    header: &RequestHeader,
+    target: Option<Bytes>,
+) -> Result<Option<Authority>, Answer> {
+    let read = |what: &str, raw: &[u8]| {
+        Authority::parse(raw).map_err(|reason| {
+            Answer::malformed(format!("{what} must be a host, or host:port: {reason}"))
+        })
+    };
+    let mut hosts = header.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return Err(Answer::malformed("Host is there more than once")),
+        (Some(host), None) => Some(read("Host", host)?),
+        (None, _) if header.version >= Version::HTTP_11 => {
+            return Err(Answer::malformed("Host is missing"));
+        }
+        (None, _) => None,
+    };
+    let target = match (target, raw_target_authority(header.raw_path())) {
+        (Some(target), _) => Some(target),
+        (None, RawTargetAuthority::Absolute { scheme, authority, .. }) => {
+            if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known.as_bytes()))
+            {
+                return Err(Answer::malformed("the target's scheme must be http or https"));
+            }
+            Some(Bytes::copy_from_slice(authority))
+        }
+        (None, _) => None,
+    };
+    match target {
+        Some(target) => read("the target's authority", &target).map(Some),
+        None => Ok(host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_means_the_same_is_the_same() {
+        let parse = |text: &str| Authority::parse(text.as_bytes()).unwrap();
+        let key = |text: &str| (parse(text).host().to_owned(), parse(text).port_or(80));
+        for (one, other) in [
+            ("h", "h:80"),
+            ("h", "h:"),
+            ("h", "H"),
+            ("h:080", "h"),
+            ("%68%2d%7E", "h-~"),
+            ("a%2fb", "A%2Fb"),
+            ("[::1]", "[0:0:0:0:0:0:0:1]:80"),
+            ("[2001:DB8::A]:8080", "[2001:db8::a]:8080"),
+        ] {
+            assert_eq!(key(one), key(other), "{one} {other}");
+        }
+        for (one, other) in [("h", "h:81"), ("h", "i"), ("h", "h."), ("a%2Fb", "a%2Cb")] {
+            assert_ne!(key(one), key(other), "{one} {other}");
+        }
+        assert_eq!(parse("H:").as_str(), "H:");
+        for good in ["999.1.1.1", "a_b", "a,b", "[v1f.a:b]", "a!$&'()*+;=", "h:0", "h:65535"] {
+            parse(good);
+        }
+    }
+
+    #[test]
+    fn what_is_no_authority_is_refused() {
+        for bad in [
+            "",
+            ":80",
+            "u@h",
+            "u:p@h",
+            "@h",
+            "h:x",
+            "h:-1",
+            "h:+1",
+            "h:65536",
+            "h:80:80",
+            "h h",
+            "h/",
+            "h?",
+            "h#",
+            "h\\",
+            "h%",
+            "h%4",
+            "h%zz",
+            "h%+1",
+            "<h>",
+            "h\"",
+            "h|",
+            "h^",
+            "h`",
+            "{h}",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]80",
+            "[h]",
+            "[]",
+            "[::1%25eth0]",
+            "[v.a]",
+            "[v1.]",
+            "[1.2.3.4]",
+            "서울",
+            "h\u{7f}",
+            "h\t",
+        ] {
+            assert!(Authority::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(Authority::parse(b"h\xff").is_err());
+    }
+
+    #[test]
+    fn the_target_in_absolute_form_counts() {
+        let of = |target: &str, hosts: &[&str], version, taken: Option<&'static str>| {
+            let mut request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
+            request.set_version(version);
+            for host in hosts {
+                request.append_header(HOST, *host).unwrap();
+            }
+            of_request(&request, taken.map(Bytes::from))
+                .map(|authority| authority.map(|authority| authority.as_str().to_owned()))
+                .map_err(|answer| answer.status.as_u16())
+        };
+        let said = |text: &str| Ok(Some(text.to_owned()));
+        let (v10, v11) = (Version::HTTP_10, Version::HTTP_11);
+        assert_eq!(of("/", &["h"], v11, None), said("h"));
+        assert_eq!(of("/", &["h"], v11, Some("other:80")), said("other:80"));
+        assert_eq!(of("http://h/x", &["h"], v11, None), said("h"));
+        assert_eq!(of("/", &[], v10, None), Ok(None));
+        assert_eq!(of("/", &[], v10, Some("h")), said("h"));
+        for (target, hosts, version, taken) in [
+            ("/", vec![], v11, None),
+            ("/", vec![], v11, Some("h")),
+            ("/", vec![""], v11, None),
+            ("/", vec!["h", "h"], v10, None),
+            ("/", vec!["h h"], v10, None),
+            ("/", vec!["h h"], v11, Some("h")),
+            ("/", vec!["h"], v11, Some("u@h")),
+            ("/", vec!["h"], v11, Some("")),
+            ("ftp://h/x", vec!["h"], v11, None),
+        ] {
+            assert_eq!(
+                of(target, &hosts, version, taken),
+                Err(400),
+                "{target} {hosts:?} {taken:?}"
+            );
+        }
+    }
+}

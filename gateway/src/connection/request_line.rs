@@ -1,0 +1,158 @@
+//! The first line of a request, in the forms that Pingora's parser does not take.
+//!
+//! Pingora refuses a minor version above that of HTTP/1.1, which is to be served as HTTP/1.1 (RFC
+//! 9110, 2.5), and a target in absolute form whose authority is not byte for byte that of `Host`,
+//! which is to be ignored (RFC 9112, 3.2.2). So the line is put into the plain form before Pingora
+//! sees it, and the authority is kept for the gate.
+
+use bytes::Bytes;
+
+use crate::answers::Answer;
+
+/// A line as Pingora takes it, and the authority that was in it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PlainLine {
+    /// With all that came after the line.
+    pub bytes: Bytes,
+    /// The authority of a target in absolute form, as it came.
+    pub authority: Option<Bytes>,
+}
+
+/// Whether the first line is here whole and already plain, as nearly all are.
+pub(super) fn is_plain(start: &[u8]) -> bool {
+    let Some(end) = start.iter().position(|byte| *byte == b'\n') else { return false };
+    let line = start[..end].strip_suffix(b"\r").unwrap_or(&start[..end]);
+    let target = line.iter().position(|byte| *byte == b' ').map(|at| &line[at + 1..]);
+    target.is_some_and(|target| target.first() == Some(&b'/'))
+        && (line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0"))
+}
+
+/// The first line in the plain form; `None` while it is not here whole. What cannot be read is left
+/// as it is, for Pingora to refuse.
+///
+/// # Errors
+/// The answer to a request of another major version.
+pub(super) fn plain(start: &[u8]) -> Option<Result<PlainLine, Answer>> {
+    let unchanged =
+        || Some(Ok(PlainLine { bytes: Bytes::copy_from_slice(start), authority: None }));
+    // Blank lines before a request are skipped, as Pingora's parser does.
+    let skipped = start.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let text = &start[skipped..];
+    let Some(end) = text.iter().position(|byte| *byte == b'\n') else {
+        // A request in another protocol may have no line at all.
+        let is_text = text.iter().all(|byte| !byte.is_ascii_control() || *byte == b'\r');
+        return if is_text { None } else { unchanged() };
+    };
+    let (line, rest) = text.split_at(end);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let mut spaces = line.iter().enumerate().filter(|(_, byte)| **byte == b' ').map(|(at, _)| at);
+    let (Some(first), Some(last)) = (spaces.next(), spaces.next_back()) else {
+        return unchanged();
+    };
+    let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
+    let version = match version.strip_prefix(b"HTTP/") {
+        Some(b"1.0") => "HTTP/1.0",
+        Some([b'1', b'.', minor]) if minor.is_ascii_digit() => "HTTP/1.1",
+        Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
+            return Some(Err(Answer::version_not_supported()));
+        }
+        _ => return unchanged(),
+    };
+    let (target, authority) = match absolute(method, target) {
+        Some((authority, target)) => (target, Some(Bytes::copy_from_slice(authority))),
+        None => (target.to_vec(), None),
+    };
+    let line = [method, &target, version.as_bytes()].join(&b' ');
+    let bytes = [&line, b"\r".as_slice(), rest].concat().into();
+    Some(Ok(PlainLine { bytes, authority }))
+}
+
+/// The authority of a target in absolute form, and the target in origin form.
+fn absolute<'a>(method: &[u8], target: &'a [u8]) -> Option<(&'a [u8], Vec<u8>)> {
+    let colon = target.iter().position(|byte| *byte == b':').filter(|_| method != b"CONNECT")?;
+    let is_http = ["http", "https"]
+        .iter()
+        .any(|known| target[..colon].eq_ignore_ascii_case(known.as_bytes()));
+    let after = target[colon..].strip_prefix(b"://").filter(|_| is_http)?;
+    let end = after.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#'));
+    let (authority, path) = after.split_at(end.unwrap_or(after.len()));
+    let path = match path {
+        // What OPTIONS asks of the server as a whole (RFC 9112, 3.2.4).
+        [] if method == b"OPTIONS" => b"*".to_vec(),
+        [b'/', ..] => path.to_vec(),
+        _ => [b"/", path].concat(),
+    };
+    Some((authority, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made_plain(start: &str) -> Option<(String, Option<String>)> {
+        let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        plain(start.as_bytes()).map(|line| {
+            let line = line.unwrap();
+            (text(line.bytes), line.authority.map(text))
+        })
+    }
+
+    #[test]
+    fn a_target_in_absolute_form_becomes_a_path() {
+        for (target, path, authority) in [
+            ("GET http://h:80/a?b=1", "GET /a?b=1", "h:80"),
+            ("GET HTTPS://h", "GET /", "h"),
+            ("GET http://h?b=/c", "GET /?b=/c", "h"),
+            ("GET http://u@h//a", "GET //a", "u@h"),
+            ("GET http:///a", "GET /a", ""),
+            ("GET http://h\\a/b c", "GET /b c", "h\\a"),
+            ("OPTIONS http://h", "OPTIONS *", "h"),
+            ("OPTIONS http://h/", "OPTIONS /", "h"),
+        ] {
+            assert_eq!(
+                made_plain(&format!("\r\n{target} HTTP/1.1\r\nHost: h\r\n\r\nbody")),
+                Some((
+                    format!("{path} HTTP/1.1\r\nHost: h\r\n\r\nbody"),
+                    Some(authority.to_owned())
+                ))
+            );
+        }
+        for other in ["ftp://h/", "http:/h", "http:h", "*", "h:443", "://h/"] {
+            let line = format!("GET {other} HTTP/1.0\r\n");
+            assert_eq!(made_plain(&line), Some((line.clone(), None)), "{other}");
+        }
+        let tunnel = "CONNECT http://h HTTP/1.1\r\n";
+        assert_eq!(made_plain(tunnel), Some((tunnel.to_owned(), None)));
+    }
+
+    #[test]
+    fn versions_are_those_of_the_major_one() {
+        assert_eq!(
+            made_plain("GET /a HTTP/1.9\nHost: h\n\n"),
+            Some(("GET /a HTTP/1.1\r\nHost: h\n\n".to_owned(), None))
+        );
+        for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/3.1"] {
+            let refused = plain(format!("PRI * {version}\r\n\r\n").as_bytes()).unwrap();
+            assert_eq!(refused.unwrap_err().status.as_u16(), 505, "{version}");
+        }
+        for odd in [
+            "GET / HTTP/1\r\n",
+            "GET / HTTP/1.10\r\n",
+            "GET / http/1.1\r\n",
+            "GET /\r\n",
+            "\u{16}\u{3}",
+        ] {
+            assert_eq!(made_plain(odd), Some((odd.to_owned(), None)), "{odd:?}");
+        }
+        assert_eq!(made_plain("GET http://h/ HTTP/1."), None);
+    }
+
+    #[test]
+    fn plain_lines_are_known_by_sight() {
+        assert!(is_plain(b"GET / HTTP/1.1\r\n") && is_plain(b"GET /a b HTTP/1.0\nHost"));
+        for other in ["GET / HTTP/1.1", "GET http://h/ HTTP/1.1\r\n", "GET / HTTP/1.2\r\n", "\r\n"]
+        {
+            assert!(!is_plain(other.as_bytes()), "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Header fields with more than one value, read whole.
+//!
+//! A list comes in one line or in several, each with one element or with several (RFC 9110, 5.3 and
+//! 5.6.1), and its bytes need not be ASCII. What cannot be read of it is left out and spoils nothing
+//! else.
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE};
+use http::{HeaderMap, HeaderName};
+
+/// The parts of `text` between separators, except for those in quoted strings (RFC 9110, 5.6.4).
+pub fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |&byte| {
+        let literal = std::mem::take(&mut escaped);
+        match byte {
+            b'\\' if quoted => escaped = !literal,
+            b'"' if !literal => quoted = !quoted,
+            _ => {}
+        }
+        byte == separator && !quoted
+    })
+}
+
+/// The elements of a list, over all its lines and without the empty ones.
+pub fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).into_iter();
+    lines
+        .flat_map(|line| split_unquoted(line.as_bytes(), b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|element| !element.is_empty())
+}
+
+/// Whether a list of tokens has this one. Case makes no difference.
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    elements(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// The values of the cookies of this name. A browser sends the one with the longest path first, and
+/// does not say which is which (RFC 6265, 5.4), so that a stale one may stand before the right one.
+pub fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(COOKIE)
+        .into_iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
+        .filter_map(move |pair| {
+            let at = pair.iter().position(|byte| *byte == b'=')?;
+            let value = std::str::from_utf8(&pair[at + 1..]).ok()?.trim();
+            let bare = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+            let is_it = pair[..at].trim_ascii() == name.as_bytes();
+            Some(bare.unwrap_or(value)).filter(|value| is_it && !value.is_empty())
+        })
+}
+
+/// The tokens of `Authorization: Bearer`.
+pub fn bearer_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers.get_all(AUTHORIZATION).into_iter().filter_map(|line| {
+        let (scheme, token) = line.to_str().ok()?.trim().split_once(' ')?;
+        let token = token.trim();
+        (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+    })
+}
+
+/// Whether the body is of this media type, whatever its parameters are.
+pub fn has_media_type(headers: &HeaderMap, expected: &str) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        essence.trim_ascii().eq_ignore_ascii_case(expected.as_bytes())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use http::header::{ACCEPT, CONNECTION};
+
+    use super::*;
+
+    fn headers(name: HeaderName, lines: &[&[u8]]) -> HeaderMap {
+        let line = |line: &&[u8]| (name.clone(), HeaderValue::from_bytes(line).unwrap());
+        lines.iter().map(line).collect()
+    }
+
+    #[test]
+    fn a_list_is_read_over_all_its_lines() {
+        let read = headers(ACCEPT, &[b"a, \xff ,,b;p=\"x,\\\"y\"", b"", b" c,"]);
+        let elements: Vec<_> = elements(&read, &ACCEPT).collect();
+        assert_eq!(elements, [b"a".as_slice(), b"\xff", b"b;p=\"x,\\\"y\"", b"c"]);
+        let read = headers(CONNECTION, &[b"\xff, keep-alive", b"x, Close"]);
+        assert!(has_token(&read, &CONNECTION, "close"));
+        assert!(has_token(&read, &CONNECTION, "keep-alive"));
+        assert!(!has_token(&read, &CONNECTION, "upgrade"));
+    }
+
+    #[test]
+    fn other_cookies_make_no_difference() {
+        let values = |lines: &[&[u8]]| -> Vec<String> {
+            let read = headers(COOKIE, lines);
+            cookies(&read, "sid").map(str::to_owned).collect()
+        };
+        assert_eq!(values(&[b"_ga=\xec\xff; sid=1", b"sid=\"2\""]), ["1", "2"]);
+        assert_eq!(values(&["a=서울;sid = 1 ;broken; =x".as_bytes()]), ["1"]);
+        assert_eq!(values(&[b"sid=\xff; sid=; sid=a=b"]), ["a=b"]);
+        assert!(values(&[b"xsid=1; Sid=2; sid"]).is_empty());
+    }
+
+    #[test]
+    fn a_bearer_token_is_found_beside_what_is_none() {
+        let read = headers(
+            AUTHORIZATION,
+            &[b"Bearer \xff", b"Basic dTpw", b"Bearer ", b"bearer  t ", b"Bearer u"],
+        );
+        assert_eq!(bearer_tokens(&read).collect::<Vec<_>>(), ["t", "u"]);
+    }
+
+    #[test]
+    fn a_media_type_is_known_with_any_parameters() {
+        for (value, expected) in [
+            (b"application/json".as_slice(), true),
+            (b"Application/JSON ; charset=\xff", true),
+            (b"application/jsonp", false),
+            (b"text/plain; a=application/json", false),
+        ] {
+            let read = headers(CONTENT_TYPE, &[value]);
+            assert_eq!(has_media_type(&read, "application/json"), expected, "{value:?}");
+        }
+    }
+}
