@@ -13,3 +13,4 @@ pub mod redis;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
+pub mod text;

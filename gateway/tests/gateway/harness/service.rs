@@ -265,6 +265,7 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     }
     if query.contains("theme") {
         out.append("set-cookie", "my_access_token=x; Path=/".parse().unwrap());
+    }
     if query.contains("vary") {
         out.append("vary", "Accept-Language".parse().unwrap());
         out.append("vary", "cookie".parse().unwrap());

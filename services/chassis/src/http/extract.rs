@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{ApiError, fields};
+use crate::text;
 
 /// A JSON body. Not JSON at all is 400, JSON of another shape is 422.
 #[derive(Debug, Clone, Copy, Default)]
@@ -79,22 +80,41 @@ fn in_words(error: &(dyn Error + 'static)) -> String {
     error.to_string()
 }
 
-/// Path segments. One that does not parse names nothing that exists: 404.
+/// What the segments of a path are read into.
+pub trait Segments: DeserializeOwned + Send {
+    /// The same in Unicode NFC.
+    fn nfc(self) -> Self;
+}
+
+impl Segments for String {
+    fn nfc(self) -> Self {
+        text::nfc(self).into_owned()
+    }
+}
+
+impl Segments for (String, String) {
+    fn nfc(self) -> Self {
+        (self.0.nfc(), self.1.nfc())
+    }
+}
+
+/// Path segments, in Unicode NFC. One that does not parse names nothing that exists: 404.
 #[derive(Debug, Clone, Copy)]
 pub struct Path<T>(pub T);
 
-impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+impl<T: Segments, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
         match axum::extract::Path::<T>::from_request_parts(parts, state).await {
-            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Ok(axum::extract::Path(value)) => Ok(Self(value.nfc())),
             Err(_) => Err(ApiError::not_found("no such thing")),
         }
     }
 }
 
-/// The query string, decoded. Parameters that nobody asks for are ignored.
+/// The query string, decoded; each value without invisible characters, in Unicode NFC, its spaces plain ([`text::line`]).
+/// Parameters that nobody asks for are ignored.
 #[derive(Debug, Clone, Default)]
 pub struct Params(Vec<(String, String)>);
 
@@ -103,7 +123,7 @@ impl Params {
     pub fn parse(query: &str) -> Self {
         Self(
             form_urlencoded::parse(query.as_bytes())
-                .map(|(name, value)| (name.into_owned(), value.into_owned()))
+                .map(|(name, value)| (name.into_owned(), text::line(&value).into_owned()))
                 .collect(),
         )
     }
@@ -174,6 +194,14 @@ mod tests {
             assert_eq!(Params::parse(query).list("tags"), expected, "{query}");
         }
         assert!(Params::parse("tag=자연").list("tags").is_empty());
+    }
+
+    #[test]
+    fn values_are_composed_and_have_no_invisible_characters() {
+        let query =
+            "tags=%E1%84%8C%E1%85%A1%E1%84%8B%E1%85%A7%E1%86%AB%E2%80%8B,%E3%85%A4&query=%E3%85%A4";
+        assert_eq!(Params::parse(query).list("tags"), ["자연"]);
+        assert_eq!(Params::parse(query).text("query"), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod serve;
 mod tests;
 
 pub use error::{ApiError, ErrorBody};
-pub use extract::{Json, Params, Path};
+pub use extract::{Json, Params, Path, Segments};
 pub use layers::{HttpLimits, observed_router, operators_router, service_router};
 pub use observe::TRACE_RESPONSE_HEADER;
 pub use serve::{BindError, bind, serve};

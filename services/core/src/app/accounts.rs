@@ -13,6 +13,7 @@ use super::revocations::Revocations;
 use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::password::Password;
+use crate::domain::search::{QueryTooLong, SearchText};
 use crate::domain::session::SessionPolicy;
 use crate::domain::token::SessionId;
 
@@ -127,14 +128,14 @@ pub trait AccountStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<SessionId>>, StoreError>;
 
-    /// Members whose id or name contains `query` (all without one), whatever the case of Latin
-    /// letters, by id in code point order.
+    /// Members whose id or name, folded, contains `query` (all without one), by id in code point
+    /// order.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn members(
         &self,
-        query: Option<&str>,
+        query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError>;
 }
@@ -291,17 +292,11 @@ impl Accounts {
         query: Option<&str>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        // No id and no name is that long or has such a character: nothing to look through.
-        let possible = |query: &str| {
-            query.chars().count() <= Name::MAX_CHARS
-                && query
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || c == ' ' || ('가'..='힣').contains(&c))
-        };
-        if query.is_some_and(|query| !possible(query)) {
-            return Ok(Page { items: Vec::new(), total: 0, request: page });
+        // A text that is too long to look for is longer than any id and any name.
+        match query.map(SearchText::new).transpose() {
+            Ok(query) => self.accounts.members(query.flatten().as_ref(), page).await,
+            Err(QueryTooLong) => Ok(Page { items: Vec::new(), total: 0, request: page }),
         }
-        self.accounts.members(query, page).await
     }
 
     async fn compare(

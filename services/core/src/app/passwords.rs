@@ -9,7 +9,7 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use tokio::sync::Semaphore;
 use tourin_chassis::telemetry::part;
 
-use crate::domain::password::Password;
+use crate::domain::password::{Password, opaque};
 
 /// The cost of a hash and how many are computed at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,8 @@ pub enum Comparison {
     Different,
     /// The same.
     Same {
-        /// The hash was made with other costs than today's and should be replaced.
+        /// The hash was made with other costs than today's, or of another form of the password, and
+        /// should be replaced.
         outdated: bool,
     },
 }
@@ -115,8 +116,17 @@ impl Passwords {
         self.in_turn(move |memory| hash_now(&argon2, &password, memory)).await
     }
 
+    /// A hash of the very text that was typed, as they were made before passwords had one form.
+    #[cfg(test)]
+    pub(crate) fn hash_as_typed(&self, typed: &str) -> anyhow::Result<PasswordHash> {
+        self.memory.lend(|memory| hash_now(&self.argon2, typed, memory))
+    }
+
     /// Compares a password that somebody typed with a stored hash; with nobody's when there is no
     /// such account, which takes as long and never matches.
+    ///
+    /// Hashes are of the form of [`opaque`]. Those made before that was so are of what was typed:
+    /// where that is another text, it is tried second.
     ///
     /// # Errors
     /// [`HashingError`]; also when the stored hash cannot be read.
@@ -127,19 +137,27 @@ impl Passwords {
     ) -> Result<Comparison, HashingError> {
         // Longer than any password can be: it cannot match, and must not cost more than one that
         // could.
-        let possible = typed.chars().count() <= Password::MAX_CHARS;
+        let form = opaque(typed).into_owned();
+        let possible = form.chars().count() <= Password::MAX_CHARS;
         let known = stored.is_some() && possible;
         let hash = stored.unwrap_or(&self.nobody).clone();
-        let typed = if possible { typed.to_owned() } else { String::new() };
+        let before = (possible && form != typed).then(|| typed.to_owned());
+        let form = if possible { form } else { String::new() };
         let argon2 = self.argon2.clone();
         self.in_turn(move |memory| {
             let hash = Phc::new(&hash.0).map_err(|error| unreadable(&error))?;
-            let same = matches_now(&hash, &typed, memory)?;
+            let mut same = matches_now(&hash, &form, memory)?;
+            let mut of_another_form = false;
+            if let Some(typed) = before.filter(|_| !(same && known)) {
+                of_another_form = matches_now(&hash, &typed, memory)?;
+                same |= of_another_form;
+            }
             if !(same && known) {
                 return Ok(Comparison::Different);
             }
             let costs = |p: &Params| (p.m_cost(), p.t_cost(), p.p_cost());
-            let outdated = hash.algorithm != Algorithm::Argon2id.ident()
+            let outdated = of_another_form
+                || hash.algorithm != Algorithm::Argon2id.ident()
                 || Params::try_from(&hash)
                     .map_or(true, |made| costs(&made) != costs(argon2.params()));
             Ok(Comparison::Same { outdated })
@@ -293,6 +311,24 @@ mod tests {
         let after = Passwords::new(&HashingPolicy { iterations: 2, ..cheap() }).unwrap();
         let outcome = after.compare("sea-breeze1!", Some(&hash)).await.unwrap();
         assert_eq!(outcome, Comparison::Same { outdated: true });
+    }
+
+    #[tokio::test]
+    async fn a_password_is_the_same_however_it_is_composed() {
+        let passwords = Passwords::new(&cheap()).unwrap();
+        let (composed, apart) = ("a1!한글비밀번호", "a1!\u{1112}\u{1161}\u{11AB}글비밀번호");
+        let hash = passwords.hash(&password(apart)).await.unwrap();
+        for typed in [composed, apart] {
+            let outcome = passwords.compare(typed, Some(&hash)).await.unwrap();
+            assert_eq!(outcome, Comparison::Same { outdated: false }, "{typed}");
+        }
+        // Made before passwords had one form.
+        let before = passwords.hash_as_typed(apart).unwrap();
+        let outcome = passwords.compare(apart, Some(&before)).await.unwrap();
+        assert_eq!(outcome, Comparison::Same { outdated: true }, "to be hashed anew");
+        let outcome = passwords.compare(composed, Some(&before)).await.unwrap();
+        assert_eq!(outcome, Comparison::Different, "that hash is of another text");
+        assert_eq!(passwords.compare(apart, None).await.unwrap(), Comparison::Different);
     }
 
     #[tokio::test]

@@ -1,21 +1,31 @@
 //! What a password must be. How it is hashed is in [`crate::app::passwords`].
 
+use std::borrow::Cow;
 use std::fmt;
+
+use tourin_chassis::text;
 
 use super::account::Invalid;
 
-/// A password that satisfies the rules: 8 to 24 characters, at least one Latin letter, one digit
-/// and one of `@$!%*?&`, no control character. Never printed.
+/// The form in which passwords are hashed and compared, by the OpaqueString profile of RFC 8265,
+/// 4.2.2: every space is U+0020, the rest is in NFC, and case and width stay.
+pub fn opaque(typed: &str) -> Cow<'_, str> {
+    text::with_plain_spaces(typed)
+}
+
+/// A password that satisfies the rules: 8 to 64 characters, at least one Latin letter, one digit
+/// and one of `@$!%*?&`, no control and no invisible character (RFC 8264, 9.13: somebody who types
+/// it again cannot know of one). In the form of [`opaque`]. Never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(String);
 
 impl Password {
-    /// The rule as a regular expression (ECMA 262, with look-ahead).
-    pub const PATTERN: &'static str = r"^(?=[^\x00-\x1f\x7f]*[A-Za-z])(?=[^\x00-\x1f\x7f]*[0-9])(?=[^\x00-\x1f\x7f]*[@$!%*?&])[^\x00-\x1f\x7f]{8,24}$";
+    /// The rule as a regular expression (ECMA 262, with look-ahead), but for invisible characters.
+    pub const PATTERN: &'static str = r"^(?=[^\x00-\x1f\x7f-\x9f]*[A-Za-z])(?=[^\x00-\x1f\x7f-\x9f]*[0-9])(?=[^\x00-\x1f\x7f-\x9f]*[@$!%*?&])[^\x00-\x1f\x7f-\x9f]{8,64}$";
     /// The shortest password, in characters.
     pub const MIN_CHARS: usize = 8;
     /// The longest password, in characters.
-    pub const MAX_CHARS: usize = 24;
+    pub const MAX_CHARS: usize = 64;
     /// One of these must occur.
     pub const SYMBOLS: &'static str = "@$!%*?&";
 
@@ -23,18 +33,20 @@ impl Password {
     ///
     /// # Errors
     /// [`Invalid`] with the whole rule: telling which part failed would help only a reader of logs.
-    pub fn parse(field: &'static str, text: &str) -> Result<Self, Invalid> {
-        let length = (Self::MIN_CHARS..=Self::MAX_CHARS).contains(&text.chars().count());
-        let strong = text.contains(|c: char| c.is_ascii_alphabetic())
-            && text.contains(|c: char| c.is_ascii_digit())
-            && text.contains(|c: char| Self::SYMBOLS.contains(c));
-        if length && strong && !text.contains(|c: char| c.is_ascii_control()) {
-            Ok(Self(text.to_owned()))
+    pub fn parse(field: &'static str, typed: &str) -> Result<Self, Invalid> {
+        let password = opaque(typed);
+        let length = (Self::MIN_CHARS..=Self::MAX_CHARS).contains(&password.chars().count());
+        let strong = password.contains(|c: char| c.is_ascii_alphabetic())
+            && password.contains(|c: char| c.is_ascii_digit())
+            && password.contains(|c: char| Self::SYMBOLS.contains(c));
+        let unseen = |c: char| c.is_control() || text::is_invisible(c);
+        if length && strong && !password.contains(unseen) {
+            Ok(Self(password.into_owned()))
         } else {
             Err(Invalid {
                 field,
-                expected: "8 to 24 characters with at least one letter (a-z, A-Z), one digit and \
-                           one of @$!%*?&",
+                expected: "8 to 64 characters with at least one letter (a-z, A-Z), one digit and \
+                           one of @$!%*?&, and no control or invisible character",
             })
         }
     }
@@ -63,7 +75,7 @@ mod tests {
         assert!(!format!("{:?}", Password::parse("password", text).unwrap()).contains("horse"));
         let refused = Password::parse("newPassword", "horse").unwrap_err().to_string();
         assert!(!refused.contains("horse"), "{refused}");
-        assert!(refused.starts_with("`newPassword` must be 8 to 24 characters"), "{refused}");
+        assert!(refused.starts_with("`newPassword` must be 8 to 64 characters"), "{refused}");
     }
 
     #[test]
@@ -73,16 +85,30 @@ mod tests {
         {
             assert!(Password::parse("password", text).is_err(), "{text:?} was accepted");
         }
+        for unseen in
+            ["letters12!\u{85}", "a1!\u{200B}\u{200B}\u{200B}\u{200B}\u{200B}", "a1!\u{3164}abcd"]
+        {
+            assert!(Password::parse("password", unseen).is_err(), "{unseen:?} was accepted");
+        }
         assert!(Password::parse("password", "a1!한글한글한").is_ok(), "other letters are welcome");
-        assert!(Password::parse("password", &format!("a1!{}", "한".repeat(21))).is_ok());
-        assert!(Password::parse("password", &format!("a1!{}", "한".repeat(22))).is_err());
+        assert!(Password::parse("password", &format!("a1!{}", "한".repeat(61))).is_ok());
+        assert!(Password::parse("password", &format!("a1!{}", "한".repeat(62))).is_err());
+    }
+
+    #[test]
+    fn a_password_has_one_form_however_it_was_typed() {
+        let kept = Password::parse("password", "한글 비밀번호 a1!").unwrap();
+        let apart = "\u{1112}\u{1161}\u{11AB}\u{1100}\u{1173}\u{11AF}\u{3000}비밀번호\u{A0}a1!";
+        assert_eq!(Password::parse("password", apart), Ok(kept));
+        let wide = Password::parse("password", "ａ１！a1!abcde").unwrap();
+        assert_eq!(wide.expose(), "ａ１！a1!abcde", "width is not changed");
     }
 
     proptest! {
         /// The same rule, said as three properties and a length, over near misses.
         #[test]
-        fn the_parser_agrees_with_the_rule(text in "[a-b0-1@!#가 \t]{6,26}") {
-            let expected = (8..=24).contains(&text.chars().count())
+        fn the_parser_agrees_with_the_rule(text in "[a-b0-1@!#가 \t]{6,66}") {
+            let expected = (8..=64).contains(&text.chars().count())
                 && text.chars().any(|c| c.is_ascii_alphabetic())
                 && text.chars().any(|c| c.is_ascii_digit())
                 && text.chars().any(|c| "@$!%*?&".contains(c))

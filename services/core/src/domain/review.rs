@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
+use tourin_chassis::text;
 
 use super::spot::{InvalidId, SpotId, parse_id};
 
-/// Longest review, in characters (Unicode scalar values).
+/// Longest review, in characters (Unicode scalar values, after NFC).
 pub const MAX_CONTENT_CHARS: usize = 500;
 
 /// Names a review.
@@ -40,13 +41,13 @@ impl FromStr for ReviewId {
     }
 }
 
-/// A review's text, kept as sent.
+/// A review's text, in the form of [`text::prose`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReviewContent(String);
 
 /// A text that is no review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("content must have 1 to {MAX_CONTENT_CHARS} characters and not only white space")]
+#[error("content must have 1 to {MAX_CONTENT_CHARS} characters, at least one of them visible")]
 pub struct InvalidContent;
 
 impl ReviewContent {
@@ -54,9 +55,12 @@ impl ReviewContent {
     ///
     /// # Errors
     /// [`InvalidContent`] otherwise.
-    pub fn new(text: String) -> Result<Self, InvalidContent> {
-        let short_enough = text.chars().nth(MAX_CONTENT_CHARS).is_none();
-        if short_enough && !text.trim().is_empty() { Ok(Self(text)) } else { Err(InvalidContent) }
+    pub fn new(typed: &str) -> Result<Self, InvalidContent> {
+        let content = text::prose(typed);
+        if content.chars().nth(MAX_CONTENT_CHARS).is_some() || text::is_blank(&content) {
+            return Err(InvalidContent);
+        }
+        Ok(Self(content.into_owned()))
     }
 
     /// The text.
@@ -88,16 +92,22 @@ mod tests {
 
     #[test]
     fn characters_are_counted_not_bytes() {
-        assert!(ReviewContent::new("가".repeat(500)).is_ok());
-        assert!(ReviewContent::new("가".repeat(501)).is_err());
-        assert!(ReviewContent::new("🏞".repeat(500)).is_ok());
+        for one in ["가", "🏞", "\u{1100}\u{1161}"] {
+            assert!(ReviewContent::new(&one.repeat(500)).is_ok(), "{one:?}");
+            assert!(ReviewContent::new(&one.repeat(501)).is_err(), "{one:?}");
+        }
     }
 
     #[test]
-    fn blank_is_no_review_and_the_rest_is_kept_as_sent() {
-        for blank in ["", " ", "\n\t", "\u{3000}"] {
-            assert!(ReviewContent::new(blank.into()).is_err(), "{blank:?}");
+    fn what_nobody_sees_is_no_review() {
+        for blank in ["", " ", "\n\t", "\u{3000}", "\u{3164}", "\u{2800}\u{200B}\u{FE0F}", "\0"] {
+            assert!(ReviewContent::new(blank).is_err(), "{blank:?}");
         }
-        assert_eq!(ReviewContent::new(" 좋아요\n".into()).unwrap().as_str(), " 좋아요\n");
+    }
+
+    #[test]
+    fn a_review_keeps_its_lines_and_its_emoji() {
+        let content = ReviewContent::new(" 좋아요\r\n👩\u{200D}🚀\t❤\u{FE0F}\u{7}").unwrap();
+        assert_eq!(content.as_str(), " 좋아요\n👩\u{200D}🚀 ❤\u{FE0F}");
     }
 }

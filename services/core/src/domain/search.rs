@@ -4,7 +4,7 @@
 //! find matches without reading every text, each text is cut into *grams*, its characters and its
 //! pairs of neighbouring characters: a text that holds the query holds all of the query's grams.
 
-use unicode_normalization::{UnicodeNormalization, is_nfc};
+use tourin_chassis::text;
 
 use super::tag::TagSet;
 
@@ -16,10 +16,8 @@ pub const MAX_QUERY_CHARS: usize = 100;
 /// `str::to_lowercase` is not used because its final sigma depends on the neighbours, which a
 /// substring does not have.
 pub fn fold(text: &str) -> String {
-    let lower = |text: &str| text.chars().flat_map(char::to_lowercase).collect::<String>();
-    // Composing is slow, and hardly any text needs it.
-    let folded = if is_nfc(text) { lower(text) } else { lower(&text.nfc().collect::<String>()) };
-    if is_nfc(&folded) { folded } else { folded.nfc().collect() }
+    let lower = text::nfc(text).chars().flat_map(char::to_lowercase).collect::<String>();
+    text::nfc(lower).into_owned()
 }
 
 /// One or two neighbouring characters of a folded text, as a number: the first character's code
@@ -51,7 +49,7 @@ pub fn push_grams(folded: &str, grams: &mut Vec<Gram>) {
     }
 }
 
-/// A text to look for: folded, not blank, bounded.
+/// A text to look for: one line ([`text::line`]), folded, not blank, bounded.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SearchText(String);
 
@@ -65,12 +63,13 @@ impl SearchText {
     ///
     /// # Errors
     /// [`QueryTooLong`] over [`MAX_QUERY_CHARS`] characters, white space around it included.
-    pub fn new(text: &str) -> Result<Option<Self>, QueryTooLong> {
-        if text.chars().nth(MAX_QUERY_CHARS).is_some() {
+    pub fn new(typed: &str) -> Result<Option<Self>, QueryTooLong> {
+        let line = text::line(typed);
+        if line.chars().nth(MAX_QUERY_CHARS).is_some() {
             return Err(QueryTooLong);
         }
-        let text = text.trim();
-        Ok((!text.is_empty()).then(|| Self(fold(text))))
+        let wanted = line.trim();
+        Ok((!wanted.is_empty()).then(|| Self(fold(wanted))))
     }
 
     /// The folded text.
@@ -153,6 +152,7 @@ impl std::str::FromStr for SpotSort {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use unicode_normalization::UnicodeNormalization as _;
 
     use super::*;
 
@@ -163,8 +163,11 @@ mod tests {
     #[test]
     fn blank_is_none_and_long_is_refused() {
         assert_eq!(SearchText::new(" \u{3000}\n"), Ok(None));
+        assert_eq!(SearchText::new("\u{3164}\u{2800}\u{200B}"), Ok(None));
         assert!(SearchText::new(&"가".repeat(100)).is_ok());
         assert_eq!(SearchText::new(&"가".repeat(101)), Err(QueryTooLong));
+        assert!(SearchText::new(&"\u{1100}\u{1161}".repeat(100)).is_ok());
+        assert!(search("해\u{200B}운\u{A0}대").matches("", "해운 대"));
     }
 
     #[test]

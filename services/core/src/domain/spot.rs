@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use unicode_normalization::UnicodeNormalization;
+use tourin_chassis::text;
 
 use super::tag::TagSet;
 
@@ -117,7 +117,8 @@ pub enum InvalidSpot {
 }
 
 /// What a spot says, without its version. Valid by construction: texts are trimmed, in Unicode NFC
-/// and bounded, and there is at least one tag.
+/// and bounded, the description in the form of [`text::prose`] and the others in that of
+/// [`text::line`], and there is at least one tag.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpotContent {
     name: String,
@@ -159,9 +160,9 @@ impl SpotContent {
             at: Coordinates::new(raw.lat, raw.lng)?,
             tags: raw.tags,
             image_url: line("imageUrl", raw.image_url.unwrap_or_default(), MAX_IMAGE_URL_CHARS)?,
-            description: text(
+            description: bounded(
                 "description",
-                raw.description.unwrap_or_default(),
+                &text::prose(&raw.description.unwrap_or_default()),
                 MAX_DESCRIPTION_CHARS,
             )?,
             phone_number: line(
@@ -169,6 +170,20 @@ impl SpotContent {
                 raw.phone_number.unwrap_or_default(),
                 MAX_PHONE_CHARS,
             )?,
+        })
+    }
+
+    /// A spot that was checked before it was stored, as it is stored: it may have been so by rules
+    /// that were others then, and its place in the index is by these very texts.
+    pub(crate) fn trusted(raw: RawSpot) -> Result<Self, InvalidSpot> {
+        Ok(Self {
+            name: raw.name,
+            address: raw.address,
+            at: Coordinates::new(raw.lat, raw.lng)?,
+            tags: raw.tags,
+            image_url: raw.image_url,
+            description: raw.description,
+            phone_number: raw.phone_number,
         })
     }
 
@@ -210,7 +225,7 @@ impl SpotContent {
 
 /// A text of one line.
 fn line(field: &'static str, value: String, max: usize) -> Result<Option<String>, InvalidSpot> {
-    let value = text(field, value, max)?;
+    let value = bounded(field, &text::line(&value), max)?;
     match &value {
         Some(line) if line.chars().any(char::is_control) => {
             Err(InvalidSpot::ControlCharacter(field))
@@ -219,20 +234,16 @@ fn line(field: &'static str, value: String, max: usize) -> Result<Option<String>
     }
 }
 
-fn text(field: &'static str, value: String, max: usize) -> Result<Option<String>, InvalidSpot> {
-    let trimmed = value.trim();
-    if trimmed.is_empty() {
+/// A text that shows something, trimmed.
+fn bounded(field: &'static str, value: &str, max: usize) -> Result<Option<String>, InvalidSpot> {
+    if text::is_blank(value) {
         return Ok(None);
     }
-    let normal = if unicode_normalization::is_nfc(trimmed) {
-        if trimmed.len() == value.len() { value } else { trimmed.to_owned() }
-    } else {
-        trimmed.nfc().collect()
-    };
-    if normal.chars().nth(max).is_some() {
+    let value = value.trim();
+    if value.chars().nth(max).is_some() {
         return Err(InvalidSpot::TooLong(field, max));
     }
-    Ok(Some(normal))
+    Ok(Some(value.to_owned()))
 }
 
 /// A spot as an editor or an import gives it.
@@ -257,6 +268,8 @@ pub struct Spot {
 
 #[cfg(test)]
 mod tests {
+    use unicode_normalization::UnicodeNormalization as _;
+
     use super::super::tag::Tag;
     use super::*;
 
@@ -283,13 +296,17 @@ mod tests {
     #[test]
     fn texts_are_trimmed_composed_and_blank_is_none() {
         let content = SpotContent::new(RawSpot {
-            name: " 경복궁 ".nfd().collect(),
-            description: Some("  ".into()),
+            name: " 경\u{200B}복궁 ".nfd().collect(),
+            address: "서울\u{3000}종로구\u{202E}".into(),
+            description: Some("\u{3164} ".into()),
             ..raw()
         })
         .unwrap();
-        assert_eq!(content.name(), "경복궁");
+        assert_eq!((content.name(), content.address()), ("경복궁", "서울 종로구"));
         assert_eq!(content.description(), None);
+        let described = Some("한 줄\r\n두\t줄\u{7}".into());
+        let content = SpotContent::new(RawSpot { description: described, ..raw() }).unwrap();
+        assert_eq!(content.description(), Some("한 줄\n두 줄"));
     }
 
     #[test]
@@ -300,6 +317,7 @@ mod tests {
             SpotContent::new(raw).unwrap_err()
         };
         assert_eq!(wrong(|spot| spot.name = " ".into()), InvalidSpot::Missing("name"));
+        assert_eq!(wrong(|spot| spot.name = "\u{3164}".into()), InvalidSpot::Missing("name"));
         assert_eq!(wrong(|spot| spot.lat = 90.1), InvalidSpot::Latitude);
         assert_eq!(wrong(|spot| spot.lat = f64::NAN), InvalidSpot::Latitude);
         assert_eq!(wrong(|spot| spot.lng = f64::INFINITY), InvalidSpot::Longitude);

@@ -79,6 +79,22 @@ impl Tag {
         }
     }
 
+    /// The tag's name in the system that Tourin replaces, by which its clients ask. Read, never
+    /// written.
+    pub const fn old_name(self) -> &'static str {
+        match self {
+            Self::Nature => "NATURE",
+            Self::History => "HISTORY",
+            Self::Rest => "REST",
+            Self::Experience => "EXPERIENCE",
+            Self::Industry => "INDUSTRY",
+            Self::Architecture => "ARCHITECTURE",
+            Self::Culture => "CULTURE",
+            Self::Festival => "FESTIVAL",
+            Self::Performance => "CONCERT",
+        }
+    }
+
     const fn bit(self) -> u16 {
         1 << self as u16
     }
@@ -93,17 +109,20 @@ impl fmt::Display for Tag {
 /// A text that names no tag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown tag `{0}`: it must be one of 자연, 역사, 휴양, 체험, 산업, 건축/조형, 문화, 축제, 공연/행사"
+    "unknown tag `{0}`: it must be one of 자연 (NATURE), 역사 (HISTORY), 휴양 (REST), \
+     체험 (EXPERIENCE), 산업 (INDUSTRY), 건축/조형 (ARCHITECTURE), 문화 (CULTURE), 축제 (FESTIVAL), \
+     공연/행사 (CONCERT)"
 )]
 pub struct UnknownTag(String);
 
 impl FromStr for Tag {
     type Err = UnknownTag;
 
+    /// Reads either name, the old one in any case.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         Self::ALL
             .into_iter()
-            .find(|tag| tag.name() == name)
+            .find(|tag| tag.name() == name || tag.old_name().eq_ignore_ascii_case(name))
             // The message is for people; a megabyte of rubbish is none.
             .ok_or_else(|| UnknownTag(name.chars().take(40).collect()))
     }
@@ -164,18 +183,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_tag_reads_back_from_its_name() {
+    fn every_tag_reads_back_from_its_names() {
+        let refusal = "바다".parse::<Tag>().unwrap_err().to_string();
         for tag in Tag::ALL {
-            assert_eq!(tag.name().parse(), Ok(tag));
+            for name in [tag.name(), tag.old_name(), &tag.old_name().to_lowercase()] {
+                assert_eq!(name.parse(), Ok(tag));
+            }
             assert_eq!(serde_json::to_value(tag).unwrap(), tag.name());
+            let both = format!("{} ({})", tag.name(), tag.old_name());
+            assert!(refusal.contains(&both), "{refusal} does not name {both}");
         }
-        assert!("바다".parse::<Tag>().is_err());
         assert!("".parse::<Tag>().is_err());
     }
 
     #[test]
     fn a_set_keeps_its_tags_and_their_order() {
-        let set = TagSet::parse(["문화", "자연", "문화"]).unwrap();
+        let set = TagSet::parse(["CULTURE", "자연", "문화"]).unwrap();
         assert_eq!(set.iter().collect::<Vec<_>>(), [Tag::Nature, Tag::Culture]);
         assert_eq!(TagSet::from_bits(set.bits()), set);
         assert!(set.intersects(TagSet::from_iter([Tag::Culture])));

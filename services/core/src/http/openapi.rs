@@ -151,14 +151,21 @@ pub(super) fn member_id() -> Schema {
         .into()
 }
 
+fn name_text() -> ObjectBuilder {
+    text(Some(Name::PATTERN), (Name::MIN_CHARS, Name::MAX_CHARS), "김하나").description(Some(
+        "Letters of any script, spaces, and ' ’ - . or ·, at least one letter; counted in Unicode \
+         NFC. Spaces around it and invisible characters are left out",
+    ))
+}
+
 /// [`Name`].
 pub(super) fn name() -> Schema {
-    text(Some(Name::PATTERN), (Name::MIN_CHARS, Name::MAX_CHARS), "김하나").into()
+    name_text().into()
 }
 
 /// [`Name`], where it may be left out.
 pub(super) fn optional_name() -> Schema {
-    optional(text(Some(Name::PATTERN), (Name::MIN_CHARS, Name::MAX_CHARS), "김하나"))
+    optional(name_text())
 }
 
 /// [`Email`].
@@ -174,7 +181,10 @@ pub(super) fn optional_email() -> Schema {
 /// A new [`Password`].
 pub(super) fn password() -> Schema {
     text(Some(Password::PATTERN), (Password::MIN_CHARS, Password::MAX_CHARS), "sea-breeze1!")
-        .description(Some("At least one letter (a-z, A-Z), one digit and one of @$!%*?&"))
+        .description(Some(
+            "At least one letter (a-z, A-Z), one digit and one of @$!%*?&, no control or invisible \
+             character; counted and compared in Unicode NFC (RFC 8265, OpaqueString)",
+        ))
         .write_only(Some(true))
         .into()
 }

@@ -68,7 +68,8 @@ impl From<Review> for ReviewAnswer {
 struct NewReview {
     /// The caller's own id.
     user_id: String,
-    /// Kept as sent; not only white space.
+    /// At least one character is visible. Kept in Unicode NFC, which is counted; a line break is kept as
+    /// one line feed, a tab as a space, and no other control character is kept.
     #[schema(min_length = 1, max_length = 500, pattern = r"\S")]
     content: String,
 }
@@ -149,7 +150,7 @@ async fn write(
 ) -> Result<(StatusCode, Json<ReviewAnswer>), ApiError> {
     own(&caller, &body.user_id)?;
     let content =
-        ReviewContent::new(body.content).map_err(|error| ApiError::invalid(error.to_string()))?;
+        ReviewContent::new(&body.content).map_err(|error| ApiError::invalid(error.to_string()))?;
     let spot: SpotId = spot.parse().map_err(|_| no_such_spot())?;
     match state.content.reviews.write(&caller.id, spot, &content).await? {
         Written::Written(review) => Ok((StatusCode::CREATED, Json(review.into()))),

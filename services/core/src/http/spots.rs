@@ -9,6 +9,7 @@ use http::Method;
 use serde::Serialize;
 use tourin_chassis::http::{ApiError, ErrorBody, Json, Params, Path};
 use tourin_chassis::identity::{Caller, Subject};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema, Type};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -117,17 +118,33 @@ struct FilterParams {
     /// A text in the name or the address. Every character stands for itself; blank is none.
     #[param(max_length = 100, example = "해운대")]
     query: Option<String>,
-    /// At least one of these tags. Repeated or separated by commas.
-    #[param(inline)]
+    /// At least one of these tags, each by its name or by its old one (자연 or NATURE), the old one in
+    /// any case. Repeated or separated by commas.
+    #[param(schema_with = tag_names, required = false)]
     tags: Option<Vec<Tag>>,
-    /// `bookmarked`: only spots that the caller has bookmarked; needs a session.
-    #[param(rename = "customFilters", inline)]
+    /// `bookmarked`, or by its old name `bookmark`: only spots that the caller has bookmarked; needs a
+    /// session.
+    #[param(rename = "customFilters", schema_with = filter_names, required = false)]
     custom_filters: Option<Vec<CustomFilter>>,
 }
 
+fn tag_names() -> Schema {
+    let (names, old_names) = (Tag::ALL.map(Tag::name), Tag::ALL.map(Tag::old_name));
+    list_of(&[names, old_names].concat())
+}
+
+fn filter_names() -> Schema {
+    list_of(&["bookmarked", "bookmark"])
+}
+
+/// A list of some of these words.
+fn list_of(words: &[&str]) -> Schema {
+    let word = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.to_vec()));
+    ArrayBuilder::new().items(word).into()
+}
+
 /// A condition on what the caller did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CustomFilter {
     /// The caller has bookmarked the spot.
     Bookmarked,
@@ -138,8 +155,10 @@ impl FromStr for CustomFilter {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
-            "bookmarked" => Ok(Self::Bookmarked),
-            _ => Err(ApiError::invalid("customFilters knows only bookmarked")),
+            "bookmarked" | "bookmark" => Ok(Self::Bookmarked),
+            _ => Err(ApiError::invalid(
+                "customFilters knows only bookmarked (or by its old name, bookmark)",
+            )),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::domain::bookmark::Bookmark;
 use crate::domain::geo::Bounds;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::review::{Review, ReviewContent, ReviewId};
-use crate::domain::search::{SpotFilter, SpotSort};
+use crate::domain::search::{SearchText, SpotFilter, SpotSort};
 use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::spot::{Spot, SpotDraft, SpotId};
 use crate::domain::token::{Salt, SessionId, TokenHash};
@@ -121,7 +121,7 @@ impl<S: AccountStore + ?Sized> AccountStore for Traced<S> {
 
     async fn members(
         &self,
-        query: Option<&str>,
+        query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
         self.engine.call("search", "accounts", self.port.members(query, page)).await

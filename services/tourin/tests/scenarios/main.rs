@@ -17,4 +17,5 @@ mod review_scenarios;
 mod separate_process_scenarios;
 mod session_scenarios;
 mod spot_scenarios;
+mod text_scenarios;
 mod world;

@@ -21,5 +21,7 @@ mod review_scenarios;
 mod session_scenarios;
 #[path = "../scenarios/spot_scenarios.rs"]
 mod spot_scenarios;
+#[path = "../scenarios/text_scenarios.rs"]
+mod text_scenarios;
 #[path = "../scenarios/world.rs"]
 mod world;

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use tourin_chassis::text;
 
 use super::ImportError;
 use crate::domain::spot::{RawSpot, SpotContent, SpotDraft, SpotId};
@@ -70,7 +71,7 @@ impl Header {
 }
 
 fn plain(name: &str) -> String {
-    name.trim().chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
+    text::line(name).trim().chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
 }
 
 /// A line of NDJSON; members that are not named here are passed over.
@@ -126,17 +127,18 @@ pub(super) fn spot_of_line(line: &str) -> Result<SpotDraft, String> {
     draft(&id, raw)
 }
 
-fn degrees(field: &str, text: &str) -> Result<f64, String> {
-    text.trim().parse().map_err(|_| format!("{field} is not a number"))
+fn degrees(field: &str, typed: &str) -> Result<f64, String> {
+    text::line(typed).trim().parse().map_err(|_| format!("{field} is not a number"))
 }
 
 fn tags<'a>(names: impl Iterator<Item = &'a str>) -> Result<TagSet, String> {
-    let names = names.map(str::trim).filter(|name| !name.is_empty());
+    let names = names.map(text::line);
+    let names = names.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
     TagSet::parse(names).map_err(|error| error.to_string())
 }
 
 fn draft(id: &str, raw: RawSpot) -> Result<SpotDraft, String> {
-    let id: SpotId = id.trim().parse().map_err(|error| format!("id: {error}"))?;
+    let id: SpotId = text::line(id).trim().parse().map_err(|error| format!("id: {error}"))?;
     let content = SpotContent::new(raw).map_err(|error| error.to_string())?;
     Ok(SpotDraft { id, content })
 }

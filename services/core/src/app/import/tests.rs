@@ -211,6 +211,30 @@ not json
 }
 
 #[tokio::test]
+async fn files_from_other_keyboards_and_systems_say_the_same() {
+    let text = format!(
+        "{HEADER}\u{200B}1,\u{1112}\u{1161}\u{11AB}옥\u{200B}마을,전주\u{3000}완산구,\u{A0}35.8,127.1,\
+         HISTORY| rest\u{200B}|\u{110E}\u{1166}\u{1112}\u{1165}\u{11B7},\"한 줄\r\n두\t줄\u{7}\",\u{3164},\n\
+         2,\u{3164},전주,35.8,127.1,REST,,,\n"
+    );
+    let line = r#"{"id":3,"name":"\u1112\u1161\u11ab옥\u200b마을","address":"전주","lat":35,"lng":127,"tags":["NATURE","concert"],"description":"\u0000\u3164"}"#;
+    let shelf = Shelf::default();
+    let (done, notes) = run(&shelf, Format::Csv, text.as_bytes()).await;
+    assert_eq!((done.imported, done.rejected), (1, 1), "{:?}", notes.rejected);
+    assert!(notes.rejected[0].1.contains("name is missing"), "{:?}", notes.rejected);
+    assert_eq!(run(&shelf, Format::NdJson, line.as_bytes()).await.0.imported, 1);
+    let village = shelf.spot(1).content;
+    assert_eq!((village.name(), village.address()), ("한옥마을", "전주 완산구"));
+    assert_eq!(village.description(), Some("한 줄\n두 줄"));
+    assert_eq!(village.phone_number(), None);
+    let tags = village.tags().iter().collect::<Vec<_>>();
+    assert_eq!(tags, [Tag::History, Tag::Rest, Tag::Experience]);
+    let same = shelf.spot(3).content;
+    assert_eq!((same.name(), same.description()), (village.name(), None));
+    assert_eq!(same.tags().iter().collect::<Vec<_>>(), [Tag::Nature, Tag::Performance]);
+}
+
+#[tokio::test]
 async fn importing_again_changes_nothing() {
     let text =
         format!("{HEADER}1,경복궁,서울,37.5,126.9,역사,,,\n2,남산,서울,37.5,126.9,자연,,,\n");

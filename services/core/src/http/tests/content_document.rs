@@ -48,11 +48,12 @@ async fn the_parameters_are_the_ones_that_the_parsers_accept() {
             .find(|parameter| parameter["name"] == name)
             .unwrap_or_else(|| panic!("{name}"))
     };
-    let tags: Vec<_> = Tag::ALL.iter().map(|tag| tag.name()).collect();
+    let tags = [Tag::ALL.map(Tag::name), Tag::ALL.map(Tag::old_name)].concat();
     for path in ["/api/tour-spots", "/api/tour-spots/map"] {
         assert_eq!(named(path, "query")["schema"]["maxLength"], MAX_QUERY_CHARS);
         assert_eq!(named(path, "tags")["schema"]["items"]["enum"], json!(tags));
-        assert_eq!(named(path, "customFilters")["schema"]["items"]["enum"], json!(["bookmarked"]));
+        let filters = &named(path, "customFilters")["schema"]["items"]["enum"];
+        assert_eq!(*filters, json!(["bookmarked", "bookmark"]));
     }
     let sorts = named("/api/tour-spots", "sort");
     assert!(sorts["schema"].to_string().contains(r#"["name-asc","name-desc"]"#), "{sorts}");

@@ -9,6 +9,7 @@ mod members;
 mod reviews;
 mod sessions;
 mod spots;
+mod text;
 
 use http::StatusCode;
 use serde_json::Value;

@@ -43,6 +43,7 @@ suite! {
     spots::a_filter_by_a_stranger_finds_no_list,
     spots::pages_hold_over_many_chunks_of_the_index,
     spots::an_edited_spot_is_found_by_its_new_words_only,
+    spots::a_spot_of_other_rules_is_read_and_mended_by_importing_it_again,
     spots::the_catalogue_is_loaded_once,
     bookmarks::a_bookmark_commits_with_its_event_once,
     bookmarks::of_many_who_place_one_bookmark_at_once_one_makes_an_event,
@@ -219,7 +220,7 @@ async fn many_at_once_get_in_each_others_way_and_counts_stay_true() {
     let mut reviews = Vec::new();
     for member in &members {
         stores.sign_up(member).await;
-        let content = ReviewContent::new("좋아요".to_owned()).unwrap();
+        let content = ReviewContent::new("좋아요").unwrap();
         match stores.reviews.write(member, SpotId::new(1), &content, at(0)).await.unwrap() {
             Written::Written(review) => reviews.push(review.id),
             other => panic!("{other:?}"),

@@ -19,7 +19,7 @@ async fn use_cases(stores: &Stores) -> (Reviews, Arc<ManualClock>) {
 }
 
 async fn write(reviews: &Reviews, member: &str, text: &str) -> Review {
-    let content = ReviewContent::new(text.to_owned()).unwrap();
+    let content = ReviewContent::new(text).unwrap();
     match reviews.write(member, SPOT, &content).await.unwrap() {
         Written::Written(review) => review,
         other => panic!("not written: {other:?}"),
@@ -35,7 +35,7 @@ pub(super) async fn a_review_commits_with_its_event(stores: Stores) {
     let review = write(&reviews, HANA, " 좋아요\n").await;
     assert_eq!((review.content.as_str(), review.like_count), (" 좋아요\n", 0));
     assert_eq!(all(&reviews).await, std::slice::from_ref(&review));
-    let content = ReviewContent::new("좋아요".to_owned()).unwrap();
+    let content = ReviewContent::new("좋아요").unwrap();
     let nowhere = reviews.write(HANA, SpotId::new(404), &content).await.unwrap();
     assert_eq!(nowhere, Written::NoSuchSpot);
     assert_eq!(reviews.write(STRANGER, SPOT, &content).await.unwrap(), Written::NoSuchMember);

@@ -145,6 +145,24 @@ pub(super) async fn an_edited_spot_is_found_by_its_new_words_only(stores: Stores
     }
 }
 
+/// A spot may have been stored when its texts could have characters that are left out by now.
+pub(super) async fn a_spot_of_other_rules_is_read_and_mended_by_importing_it_again(stores: Stores) {
+    let (name, address) = ("경\u{200B}복궁", "서울\u{A0}종로구");
+    let content = SpotContent::trusted(raw(name, address)).unwrap();
+    stores.add(&[SpotDraft { id: SpotId::new(1), content: content.clone() }]).await;
+    let unseen = SpotContent::trusted(raw("\u{3164}", "서울")).unwrap();
+    stores.add(&[SpotDraft { id: SpotId::new(2), content: unseen }]).await;
+    assert_eq!(stores.spots.find(SpotId::new(1)).await.unwrap().unwrap().content, content);
+    assert_eq!(found(&stores, "서울").await.len(), 2);
+    assert_eq!(found(&stores, "경복").await, [0; 0]);
+    let again = [draft(1, raw(name, address))];
+    let done = stores.spots.upsert_batch(&again, at(1)).await.unwrap();
+    assert_eq!(done, Upserted { changed: 1, unchanged: 0 });
+    for there in ["경복", "복", "경복궁", "울 종"] {
+        assert_eq!(found(&stores, there).await, [1], "{there}");
+    }
+}
+
 pub(super) async fn the_catalogue_is_loaded_once(stores: Stores) {
     let clock = tourin_chassis::clock::SystemClock;
     let loaded = load_catalogue(&*stores.spots, &clock).await.unwrap().unwrap();

@@ -40,6 +40,7 @@ suite! {
     spots::a_filter_by_a_stranger_finds_no_list,
     spots::pages_hold_over_many_chunks_of_the_index,
     spots::an_edited_spot_is_found_by_its_new_words_only,
+    spots::a_spot_of_other_rules_is_read_and_mended_by_importing_it_again,
     spots::the_catalogue_is_loaded_once,
     bookmarks::a_bookmark_commits_with_its_event_once,
     bookmarks::of_many_who_place_one_bookmark_at_once_one_makes_an_event,

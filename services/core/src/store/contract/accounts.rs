@@ -4,6 +4,7 @@ use super::*;
 use crate::app::accounts::{Changed, PasswordChange};
 use crate::domain::account::ProfileChange;
 use crate::domain::page::PageRequest;
+use crate::domain::search::SearchText;
 
 pub(super) async fn an_account_reads_back_as_it_was_created(store: impl Ports) {
     let hana = sign_up(&store, "hana12345").await;
@@ -155,7 +156,8 @@ pub(super) async fn members_are_found_by_part_of_id_or_name(store: impl Ports) {
     let ids = |query: Option<&'static str>, request| {
         let store = &store;
         async move {
-            let found = store.members(query, request).await.unwrap();
+            let query = query.and_then(|query| SearchText::new(query).unwrap());
+            let found = store.members(query.as_ref(), request).await.unwrap();
             let ids: Vec<_> = found.items.iter().map(|member| member.id.to_string()).collect();
             (ids, found.total)
         }
@@ -167,6 +169,29 @@ pub(super) async fn members_are_found_by_part_of_id_or_name(store: impl Ports) {
     assert_eq!(ids(Some("하나"), page(1, 10)).await.0, ["hanb12345", "zebra1234"]);
     assert_eq!(ids(Some("HANA"), page(1, 10)).await.0, ["hana12345"]);
     assert_eq!(ids(Some("nna l"), page(1, 10)).await.0, ["Apple1234"]);
+    for (member, name) in [
+        ("elodie123", "Élodie O’Brien-Ångström"),
+        ("georgios1", "Γιώργος Σ."),
+        ("yoshino12", "𠮷野"),
+        ("longest12", &"𝒜".repeat(Name::MAX_CHARS)),
+    ] {
+        let wanted = credentials(member, name);
+        store.create(&wanted, at(0)).await.unwrap();
+        assert_eq!(store.credentials(&id(member)).await.unwrap(), Some(wanted));
+    }
+    for (query, found) in [
+        ("ÉLODIE", "elodie123"),
+        ("e\u{301}lod", "elodie123"),
+        ("’brien-å", "elodie123"),
+        ("ώΡΓος σ", "georgios1"),
+        ("𠮷", "yoshino12"),
+    ] {
+        assert_eq!(ids(Some(query), page(1, 10)).await.0, [found], "{query}");
+    }
+    let change = ProfileChange { name: Some(Name::parse("Öztürk").unwrap()), email: None };
+    store.update_profile(&id("hana12345"), &change, at(1)).await.unwrap();
+    assert_eq!(ids(Some("öZTÜR"), page(1, 10)).await.0, ["hana12345"]);
+    assert_eq!(ids(Some("박민수"), page(1, 10)).await.1, 0, "the name is another one now");
     for syntax in ["%", "_", "*", "'", "\"", "OR 1=1", "han%"] {
         assert_eq!(ids(Some(syntax), page(1, 10)).await, (vec![], 0), "{syntax} is text");
     }

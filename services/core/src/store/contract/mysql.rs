@@ -46,6 +46,20 @@ fn tokens_rotate_as_the_model_says() {
 }
 
 #[tokio::test]
+async fn a_name_that_an_earlier_version_stored_is_found() {
+    let home = TestDatabase::create().await;
+    let store = store(&home).await;
+    store.create(&credentials("hana12345", "Hana 하나"), at(0)).await.unwrap();
+    sqlx::query("UPDATE members SET name_folded = NULL").execute(store.db.writer()).await.unwrap();
+    for query in ["hana 하", "NA 하나"] {
+        let query = crate::domain::search::SearchText::new(query).unwrap();
+        let found = store.members(query.as_ref(), Default::default()).await.unwrap();
+        assert_eq!(found.total, 1, "{query:?}");
+    }
+    home.remove().await;
+}
+
+#[tokio::test]
 async fn a_deletion_commits_with_its_event() {
     let home = TestDatabase::create().await;
     let store = store(&home).await;

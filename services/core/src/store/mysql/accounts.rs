@@ -16,13 +16,16 @@ use crate::app::accounts::{AccountStore, Changed, Created, Credentials, Password
 use crate::app::passwords::PasswordHash;
 use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
 use crate::domain::page::{Page, PageRequest};
+use crate::domain::search::{SearchText, fold};
 use crate::domain::token::SessionId;
 
 const MEMBERS: &str = "SELECT id, name FROM members \
-     WHERE ? = '' OR LOCATE(?, id_folded) > 0 OR LOCATE(?, LOWER(name)) > 0 \
+     WHERE ? = '' OR LOCATE(?, id_folded) > 0 \
+         OR LOCATE(?, COALESCE(name_folded, LOWER(name))) > 0 \
      ORDER BY id LIMIT ? OFFSET ?";
 const COUNT: &str = "SELECT COUNT(*) FROM members \
-     WHERE ? = '' OR LOCATE(?, id_folded) > 0 OR LOCATE(?, LOWER(name)) > 0";
+     WHERE ? = '' OR LOCATE(?, id_folded) > 0 \
+         OR LOCATE(?, COALESCE(name_folded, LOWER(name))) > 0";
 
 async fn find(
     executor: impl MySqlExecutor<'_>,
@@ -66,14 +69,15 @@ impl MysqlStore {
         let Credentials { account, hash } = credentials;
         // The unique key of folded ids is what decides between two at once.
         let created = sqlx::query(
-            "INSERT INTO members (id, id_folded, name, email, password_hash, created_at, updated_at, \
-                 sessions_epoch) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, \
+            "INSERT INTO members (id, id_folded, name, name_folded, email, password_hash, \
+                 created_at, updated_at, sessions_epoch) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, \
                  (SELECT COALESCE(MAX(epoch), 0) FROM session_endings WHERE member_id = ?))",
         )
         .bind(account.id.as_str())
         .bind(account.id.as_str().to_ascii_lowercase())
         .bind(account.name.as_str())
+        .bind(fold(account.name.as_str()))
         .bind(account.email.as_str())
         .bind(&hash.0)
         .bind(to_micros(now))
@@ -108,13 +112,16 @@ impl MysqlStore {
         if let Some(email) = &change.email {
             account.email = email.clone();
         }
-        sqlx::query("UPDATE members SET name = ?, email = ?, updated_at = ? WHERE id = ?")
-            .bind(account.name.as_str())
-            .bind(account.email.as_str())
-            .bind(to_micros(now))
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "UPDATE members SET name = ?, name_folded = ?, email = ?, updated_at = ? WHERE id = ?",
+        )
+        .bind(account.name.as_str())
+        .bind(fold(account.name.as_str()))
+        .bind(account.email.as_str())
+        .bind(to_micros(now))
+        .bind(id.as_str())
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(Some(account))
     }
@@ -242,11 +249,10 @@ impl AccountStore for MysqlStore {
 
     async fn members(
         &self,
-        query: Option<&str>,
+        query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        // Ids and names are ASCII or Hangul, so lowering ASCII is all the folding there is.
-        let query = query.unwrap_or_default().to_ascii_lowercase();
-        retried!(self.read_members(&query, page))
+        let query = query.map_or("", SearchText::as_str);
+        retried!(self.read_members(query, page))
     }
 }

@@ -67,6 +67,11 @@ const MIGRATIONS: &[Migration] = &[
         description: "spots, bookmarks, reviews",
         sql: include_str!("../../../migrations/mysql/0002_spots.sql"),
     },
+    Migration {
+        version: 4,
+        description: "names to search by",
+        sql: include_str!("../../../migrations/mysql/0004_member_names.sql"),
+    },
 ];
 
 /// Runs one attempt at a port's operation, and again while it meets a conflict: an operation that

@@ -26,6 +26,7 @@ use crate::app::revocations::{RevocationLog, RevocationPage};
 use crate::app::sessions::{OpenSession, Opened, Rotation, SessionStore};
 use crate::domain::account::{Account, Member, MemberId, ProfileChange};
 use crate::domain::page::{Page, PageRequest};
+use crate::domain::search::SearchText;
 use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 use crate::store::mysql::{Ending, MysqlStore};
@@ -264,7 +265,7 @@ impl AccountStore for MysqlRedisStore {
 
     async fn members(
         &self,
-        query: Option<&str>,
+        query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
         self.accounts.members(query, page).await

@@ -14,14 +14,17 @@ use crate::app::accounts::{AccountStore, Changed, Created, Credentials, Password
 use crate::app::passwords::PasswordHash;
 use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
 use crate::domain::page::{Page, PageRequest};
+use crate::domain::search::{SearchText, fold};
 use crate::domain::token::SessionId;
 
 /// Two statements, so that reading a page and counting are planned and cached apart.
 const MEMBERS: &str = "SELECT id, name FROM members \
-     WHERE ?1 = '' OR instr(lower(id), ?1) > 0 OR instr(lower(name), ?1) > 0 \
+     WHERE ?1 = '' OR instr(lower(id), ?1) > 0 \
+         OR instr(coalesce(name_folded, lower(name)), ?1) > 0 \
      ORDER BY id LIMIT ?2 OFFSET ?3";
 const COUNT: &str = "SELECT count(*) FROM members \
-     WHERE ?1 = '' OR instr(lower(id), ?1) > 0 OR instr(lower(name), ?1) > 0";
+     WHERE ?1 = '' OR instr(lower(id), ?1) > 0 \
+         OR instr(coalesce(name_folded, lower(name)), ?1) > 0";
 
 async fn find(
     executor: impl SqliteExecutor<'_>,
@@ -53,14 +56,16 @@ impl AccountStore for SqliteStore {
         let mut tx = self.db.write().await?;
         // The unique index that ignores case is what decides between two at once.
         let created = sqlx::query(
-            "INSERT INTO members (id, name, email, password_hash, created_at, updated_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT DO NOTHING",
+            "INSERT INTO members \
+                 (id, name, email, password_hash, created_at, updated_at, name_folded) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6) ON CONFLICT DO NOTHING",
         )
         .bind(account.id.as_str())
         .bind(account.name.as_str())
         .bind(account.email.as_str())
         .bind(&hash.0)
         .bind(to_micros(now))
+        .bind(fold(account.name.as_str()))
         .execute(&mut *tx)
         .await?
         .rows_affected();
@@ -102,13 +107,17 @@ impl AccountStore for SqliteStore {
         if let Some(email) = &change.email {
             account.email = email.clone();
         }
-        sqlx::query("UPDATE members SET name = ?2, email = ?3, updated_at = ?4 WHERE id = ?1")
-            .bind(id.as_str())
-            .bind(account.name.as_str())
-            .bind(account.email.as_str())
-            .bind(to_micros(now))
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "UPDATE members SET name = ?2, email = ?3, updated_at = ?4, name_folded = ?5 \
+             WHERE id = ?1",
+        )
+        .bind(id.as_str())
+        .bind(account.name.as_str())
+        .bind(account.email.as_str())
+        .bind(to_micros(now))
+        .bind(fold(account.name.as_str()))
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(Some(account))
     }
@@ -163,16 +172,15 @@ impl AccountStore for SqliteStore {
 
     async fn members(
         &self,
-        query: Option<&str>,
+        query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        // Ids and names are ASCII or Hangul, so lowering ASCII is all the folding there is.
-        let query = query.unwrap_or_default().to_ascii_lowercase();
+        let query = query.map_or("", SearchText::as_str);
         // One snapshot, so that the total and the page are of the same members.
         let mut snapshot = self.db.reader().begin().await?;
-        let (total,): (i64,) = sqlx::query_as(COUNT).bind(&query).fetch_one(&mut *snapshot).await?;
+        let (total,): (i64,) = sqlx::query_as(COUNT).bind(query).fetch_one(&mut *snapshot).await?;
         let rows: Vec<(String, String)> = sqlx::query_as(MEMBERS)
-            .bind(&query)
+            .bind(query)
             .bind(page.size())
             .bind(i64::try_from(page.offset()).unwrap_or(i64::MAX))
             .fetch_all(&mut *snapshot)

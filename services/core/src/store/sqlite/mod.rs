@@ -40,6 +40,11 @@ const MIGRATIONS: &[Migration] = &[
         description: "spots, bookmarks, reviews",
         sql: include_str!("../../../migrations/sqlite/0002_spots.sql"),
     },
+    Migration {
+        version: 4,
+        description: "names to search by",
+        sql: include_str!("../../../migrations/sqlite/0004_member_names.sql"),
+    },
 ];
 
 /// Core's ports on one SQLite file.

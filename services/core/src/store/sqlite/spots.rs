@@ -57,7 +57,7 @@ const AFTER_ID: &str = concat!(
 /// The spot in a row with the columns of [`spot_columns`].
 pub(super) fn spot_of(row: &SqliteRow) -> sqlx::Result<Spot> {
     let version: i64 = row.try_get("version")?;
-    let content = SpotContent::new(RawSpot {
+    let content = SpotContent::trusted(RawSpot {
         name: row.try_get("name")?,
         address: row.try_get("address")?,
         lat: row.try_get("lat")?,
