@@ -20,11 +20,11 @@ use crate::domain::search::{SearchText, fold};
 use crate::domain::token::SessionId;
 
 const MEMBERS: &str = "SELECT id, name FROM members \
-     WHERE ? = '' OR LOCATE(?, id_folded) > 0 \
+     WHERE ? IS NULL OR LOCATE(?, id_folded) > 0 \
          OR LOCATE(?, COALESCE(name_folded, LOWER(name))) > 0 \
      ORDER BY id LIMIT ? OFFSET ?";
 const COUNT: &str = "SELECT COUNT(*) FROM members \
-     WHERE ? = '' OR LOCATE(?, id_folded) > 0 \
+     WHERE ? IS NULL OR LOCATE(?, id_folded) > 0 \
          OR LOCATE(?, COALESCE(name_folded, LOWER(name))) > 0";
 
 async fn find(
@@ -171,7 +171,7 @@ impl MysqlStore {
 
     async fn read_members(
         &self,
-        query: &str,
+        query: Option<&str>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
         let total: i64 = sqlx::query_scalar(COUNT)
@@ -252,7 +252,7 @@ impl AccountStore for MysqlStore {
         query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        let query = query.map_or("", SearchText::as_str);
+        let query = query.map(SearchText::as_str);
         retried!(self.read_members(query, page))
     }
 }

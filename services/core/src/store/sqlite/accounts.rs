@@ -19,11 +19,11 @@ use crate::domain::token::SessionId;
 
 /// Two statements, so that reading a page and counting are planned and cached apart.
 const MEMBERS: &str = "SELECT id, name FROM members \
-     WHERE ?1 = '' OR instr(lower(id), ?1) > 0 \
+     WHERE ?1 IS NULL OR instr(lower(id), ?1) > 0 \
          OR instr(coalesce(name_folded, lower(name)), ?1) > 0 \
      ORDER BY id LIMIT ?2 OFFSET ?3";
 const COUNT: &str = "SELECT count(*) FROM members \
-     WHERE ?1 = '' OR instr(lower(id), ?1) > 0 \
+     WHERE ?1 IS NULL OR instr(lower(id), ?1) > 0 \
          OR instr(coalesce(name_folded, lower(name)), ?1) > 0";
 
 async fn find(
@@ -175,7 +175,7 @@ impl AccountStore for SqliteStore {
         query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        let query = query.map_or("", SearchText::as_str);
+        let query = query.map(SearchText::as_str);
         // One snapshot, so that the total and the page are of the same members.
         let mut snapshot = self.db.reader().begin().await?;
         let (total,): (i64,) = sqlx::query_as(COUNT).bind(query).fetch_one(&mut *snapshot).await?;
