@@ -210,13 +210,14 @@ impl Recommendation {
         let documents = self.watch_servers(&tasks, &health);
         let recommender = self.recommender();
         self.measure(&metrics, &tasks, &recommender, bus.as_ref());
+        let audit = self.audit(&subscriber);
         self.consume(subscriber, &documents, &tasks, &health);
         self.keep_replica(core, directory, (feed, documents), service, &tasks, &health);
 
         let limits = HttpLimits::default();
         let router = observed_router(
             (service.clone(), metrics),
-            http::router(recommender, self.audit()),
+            http::router(recommender, audit),
             IdentityVerifier::new(&secret, SERVICE),
             health.clone(),
             &limits,
@@ -397,12 +398,14 @@ impl Recommendation {
         }
     }
 
-    fn audit(&self) -> Audit {
+    fn audit(&self, events: &Events) -> Audit {
         Audit {
             trend: Arc::clone(&self.stores.trend),
             histories: Arc::clone(&self.stores.histories),
             half_life: self.settings.rules.trend().half_life,
             clock: Arc::clone(&self.clock),
+            events: Arc::clone(events),
+            consumers: self.consumer_stats(),
         }
     }
 }

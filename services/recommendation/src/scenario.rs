@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::clock::{Clock, ManualClock, SharedClock};
+use tourin_shared_events::bus::in_process::InProcessBus;
 use uuid::Uuid;
 
 use crate::app::audit::Audit;
@@ -119,6 +120,8 @@ impl World {
             histories: self.stores.histories.clone(),
             half_life: RuleSettings::default().trend().half_life,
             clock: self.clock.clone(),
+            events: Arc::new(InProcessBus::new(self.stores.dead_letters.clone())),
+            consumers: Vec::new(),
         }
     }
 

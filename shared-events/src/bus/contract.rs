@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::Utc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Binding, Deliveries, Delivery, Settlement, Subscriber, Subscription};
 use crate::dead_letters::{DeadLetter, DeadLetterStore, REPLAYED, Settled};
@@ -51,6 +51,7 @@ pub async fn all<F: BusFixture>(mut fresh: impl AsyncFnMut() -> F) {
     a_replayed_dead_letter_comes_again_whole_and_to_its_queue_only(&fresh().await).await;
     a_replay_that_fails_again_is_the_same_dead_letter(&fresh().await).await;
     a_subscription_that_cannot_work_is_refused(&fresh().await).await;
+    what_is_not_settled_is_backlog(&fresh().await).await;
 }
 
 /// A view by `user` of spot number `number`.
@@ -94,6 +95,32 @@ async fn expect_nothing(deliveries: &mut Deliveries) {
 
 async fn ack(delivery: Delivery) {
     delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
+}
+
+/// In the queue, handed out or waiting for its retry; and nothing once it is settled.
+pub async fn what_is_not_settled_is_backlog(fixture: &impl BusFixture) {
+    let backlog = async || fixture.subscriber().backlog().await.expect("a backlog");
+    let deadline = Instant::now() + SOON;
+    let waits = async |is_right: fn(u64) -> bool| {
+        loop {
+            let waiting = backlog().await.waiting;
+            if is_right(waiting) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{waiting} events wait");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let mut deliveries = subscribe(fixture, users("q")).await;
+    fixture.send(vec![view("someone1", 1), view("someone1", 2)]).await;
+    let first = expect(&mut deliveries, "someone1", 1).await;
+    waits(|waiting| waiting >= 2).await;
+    ack(first).await;
+    let second = expect(&mut deliveries, "someone1", 2).await;
+    second.settle(Settlement::Retry { after: A_WHILE }).await.expect("a retry");
+    waits(|waiting| waiting > 0).await;
+    ack(expect(&mut deliveries, "someone1", 2).await).await;
+    waits(|waiting| waiting == 0).await;
 }
 
 /// By exchange and by pattern.
@@ -140,7 +167,7 @@ pub async fn a_retry_holds_back_its_own_key_only(fixture: &impl BusFixture) {
     let mut deliveries = subscribe(fixture, users("q")).await;
     fixture.send(vec![view("a", 1), view("a", 2)]).await;
     let failed = expect(&mut deliveries, "a", 1).await;
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     failed.settle(Settlement::Retry { after: A_WHILE }).await.expect("a retry");
     fixture.send(vec![view("b", 1), view("b", 2)]).await;
     ack(expect(&mut deliveries, "b", 1).await).await;
@@ -279,13 +306,13 @@ async fn dead_letters(fixture: &impl BusFixture) -> Vec<DeadLetter> {
 }
 
 async fn expect_dead_letters(fixture: &impl BusFixture, count: usize) -> Vec<DeadLetter> {
-    let deadline = tokio::time::Instant::now() + SOON;
+    let deadline = Instant::now() + SOON;
     loop {
         let letters = dead_letters(fixture).await;
         if letters.len() == count {
             return letters;
         }
-        assert!(tokio::time::Instant::now() < deadline, "{count} are expected: {letters:?}");
+        assert!(Instant::now() < deadline, "{count} are expected: {letters:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -180,6 +180,22 @@ pub trait Subscriber: Send + Sync {
     /// [`SubscribeError::Invalid`] for a subscription that can never work, [`SubscribeError::Unavailable`] when the
     /// bus is out of reach.
     async fn subscribe(&self, subscription: Subscription) -> Result<Deliveries, SubscribeError>;
+
+    /// What is to come for the queues of this subscriber.
+    ///
+    /// # Errors
+    /// When the bus is out of reach.
+    async fn backlog(&self) -> anyhow::Result<Backlog>;
+}
+
+/// What is to come for a subscriber's queues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Events that wait, retries included, or are handed out here and not settled. What another subscriber of the same
+    /// queue has taken is in its own backlog.
+    pub waiting: u64,
+    /// Where events are read off a numbered log: each up to this number is settled, on every queue.
+    pub settled_to: Option<u64>,
 }
 
 /// The deliveries of one subscriber. Dropping it ends the subscription; what other subscribers may have, they get.

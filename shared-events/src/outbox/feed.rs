@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{OutboxStore, Wake};
+use super::{Depth, OutboxStore, Wake};
 
 /// The most events on a page.
 pub const MAX_PAGE_EVENTS: u32 = 500;
@@ -63,6 +63,14 @@ impl Feed {
     /// A feed over `store`; `wake` is the signal its writers give, `shutdown` ends all waiting at once.
     pub fn new(store: Arc<dyn OutboxStore>, wake: Wake, shutdown: CancellationToken) -> Self {
         Self { store, wake, shutdown }
+    }
+
+    /// How much waits in the outbox.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn depth(&self) -> anyhow::Result<Depth> {
+        self.store.depth().await
     }
 
     /// The events above `after`: at most `limit` (1 to [`MAX_PAGE_EVENTS`]; beyond that, the nearest bound). When there

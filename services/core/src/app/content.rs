@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tourin_shared_events::outbox::FeedPage;
+use tourin_shared_events::outbox::{Depth, FeedPage};
 
 use super::StoreError;
 use super::bookmarks::Bookmarks;
@@ -21,6 +21,12 @@ pub trait EventLog: Send + Sync {
     /// # Errors
     /// When the store fails.
     async fn page(&self, after: u64, limit: u32, wait: Duration) -> Result<FeedPage, StoreError>;
+
+    /// How many wait for the bus, where there is one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    async fn depth(&self) -> Result<Depth, StoreError>;
 }
 
 /// What the handlers of spots, bookmarks and reviews need; cheap to clone.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tourin_shared_events::outbox::{Feed, FeedPage};
+use tourin_shared_events::outbox::{Depth, Feed, FeedPage};
 
 use super::errors::of_engine;
 use crate::app::StoreError;
@@ -13,5 +13,9 @@ use crate::app::content::EventLog;
 impl EventLog for Feed {
     async fn page(&self, after: u64, limit: u32, wait: Duration) -> Result<FeedPage, StoreError> {
         Self::page(self, after, limit, wait).await.map_err(of_engine)
+    }
+
+    async fn depth(&self) -> Result<Depth, StoreError> {
+        Self::depth(self).await.map_err(of_engine)
     }
 }

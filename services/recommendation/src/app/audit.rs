@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
+use tourin_shared_events::bus::{Backlog, Subscriber};
+use tourin_shared_events::consumer::ConsumerStats;
 
 use super::ports::{Deeds, HistoryStore, PortError, TrendStore};
 use crate::domain::spot::SpotId;
@@ -24,6 +26,10 @@ pub struct Audit {
     pub half_life: Duration,
     /// The time.
     pub clock: SharedClock,
+    /// Where events come from.
+    pub events: Arc<dyn Subscriber>,
+    /// What has become of them, by queue.
+    pub consumers: Vec<(&'static str, Arc<ConsumerStats>)>,
 }
 
 /// What spots are worth for the trend at a time.
@@ -43,6 +49,19 @@ impl Audit {
     pub async fn worth(&self, spots: &[SpotId]) -> Result<Worth, PortError> {
         let at = self.clock.now();
         Ok(Worth { at, values: self.trend.values(spots, at).await? })
+    }
+
+    /// What is to come, and how many events are done with; effects are committed by then.
+    ///
+    /// # Errors
+    /// When the bus is out of reach.
+    pub async fn backlog(&self) -> anyhow::Result<(Backlog, u64)> {
+        let backlog = self.events.backlog().await?;
+        let handled = self.consumers.iter().map(|(_, stats)| {
+            let now = stats.snapshot();
+            now.applied + now.duplicate + now.ignored + now.expired + now.dead_lettered
+        });
+        Ok((backlog, handled.sum()))
     }
 
     /// What a member has viewed and bookmarked, up to [`MAX_DEEDS`] of each.

@@ -45,10 +45,24 @@ struct History {
     viewed: Vec<String>,
 }
 
+/// What `GET /internal/events/backlog` answers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EventBacklog {
+    /// Events that wait for this instance or are in its hands.
+    waiting: u64,
+    /// Events that it is done with, since its start.
+    handled: u64,
+    /// Where it follows core's log: every event up to this number is settled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settled_to: Option<u64>,
+}
+
 pub(super) fn router(audit: Audit) -> Router {
     Router::new()
         .route("/internal/trend/scores", get(scores))
         .route("/internal/histories/{member}", get(history))
+        .route("/internal/events/backlog", get(backlog))
         .with_state(audit)
 }
 
@@ -84,4 +98,15 @@ async fn history(
     let deeds = audit.deeds(&member).await.map_err(unavailable)?;
     let strings = |ids: Vec<SpotId>| ids.iter().map(ToString::to_string).collect();
     Ok(Json(History { bookmarked: strings(deeds.bookmarked), viewed: strings(deeds.viewed) }))
+}
+
+async fn backlog(
+    State(audit): State<Audit>,
+    _: ServiceCaller,
+) -> Result<Json<EventBacklog>, ApiError> {
+    let (backlog, handled) = audit.backlog().await.map_err(|error| {
+        tracing::info!(error = format!("{error:#}"), "the backlog cannot be read");
+        ApiError::unavailable("the bus is out of reach; try again", super::RETRY_AFTER)
+    })?;
+    Ok(Json(EventBacklog { waiting: backlog.waiting, handled, settled_to: backlog.settled_to }))
 }

@@ -9,13 +9,14 @@ pub mod contract;
 mod queue;
 mod source;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::header::HeaderMap;
 
-use super::{Carrier, Deliveries, SubscribeError, Subscriber, Subscription};
+use self::queue::Queue;
+use super::{Backlog, Carrier, Deliveries, SubscribeError, Subscriber, Subscription};
 use crate::Clock;
 use crate::backoff::Backoff;
 use crate::consumer::counters;
@@ -127,6 +128,8 @@ counters! {
 /// harmless, for they dedupe, but it is work done twice.) `shards` of a subscription has no meaning here.
 pub struct FeedSubscriber {
     follower: Arc<Follower>,
+    /// Those of the subscriptions that are alive.
+    queues: Mutex<Vec<Weak<Queue>>>,
 }
 
 struct Follower {
@@ -161,7 +164,12 @@ impl FeedSubscriber {
         let stats = Arc::default();
         let follower =
             Arc::new(Follower { endpoint, cursors, dead_letters, clock, settings, stats, http });
-        Ok(Self { follower })
+        Ok(Self { follower, queues: Mutex::default() })
+    }
+
+    fn queues(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Queue>>> {
+        // Nothing under this lock can panic halfway through a change.
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its counters.
@@ -180,11 +188,23 @@ impl Subscriber for FeedSubscriber {
             .load(&subscription.queue)
             .await
             .map_err(SubscribeError::Unavailable)?;
-        Ok(Deliveries::new(source::Source::new(
-            self.follower.clone(),
-            subscription,
-            bindings,
-            cursor.unwrap_or_default(),
-        )))
+        let cursor = cursor.unwrap_or_default();
+        let queue = Arc::new(Queue::new(subscription.queue, self.follower.clone(), cursor.seq));
+        self.queues().push(Arc::downgrade(&queue));
+        let source = source::Source::new(queue, subscription.prefetch, bindings, cursor);
+        Ok(Deliveries::new(source))
+    }
+
+    async fn backlog(&self) -> anyhow::Result<Backlog> {
+        let mut backlog = Backlog::default();
+        let mut queues = self.queues();
+        queues.retain(|queue| queue.strong_count() > 0);
+        for queue in queues.iter().filter_map(Weak::upgrade) {
+            let state = queue.lock();
+            backlog.waiting += (state.lanes.waiting() + state.unsettled) as u64;
+            let settled = state.settled();
+            backlog.settled_to = Some(backlog.settled_to.unwrap_or(settled).min(settled));
+        }
+        Ok(backlog)
     }
 }

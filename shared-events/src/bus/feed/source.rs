@@ -13,7 +13,7 @@ use super::queue::{Entry, Queue};
 use super::{Cursor, Follower};
 use crate::bus::replays::Replays;
 use crate::bus::unsettled::{Tries, Unsettled};
-use crate::bus::{Carrier, Delivery, DeliverySource, Settler, Subscription, TopicPattern};
+use crate::bus::{Carrier, Delivery, DeliverySource, Settler, TopicPattern};
 use crate::consumer::count;
 use crate::outbox::FeedPage;
 
@@ -38,17 +38,17 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new(
-        follower: Arc<Follower>,
-        subscription: Subscription,
+        queue: Arc<Queue>,
+        prefetch: usize,
         bindings: Vec<(String, TopicPattern)>,
         cursor: Cursor,
     ) -> Self {
         let now = Instant::now();
         Self {
-            replays: Replays::new(&subscription.queue, follower.dead_letters.clone()),
-            queue: Arc::new(Queue::new(subscription.queue, follower, cursor.seq)),
+            replays: Replays::new(&queue.name, queue.follower.dead_letters.clone()),
+            queue,
             bindings,
-            prefetch: subscription.prefetch,
+            prefetch,
             log_id: cursor.log_id.clone(),
             restart: None,
             saved: cursor,

@@ -22,7 +22,9 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::replays::Replays;
 use super::styles::COMMAND_EXCHANGE;
-use super::{Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription};
+use super::{
+    Backlog, Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription,
+};
 use crate::bus::unsettled::Tries;
 use crate::dead_letters::DeadLetterStore;
 use crate::events::Outgoing;
@@ -199,6 +201,12 @@ impl Subscriber for InProcessBus {
         let member = queue.join(&subscription);
         let replays = Replays::new(&queue.name, queue.dead_letters.clone());
         Ok(Deliveries::new(Source { queue, member, replays }))
+    }
+
+    /// Of every subscriber: they are in one process.
+    async fn backlog(&self) -> anyhow::Result<Backlog> {
+        let of_queue = |depth: QueueDepth| (depth.waiting + depth.unsettled) as u64;
+        Ok(Backlog { waiting: self.depths().into_iter().map(of_queue).sum(), settled_to: None })
     }
 }
 

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use lapin::options::QueueDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::OwnedTLSConfig;
+use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::watch;
 use tokio::time::{interval, sleep, timeout};
@@ -67,6 +69,19 @@ pub(super) struct Link {
 impl Link {
     pub(super) async fn channel(&self) -> Result<Channel, LinkError> {
         self.ask(self.connection.create_channel()).await
+    }
+
+    /// How many messages lie in a queue; `None` when it is not there.
+    pub(super) async fn depth(&self, queue: &str) -> Result<Option<u32>, LinkError> {
+        // A queue that is missing costs the channel.
+        let channel = self.channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let asking = channel.queue_declare(queue.into(), options, FieldTable::default());
+        match self.ask(asking).await {
+            Ok(queue) => Ok(Some(queue.message_count())),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits for the broker's answer, but not for ever.

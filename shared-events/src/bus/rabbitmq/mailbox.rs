@@ -110,6 +110,11 @@ impl Mailbox {
         }
     }
 
+    /// Into how many the queue is split.
+    pub(super) fn shards(&self) -> usize {
+        self.lock().shards.len()
+    }
+
     pub(super) fn snapshot(&self) -> SubscriptionSnapshot {
         let state = self.lock();
         let active = |shard: &&Shard| shard.active && !shard.releasing;

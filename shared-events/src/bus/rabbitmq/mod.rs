@@ -48,13 +48,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::try_join_all;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Carrier, Deliveries, Delivery, DeliverySource, PublishError, Publisher, SubscribeError,
-    Subscriber, Subscription,
+    Backlog, Carrier, Deliveries, Delivery, DeliverySource, PublishError, Publisher,
+    SubscribeError, Subscriber, Subscription,
 };
 use crate::events::Outgoing;
 use link::{LinkError, Links};
@@ -306,6 +307,28 @@ impl Subscriber for RabbitBus {
             drop(bus);
         });
         Ok(Deliveries::new(source))
+    }
+
+    /// What lies at the broker is of all subscribers together.
+    async fn backlog(&self) -> anyhow::Result<Backlog> {
+        let inner = &self.0;
+        let mailboxes: Vec<_> = self.mailboxes().iter().filter_map(Weak::upgrade).collect();
+        let link = inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await?;
+        let mut waiting = 0;
+        // First at the broker, then here: what comes over in between is counted twice, and not missed.
+        for mailbox in &mailboxes {
+            let shards = (0..mailbox.shards()).map(async |shard| {
+                let queue = topology::shard_queue(&inner.settings.prefix, &mailbox.queue, shard);
+                link.depth(&queue).await
+            });
+            let depths = try_join_all(shards).await?;
+            waiting += depths.into_iter().flatten().map(u64::from).sum::<u64>();
+        }
+        for mailbox in mailboxes {
+            let here = mailbox.snapshot();
+            waiting += here.held + here.unsettled;
+        }
+        Ok(Backlog { waiting, settled_to: None })
     }
 }
 

@@ -54,6 +54,11 @@ pub(super) async fn declare_domain(
     link.ask(declaring).await
 }
 
+/// The queue of one shard.
+pub(super) fn shard_queue(prefix: &str, queue: &str, shard: usize) -> String {
+    format!("{prefix}{queue}.shard.{shard}")
+}
+
 impl Topology {
     pub(super) fn new(settings: &RabbitSettings, subscription: Subscription) -> Self {
         Self {
@@ -75,7 +80,7 @@ impl Topology {
     }
 
     pub(super) fn shard(&self, shard: usize) -> String {
-        format!("{}{}.shard.{shard}", self.prefix, self.subscription.queue)
+        shard_queue(&self.prefix, &self.subscription.queue, shard)
     }
 
     /// The fanout exchange by which replicas of one subscriber learn of each other.

@@ -128,7 +128,7 @@ impl RabbitDeadLetters {
         let link = self.link().await?;
         let mut messages = 0;
         for queue in &self.queues {
-            let depth = depth(&link, &dead_queue(self.prefix(), queue)).await?;
+            let depth = link.depth(&dead_queue(self.prefix(), queue)).await?;
             messages += u64::from(depth.unwrap_or_default());
         }
         Ok(messages)
@@ -163,7 +163,7 @@ impl RabbitDeadLetters {
     /// Takes all there are; `None` when the queue is not there. Dropped in the middle, it gives all back.
     async fn take(&self, link: &Link, queue: &str) -> Result<Option<Taken>, LinkError> {
         let name = dead_queue(self.prefix(), queue);
-        if depth(link, &name).await?.is_none() {
+        if link.depth(&name).await?.is_none() {
             return Ok(None);
         }
         let settings = &self.bus.0.settings;
@@ -198,7 +198,7 @@ impl RabbitDeadLetters {
         link.ask(taken.channel.close(200, "OK".into())).await?;
         // The broker puts them back in its own time, and the next look should find them.
         let back = async {
-            while depth(link, &name).await?.is_some_and(|depth| (depth as usize) < taken.left) {
+            while link.depth(&name).await?.is_some_and(|depth| (depth as usize) < taken.left) {
                 sleep(LOOK_AGAIN).await;
             }
             Ok::<(), LinkError>(())
@@ -278,19 +278,6 @@ impl RabbitDeadLetters {
 
 fn lock_name(dead_queue: &str) -> String {
     format!("{dead_queue}.look")
-}
-
-/// How many messages lie in a queue; `None` when it is not there.
-async fn depth(link: &Link, queue: &str) -> Result<Option<u32>, LinkError> {
-    // A queue that is missing costs the channel.
-    let channel = link.channel().await?;
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let asking = channel.queue_declare(queue.into(), options, FieldTable::default());
-    match link.ask(asking).await {
-        Ok(queue) => Ok(Some(queue.message_count())),
-        Err(error) if error.is_missing() => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 #[async_trait]
