@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::warn_of_unknown_variables;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{self, TelemetrySettings};
 
@@ -31,6 +32,7 @@ where
     if let Err(error) = telemetry::init(telemetry) {
         return refuse(&anyhow::Error::msg(error));
     }
+    warn_of_unknown_variables();
     let stop = match Shutdown::on_signals() {
         Ok(stop) => stop,
         Err(error) => return refuse(&error.into()),

@@ -100,12 +100,28 @@ impl DataDir {
     /// # Errors
     /// When it cannot be written.
     pub fn describe_mesh(&self, registry_url: &str, secret: &Secret) -> anyhow::Result<()> {
-        let path = self.path.join(MESH_FILE);
         // Neither holds a quote: an address of ours, and random letters and digits.
         let secret = secret.expose();
-        let draft = self.draft(&format!(
-            "registry-url = \"{registry_url}\"\nregistration-secret = \"{secret}\"\n"
-        ))?;
+        self.write(
+            MESH_FILE,
+            &format!("registry-url = \"{registry_url}\"\nregistration-secret = \"{secret}\"\n"),
+        )
+    }
+
+    /// Whether it goes with the process.
+    pub(crate) fn is_temporary(&self) -> bool {
+        self._temporary.is_some()
+    }
+
+    /// What a file in the folder says, if it is there and can be read.
+    pub(crate) fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.path.join(name)).ok()
+    }
+
+    /// Writes a file in the folder, in the place of one that is there.
+    pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.path.join(name);
+        let draft = self.draft(text)?;
         draft.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(())
     }

@@ -12,6 +12,7 @@ pub mod import;
 pub mod log_level;
 pub mod mesh;
 pub mod operator;
+pub mod part_settings;
 mod parts;
-pub mod servers;
+mod ports;
 pub mod up;

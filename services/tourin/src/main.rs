@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use tourin::cli::{Cli, Command, with_default_command};
+use tourin::part_settings::with_parts_variables;
 use tourin::{audit, demo_traffic, events, import, log_level, mesh};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::{config, process, telemetry};
 
 fn main() -> ExitCode {
     let args = with_default_command(std::env::args_os().collect());
+    let args = with_parts_variables(args, |name| std::env::var_os(name));
     let cli: Cli = config::parse_args(&args);
     match run(cli.command) {
         Ok(code) => code,
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let traces = command.trace_store();
     telemetry::init_with(command.telemetry(), traces.clone()).map_err(anyhow::Error::msg)?;
+    config::warn_of_unknown_variables();
     let stop = Shutdown::on_signals()?;
     let ended = match command {
         Command::Up(run) => mesh::up(run.settings, traces, stop).await,

@@ -19,7 +19,8 @@ use crate::up::UpSettings;
 
 /// How long the parts may take to find each other at the start, in milliseconds.
 const READY_TIMEOUT_MS: u64 = 10_000;
-/// How long the whole stop may take, in milliseconds; what is left then is dropped.
+/// How long the whole stop may take, in milliseconds, unless the parts' drain time-outs together are
+/// longer; what is left then is dropped.
 const STOP_TIMEOUT_MS: u64 = 4_500;
 
 /// A mesh that runs.
@@ -31,6 +32,7 @@ pub struct Mesh {
     shows_traces: bool,
     data_dir: DataDir,
     parts: Vec<Part>,
+    stop_timeout: Duration,
 }
 
 /// What a part is, in the order in which they stop: who calls before who is called.
@@ -100,7 +102,8 @@ impl Mesh {
             DataDir::open(&settings.data_dir)?
         };
         let front = parts::front(&settings, traces.as_ref(), &data_dir).await?;
-        let Front { url, registry_url, readiness_url, gateway, registry, operator, common } = front;
+        let Front { url, registry_url, readiness_url, gateway, registry, operator, mut common } =
+            front;
         let mut mesh = Self {
             url,
             registry_url,
@@ -112,14 +115,15 @@ impl Mesh {
                 Part::start(Role::Gateway, |stop| gateway.run_until_stopped(stop)),
                 Part::start(Role::Operator, |stop| operator.run_until_stopped(stop)),
             ],
+            stop_timeout: stop_timeout(&settings),
         };
         let whole = async {
-            mesh.start_services(&settings, &common).await?;
+            mesh.start_services(&settings, &mut common).await?;
             // What is embedded is there at once. A server is waited for, whose logs say so.
-            let limit = if settings.servers.names().is_empty() {
-                Duration::from_millis(READY_TIMEOUT_MS)
-            } else {
+            let limit = if settings.parts.has_servers() {
                 Duration::MAX
+            } else {
+                Duration::from_millis(READY_TIMEOUT_MS)
             };
             tokio::select! {
                 ready = ready(&readiness_url, limit) => ready,
@@ -142,16 +146,20 @@ impl Mesh {
     async fn start_services(
         &mut self,
         settings: &UpSettings,
-        common: &Common,
+        common: &mut Common,
     ) -> anyhow::Result<()> {
+        // Reserved until here, so that nobody else takes them while the front is built.
+        let addresses = common.take_addresses(settings);
+        let common = &*common;
         let Self { data_dir, parts, .. } = self;
         let data_dir = &*data_dir;
         let core = async {
-            let core = parts::core(settings, data_dir, common).await?;
+            let core = parts::core(settings, data_dir, (common, addresses.core)).await?;
             anyhow::Ok(vec![Part::start(Role::Core, |stop| core.run_until_stopped(stop))])
         };
         let replicas = async {
-            let replicas = parts::replicas(settings, data_dir, common).await?;
+            let replicas =
+                parts::replicas(settings, data_dir, (common, &addresses.replicas)).await?;
             let start = |replica: Recommendation| {
                 Part::start(Role::Recommendation, |stop| replica.run_until_stopped(stop))
             };
@@ -212,15 +220,24 @@ impl Mesh {
             }
             failures
         };
-        let limit = Duration::from_millis(STOP_TIMEOUT_MS);
-        let failures = tokio::time::timeout(limit, drain)
-            .await
-            .map_err(|_| anyhow!("still busy after {STOP_TIMEOUT_MS} ms; stopped all the same"))?;
+        let limit = self.stop_timeout;
+        let failures = tokio::time::timeout(limit, drain).await.map_err(|_| {
+            anyhow!("still busy after {} ms; stopped all the same", limit.as_millis())
+        })?;
         match failures.into_iter().next() {
             Some(failure) => Err(failure),
             None => Ok(()),
         }
     }
+}
+
+/// The parts stop one after the other.
+fn stop_timeout(settings: &UpSettings) -> Duration {
+    let parts = &settings.parts;
+    let drains = parts.gateway.drain_timeout_ms
+        + parts.core.drain_timeout_ms
+        + parts.recommendation.drain_timeout_ms;
+    Duration::from_millis(drains.max(STOP_TIMEOUT_MS))
 }
 
 /// Takes the first part out that ends; says which and why.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use tourin_chassis::clock::{SharedClock, SystemClock};
-use tourin_chassis::config::MeshSettings;
+use tourin_chassis::config::MeshAccess;
 use tourin_chassis::telemetry::memory::MemoryStore;
 use tourin_core::Core;
 use tourin_gateway::Gateway;
@@ -16,6 +16,7 @@ use tourin_shared_events::bus::in_process::InProcessBus;
 use crate::data_dir::DataDir;
 use crate::events::dead_letters;
 use crate::operator::{Operator, PartAddresses};
+use crate::ports::Ports;
 use crate::up::UpSettings;
 
 const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -39,10 +40,58 @@ pub(crate) struct Front {
 
 /// What the services have in common.
 pub(crate) struct Common {
-    mesh: MeshSettings,
+    mesh: MeshAccess,
     bus: Option<Arc<InProcessBus>>,
     clock: SharedClock,
     shown: PartAddresses,
+    ports: Ports,
+}
+
+/// Where the services listen.
+pub(crate) struct Addresses {
+    pub core: SocketAddr,
+    pub replicas: Vec<SocketAddr>,
+}
+
+impl Common {
+    /// Where the services listen, which they do at once: until now nobody else could take it.
+    pub(crate) fn take_addresses(&mut self, settings: &UpSettings) -> Addresses {
+        let replicas = 1..=settings.replicas.recommendation;
+        Addresses {
+            core: self.ports.release(CORE, FREE_PORT),
+            replicas: replicas.map(|n| self.ports.release(&replica(n), FREE_PORT)).collect(),
+        }
+    }
+}
+
+const GATEWAY: &str = "gateway";
+const GATEWAY_ADMIN: &str = "gateway-admin";
+const REGISTRY: &str = "registry";
+const OPERATOR: &str = "operator";
+const CORE: &str = "core";
+
+fn replica(number: usize) -> String {
+    format!("recommendation-{number}")
+}
+
+/// Finds an address for each part that has not got one by its settings, and remembers it.
+fn reserve(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Ports> {
+    let mut ports = Ports::of(data_dir);
+    // The gateway's first: of all that can be taken, it is the one that a user chose.
+    for (part, wanted) in [
+        (GATEWAY, settings.parts.gateway.listen),
+        (GATEWAY_ADMIN, settings.parts.gateway.admin_listen),
+        (OPERATOR, settings.operator.operator_listen),
+        (REGISTRY, FREE_PORT),
+        (CORE, FREE_PORT),
+    ] {
+        ports.reserve(part, wanted);
+    }
+    for number in 1..=settings.replicas.recommendation {
+        ports.reserve(&replica(number), FREE_PORT);
+    }
+    ports.save(data_dir)?;
+    Ok(ports)
 }
 
 /// Builds what needs no server.
@@ -55,26 +104,33 @@ pub(crate) async fn front(
     data_dir: &DataDir,
 ) -> anyhow::Result<Front> {
     let secret = data_dir.secret()?;
-    let registry =
-        Registry::build(tourin_registry::Settings::new(FREE_PORT, secret.clone())).await?;
+    let mut ports = reserve(settings, data_dir)?;
+    let mut of_registry = settings.parts.registry.clone();
+    of_registry.listen = ports.release(REGISTRY, FREE_PORT);
+    of_registry.registration_secret = secret.clone();
+    let registry = Registry::build(of_registry).await?;
     let registry_url = format!("http://{}", registry.addr());
     data_dir.describe_mesh(&registry_url, &secret)?;
-    let mesh = MeshSettings::new(registry_url.clone(), secret);
+    let mesh = MeshAccess { registry_url: registry_url.clone(), registration_secret: secret };
 
     let shown = PartAddresses::default();
-    shown.add("registry", registry.addr());
-    let operator = Operator::build(&settings.operator, traces, shown.clone()).await?;
+    shown.add(REGISTRY, registry.addr());
+    let mut of_operator = settings.operator.clone();
+    of_operator.operator_listen = ports.release(OPERATOR, of_operator.operator_listen);
+    let operator = Operator::build(&of_operator, traces, shown.clone()).await?;
 
     let mut of_gateway = gateway_settings(settings, mesh.clone());
+    of_gateway.listen = ports.release(GATEWAY, of_gateway.listen);
+    of_gateway.admin_listen = ports.release(GATEWAY_ADMIN, of_gateway.admin_listen);
     let operator_url = format!("http://{}", local(operator.addr));
     of_gateway.traces_url = traces.map(|_| operator_url.clone());
     of_gateway.metrics_url = Some(format!("{operator_url}/metrics"));
     let gateway = Gateway::build(of_gateway).await?;
     let url = format!("http://{}", local(gateway.addr()));
     let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
-    shown.add("gateway", gateway.admin_addr());
+    shown.add(GATEWAY, gateway.admin_addr());
     let bus = embedded_bus(settings, data_dir).await?;
-    let common = Common { mesh, bus, clock: Arc::new(SystemClock), shown };
+    let common = Common { mesh, bus, clock: Arc::new(SystemClock), shown, ports };
     Ok(Front { url, registry_url, readiness_url, gateway, registry, operator, common })
 }
 
@@ -85,16 +141,17 @@ pub(crate) async fn front(
 pub(crate) async fn core(
     settings: &UpSettings,
     data_dir: &DataDir,
-    common: &Common,
+    (common, address): (&Common, SocketAddr),
 ) -> anyhow::Result<Core> {
     let dependencies = tourin_core::Dependencies {
         publisher: common.bus.clone().map(|bus| bus as _),
         clock: common.clock.clone(),
     };
-    let settings = core_settings(settings, data_dir, common.mesh.clone());
+    let mut settings = core_settings(settings, data_dir, common.mesh.clone());
+    settings.listen = address;
     let core = Core::bind(settings).await?;
     // It says there what it waits for.
-    common.shown.add("core", core.addr());
+    common.shown.add(CORE, core.addr());
     core.open(dependencies).await
 }
 
@@ -105,19 +162,20 @@ pub(crate) async fn core(
 pub(crate) async fn replicas(
     settings: &UpSettings,
     data_dir: &DataDir,
-    common: &Common,
+    (common, addresses): (&Common, &[SocketAddr]),
 ) -> anyhow::Result<Vec<Recommendation>> {
-    let of_replica = recommendation_settings(settings, data_dir, common.mesh.clone());
+    let mut of_replica = recommendation_settings(settings, data_dir, common.mesh.clone());
     let stores = open_stores(&of_replica, common.clock.clone()).await?;
     let mut replicas = Vec::new();
-    for number in 1..=settings.replicas.recommendation {
+    for (number, address) in (1..).zip(addresses) {
+        of_replica.listen = *address;
         let dependencies = tourin_recommendation::Dependencies {
             events: common.bus.clone().map(|bus| bus as _),
             stores: Some(stores.clone()),
             clock: common.clock.clone(),
         };
         let replica = Recommendation::build(of_replica.clone(), dependencies).await?;
-        common.shown.add(format!("recommendation-{number}"), replica.addr());
+        common.shown.add(self::replica(number), replica.addr());
         replicas.push(replica);
     }
     Ok(replicas)
@@ -128,7 +186,7 @@ async fn embedded_bus(
     settings: &UpSettings,
     data_dir: &DataDir,
 ) -> anyhow::Result<Option<Arc<InProcessBus>>> {
-    if settings.servers.has_broker() {
+    if settings.parts.has_broker() {
         return Ok(None);
     }
     let letters = dead_letters::open(data_dir.path()).await?;
@@ -140,48 +198,43 @@ async fn embedded_bus(
     Ok(Some(Arc::new(bus)))
 }
 
-fn gateway_settings(settings: &UpSettings, mesh: MeshSettings) -> tourin_gateway::Settings {
-    let mut gateway = tourin_gateway::Settings::new(mesh);
-    gateway.listen = settings.listen;
-    gateway.allowed_origins.clone_from(&settings.allowed_origins);
-    gateway.trusted_proxies.clone_from(&settings.trusted_proxies);
-    gateway.routes.clone_from(&settings.routes);
-    gateway.redis_url = settings.servers.session_redis().cloned();
-    gateway.session_redis_prefix.clone_from(&settings.servers.session_redis_prefix);
+fn gateway_settings(settings: &UpSettings, mesh: MeshAccess) -> tourin_gateway::Settings {
+    let mut gateway = settings.parts.gateway.clone();
+    gateway.mesh.access = mesh;
+    if !has_sessions_on_redis(settings) {
+        gateway.redis_url = None;
+    }
     gateway
 }
 
 fn core_settings(
     settings: &UpSettings,
     data_dir: &DataDir,
-    mesh: MeshSettings,
+    mesh: MeshAccess,
 ) -> tourin_core::Settings {
-    let mut core = tourin_core::Settings::new(FREE_PORT, data_dir.path(), mesh);
-    core.no_demo = settings.no_demo;
-    core.tokens.cookie_secure = settings.cookie_secure;
-    let servers = &settings.servers;
-    core.database.mysql_url.clone_from(&servers.mysql_url);
-    core.database.redis_url = servers.session_redis().cloned();
-    core.database.session_redis_prefix.clone_from(&servers.session_redis_prefix);
-    core.events.amqp_url.clone_from(&servers.amqp_url);
-    core.events.amqp_prefix.clone_from(&servers.amqp_prefix);
+    let mut core = settings.parts.core.clone();
+    core.data_dir = data_dir.path().to_owned();
+    core.mesh.access = mesh;
+    if !has_sessions_on_redis(settings) {
+        core.database.redis_url = None;
+    }
     core
+}
+
+/// Sessions move to Redis together with the accounts' move to MySQL; until then a Redis is for the
+/// trend alone.
+fn has_sessions_on_redis(settings: &UpSettings) -> bool {
+    settings.parts.core.database.mysql().is_some()
 }
 
 fn recommendation_settings(
     settings: &UpSettings,
     data_dir: &DataDir,
-    mesh: MeshSettings,
+    mesh: MeshAccess,
 ) -> tourin_recommendation::Settings {
-    let mut recommendation = tourin_recommendation::Settings::new(FREE_PORT, data_dir.path(), mesh);
-    recommendation.rules.trend_half_life_ms = settings.trend_half_life_ms;
-    let servers = &settings.servers;
-    recommendation.servers.redis_url.clone_from(&servers.redis_url);
-    recommendation.servers.mongodb_url.clone_from(&servers.mongodb_url);
-    let prefix = &servers.recommendation_redis_prefix;
-    recommendation.servers.recommendation_redis_prefix.clone_from(prefix);
-    recommendation.broker.amqp_url.clone_from(&servers.amqp_url);
-    recommendation.broker.amqp_prefix.clone_from(&servers.amqp_prefix);
+    let mut recommendation = settings.parts.recommendation.clone();
+    recommendation.data_dir = data_dir.path().to_owned();
+    recommendation.mesh.access = mesh;
     recommendation
 }
 

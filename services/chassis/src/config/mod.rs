@@ -6,14 +6,17 @@
 
 mod file;
 mod server_url;
+mod variables;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 pub use self::server_url::ServerUrl;
+pub use self::variables::{VARIABLES, warn_of_unknown_variables};
 use crate::secret::Secret;
 
 /// How log lines look.
@@ -174,7 +177,7 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
     is_set: impl Fn(&str) -> bool,
     config_from_env: Option<PathBuf>,
 ) -> Result<C, ConfigError> {
-    let command = C::command();
+    let command = with_switches_from_variables(C::command());
     let args = match file::path_in(args).or(config_from_env) {
         Some(path) => file::merge(&command, args, &path, is_set)?,
         None => args.to_vec(),
@@ -186,6 +189,15 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
         error.into()
     })?;
     Ok(C::from_arg_matches(&matches)?)
+}
+
+/// A switch's variable is as good with `1`, `yes` or `on` as with `true`.
+fn with_switches_from_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_action() {
+        clap::ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
+        _ => arg,
+    });
+    command.mut_subcommands(with_switches_from_variables)
 }
 
 /// Prints an error the way every Tourin binary does and ends the process.

@@ -59,6 +59,24 @@ fn help_shows_every_flag_with_its_variable() {
 }
 
 #[test]
+fn the_short_help_is_what_a_newcomer_sets() {
+    let text = |flag: &str| {
+        let output = command("tourin").args(["up", flag]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (short, long) = (text("-h"), text("--help"));
+    for flag in ["--listen", "--mysql-url", "--cookie-secure"] {
+        assert!(short.contains(flag) && long.contains(flag), "{flag}: {short}");
+    }
+    for flag in ["--max-requests", "--login-burst", "--history-limit", "--core-drain-timeout-ms"] {
+        assert!(!short.contains(flag) && long.contains(flag), "{flag}: {short}");
+    }
+    for heading in ["Gateway:", "Core:", "Recommendation:", "Registry:", "Several parts:"] {
+        assert!(long.contains(heading), "{heading}: {long}");
+    }
+}
+
+#[test]
 fn settings_come_from_file_environment_and_flags_in_this_order() {
     let folder = tempfile::tempdir().unwrap();
     let (address, other) = (free_address().to_string(), free_address().to_string());
@@ -81,6 +99,66 @@ fn settings_come_from_file_environment_and_flags_in_this_order() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("no mesh has run on this folder"), "{stderr}");
     assert!(stderr.contains("unused"), "the folder is the file's: {stderr}");
+}
+
+#[test]
+fn a_setting_of_a_part_is_one_of_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tourin.toml");
+    std::fs::write(&file, "map-spots = 2\naccess-token-s = 40\n").unwrap();
+
+    let address = free_address().to_string();
+    let mut up = command("tourin");
+    up.args(["up", "--ephemeral", "--body-limit-bytes", "300", "--config"]).arg(&file);
+    up.env("TOURIN_ACCESS_TOKEN_S", "7").env("TOURIN_GATEWAY_LISTEN", &address);
+    let process = Process::start(up);
+    process.wait_for_line("Tourin is ready");
+    let all = "minLat=33&minLng=124&maxLat=39&maxLng=132";
+    let map = get(&format!("http://{address}/api/tour-spots/map?{all}"));
+    assert_eq!(map.as_array().map(Vec::len), Some(2), "the file's, of core: {map}");
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = reqwest::Client::new();
+        let post = async |path: &str, body: &serde_json::Value| {
+            let request = client.post(format!("http://{address}/api/auth/{path}")).json(body);
+            request.send().await.expect("an answer")
+        };
+        let mut member = serde_json::json!({
+            "id": "keeper001", "password": "Tour1n!pass", "name": "Keeper", "email": "k@example.com",
+        });
+        assert_eq!(post("signup", &member).await.status(), 201);
+        let answer = post("login", &member).await.json::<serde_json::Value>().await.unwrap();
+        assert_eq!(answer["expiresIn"], 7, "the variable's, before the file's: {answer}");
+        member["name"] = "x".repeat(300).into();
+        assert_eq!(post("signup", &member).await.status(), 413, "the flag's, of the gateway");
+    });
+}
+
+#[test]
+fn every_program_names_a_variable_that_none_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    for program in ["tourin", "gateway", "registry", "core", "recommendation"] {
+        let mut command = command(program);
+        command
+            .args(["--listen", "127.0.0.1:0"])
+            .env("TOURIN_REGISTRATION_SECRET", "a-secret-for-this-scenario")
+            .env("TOURIN_ACESS_TOKEN_S", "a-word-of-somebody")
+            .env("TOURIN_TESTBED_ANYTHING", "1")
+            .env("TOURIN_LOG", "warn");
+        match program {
+            "tourin" => drop(command.arg("--ephemeral")),
+            "core" | "recommendation" => {
+                drop(command.arg("--data-dir").arg(folder.path().join(program)))
+            }
+            _ => {}
+        }
+        let process = Process::start(command);
+        let line = process.wait_for_line("no program of Tourin reads");
+        assert!(line.contains("is TOURIN_ACCESS_TOKEN_S meant?"), "{program}: {line}");
+        assert!(line.contains("TOURIN_ACESS_TOKEN_S"), "{program}: {line}");
+        assert!(!line.contains("a-word-of-somebody"), "{program}: {line}");
+    }
 }
 
 fn get(url: &str) -> serde_json::Value {

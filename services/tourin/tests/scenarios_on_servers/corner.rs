@@ -7,6 +7,7 @@ use redis::AsyncCommands as _;
 use reqwest::Method;
 use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tourin::part_settings::PartSettings;
 use tourin::up::UpSettings;
 use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_testbed::Proxy;
@@ -36,22 +37,37 @@ impl Corner {
         let name = format!("scenario-{}", Uuid::now_v7().simple());
         let database = TestDatabase::create().await;
         make_virtual_host(&name).await;
-        let servers = &mut settings.servers;
-        servers.mysql_url = Some(database.url().clone());
-        servers.redis_url = Some(server("TOURIN_REDIS_URL").parse().unwrap());
-        servers.recommendation_redis_prefix = format!("{name}:recommendation");
-        servers.session_redis_prefix = format!("{name}:sessions");
-        servers.mongodb_url =
-            Some(with_path(&server("TOURIN_MONGODB_URL"), &name).parse().unwrap());
-        servers.amqp_url = Some(with_path(&server("TOURIN_AMQP_URL"), &name).parse().unwrap());
+        let mongodb = with_path(&server("TOURIN_MONGODB_URL"), &name);
+        let amqp = with_path(&server("TOURIN_AMQP_URL"), &name);
+        let mut parts = PartSettings::from_flags([
+            format!("--redis-url={}", server("TOURIN_REDIS_URL")),
+            format!("--recommendation-redis-prefix={name}:recommendation"),
+            format!("--session-redis-prefix={name}:sessions"),
+            format!("--mongodb-url={mongodb}"),
+            format!("--amqp-url={amqp}"),
+        ])
+        .unwrap();
+        parts.core.database.mysql_url = Some(database.url().clone());
+        parts.gateway.listen = settings.parts.gateway.listen;
+        settings.parts = parts;
         Self { name, database: Some(database), _room: room }
+    }
+
+    /// Has the settings lead to the documents by a proxy, which can be slow.
+    pub async fn documents_by_a_proxy(settings: &mut UpSettings) -> Proxy {
+        let servers = &mut settings.parts.recommendation.servers;
+        let url = servers.mongodb_url.take().expect("taken a corner");
+        let way = Proxy::open_to_url(url.expose()).await;
+        servers.mongodb_url = Some(way.url(url.expose()).parse().unwrap());
+        way
     }
 
     /// Has the settings lead to the database by a proxy that is closed.
     pub fn unreachable_database(&self, settings: &mut UpSettings) -> Proxy {
         let way = Proxy::closed_to(TestDatabase::authority());
         let database = self.database.as_ref().expect("it is there until the end");
-        settings.servers.mysql_url = Some(database.url_through(&way.address.to_string()));
+        settings.parts.core.database.mysql_url =
+            Some(database.url_through(&way.address.to_string()));
         way
     }
 }

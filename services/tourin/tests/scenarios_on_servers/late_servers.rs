@@ -36,9 +36,9 @@ async fn who_comes_before_the_database_is_told_so() {
     let mut settings = UpSettings::ephemeral();
     let corner = Corner::take(&mut settings).await;
     let way = corner.unreachable_database(&mut settings);
-    settings.listen = free_address();
+    settings.parts.gateway.listen = free_address();
     settings.operator.operator_listen = free_address();
-    let world = World::at(format!("http://{}", settings.listen));
+    let world = World::at(format!("http://{}", settings.parts.gateway.listen));
     let operators = World::at(format!("http://{}", settings.operator.operator_listen));
     let starting = tokio::spawn(Mesh::start(settings, Shutdown::new()));
 

@@ -1,0 +1,340 @@
+//! The settings of the mesh's parts, all of which `tourin up` takes.
+//!
+//! Nothing is listed twice: the flags, variables and file keys of `up` are made of the parts' own, and
+//! what is given is read by the parts' own commands. So a setting that a part gets is one of `up` by
+//! that alone. Left out is what `up` decides itself ([`DECIDED`]).
+//!
+//! A flag that several parts have is one setting where it is the same variable in each, such as
+//! `--redis-url`. Where each part has a variable of its own, such as for `--drain-timeout-ms`, `up` has
+//! the flag for all of them, and one for each part with the part's name in front
+//! (`--core-drain-timeout-ms`), which wins.
+
+use std::ffi::OsString;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_chassis::secret::Secret;
+
+const GATEWAY: &str = "gateway";
+const CORE: &str = "core";
+const RECOMMENDATION: &str = "recommendation";
+const REGISTRY: &str = "registry";
+
+/// A part and how its own command takes its settings.
+struct Part {
+    name: &'static str,
+    heading: &'static str,
+    augment: fn(Command) -> Command,
+}
+
+const PARTS: [Part; 4] = [
+    Part { name: GATEWAY, heading: "Gateway", augment: tourin_gateway::Settings::augment_args },
+    Part { name: CORE, heading: "Core", augment: tourin_core::Settings::augment_args },
+    Part {
+        name: RECOMMENDATION,
+        heading: "Recommendation",
+        augment: tourin_recommendation::Settings::augment_args,
+    },
+    Part { name: REGISTRY, heading: "Registry", augment: tourin_registry::Settings::augment_args },
+];
+
+/// What the parts have in common, in the help of `up`.
+const SEVERAL: &str = "Several parts";
+
+/// Flags of parts that are none of `up`, and why.
+const DECIDED: [(&str, &[&str], &str); 6] = [
+    ("listen", &[CORE, RECOMMENDATION, REGISTRY], "only the gateway and operators are for others"),
+    ("data-dir", &[CORE, RECOMMENDATION], "the --data-dir of `up` keeps all data"),
+    ("registry-url", &[GATEWAY, CORE, RECOMMENDATION], "the registry is in the same process"),
+    (
+        "registration-secret",
+        &[GATEWAY, CORE, RECOMMENDATION, REGISTRY],
+        "the data folder keeps one of its own",
+    ),
+    ("advertise", &[GATEWAY, CORE, RECOMMENDATION], "the parts reach each other by loopback"),
+    ("instance-id", &[GATEWAY, CORE, RECOMMENDATION], "one name would be that of every instance"),
+];
+
+/// Variables that `up` reads before the part's own: they are as old as `up`.
+const SHORTER: [(&str, &str); 4] = [
+    ("listen", "TOURIN_LISTEN"),
+    ("routes", "TOURIN_ROUTES"),
+    ("allowed-origin", "TOURIN_ALLOWED_ORIGIN"),
+    ("trusted-proxies", "TOURIN_TRUSTED_PROXIES"),
+];
+
+/// What `up -h` shows of the parts' settings; `up --help` shows all.
+const COMMON: [&str; 13] = [
+    "listen",
+    "no-demo",
+    "cookie-secure",
+    "allowed-origin",
+    "trusted-proxies",
+    "routes",
+    "access-token-s",
+    "session-idle-s",
+    "trend-half-life-ms",
+    "mysql-url",
+    "redis-url",
+    "mongodb-url",
+    "amqp-url",
+];
+
+/// What a flag of several parts means to all of them together.
+const MEANING: [(&str, &str); 2] = [
+    (
+        "redis-url",
+        "Redis for the trend, and for sessions where accounts are on a server too: \
+         redis://[USER:PASSWORD@]HOST:PORT[/DATABASE], rediss:// for TLS \
+         [default: SQLite in the data folder]",
+    ),
+    (
+        "amqp-url",
+        "RabbitMQ for events: amqp://USER:PASSWORD@HOST:PORT/VHOST, amqps for TLS \
+         [default: a bus in this process]",
+    ),
+];
+
+/// The settings of each part, but for what `up` decides.
+#[derive(Debug, Clone)]
+pub struct PartSettings {
+    /// The gateway's.
+    pub gateway: tourin_gateway::Settings,
+    /// Core's.
+    pub core: tourin_core::Settings,
+    /// Those of each instance of recommendation.
+    pub recommendation: tourin_recommendation::Settings,
+    /// The registry's.
+    pub registry: tourin_registry::Settings,
+}
+
+impl Default for PartSettings {
+    /// The defaults of each part.
+    fn default() -> Self {
+        // All of it is decided by `up`. Nobody knows the secret, should it ever be used.
+        let mesh = MeshSettings::new("", Secret::random());
+        let anywhere = || std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            gateway: tourin_gateway::Settings::new(mesh.clone()),
+            core: tourin_core::Settings::new(anywhere(), "", mesh.clone()),
+            recommendation: tourin_recommendation::Settings::new(anywhere(), "", mesh),
+            registry: tourin_registry::Settings::new(anywhere(), Secret::random()),
+        }
+    }
+}
+
+impl PartSettings {
+    /// The settings that these flags of `up` make, and the environment for what they leave open.
+    ///
+    /// # Errors
+    /// When a flag is none of the parts', or its value is bad.
+    pub fn from_flags<T: Into<OsString> + Clone>(
+        flags: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let command = Self::augment_args(Command::new("up").no_binary_name(true));
+        Self::from_arg_matches(&command.try_get_matches_from(flags)?)
+    }
+
+    /// Whether events go through a broker.
+    pub fn has_broker(&self) -> bool {
+        ServerUrl::given(self.core.events.amqp_url.as_ref()).is_some()
+    }
+
+    /// Whether anything is kept on a server, or goes through one.
+    pub fn has_servers(&self) -> bool {
+        let servers = &self.recommendation.servers;
+        self.has_broker()
+            || self.core.database.mysql().is_some()
+            || servers.redis().is_some()
+            || servers.mongodb().is_some()
+    }
+}
+
+/// A part's flag as `up` has it.
+struct Taken {
+    part: &'static Part,
+    /// The flag in the part's own command.
+    own: Arg,
+    /// The flag of `up` that is for this part alone, where the flag of that name is for several with
+    /// a variable each.
+    apart: Option<String>,
+}
+
+impl Taken {
+    fn long(&self) -> &str {
+        self.own.get_long().unwrap_or_default()
+    }
+}
+
+/// The id of a flag in `up`: no field of its own settings has one like it.
+fn id(long: &str) -> String {
+    format!("part:{long}")
+}
+
+/// The parts' flags, without those that `up` decides.
+fn taken() -> Vec<Taken> {
+    let mut all: Vec<Taken> = Vec::new();
+    for part in &PARTS {
+        let command = (part.augment)(Command::new(part.name));
+        for own in command.get_arguments() {
+            let long = own.get_long().unwrap_or_default();
+            if !is_decided(part.name, long) {
+                all.push(Taken { part, own: own.clone(), apart: None });
+            }
+        }
+    }
+    let apart = |one: &Taken| {
+        let is_another =
+            |other: &Taken| other.long() == one.long() && other.own.get_env() != one.own.get_env();
+        all.iter().any(is_another).then(|| format!("{}-{}", one.part.name, one.long()))
+    };
+    let names: Vec<_> = all.iter().map(apart).collect();
+    for (one, name) in all.iter_mut().zip(names) {
+        one.apart = name;
+    }
+    all
+}
+
+fn is_decided(part: &str, long: &str) -> bool {
+    DECIDED.iter().any(|(flag, parts, _)| *flag == long && parts.contains(&part))
+}
+
+/// The arguments of `up` that the parts' flags make, each once.
+fn arguments() -> Vec<Arg> {
+    let taken = taken();
+    let mut arguments: Vec<Arg> = Vec::new();
+    for one in &taken {
+        let long = one.long().to_owned();
+        let sharing = taken.iter().filter(|other| other.long() == long).count();
+        if let Some(apart) = &one.apart {
+            let argument = one.own.clone().id(id(apart)).long(apart.clone());
+            arguments.push(argument.help_heading(one.part.heading).hide_short_help(true));
+        }
+        if arguments.iter().any(|known| known.get_long() == Some(&long)) {
+            continue;
+        }
+        let mut argument = one.own.clone().id(id(&long));
+        if one.apart.is_some() {
+            // Each part checks the value by its own bounds.
+            argument = Arg::new(id(&long))
+                .action(one.own.get_action().clone())
+                .long(long.clone())
+                .help("For each part that has it; one with a part's name in front wins");
+            if let Some(names) = one.own.get_value_names() {
+                argument = argument.value_names(names.to_vec());
+            }
+        }
+        if let Some((_, variable)) = SHORTER.iter().find(|(flag, _)| *flag == long) {
+            argument = argument.env(*variable);
+        }
+        if let Some((_, meaning)) = MEANING.iter().find(|(flag, _)| *flag == long) {
+            argument = argument.help(*meaning);
+        }
+        let is_common = COMMON.contains(&long.as_str());
+        argument = match (is_common, sharing) {
+            (true, _) => argument,
+            (false, 1) => argument.help_heading(one.part.heading),
+            (false, _) => argument.help_heading(SEVERAL),
+        };
+        arguments.push(argument.hide_short_help(!is_common));
+    }
+    arguments
+}
+
+impl Args for PartSettings {
+    fn augment_args(command: Command) -> Command {
+        // In the order in which they are added, and not in that of their own commands.
+        command.args(arguments().into_iter().map(|arg| arg.display_order(None::<usize>)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for PartSettings {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let taken = taken();
+        Ok(Self {
+            gateway: of_part(&taken, GATEWAY, matches)?,
+            core: of_part(&taken, CORE, matches)?,
+            recommendation: of_part(&taken, RECOMMENDATION, matches)?,
+            registry: of_part(&taken, REGISTRY, matches)?,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Has a part's own command read what was given to `up`.
+fn of_part<S: Args>(taken: &[Taken], part: &str, given: &ArgMatches) -> Result<S, clap::Error> {
+    // It must have one, and `up` decides which.
+    let secret = format!("--registration-secret={}", Secret::random().expose());
+    let mut passed_on = vec![OsString::from(secret)];
+    for one in taken.iter().filter(|one| one.part.name == part) {
+        let names = [one.apart.as_deref(), Some(one.long())];
+        let id = names.into_iter().flatten().map(id).find(|id| is_given(given, id));
+        if let Some(id) = id {
+            passed_on.extend(flags(&one.own, &id, given));
+        }
+    }
+    // What the environment says is in what was given.
+    let command = S::augment_args(Command::new("up").no_binary_name(true))
+        .mut_args(|arg| arg.env(None::<&'static str>));
+    S::from_arg_matches(&command.try_get_matches_from(passed_on)?)
+}
+
+fn is_given(matches: &ArgMatches, id: &str) -> bool {
+    matches!(matches.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+}
+
+/// What was given for a flag, as the part's own command takes it.
+fn flags(own: &Arg, id: &str, given: &ArgMatches) -> Vec<OsString> {
+    let flag = format!("--{}", own.get_long().unwrap_or_default());
+    if matches!(own.get_action(), ArgAction::SetTrue) {
+        return if given.get_flag(id) { vec![flag.into()] } else { Vec::new() };
+    }
+    let with = |value: &std::ffi::OsStr| {
+        let mut whole = OsString::from(format!("{flag}="));
+        whole.push(value);
+        whole
+    };
+    given.get_raw(id).into_iter().flatten().map(with).collect()
+}
+
+/// `args` with what a part's own variable says where `up` has a shorter one for the same setting, and
+/// neither that nor a flag is given. `value_of` reads a variable.
+pub fn with_parts_variables(
+    mut args: Vec<OsString>,
+    value_of: impl Fn(&str) -> Option<OsString>,
+) -> Vec<OsString> {
+    if args.get(1).is_none_or(|command| command != "up") {
+        return args;
+    }
+    for one in taken() {
+        let (long, own) = (one.long(), one.own.get_env().and_then(|name| name.to_str()));
+        let shorter = SHORTER.iter().find(|(flag, _)| *flag == long).map(|(_, name)| *name);
+        let (Some(shorter), Some(own)) = (shorter, own) else { continue };
+        let flag = format!("--{long}");
+        let is_flag = |arg: &OsString| {
+            let arg = arg.to_string_lossy();
+            arg.strip_prefix(&flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        };
+        if value_of(shorter).is_some() || args.iter().any(is_flag) {
+            continue;
+        }
+        if let Some(value) = value_of(own) {
+            let mut whole = OsString::from(format!("{flag}="));
+            whole.push(value);
+            args.insert(2, whole);
+        }
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests;

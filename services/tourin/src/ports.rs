@@ -1,0 +1,184 @@
+//! The ports of the mesh's parts, the same at the next start where they can be.
+//!
+//! What was told where a part answers (an audit, a browser's tab, Prometheus) goes on after a restart.
+//! The data folder remembers the ports. One that somebody else has taken meanwhile is replaced by a
+//! free one, and the log says so.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
+
+use anyhow::Context;
+use rand::Rng;
+
+use crate::data_dir::DataDir;
+
+/// The file in the data folder that keeps them: a JSON object, by part.
+const FILE: &str = "ports.json";
+/// The kernel's range of ports for outgoing connections. Any of them may be taken at a restart.
+const OUTGOING: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// Ports that parts listen on, as far as the kernel does not take them for outgoing connections: above
+/// what servers have by habit, below the kernel's range unless that is set otherwise.
+const PREFERRED: Range<u16> = 15_000..32_000;
+/// Ports that are tried before the kernel is asked for one.
+const TRIES: usize = 200;
+
+/// Who listens where.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    remembered: BTreeMap<String, u16>,
+    /// Held until the part itself takes its address.
+    held: BTreeMap<String, TcpListener>,
+    outgoing: Range<u32>,
+    /// Whether there will be a next start.
+    is_kept: bool,
+}
+
+impl Ports {
+    /// Those of the last start on this data, if there was one.
+    pub fn of(data_dir: &DataDir) -> Self {
+        let remembered = data_dir.read(FILE).and_then(|text| {
+            let parsed = serde_json::from_str(&text);
+            if let Err(error) = &parsed {
+                tracing::warn!(file = FILE, %error, "the ports of the last start cannot be read");
+            }
+            parsed.ok()
+        });
+        let outgoing = std::fs::read_to_string(OUTGOING).unwrap_or_default();
+        Self {
+            remembered: remembered.unwrap_or_default(),
+            held: BTreeMap::new(),
+            outgoing: range(&outgoing),
+            is_kept: !data_dir.is_temporary(),
+        }
+    }
+
+    /// Chooses where a part listens: at `wanted`, or, when its port is 0, at the port of the last
+    /// start or a free one.
+    pub fn reserve(&mut self, part: &str, wanted: SocketAddr) {
+        if wanted.port() != 0 || !self.is_kept {
+            return;
+        }
+        let at = |port| SocketAddr::new(wanted.ip(), port);
+        let last = self.remembered.get(part).copied();
+        if let Some(listener) = last.and_then(|port| TcpListener::bind(at(port)).ok()) {
+            self.held.insert(part.to_owned(), listener);
+            return;
+        }
+        // Without one the part asks the kernel itself, which says what is wrong.
+        let Some((port, listener)) = self.free(at) else { return };
+        if let Some(last) = last {
+            tracing::warn!(
+                part,
+                port = last,
+                instead = port,
+                "the port of the last start is taken"
+            );
+        }
+        self.remembered.insert(part.to_owned(), port);
+        self.held.insert(part.to_owned(), listener);
+    }
+
+    /// Where the part listens, which it does at once.
+    pub fn release(&mut self, part: &str, wanted: SocketAddr) -> SocketAddr {
+        let reserved = self.held.remove(part).and_then(|listener| listener.local_addr().ok());
+        reserved.unwrap_or(wanted)
+    }
+
+    /// Remembers them for the next start.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, data_dir: &DataDir) -> anyhow::Result<()> {
+        if !self.is_kept {
+            return Ok(());
+        }
+        let text = serde_json::to_string_pretty(&self.remembered).context("ports as JSON")?;
+        data_dir.write(FILE, &text)
+    }
+
+    /// A port that nobody has, and that outgoing connections do not take if there are such.
+    fn free(&self, at: impl Fn(u16) -> SocketAddr) -> Option<(u16, TcpListener)> {
+        let mut random = rand::rng();
+        let candidates = (0..TRIES).map(|_| random.random_range(PREFERRED));
+        candidates
+            .filter(|port| !self.outgoing.contains(&u32::from(*port)))
+            .filter(|port| !self.remembered.values().any(|taken| taken == port))
+            .chain([0])
+            .find_map(|port| {
+                let listener = TcpListener::bind(at(port)).ok()?;
+                Some((listener.local_addr().ok()?.port(), listener))
+            })
+    }
+}
+
+/// The range in the kernel's words, `32768\t60999`; empty where it says nothing.
+fn range(text: &str) -> Range<u32> {
+    let mut ends = text.split_whitespace().map_while(|end| end.parse::<u32>().ok());
+    match (ends.next(), ends.next()) {
+        (Some(first), Some(last)) => first..last + 1,
+        _ => 0..0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    fn started(folder: &Path) -> BTreeMap<&'static str, SocketAddr> {
+        let data_dir = DataDir::open(folder).unwrap();
+        let mut ports = Ports::of(&data_dir);
+        for part in ["core", "registry"] {
+            ports.reserve(part, ANY);
+        }
+        ports.save(&data_dir).unwrap();
+        ["core", "registry"].into_iter().map(|part| (part, ports.release(part, ANY))).collect()
+    }
+
+    #[test]
+    fn ports_are_those_of_the_last_start_unless_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = started(folder.path());
+        assert!(first.values().all(|address| PREFERRED.contains(&address.port())), "{first:?}");
+        assert_ne!(first["core"], first["registry"]);
+        assert_eq!(started(folder.path()), first);
+        let taken = TcpListener::bind(first["core"]).unwrap();
+        let third = started(folder.path());
+        assert_ne!(third["core"], first["core"]);
+        assert_eq!(third["registry"], first["registry"]);
+        drop(taken);
+        assert_eq!(started(folder.path()), third, "the replacement is remembered");
+    }
+
+    #[test]
+    fn a_port_that_was_chosen_is_taken_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ports = Ports::of(&DataDir::open(folder.path()).unwrap());
+        let chosen: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+        ports.reserve("gateway", chosen);
+        assert_eq!(ports.release("gateway", chosen), chosen);
+        assert!(ports.remembered.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_a_first_start() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE), "{").unwrap();
+        assert!(Ports::of(&DataDir::open(folder.path()).unwrap()).remembered.is_empty());
+    }
+
+    #[test]
+    fn ports_of_outgoing_connections_are_left_alone() {
+        assert_eq!(range("32768\t60999\n"), 32_768..61_000);
+        assert_eq!(range(""), 0..0);
+        let folder = tempfile::tempdir().unwrap();
+        let mut ports = Ports::of(&DataDir::open(folder.path()).unwrap());
+        // All that is preferred is the kernel's: it chooses.
+        ports.outgoing = range("1024 65535");
+        assert!(ports.free(|port| SocketAddr::new(ANY.ip(), port)).is_some());
+    }
+}
