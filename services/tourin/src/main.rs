@@ -28,7 +28,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up(run) => mesh::up(run.settings, traces, stop).await,
         Command::Import(run) => import::run(&run.settings, &stop).await,
         Command::DemoTraffic(run) => demo_traffic::run_and_print(&run.settings, &stop).await,
-        Command::Audit(run) => audit::run_and_print(run.settings, &stop).await,
+        Command::Audit(mut run) => {
+            run.settings.mesh_file = run.file.config;
+            audit::run_and_print(run.settings, &stop).await
+        }
         Command::Events(run) => events::run(&run.settings).await,
         Command::LogLevel(run) => log_level::run(&run.settings).await,
     };

@@ -77,7 +77,6 @@ fn replica(number: usize) -> String {
 /// Finds an address for each part that has not got one by its settings, and remembers it.
 fn reserve(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Ports> {
     let mut ports = Ports::of(data_dir);
-    // The gateway's first: of all that can be taken, it is the one that a user chose.
     for (part, wanted) in [
         (GATEWAY, settings.parts.gateway.listen),
         (GATEWAY_ADMIN, settings.parts.gateway.admin_listen),

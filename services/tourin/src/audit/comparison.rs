@@ -40,9 +40,23 @@ pub struct Row {
     pub doubled: u64,
     /// What is there and was not done.
     pub uncaused: u64,
+    /// What is as it was asked for, and was not when it was due.
+    pub late: u64,
+    /// What is not there, while events wait that may bring it.
+    pub waiting: u64,
 }
 
 impl Row {
+    /// Counts as late what was amiss in `due`, the same row when effects were due, and is not now.
+    pub(super) fn late_since(&mut self, due: Self) {
+        self.late = (due.missing + due.uncaused).saturating_sub(self.missing + self.uncaused);
+    }
+
+    /// What is missing may still come.
+    fn leave_open(&mut self) {
+        self.waiting = std::mem::take(&mut self.missing);
+    }
+
     fn count(&mut self, outcome: Outcome, is_so: bool) -> Verdict {
         match outcome {
             Outcome::Acknowledged => self.acknowledged += 1,
@@ -71,6 +85,8 @@ impl Row {
             missing: self.missing.max(other.missing),
             doubled: self.doubled.max(other.doubled),
             uncaused: self.uncaused.max(other.uncaused),
+            late: self.late.max(other.late),
+            waiting: self.waiting.max(other.waiting),
         }
     }
 }
@@ -98,6 +114,8 @@ pub struct Comparison {
     pub replica_entries: Row,
     /// What is not as it should be.
     pub differences: Vec<String>,
+    /// How many of them an event that is still to come would mend.
+    pub mendable: usize,
 }
 
 /// What the mesh shows afterwards.
@@ -157,6 +175,18 @@ fn should_be_there(bookmark: &Bookmark, is_listed: bool) -> bool {
 impl Comparison {
     fn differ(&mut self, text: String) {
         self.differences.push(text);
+    }
+
+    /// A difference that an event that is still to come would mend.
+    fn differ_for_now(&mut self, text: String) {
+        self.mendable += 1;
+        self.differ(text);
+    }
+
+    /// Effects that are not there may still come.
+    pub(super) fn leave_open(&mut self) {
+        self.trend_effects.leave_open();
+        self.replica_entries.leave_open();
     }
 
     fn compare_bookmarks(&mut self, ledger: &Ledger, store: &Store) {
@@ -268,7 +298,7 @@ impl Comparison {
             *surplus += off.surplus;
             let (found, due) = (scores.of(spot), kept + expected.most);
             if off.missing > 0 {
-                self.differ(format!(
+                self.differ_for_now(format!(
                     "trend at {instance}, spot {spot}: {found:.3} is {} bookmarks less than {due:.3}",
                     off.missing
                 ));

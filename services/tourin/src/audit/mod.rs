@@ -11,6 +11,7 @@
 //! audit and of the mesh must agree to within what the trend's half-life makes of a quarter of a
 //! view.
 
+pub mod backlog;
 pub mod comparison;
 pub mod gateways;
 pub mod ledger;
@@ -19,8 +20,10 @@ pub mod observation;
 pub mod report;
 pub mod schedule;
 mod settings;
+pub mod settling;
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rand::seq::SliceRandom;
+use tokio::sync::watch;
 use tourin_chassis::shutdown::Shutdown;
 
 use comparison::{Comparison, Observed, compare};
@@ -37,6 +41,7 @@ use observation::{Observer, Scores};
 use report::Report;
 use schedule::Players;
 pub use settings::AuditSettings;
+use settling::{Ending, Look, Progress, Settling};
 
 /// Spots of the catalogue that are considered.
 const CATALOGUE: usize = 5_000;
@@ -46,6 +51,8 @@ const UNTOUCHED: usize = 50;
 const LOOK_AGAIN_MS: u64 = 500;
 /// Between two looks at the mesh while effects arrive (milliseconds).
 const SETTLE_POLL_MS: u64 = 500;
+/// Between two words on how the wait goes (milliseconds).
+const TELL_EVERY_MS: u64 = 5_000;
 /// After everything agreed once it must agree again (milliseconds later): what a broker delivers a
 /// second time comes late.
 const CONFIRM_AFTER_MS: u64 = 2_000;
@@ -60,6 +67,7 @@ pub struct Audit {
     spots: Vec<SpotId>,
     before: Scores,
     notes: Vec<String>,
+    progress: watch::Sender<Progress>,
 }
 
 impl Audit {
@@ -70,7 +78,7 @@ impl Audit {
     pub async fn prepare(settings: AuditSettings) -> anyhow::Result<Self> {
         let timeout = Duration::from_millis(settings.request_timeout_ms);
         let gateways = Gateways::new(&settings.gateways, settings.tries, timeout)?;
-        let observer = Observer::new(&settings.mesh)?;
+        let observer = Observer::new(&settings.mesh, settings.mesh_file.as_deref())?;
         let catalogue = observation::catalogue(&gateways, CATALOGUE).await.with_context(|| {
             format!("no tour spots at {}: is a mesh running there?", settings.gateways.join(", "))
         })?;
@@ -84,7 +92,8 @@ impl Audit {
         // The members' number is random: so is the run's.
         let run = members.first().map(|member| member.id.clone()).unwrap_or_default();
         let players = Arc::new(Players::new(gateways, members, quiet[..own].to_vec(), run));
-        Ok(Self { settings, players, observer, spots: quiet, before, notes })
+        let progress = watch::Sender::default();
+        Ok(Self { settings, players, observer, spots: quiet, before, notes, progress })
     }
 
     /// The audit's members.
@@ -116,34 +125,54 @@ impl Audit {
         self.players.play(self.settings.requests(), rate, in_flight, stop).await
     }
 
-    /// Waits until what is there agrees with what was done, or `settle` is over, and reports.
+    /// How the wait for effects goes.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Waits until what is there agrees with what was done, or nothing is to come any more that could
+    /// make it agree, and reports. See [`settling`].
     pub async fn conclude(&self) -> Report {
         let start = Instant::now();
-        let deadline = start + self.settings.settle;
-        let mut agreed_at = None;
-        let (comparison, unseen) = loop {
+        let mut until = backlog::Until::now();
+        let mut settling = Settling::new(self.settings.settle, self.settings.max_wait);
+        let (ending, seen) = loop {
+            // First what waits: what no longer does has had its effect when the mesh is looked at.
+            let backlog = self.observer.backlog(&mut until).await;
             let seen = self.look().await;
-            let agrees = seen.as_ref().is_ok_and(|comparison| comparison.differences.is_empty());
-            if agrees && agreed_at.is_some() {
-                break (seen.unwrap_or_default(), None);
+            if let Err(error) = &backlog {
+                tracing::debug!(error = format!("{error:#}"), "it is not known what waits");
             }
-            agreed_at = agrees.then(|| start.elapsed());
-            if !agrees && Instant::now() >= deadline {
-                break match seen {
-                    Ok(comparison) => (comparison, None),
-                    Err(error) => (Comparison::default(), Some(format!("{error:#}"))),
-                };
+            let look =
+                Look { elapsed: start.elapsed(), backlog: backlog.ok(), seen: seen.as_ref().ok() };
+            let ending = settling.look(look);
+            self.progress.send_replace(settling.progress());
+            if let Some(ending) = ending {
+                break (ending, seen);
             }
+            let agrees = seen.is_ok_and(|comparison| comparison.differences.is_empty());
             let pause = if agrees { CONFIRM_AFTER_MS } else { SETTLE_POLL_MS };
             tokio::time::sleep(Duration::from_millis(pause)).await;
         };
+        let (mut comparison, unseen) = match seen {
+            Ok(comparison) => (comparison, None),
+            Err(error) => (Comparison::default(), Some(format!("{error:#}"))),
+        };
+        settling.tell_late(&mut comparison);
+        if matches!(ending, Ending::Stalled | Ending::OutOfTime) {
+            comparison.leave_open();
+        }
         let traffic = self.players.gateways.traffic();
         Report {
             comparison,
             played: self.players.played().clone(),
             failed_attempts: traffic.failures(),
             retries: traffic.retries(),
-            settled_in: agreed_at.unwrap_or_else(|| start.elapsed()),
+            settled_in: settling.settled_in(),
+            ending,
+            backlog: settling.progress().backlog,
+            due_in: self.settings.settle,
+            late_by: settling.late_by(),
             unseen,
             notes: self.notes.clone(),
         }
@@ -163,7 +192,8 @@ impl Audit {
     }
 }
 
-/// `tourin audit`: audits and prints the report; exit code 1 when there is a difference.
+/// `tourin audit`: audits and prints the report; exit code 1 when there is a difference, 3 when it is
+/// open whether there is one.
 ///
 /// # Errors
 /// When the audit cannot begin.
@@ -172,6 +202,7 @@ pub async fn run_and_print(settings: AuditSettings, stop: &Shutdown) -> anyhow::
     audit.drive(stop).await?;
     let report = tokio::select! {
         report = audit.conclude() => report,
+        never = tell(audit.progress()) => match never {},
         () = stop.begun() => {
             tracing::error!("stopped before the comparison");
             return Ok(ExitCode::FAILURE);
@@ -179,6 +210,19 @@ pub async fn run_and_print(settings: AuditSettings, stop: &Shutdown) -> anyhow::
     };
     write!(std::io::stdout(), "{report}").context("cannot write to standard output")?;
     Ok(report.exit_code())
+}
+
+/// Says again and again how the wait goes, while it goes on.
+async fn tell(progress: watch::Receiver<Progress>) -> Infallible {
+    let mut ticks = tokio::time::interval(Duration::from_millis(TELL_EVERY_MS));
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let Progress { elapsed, is_overdue, differences, backlog } = *progress.borrow();
+        let waiting = backlog.map_or_else(|| "not known".to_owned(), |backlog| backlog.to_string());
+        let seconds = elapsed.as_secs();
+        tracing::info!(seconds, is_overdue, differences, waiting, "waiting for effects");
+    }
 }
 
 /// The spots whose scores do not move by themselves, with these scores.

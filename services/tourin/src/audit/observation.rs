@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -13,12 +15,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tourin_chassis::config::MeshAccess;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
+use tourin_chassis::secret::Secret;
 use tourin_registry_api::RegistryClient;
 
 use super::gateways::Gateways;
 use super::ledger::SpotId;
 
-const RECOMMENDATION: &str = "recommendation";
+pub(super) const CORE: &str = "core";
+pub(super) const RECOMMENDATION: &str = "recommendation";
 /// What the audit calls itself towards services.
 const AUDITOR: &str = "auditor";
 /// A read of effects takes at most this long (milliseconds).
@@ -187,24 +191,92 @@ fn number(id: &Value) -> anyhow::Result<SpotId> {
 /// Looks at effects, as a part of the mesh.
 #[derive(Debug)]
 pub struct Observer {
-    registry: RegistryClient,
-    signer: IdentitySigner,
+    entrance: Mutex<Arc<Entrance>>,
+    /// Says anew where the entrance is when the mesh has been restarted.
+    mesh_file: Option<PathBuf>,
     client: reqwest::Client,
 }
 
+/// How to enter the mesh.
+#[derive(Debug)]
+struct Entrance {
+    access: MeshAccess,
+    registry: RegistryClient,
+    signer: IdentitySigner,
+}
+
+impl Entrance {
+    fn new(access: MeshAccess) -> anyhow::Result<Self> {
+        let secret = &access.registration_secret;
+        let registry = RegistryClient::new(&access.registry_url, secret.expose())?;
+        Ok(Self { registry, signer: IdentitySigner::new(secret), access })
+    }
+}
+
+/// What `tourin up` leaves in its data folder.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct MeshFile {
+    registry_url: String,
+    registration_secret: String,
+}
+
+impl MeshFile {
+    fn read(path: &Path) -> anyhow::Result<MeshAccess> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+        // The parser's words would repeat the line, which may hold the secret.
+        let file: Self = toml::from_str(&text)
+            .ok()
+            .with_context(|| format!("{shown} does not say how to enter a mesh"))?;
+        let registration_secret: Secret = file
+            .registration_secret
+            .parse()
+            .map_err(|error| anyhow::anyhow!("{shown}: registration-secret: {error}"))?;
+        Ok(MeshAccess { registry_url: file.registry_url, registration_secret })
+    }
+}
+
 impl Observer {
-    /// An observer in this mesh.
+    /// An observer in this mesh. It follows the mesh over a restart where `mesh_file` is what says how
+    /// to enter it.
     ///
     /// # Errors
     /// When the registry's URL is none.
-    pub fn new(mesh: &MeshAccess) -> anyhow::Result<Self> {
+    pub fn new(mesh: &MeshAccess, mesh_file: Option<&Path>) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_millis(EFFECTS_TIMEOUT_MS))
             .build()
             .context("cannot make an HTTP client")?;
-        let registry = RegistryClient::new(&mesh.registry_url, mesh.registration_secret.expose())?;
-        Ok(Self { registry, signer: IdentitySigner::new(&mesh.registration_secret), client })
+        let is_from_file = |path: &&Path| {
+            MeshFile::read(path).is_ok_and(|said| said.registry_url == mesh.registry_url)
+        };
+        let mesh_file = mesh_file.filter(is_from_file).map(ToOwned::to_owned);
+        let entrance = Mutex::new(Arc::new(Entrance::new(mesh.clone())?));
+        Ok(Self { entrance, mesh_file, client })
+    }
+
+    fn entrance(&self) -> Arc<Entrance> {
+        Arc::clone(&self.entrance.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads again how to enter the mesh. `None` when that is as before, or cannot be told.
+    fn moved(&self) -> Option<Arc<Entrance>> {
+        let access = match MeshFile::read(self.mesh_file.as_deref()?) {
+            Ok(access) => access,
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "the mesh's file says nothing");
+                return None;
+            }
+        };
+        let mut entrance = self.entrance.lock().unwrap_or_else(PoisonError::into_inner);
+        if access.registry_url == entrance.access.registry_url {
+            return None;
+        }
+        tracing::info!(registry = access.registry_url, "the mesh was restarted; following it");
+        *entrance = Arc::new(Entrance::new(access).ok()?);
+        Some(Arc::clone(&entrance))
     }
 
     /// The instances of the recommendation service: their names and addresses.
@@ -212,8 +284,23 @@ impl Observer {
     /// # Errors
     /// When the registry does not answer, or has none.
     pub async fn instances(&self) -> anyhow::Result<Vec<(String, SocketAddr)>> {
-        let snapshot = self.registry.list(Some(RECOMMENDATION)).await?;
-        ensure!(!snapshot.instances.is_empty(), "no instance of {RECOMMENDATION} is registered");
+        self.instances_of(RECOMMENDATION).await
+    }
+
+    /// The instances of a service: their names and addresses.
+    pub(super) async fn instances_of(
+        &self,
+        service: &str,
+    ) -> anyhow::Result<Vec<(String, SocketAddr)>> {
+        let listed = self.entrance().registry.list(Some(service)).await;
+        let snapshot = match (listed, self.mesh_file.is_some()) {
+            (Err(error), true) => match self.moved() {
+                Some(entrance) => entrance.registry.list(Some(service)).await?,
+                None => return Err(error.into()),
+            },
+            (listed, _) => listed?,
+        };
+        ensure!(!snapshot.instances.is_empty(), "no instance of {service} is registered");
         Ok(snapshot.instances.into_iter().map(|found| (found.id, found.address)).collect())
     }
 
@@ -226,7 +313,7 @@ impl Observer {
         for spots in spots.chunks(SCORES_AT_ONCE) {
             let ids: Vec<_> = spots.iter().map(ToString::to_string).collect();
             let path = format!("/internal/trend/scores?ids={}", ids.join(","));
-            let mut part: Scores = self.read(address, &path).await?;
+            let mut part: Scores = self.read(RECOMMENDATION, address, &path).await?;
             if let Some(whole) = &mut whole {
                 // As of one time: that of the first part.
                 let factor = part.decay(whole.at);
@@ -255,7 +342,7 @@ impl Observer {
         let histories = stream::iter(members)
             .map(async |member| {
                 let path = format!("/internal/histories/{member}");
-                let answer: HistoryAnswer = self.read(address, &path).await?;
+                let answer: HistoryAnswer = self.read(RECOMMENDATION, address, &path).await?;
                 let bookmarked = answer.bookmarked.iter().map(number).collect::<Result<_, _>>()?;
                 let viewed = answer.viewed.iter().map(number).collect::<Result<_, _>>()?;
                 anyhow::Ok((member.clone(), History { bookmarked, viewed }))
@@ -266,13 +353,15 @@ impl Observer {
         Ok(Effects { scores, histories })
     }
 
-    async fn read<T: DeserializeOwned>(
+    /// Asks an instance of a service.
+    pub(super) async fn read<T: DeserializeOwned>(
         &self,
+        service: &str,
         address: SocketAddr,
         path: &str,
     ) -> anyhow::Result<T> {
-        let identity =
-            self.signer.sign(&Subject::Service { name: AUDITOR.to_owned() }, RECOMMENDATION);
+        let auditor = Subject::Service { name: AUDITOR.to_owned() };
+        let identity = self.entrance().signer.sign(&auditor, service);
         let request = self.client.get(format!("http://{address}{path}"));
         let answer = request.header(IDENTITY_HEADER, identity).send().await?.error_for_status()?;
         answer.json().await.with_context(|| format!("GET {path} at {address}"))

@@ -4,11 +4,19 @@ use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::backlog::Backlog;
 use super::comparison::{Comparison, Row};
 use super::schedule::Played;
+use super::settling::Ending;
 
+/// What a shell sees when it is open whether there is a difference.
+const OPEN: u8 = 3;
 /// Differences that are named; the rest are counted.
 const NAMED: usize = 20;
+
+/// The table's, from left to right; what is late is found.
+const COLUMNS: [&str; 8] =
+    ["acknowledged", "unknown", "found", "late", "waiting", "missing", "doubled", "uncaused"];
 
 /// What an audit came to.
 #[derive(Debug)]
@@ -23,6 +31,14 @@ pub struct Report {
     pub retries: u64,
     /// From the last answer until effects had arrived, or until the audit gave up.
     pub settled_in: Duration,
+    /// Why the wait for effects was over.
+    pub ending: Ending,
+    /// What waited in the end, as far as it could be told.
+    pub backlog: Option<Backlog>,
+    /// Effects were due within this time after the last answer.
+    pub due_in: Duration,
+    /// From the last answer until the last of what was late had come.
+    pub late_by: Option<Duration>,
     /// Why the mesh could not be looked at in the end, if it could not.
     pub unseen: Option<String>,
     /// What else a reader should know.
@@ -35,9 +51,43 @@ impl Report {
         self.unseen.is_none() && self.comparison.differences.is_empty()
     }
 
-    /// 0 when there is no difference, 1 otherwise.
+    /// Whether all differences may still go: events wait, or may, that would mend them.
+    pub fn is_open(&self) -> bool {
+        let Comparison { differences, mendable, .. } = &self.comparison;
+        let is_given_up = matches!(self.ending, Ending::Stalled | Ending::OutOfTime);
+        is_given_up && self.unseen.is_none() && !self.is_clean() && differences.len() == *mendable
+    }
+
+    /// 0 when there is no difference, late or not; 3 when it is open whether there is one; else 1.
     pub fn exit_code(&self) -> ExitCode {
-        if self.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if self.is_clean() {
+            ExitCode::SUCCESS
+        } else if self.is_open() {
+            ExitCode::from(OPEN)
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+
+    /// What was late and what may still come, where something was or may.
+    fn lateness(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(late_by) = self.late_by {
+            writeln!(
+                f,
+                "late: effects were due {:.1} s after the last answer, and the last came after {:.1} s",
+                self.due_in.as_secs_f64(),
+                late_by.as_secs_f64()
+            )?;
+        }
+        let why = match self.ending {
+            Ending::Agreed | Ending::Drained => return Ok(()),
+            Ending::Stalled => "nothing has moved any more",
+            Ending::OutOfTime => "the longest wait is over (--max-wait)",
+        };
+        match self.backlog {
+            Some(backlog) => writeln!(f, "still on their way: {backlog}; {why}"),
+            None => writeln!(f, "it is not known what is still on its way; {why}"),
+        }
     }
 
     /// Requests that were not answered with success in the end.
@@ -72,14 +122,15 @@ impl Report {
             ("replica entries", replica_entries),
         ];
         write!(f, "{:<16}", "")?;
-        for column in ["acknowledged", "unknown", "found", "missing", "doubled", "uncaused"] {
+        for column in COLUMNS {
             write!(f, " {column:>12}")?;
         }
         writeln!(f)?;
         for (name, row) in rows {
-            let Row { acknowledged, unknown, found, missing, doubled, uncaused } = row;
+            let Row { acknowledged, unknown, found, late, waiting, missing, doubled, uncaused } =
+                row;
             write!(f, "{name:<16}")?;
-            for count in [acknowledged, unknown, found, missing, doubled, uncaused] {
+            for count in [acknowledged, unknown, found, late, waiting, missing, doubled, uncaused] {
                 write!(f, " {count:>12}")?;
             }
             writeln!(f)?;
@@ -110,6 +161,7 @@ impl fmt::Display for Report {
             self.latency(0.99).as_secs_f64() * 1e3,
             self.settled_in.as_secs_f64()
         )?;
+        self.lateness(f)?;
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
         }
@@ -123,7 +175,11 @@ impl fmt::Display for Report {
                 Some(_) => Ok(()),
             };
         }
-        writeln!(f, "{} differences:", differences.len())?;
+        if self.is_open() {
+            writeln!(f, "{} effects may still come, or are lost:", differences.len())?;
+        } else {
+            writeln!(f, "{} differences:", differences.len())?;
+        }
         for difference in differences.iter().take(NAMED) {
             writeln!(f, "  {difference}")?;
         }
@@ -149,6 +205,10 @@ mod tests {
             failed_attempts: 0,
             retries: 0,
             settled_in: Duration::from_secs(1),
+            ending: Ending::Drained,
+            backlog: None,
+            due_in: Duration::from_secs(30),
+            late_by: None,
             unseen: None,
             notes: Vec::new(),
         }
@@ -177,5 +237,29 @@ mod tests {
         let report = Report { unseen: Some("no registry".to_owned()), ..report(Vec::new()) };
         assert!(!report.is_clean());
         assert!(!report.to_string().contains("no difference"));
+    }
+
+    #[test]
+    fn what_was_late_is_no_difference() {
+        let late = Report { late_by: Some(Duration::from_secs(90)), ..report(Vec::new()) };
+        assert!(late.is_clean());
+        let text = late.to_string();
+        assert!(text.contains("due 30.0 s after") && text.contains("came after 90.0 s"), "{text}");
+        assert!(text.ends_with("no difference\n"), "{text}");
+    }
+
+    #[test]
+    fn what_may_still_come_is_neither_clean_nor_lost() {
+        let mut open = report(vec!["a bookmark less".to_owned()]);
+        open.comparison.mendable = 1;
+        assert!(!open.is_open(), "nothing waits any more");
+        open.ending = Ending::Stalled;
+        open.backlog = Some(Backlog { outbox: 3, queues: 9, handled: 1, is_drained: false });
+        assert!(open.is_open() && !open.is_clean());
+        let text = open.to_string();
+        assert!(text.contains("3 events in core's outbox, 9 with consumers"), "{text}");
+        assert!(text.contains("1 effects may still come, or are lost:"), "{text}");
+        open.comparison.differences.push("listed 2 times".to_owned());
+        assert!(!open.is_open(), "no event mends that");
     }
 }

@@ -1,5 +1,6 @@
 //! What an audit is told.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -21,6 +22,10 @@ pub struct AuditSettings {
     #[allow(missing_docs, reason = "its help is its fields'")]
     #[command(flatten)]
     pub mesh: MeshAccess,
+    /// The mesh.toml that says so, if one does: it is read again when the registry is gone, for
+    /// `tourin up` writes it anew when it starts again.
+    #[arg(skip)]
+    pub mesh_file: Option<PathBuf>,
     /// How long to make requests, such as 20s, 500ms or 2m
     #[arg(long, env = "TOURIN_AUDIT_DURATION", value_name = "TIME", default_value = "20s", value_parser = duration)]
     pub duration: Duration,
@@ -32,9 +37,13 @@ pub struct AuditSettings {
     /// of the catalogue they bound the bookmarks
     #[arg(long, env = "TOURIN_AUDIT_MEMBERS", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=250))]
     pub members: u16,
-    /// Longest wait, after the last answer, for effects to arrive
+    /// Effects are due within this time after the last answer; what comes later is reported as late.
+    /// Also how long the events that wait may stand still before they are no longer waited for
     #[arg(long, env = "TOURIN_AUDIT_SETTLE", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub settle: Duration,
+    /// Longest wait, after the last answer, while events wait that may bring what is not there
+    #[arg(long, env = "TOURIN_AUDIT_MAX_WAIT", value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub max_wait: Duration,
     /// Requests that may wait for their answers at once; more are not made, and counted
     #[arg(long, env = "TOURIN_AUDIT_IN_FLIGHT", value_name = "N", default_value_t = 2_048, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub in_flight: u32,
@@ -56,10 +65,12 @@ impl AuditSettings {
         Self {
             gateways: vec![gateway.into()],
             mesh: MeshAccess { registry_url: registry_url.into(), registration_secret },
+            mesh_file: None,
             duration: Duration::from_secs(20),
             rate: 200,
             members: 20,
             settle: Duration::from_secs(30),
+            max_wait: Duration::from_secs(600),
             in_flight: 2_048,
             tries: 8,
             request_timeout_ms: 10_000,

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use tourin::audit::settling::Ending;
 use tourin::audit::{Audit, AuditSettings};
 use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
 
-use crate::process::command;
+use crate::process::{Process, command};
 use crate::world::{World, eventually};
 
 async fn mesh() -> Mesh {
@@ -128,6 +129,111 @@ async fn an_effect_that_was_lost_is_named() {
     assert_eq!(report.comparison.replica_entries.missing, 1, "{report}");
     let named = format!("spot {spot} of {member}: not there");
     assert!(report.comparison.differences[0].contains(&named), "{report}");
+}
+
+/// An audit whose members have done what they do while nobody could write to recommendation's file,
+/// and the hold on the file.
+async fn audited_while_held(
+    mesh: &Mesh,
+    settings: AuditSettings,
+) -> (Audit, sqlx::Transaction<'static, sqlx::Sqlite>) {
+    let short = AuditSettings { duration: Duration::from_millis(500), ..settings };
+    let audit = Audit::prepare(short).await.unwrap();
+    let file = mesh.data_dir().path().join("recommendation.db");
+    let database = tourin_shared_events::sqlite::Database::open(&file, 1).await.unwrap();
+    let hold = database.write().await.unwrap();
+    audit.drive(&Shutdown::new()).await.unwrap();
+    (audit, hold)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn effects_that_come_after_they_were_due_are_late_and_not_missing() {
+    let mesh = mesh().await;
+    let settle = Duration::from_secs(1);
+    let (audit, hold) =
+        audited_while_held(&mesh, AuditSettings { settle, ..settings(&mesh) }).await;
+    let mut progress = audit.progress();
+    let release = async {
+        let overdue = *progress.wait_for(|now| now.is_overdue).await.unwrap();
+        hold.rollback().await.unwrap();
+        overdue
+    };
+    let (report, overdue) = tokio::join!(audit.conclude(), release);
+    // What was reported missing when the audit waited for a set time.
+    assert!(overdue.differences > 10, "{overdue:?}");
+    assert!(overdue.backlog.is_some_and(|backlog| backlog.outbox > 10), "{overdue:?}");
+    assert!(report.is_clean(), "{report}");
+    let comparison = &report.comparison;
+    assert!(comparison.trend_effects.late > 0 || comparison.replica_entries.late > 0, "{report}");
+    assert!(report.late_by.is_some_and(|late_by| late_by > settle), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_still_waits_when_the_audit_gives_up_is_left_open() {
+    let mesh = mesh().await;
+    let (settle, max_wait) = (Duration::from_millis(500), Duration::from_millis(1_500));
+    let settings = AuditSettings { settle, max_wait, ..settings(&mesh) };
+    let (audit, hold) = audited_while_held(&mesh, settings).await;
+    let report = audit.conclude().await;
+    hold.rollback().await.unwrap();
+    assert!(report.is_open() && !report.is_clean(), "{report}");
+    assert!(matches!(report.ending, Ending::Stalled | Ending::OutOfTime), "{report}");
+    let replica = report.comparison.replica_entries;
+    assert!(replica.waiting > 0 && replica.missing == 0, "{report}");
+    // And then it comes after all.
+    let report = audit.conclude().await;
+    assert!(report.comparison.differences.is_empty(), "{report}");
+}
+
+/// A program's `tourin up` on a folder.
+fn up(folder: &std::path::Path, listen: &str) -> Process {
+    let mut up = command("tourin");
+    up.args(["up", "--listen", listen, "--data-dir"]).arg(folder);
+    let up = Process::start(up);
+    up.wait_for_line("Tourin is ready");
+    up
+}
+
+fn stop(mut process: Process) {
+    process.signal("TERM");
+    assert!(process.wait(Duration::from_secs(10)).success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_follows_a_mesh_that_is_restarted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh_file = folder.path().join("mesh.toml");
+    let registry = || {
+        let text = std::fs::read_to_string(&mesh_file).unwrap();
+        text.lines().next().unwrap().to_owned()
+    };
+    let listen = tourin_testbed::free_address().to_string();
+    let first = up(folder.path(), &listen);
+    let at_first = registry();
+    stop(first);
+    let second = up(folder.path(), &listen);
+    assert_eq!(registry(), at_first, "a restart keeps the ports");
+
+    let mut audit = command("tourin");
+    audit.args(["audit", "--gateway", &format!("http://{listen}"), "--duration", "4s"]);
+    audit.args(["--rate", "40", "--members", "4", "--config"]).arg(&mesh_file);
+    let mut audit = Process::start(audit);
+    let world = World::at(format!("http://{listen}"));
+    eventually(|| async {
+        let members = world.get("/api/users?query=audit").await.expect(200);
+        if members.as_array().unwrap().len() == 4 { Ok(()) } else { Err(members) }
+    })
+    .await;
+    stop(second);
+    // Somebody else takes the registry's port, and answers nothing.
+    let (_, address) = at_first.split_once("http://").unwrap();
+    let _taken = std::net::TcpListener::bind(address.trim_end_matches('"')).unwrap();
+    let third = up(folder.path(), &listen);
+    assert_ne!(registry(), at_first);
+    let ended = audit.wait(Duration::from_secs(60));
+    audit.wait_for_line("no difference");
+    assert!(ended.success());
+    stop(third);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,7 @@ mod recommendation_scenarios;
 mod review_scenarios;
 #[path = "../scenarios/session_scenarios.rs"]
 mod session_scenarios;
+mod slow_store;
 #[path = "../scenarios/spot_scenarios.rs"]
 mod spot_scenarios;
 #[path = "../scenarios/text_scenarios.rs"]

@@ -33,11 +33,16 @@ impl Comparison {
             match (due, times) {
                 (true, 0) => {
                     row.missing += 1;
-                    self.differ(format!("{what}: not there"));
+                    self.differ_for_now(format!("{what}: not there"));
                 }
                 (false, 1..) => {
                     row.uncaused += 1;
-                    self.differ(format!("{what}: there, and should not be"));
+                    let text = format!("{what}: there, and should not be");
+                    // The event of its removal may be on its way.
+                    match bookmark.removed {
+                        Some(Outcome::Acknowledged | Outcome::Unknown) => self.differ_for_now(text),
+                        Some(Outcome::Refused) | None => self.differ(text),
+                    }
                 }
                 (true, _) => row.found += 1,
                 (false, 0) => {}
@@ -107,7 +112,7 @@ impl Comparison {
                 row.unknown += 1;
             }
             row.missing += 1;
-            self.differ(format!(
+            self.differ_for_now(format!(
                 "replica at {instance}, spot {spot} of {member}: the review has left no view"
             ));
         }

@@ -1,0 +1,244 @@
+//! How long the audit waits for effects, and what it makes of those that are not there.
+//!
+//! Effects are due some time after the last answer. What is not there then is *late* as long as an event
+//! that may cause it still waits, in core's outbox or for a consumer, and *missing* once none does:
+//! an effect is committed before its event is done with. A backlog that does not move, or that has not
+//! gone after the longest wait, leaves it open.
+
+use std::time::Duration;
+
+use super::backlog::Backlog;
+use super::comparison::Comparison;
+
+/// What one look at the mesh came to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look<'a> {
+    /// Since the last answer.
+    pub elapsed: Duration,
+    /// What waits, looked at first; `None` when that cannot be told.
+    pub backlog: Option<Backlog>,
+    /// How things stand; `None` when the mesh could not be looked at.
+    pub seen: Option<&'a Comparison>,
+}
+
+/// Why the wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything is as it should be, and was so a moment before.
+    Agreed,
+    /// No event waits any more: nothing is to come.
+    Drained,
+    /// Events wait, or may, and for as long as effects are due nothing has moved.
+    Stalled,
+    /// Events wait and move, and the longest wait is over.
+    OutOfTime,
+}
+
+/// How the wait goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Since the last answer.
+    pub elapsed: Duration,
+    /// Whether what comes from now on is late.
+    pub is_overdue: bool,
+    /// Differences at the last look.
+    pub differences: usize,
+    /// What waits, as far as it can be told.
+    pub backlog: Option<Backlog>,
+}
+
+/// The wait.
+#[derive(Debug)]
+pub(super) struct Settling {
+    settle: Duration,
+    max_wait: Duration,
+    /// What was there when effects were due.
+    due: Option<Comparison>,
+    /// When it did at the last look.
+    agreed_at: Option<Duration>,
+    moved_at: Duration,
+    /// When something that was missing came for the last time.
+    came_at: Duration,
+    progress: Progress,
+}
+
+impl Settling {
+    /// Effects are due after `settle`; the wait is over after `max_wait` at the latest.
+    pub fn new(settle: Duration, max_wait: Duration) -> Self {
+        Self {
+            settle,
+            max_wait,
+            due: None,
+            agreed_at: None,
+            moved_at: Duration::ZERO,
+            came_at: Duration::ZERO,
+            progress: Progress::default(),
+        }
+    }
+
+    /// Takes a look into account. `Some` ends the wait.
+    pub fn look(&mut self, look: Look<'_>) -> Option<Ending> {
+        let Look { elapsed, backlog, seen } = look;
+        let before = self.progress;
+        let is_overdue = elapsed >= self.settle;
+        let differences = seen.map_or(before.differences, |seen| seen.differences.len());
+        self.progress = Progress { elapsed, is_overdue, differences, backlog };
+        if differences < before.differences {
+            self.came_at = elapsed;
+        }
+        if differences != before.differences || backlog != before.backlog {
+            self.moved_at = elapsed;
+        }
+        let agrees = seen.is_some_and(|seen| seen.differences.is_empty());
+        if agrees && self.agreed_at.is_some() {
+            return Some(Ending::Agreed);
+        }
+        self.agreed_at = agrees.then_some(elapsed);
+        if !is_overdue || agrees {
+            return None;
+        }
+        if self.due.is_none() {
+            self.due = seen.cloned();
+        }
+        let is_drained = backlog.is_some_and(|backlog| backlog.is_drained);
+        if is_drained && seen.is_some() {
+            Some(Ending::Drained)
+        } else if elapsed >= self.moved_at + self.settle {
+            Some(Ending::Stalled)
+        } else if elapsed >= self.max_wait {
+            Some(Ending::OutOfTime)
+        } else {
+            None
+        }
+    }
+
+    /// From the last answer until everything agreed, or until the wait was over.
+    pub fn settled_in(&self) -> Duration {
+        self.agreed_at.unwrap_or(self.progress.elapsed)
+    }
+
+    /// How it goes.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// From the last answer until the last of what was to come had come, when that was too late.
+    pub fn late_by(&self) -> Option<Duration> {
+        self.due.as_ref().and(Some(self.came_at)).filter(|came_at| *came_at >= self.settle)
+    }
+
+    /// Says in `comparison`, which was made in the end, what was late.
+    pub fn tell_late(&self, comparison: &mut Comparison) {
+        if let Some(due) = &self.due {
+            comparison.trend_effects.late_since(due.trend_effects);
+            comparison.replica_entries.late_since(due.replica_entries);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTLE: u64 = 30;
+    const MAX_WAIT: u64 = 600;
+
+    fn missing(count: u64) -> Comparison {
+        let mut comparison = Comparison::default();
+        comparison.trend_effects.missing = count;
+        comparison.differences = (0..count).map(|number| number.to_string()).collect();
+        comparison
+    }
+
+    fn waiting(events: u64) -> Option<Backlog> {
+        Some(Backlog { outbox: events, queues: 0, handled: 0, is_drained: events == 0 })
+    }
+
+    struct Wait(Settling);
+
+    impl Wait {
+        fn new() -> Self {
+            let seconds = Duration::from_secs;
+            Self(Settling::new(seconds(SETTLE), seconds(MAX_WAIT)))
+        }
+
+        fn at(&mut self, second: u64, lost: u64, backlog: Option<Backlog>) -> Option<Ending> {
+            let seen = missing(lost);
+            let elapsed = Duration::from_secs(second);
+            self.0.look(Look { elapsed, backlog, seen: Some(&seen) })
+        }
+    }
+
+    #[test]
+    fn what_agrees_twice_ends_the_wait() {
+        let mut wait = Wait::new();
+        assert_eq!(wait.at(1, 3, waiting(3)), None);
+        assert_eq!(wait.at(2, 0, waiting(0)), None);
+        assert_eq!(wait.at(4, 0, waiting(0)), Some(Ending::Agreed));
+        assert_eq!(wait.0.late_by(), None);
+    }
+
+    #[test]
+    fn what_agrees_once_and_then_does_not_goes_on() {
+        let mut wait = Wait::new();
+        assert_eq!(wait.at(1, 0, waiting(0)), None);
+        assert_eq!(wait.at(3, 1, waiting(0)), None);
+        assert_eq!(wait.at(4, 0, waiting(0)), None);
+        assert_eq!(wait.at(6, 0, waiting(0)), Some(Ending::Agreed));
+    }
+
+    #[test]
+    fn what_comes_after_it_was_due_is_late_and_not_missing() {
+        let mut wait = Wait::new();
+        // By the old rule this was the end, with 1,724 effects missing.
+        assert_eq!(wait.at(30, 1_724, waiting(3_000)), None);
+        assert!(wait.0.progress().is_overdue);
+        assert_eq!(wait.at(80, 2, waiting(9)), None);
+        assert_eq!(wait.at(90, 0, waiting(0)), None);
+        assert_eq!(wait.at(92, 0, waiting(0)), Some(Ending::Agreed));
+        assert_eq!(wait.0.late_by(), Some(Duration::from_secs(90)));
+        let mut seen = missing(0);
+        wait.0.tell_late(&mut seen);
+        assert_eq!((seen.trend_effects.late, seen.replica_entries.late), (1_724, 0));
+    }
+
+    #[test]
+    fn what_is_not_there_when_nothing_waits_any_more_is_missing() {
+        let mut wait = Wait::new();
+        assert_eq!(wait.at(29, 2, waiting(0)), None, "it is not due");
+        assert_eq!(wait.at(30, 2, waiting(1)), None, "something waits");
+        assert_eq!(wait.at(40, 1, waiting(0)), Some(Ending::Drained));
+        assert_eq!(wait.0.late_by(), Some(Duration::from_secs(40)));
+        let mut seen = missing(1);
+        wait.0.tell_late(&mut seen);
+        assert_eq!((seen.trend_effects.late, seen.trend_effects.missing), (1, 1));
+    }
+
+    #[test]
+    fn a_backlog_that_stands_still_leaves_it_open() {
+        let mut wait = Wait::new();
+        assert_eq!(wait.at(10, 5, waiting(7)), None);
+        assert_eq!(wait.at(39, 5, waiting(7)), None);
+        assert_eq!(wait.at(40, 5, waiting(7)), Some(Ending::Stalled));
+        assert_eq!(wait.0.late_by(), None);
+    }
+
+    #[test]
+    fn a_backlog_that_moves_is_waited_for_within_bounds() {
+        let mut wait = Wait::new();
+        for second in (0..MAX_WAIT).step_by(10) {
+            assert_eq!(wait.at(second, 5, waiting(10_000 - second)), None, "{second} s");
+        }
+        assert_eq!(wait.at(MAX_WAIT, 5, waiting(1)), Some(Ending::OutOfTime));
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_waited_for_without_end() {
+        let mut wait = Wait::new();
+        let blind =
+            |second| Look { elapsed: Duration::from_secs(second), backlog: None, seen: None };
+        assert_eq!(wait.0.look(blind(1)), None);
+        assert_eq!(wait.0.look(blind(29)), None);
+        assert_eq!(wait.0.look(blind(30)), Some(Ending::Stalled));
+    }
+}

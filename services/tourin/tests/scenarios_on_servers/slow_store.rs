@@ -1,0 +1,44 @@
+//! An audit of a mesh one of whose stores is slow.
+
+use std::time::Duration;
+
+use tourin::audit::{Audit, AuditSettings};
+use tourin::mesh::Mesh;
+use tourin::up::UpSettings;
+use tourin_chassis::shutdown::Shutdown;
+
+use crate::corner::Corner;
+
+/// Histories reach MongoDB slowly: what is not there when effects are due waits at the broker, and the
+/// audit waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_slow_store_keeps_back_is_late_and_not_missing() {
+    let mut settings = UpSettings::ephemeral();
+    let _corner = Corner::take(&mut settings).await;
+    let way = Corner::documents_by_a_proxy(&mut settings).await;
+    let mesh = Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts");
+    let settle = Duration::from_secs(2);
+    let audit = AuditSettings {
+        duration: Duration::from_secs(3),
+        rate: 60,
+        members: 8,
+        settle,
+        max_wait: Duration::from_secs(120),
+        ..AuditSettings::new(mesh.url(), mesh.registry_url(), mesh.data_dir().secret().unwrap())
+    };
+    let audit = Audit::prepare(audit).await.expect("an audit can begin");
+    way.delay(Duration::from_millis(700));
+    audit.drive(&Shutdown::new()).await.unwrap();
+    let mut progress = audit.progress();
+    let mend = async {
+        let overdue = *progress.wait_for(|now| now.is_overdue).await.unwrap();
+        way.delay(Duration::ZERO);
+        overdue
+    };
+    let (report, overdue) = tokio::join!(audit.conclude(), mend);
+    assert!(overdue.backlog.is_some_and(|backlog| backlog.queues > 0), "{overdue:?}");
+    assert!(report.is_clean(), "{report}");
+    assert!(report.late_by.is_some_and(|late_by| late_by >= settle), "{report}");
+    assert!(report.comparison.replica_entries.late > 0, "{report}");
+    mesh.stop().await.unwrap();
+}
