@@ -122,8 +122,9 @@ pub(crate) async fn front(
     of_gateway.listen = ports.release(GATEWAY, of_gateway.listen);
     of_gateway.admin_listen = ports.release(GATEWAY_ADMIN, of_gateway.admin_listen);
     let operator_url = format!("http://{}", local(operator.addr));
-    of_gateway.traces_url = traces.map(|_| operator_url.clone());
-    of_gateway.metrics_url = Some(format!("{operator_url}/metrics"));
+    let shown_here = traces.map(|_| operator_url.clone());
+    of_gateway.traces_url = of_gateway.traces_url.or(shown_here);
+    of_gateway.metrics_url.get_or_insert_with(|| format!("{operator_url}/metrics"));
     let gateway = Gateway::build(of_gateway).await?;
     let url = format!("http://{}", local(gateway.addr()));
     let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
