@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::outbox::VERSION;
+
 /// The longest event type, in bytes; the limit AMQP sets on a routing key.
 pub const MAX_TYPE_BYTES: usize = 255;
 
@@ -48,6 +50,13 @@ impl Envelope {
             timestamp: timestamp.trunc_subsecs(6),
             data,
         }
+    }
+
+    /// Which of two changes of one thing is the later one: the one with the higher version, whatever their timestamps say.
+    /// It comes from the outbox of the service that owns the thing. An event that has none is from before there were
+    /// versions, and so earlier than every event that has one.
+    pub fn version(&self) -> Option<u64> {
+        self.data.get(VERSION)?.as_u64()
     }
 
     /// The wire form.

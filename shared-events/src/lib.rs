@@ -16,6 +16,8 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 
 pub mod backoff;
 pub mod bus;
@@ -32,6 +34,19 @@ pub mod trace;
 
 /// Where "now" comes from; passed in so that a test can own the time.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
+
+/// Asked by each pass that deletes what is old: the time to delete by, or `None` when the clock is not to be trusted at the
+/// moment. The service that runs the pass knows how to tell.
+pub type PassTime =
+    Arc<dyn Fn() -> BoxFuture<'static, anyhow::Result<Option<DateTime<Utc>>>> + Send + Sync>;
+
+/// Trusts a clock whatever it says.
+pub fn unchecked(clock: Clock) -> PassTime {
+    Arc::new(move || {
+        let now = clock();
+        async move { Ok(Some(now)) }.boxed()
+    })
+}
 
 /// The machine's clock.
 pub fn system_clock() -> Clock {

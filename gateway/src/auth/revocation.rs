@@ -9,13 +9,14 @@
 pub mod stream;
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::pruning::PruneGuard;
 
 use crate::config::WhenStale;
 use crate::mesh_client::{CORE, MeshClient};
@@ -76,6 +77,7 @@ pub struct Revocations {
     stale_after: Duration,
     when_stale: WhenStale,
     clock: SharedClock,
+    guard: Arc<PruneGuard>,
 }
 
 impl Revocations {
@@ -87,6 +89,7 @@ impl Revocations {
             started: Instant::now(),
             stale_after,
             when_stale,
+            guard: PruneGuard::in_memory("revocations", Arc::clone(&clock)),
             clock,
         }
     }
@@ -156,9 +159,8 @@ impl Revocations {
         }
     }
 
-    /// Forgets sessions whose tokens have expired.
-    fn prune(&self) {
-        let now = self.clock.now();
+    /// Forgets sessions whose tokens have expired by `now`, the time of a checked clock: core tells of each session once.
+    fn prune(&self, now: DateTime<Utc>) {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, until| *until > now);
     }
@@ -172,7 +174,10 @@ impl Revocations {
     async fn keep_pruned(&self) {
         loop {
             tokio::time::sleep(PRUNE_EVERY).await;
-            self.prune();
+            // In memory there is nothing that could fail.
+            if let Ok(Some(now)) = self.guard.pass().await {
+                self.prune(now);
+            }
         }
     }
 
@@ -242,8 +247,6 @@ async fn read(mesh: &MeshClient, place: &Place, patience: Duration) -> anyhow::R
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tourin_chassis::clock::{Clock, ManualClock};
 
     use super::*;
@@ -271,7 +274,7 @@ mod tests {
         assert!(["s1", "s2", "s3", "s4"].iter().all(|session| list.has_ended(session)));
         assert!(!list.has_ended("s5") && !list.has_ended(""));
         clock.advance(TimeDelta::minutes(11));
-        list.prune();
+        list.prune(clock.now());
         assert!(!list.has_ended("s1") && list.has_ended("s3"));
     }
 

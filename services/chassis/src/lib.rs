@@ -8,6 +8,7 @@ pub mod http;
 pub mod identity;
 pub mod metrics;
 pub mod process;
+pub mod pruning;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod secret;

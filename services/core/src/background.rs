@@ -6,8 +6,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::{Dependency, Health};
+use tourin_chassis::metrics::Metrics;
+use tourin_chassis::pruning::PruneGuard;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::RegistrationState;
+use tourin_shared_events::PassTime;
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::outbox::{Pruner, Relay, RelayStats, Retention};
 
@@ -43,20 +46,28 @@ pub(crate) fn start(
     state: &AppState,
     publisher: Option<Arc<dyn Publisher>>,
     clock: SharedClock,
-    (health, names): (&Health, Names),
+    (health, names, metrics): (&Health, Names, &Metrics),
 ) -> Option<Arc<RelayStats>> {
+    let session_guard = PruneGuard::new("sessions", store.session_passes(), Arc::clone(&clock));
+    let outbox_guard = PruneGuard::new("outbox", store.outbox_passes(), Arc::clone(&clock));
+    PruneGuard::measure(vec![Arc::clone(&session_guard), Arc::clone(&outbox_guard)], metrics);
+    let outbox_time: PassTime = Arc::new(move || {
+        let guard = Arc::clone(&outbox_guard);
+        Box::pin(async move { guard.pass().await })
+    });
     let events_clock: tourin_shared_events::Clock = Arc::new(move || clock.now());
     let outbox = store.outbox();
     let token = tasks.shutdown().token();
     let relay = match publisher {
         Some(publisher) => {
-            let relay = Relay::new(outbox, publisher, store.wake(), events_clock);
+            let relay =
+                Relay::new(outbox, publisher, store.wake(), events_clock).with_pruning(outbox_time);
             let stats = relay.stats();
             tasks.spawn("relay", relay.run(token));
             Some(stats)
         }
         None => {
-            let pruner = Pruner::new(outbox, Retention::Feed(FEED_RETENTION), events_clock);
+            let pruner = Pruner::new(outbox, Retention::Feed(FEED_RETENTION), outbox_time);
             tasks.spawn("feed pruner", async move { pruner.run(token).await });
             None
         }
@@ -66,6 +77,7 @@ pub(crate) fn start(
         prune(
             Arc::clone(&state.sessions),
             Arc::clone(&state.revocations),
+            session_guard,
             tasks.shutdown().clone(),
         ),
     );
@@ -158,18 +170,31 @@ where
     }
 }
 
-async fn prune(sessions: Arc<Sessions>, revocations: Arc<Revocations>, stop: Shutdown) {
+async fn prune(
+    sessions: Arc<Sessions>,
+    revocations: Arc<Revocations>,
+    guard: Arc<PruneGuard>,
+    stop: Shutdown,
+) {
     loop {
         tokio::select! {
             () = stop.begun() => return,
             () = tokio::time::sleep(PRUNE_EVERY) => {}
         }
         // One that fails is tried again in a minute; nothing depends on it but space.
-        match sessions.prune().await {
+        let now = match guard.pass().await {
+            Ok(Some(now)) => now,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "sessions were not pruned");
+                continue;
+            }
+        };
+        match sessions.prune(now).await {
             Ok(pruned) => tracing::debug!(pruned, "sessions that were over"),
             Err(error) => tracing::warn!(%error, "sessions were not pruned"),
         }
-        match revocations.prune().await {
+        match revocations.prune(now).await {
             Ok(pruned) => tracing::debug!(pruned, "revocations that had expired"),
             Err(error) => tracing::warn!(%error, "revocations were not pruned"),
         }

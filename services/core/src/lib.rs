@@ -249,7 +249,8 @@ impl Core {
             database: database_name(&settings),
             redis: store.with_redis().map(|redis| format!("redis at {}", redis.redis_address())),
         };
-        let relay = background::start(&tasks, &store, &state, publisher, clock, (&health, names));
+        let watched = (&health, names, &metrics);
+        let relay = background::start(&tasks, &store, &state, publisher, clock, watched);
         if let Some(stats) = relay {
             let gauge = metrics::of_relay(&metrics, &sources, stats);
             tasks.spawn("outbox gauge", gauge.run(end.clone()));

@@ -12,7 +12,7 @@ use tourin_registry_api::{Directory, OUT_OF_REACH};
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::feed::FeedStats;
 
-use crate::app::ingest::Ingest;
+use crate::app::ingest::{Guards, Ingest};
 use crate::app::ports::{PortError, SpotReplica};
 use crate::app::resync::Resync;
 use crate::store::Failure;
@@ -211,16 +211,20 @@ pub(crate) async fn watch_registry(
 }
 
 /// Removes what has no effect any more, until `stop`.
-pub(crate) async fn prune(ingest: Ingest, stop: CancellationToken) {
+pub(crate) async fn prune(ingest: Ingest, guards: Guards, stop: CancellationToken) {
     loop {
+        // At once: until the first pass nothing vouches for the clock.
+        tokio::select! {
+            pruned = ingest.prune(&guards) => match pruned {
+                Ok(0) => {}
+                Ok(removed) => tracing::debug!(removed, "pruned"),
+                Err(error) => tracing::warn!(%error, "cannot prune"),
+            },
+            () = stop.cancelled() => return,
+        }
         tokio::select! {
             () = sleep(PRUNE_INTERVAL) => {}
             () = stop.cancelled() => return,
-        }
-        match ingest.prune().await {
-            Ok(0) => {}
-            Ok(removed) => tracing::debug!(removed, "pruned"),
-            Err(error) => tracing::warn!(%error, "cannot prune"),
         }
     }
 }

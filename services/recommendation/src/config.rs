@@ -146,6 +146,9 @@ pub struct RuleSettings {
     /// Age in seconds beyond which a view or bookmark no longer enters a member's history
     #[arg(long, env = "TOURIN_HISTORY_MAX_AGE_S", value_name = "S", default_value_t = 2_592_000, value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
     pub history_max_age_s: u64,
+    /// Seconds that an event may be dated ahead of the clock; one further ahead counts as happening now
+    #[arg(long, env = "TOURIN_EVENT_MAX_AHEAD_S", value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub event_max_ahead_s: u64,
     /// Latest spots of a member that recommendations are made from; all are left out of them
     #[arg(long, env = "TOURIN_HISTORY_LIMIT", value_name = "SPOTS", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub history_limit: u16,
@@ -194,6 +197,7 @@ impl Default for RuleSettings {
             trend_window_ms: 3_600_000,
             trend_max_age_s: 86_400,
             history_max_age_s: 2_592_000,
+            event_max_ahead_s: 300,
             history_limit: 100,
             neighbours_max_age_ms: 2_000,
             similarity_seed_exponent: exponents.seed,

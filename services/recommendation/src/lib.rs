@@ -38,6 +38,7 @@ use tourin_chassis::health::Health;
 use tourin_chassis::http::{HttpLimits, bind, observed_router, serve};
 use tourin_chassis::identity::{IdentitySigner, IdentityVerifier};
 use tourin_chassis::metrics::Metrics;
+use tourin_chassis::pruning::PruneGuard;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::Service;
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
@@ -52,7 +53,7 @@ pub use crate::consumers::subscriptions;
 pub use crate::store::Stores;
 
 use crate::app::audit::Audit;
-use crate::app::ingest::Ingest;
+use crate::app::ingest::{Guards, Ingest};
 use crate::app::last_trend::LastTrend;
 use crate::app::model::CoOccurrence;
 use crate::app::recommend::Recommender;
@@ -111,6 +112,7 @@ pub struct Recommendation {
     broker: Option<RabbitSettings>,
     consumers: Vec<QueueConsumer>,
     ingest: Ingest,
+    guards: Guards,
     stores: Stores,
     clock: SharedClock,
 }
@@ -140,6 +142,9 @@ impl Recommendation {
             Arc::clone(&clock),
             ages,
         );
+        let passes = (Arc::clone(&stores.trend_passes), Arc::clone(&stores.history_passes));
+        let guards = Guards::new(passes.0, passes.1, &clock);
+        let max_ahead = Duration::from_secs(settings.rules.event_max_ahead_s);
         let listener = bind(settings.listen).await?;
         let addr = listener.local_addr()?;
         Ok(Self {
@@ -149,8 +154,9 @@ impl Recommendation {
             registry,
             broker: broker.filter(|_| dependencies.events.is_none()),
             events: dependencies.events,
-            consumers: consumers::all(&ingest, ages),
+            consumers: consumers::all(&ingest, ages, max_ahead, &guards),
             ingest,
+            guards,
             stores,
             clock,
         })
@@ -313,6 +319,8 @@ impl Recommendation {
             None => metrics::Letters::Kept(Arc::clone(&self.stores.dead_letters)),
         };
         metrics::of_consumers(metrics, &self.consumer_stats(), &self.clock);
+        let Guards { trend, histories } = self.guards.clone();
+        PruneGuard::measure(vec![trend, histories], metrics);
         metrics::of_servers(metrics, self.server_stats());
         metrics::of_trend(metrics, &self.ingest, &recommender.last_trend, &self.clock);
         let gauge = metrics::of_dead_letters(metrics, letters);
@@ -354,7 +362,8 @@ impl Recommendation {
             tasks.spawn(queue, prepared.then(running, tasks.shutdown().token()));
         }
         let token = tasks.shutdown().token();
-        tasks.spawn("pruning", background::prune(self.ingest.clone(), token));
+        let pruning = background::prune(self.ingest.clone(), self.guards.clone(), token);
+        tasks.spawn("pruning", pruning);
     }
 
     fn keep_replica(
@@ -431,10 +440,11 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
     let servers = &settings.servers;
     if let Some(url) = servers.redis() {
         let prefix = &servers.recommendation_redis_prefix;
-        let (trend, server) = cache::redis::open(url, prefix, rules.trend(), Arc::clone(&clock))
+        let redis = cache::redis::open(url, prefix, rules.trend(), Arc::clone(&clock))
             .context("--redis-url")?;
-        stores.trend = trend;
-        stores.trend_server = Some(server);
+        stores.trend = redis.trend;
+        stores.trend_passes = redis.passes;
+        stores.trend_server = Some(redis.server);
     }
     if let Some(url) = servers.mongodb() {
         let documents =
@@ -442,6 +452,7 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
         stores.histories = documents.histories;
         stores.spots = documents.spots;
         stores.cursor = documents.cursor;
+        stores.history_passes = documents.passes;
         stores.document_server = Some(documents.server);
     }
     if stores.trend_server.is_some() && stores.document_server.is_some() {

@@ -38,7 +38,7 @@ pub(crate) fn of_consumers(
     let counted = queues.clone();
     let help = "Events that are done with, by what became of them; duplicate ones were recognised";
     metrics.counters_read("tourin_consumer_events", help, move || outcomes(&counted));
-    let counters: [OfSnapshot<ConsumerSnapshot>; 6] = [
+    let counters: [OfSnapshot<ConsumerSnapshot>; 7] = [
         ("tourin_consumer_deliveries", "Deliveries taken, redeliveries included", |now| {
             now.received
         }),
@@ -47,6 +47,11 @@ pub(crate) fn of_consumers(
             now.broken
         }),
         ("tourin_consumer_panics", "Panics of handlers, caught", |now| now.panicked),
+        (
+            "tourin_consumer_events_ahead",
+            "Deliveries dated so far ahead that they count as of now",
+            |now| now.ahead,
+        ),
         ("tourin_consumer_replayed", "Deliveries of replayed dead letters", |now| now.replayed),
         ("tourin_consumer_unsettled", "Outcomes that the bus could not record", |now| {
             now.unsettled

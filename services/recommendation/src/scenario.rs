@@ -9,14 +9,14 @@ use tourin_shared_events::bus::in_process::InProcessBus;
 use uuid::Uuid;
 
 use crate::app::audit::Audit;
-use crate::app::ingest::Ingest;
+use crate::app::ingest::{Guards, Ingest};
 use crate::app::last_trend::LastTrend;
 use crate::app::model::{CoOccurrence, CoOccurrenceRules};
 use crate::app::ports::{Counted, Kept, SpotState};
 use crate::app::recommend::Recommender;
 use crate::config::RuleSettings;
 use crate::domain::content::ContentRules;
-use crate::domain::interaction::{Change, Kind};
+use crate::domain::interaction::{Change, Kind, Moment};
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::store::Stores;
 
@@ -50,6 +50,7 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) stores: Stores,
     pub(crate) ingest: Ingest,
+    pub(crate) guards: Guards,
     pub(crate) recommender: Recommender,
     _folder: tempfile::TempDir,
 }
@@ -88,11 +89,13 @@ impl World {
             model: Arc::new(CoOccurrence::new(stores.histories.clone(), co_occurrence)),
             content: ContentRules::default(),
             history_limit: 100,
-            clock: time,
+            clock: time.clone(),
             last_trend: LastTrend::default(),
             was_whole: Arc::default(),
         };
-        Self { clock, stores, ingest, recommender, _folder: folder }
+        let passes = (stores.trend_passes.clone(), stores.history_passes.clone());
+        let guards = Guards::new(passes.0, passes.1, &time);
+        Self { clock, stores, ingest, guards, recommender, _folder: folder }
     }
 
     /// A world with spots 1 to `count`: odd ones are nature, even ones history.
@@ -146,7 +149,7 @@ impl World {
         kind: Kind,
         change: Change,
     ) -> (Counted, Option<Kept>) {
-        let now = self.clock.now();
+        let now = Moment { at: self.clock.now(), version: None };
         let counted = self.ingest.count(Uuid::now_v7(), who, id(number), kind, now).await.unwrap();
         let kept = self.ingest.remember(who, id(number), change, now).await.unwrap();
         self.pass(TimeDelta::seconds(1));

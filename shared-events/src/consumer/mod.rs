@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | longer than `max_body_bytes` | a dead letter, unread | `oversized` |
 //! | not an envelope | a dead letter | `malformed` |
+//! | dated ahead of the clock by more than `max_ahead` | one that happens now, and goes on | `ahead` |
 //! | of a type under an [`Expiry`], older than its bound | acknowledged without effect | `expired` |
 //! | applied, or seen before, or of no interest | acknowledged | `applied`, `duplicate`, `ignored` |
 //! | failed for now ([`HandlerError::Transient`], a panic, a time-out) | retried with backoff, then a dead letter | `retried`, `dead_lettered` |
@@ -23,6 +24,7 @@ mod pipeline;
 mod stats;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -189,6 +191,33 @@ impl Expiry {
     }
 }
 
+/// See [`ConsumerSettings::may_expire`].
+#[derive(Clone)]
+pub struct MayExpire(Arc<dyn Fn(DateTime<Utc>) -> bool + Send + Sync>);
+
+impl MayExpire {
+    /// Asks `check` with the time that the clock tells.
+    pub fn when(check: impl Fn(DateTime<Utc>) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(check))
+    }
+
+    fn at(&self, now: DateTime<Utc>) -> bool {
+        (self.0)(now)
+    }
+}
+
+impl Default for MayExpire {
+    fn default() -> Self {
+        Self::when(|_| true)
+    }
+}
+
+impl std::fmt::Debug for MayExpire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MayExpire")
+    }
+}
+
 /// How often and how patiently a failed event is tried.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
@@ -229,6 +258,11 @@ pub struct ConsumerSettings {
     pub retry: RetryPolicy,
     /// Which events expire; the first entry that matches a type decides. Default: none do.
     pub expiry: Vec<Expiry>,
+    /// Whether the clock may be relied on at this moment to call an event too old, which drops it for good. While it may
+    /// not, such an event is handled like any other. Default: always.
+    pub may_expire: MayExpire,
+    /// How far ahead of the clock an event may be dated; one further ahead counts as happening now. Default 5 minutes.
+    pub max_ahead: Duration,
     /// The longest body that is read, in bytes. Default 256 KiB.
     pub max_body_bytes: usize,
     /// The most events handed to the handler together. Default 64.
@@ -246,6 +280,8 @@ impl Default for ConsumerSettings {
         Self {
             retry: RetryPolicy::default(),
             expiry: Vec::new(),
+            may_expire: MayExpire::default(),
+            max_ahead: Duration::from_secs(300),
             max_body_bytes: 256 * 1024,
             max_batch: 64,
             concurrency: 2,

@@ -264,13 +264,14 @@ impl Work {
             let reason = format!("the event has {bytes} bytes, more than the {max} allowed");
             return Err(self.give_up(delivery.attempt, &delivery.routing_key, None, reason));
         }
-        let envelope = Envelope::decode(&delivery.body).map_err(|error| {
+        let mut envelope = Envelope::decode(&delivery.body).map_err(|error| {
             count(&self.stats.malformed);
             span.fail("malformed");
             self.give_up(delivery.attempt, &delivery.routing_key, None, error.to_string())
         })?;
         span.identify(&envelope.id);
         let now = (self.clock)();
+        self.bring_back(&mut envelope, now);
         span.age(age_of(&envelope, now));
         if self.is_expired(&envelope, now) {
             count(&self.stats.expired);
@@ -291,6 +292,26 @@ impl Work {
     fn is_expired(&self, envelope: &Envelope, now: DateTime<Utc>) -> bool {
         let expiry = self.settings.expiry.iter().find(|e| e.types.matches(&envelope.r#type));
         expiry.is_some_and(|expiry| expiry.is_over(envelope.timestamp, now))
+            && self.settings.may_expire.at(now)
+    }
+
+    /// An event from too far in the future counts as happening now: its maker's clock is wrong.
+    fn bring_back(&self, envelope: &mut Envelope, now: DateTime<Utc>) {
+        let ahead = envelope.timestamp.signed_duration_since(now).to_std().unwrap_or_default();
+        if ahead <= self.settings.max_ahead {
+            return;
+        }
+        envelope.timestamp = now;
+        // Not each of them: a clock that is wrong dates all of its events so.
+        if count(&self.stats.ahead).is_power_of_two() {
+            tracing::warn!(
+                consumer = self.name,
+                event = %envelope.id,
+                ahead_s = ahead.as_secs(),
+                events = self.stats.snapshot().ahead,
+                "events are dated ahead of the clock and count as happening now: compare the machines' clocks"
+            );
+        }
     }
 
     /// Calls the handler within its time; a panic is a failure like another.

@@ -25,8 +25,9 @@ macro_rules! counters {
 }
 pub(crate) use counters;
 
-pub(crate) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+/// Counts one more; says how many there are now.
+pub(crate) fn count(counter: &AtomicU64) -> u64 {
+    counter.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 counters! {
@@ -44,6 +45,8 @@ counters! {
         ignored,
         /// Events too old to matter, dropped as configured.
         expired,
+        /// Events dated so far ahead that they count as happening when they are handled; each delivery counted.
+        ahead,
         /// Failures that will be tried again.
         retried,
         /// Dead letters whose body was no envelope.

@@ -24,6 +24,7 @@ mod prune;
 mod relay;
 mod shard;
 pub mod sqlite;
+mod versions;
 mod wake;
 
 #[cfg(any(test, feature = "testing"))]
@@ -44,6 +45,7 @@ pub use prune::{Pruner, Retention};
 pub use relay::{Relay, RelaySettings, RelaySnapshot, RelayStats};
 pub use shard::{SHARDS, Shard, shard_of};
 pub use sqlite::SqliteOutbox;
+pub(crate) use versions::FIELD as VERSION;
 pub use wake::{Wake, WakeListener};
 
 /// A committed event that is not yet confirmed by the bus.
@@ -55,7 +57,7 @@ pub struct Pending {
     pub shard: Shard,
     /// How often the bus gave it back, as far as that was recorded.
     pub attempts: u32,
-    /// What to publish.
+    /// What to publish, with its version.
     pub event: Outgoing,
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use crate::system_clock;
 struct Diary {
     seen: Mutex<BTreeSet<Uuid>>,
     effects: Mutex<Vec<(String, String)>>,
+    times: Mutex<Vec<DateTime<Utc>>>,
     batches: Mutex<Vec<usize>>,
     outage: Mutex<u32>,
 }
@@ -66,6 +67,7 @@ impl Handler for Diary {
         if !self.seen.lock().unwrap().insert(event.envelope.id) {
             return Ok(Outcome::Duplicate);
         }
+        self.times.lock().unwrap().push(event.envelope.timestamp);
         self.effects.lock().unwrap().push((view.user_id, view.tourspot_id));
         Ok(Outcome::Applied)
     }
@@ -246,6 +248,39 @@ async fn old_events_of_an_expiring_kind_are_dropped_and_others_not() {
     assert_eq!(scene.diary.effects_of("someone"), ["2", "3"]);
     let stats = scene.stats.snapshot();
     assert_eq!((stats.expired, stats.ignored, stats.dead_lettered), (1, 1, 0));
+    assert_eq!(stats.ahead, 0, "two minutes are no reason");
+}
+
+#[tokio::test]
+async fn an_event_from_far_in_the_future_counts_as_happening_now() {
+    let max_ahead = Duration::from_secs(60);
+    let scene = Scene::new(ConsumerSettings { max_ahead, ..quick() }).await;
+    let dated = |number, seconds| {
+        let mut event = view("someone", number);
+        event.envelope.timestamp += TimeDelta::seconds(seconds);
+        event
+    };
+    let before = Utc::now();
+    scene.publish(vec![dated(1, 86_400)]).await;
+    scene.publish(vec![dated(2, 30)]).await;
+    let times = scene.diary.times.lock().unwrap().clone();
+    assert!(times[0] >= before && times[0] <= Utc::now(), "{times:?}");
+    assert!(times[1] > Utc::now(), "within the bound it keeps its time: {times:?}");
+    assert_eq!((scene.stats.snapshot().ahead, scene.stats.snapshot().applied), (1, 2));
+}
+
+#[tokio::test]
+async fn while_the_clock_is_not_to_be_trusted_nothing_is_too_old() {
+    let expiry =
+        Expiry { types: TopicPattern::new(ViewTourspot::TYPE), max_age: Duration::from_secs(60) };
+    let may_expire = MayExpire::when(|_| false);
+    let settings = ConsumerSettings { expiry: vec![expiry], may_expire, ..quick() };
+    let scene = Scene::new(settings).await;
+    let mut old = view("someone", 1);
+    old.envelope.timestamp -= TimeDelta::days(40);
+    scene.publish(vec![old]).await;
+    assert_eq!(scene.diary.effects_of("someone"), ["1"]);
+    assert_eq!(scene.stats.snapshot().expired, 0);
 }
 
 /// A bus whose deliveries are whatever the test says, for what the in-process bus would never carry.
@@ -341,7 +376,7 @@ async fn stopping_finishes_what_was_begun_and_hands_the_rest_back() {
 struct Forgetful {
     expiry: Expiry,
     clock: crate::Clock,
-    seen: Mutex<std::collections::BTreeMap<Uuid, chrono::DateTime<Utc>>>,
+    seen: Mutex<std::collections::BTreeMap<Uuid, DateTime<Utc>>>,
 }
 
 #[async_trait]

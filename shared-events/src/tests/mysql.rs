@@ -74,6 +74,29 @@ async fn events_of_a_transaction_that_is_rolled_back_never_were() {
     outbox.remove().await;
 }
 
+#[tokio::test]
+async fn rows_from_before_there_were_versions_leave_without_one() {
+    use crate::outbox::mysql::{MIGRATIONS, MIGRATIONS_TABLE};
+    let home = TestDatabase::create().await;
+    let database = Database::open(home.url(), PoolSizes::default()).await.unwrap();
+    database.migrate(&MIGRATIONS[..1], MIGRATIONS_TABLE).await.unwrap();
+    let appended = async |number| {
+        let mut transaction = database.write().await.unwrap();
+        append(&mut transaction, &[view("a", number)], Utc::now()).await.unwrap();
+        transaction.commit().await.unwrap();
+    };
+    appended(1).await;
+    let store = MysqlOutbox::open(database.clone()).await.unwrap();
+    appended(2).await;
+    // Whoever opens it again finds the same.
+    for store in [store, MysqlOutbox::open(database.clone()).await.unwrap()] {
+        let pending = store.pending(&[shard_of("a")], 0, 10).await.unwrap();
+        let versions: Vec<_> = pending.iter().map(|row| row.event.envelope.version()).collect();
+        assert!(matches!(versions[..], [None, Some(_)]), "{versions:?}");
+    }
+    home.remove().await;
+}
+
 /// However many events are kept that were published long ago.
 #[tokio::test]
 async fn who_has_just_started_sees_at_once_what_waits() {

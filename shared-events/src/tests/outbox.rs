@@ -18,6 +18,7 @@ use crate::outbox::{
     Feed, OutboxStore, Pruner, Retention, SHARDS, Shard, SqliteOutbox, Wake, shard_of,
 };
 use crate::sqlite::Database;
+use crate::unchecked;
 
 pub(super) struct Outbox {
     pub(super) database: Database,
@@ -166,7 +167,7 @@ async fn each_way_out_has_its_retention() {
         outbox.store.mark_published(&[1], old).await.unwrap();
         outbox.store.mark_published(&[3], now).await.unwrap();
         let clock: crate::Clock = Arc::new(move || now);
-        let pruner = Pruner::new(Arc::new(outbox.store.clone()), retention, clock);
+        let pruner = Pruner::new(Arc::new(outbox.store.clone()), retention, unchecked(clock));
         let rows = pruner.prune().await.unwrap();
         let left = outbox.store.page_after(0, 10).await.unwrap().events;
         assert_eq!(4 - left.len() as u64, rows);
@@ -188,9 +189,23 @@ async fn many_old_rows_are_pruned_in_steps() {
     outbox.append(&events, Utc::now() - TimeDelta::hours(2)).await;
     let retention = Retention::Feed(Duration::from_secs(3_600));
     let store = Arc::new(outbox.store.clone());
-    let pruner = Pruner::new(store, retention, crate::system_clock());
+    let pruner = Pruner::new(store, retention, unchecked(crate::system_clock()));
     assert_eq!(pruner.prune().await.unwrap(), 4_500);
     assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+}
+
+#[tokio::test]
+async fn nothing_is_pruned_while_the_clock_is_not_to_be_trusted() {
+    let outbox = Outbox::new().await;
+    outbox.append(&[view("a", 1), view("a", 2)], Utc::now() - TimeDelta::days(40)).await;
+    let store = Arc::new(outbox.store.clone());
+    let doubtful: crate::PassTime = Arc::new(|| Box::pin(async { Ok(None) }));
+    let retention = Retention::Feed(Duration::from_secs(3_600));
+    let pruner = Pruner::new(store.clone(), retention, doubtful);
+    assert_eq!(pruner.prune().await.unwrap(), 0);
+    assert_eq!(outbox.store.page_after(0, 10).await.unwrap().events.len(), 2);
+    let pruner = Pruner::new(store, retention, unchecked(crate::system_clock()));
+    assert_eq!(pruner.prune().await.unwrap(), 2);
 }
 
 #[tokio::test]
@@ -229,6 +244,13 @@ async fn rows_of_an_older_version_are_kept_and_get_their_shards() {
         assert_eq!(pending.len(), 300);
         for row in pending {
             assert_eq!(row.shard, shard_of(&row.event.ordering_key));
+            assert_eq!(row.event.envelope.version(), None, "from before there were versions");
         }
     }
+    let store = SqliteOutbox::open(database.clone()).await.unwrap();
+    let mut transaction = database.write().await.unwrap();
+    append(&mut transaction, &[view("user1", 300)], Utc::now()).await.unwrap();
+    transaction.commit().await.unwrap();
+    let new = store.pending(&[shard_of("user1")], 300, 10).await.unwrap();
+    assert!(new[0].event.envelope.version().is_some());
 }

@@ -109,11 +109,11 @@ impl Revocations {
         }
     }
 
-    /// Removes entries that have expired; says how many.
+    /// Removes entries that have expired at `now`, the time of a checked clock; says how many.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn prune(&self) -> Result<u64, StoreError> {
-        self.log.prune_expired(self.clock.now()).await
+    pub async fn prune(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
+        self.log.prune_expired(now).await
     }
 }

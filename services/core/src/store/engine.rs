@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::time::timeout;
+use tourin_chassis::pruning::PassLog;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::{Database, MysqlUrl, PoolSizes};
 use tourin_shared_events::outbox::{OutboxStore, Wake};
@@ -162,6 +163,24 @@ impl Store {
             Self::Sqlite(store) => Arc::new(store.outbox()),
             Self::Mysql(store) => Arc::new(store.outbox()),
             Self::MysqlRedis(store) => Arc::new(store.mysql().outbox()),
+        }
+    }
+
+    /// When sessions and their revocations were pruned last, and the time of the server that they are on.
+    pub fn session_passes(&self) -> Arc<dyn PassLog> {
+        match self {
+            Self::Sqlite(store) => Arc::new(store.clone()),
+            Self::Mysql(store) => Arc::new(store.clone()),
+            Self::MysqlRedis(store) => Arc::new(store.clone()),
+        }
+    }
+
+    /// The same of the outbox.
+    pub fn outbox_passes(&self) -> Arc<dyn PassLog> {
+        match self {
+            Self::Sqlite(store) => Arc::new(store.clone()),
+            Self::Mysql(store) => Arc::new(store.clone()),
+            Self::MysqlRedis(store) => Arc::new(store.mysql().clone()),
         }
     }
 

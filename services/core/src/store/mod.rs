@@ -5,6 +5,7 @@ mod errors;
 mod feed;
 pub mod key_files;
 pub mod mysql;
+mod passes;
 pub mod redis;
 mod spot_index;
 pub mod sqlite;

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::pruning::{PassLog, PruneGuard};
 use uuid::Uuid;
 
 use super::ports::{
     Counted, HistoryEvent, HistoryStore, Kept, PortError, SpotReplica, SpotState, TrendEvent,
     TrendStore,
 };
-use crate::domain::interaction::{Change, Kind, is_pseudonym};
+use crate::domain::interaction::{Change, Kind, Moment, is_pseudonym};
 use crate::domain::spot::SpotId;
 
 /// How long after an event can no longer come its traces are kept: clocks differ, and a delivery
@@ -40,6 +41,25 @@ pub struct Ages {
     pub histories: Duration,
 }
 
+/// Say by which time the stores may be pruned.
+#[derive(Debug, Clone)]
+pub struct Guards {
+    /// Of the trend and of what its events are recognised by.
+    pub trend: Arc<PruneGuard>,
+    /// Of the histories.
+    pub histories: Arc<PruneGuard>,
+}
+
+impl Guards {
+    /// Guards whose passes these stores remember.
+    pub fn new(trend: Arc<dyn PassLog>, histories: Arc<dyn PassLog>, clock: &SharedClock) -> Self {
+        Self {
+            trend: PruneGuard::new("trend", trend, Arc::clone(clock)),
+            histories: PruneGuard::new("histories", histories, Arc::clone(clock)),
+        }
+    }
+}
+
 impl Ingest {
     /// Applies events to these stores.
     pub fn new(
@@ -62,7 +82,7 @@ impl Ingest {
         subject: &str,
         spot: SpotId,
         kind: Kind,
-        occurred_at: DateTime<Utc>,
+        occurred: Moment,
     ) -> Result<Counted, PortError> {
         let now = self.clock.now();
         let event = TrendEvent {
@@ -71,13 +91,13 @@ impl Ingest {
             spot,
             kind,
             // A clock that is ahead must not buy a spot a longer life in the trend.
-            occurred_at: occurred_at.min(now),
+            occurred: Moment { at: occurred.at.min(now), ..occurred },
             recorded_at: now,
-            remember_until: self.remember_until(occurred_at, self.ages.trend),
+            remember_until: self.remember_until(occurred.at, self.ages.trend),
         };
         let counted = self.trend.record(&event).await?;
         if counted == Counted::Applied {
-            self.newest_us.fetch_max(event.occurred_at.timestamp_micros(), Ordering::Relaxed);
+            self.newest_us.fetch_max(event.occurred.at.timestamp_micros(), Ordering::Relaxed);
         }
         Ok(counted)
     }
@@ -92,9 +112,9 @@ impl Ingest {
     ///
     /// # Errors
     /// When the store fails; nothing has happened then.
-    pub async fn forget_in_trend(&self, subject: &str, at: DateTime<Utc>) -> Result<(), PortError> {
-        let until = self.remember_until(at, self.ages.trend);
-        self.trend.forget(subject, at, until).await
+    pub async fn forget_in_trend(&self, subject: &str, order: Moment) -> Result<(), PortError> {
+        let until = self.remember_until(order.at, self.ages.trend);
+        self.trend.forget(subject, order, until).await
     }
 
     /// Records a change of a member's history. Visitors have none: `None`.
@@ -106,12 +126,18 @@ impl Ingest {
         subject: &str,
         spot: SpotId,
         change: Change,
-        occurred_at: DateTime<Utc>,
+        occurred: Moment,
     ) -> Result<Option<Kept>, PortError> {
         if is_pseudonym(subject) {
             return Ok(None);
         }
-        let event = HistoryEvent { member: subject.to_owned(), spot, change, occurred_at };
+        let event = HistoryEvent {
+            member: subject.to_owned(),
+            spot,
+            change,
+            occurred,
+            recorded_at: self.clock.now(),
+        };
         self.histories.record(&event).await.map(Some)
     }
 
@@ -119,9 +145,9 @@ impl Ingest {
     ///
     /// # Errors
     /// When the store fails; nothing has happened then.
-    pub async fn forget_history(&self, member: &str, at: DateTime<Utc>) -> Result<(), PortError> {
-        let until = self.remember_until(at, self.ages.histories);
-        self.histories.forget(member, at, until).await
+    pub async fn forget_history(&self, member: &str, order: Moment) -> Result<(), PortError> {
+        let until = self.remember_until(order.at, self.ages.histories);
+        self.histories.forget(member, order, until).await
     }
 
     /// Merges a spot's new state. Returns whether it was newer.
@@ -133,13 +159,21 @@ impl Ingest {
         Ok(changed > 0)
     }
 
-    /// Removes what has no effect any more from the stores. Returns the number of records.
+    /// Removes what has no effect any more from the stores, each by its guard. Returns the number of records.
     ///
     /// # Errors
     /// When a store fails.
-    pub async fn prune(&self) -> Result<u64, PortError> {
-        let now = self.clock.now();
-        Ok(self.trend.prune(now).await? + self.histories.prune(now).await?)
+    pub async fn prune(&self, guards: &Guards) -> Result<u64, PortError> {
+        let mut removed = 0;
+        // Both in any case: the passes must not wait for each other's store.
+        let (trend, histories) = tokio::join!(guards.trend.pass(), guards.histories.pass());
+        if let Some(now) = trend.map_err(PortError::failed)? {
+            removed += self.trend.prune(now).await?;
+        }
+        if let Some(now) = histories.map_err(PortError::failed)? {
+            removed += self.histories.prune(now).await?;
+        }
+        Ok(removed)
     }
 
     fn remember_until(&self, occurred_at: DateTime<Utc>, max_age: Duration) -> DateTime<Utc> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::domain::interaction::{Change, Kind, Remembered};
+use crate::domain::interaction::{Change, Kind, Moment, Remembered};
 use crate::domain::similarity::Neighbourhood;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::Ranked;
@@ -55,8 +55,9 @@ pub struct TrendEvent {
     /// What was done.
     pub kind: Kind,
     /// When it happened. What lies after `recorded_at` counts as of then.
-    pub occurred_at: DateTime<Utc>,
-    /// The time now, which is after every event: scores that were kept under a clock that was ahead are set back to it.
+    pub occurred: Moment,
+    /// The time now. When it is far below that of events before, the clock was ahead then, and what it did to the scores is
+    /// taken back.
     pub recorded_at: DateTime<Utc>,
     /// The event's id is remembered at least until then.
     pub remember_until: DateTime<Utc>,
@@ -93,18 +94,18 @@ pub trait TrendStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<HashMap<SpotId, f64>, PortError>;
 
-    /// Forgets what names this person. Events of theirs up to `at` that are still on their way do
-    /// not count any more; scores, which name nobody, stay. `remember_until` bounds how long the
-    /// order is remembered.
+    /// Forgets what names this person. Events of theirs from before `order` that are still on their
+    /// way do not count any more; scores, which name nobody, stay. `remember_until` bounds how long
+    /// the order is remembered.
     async fn forget(
         &self,
         subject: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError>;
 
-    /// Removes what no longer has an effect at `now`, as far as it does not expire by itself. Returns
-    /// the number of records removed.
+    /// Removes what no longer has an effect at `now`, the time of a checked clock, as far as it does
+    /// not expire by itself; a bounded number. Returns the number of records removed.
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError>;
 }
 
@@ -118,7 +119,9 @@ pub struct HistoryEvent {
     /// What changed.
     pub change: Change,
     /// When.
-    pub occurred_at: DateTime<Utc>,
+    pub occurred: Moment,
+    /// The time now. A view that is known from after it was dated by a clock that was ahead.
+    pub recorded_at: DateTime<Utc>,
 }
 
 /// What became of a [`HistoryEvent`].
@@ -152,20 +155,20 @@ pub struct Deeds {
 
 /// What members have viewed and bookmarked.
 ///
-/// The effect of an event is to move a date forward, so that the state itself recognises what it
-/// has seen: recording an event again, however late, changes nothing. No ids of events are kept.
+/// The effect of an event is to move a version or a date forward, so that the state itself recognises
+/// what it has seen: recording an event again, however late, changes nothing. No ids of events are kept.
 #[async_trait]
 pub trait HistoryStore: Send + Sync {
-    /// Records a change. The latest change of a bookmark by its time wins, the later arrival among
-    /// equal times.
+    /// Records a change. The latest change of a bookmark wins ([`Moment`] says which that is); of
+    /// two without a version and of one time, the later arrival.
     async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError>;
 
-    /// Forgets a member, and whatever they did up to `at` that is still on its way.
+    /// Forgets a member, and whatever they did before `order` that is still on its way.
     /// `remember_until` bounds how long the order is remembered.
     async fn forget(
         &self,
         member: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError>;
 
@@ -183,7 +186,8 @@ pub trait HistoryStore: Send + Sync {
     /// How many members know each of the spots; spots that nobody knows are left out.
     async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError>;
 
-    /// Removes what no longer has an effect at `now`. Returns the number of records removed.
+    /// Removes what no longer has an effect at `now`, the time of a checked clock; a bounded number.
+    /// Returns the number of records removed.
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError>;
 }
 

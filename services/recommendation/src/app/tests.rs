@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::ports::{Catalogue, CataloguePage, Counted, PortError, SpotState};
 use super::resync::{Resync, Resynced};
-use crate::domain::interaction::{Change, Kind};
+use crate::domain::interaction::{Change, Kind, Moment};
 use crate::domain::spot::Spot;
 use crate::scenario::{World, id, spot};
 
@@ -57,7 +57,7 @@ async fn spots_that_are_deleted_or_not_yet_known_leave_room_in_the_trend_for_oth
 #[tokio::test]
 async fn a_clock_that_is_ahead_buys_no_longer_life_in_the_trend() {
     let world = World::with_spots(3).await;
-    let tomorrow = world.clock.now() + TimeDelta::days(1);
+    let tomorrow = Moment { at: world.clock.now() + TimeDelta::days(1), version: None };
     let counted =
         world.ingest.count(Uuid::now_v7(), "member01", id(1), Kind::View, tomorrow).await.unwrap();
     assert_eq!(counted, Counted::Applied);
@@ -161,7 +161,7 @@ async fn a_bookmark_taken_back_may_be_recommended_again_but_a_view_may_not() {
     world.bookmark("member01", 2).await;
     assert_eq!(world.personalized("member01", 5).await, [3]);
     for number in [1, 2] {
-        let now = world.clock.now();
+        let now = Moment { at: world.clock.now(), version: None };
         let back = Change::Unbookmarked;
         world.ingest.remember("member01", id(number), back, now).await.unwrap();
     }
@@ -239,7 +239,7 @@ async fn a_visitor_counts_for_the_trend_but_nobody_remembers_them() {
 async fn a_deleted_member_is_a_newcomer_again() {
     let world = World::with_spots(9).await;
     world.bookmark("member01", 5).await;
-    let now = world.clock.now();
+    let now = Moment { at: world.clock.now(), version: None };
     world.ingest.forget_history("member01", now).await.unwrap();
     world.ingest.forget_in_trend("member01", now).await.unwrap();
     assert_eq!(world.personalized("member01", 1).await, [5]);

@@ -6,7 +6,7 @@ use tourin_shared_events::events::{
     BookmarkTourspot, DeleteUser, Event, ReviewTourspot, UnbookmarkTourspot, ViewTourspot,
 };
 
-use super::{not_handled, spot_id};
+use super::{moment, not_handled, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::Kept;
 use crate::domain::interaction::Change;
@@ -38,7 +38,7 @@ impl Handler for HistoryHandler {
             DeleteUser::TYPE => {
                 let deleted: DeleteUser = event.data()?;
                 self.0
-                    .forget_history(&deleted.user_id, event.envelope.timestamp)
+                    .forget_history(&deleted.user_id, moment(&event.envelope))
                     .await
                     .map_err(not_handled)?;
                 return Ok(Outcome::Applied);
@@ -47,7 +47,7 @@ impl Handler for HistoryHandler {
         };
         let kept = self
             .0
-            .remember(&member, spot_id(&spot)?, change, event.envelope.timestamp)
+            .remember(&member, spot_id(&spot)?, change, moment(&event.envelope))
             .await
             .map_err(not_handled)?;
         Ok(match kept {

@@ -8,7 +8,7 @@
 //!
 //! The queues are this service's own: each has its own pace, retries and dead letters, and core
 //! knows of none of them. Every event takes effect once: a count for the trend is committed with its
-//! event's id, a history and a spot are registers that only a later date or a higher version moves.
+//! event's id, a history and a spot are registers that only a higher version moves.
 //! Views and bookmarks lose their meaning with age and expire; a deletion and a spot never do.
 //!
 //! While a store is out of reach its events stay with the bus: those that were handed out are tried
@@ -32,19 +32,22 @@ use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Dependency;
 use tourin_chassis::metrics::count_panic;
+use tourin_chassis::pruning::PruneGuard;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::{Binding, Subscriber, Subscription, TopicPattern};
 use tourin_shared_events::consumer::{
-    Consumer, ConsumerSettings, ConsumerStats, Expiry, Handler, HandlerError, Outcome, Received,
-    RetryPolicy,
+    Consumer, ConsumerSettings, ConsumerStats, Expiry, Handler, HandlerError, MayExpire, Outcome,
+    Received, RetryPolicy,
 };
+use tourin_shared_events::envelope::Envelope;
 use tourin_shared_events::events::{
     BookmarkTourspot, DeleteUser, Event, ReviewTourspot, TOUR_SPOT_EXCHANGE, USER_EXCHANGE,
     UnbookmarkTourspot, ViewTourspot,
 };
 
-use crate::app::ingest::{Ages, Ingest};
+use crate::app::ingest::{Ages, Guards, Ingest};
 use crate::app::ports::PortError;
+use crate::domain::interaction::Moment;
 use crate::domain::spot::{NotASpotId, SpotId};
 
 /// Shards of each queue: how many replicas can share its work at most.
@@ -77,6 +80,9 @@ pub struct QueueConsumer {
     pub stats: Arc<ConsumerStats>,
     subscription: Subscription,
     expiry: Vec<Expiry>,
+    max_ahead: Duration,
+    /// Vouches for the clock by which events are too old.
+    guard: Arc<PruneGuard>,
     handler: Arc<dyn Handler>,
 }
 
@@ -106,13 +112,20 @@ fn spots_subscription() -> Subscription {
 }
 
 /// The service's consumers, one for each of [`subscriptions`].
-pub fn all(ingest: &Ingest, ages: Ages) -> Vec<QueueConsumer> {
+pub fn all(
+    ingest: &Ingest,
+    ages: Ages,
+    max_ahead: Duration,
+    guards: &Guards,
+) -> Vec<QueueConsumer> {
     vec![
         QueueConsumer {
             queue: TREND,
             stats: Arc::default(),
             subscription: trend_subscription(),
             expiry: expiry(&[ViewTourspot::TYPE, BookmarkTourspot::TYPE], ages.trend),
+            max_ahead,
+            guard: Arc::clone(&guards.trend),
             handler: Arc::new(Patient(trend::TrendHandler(ingest.clone()))),
         },
         QueueConsumer {
@@ -128,6 +141,8 @@ pub fn all(ingest: &Ingest, ages: Ages) -> Vec<QueueConsumer> {
                 ],
                 ages.histories,
             ),
+            max_ahead,
+            guard: Arc::clone(&guards.histories),
             handler: Arc::new(Patient(history::HistoryHandler(ingest.clone()))),
         },
         QueueConsumer {
@@ -135,6 +150,8 @@ pub fn all(ingest: &Ingest, ages: Ages) -> Vec<QueueConsumer> {
             stats: Arc::default(),
             subscription: spots_subscription(),
             expiry: Vec::new(),
+            max_ahead,
+            guard: Arc::clone(&guards.histories),
             handler: Arc::new(Patient(spots::SpotHandler(ingest.clone()))),
         },
     ]
@@ -190,8 +207,11 @@ impl QueueConsumer {
     }
 
     fn settings(&self) -> ConsumerSettings {
+        let guard = Arc::clone(&self.guard);
         ConsumerSettings {
             expiry: self.expiry.clone(),
+            may_expire: MayExpire::when(move |now| guard.vouches_for(now)),
+            max_ahead: self.max_ahead,
             retry: RETRY,
             max_batch: BATCH,
             handle_timeout: 2 * HANDLE_LIMIT,
@@ -231,6 +251,11 @@ fn subscription(queue: &str, exchange: &str, types: &[&str]) -> Subscription {
 
 fn expiry(types: &[&str], max_age: Duration) -> Vec<Expiry> {
     types.iter().map(|pattern| Expiry { types: TopicPattern::new(pattern), max_age }).collect()
+}
+
+/// When an event happened, and in which order.
+fn moment(envelope: &Envelope) -> Moment {
+    Moment { at: envelope.timestamp, version: envelope.version() }
 }
 
 fn spot_id(text: &str) -> Result<SpotId, HandlerError> {

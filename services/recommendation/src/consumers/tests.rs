@@ -26,6 +26,7 @@ use tourin_shared_events::events::{
 use crate::app::ingest::Ingest;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::config::RuleSettings;
+use crate::domain::interaction::Moment;
 use crate::domain::spot::SpotId;
 use crate::domain::trend::Ranked;
 use crate::scenario::{World, id};
@@ -47,7 +48,7 @@ impl Mesh {
         let health = Health::new();
         let mut stats = Vec::new();
         for _ in 0..replicas {
-            for consumer in super::all(&world.ingest, RuleSettings::default().ages()) {
+            for consumer in consumers_of(&world) {
                 stats.push(consumer.stats.clone());
                 let token: CancellationToken = shutdown.token();
                 let ready = health.register(consumer.queue);
@@ -103,6 +104,12 @@ impl Mesh {
         self.tasks.shutdown().begin();
         self.tasks.finish(Duration::from_secs(3)).await.unwrap();
     }
+}
+
+fn consumers_of(world: &World) -> Vec<super::QueueConsumer> {
+    let rules = RuleSettings::default();
+    let max_ahead = Duration::from_secs(rules.event_max_ahead_s);
+    super::all(&world.ingest, rules.ages(), max_ahead, &world.guards)
 }
 
 fn view(user: &str, spot: &str) -> ViewTourspot {
@@ -309,7 +316,7 @@ async fn what_is_published_before_anybody_subscribes_reaches_every_declared_queu
     tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("some in each queue");
 
     let (health, tasks) = (Health::new(), Tasks::new(Shutdown::new()));
-    for consumer in super::all(&world.ingest, RuleSettings::default().ages()) {
+    for consumer in consumers_of(&world) {
         let (ready, token) = (health.register(consumer.queue), tasks.shutdown().token());
         let running = consumer.run(Arc::new(bus.clone()), world.clock.clone(), ready, token);
         tasks.spawn("consumer", running);
@@ -342,7 +349,7 @@ impl TrendStore for Broken {
     ) -> Result<HashMap<SpotId, f64>, PortError> {
         Err(self.0.clone())
     }
-    async fn forget(&self, _: &str, _: DateTime<Utc>, _: DateTime<Utc>) -> Result<(), PortError> {
+    async fn forget(&self, _: &str, _: Moment, _: DateTime<Utc>) -> Result<(), PortError> {
         Err(self.0.clone())
     }
     async fn prune(&self, _: DateTime<Utc>) -> Result<u64, PortError> {
@@ -371,7 +378,7 @@ async fn an_outage_of_the_store_is_waited_for_and_a_failure_is_not() {
         let (histories, spots) = (world.stores.histories.clone(), world.stores.spots.clone());
         let ingest =
             Ingest::new(Arc::new(Broken(error)), histories, spots, world.clock.clone(), ages);
-        super::all(&ingest, ages)[0].handler.handle(&event).await
+        super::all(&ingest, ages, Duration::ZERO, &world.guards)[0].handler.handle(&event).await
     };
     let outage = handled(PortError::unavailable(anyhow::anyhow!("the disk is full"))).await;
     assert!(matches!(outage, Err(HandlerError::Unavailable(_))), "{outage:?}");

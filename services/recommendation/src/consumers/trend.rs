@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::events::{BookmarkTourspot, DeleteUser, Event, ViewTourspot};
 
-use super::{not_handled, spot_id};
+use super::{moment, not_handled, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::Counted;
 use crate::domain::interaction::Kind;
@@ -28,7 +28,7 @@ impl Handler for TrendHandler {
             DeleteUser::TYPE => {
                 let deleted: DeleteUser = event.data()?;
                 self.0
-                    .forget_in_trend(&deleted.user_id, event.envelope.timestamp)
+                    .forget_in_trend(&deleted.user_id, moment(&event.envelope))
                     .await
                     .map_err(not_handled)?;
                 Ok(Outcome::Applied)
@@ -49,7 +49,7 @@ impl TrendHandler {
         let envelope = &event.envelope;
         let counted = self
             .0
-            .count(envelope.id, subject, spot_id(spot)?, kind, envelope.timestamp)
+            .count(envelope.id, subject, spot_id(spot)?, kind, moment(envelope))
             .await
             .map_err(not_handled)?;
         Ok(match counted {

@@ -27,6 +27,11 @@ impl Decay {
         Self { lambda: std::f64::consts::LN_2 / seconds }
     }
 
+    /// The time in which a worth halves.
+    pub fn half_life(self) -> Duration {
+        Duration::from_secs_f64(std::f64::consts::LN_2 / self.lambda)
+    }
+
     /// `lambda * (to - from)`.
     fn exponent(self, from: DateTime<Utc>, to: DateTime<Utc>) -> f64 {
         // Microseconds of any two representable times fit an i64; chrono's range ends before.

@@ -23,6 +23,19 @@ impl Kind {
     }
 }
 
+/// When something happened, and which of two changes of one thing is the later one.
+///
+/// The version says that where there is one: it comes from the store that the change was made in. A clock may have been
+/// set back between two changes. What has no version is from before there were versions, and so earlier than all that has
+/// one; among its like only the time is left to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The time, by the clock of whoever made the change.
+    pub at: DateTime<Utc>,
+    /// The version; higher is later.
+    pub version: Option<u64>,
+}
+
 /// A change of what a member has to do with a spot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

@@ -13,6 +13,18 @@ pub const DEFAULT_FLOOR: f64 = 1.0 / 1024.0;
 /// A value below which a score may be forgotten: it can no longer change an order that anybody sees.
 pub const NEGLIGIBLE: f64 = 1e-12;
 
+/// Least step of the clock that is taken for a jump.
+const LEAST_JUMP: Duration = Duration::from_secs(300);
+
+/// After so long of a clock that goes on, its jump is believed.
+pub const CONFIRMED_AFTER: Duration = Duration::from_secs(3_600);
+
+/// The step of the clock between two events that is taken for a jump: a half-life, 5 minutes at least. What a clock that is
+/// less than that ahead makes of an event is no more than twice its worth.
+pub fn jump_of(half_life: Duration) -> Duration {
+    half_life.max(LEAST_JUMP)
+}
+
 /// How a trend counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrendRules {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::bus::feed::CursorStore;
 use tourin_shared_events::dead_letters::DeadLetterStore;
 
@@ -52,6 +53,10 @@ pub struct Stores {
     pub spots: Arc<dyn SpotReplica>,
     /// How far core's feed has been followed, for when there is no bus.
     pub cursor: Arc<dyn CursorStore>,
+    /// When the trend was pruned last, and the time of the server that it is on.
+    pub trend_passes: Arc<dyn PassLog>,
+    /// The same of the histories.
+    pub history_passes: Arc<dyn PassLog>,
     /// Events that could not be handled, for when there is no bus that keeps them.
     pub dead_letters: Arc<dyn DeadLetterStore>,
     /// The server of the trend, when it is not embedded.

@@ -16,6 +16,7 @@ use crate::app::ports::{
     Counted, Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile, SpotReplica, SpotState,
     TagCursor, TrendEvent, TrendStore,
 };
+use crate::domain::interaction::Moment;
 use crate::domain::similarity::Neighbourhood;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::Ranked;
@@ -82,10 +83,10 @@ impl<S: TrendStore + ?Sized> TrendStore for Traced<S> {
     async fn forget(
         &self,
         subject: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        self.call("forget", "trend", self.port.forget(subject, at, remember_until)).await
+        self.call("forget", "trend", self.port.forget(subject, order, remember_until)).await
     }
 
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
@@ -102,10 +103,10 @@ impl<S: HistoryStore + ?Sized> HistoryStore for Traced<S> {
     async fn forget(
         &self,
         member: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        self.call("forget", "histories", self.port.forget(member, at, remember_until)).await
+        self.call("forget", "histories", self.port.forget(member, order, remember_until)).await
     }
 
     async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError> {

@@ -5,6 +5,7 @@
 mod account_scenarios;
 mod audit_scenarios;
 mod bookmark_scenarios;
+mod clock_scenarios;
 mod command_line_scenarios;
 mod cookie_scenarios;
 mod corner;

@@ -9,6 +9,8 @@
 mod account_scenarios;
 #[path = "../scenarios/bookmark_scenarios.rs"]
 mod bookmark_scenarios;
+#[path = "../scenarios/clock_scenarios.rs"]
+mod clock_scenarios;
 mod corner;
 mod late_servers;
 #[path = "../scenarios/member_scenarios.rs"]

@@ -14,7 +14,7 @@ pub use operators::*;
 pub use relays::*;
 
 use super::shard::all_shards;
-use super::{Depth, MAX_PAGE_BYTES, OutboxFull, OutboxStore, PruneLimits};
+use super::{Depth, MAX_PAGE_BYTES, OutboxFull, OutboxStore, PruneLimits, VERSION};
 use crate::bus::contract::view;
 use crate::events::Outgoing;
 
@@ -51,6 +51,7 @@ pub trait OutboxFixture: Send + Sync {
 /// Runs the whole suite; `fresh` makes a fixture with an empty outbox.
 pub async fn all<F: OutboxFixture>(mut fresh: impl AsyncFnMut() -> F) {
     what_is_appended_is_pending_in_order_until_marked(&fresh().await).await;
+    an_event_has_one_version_on_every_way_out(&fresh().await).await;
     the_feed_shows_everything_page_by_page(&fresh().await).await;
     a_page_is_bounded_in_bytes(&fresh().await).await;
     the_feed_says_what_it_no_longer_has(&fresh().await).await;
@@ -78,6 +79,25 @@ fn views(numbers: std::ops::Range<u32>) -> Vec<Outgoing> {
     numbers.map(|n| view("someone", n).with_header("number", n.to_string())).collect()
 }
 
+/// Which every event leaves with.
+fn version_of(event: &Outgoing) -> u64 {
+    event.envelope.version().expect("a version")
+}
+
+/// The events as they were appended.
+fn without_versions(events: &[Outgoing]) -> Vec<Outgoing> {
+    let mut events = events.to_vec();
+    for event in &mut events {
+        event
+            .envelope
+            .data
+            .as_object_mut()
+            .and_then(|data| data.remove(VERSION))
+            .expect("a version");
+    }
+    events
+}
+
 async fn all_pending(store: &dyn OutboxStore, after: u64) -> Vec<(u64, Outgoing)> {
     let pending = store.pending(&all_shards(), after, 1_000).await.expect("pending");
     pending.into_iter().map(|p| (p.seq, p.event)).collect()
@@ -91,7 +111,9 @@ pub async fn what_is_appended_is_pending_in_order_until_marked(fixture: &impl Ou
     fixture.append(&sent[..240], at(0)).await;
     fixture.append(&sent[240..], at(0)).await;
     let (seqs, events): (Vec<u64>, Vec<Outgoing>) = all_pending(store, 0).await.into_iter().unzip();
-    assert_eq!(events, sent);
+    assert_eq!(without_versions(&events), sent);
+    let versions: Vec<u64> = events.iter().map(version_of).collect();
+    assert!(versions.is_sorted_by(|a, b| a < b), "{versions:?}");
     assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
     let limited = store.pending(&all_shards(), seqs[9], 5).await.expect("pending");
     assert_eq!(limited.iter().map(|p| p.seq).collect::<Vec<_>>(), seqs[10..15]);
@@ -102,6 +124,30 @@ pub async fn what_is_appended_is_pending_in_order_until_marked(fixture: &impl Ou
     store.mark_published(&[], at(2)).await.expect("marking nothing");
     let left: Vec<u64> = all_pending(store, 0).await.into_iter().map(|(seq, _)| seq).collect();
     assert_eq!(left, seqs.iter().copied().filter(|seq| seq % 2 == 1).collect::<Vec<_>>());
+}
+
+/// To the bus, to followers, to an operator, and again to the bus when it is replayed; whatever its time is.
+pub async fn an_event_has_one_version_on_every_way_out(fixture: &impl OutboxFixture) {
+    let store = fixture.store();
+    let mut sent = views(0..2);
+    // The clock was set back in between.
+    sent[0].envelope.timestamp = at(3_600);
+    sent[1].envelope.timestamp = at(0);
+    fixture.append(&sent[..1], at(3_600)).await;
+    fixture.append(&sent[1..], at(0)).await;
+    let pending = all_pending(store, 0).await;
+    let (seqs, versions): (Vec<u64>, Vec<u64>) =
+        pending.iter().map(|(seq, event)| (*seq, version_of(event))).unzip();
+    assert!(versions[0] < versions[1], "{versions:?}");
+    let fed = store.page_after(0, 10).await.expect("a page").events;
+    let fed: Vec<_> = fed.iter().map(|event| event.envelope["data"][VERSION].as_u64()).collect();
+    assert_eq!(fed, [Some(versions[0]), Some(versions[1])]);
+    let shown = store.show(&seqs).await.expect("shown");
+    assert_eq!(shown.iter().map(|(_, event)| version_of(event)).collect::<Vec<_>>(), versions);
+    store.mark_published(&seqs, at(3_601)).await.expect("mark");
+    store.replay(&seqs[..1], super::Run::Real).await.expect("replay");
+    let again = all_pending(store, 0).await;
+    assert_eq!(again.iter().map(|(_, event)| version_of(event)).collect::<Vec<_>>(), versions[..1]);
 }
 
 /// Confirmed or not; the pages join up; the end is an empty page.

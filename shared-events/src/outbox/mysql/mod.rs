@@ -29,6 +29,7 @@ pub use self::append::append;
 pub use self::schema::{MIGRATIONS, MIGRATIONS_TABLE};
 use self::whole::Whole;
 use super::operator::Operation;
+use super::versions::{SELECT, Versions};
 use super::{
     Claim, Depth, FeedEvent, FeedPage, Filter, MAX_PAGE_BYTES, OutboxStore, Pending, PruneLimits,
     Refusal, Run, Selected, Shard, Stored,
@@ -64,6 +65,7 @@ macro_rules! select {
 pub struct MysqlOutbox {
     database: Database,
     whole: Whole,
+    versions: Versions,
 }
 
 /// Runs a transaction again while it meets conflicts, in bounds.
@@ -94,7 +96,9 @@ impl MysqlOutbox {
     /// When the tables cannot be brought up to date.
     pub async fn open(database: Database) -> anyhow::Result<Self> {
         database.migrate(MIGRATIONS, MIGRATIONS_TABLE).await?;
-        Ok(Self { database, whole: Whole::default() })
+        let reading = sqlx::query_as(SELECT).fetch_one(database.reader());
+        let versions = bounded(reading).await.context("the versions of the outbox")?;
+        Ok(Self { database, whole: Whole::default(), versions })
     }
 
     async fn try_mark(&self, seqs: &str, at: DateTime<Utc>) -> sqlx::Result<()> {
@@ -171,7 +175,8 @@ impl MysqlOutbox {
             if bytes > MAX_PAGE_BYTES && !page.events.is_empty() {
                 break;
             }
-            let event = outgoing(&row).with_context(|| format!("outbox row {seq}"))?;
+            let event =
+                outgoing(&row, self.versions).with_context(|| format!("outbox row {seq}"))?;
             page.next = seq;
             page.events.push(FeedEvent {
                 seq,
@@ -188,16 +193,18 @@ impl MysqlOutbox {
     }
 }
 
-fn outgoing(row: &MySqlRow) -> anyhow::Result<Outgoing> {
+fn outgoing(row: &MySqlRow, versions: Versions) -> anyhow::Result<Outgoing> {
     let id: &str = row.try_get("event_id")?;
     let data: &str = row.try_get("data")?;
     let headers: &str = row.try_get("headers")?;
+    let mut data = serde_json::from_str(data)?;
+    versions.stamp(row.try_get("seq")?, &mut data);
     Ok(Outgoing {
         envelope: Envelope {
             id: Uuid::parse_str(id)?,
             r#type: row.try_get("type")?,
             timestamp: from_micros(row.try_get("occurred_at")?)?,
-            data: serde_json::from_str(data)?,
+            data,
         },
         exchange: row.try_get("exchange")?,
         routing_key: row.try_get("routing_key")?,
@@ -273,7 +280,8 @@ impl OutboxStore for MysqlOutbox {
         rows.iter()
             .map(|row| {
                 let seq = unsigned(row.try_get("seq")?);
-                let event = outgoing(row).with_context(|| format!("outbox row {seq}"))?;
+                let event =
+                    outgoing(row, self.versions).with_context(|| format!("outbox row {seq}"))?;
                 let (shard, attempts) = (row.try_get("shard")?, row.try_get("attempts")?);
                 Ok(Pending { seq, shard, attempts, event })
             })
@@ -360,7 +368,7 @@ impl OutboxStore for MysqlOutbox {
     }
 
     async fn show(&self, seqs: &[u64]) -> anyhow::Result<Vec<(Stored, Outgoing)>> {
-        operators::show(&self.database, seqs).await
+        operators::show(&self.database, self.versions, seqs).await
     }
 
     async fn find(&self, events: &[Uuid]) -> anyhow::Result<Vec<u64>> {

@@ -8,6 +8,7 @@ use super::{ROWS_PER_CHANGE, numbers, outgoing, signed, unsigned};
 use crate::events::Outgoing;
 use crate::mysql::{Conflicts, Database, bounded, from_micros};
 use crate::outbox::operator::{Operation, frozen, state_of};
+use crate::outbox::versions::Versions;
 use crate::outbox::{Filter, Run, Selected, State, Stored};
 
 const COLUMNS: &str = "o.seq, o.event_id, o.type, o.exchange, o.routing_key, o.ordering_key, o.shard, o.occurred_at, \
@@ -38,6 +39,7 @@ pub(super) async fn list(database: &Database, filter: &Filter) -> anyhow::Result
 
 pub(super) async fn show(
     database: &Database,
+    versions: Versions,
     seqs: &[u64],
 ) -> anyhow::Result<Vec<(Stored, Outgoing)>> {
     let mut shown = Vec::new();
@@ -55,7 +57,7 @@ pub(super) async fn show(
                 .await
         };
         for row in bounded(read).await? {
-            shown.push((stored(&row)?, outgoing(&row)?));
+            shown.push((stored(&row)?, outgoing(&row, versions)?));
         }
     }
     Ok(shown)

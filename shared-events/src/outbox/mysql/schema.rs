@@ -6,7 +6,9 @@ use crate::mysql::Migration;
 pub const MIGRATIONS_TABLE: &str = "outbox_migrations";
 
 /// The outbox's schema.
-pub const MIGRATIONS: &[Migration] = &[Migration {
+pub const MIGRATIONS: &[Migration] = &[OUTBOX, VERSIONS];
+
+const OUTBOX: Migration = Migration {
     version: 1,
     description: "outbox",
     sql: "
@@ -64,4 +66,22 @@ CREATE TABLE IF NOT EXISTS outbox_relays (
     alive_until BIGINT NOT NULL
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 ",
-}];
+};
+
+const VERSIONS: Migration = Migration {
+    version: 2,
+    description: "versions of events",
+    sql: "
+-- One row: what is added to a row's number to make the version of its event, and the last row that has none because it is
+-- older than versions are.
+CREATE TABLE IF NOT EXISTS outbox_versions (
+    id TINYINT NOT NULL PRIMARY KEY,
+    base BIGINT NOT NULL,
+    unversioned BIGINT NOT NULL
+) ENGINE = InnoDB;
+INSERT IGNORE INTO outbox_versions (id, base, unversioned)
+SELECT 1, CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED),
+    GREATEST(pruned, COALESCE((SELECT MAX(seq) FROM outbox), 0))
+FROM outbox_state WHERE id = 1;
+",
+};

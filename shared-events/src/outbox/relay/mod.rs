@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::{DEFAULT_MAX_PENDING, keep_bound};
 use super::{OutboxStore, Pruner, Retention, Wake};
-use crate::Clock;
 use crate::backoff::Backoff;
 use crate::bus::Publisher;
 use crate::consumer::counters;
+use crate::{Clock, PassTime, unchecked};
 use running::Running;
 
 /// The relay's bounds.
@@ -111,6 +111,7 @@ pub struct Relay {
     publisher: Arc<dyn Publisher>,
     wake: Wake,
     clock: Clock,
+    pruning: PassTime,
     settings: RelaySettings,
     stats: Arc<RelayStats>,
 }
@@ -123,8 +124,8 @@ impl Relay {
         wake: Wake,
         clock: Clock,
     ) -> Self {
-        let settings = RelaySettings::default();
-        Self { store, publisher, wake, clock, settings, stats: Arc::default() }
+        let (settings, pruning) = (RelaySettings::default(), unchecked(clock.clone()));
+        Self { store, publisher, wake, clock, pruning, settings, stats: Arc::default() }
     }
 
     /// Replaces the settings. Counts below 1 are taken for 1.
@@ -138,6 +139,13 @@ impl Relay {
         self
     }
 
+    /// Has rows pruned by what `time` says, and not by the relay's own clock.
+    #[must_use]
+    pub fn with_pruning(mut self, time: PassTime) -> Self {
+        self.pruning = time;
+        self
+    }
+
     /// Its counters.
     pub fn stats(&self) -> Arc<RelayStats> {
         self.stats.clone()
@@ -146,7 +154,8 @@ impl Relay {
     /// Works until told to stop; then waits a little for confirmations, marks them and gives its shards back. Looks after
     /// the bound on what waits, and prunes.
     pub async fn run(self, shutdown: CancellationToken) {
-        let pruner = Pruner::new(self.store.clone(), self.settings.retention, self.clock.clone());
+        let retention = self.settings.retention;
+        let pruner = Pruner::new(self.store.clone(), retention, self.pruning.clone());
         let bound = keep_bound(self.store.clone(), self.settings.max_pending, shutdown.clone());
         join3(Running::new(&self).run(&shutdown), pruner.run(shutdown.clone()), bound).await;
     }

@@ -19,6 +19,7 @@ pub use self::append::append;
 pub use self::schema::{MIGRATIONS, MIGRATIONS_TABLE};
 use super::backlog::refused_from;
 use super::operator::Operation;
+use super::versions::{SELECT, Versions};
 use super::{
     Claim, Depth, FeedEvent, FeedPage, Filter, MAX_PAGE_BYTES, OutboxStore, Pending, PruneLimits,
     Refusal, Run, Selected, Shard, Stored,
@@ -31,6 +32,7 @@ use crate::sqlite::{Database, from_micros, to_micros};
 #[derive(Clone, Debug)]
 pub struct SqliteOutbox {
     database: Database,
+    versions: Versions,
 }
 
 impl SqliteOutbox {
@@ -40,7 +42,8 @@ impl SqliteOutbox {
     /// When the tables cannot be brought up to date.
     pub async fn open(database: Database) -> anyhow::Result<Self> {
         schema::bring_up_to_date(&database).await?;
-        Ok(Self { database })
+        let versions = sqlx::query_as(SELECT).fetch_one(database.reader()).await?;
+        Ok(Self { database, versions })
     }
 }
 
@@ -54,16 +57,18 @@ macro_rules! select {
     };
 }
 
-fn outgoing(row: &SqliteRow) -> anyhow::Result<Outgoing> {
+fn outgoing(row: &SqliteRow, versions: Versions) -> anyhow::Result<Outgoing> {
     let id: &str = row.try_get("event_id")?;
     let data: &str = row.try_get("data")?;
     let headers: &str = row.try_get("headers")?;
+    let mut data = serde_json::from_str(data)?;
+    versions.stamp(row.try_get("seq")?, &mut data);
     Ok(Outgoing {
         envelope: Envelope {
             id: Uuid::parse_str(id)?,
             r#type: row.try_get("type")?,
             timestamp: from_micros(row.try_get("occurred_at")?)?,
-            data: serde_json::from_str(data)?,
+            data,
         },
         exchange: row.try_get("exchange")?,
         routing_key: row.try_get("routing_key")?,
@@ -115,7 +120,8 @@ impl OutboxStore for SqliteOutbox {
         rows.iter()
             .map(|row| {
                 let seq = unsigned(row.try_get("seq")?);
-                let event = outgoing(row).with_context(|| format!("outbox row {seq}"))?;
+                let event =
+                    outgoing(row, self.versions).with_context(|| format!("outbox row {seq}"))?;
                 let (shard, attempts) = (row.try_get("shard")?, row.try_get("attempts")?);
                 Ok(Pending { seq, shard, attempts, event })
             })
@@ -182,7 +188,8 @@ impl OutboxStore for SqliteOutbox {
             if bytes > MAX_PAGE_BYTES && !page.events.is_empty() {
                 break;
             }
-            let event = outgoing(&row).with_context(|| format!("outbox row {seq}"))?;
+            let event =
+                outgoing(&row, self.versions).with_context(|| format!("outbox row {seq}"))?;
             page.next = seq;
             page.events.push(FeedEvent {
                 seq,
@@ -297,7 +304,7 @@ impl OutboxStore for SqliteOutbox {
     }
 
     async fn show(&self, seqs: &[u64]) -> anyhow::Result<Vec<(Stored, Outgoing)>> {
-        operators::show(&self.database, seqs).await
+        operators::show(&self.database, self.versions, seqs).await
     }
 
     async fn find(&self, events: &[Uuid]) -> anyhow::Result<Vec<u64>> {

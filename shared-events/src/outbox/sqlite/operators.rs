@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{outgoing, signed, unsigned};
 use crate::events::Outgoing;
 use crate::outbox::operator::{Operation, frozen, state_of};
+use crate::outbox::versions::Versions;
 use crate::outbox::{Filter, Run, Selected, State, Stored};
 use crate::sqlite::{Database, from_micros};
 
@@ -35,6 +36,7 @@ pub(super) async fn list(database: &Database, filter: &Filter) -> anyhow::Result
 
 pub(super) async fn show(
     database: &Database,
+    versions: Versions,
     seqs: &[u64],
 ) -> anyhow::Result<Vec<(Stored, Outgoing)>> {
     let sql = format!(
@@ -45,7 +47,7 @@ pub(super) async fn show(
         .bind(serde_json::to_string(seqs)?)
         .fetch_all(database.reader())
         .await?;
-    rows.iter().map(|row| Ok((stored(row)?, outgoing(row)?))).collect()
+    rows.iter().map(|row| Ok((stored(row)?, outgoing(row, versions)?))).collect()
 }
 
 pub(super) async fn find(database: &Database, events: &[Uuid]) -> anyhow::Result<Vec<u64>> {

@@ -72,6 +72,24 @@ CREATE TABLE outbox_relays (
 ) WITHOUT ROWID;
 ",
     },
+    Migration {
+        version: 3,
+        description: "versions of events",
+        sql: "
+-- One row: what is added to a row's number to make the version of its event, and the last row that has none because it is
+-- older than versions are.
+CREATE TABLE outbox_versions (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    base INTEGER NOT NULL,
+    unversioned INTEGER NOT NULL
+);
+INSERT INTO outbox_versions (id, base, unversioned) VALUES (
+    1,
+    CAST(strftime('%s', 'now') AS INTEGER) * 1000000,
+    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)
+);
+",
+    },
 ];
 
 /// Rows that are given their shards per statement.

@@ -11,7 +11,7 @@ use tourin_chassis::clock::{SharedClock, SystemClock};
 use tourin_chassis::config::MeshSettings;
 use tourin_chassis::health::Health;
 use tourin_chassis::secret::Secret;
-use tourin_recommendation::app::ingest::Ingest;
+use tourin_recommendation::app::ingest::{Guards, Ingest};
 use tourin_recommendation::{consumers, open_stores};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
@@ -61,8 +61,9 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
     let redis = stores.trend_server.clone().context("the trend is on a server")?;
     redis.prepare().await?;
     let ages = service.rules.ages();
+    let guards = Guards::new(stores.trend_passes, stores.history_passes, &clock);
     let ingest = Ingest::new(stores.trend, stores.histories, stores.spots, clock.clone(), ages);
-    let consumer = consumers::all(&ingest, ages)
+    let consumer = consumers::all(&ingest, ages, Duration::from_secs(300), &guards)
         .into_iter()
         .find(|consumer| consumer.queue == QUEUE)
         .context("the trend has a consumer")?;

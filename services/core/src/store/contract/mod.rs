@@ -26,6 +26,7 @@ macro_rules! every_scenario {
             sessions::of_many_tabs_that_renew_at_once_one_rotates_and_all_agree,
             sessions::the_log_is_read_in_stretches_and_forgets_what_has_expired,
             rotation::tokens_older_than_the_remembered_are_unknown,
+            clocks::a_clock_that_is_weeks_ahead_for_a_minute_ends_no_session,
             races::a_new_password_leaves_no_session_of_the_old_one,
             races::a_deletion_leaves_no_session,
             races::a_session_that_is_used_while_it_ends_does_not_come_back,
@@ -34,6 +35,7 @@ macro_rules! every_scenario {
 }
 
 mod accounts;
+mod clocks;
 mod mysql;
 mod mysql_redis;
 mod races;
@@ -42,6 +44,7 @@ mod sessions;
 mod sqlite;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tourin_chassis::pruning::PassLog;
 
 use crate::app::accounts::{AccountStore, Created, Credentials};
 use crate::app::passwords::PasswordHash;
@@ -54,8 +57,10 @@ use crate::store::mysql::MysqlStore;
 use crate::store::redis::MysqlRedisStore;
 use crate::store::sqlite::SqliteStore;
 
-/// A store under test: all three ports.
-pub(super) trait Ports: AccountStore + SessionStore + RevocationLog {
+/// A store under test: all its ports.
+pub(super) trait Ports:
+    AccountStore + SessionStore + RevocationLog + PassLog + 'static
+{
     /// Whether sessions that are over go away without a pruner, so that it finds none.
     const EXPIRES_BY_ITSELF: bool = false;
 }

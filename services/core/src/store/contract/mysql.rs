@@ -6,7 +6,7 @@ use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_shared_events::outbox::{OutboxStore, Wake};
 
 use super::*;
-use super::{accounts, races, rotation, sessions};
+use super::{accounts, clocks, races, rotation, sessions};
 use crate::store::mysql::MysqlStore;
 
 async fn store(home: &TestDatabase) -> MysqlStore {

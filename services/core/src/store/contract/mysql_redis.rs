@@ -18,7 +18,7 @@ use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_shared_events::outbox::Wake;
 
 use super::*;
-use super::{accounts, races, rotation, sessions};
+use super::{accounts, clocks, races, rotation, sessions};
 use crate::app::accounts::{Changed, PasswordChange};
 use crate::app::sessions::Rotation;
 use crate::domain::session::SessionTimes;

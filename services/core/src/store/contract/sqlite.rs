@@ -4,7 +4,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tourin_shared_events::outbox::{OutboxStore, Wake};
 
 use super::*;
-use super::{accounts, races, rotation, sessions};
+use super::{accounts, clocks, races, rotation, sessions};
 use crate::store::sqlite::SqliteStore;
 
 async fn store(dir: &tempfile::TempDir) -> SqliteStore {

@@ -8,6 +8,7 @@ use tourin_shared_events::mysql::to_micros;
 use super::{MysqlStore, retried, time};
 use crate::app::StoreError;
 use crate::app::revocations::{Revocation, RevocationLog, RevocationPage};
+use crate::app::sessions::PRUNED_PER_PASS;
 use crate::domain::token::SessionId;
 
 /// Removes sessions with their refresh tokens and appends them to the log.
@@ -92,10 +93,12 @@ impl RevocationLog for MysqlStore {
 
     async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
         retried!(async {
-            let pruned = sqlx::query("DELETE FROM revocations WHERE until <= ?")
-                .bind(to_micros(now))
-                .execute(self.db.writer())
-                .await?;
+            let pruned =
+                sqlx::query("DELETE FROM revocations WHERE until <= ? ORDER BY until LIMIT ?")
+                    .bind(to_micros(now))
+                    .bind(PRUNED_PER_PASS)
+                    .execute(self.db.writer())
+                    .await?;
             Ok(pruned.rows_affected())
         })
     }

@@ -11,13 +11,15 @@ use tourin_shared_events::mysql::to_micros;
 use super::revocations::{end_sessions, session_id};
 use super::{MysqlStore, retried, time};
 use crate::app::StoreError;
-use crate::app::sessions::{OpenSession, Opened, Rotation, SessionStore};
+use crate::app::sessions::{OpenSession, Opened, PRUNED_PER_PASS, Rotation, SessionStore};
 use crate::domain::account::{Account, Email, MemberId, Name};
 use crate::domain::session::{SessionPolicy, SessionTimes, TokenPlace, Verdict};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 
 /// Sessions removed per transaction by the pruner.
 const PRUNED_AT_ONCE: i64 = 500;
+/// How many such transactions make a pass.
+const BATCHES_PER_PASS: i64 = PRUNED_PER_PASS / PRUNED_AT_ONCE;
 
 /// The member's sessions, the newest first.
 pub(super) async fn sessions_of(
@@ -250,13 +252,8 @@ impl MysqlStore {
                 end_sessions(&mut tx, &[token.session], policy.revoked_until(now)).await?;
                 Rotation::Reused { session: token.session }
             }
-            Verdict::Expired => {
-                sqlx::query("DELETE FROM sessions WHERE id = ?")
-                    .bind(token.session.to_string())
-                    .execute(&mut *tx)
-                    .await?;
-                Rotation::Expired
-            }
+            // Left to the pruner, whose clock is checked.
+            Verdict::Expired => return Ok(Rotation::Expired),
         };
         tx.commit().await?;
         Ok(rotation)
@@ -450,7 +447,7 @@ impl SessionStore for MysqlStore {
         for (column, until) in
             [("started_at", now - policy.absolute), ("renewed_at", now - policy.idle)]
         {
-            loop {
+            for _ in 0..BATCHES_PER_PASS {
                 let (removed, more) = retried!(self.try_prune(column, until))?;
                 pruned += removed;
                 if !more {
@@ -458,7 +455,11 @@ impl SessionStore for MysqlStore {
                 }
             }
         }
-        while retried!(self.try_forget_salts(now - policy.grace))? {}
+        for _ in 0..BATCHES_PER_PASS {
+            if !retried!(self.try_forget_salts(now - policy.grace))? {
+                break;
+            }
+        }
         Ok(pruned)
     }
 }

@@ -7,6 +7,7 @@ use super::operations::time;
 use super::{RedisSessions, garbled};
 use crate::app::StoreError;
 use crate::app::revocations::{Revocation, RevocationPage};
+use crate::app::sessions::PRUNED_PER_PASS;
 use crate::domain::token::SessionId;
 
 /// An entry's id is a time in milliseconds and a number within it, of which this many bits are kept:
@@ -56,7 +57,7 @@ impl RedisSessions {
             call.arg(now.timestamp_micros()).arg(PRUNED_AT_ONCE);
             let batch: u64 = self.run("prune", &call).await?;
             pruned += batch;
-            if batch < PRUNED_AT_ONCE {
+            if batch < PRUNED_AT_ONCE || pruned >= PRUNED_PER_PASS.unsigned_abs() {
                 return Ok(pruned);
             }
         }

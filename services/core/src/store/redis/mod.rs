@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use chrono::{DateTime, Utc};
 use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tourin_chassis::config::ServerUrl;
@@ -144,6 +145,16 @@ impl RedisSessions {
     /// When it does not.
     pub(crate) async fn probe(&self) -> Result<(), StoreError> {
         self.ping().await.map_err(failed)
+    }
+
+    /// The time by its own clock.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub(crate) async fn time(&self) -> Result<DateTime<Utc>, StoreError> {
+        let (seconds, micros): (i64, i64) = self.ask("time", &redis::cmd("TIME")).await?;
+        let micros = seconds.saturating_mul(1_000_000).saturating_add(micros);
+        DateTime::from_timestamp_micros(micros).ok_or_else(|| garbled("the server's time"))
     }
 
     async fn ping(&self) -> Result<(), RedisError> {

@@ -69,6 +69,14 @@ impl MysqlRedisStore {
         self.redis.probe().await
     }
 
+    /// The time by Redis' own clock.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub(crate) async fn redis_time(&self) -> Result<DateTime<Utc>, StoreError> {
+        self.redis.time().await
+    }
+
     /// Ends the sessions of accounts whose change was committed and left at that; says of how many
     /// changes.
     ///

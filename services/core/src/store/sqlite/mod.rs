@@ -41,6 +41,11 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../../migrations/sqlite/0002_spots.sql"),
     },
     Migration {
+        version: 3,
+        description: "passes of pruning",
+        sql: include_str!("../../../migrations/sqlite/0003_passes.sql"),
+    },
+    Migration {
         version: 4,
         description: "names to search by",
         sql: include_str!("../../../migrations/sqlite/0004_member_names.sql"),

@@ -8,6 +8,7 @@ use tourin_shared_events::sqlite::to_micros;
 use super::{SqliteStore, time};
 use crate::app::StoreError;
 use crate::app::revocations::{Revocation, RevocationLog, RevocationPage};
+use crate::app::sessions::PRUNED_PER_PASS;
 use crate::domain::token::SessionId;
 
 /// Removes sessions with their refresh tokens and appends them to the log.
@@ -70,11 +71,15 @@ impl RevocationLog for SqliteStore {
 
     async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
         let mut tx = self.db.write().await?;
-        let pruned = sqlx::query("DELETE FROM revocations WHERE until <= ?1")
-            .bind(to_micros(now))
-            .execute(&mut *tx)
-            .await?
-            .rows_affected();
+        let pruned = sqlx::query(
+            "DELETE FROM revocations WHERE seq IN
+                 (SELECT seq FROM revocations WHERE until <= ?1 LIMIT ?2)",
+        )
+        .bind(to_micros(now))
+        .bind(PRUNED_PER_PASS)
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
         tx.commit().await?;
         Ok(pruned)
     }

@@ -8,7 +8,7 @@ use tourin_shared_events::sqlite::to_micros;
 use super::revocations::{end_sessions, session_id};
 use super::{SqliteStore, time};
 use crate::app::StoreError;
-use crate::app::sessions::{OpenSession, Opened, Rotation, SessionStore};
+use crate::app::sessions::{OpenSession, Opened, PRUNED_PER_PASS, Rotation, SessionStore};
 use crate::domain::account::{Account, Email, MemberId, Name};
 use crate::domain::session::{SessionPolicy, SessionTimes, TokenPlace, Verdict};
 use crate::domain::token::{Salt, SessionId, TokenHash};
@@ -224,13 +224,8 @@ impl SessionStore for SqliteStore {
                 end_sessions(&mut tx, &[token.session], policy.revoked_until(now)).await?;
                 Rotation::Reused { session: token.session }
             }
-            Verdict::Expired => {
-                sqlx::query("DELETE FROM sessions WHERE id = ?1")
-                    .bind(token.session.to_string())
-                    .execute(&mut *tx)
-                    .await?;
-                Rotation::Expired
-            }
+            // Left to the pruner, whose clock is checked.
+            Verdict::Expired => return Ok(Rotation::Expired),
         };
         tx.commit().await?;
         Ok(rotation)
@@ -317,16 +312,22 @@ impl SessionStore for SqliteStore {
 
     async fn prune(&self, policy: &SessionPolicy, now: DateTime<Utc>) -> Result<u64, StoreError> {
         let mut tx = self.db.write().await?;
-        let pruned = sqlx::query("DELETE FROM sessions WHERE started_at <= ?1 OR renewed_at <= ?2")
-            .bind(to_micros(now - policy.absolute))
-            .bind(to_micros(now - policy.idle))
-            .execute(&mut *tx)
-            .await?
-            .rows_affected();
+        let pruned = sqlx::query(
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions
+                 WHERE started_at <= ?1 OR renewed_at <= ?2 LIMIT ?3)",
+        )
+        .bind(to_micros(now - policy.absolute))
+        .bind(to_micros(now - policy.idle))
+        .bind(PRUNED_PER_PASS)
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
         sqlx::query(
-            "UPDATE refresh_tokens SET salt = NULL WHERE salt IS NOT NULL AND used_at <= ?1",
+            "UPDATE refresh_tokens SET salt = NULL WHERE hash IN (SELECT hash FROM refresh_tokens
+                 WHERE salt IS NOT NULL AND used_at <= ?1 LIMIT ?2)",
         )
         .bind(to_micros(now - policy.grace))
+        .bind(PRUNED_PER_PASS)
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;

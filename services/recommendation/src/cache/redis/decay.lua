@@ -18,14 +18,74 @@ local function move_landmark(state, scores, half_life, from, to, negligible)
     redis.call('HSET', state, 'landmark', to)
 end
 
--- Takes the landmark back to now from a time to come, where a clock that was ahead has moved it. The
--- scores stay: what they are worth there, they are worth now.
-local function set_back(state, landmark, now)
-    if landmark > tonumber(now) then
-        redis.call('HSET', state, 'landmark', now)
-        return tonumber(now)
+-- A step of the clock between two events that is taken for a jump: a half-life, 5 minutes at least.
+local function step_of(half_life)
+    return math.max(half_life, 300000000)
+end
+-- After so long of a clock that goes on (an hour), its jump is believed.
+local CONFIRMED_AFTER = 3600000000
+
+local function drop_jump(state, scores)
+    redis.call('DEL', scores .. ':before', scores .. ':since')
+    redis.call('HDEL', state, 'jumped', 'jump_landmark')
+end
+
+-- Brings the scores to now, whatever the time was that they have come to. When the clock has jumped ahead,
+-- the scores of before are kept beside, with the plain weight of what is counted since: should it go
+-- back, these two are the trend. Returns landmark, half-life, and whether the clock has jumped; nothing
+-- when there are no scores.
+local function settle(state, scores, now_text)
+    local kept = redis.call('HMGET', state, 'landmark', 'half_life_us', 'seen', 'jumped', 'jump_landmark')
+    local landmark, half_life = tonumber(kept[1]), tonumber(kept[2])
+    if not landmark or not half_life then
+        return nil
     end
-    return landmark
+    local now, seen, jumped = tonumber(now_text), tonumber(kept[3]) or landmark, tonumber(kept[4])
+    local step = step_of(half_life)
+    if jumped and seen - jumped >= CONFIRMED_AFTER then
+        drop_jump(state, scores)
+        jumped = nil
+    end
+    if now > seen + step and not jumped then
+        redis.call('ZUNIONSTORE', scores .. ':before', 1, scores)
+        redis.call('DEL', scores .. ':since')
+        redis.call('HSET', state, 'jumped', now_text, 'jump_landmark', kept[1])
+        jumped = now
+    elseif now < seen - step then
+        if jumped then
+            landmark = tonumber(kept[5])
+            local gain = exact(math.exp(exponent(half_life, landmark, now)))
+            redis.call('ZUNIONSTORE', scores, 2, scores .. ':before', scores .. ':since', 'WEIGHTS', 1, gain)
+            redis.call('HSET', state, 'landmark', kept[5])
+            drop_jump(state, scores)
+            jumped = nil
+        else
+            -- What the scores are worth there, they are worth now.
+            landmark = landmark - (seen - now)
+            redis.call('HSET', state, 'landmark', string.format('%.0f', landmark))
+        end
+    end
+    redis.call('HSET', state, 'seen', now_text)
+    return landmark, half_life, jumped ~= nil
+end
+
+-- Whether one change is later than another: by their versions, of which 0 is none and below all others, or
+-- by their times where the versions do not tell.
+local function is_later(version, at, other_version, other_at)
+    if version ~= other_version then
+        return version > other_version
+    end
+    return at > other_at
+end
+
+-- A moment as it is kept: the time, and the version behind a colon unless it is 0.
+local function moment(at_text, version_text)
+    return version_text == '0' and at_text or (at_text .. ':' .. version_text)
+end
+
+local function moment_of(text)
+    local at, version = string.match(text, '^(-?%d+):?(%d*)$')
+    return tonumber(version) or 0, tonumber(at)
 end
 
 -- A key lives at least this long from now on, and never shorter than it would have.

@@ -1,28 +1,33 @@
--- Forgets what names a person, up to a time.
--- KEYS: forgotten, counts of that time's day, counts of the days before...
--- ARGV: the time, how long it is remembered (ms)
-local at = tonumber(ARGV[1])
+-- Forgets what names a person, up to an order to do so.
+-- KEYS: forgotten, counts of the days that may have some...
+-- ARGV: the order's time, its version, how long it is remembered (ms)
+local at, version = tonumber(ARGV[1]), tonumber(ARGV[2])
 local before = redis.call('GET', KEYS[1])
-if not before or tonumber(before) < at then
-    redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL')
+local is_new = true
+if before then
+    local before_version, before_at = moment_of(before)
+    is_new = is_later(version, at, before_version, before_at)
 end
-outlive(KEYS[1], ARGV[2])
+if is_new then
+    redis.call('SET', KEYS[1], moment(ARGV[1], ARGV[2]), 'KEEPTTL')
+end
+outlive(KEYS[1], ARGV[3])
 
-local counts = redis.call('HGETALL', KEYS[2])
-for index = 1, #counts, 2 do
-    local later = {}
-    for time in string.gmatch(counts[index + 1], '-?%d+') do
-        if tonumber(time) > at then
-            later[#later + 1] = time
+for index = 2, #KEYS do
+    local counts = redis.call('HGETALL', KEYS[index])
+    for field = 1, #counts, 2 do
+        local later = {}
+        for counted in string.gmatch(counts[field + 1], '[^,]+') do
+            local counted_version, counted_at = moment_of(counted)
+            if is_later(counted_version, counted_at, version, at) then
+                later[#later + 1] = counted
+            end
+        end
+        if #later == 0 then
+            redis.call('HDEL', KEYS[index], counts[field])
+        else
+            redis.call('HSET', KEYS[index], counts[field], table.concat(later, ','))
         end
     end
-    if #later == 0 then
-        redis.call('HDEL', KEYS[2], counts[index])
-    else
-        redis.call('HSET', KEYS[2], counts[index], table.concat(later, ','))
-    end
-end
-for index = 3, #KEYS do
-    redis.call('UNLINK', KEYS[index])
 end
 return redis.status_reply('OK')

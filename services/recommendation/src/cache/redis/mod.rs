@@ -9,6 +9,7 @@
 //! `maxmemory-policy` must be `noeviction`: an evicted id or count lets its event count twice.
 
 mod connection;
+mod passes;
 mod recorder;
 mod trend;
 
@@ -19,9 +20,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::pruning::PassLog;
 
 use self::connection::Connection;
-use self::trend::RedisTrend;
+use self::passes::RedisPasses;
+use self::trend::{Keys, RedisTrend};
 use crate::app::ports::{PortError, TrendStore};
 use crate::domain::trend::TrendRules;
 use crate::servers::{Server, ServerStats};
@@ -37,11 +40,22 @@ pub fn open(
     prefix: &str,
     rules: TrendRules,
     clock: SharedClock,
-) -> anyhow::Result<(Arc<dyn TrendStore>, Arc<dyn Server>)> {
+) -> anyhow::Result<OnRedis> {
     let connection = Connection::new(url)?;
     let trend = Arc::new(RedisTrend::new(connection.clone(), prefix, rules, clock));
+    let passes = RedisPasses::new(connection.clone(), Keys::new(prefix).passes());
     let server = RedisServer { connection, trend: Arc::clone(&trend) };
-    Ok((trend, Arc::new(server)))
+    Ok(OnRedis { trend, passes: Arc::new(passes), server: Arc::new(server) })
+}
+
+/// The trend on Redis.
+pub struct OnRedis {
+    /// The trend.
+    pub trend: Arc<dyn TrendStore>,
+    /// When it was pruned last.
+    pub passes: Arc<dyn PassLog>,
+    /// The server that it lives on.
+    pub server: Arc<dyn Server>,
 }
 
 struct RedisServer {

@@ -1,8 +1,7 @@
 -- Removes scores that are too small to matter. Ids and counts expire by themselves.
 -- KEYS: state, scores. ARGV: now, negligible value, the most to remove
-local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us')
-local landmark, half_life = tonumber(kept[1]), tonumber(kept[2])
-if not landmark or not half_life then
+local landmark, half_life = settle(KEYS[1], KEYS[2], ARGV[1])
+if not landmark then
     return 0
 end
 landmark = math.min(landmark, tonumber(ARGV[1]))

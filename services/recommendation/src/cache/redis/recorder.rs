@@ -102,10 +102,11 @@ impl Groups {
             }
             let event = &entry.event;
             call.arg(entry.keys.len()).arg(event.event_id.as_bytes().as_slice());
-            call.arg(event.occurred_at.min(event.recorded_at).timestamp_micros());
+            call.arg(event.occurred.at.min(event.recorded_at).timestamp_micros());
             call.arg(event.recorded_at.timestamp_micros());
             call.arg(entry.seen_ttl_ms).arg(entry.counted_ttl_ms).arg(&entry.what);
             call.arg(event.kind.weight()).arg(event.spot.number());
+            call.arg(event.occurred.version.unwrap_or_default());
         }
         self.connection.invoke(&call).await
     }

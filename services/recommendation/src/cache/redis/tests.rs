@@ -9,10 +9,12 @@ use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use tokio::io::AsyncReadExt as _;
 use tourin_chassis::clock::ManualClock;
+use tourin_chassis::pruning::PassLog as _;
 use uuid::Uuid;
 
+use super::OnRedis;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
-use crate::domain::interaction::Kind;
+use crate::domain::interaction::{Kind, Moment};
 use crate::domain::spot::SpotId;
 use crate::domain::trend::TrendRules;
 use crate::test_servers;
@@ -26,13 +28,17 @@ fn at(seconds: i64) -> DateTime<Utc> {
     start() + TimeDelta::seconds(seconds)
 }
 
+fn moment(seconds: i64) -> Moment {
+    Moment { at: at(seconds), version: None }
+}
+
 fn view(subject: &str, seconds: i64) -> TrendEvent {
     TrendEvent {
         event_id: Uuid::now_v7(),
         subject: subject.to_owned(),
         spot: SpotId::new(1).unwrap(),
         kind: Kind::View,
-        occurred_at: at(seconds),
+        occurred: moment(seconds),
         recorded_at: at(seconds.max(0)),
         remember_until: at(seconds) + TimeDelta::hours(25),
     }
@@ -50,7 +56,8 @@ impl Bench {
         let prefix = test_servers::unique();
         let url = test_servers::redis();
         let clock = Arc::new(ManualClock::new(start()));
-        let (trend, server) = super::open(&url, &prefix, TrendRules::default(), clock).unwrap();
+        let OnRedis { trend, server, .. } =
+            super::open(&url, &prefix, TrendRules::default(), clock).unwrap();
         server.prepare().await.unwrap();
         let client = redis::Client::open(url.expose()).unwrap();
         let connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -101,7 +108,7 @@ async fn every_trace_lives_as_long_as_its_event_can_come_again_and_no_key_is_of_
     assert_about(bench.ttl("seen:").await, 25 * HOUR);
     assert_about(bench.ttl("counted:").await, 26 * HOUR);
 
-    bench.trend.forget("member{1}", at(0), at(25 * 3_600)).await.unwrap();
+    bench.trend.forget("member{1}", moment(0), at(25 * 3_600)).await.unwrap();
     assert_about(bench.ttl("forgotten:").await, 25 * HOUR);
     assert!(bench.keys("counted:").await.is_empty());
 
@@ -119,11 +126,46 @@ async fn forgetting_a_person_spares_what_somebody_did_later_the_same_day() {
     bench.trend.record(&view("member1", -90_000)).await.unwrap();
     bench.trend.record(&view("member1", 0)).await.unwrap();
     bench.trend.record(&view("member1", 7_200)).await.unwrap();
-    bench.trend.forget("member1", at(60), at(90_000)).await.unwrap();
+    bench.trend.forget("member1", moment(60), at(90_000)).await.unwrap();
     assert_eq!(bench.keys("counted:").await.len(), 1);
     // What counted later is still known.
     let again = bench.trend.record(&view("member1", 7_300)).await.unwrap();
     assert_eq!(again, Counted::AlreadyCounted);
+}
+
+/// As an older version has left them: no time seen, times without versions.
+#[tokio::test]
+async fn what_an_older_version_has_kept_is_read_and_is_earlier_than_what_has_a_version() {
+    let mut bench = Bench::new().await;
+    bench.trend.record(&view("member1", 0)).await.unwrap();
+    let state = bench.keys("state").await.remove(0);
+    let _: () = bench.connection.hdel(&state, "seen").await.unwrap();
+    let forgotten = state.replace("state", "forgotten:member2");
+    let ahead = (start() + TimeDelta::days(1)).timestamp_micros();
+    let _: () = bench.connection.set(&forgotten, ahead).await.unwrap();
+    let top = bench.trend.top(9, at(1)).await.unwrap();
+    assert_eq!(top.len(), 1);
+    let old = bench.trend.record(&view("member2", 1)).await.unwrap();
+    assert_eq!(old, Counted::AlreadyCounted);
+    let occurred = Moment { version: Some(1), ..moment(1) };
+    let new = bench.trend.record(&TrendEvent { occurred, ..view("member2", 1) }).await.unwrap();
+    assert_eq!(new, Counted::Applied);
+    let top = bench.trend.top(9, at(1)).await.unwrap();
+    assert!((top[0].value - 2.0).abs() < 1e-3, "{top:?}");
+}
+
+#[tokio::test]
+async fn passes_are_remembered_beside_the_server_s_time() {
+    let connection = super::connection::Connection::new(&test_servers::redis()).unwrap();
+    let key = format!("{}:passes", test_servers::unique());
+    let passes = super::passes::RedisPasses::new(connection, key);
+    let before = passes.times("things").await.unwrap();
+    assert_eq!(before.last_pass, None);
+    let apart = Utc::now() - before.server.unwrap();
+    assert!(apart.abs() < TimeDelta::seconds(10), "{apart}");
+    passes.passed("things", at(7)).await.unwrap();
+    assert_eq!(passes.times("things").await.unwrap().last_pass, Some(at(7)));
+    assert_eq!(passes.times("others").await.unwrap().last_pass, None);
 }
 
 #[tokio::test]
@@ -143,7 +185,8 @@ async fn a_redis_that_was_emptied_starts_anew() {
 async fn a_server_that_is_not_there_is_unavailable_at_once_and_keeps_its_password_to_itself() {
     let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
-    let (trend, server) = super::open(&url, "test", TrendRules::default(), clock.clone()).unwrap();
+    let OnRedis { trend, server, .. } =
+        super::open(&url, "test", TrendRules::default(), clock.clone()).unwrap();
     assert_eq!(server.address(), "127.0.0.1:1");
     let began = std::time::Instant::now();
     let error = trend.top(1, start()).await.unwrap_err();
@@ -162,7 +205,7 @@ async fn a_server_that_is_not_there_is_unavailable_at_once_and_keeps_its_passwor
 async fn events_at_once_share_round_trips() {
     let prefix = test_servers::unique();
     let clock = Arc::new(ManualClock::new(start()));
-    let (trend, server) =
+    let OnRedis { trend, server, .. } =
         super::open(&test_servers::redis(), &prefix, TrendRules::default(), clock).unwrap();
     server.prepare().await.unwrap();
     let events: Vec<_> = (0..1_000).map(|n| view(&format!("member{n}"), n)).collect();
@@ -190,7 +233,7 @@ async fn a_url_for_tls_is_spoken_to_by_tls() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("rediss://user:hunter2@{}", listener.local_addr().unwrap());
     let clock = Arc::new(ManualClock::new(start()));
-    let (trend, _server) =
+    let OnRedis { trend, .. } =
         super::open(&url.parse().unwrap(), "test", TrendRules::default(), clock).unwrap();
     let asking = tokio::spawn(async move { trend.top(1, start()).await });
     let (mut client, _) = listener.accept().await.unwrap();

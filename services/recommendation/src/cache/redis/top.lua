@@ -1,7 +1,7 @@
--- The best scores with the landmark and half-life they are as of.
+-- The best scores with the landmark and half-life they are as of, and the time that they have come to.
 -- KEYS: state, scores. ARGV: index of the last one
-local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us')
+local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us', 'seen')
 if not kept[1] or not kept[2] then
     return false
 end
-return { kept[1], kept[2], redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1], 'WITHSCORES') }
+return { kept[1], kept[2], kept[3] or kept[1], redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1], 'WITHSCORES') }

@@ -2,11 +2,14 @@
 //!
 //! | key, after the prefix and its hash tag | type | what | lives |
 //! |---|---|---|---|
-//! | `state` | hash | `landmark`, `half_life_us` | for ever |
+//! | `state` | hash | `landmark`, `half_life_us`; `seen`, the time that the scores have come to; after a jump of the clock `jumped`, `jump_landmark` | for ever |
 //! | `scores` | sorted set | spot: score at the landmark | for ever |
+//! | `scores:before` | sorted set | the scores before the clock has jumped ahead | until it is confirmed |
+//! | `scores:since` | sorted set | spot: weight of what was counted since | the same |
+//! | `passes` | hash | what is pruned: when it was last | for ever |
 //! | `seen:<minute>` | set | ids of events, by the time in the id (UUIDv7) | until the last may be forgotten |
-//! | `counted:<day>:<subject>` | hash | kind and spot: times that count | as long as an event within a window can come |
-//! | `forgotten:<subject>` | string | when the person was forgotten | as long as an event from before can come |
+//! | `counted:<day>:<subject>` | hash | kind and spot: times that count, each with a version behind a colon | as long as an event within a window can come |
+//! | `forgotten:<subject>` | string | when the person was forgotten, likewise | as long as an event from before can come |
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,18 +25,22 @@ use super::recorder::{Entry, Recorder};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::domain::decay::Decay;
-use crate::domain::interaction::Kind;
+use crate::domain::interaction::{Kind, Moment};
 use crate::domain::spot::SpotId;
-use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, rank};
+use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, jump_of, rank};
 
 /// Read beyond what is asked for, so that spots that tie at the end are ordered by id.
 const TIES: usize = 64;
 /// Scores that one script removes, so that events do not wait for long.
 const PRUNE_BATCH: u64 = 2_000;
+/// Scores that a pass removes at most. A clock that is wrong for longer than its check notices does not empty the trend at once.
+const PRUNED_PER_PASS: u64 = 200_000;
 /// Counts of a person are kept by the day, so that they expire by the day.
 const DAY_US: i64 = 24 * 3_600 * 1_000_000;
 /// Ids are kept by the minute of the time in them: few enough that a set expires in no time.
 const SEEN_MS: u64 = 60_000;
+/// Days that are looked through for what a person counted; there are more only when clocks are far apart.
+const MOST_DAYS: i64 = 366;
 /// The shortest time that a trace is kept, whatever the clocks say.
 const SHORTEST_TTL_MS: i64 = 1_000;
 
@@ -61,6 +68,7 @@ struct Scripts {
     forget: Script,
     prune: Script,
     adopt: Script,
+    settle: Script,
 }
 
 impl Scripts {
@@ -71,6 +79,7 @@ impl Scripts {
             forget: script!("forget.lua"),
             prune: script!("prune.lua"),
             adopt: script!("adopt.lua"),
+            settle: script!("settle.lua"),
         }
     }
 }
@@ -79,12 +88,22 @@ impl Scripts {
 pub(super) struct Keys(String);
 
 impl Keys {
+    /// Those under `prefix`.
+    pub(super) fn new(prefix: &str) -> Self {
+        Self(format!("{prefix}:{{trend}}"))
+    }
+
     pub(super) fn state(&self) -> String {
         format!("{}:state", self.0)
     }
 
     pub(super) fn scores(&self) -> String {
         format!("{}:scores", self.0)
+    }
+
+    /// When what is old was removed last.
+    pub(super) fn passes(&self) -> String {
+        format!("{}:passes", self.0)
     }
 
     fn seen(&self, id: Uuid) -> String {
@@ -109,7 +128,7 @@ impl RedisTrend {
         rules: TrendRules,
         clock: SharedClock,
     ) -> Self {
-        let keys = Keys(format!("{prefix}:{{trend}}"));
+        let keys = Keys::new(prefix);
         let (window, half_life) = (micros(rules.window), micros(rules.half_life));
         let recorder = Recorder::start(connection.clone(), &keys, window, half_life);
         Self { connection, recorder, keys, rules, clock, scripts: Scripts::new() }
@@ -155,6 +174,18 @@ impl RedisTrend {
         Ok(move |score| decay.value(score, landmark.min(now), now))
     }
 
+    /// Whether a clock was ahead that the scores have seen; what it did is taken back then.
+    async fn settle(&self, seen: i64, now: DateTime<Utc>) -> Result<bool, PortError> {
+        let step = micros(jump_of(self.rules.half_life));
+        if now.timestamp_micros() >= seen.saturating_sub(step) {
+            return Ok(false);
+        }
+        let mut call = self.scripts.settle.prepare_invoke();
+        call.key(self.keys.state()).key(self.keys.scores()).arg(now.timestamp_micros());
+        self.connection.invoke::<()>(&call).await?;
+        Ok(true)
+    }
+
     /// Milliseconds from now until `until`.
     fn ttl_ms(&self, until: DateTime<Utc>) -> i64 {
         (until - self.clock.now()).num_milliseconds().max(SHORTEST_TTL_MS)
@@ -169,7 +200,7 @@ impl RedisTrend {
 #[async_trait]
 impl TrendStore for RedisTrend {
     async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
-        let at = event.occurred_at.min(event.recorded_at).timestamp_micros();
+        let at = event.occurred.at.min(event.recorded_at).timestamp_micros();
         let needed_until = at.saturating_add(self.needed_us());
         let counted_ttl_ms = (needed_until - self.clock.now().timestamp_micros()) / 1_000;
         let entry = Entry {
@@ -186,8 +217,14 @@ impl TrendStore for RedisTrend {
         let mut call = self.scripts.top.prepare_invoke();
         call.key(self.keys.state()).key(self.keys.scores());
         call.arg(limit.saturating_add(TIES - 1));
-        let kept: Option<(i64, u64, Vec<(String, f64)>)> = self.connection.invoke(&call).await?;
-        let Some((landmark, half_life, scores)) = kept else {
+        let mut kept: Option<(i64, u64, i64, Vec<(String, f64)>)> =
+            self.connection.invoke(&call).await?;
+        if let Some((_, _, seen, _)) = &kept
+            && self.settle(*seen, now).await?
+        {
+            kept = self.connection.invoke(&call).await?;
+        }
+        let Some((landmark, half_life, _, scores)) = kept else {
             return Ok(Vec::new());
         };
         let worth = Self::worth(landmark, half_life, now)?;
@@ -216,8 +253,14 @@ impl TrendStore for RedisTrend {
         for spot in spots {
             call.arg(spot.number());
         }
-        let kept: Option<(i64, u64, Vec<Option<f64>>)> = self.connection.invoke(&call).await?;
-        let Some((landmark, half_life, scores)) = kept else {
+        let mut kept: Option<(i64, u64, i64, Vec<Option<f64>>)> =
+            self.connection.invoke(&call).await?;
+        if let Some((_, _, seen, _)) = &kept
+            && self.settle(*seen, now).await?
+        {
+            kept = self.connection.invoke(&call).await?;
+        }
+        let Some((landmark, half_life, _, scores)) = kept else {
             return Ok(HashMap::new());
         };
         let worth = Self::worth(landmark, half_life, now)?;
@@ -228,17 +271,19 @@ impl TrendStore for RedisTrend {
     async fn forget(
         &self,
         subject: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        let at = at.timestamp_micros();
-        let day = at.div_euclid(DAY_US);
+        let (at, now) = (order.at.timestamp_micros(), self.clock.now().timestamp_micros());
         let mut call = self.scripts.forget.prepare_invoke();
-        call.key(self.keys.forgotten(subject)).key(self.keys.counted(day, subject));
-        for earlier in at.saturating_sub(self.needed_us()).div_euclid(DAY_US)..day {
-            call.key(self.keys.counted(earlier, subject));
+        call.key(self.keys.forgotten(subject));
+        // The clocks that counted may have been ahead of the one that the order is dated by.
+        let first = at.min(now).saturating_sub(self.needed_us()).div_euclid(DAY_US);
+        let last = at.max(now).div_euclid(DAY_US).saturating_add(1).min(first + MOST_DAYS);
+        for day in first..=last {
+            call.key(self.keys.counted(day, subject));
         }
-        call.arg(at).arg(self.ttl_ms(remember_until));
+        call.arg(at).arg(order.version.unwrap_or_default()).arg(self.ttl_ms(remember_until));
         self.connection.invoke(&call).await
     }
 
@@ -250,7 +295,7 @@ impl TrendStore for RedisTrend {
             call.arg(now.timestamp_micros()).arg(NEGLIGIBLE).arg(PRUNE_BATCH);
             let batch: u64 = self.connection.invoke(&call).await?;
             removed += batch;
-            if batch < PRUNE_BATCH {
+            if batch < PRUNE_BATCH || removed >= PRUNED_PER_PASS {
                 return Ok(removed);
             }
         }

@@ -1,7 +1,7 @@
--- Scores of some spots with the landmark and half-life they are as of.
+-- Scores of some spots with the landmark and half-life they are as of, and the time that they have come to.
 -- KEYS: state, scores. ARGV: the spots
-local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us')
+local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us', 'seen')
 if not kept[1] or not kept[2] then
     return false
 end
-return { kept[1], kept[2], redis.call('ZMSCORE', KEYS[2], unpack(ARGV)) }
+return { kept[1], kept[2], kept[3] or kept[1], redis.call('ZMSCORE', KEYS[2], unpack(ARGV)) }

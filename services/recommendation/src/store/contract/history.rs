@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 
-use super::{RECENT, at, contract, id};
+use super::{RECENT, at, contract, id, moment, versioned};
 use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, Profile};
 use crate::domain::interaction::{Change, Kind};
 use crate::domain::similarity::Holder;
@@ -24,6 +24,10 @@ contract!(histories on on_mongodb:
     forgetting_twice_spares_whoever_took_the_id_since,
     the_same_from_many_sides_counts_once,
     pruning_removes_only_what_can_no_longer_be_overtaken,
+    of_two_changes_the_one_with_the_higher_version_is_the_later,
+    what_has_a_version_is_later_than_what_has_none,
+    somebody_new_with_a_deleted_id_is_told_by_the_version,
+    a_view_dated_by_a_clock_that_was_ahead_gives_way_to_one_of_now,
 );
 
 async fn change(store: &Store, member: &str, spot: i64, change: Change, seconds: i64) -> Kept {
@@ -31,7 +35,24 @@ async fn change(store: &Store, member: &str, spot: i64, change: Change, seconds:
         member: member.to_owned(),
         spot: id(spot),
         change,
-        occurred_at: at(seconds),
+        occurred: moment(seconds),
+        recorded_at: at(seconds),
+    };
+    store.record(&event).await.unwrap()
+}
+
+/// A change with a version, at the time of a clock that need not agree.
+async fn change_as(
+    store: &Store,
+    (spot, change): (i64, Change),
+    (version, seconds): (u64, i64),
+) -> Kept {
+    let event = HistoryEvent {
+        member: "member1".to_owned(),
+        spot: id(spot),
+        change,
+        occurred: versioned(version, seconds),
+        recorded_at: at(seconds),
     };
     store.record(&event).await.unwrap()
 }
@@ -150,7 +171,7 @@ async fn a_forgotten_member_leaves_nothing_behind(store: Store) {
     change(&store, "member1", 1, Change::Bookmarked, 1).await;
     change(&store, "member1", 2, Change::Viewed, 2).await;
     change(&store, "member2", 1, Change::Viewed, 3).await;
-    store.forget("member1", at(10), at(10_000)).await.unwrap();
+    store.forget("member1", moment(10), at(10_000)).await.unwrap();
     assert_eq!(profile(&store, "member1").await, Profile::default());
     assert_eq!((degree(&store, 1).await, degree(&store, 2).await), (1, 0));
     assert_eq!(store.neighbourhood(id(1), 10).await.unwrap().holders.len(), 1);
@@ -161,9 +182,9 @@ async fn a_forgotten_member_leaves_nothing_behind(store: Store) {
 
 async fn forgetting_twice_spares_whoever_took_the_id_since(store: Store) {
     change(&store, "member1", 1, Change::Viewed, 1).await;
-    store.forget("member1", at(10), at(10_000)).await.unwrap();
+    store.forget("member1", moment(10), at(10_000)).await.unwrap();
     assert_eq!(change(&store, "member1", 2, Change::Viewed, 20).await, Kept::Applied);
-    store.forget("member1", at(10), at(10_000)).await.unwrap();
+    store.forget("member1", moment(10), at(10_000)).await.unwrap();
     assert_eq!(recent(&store, "member1").await, [(2, Kind::View)]);
     assert_eq!(degree(&store, 2).await, 1);
 }
@@ -189,4 +210,61 @@ async fn pruning_removes_only_what_can_no_longer_be_overtaken(store: Store) {
     assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 9).await, Kept::Stale);
     assert_eq!(store.prune(at(32 * DAY)).await.unwrap(), 1);
     assert_eq!(recent(&store, "member1").await, [(2, Kind::Bookmark)]);
+}
+
+async fn of_two_changes_the_one_with_the_higher_version_is_the_later(store: Store) {
+    const HOUR: i64 = 3_600;
+    let (placed, back) = ((1, Change::Bookmarked), (1, Change::Unbookmarked));
+    assert_eq!(change_as(&store, placed, (7, HOUR)).await, Kept::Applied);
+    // The clock was corrected by an hour.
+    assert_eq!(change_as(&store, back, (8, 60)).await, Kept::Applied);
+    assert!(recent(&store, "member1").await.is_empty());
+    assert_eq!(degree(&store, 1).await, 0);
+    // Late, twice, from a dead letter, dated anew.
+    for seconds in [60, HOUR, 9 * HOUR] {
+        assert_eq!(change_as(&store, placed, (7, seconds)).await, Kept::Stale);
+        assert_eq!(change_as(&store, back, (8, seconds)).await, Kept::Stale);
+    }
+    assert_eq!(change_as(&store, placed, (9, 30)).await, Kept::Applied);
+    assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
+    // In the wrong order, by a clock that was behind.
+    assert_eq!(change_as(&store, (2, Change::Unbookmarked), (11, -HOUR)).await, Kept::Applied);
+    assert_eq!(change_as(&store, (2, Change::Bookmarked), (10, 0)).await, Kept::Stale);
+    assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
+}
+
+/// As rows and events of before there were versions have none.
+async fn what_has_a_version_is_later_than_what_has_none(store: Store) {
+    const YEAR: i64 = 365 * 24 * 3_600;
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, YEAR).await, Kept::Applied);
+    assert_eq!(change_as(&store, (1, Change::Unbookmarked), (1, 0)).await, Kept::Applied);
+    assert!(recent(&store, "member1").await.is_empty());
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 2 * YEAR).await, Kept::Stale);
+    assert!(recent(&store, "member1").await.is_empty());
+    // An account that was deleted before there were versions, by a clock that was ahead.
+    store.forget("member1", moment(YEAR), at(2 * YEAR)).await.unwrap();
+    assert_eq!(change_as(&store, (2, Change::Bookmarked), (2, 0)).await, Kept::Applied);
+    assert_eq!(change(&store, "member1", 3, Change::Viewed, YEAR - 1).await, Kept::Forgotten);
+    assert_eq!(recent(&store, "member1").await, [(2, Kind::Bookmark)]);
+}
+
+async fn somebody_new_with_a_deleted_id_is_told_by_the_version(store: Store) {
+    const HOUR: i64 = 3_600;
+    change_as(&store, (1, Change::Bookmarked), (7, HOUR)).await;
+    store.forget("member1", versioned(8, HOUR), at(99 * HOUR)).await.unwrap();
+    assert_eq!(profile(&store, "member1").await, Profile::default());
+    // By a clock that is right again.
+    assert_eq!(change_as(&store, (2, Change::Viewed), (9, 0)).await, Kept::Applied);
+    assert_eq!(change_as(&store, (1, Change::Bookmarked), (7, 2 * HOUR)).await, Kept::Forgotten);
+    store.forget("member1", versioned(8, 9 * HOUR), at(99 * HOUR)).await.unwrap();
+    assert_eq!(recent(&store, "member1").await, [(2, Kind::View)]);
+    assert_eq!((degree(&store, 1).await, degree(&store, 2).await), (0, 1));
+}
+
+async fn a_view_dated_by_a_clock_that_was_ahead_gives_way_to_one_of_now(store: Store) {
+    const DAY: i64 = 24 * 3_600;
+    change_as(&store, (1, Change::Viewed), (1, DAY)).await;
+    change_as(&store, (1, Change::Viewed), (2, 10)).await;
+    change_as(&store, (2, Change::Viewed), (3, 20)).await;
+    assert_eq!(recent(&store, "member1").await, [(2, Kind::View), (1, Kind::View)]);
 }

@@ -16,6 +16,8 @@ use tourin_shared_events::bus::feed::CursorStore;
 use super::mongodb::TestDatabase;
 use super::{HistoryRules, Stores};
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
+use crate::cache::redis::OnRedis;
+use crate::domain::interaction::Moment;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::TrendRules;
 use crate::test_servers;
@@ -29,6 +31,15 @@ fn start() -> DateTime<Utc> {
 
 fn at(seconds: i64) -> DateTime<Utc> {
     start() + TimeDelta::seconds(seconds)
+}
+
+/// Of an event without a version.
+fn moment(seconds: i64) -> Moment {
+    Moment { at: at(seconds), version: None }
+}
+
+fn versioned(version: u64, seconds: i64) -> Moment {
+    Moment { version: Some(version), ..moment(seconds) }
 }
 
 fn id(number: i64) -> SpotId {
@@ -57,7 +68,8 @@ async fn open_sqlite(folder: &Path, trend: TrendRules, now: DateTime<Utc>) -> St
 async fn open_redis(prefix: &str, rules: TrendRules, now: DateTime<Utc>) -> Arc<dyn TrendStore> {
     let url = test_servers::redis();
     let clock = Arc::new(ManualClock::new(now));
-    let (trend, server) = crate::cache::redis::open(&url, prefix, rules, clock).unwrap();
+    let OnRedis { trend, server, .. } =
+        crate::cache::redis::open(&url, prefix, rules, clock).unwrap();
     server.prepare().await.unwrap();
     trend
 }

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::{Bench, at, contract, id, open_redis, open_sqlite, start};
+use super::{Bench, at, contract, id, moment, open_redis, open_sqlite, start, versioned};
 use crate::app::ports::{Counted, TrendEvent, TrendStore};
 use crate::domain::interaction::Kind;
 use crate::domain::trend::{Ranked, TrendRules};
@@ -29,6 +29,9 @@ contract!(trend on on_redis:
     pruning_keeps_what_can_still_come_again,
     what_lies_in_the_future_counts_as_of_now,
     a_clock_that_was_years_ahead_does_no_lasting_harm,
+    one_view_by_a_clock_a_day_ahead_is_worth_one_view,
+    a_jump_of_the_clock_that_goes_on_is_no_error_of_it,
+    somebody_new_with_a_deleted_id_is_told_by_the_version,
     a_spot_is_worth_the_same_alone_as_in_the_trend,
 );
 
@@ -40,7 +43,7 @@ fn event(subject: &str, spot: i64, kind: Kind, seconds: i64) -> TrendEvent {
         subject: subject.to_owned(),
         spot: id(spot),
         kind,
-        occurred_at: at(seconds),
+        occurred: moment(seconds),
         recorded_at: at(seconds.max(0)),
         remember_until: at(seconds) + TimeDelta::hours(25),
     }
@@ -135,7 +138,7 @@ async fn equals_are_in_the_order_of_their_ids(trend: Store) {
 
 async fn a_forgotten_person_no_longer_counts(trend: Store) {
     view(&trend, "member1", 1, 0).await;
-    trend.forget("member1", at(10), at(HOUR * 30)).await.unwrap();
+    trend.forget("member1", moment(10), at(HOUR * 30)).await.unwrap();
     assert_eq!(view(&trend, "member1", 2, 5).await, Counted::AlreadyCounted);
     assert_eq!(view(&trend, "member2", 3, 5).await, Counted::Applied);
     // Somebody new with the same id.
@@ -183,17 +186,67 @@ async fn a_clock_that_was_years_ahead_does_no_lasting_harm(trend: Store) {
     let years = 5 * 365 * 24 * HOUR;
     view(&trend, "member1", 1, 0).await;
     view(&trend, "member1", 2, years).await;
-    // The clock is right again: what was counted under the wrong one is worth what it was then.
-    assert_eq!(spots(&trend, HOUR).await, [2]);
+    // The clock is right again: what was counted before is there, and what was counted by the wrong one counts as of now.
+    assert_eq!(spots(&trend, HOUR).await, [2, 1]);
     assert_close(value(&trend, 2, HOUR).await, 1.0);
+    assert_close(value(&trend, 1, HOUR).await, 0.5);
     trend.prune(at(HOUR)).await.unwrap();
     trend.record(&event("member1", 3, Kind::Bookmark, HOUR)).await.unwrap();
     view(&trend, "member2", 4, HOUR).await;
-    assert_eq!(spots(&trend, HOUR).await, [3, 2, 4]);
+    assert_eq!(spots(&trend, HOUR).await, [3, 2, 4, 1]);
     assert_close(value(&trend, 3, 2 * HOUR).await, 1.0);
     assert_close(value(&trend, 2, 2 * HOUR).await, 0.5);
     assert!(top(&trend, 2 * HOUR).await.iter().all(|ranked| ranked.value.is_finite()));
     assert!(spots(&trend, 20 * HOUR).await.is_empty());
+}
+
+async fn one_view_by_a_clock_a_day_ahead_is_worth_one_view(trend: Store) {
+    view(&trend, "member0", 3, 0).await;
+    view(&trend, "member1", 1, 24 * HOUR).await;
+    for member in 0..8 {
+        trend.record(&event(&format!("fan{member}"), 2, Kind::Bookmark, 60)).await.unwrap();
+    }
+    assert_eq!(spots(&trend, 60).await, [2, 1, 3]);
+    assert_close(value(&trend, 1, 60).await, 1.0);
+    assert_close(value(&trend, 2, 60).await, 16.0);
+}
+
+/// Nothing happened for two hours, or the service was stopped.
+async fn a_jump_of_the_clock_that_goes_on_is_no_error_of_it(trend: Store) {
+    view(&trend, "member1", 1, 0).await;
+    for minutes in 0..90 {
+        let seconds = 2 * HOUR + minutes * 60;
+        view(&trend, &format!("visitor{minutes}"), 2, seconds).await;
+    }
+    assert_close(value(&trend, 1, 3 * HOUR).await, 0.125);
+    // Set back by less than a half-life much later: what was before the jump is long dropped.
+    let before = value(&trend, 2, 3 * HOUR + 1_740).await;
+    view(&trend, "member2", 3, 3 * HOUR).await;
+    assert_close(value(&trend, 2, 3 * HOUR + 1_740).await, before);
+    // By more: the scores are worth now what they were worth then.
+    view(&trend, "member3", 4, HOUR).await;
+    assert_close(value(&trend, 4, HOUR).await, 1.0);
+    assert!(value(&trend, 2, HOUR).await <= before * 2.0);
+}
+
+async fn somebody_new_with_a_deleted_id_is_told_by_the_version(trend: Store) {
+    let view_as = async |version, seconds, spot| {
+        let event = event("member1", spot, Kind::View, seconds);
+        let event = TrendEvent { occurred: versioned(version, seconds), ..event };
+        trend.record(&event).await.unwrap()
+    };
+    assert_eq!(view_as(1, 600, 1).await, Counted::Applied);
+    trend.forget("member1", versioned(2, 600), at(HOUR * 30)).await.unwrap();
+    // By a clock that was set back by ten minutes.
+    assert_eq!(view_as(3, 0, 1).await, Counted::Applied);
+    assert_eq!(view_as(4, 10, 1).await, Counted::AlreadyCounted);
+    // The order comes again, and forgets nothing of somebody new.
+    trend.forget("member1", versioned(2, 700), at(HOUR * 30)).await.unwrap();
+    assert_eq!(view_as(5, 20, 1).await, Counted::AlreadyCounted);
+    // What was still on its way.
+    assert_eq!(view_as(1, 900, 2).await, Counted::AlreadyCounted);
+    assert_eq!(view(&trend, "member1", 2, 900).await, Counted::AlreadyCounted);
+    assert_eq!(view_as(6, 30, 2).await, Counted::Applied);
 }
 
 async fn a_spot_is_worth_the_same_alone_as_in_the_trend(trend: Store) {
@@ -218,7 +271,7 @@ async fn pruning_sqlite_removes_ids_and_counts_as_well() {
     let bench = Bench::on_sqlite().await;
     let trend = bench.trend.unwrap();
     view(&trend, "member1", 1, 0).await;
-    trend.forget("member2", at(0), at(HOUR)).await.unwrap();
+    trend.forget("member2", moment(0), at(HOUR)).await.unwrap();
     assert_eq!(trend.prune(at(48 * HOUR)).await.unwrap(), 4);
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use mongodb::bson::{Document, doc};
 use mongodb::error::{Error, ErrorKind, WriteFailure};
@@ -179,6 +180,13 @@ impl Connection {
         let is_away = matches!(answer, Err(PortError::Unavailable(_)));
         self.is_away.store(is_away, Ordering::Relaxed);
         answer.map(drop)
+    }
+
+    /// The time by the server's own clock; `None` of a server that does not tell.
+    pub(super) async fn time(&self) -> Result<Option<DateTime<Utc>>, PortError> {
+        let hello = self.within(READ_TIMEOUT_MS, self.db.run_command(doc! { "hello": 1 })).await?;
+        let told = hello.get_datetime("localTime").ok();
+        Ok(told.and_then(|time| DateTime::from_timestamp_millis(time.timestamp_millis())))
     }
 
     async fn within<T>(
@@ -456,44 +464,4 @@ fn port_error(is_down: bool, error: anyhow::Error) -> PortError {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-    use mongodb::bson::{Document, deserialize_from_document, doc};
-
-    use super::{PortError, Reply};
-
-    fn outcome(reply: Document) -> Result<(u64, Vec<usize>), PortError> {
-        deserialize_from_document::<Reply>(reply).unwrap().outcome()
-    }
-
-    fn refusal(code: i32) -> Document {
-        doc! { "index": 1, "code": code, "errmsg": "no" }
-    }
-
-    #[test]
-    fn a_document_that_is_there_is_no_failure() {
-        let reply = doc! { "ok": 1.0, "n": 1, "writeErrors": [refusal(11_000)] };
-        assert_eq!(outcome(reply).unwrap(), (1, vec![1]));
-    }
-
-    #[test]
-    fn a_write_that_no_majority_confirmed_is_none() {
-        let reply = doc! {
-            "ok": 1.0,
-            "n": 1,
-            "writeConcernError": { "code": 64, "codeName": "WriteConcernTimeout", "errmsg": "no" },
-        };
-        assert!(matches!(outcome(reply), Err(PortError::Unavailable(_))));
-    }
-
-    #[test]
-    fn a_write_that_an_outage_refuses_may_come_again() {
-        for code in [91, 189, 10_107, 11_600, 11_602] {
-            let reply = doc! { "ok": 1.0, "n": 0, "writeErrors": [refusal(code)] };
-            assert!(matches!(outcome(reply), Err(PortError::Unavailable(_))), "{code}");
-        }
-        let reply = doc! { "ok": 1.0, "n": 0, "writeErrors": [refusal(121)] };
-        assert!(matches!(outcome(reply), Err(PortError::Failed(_))));
-    }
-}
+mod tests;

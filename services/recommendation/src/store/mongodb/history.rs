@@ -5,8 +5,9 @@
 //! | `members` | a member's whole history | member |
 //! | `holders` | a member who knows a spot, and since when: found by spot, latest first | spot and member |
 //! | `degrees` | how many members know a spot | spot |
+//! | `state` | `deleted_members`, `prune:<what>` | |
 //!
-//! The last two follow from the first; the recorder keeps them so.
+//! `holders` and `degrees` follow from `members`; the recorder keeps them so.
 
 use std::collections::HashMap;
 
@@ -16,12 +17,12 @@ use futures::future::try_join;
 use mongodb::bson::doc;
 use serde::Deserialize;
 
-use super::connection::{Connection, Index};
+use super::connection::{Connection, Index, Statement};
 use super::member::Item;
 use super::recorder::{Change, Changed, Recorder};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
-use crate::domain::interaction::{Kind, Remembered};
+use crate::domain::interaction::{Kind, Moment, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
 use crate::store::HistoryRules;
@@ -30,9 +31,16 @@ use crate::store::interaction::Interaction;
 pub(super) const MEMBERS: &str = "members";
 pub(super) const HOLDERS: &str = "holders";
 pub(super) const DEGREES: &str = "degrees";
+/// What the stores keep about themselves, a document each.
+pub(super) const STATE: &str = "state";
+/// The document of it that has the highest `seq` of any member's document that was deleted.
+pub(super) const DELETED: &str = "deleted_members";
 
 /// Members that are pruned together.
 const PRUNE_BATCH: i64 = 500;
+/// Records that a pass removes at most of each kind. A clock that is wrong for longer than its check notices does not empty the
+/// histories at once.
+const PRUNED_PER_PASS: u64 = 200_000;
 
 /// What the questions about histories need.
 pub(super) fn indexes() -> [Index; 4] {
@@ -110,13 +118,41 @@ impl MongoHistories {
                 "pending": { "$size": 0 },
                 "forgotten_until": { "$exists": false },
             };
-            self.connection.delete_all(MEMBERS, empty).await?;
+            self.delete(empty).await?;
             removed += progress;
-            if progress == 0 {
+            if progress == 0 || removed >= PRUNED_PER_PASS {
                 return Ok(removed);
             }
         }
     }
+}
+
+impl MongoHistories {
+    /// Deletes members of whom nothing is left. First it is noted how far their numbers went: those of whoever comes under
+    /// the same id must be higher, for holders are compared by them.
+    async fn delete(&self, empty: mongodb::bson::Document) -> Result<(), PortError> {
+        let fields = doc! { "_id": 1, "seq": 1 };
+        let found: Vec<Numbered> =
+            self.connection.find(MEMBERS, empty.clone(), fields, doc! {}, 0).await?;
+        let Some(highest) = found.iter().map(|member| member.seq).max() else {
+            return Ok(());
+        };
+        let note = Statement {
+            query: doc! { "_id": DELETED },
+            update: doc! { "$max": { "seq": highest } },
+        };
+        self.connection.upsert_where(STATE, &[note]).await?;
+        // Only as they were then: one that has changed since has a higher number.
+        let mut unchanged = empty;
+        unchanged.insert("seq", doc! { "$lte": highest });
+        self.connection.delete_all(MEMBERS, unchanged).await?;
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct Numbered {
+    seq: i64,
 }
 
 #[derive(Deserialize)]
@@ -162,11 +198,11 @@ impl HistoryStore for MongoHistories {
     async fn forget(
         &self,
         member: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        let (at, until) = (at.timestamp_micros(), remember_until.timestamp_micros());
-        self.recorder.apply(Change::Forget(member.to_owned(), at, until)).await?;
+        let until = remember_until.timestamp_micros();
+        self.recorder.apply(Change::Forget(member.to_owned(), order.into(), until)).await?;
         Ok(())
     }
 

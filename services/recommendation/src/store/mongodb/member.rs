@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::connection::Statement;
 use crate::app::ports::{HistoryEvent, Kept};
-use crate::store::interaction::Interaction;
+use crate::store::interaction::{Interaction, Stamp};
 
 /// A member as it is stored, with what has changed since it was read.
 #[derive(Debug, Default, Deserialize)]
@@ -16,8 +16,9 @@ pub(super) struct Member {
     /// Grows with each change. A change is written only if it is still what was read.
     seq: i64,
     items: Vec<Item>,
-    /// When the member was forgotten, and how long that matters.
+    /// When the member was forgotten, by which version, and how long that matters.
     forgotten_at: Option<i64>,
+    forgotten_version: Option<i64>,
     forgotten_until: Option<i64>,
     /// What earlier changes want done elsewhere, as far as nobody has said that it was.
     #[serde(default)]
@@ -43,11 +44,19 @@ pub(super) struct Item {
     b: bool,
     /// When that changed last.
     c: Option<i64>,
+    /// The version of that change; nothing for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    n: Option<i64>,
 }
 
 impl Item {
     fn interaction(self) -> Interaction {
-        Interaction { viewed_at: self.v, bookmarked: self.b, bookmark_changed_at: self.c }
+        let version = self.n.unwrap_or_default();
+        Interaction {
+            viewed_at: self.v,
+            bookmarked: self.b,
+            bookmark_changed: self.c.map(|at| Stamp { version, at }),
+        }
     }
 
     fn new(spot: i64, interaction: Interaction) -> Self {
@@ -55,7 +64,8 @@ impl Item {
             s: spot,
             v: interaction.viewed_at,
             b: interaction.bookmarked,
-            c: interaction.bookmark_changed_at,
+            c: interaction.bookmark_changed.map(|changed| changed.at),
+            n: interaction.bookmark_changed.map(|changed| changed.version).filter(|n| *n != 0),
         }
     }
 
@@ -83,10 +93,10 @@ pub(super) struct Effect {
 }
 
 impl Member {
-    /// A member of whom there is no document. `now` is in microseconds since the epoch.
-    pub(super) fn new(id: String, now: i64) -> Self {
-        // There may have been a document before, whose numbers must not come again.
-        Self { id, seq: now, ..Self::default() }
+    /// A member of whom there is no document. There may have been one before, whose numbers must not come again: `floor`
+    /// is at least as high as they were.
+    pub(super) fn new(id: String, floor: i64) -> Self {
+        Self { id, seq: floor, ..Self::default() }
     }
 
     /// The same, as it was just read.
@@ -97,14 +107,14 @@ impl Member {
 
     /// Records a change.
     pub(super) fn record(&mut self, event: &HistoryEvent) -> Kept {
-        let at = event.occurred_at.timestamp_micros();
-        if self.forgotten_at.is_some_and(|forgotten_at| forgotten_at >= at) {
+        let stamp = Stamp::from(event.occurred);
+        if self.forgotten().is_some_and(|order| order.forgets(stamp)) {
             return Kept::Forgotten;
         }
         let spot = event.spot.number();
         let index = self.items.iter().position(|item| item.s == spot);
         let before = index.map(|index| self.items[index].interaction()).unwrap_or_default();
-        let after = before.after(event.change, at);
+        let after = before.after(event.change, stamp, event.recorded_at.timestamp_micros());
         if before == after {
             return Kept::Stale;
         }
@@ -120,18 +130,25 @@ impl Member {
         Kept::Applied
     }
 
-    /// Forgets everything that was recorded, and whatever is from before `at` from now on. Doing it
+    /// The last order to forget the member.
+    fn forgotten(&self) -> Option<Stamp> {
+        let version = self.forgotten_version.unwrap_or_default();
+        self.forgotten_at.map(|at| Stamp { version, at })
+    }
+
+    /// Forgets everything that was recorded, and whatever is from before `order` from now on. Doing it
     /// again spares whoever took the id since.
-    pub(super) fn forget(&mut self, at: i64, until: i64) {
-        if self.forgotten_at.is_some_and(|forgotten_at| forgotten_at >= at) {
+    pub(super) fn forget(&mut self, order: Stamp, until: i64) {
+        if self.forgotten().is_some_and(|known| known.forgets(order)) {
             return;
         }
         self.changed();
-        self.forgotten_at = Some(at);
+        self.forgotten_at = Some(order.at);
+        self.forgotten_version = Some(order.version).filter(|version| *version != 0);
         self.forgotten_until = Some(self.forgotten_until.map_or(until, |before| before.max(until)));
         for item in std::mem::take(&mut self.items) {
             if item.interaction().is_live() {
-                self.affect(item.s, -1, false, at);
+                self.affect(item.s, -1, false, order.at);
             }
         }
     }
@@ -146,7 +163,7 @@ impl Member {
         });
         let mut removed = (before - self.items.len()) as u64;
         if self.forgotten_until.is_some_and(|until| until < now) {
-            (self.forgotten_at, self.forgotten_until) = (None, None);
+            (self.forgotten_at, self.forgotten_version, self.forgotten_until) = (None, None, None);
             removed += 1;
         }
         if removed > 0 {
@@ -198,6 +215,7 @@ impl Member {
         for (field, value) in [
             ("oldest_dead_at", oldest_dead),
             ("forgotten_at", self.forgotten_at),
+            ("forgotten_version", self.forgotten_version),
             ("forgotten_until", self.forgotten_until),
         ] {
             match value {

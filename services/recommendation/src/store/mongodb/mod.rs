@@ -9,6 +9,7 @@ mod connection;
 mod cursor;
 mod history;
 mod member;
+mod passes;
 mod recorder;
 mod spots;
 
@@ -21,6 +22,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use mongodb::options::ClientOptions;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::bus::feed::CursorStore;
 
 use self::connection::Connection;
@@ -43,6 +45,8 @@ pub struct Documents {
     pub spots: Arc<dyn SpotReplica>,
     /// How far core's feed has been followed.
     pub cursor: Arc<dyn CursorStore>,
+    /// When the histories were pruned last.
+    pub passes: Arc<dyn PassLog>,
     /// The server they live on.
     pub server: Arc<dyn Server>,
 }
@@ -77,6 +81,7 @@ async fn open_with(
         histories: Arc::new(history::MongoHistories::new(connection.clone(), recorder, rules)),
         spots: Arc::new(spots::MongoSpots::new(connection.clone())),
         cursor: Arc::new(cursor::MongoCursor::new(connection.clone())),
+        passes: Arc::new(passes::MongoPasses(connection.clone())),
         server: Arc::new(MongoServer { address: connection.address(), connection }),
     })
 }

@@ -20,10 +20,11 @@ use tokio::sync::{mpsc, oneshot};
 use tourin_chassis::clock::SharedClock;
 
 use super::connection::{Connection, STATEMENTS, Statement};
-use super::history::{DEGREES, HOLDERS, MEMBERS};
+use super::history::{DEGREES, DELETED, HOLDERS, MEMBERS, STATE};
 use super::member::{Effect, Member, random};
 use crate::app::ports::{HistoryEvent, Kept, PortError};
 use crate::store::HistoryRules;
+use crate::store::interaction::Stamp;
 
 /// Changes that wait for their group; more make their senders wait.
 const QUEUE: usize = 1_024;
@@ -41,8 +42,8 @@ const RECOGNISED: i32 = 4_096;
 pub(super) enum Change {
     /// Something the member did.
     Record(HistoryEvent),
-    /// An order to forget: member, time, how long it matters.
-    Forget(String, i64, i64),
+    /// An order to forget: member, when it was given, how long it matters.
+    Forget(String, Stamp, i64),
     /// Removal of what no longer matters: member, before when the dead are removed, now.
     Prune(String, i64, i64),
 }
@@ -58,8 +59,8 @@ impl Change {
     fn apply(&self, member: &mut Member) -> Changed {
         match self {
             Self::Record(event) => Changed::Recorded(member.record(event)),
-            Self::Forget(_, at, until) => {
-                member.forget(*at, *until);
+            Self::Forget(_, order, until) => {
+                member.forget(*order, *until);
                 Changed::Forgotten
             }
             Self::Prune(_, dead_before, now) => Changed::Pruned(member.prune(*dead_before, *now)),
@@ -152,13 +153,15 @@ impl Groups {
     async fn attempt(&self, jobs: &[Job]) -> Result<Vec<Option<Changed>>, PortError> {
         let ids: HashSet<&str> = jobs.iter().map(|job| job.change.member()).collect();
         let mut members = self.read(&ids).await?;
-        let now = self.clock.now().timestamp_micros();
+        let is_known = members.len() == ids.len();
+        let floor = if is_known { 0 } else { self.floor().await? };
         let outcomes: Vec<Changed> = jobs
             .iter()
             .map(|job| {
                 let id = job.change.member();
-                let member =
-                    members.entry(id.to_owned()).or_insert_with(|| Member::new(id.to_owned(), now));
+                let member = members
+                    .entry(id.to_owned())
+                    .or_insert_with(|| Member::new(id.to_owned(), floor));
                 job.change.apply(member)
             })
             .collect();
@@ -173,6 +176,14 @@ impl Groups {
             .zip(outcomes)
             .map(|(job, changed)| (!overtaken.contains(job.change.member())).then_some(changed))
             .collect())
+    }
+
+    /// What the numbers of a member's changes begin above when there is no document: all that documents had which were
+    /// deleted. Those from before this was noted began with the time, so it is the least.
+    async fn floor(&self) -> Result<i64, PortError> {
+        let query = doc! { "_id": DELETED };
+        let noted: Option<Floor> = self.connection.get(STATE, query, doc! { "seq": 1 }).await?;
+        Ok(noted.map_or(0, |noted| noted.seq).max(self.clock.now().timestamp_micros()))
     }
 
     async fn read(&self, ids: &HashSet<&str>) -> Result<HashMap<String, Member>, PortError> {
@@ -302,6 +313,11 @@ pub(super) fn grow(spot: i64, effects: &[&Effect]) -> Option<Statement> {
             "$push": { "counted": { "$each": ops, "$slice": -RECOGNISED } },
         },
     })
+}
+
+#[derive(serde::Deserialize)]
+struct Floor {
+    seq: i64,
 }
 
 #[derive(serde::Deserialize)]

@@ -11,13 +11,13 @@ use tokio::io::AsyncReadExt as _;
 use tourin_chassis::clock::ManualClock;
 use tourin_testbed::Proxy;
 
-use super::connection::Connection;
+use super::connection::{Connection, Statement};
 use super::history::{DEGREES, HOLDERS, MEMBERS};
 use super::member::Member;
 use super::recorder::{Groups, grow};
 use super::{Documents, open_with};
 use crate::app::ports::{HistoryEvent, Kept, PortError, SpotState};
-use crate::domain::interaction::Change;
+use crate::domain::interaction::{Change, Moment};
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::store::HistoryRules;
 use crate::test_servers;
@@ -80,7 +80,8 @@ fn event(member: &str, spot: i64, change: Change, seconds: i64) -> HistoryEvent 
         member: member.to_owned(),
         spot: id(spot),
         change,
-        occurred_at: start() + TimeDelta::seconds(seconds),
+        occurred: Moment { at: start() + TimeDelta::seconds(seconds), version: None },
+        recorded_at: start() + TimeDelta::seconds(seconds),
     }
 }
 
@@ -111,7 +112,7 @@ async fn whoever_comes_after_a_crash_finishes_what_was_begun_and_counts_nothing_
         "spot": 1_i64,
         "growth": 1_i64,
         "live": true,
-        "at": view.occurred_at.timestamp_micros(),
+        "at": view.occurred.at.timestamp_micros(),
     };
 
     // It died after all was done, but before saying so.
@@ -406,4 +407,50 @@ async fn a_url_for_tls_is_spoken_to_by_tls() {
     let error =
         open_with(&unsupported, HistoryRules::default(), clock, |_| {}).await.err().unwrap();
     assert!(!format!("{error:#} {error:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn passes_are_remembered_beside_the_server_s_time() {
+    let db = database().await;
+    let passes = &db.documents.passes;
+    let before = passes.times("things").await.unwrap();
+    assert_eq!(before.last_pass, None);
+    let apart = Utc::now() - before.server.expect("it tells");
+    assert!(apart.abs() < TimeDelta::seconds(10), "{apart}");
+    passes.passed("things", start()).await.unwrap();
+    passes.passed("things", start() + TimeDelta::seconds(7)).await.unwrap();
+    let after = passes.times("things").await.unwrap();
+    assert_eq!(after.last_pass, Some(start() + TimeDelta::seconds(7)));
+    assert_eq!(passes.times("others").await.unwrap().last_pass, None);
+    db.drop().await;
+}
+
+/// A document of the same member may have been deleted whose changes had higher numbers: those of a clock that was ahead.
+#[tokio::test]
+async fn a_member_who_comes_again_is_found_by_the_spot_whatever_the_clock_said_before() {
+    let db = database().await;
+    let histories = &db.documents.histories;
+    let day = 24 * 3_600;
+    histories.record(&event("member1", 1, Change::Bookmarked, 1)).await.unwrap();
+    // As a clock that was years ahead had it.
+    let ahead = doc! { "$set": { "seq": i64::MAX / 4 } };
+    assert_eq!(db.connection.update_all(MEMBERS, doc! {}, ahead).await.unwrap(), 1);
+    histories.record(&event("member1", 1, Change::Unbookmarked, 2)).await.unwrap();
+    histories.prune(start() + TimeDelta::days(40)).await.unwrap();
+    let left: Vec<Document> =
+        db.connection.find(MEMBERS, doc! {}, doc! {}, doc! {}, 0).await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    // The pruner died before it came to this.
+    let holder = Statement {
+        query: doc! { "_id": "1:member1" },
+        update: doc! { "$set": {
+            "spot": 1_i64, "member": "member1", "live": false, "at": 2_i64, "seq": i64::MAX / 4 + 1,
+        } },
+    };
+    db.connection.upsert_where(HOLDERS, &[holder]).await.unwrap();
+    histories.record(&event("member1", 1, Change::Bookmarked, 41 * day)).await.unwrap();
+    assert_eq!(histories.neighbourhood(id(1), 9).await.unwrap().holders.len(), 1);
+    histories.record(&event("member1", 1, Change::Unbookmarked, 41 * day + 1)).await.unwrap();
+    assert!(histories.neighbourhood(id(1), 9).await.unwrap().holders.is_empty());
+    db.drop().await;
 }

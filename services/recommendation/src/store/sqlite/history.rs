@@ -11,11 +11,11 @@ use super::writer::{Change, Writer};
 use super::{PRUNE_BATCH, count, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
-use crate::domain::interaction::{Kind, Remembered};
+use crate::domain::interaction::{Kind, Moment, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
 use crate::store::HistoryRules;
-use crate::store::interaction::Interaction;
+use crate::store::interaction::{Interaction, Stamp};
 
 /// [`HistoryStore`] on SQLite.
 pub(super) struct SqliteHistories {
@@ -41,10 +41,10 @@ impl HistoryStore for SqliteHistories {
     async fn forget(
         &self,
         member: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        let change = Forget { member: member.to_owned(), at, remember_until };
+        let change = Forget { member: member.to_owned(), order: order.into(), remember_until };
         self.writer.commit(change).await
     }
 
@@ -153,29 +153,33 @@ impl Change for Record {
 
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Kept> {
         let HistoryEvent { member, spot, .. } = &self.event;
-        let at = to_micros(self.event.occurred_at);
-        let (before, forgotten) = read(connection, member, *spot, at).await?;
+        let stamp = Stamp::from(self.event.occurred);
+        let (before, forgotten) = read(connection, member, *spot, stamp).await?;
         if forgotten {
             return Ok(Kept::Forgotten);
         }
-        let after = before.unwrap_or_default().after(self.event.change, at);
+        let now = to_micros(self.event.recorded_at);
+        let after = before.unwrap_or_default().after(self.event.change, stamp, now);
         if before.unwrap_or_default() == after {
             return Ok(Kept::Stale);
         }
         sqlx::query(
             "INSERT INTO interactions
-                 (member, spot_id, viewed_at, bookmarked, bookmark_changed_at, live, last_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?)
+                 (member, spot_id, viewed_at, bookmarked, bookmark_changed_at, bookmark_version,
+                  live, last_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT DO UPDATE SET viewed_at = excluded.viewed_at,
                  bookmarked = excluded.bookmarked,
                  bookmark_changed_at = excluded.bookmark_changed_at,
+                 bookmark_version = excluded.bookmark_version,
                  live = excluded.live, last_at = excluded.last_at",
         )
         .bind(member)
         .bind(spot.number())
         .bind(after.viewed_at)
         .bind(after.bookmarked)
-        .bind(after.bookmark_changed_at)
+        .bind(after.bookmark_changed.map(|changed| changed.at))
+        .bind(after.bookmark_changed.unwrap_or_default().version)
         .bind(after.is_live())
         .bind(after.last_at())
         .execute(&mut *connection)
@@ -222,39 +226,39 @@ impl Record {
     }
 }
 
-/// The row, and whether the member was forgotten after `at`.
+/// The row, and whether the member was forgotten after the change of this stamp.
 async fn read(
     connection: &mut SqliteConnection,
     member: &str,
     spot: SpotId,
-    at: i64,
+    stamp: Stamp,
 ) -> sqlx::Result<(Option<Interaction>, bool)> {
-    let row: Option<(Option<i64>, bool, Option<i64>)> = sqlx::query_as(
-        "SELECT viewed_at, bookmarked, bookmark_changed_at FROM interactions
+    let row: Option<(Option<i64>, bool, Option<i64>, i64)> = sqlx::query_as(
+        "SELECT viewed_at, bookmarked, bookmark_changed_at, bookmark_version FROM interactions
          WHERE member = ? AND spot_id = ?",
     )
     .bind(member)
     .bind(spot.number())
     .fetch_optional(&mut *connection)
     .await?;
-    let forgotten: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM members_forgotten WHERE member = ? AND forgotten_at >= ?)",
+    let order: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT forgotten_version, forgotten_at FROM members_forgotten WHERE member = ?",
     )
     .bind(member)
-    .bind(at)
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await?;
-    let row = row.map(|(viewed_at, bookmarked, bookmark_changed_at)| Interaction {
+    let forgotten = order.is_some_and(|(version, at)| Stamp { version, at }.forgets(stamp));
+    let row = row.map(|(viewed_at, bookmarked, changed_at, version)| Interaction {
         viewed_at,
         bookmarked,
-        bookmark_changed_at,
+        bookmark_changed: changed_at.map(|at| Stamp { version, at }),
     });
     Ok((row, forgotten))
 }
 
 struct Forget {
     member: String,
-    at: DateTime<Utc>,
+    order: Stamp,
     remember_until: DateTime<Utc>,
 }
 
@@ -265,13 +269,17 @@ impl Change for Forget {
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
         // The order may come again after a new member took the same id: once is enough.
         let is_new = sqlx::query(
-            "INSERT INTO members_forgotten (member, forgotten_at, kept_until) VALUES (?, ?, ?)
-             ON CONFLICT DO UPDATE SET forgotten_at = excluded.forgotten_at,
+            "INSERT INTO members_forgotten (member, forgotten_version, forgotten_at, kept_until)
+             VALUES (?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET forgotten_version = excluded.forgotten_version,
+                 forgotten_at = excluded.forgotten_at,
                  kept_until = max(kept_until, excluded.kept_until)
-             WHERE excluded.forgotten_at > forgotten_at",
+             WHERE (excluded.forgotten_version, excluded.forgotten_at)
+                 > (forgotten_version, forgotten_at)",
         )
         .bind(&self.member)
-        .bind(to_micros(self.at))
+        .bind(self.order.version)
+        .bind(self.order.at)
         .bind(to_micros(self.remember_until))
         .execute(&mut *connection)
         .await?

@@ -2,7 +2,11 @@
 
 mod cursor;
 mod history;
+mod jump;
+mod passes;
 mod spots;
+#[cfg(test)]
+mod tests;
 mod trend;
 mod writer;
 
@@ -12,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::dead_letters::SqliteDeadLetters;
 use tourin_shared_events::sqlite::{Database, Migration};
 
@@ -36,11 +41,19 @@ const MIGRATIONS: &[Migration] = &[
         description: "whether a resync has ended",
         sql: include_str!("../../../migrations/sqlite/0003_whole_replica.sql"),
     },
+    Migration {
+        version: 4,
+        description: "versions, jumps of the clock, passes of pruning",
+        sql: include_str!("../../../migrations/sqlite/0004_versions.sql"),
+    },
 ];
 /// Connections that read at the same time.
 const READERS: u32 = 4;
 /// Records of one kind that one transaction removes, so that events do not wait for long.
 const PRUNE_BATCH: i64 = 2_000;
+/// Records that a pass removes at most: about 3,000 for each second until the next, more than a file takes in. A clock that is
+/// wrong for longer than its check notices does not empty the stores at once.
+const PRUNED_PER_PASS: u64 = 200_000;
 
 /// Opens the stores in `file`.
 ///
@@ -59,6 +72,7 @@ pub async fn open(
     let trend =
         trend::SqliteTrend::open(db.clone(), writer.clone(), trend_rules, clock.now()).await?;
     let failure = writer.failure();
+    let passes: Arc<dyn PassLog> = Arc::new(passes::SqlitePasses::new(db.clone(), writer.clone()));
     Ok(Stores {
         held: None,
         failure,
@@ -70,6 +84,8 @@ pub async fn open(
         )),
         spots: Arc::new(spots::SqliteSpots::new(db.clone(), writer.clone())),
         cursor: Arc::new(cursor::SqliteCursor::new(db, writer)),
+        trend_passes: Arc::clone(&passes),
+        history_passes: passes,
         dead_letters: Arc::new(dead_letters),
         trend_server: None,
         document_server: None,
@@ -103,7 +119,7 @@ where
     loop {
         let now = step().await?;
         removed += now;
-        if now < PRUNE_BATCH.unsigned_abs() {
+        if now < PRUNE_BATCH.unsigned_abs() || removed >= PRUNED_PER_PASS {
             return Ok(removed);
         }
     }

@@ -8,14 +8,16 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 
+use super::jump::{Settled, drop_jump, settle};
 use super::writer::{Change, Writer};
 use super::{PRUNE_BATCH, count, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::domain::decay::Decay;
-use crate::domain::interaction::Kind;
+use crate::domain::interaction::{Kind, Moment};
 use crate::domain::spot::SpotId;
-use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, rank};
+use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, jump_of, rank};
+use crate::store::interaction::Stamp;
 
 /// Read beyond what is asked for, so that spots that tie at the end are ordered by id and not by
 /// the last bits of their scores.
@@ -41,6 +43,18 @@ impl SqliteTrend {
         writer.commit(adopt).await?;
         Ok(Self { db, writer, rules })
     }
+
+    /// Takes back what a clock did that was ahead, before the scores are read by one that is right again.
+    async fn settle(&self, now: DateTime<Utc>) -> Result<(), PortError> {
+        let seen: i64 = sqlx::query_scalar("SELECT coalesce(seen_at, landmark) FROM trend_state")
+            .fetch_one(self.db.reader())
+            .await?;
+        let step = micros(jump_of(self.rules.half_life));
+        if to_micros(now) < seen.saturating_sub(step) {
+            self.writer.commit(Settle { now, rules: self.rules }).await?;
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -52,6 +66,7 @@ impl TrendStore for SqliteTrend {
 
     async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
         // One statement, so that the scores belong to the landmark they are read with.
+        self.settle(now).await?;
         let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
             "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
              ORDER BY score DESC, spot_id LIMIT ?",
@@ -63,7 +78,6 @@ impl TrendStore for SqliteTrend {
         let Some((_, _, landmark)) = rows.first() else {
             return Ok(Vec::new());
         };
-        // Values as of a time to come are taken for those of now, as `record` is about to have them.
         let landmark = from_micros(*landmark).map_err(PortError::failed)?.min(now);
         let decay = self.rules.decay();
         let live = rows
@@ -83,6 +97,7 @@ impl TrendStore for SqliteTrend {
         spots: &[SpotId],
         now: DateTime<Utc>,
     ) -> Result<HashMap<SpotId, f64>, PortError> {
+        self.settle(now).await?;
         let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
             "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
              WHERE spot_id IN (SELECT value FROM json_each(?))",
@@ -105,10 +120,10 @@ impl TrendStore for SqliteTrend {
     async fn forget(
         &self,
         subject: &str,
-        at: DateTime<Utc>,
+        order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        let change = Forget { subject: subject.to_owned(), at, remember_until };
+        let change = Forget { subject: subject.to_owned(), order: order.into(), remember_until };
         self.writer.commit(change).await
     }
 
@@ -146,24 +161,22 @@ impl Change for Record {
         if is_new == 0 {
             return Ok(Counted::Duplicate);
         }
-        let occurred_at = event.occurred_at.min(event.recorded_at);
+        let occurred_at = event.occurred.at.min(event.recorded_at);
         let at = to_micros(occurred_at);
-        let (landmark, forgotten): (i64, bool) = sqlx::query_as(
-            "SELECT landmark, EXISTS (SELECT 1 FROM trend_forgotten
-                 WHERE subject = ? AND forgotten_at >= ?)
-             FROM trend_state",
+        let stamp = Stamp { at, ..Stamp::from(event.occurred) };
+        let order: Option<(i64, i64)> = sqlx::query_as(
+            "SELECT forgotten_version, forgotten_at FROM trend_forgotten WHERE subject = ?",
         )
         .bind(&event.subject)
-        .bind(at)
-        .fetch_one(&mut *connection)
+        .fetch_optional(&mut *connection)
         .await?;
-        if forgotten {
+        if order.is_some_and(|(version, at)| Stamp { version, at }.forgets(stamp)) {
             return Ok(Counted::AlreadyCounted);
         }
         let window = micros(self.rules.window);
         let counts = sqlx::query(
-            "INSERT INTO trend_counted (subject, spot_id, kind, counted_at)
-             SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM trend_counted
+            "INSERT INTO trend_counted (subject, spot_id, kind, counted_at, version)
+             SELECT ?1, ?2, ?3, ?4, ?6 WHERE NOT EXISTS (SELECT 1 FROM trend_counted
                  WHERE subject = ?1 AND spot_id = ?2 AND kind = ?3
                  AND counted_at > ?4 - ?5 AND counted_at < ?4 + ?5)",
         )
@@ -172,6 +185,7 @@ impl Change for Record {
         .bind(code(event.kind))
         .bind(at)
         .bind(window)
+        .bind(stamp.version)
         .execute(&mut *connection)
         .await?
         .rows_affected();
@@ -179,11 +193,8 @@ impl Change for Record {
             return Ok(Counted::AlreadyCounted);
         }
         let decay = self.rules.decay();
-        let mut landmark = time(landmark)?;
-        if landmark > event.recorded_at {
-            set_back_landmark(connection, event.recorded_at).await?;
-            landmark = event.recorded_at;
-        }
+        let Settled { mut landmark, has_jumped } =
+            settle(connection, decay, event.recorded_at).await?;
         if decay.must_move(landmark, occurred_at) {
             move_landmark(connection, decay, landmark, occurred_at).await?;
             landmark = occurred_at;
@@ -194,14 +205,24 @@ impl Change for Record {
         )
         .bind(event.spot.number())
         .bind(event.kind.weight() * decay.gain(landmark, occurred_at))
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+        if has_jumped {
+            sqlx::query(
+                "INSERT INTO trend_scores_since (spot_id, weight) VALUES (?, ?)
+                 ON CONFLICT DO UPDATE SET weight = weight + excluded.weight",
+            )
+            .bind(event.spot.number())
+            .bind(event.kind.weight())
+            .execute(connection)
+            .await?;
+        }
         Ok(Counted::Applied)
     }
 }
 
 /// Multiplies every score to a new landmark and drops those that are too small to matter there.
-async fn move_landmark(
+pub(super) async fn move_landmark(
     connection: &mut SqliteConnection,
     decay: Decay,
     from: DateTime<Utc>,
@@ -222,18 +243,18 @@ async fn move_landmark(
     Ok(())
 }
 
-/// Takes the landmark back to `now` from a time to come, where a clock that was ahead has moved it. The scores stay: what
-/// they are worth there, they are worth now. Multiplying them would give an event of that time more worth than any of now,
-/// up to the infinite.
-async fn set_back_landmark(
-    connection: &mut SqliteConnection,
+struct Settle {
     now: DateTime<Utc>,
-) -> sqlx::Result<()> {
-    sqlx::query("UPDATE trend_state SET landmark = ?")
-        .bind(to_micros(now))
-        .execute(connection)
-        .await?;
-    Ok(())
+    rules: TrendRules,
+}
+
+#[async_trait]
+impl Change for Settle {
+    type Output = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        settle(connection, self.rules.decay(), self.now).await.map(drop)
+    }
 }
 
 struct AdoptHalfLife {
@@ -255,18 +276,15 @@ impl Change for AdoptHalfLife {
         .bind(half_life)
         .execute(&mut *connection)
         .await?;
-        let (landmark, before): (i64, i64) =
-            sqlx::query_as("SELECT landmark, half_life_us FROM trend_state")
-                .fetch_one(&mut *connection)
-                .await?;
-        let mut landmark = time(landmark)?;
-        if landmark > self.now {
-            set_back_landmark(connection, self.now).await?;
-            landmark = self.now;
-        }
+        let before: i64 = sqlx::query_scalar("SELECT half_life_us FROM trend_state")
+            .fetch_one(&mut *connection)
+            .await?;
+        let decay =
+            Decay::with_half_life(Duration::from_micros(u64::try_from(before).unwrap_or_default()));
+        let Settled { landmark, .. } = settle(connection, decay, self.now).await?;
         if before != half_life {
-            let before = Duration::from_micros(u64::try_from(before).unwrap_or_default());
-            let decay = Decay::with_half_life(before);
+            // Scores of another half-life cannot be returned to.
+            drop_jump(connection).await?;
             move_landmark(connection, decay, landmark, self.now).await?;
             sqlx::query("UPDATE trend_state SET half_life_us = ?")
                 .bind(half_life)
@@ -279,7 +297,7 @@ impl Change for AdoptHalfLife {
 
 struct Forget {
     subject: String,
-    at: DateTime<Utc>,
+    order: Stamp,
     remember_until: DateTime<Utc>,
 }
 
@@ -288,21 +306,34 @@ impl Change for Forget {
     type Output = ();
 
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
-        sqlx::query("DELETE FROM trend_counted WHERE subject = ? AND counted_at <= ?")
-            .bind(&self.subject)
-            .bind(to_micros(self.at))
-            .execute(&mut *connection)
-            .await?;
+        let until = to_micros(self.remember_until);
         sqlx::query(
-            "INSERT INTO trend_forgotten (subject, forgotten_at, kept_until) VALUES (?, ?, ?)
-             ON CONFLICT DO UPDATE SET forgotten_at = max(forgotten_at, excluded.forgotten_at),
-                 kept_until = max(kept_until, excluded.kept_until)",
+            "DELETE FROM trend_counted WHERE subject = ? AND (version, counted_at) <= (?, ?)",
         )
         .bind(&self.subject)
-        .bind(to_micros(self.at))
-        .bind(to_micros(self.remember_until))
-        .execute(connection)
+        .bind(self.order.version)
+        .bind(self.order.at)
+        .execute(&mut *connection)
         .await?;
+        sqlx::query(
+            "INSERT INTO trend_forgotten (subject, forgotten_version, forgotten_at, kept_until)
+             VALUES (?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET forgotten_version = excluded.forgotten_version,
+                 forgotten_at = excluded.forgotten_at
+             WHERE (excluded.forgotten_version, excluded.forgotten_at)
+                 > (forgotten_version, forgotten_at)",
+        )
+        .bind(&self.subject)
+        .bind(self.order.version)
+        .bind(self.order.at)
+        .bind(until)
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query("UPDATE trend_forgotten SET kept_until = max(kept_until, ?) WHERE subject = ?")
+            .bind(until)
+            .bind(&self.subject)
+            .execute(connection)
+            .await?;
         Ok(())
     }
 }
@@ -345,11 +376,9 @@ impl Change for Prune {
         .await?
         .rows_affected();
 
-        let landmark: i64 = sqlx::query_scalar("SELECT landmark FROM trend_state")
-            .fetch_one(&mut *connection)
-            .await?;
-        let negligible =
-            self.rules.decay().score(NEGLIGIBLE, time(landmark)?.min(self.now), self.now);
+        let decay = self.rules.decay();
+        let Settled { landmark, .. } = settle(connection, decay, self.now).await?;
+        let negligible = decay.score(NEGLIGIBLE, landmark.min(self.now), self.now);
         removed += sqlx::query(
             "DELETE FROM trend_scores WHERE spot_id IN
                  (SELECT spot_id FROM trend_scores WHERE score < ? LIMIT ?)",
@@ -363,6 +392,6 @@ impl Change for Prune {
     }
 }
 
-fn time(micros: i64) -> sqlx::Result<DateTime<Utc>> {
+pub(super) fn time(micros: i64) -> sqlx::Result<DateTime<Utc>> {
     from_micros(micros).map_err(|error| sqlx::Error::Decode(error.into()))
 }

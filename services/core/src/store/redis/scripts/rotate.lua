@@ -15,8 +15,8 @@ if not member then
   return {'unknown'}
 end
 
+-- The session stays until Redis lets it expire: our clock may be wrong at this moment.
 if now >= over_at(started, renewed, absolute, idle) then
-  drop(session, member)
   return {'expired'}
 end
 -- Cannot be, for what raises the epoch ends what is below it; but a session must not outlive it.

@@ -1,0 +1,280 @@
+//! Clocks that are wrong for a while. Core and recommendation work together on their real stores, outbox and bus, by a clock
+//! that the scenario sets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use tokio_util::sync::CancellationToken;
+use tourin::up::UpSettings;
+use tourin_chassis::clock::{Clock as _, ManualClock, SharedClock};
+use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_chassis::health::Health;
+use tourin_chassis::pruning::CONFIRMING_PASSES;
+use tourin_chassis::secret::Secret;
+use tourin_core::app::accounts::{Created, Credentials};
+use tourin_core::app::bookmarks::{Bookmarks, Placed, Removed};
+use tourin_core::app::passwords::PasswordHash;
+use tourin_core::domain::account::{Account, Email, MemberId, Name};
+use tourin_core::domain::spot::{RawSpot, SpotContent, SpotDraft, SpotId};
+use tourin_core::domain::tag::{Tag, TagSet};
+use tourin_core::store::Store;
+use tourin_recommendation::app::ingest::{Guards, Ingest};
+use tourin_recommendation::app::ports::Counted;
+use tourin_recommendation::consumers;
+use tourin_recommendation::domain::interaction::{Kind, Moment};
+use tourin_recommendation::domain::spot::SpotId as KnownSpot;
+use tourin_recommendation::{Stores, open_stores};
+use tourin_shared_events::bus::in_process::InProcessBus;
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::bus::{Publisher, Subscriber};
+use tourin_shared_events::mysql::PoolSizes;
+use tourin_shared_events::outbox::Relay;
+use uuid::Uuid;
+
+use crate::corner::{Corner, PATIENCE};
+
+const HANA: &str = "hana12345";
+const SPOTS: i64 = 4;
+const HOUR: TimeDelta = TimeDelta::hours(1);
+
+/// Core's stores and recommendation's, with everything between them, by one clock.
+struct Pair {
+    clock: Arc<ManualClock>,
+    core: Store,
+    bookmarks: Bookmarks,
+    stores: Stores,
+    ingest: Ingest,
+    guards: Guards,
+    stop: CancellationToken,
+    _folder: tempfile::TempDir,
+    _corner: Corner,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let mut settings = UpSettings::ephemeral();
+        let corner = Corner::take(&mut settings).await;
+        let servers = settings.servers;
+        let folder = tempfile::tempdir().unwrap();
+        // Servers' clocks tell the time that it is.
+        let clock = Arc::new(ManualClock::new(Utc::now()));
+        let shared: SharedClock = clock.clone();
+        let stop = CancellationToken::new();
+
+        let core = match &servers.mysql_url {
+            Some(url) => Store::Mysql(Store::open_mysql(url, PoolSizes::default()).await.unwrap()),
+            None => Store::Sqlite(Store::open_sqlite(folder.path(), 2).await.unwrap()),
+        };
+        let drafts: Vec<_> = (1..=SPOTS).map(draft).collect();
+        core.spots().upsert_batch(&drafts, clock.now()).await.unwrap();
+
+        let mesh = MeshSettings::new("http://127.0.0.1:1", Secret::random());
+        let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut known = tourin_recommendation::Settings::new(listen, folder.path(), mesh);
+        known.servers.redis_url = servers.redis_url.clone();
+        known.servers.recommendation_redis_prefix = servers.recommendation_redis_prefix.clone();
+        known.servers.mongodb_url = servers.mongodb_url.clone();
+        let stores = open_stores(&known, shared.clone()).await.unwrap();
+        for server in [&stores.trend_server, &stores.document_server].into_iter().flatten() {
+            server.prepare().await.unwrap();
+        }
+        let ages = known.rules.ages();
+        let (trend, histories) = (stores.trend.clone(), stores.histories.clone());
+        let ingest = Ingest::new(trend, histories, stores.spots.clone(), shared.clone(), ages);
+        let passes = (stores.trend_passes.clone(), stores.history_passes.clone());
+        let guards = Guards::new(passes.0, passes.1, &shared);
+
+        let (publisher, subscriber): (Arc<dyn Publisher>, Arc<dyn Subscriber>) =
+            match ServerUrl::given(servers.amqp_url.as_ref()) {
+                Some(url) => {
+                    let bus = RabbitBus::start(RabbitSettings::new(url.expose().parse().unwrap()));
+                    (Arc::new(bus.clone()), Arc::new(bus))
+                }
+                None => {
+                    let bus = InProcessBus::new(stores.dead_letters.clone());
+                    (Arc::new(bus.clone()), Arc::new(bus))
+                }
+            };
+        let health = Health::new();
+        for consumer in consumers::all(&ingest, ages, Duration::from_secs(300), &guards) {
+            let ready = health.register(consumer.queue);
+            tokio::spawn(consumer.run(subscriber.clone(), shared.clone(), ready, stop.clone()));
+        }
+        let ready = health.until(|unready| unready.is_empty());
+        tokio::time::timeout(PATIENCE, ready).await.expect("the consumers have subscribed");
+        let time = clock.clone();
+        let relay = Relay::new(core.outbox(), publisher, core.wake(), Arc::new(move || time.now()));
+        tokio::spawn(relay.run(stop.clone()));
+
+        let bookmarks = Bookmarks::new(core.bookmarks(), shared);
+        let pair = Self {
+            clock,
+            core,
+            bookmarks,
+            stores,
+            ingest,
+            guards,
+            stop,
+            _folder: folder,
+            _corner: corner,
+        };
+        pair.sign_up().await;
+        pair
+    }
+
+    async fn sign_up(&self) {
+        let account = Account {
+            id: MemberId::parse(HANA).unwrap(),
+            name: Name::parse("김하나").unwrap(),
+            email: Email::parse("hana@example.com").unwrap(),
+        };
+        let credentials = Credentials { account, hash: PasswordHash("hash".to_owned()) };
+        let created = self.core.accounts().create(&credentials, self.clock.now()).await.unwrap();
+        assert_eq!(created, Created::Created);
+    }
+
+    async fn delete_account(&self) {
+        let (id, now) = (MemberId::parse(HANA).unwrap(), self.clock.now());
+        let ended = self.core.accounts().delete(&id, now, now).await.unwrap();
+        assert_eq!(ended, Some(Vec::new()));
+    }
+
+    async fn place(&self, spot: i64) {
+        let placed = self.bookmarks.place(HANA, SpotId::new(spot)).await.unwrap();
+        assert!(matches!(placed, Placed::Placed(_)), "{placed:?}");
+    }
+
+    async fn remove(&self, spot: i64) {
+        let removed = self.bookmarks.remove(HANA, SpotId::new(spot)).await.unwrap();
+        assert_eq!(removed, Removed::Removed);
+    }
+
+    /// Waits until recommendation knows exactly these of the member's bookmarks.
+    async fn until_known(&self, spots: &[i64]) {
+        let expected: Vec<_> = spots.iter().map(|spot| known(*spot)).collect();
+        let mut last = Vec::new();
+        let reached = async {
+            loop {
+                last = self.stores.histories.deeds(HANA, 100).await.unwrap().bookmarked;
+                if last == expected {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, reached).await.is_err() {
+            panic!("recommendation knows {last:?} and not {expected:?}");
+        }
+    }
+
+    /// Some passes of pruning, 20 s apart; how many of them were refused.
+    async fn prune(&self, passes: u32) -> u64 {
+        let before = self.refused();
+        for _ in 0..passes {
+            self.ingest.prune(&self.guards).await.unwrap();
+            self.clock.advance(TimeDelta::seconds(20));
+        }
+        self.refused() - before
+    }
+
+    fn refused(&self) -> u64 {
+        self.guards.trend.refused() + self.guards.histories.refused()
+    }
+}
+
+fn known(spot: i64) -> KnownSpot {
+    KnownSpot::new(spot).unwrap()
+}
+
+fn draft(id: i64) -> SpotDraft {
+    let raw = RawSpot {
+        name: format!("곳 {id}"),
+        address: "서울".to_owned(),
+        lat: 37.5,
+        lng: 127.0,
+        tags: TagSet::from_iter([Tag::History]),
+        ..RawSpot::default()
+    };
+    SpotDraft { id: SpotId::new(id), content: SpotContent::new(raw).unwrap() }
+}
+
+#[tokio::test]
+async fn what_was_taken_back_after_the_clock_was_corrected_stays_taken_back() {
+    let pair = Pair::start().await;
+    pair.clock.advance(HOUR);
+    pair.place(1).await;
+    pair.place(2).await;
+    pair.until_known(&[1, 2]).await;
+    pair.clock.advance(-HOUR);
+    pair.remove(1).await;
+    pair.until_known(&[2]).await;
+    // And what was placed again is placed again.
+    pair.clock.advance(-HOUR);
+    pair.place(1).await;
+    pair.until_known(&[1, 2]).await;
+    // Ahead again and back, with nothing in between but the events' way.
+    pair.clock.advance(HOUR);
+    pair.remove(2).await;
+    pair.clock.advance(-HOUR);
+    pair.place(2).await;
+    pair.remove(1).await;
+    pair.until_known(&[2]).await;
+}
+
+#[tokio::test]
+async fn somebody_new_with_the_id_of_an_account_that_was_deleted_by_a_clock_ahead_is_known() {
+    let pair = Pair::start().await;
+    pair.clock.advance(HOUR);
+    pair.place(1).await;
+    pair.until_known(&[1]).await;
+    pair.delete_account().await;
+    pair.until_known(&[]).await;
+    pair.clock.advance(-HOUR);
+    pair.sign_up().await;
+    pair.place(2).await;
+    pair.until_known(&[2]).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_weeks_ahead_for_a_minute_costs_neither_trend_nor_history() {
+    let pair = Pair::start().await;
+    pair.prune(CONFIRMING_PASSES + 1).await;
+    assert_eq!(pair.prune(1).await, 0, "pruning goes on");
+    // Servers do not wait for this clock.
+    pair.clock.advance(-TimeDelta::seconds(20) * (CONFIRMING_PASSES as i32 + 2));
+    let view = Uuid::now_v7();
+    let count = async |id: Uuid, subject: &str, spot: i64| {
+        let now = Moment { at: pair.clock.now(), version: None };
+        pair.ingest.count(id, subject, known(spot), Kind::View, now).await.unwrap()
+    };
+    assert_eq!(count(view, "member001", 1).await, Counted::Applied);
+    assert_eq!(count(Uuid::now_v7(), "member002", 1).await, Counted::Applied);
+    pair.place(3).await;
+    pair.until_known(&[3]).await;
+    pair.remove(3).await;
+    pair.until_known(&[]).await;
+
+    pair.clock.advance(TimeDelta::days(40));
+    assert_eq!(pair.prune(3).await, 6, "both stores refuse each pass");
+    assert_eq!(count(Uuid::now_v7(), "member003", 2).await, Counted::Applied);
+    pair.clock.advance(-TimeDelta::days(40) - TimeDelta::minutes(1));
+
+    let values = async || {
+        let now = pair.clock.now();
+        let top = pair.stores.trend.top(9, now).await.unwrap();
+        top.iter().map(|r| (r.spot.number(), (r.value * 1_000.0).round())).collect::<Vec<_>>()
+    };
+    // A bookmark counts two views; what was counted meanwhile counts as of now.
+    assert_eq!(values().await, [(1, 2_000.0), (3, 2_000.0), (2, 1_000.0)]);
+    assert_eq!(count(view, "member001", 1).await, Counted::Duplicate);
+    assert_eq!(count(Uuid::now_v7(), "member002", 1).await, Counted::AlreadyCounted);
+    assert_eq!(pair.prune(1).await, 0, "the clock is right again");
+    assert_eq!(values().await.len(), 3);
+}

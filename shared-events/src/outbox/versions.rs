@@ -1,0 +1,62 @@
+//! Versions of events: which of two changes of one thing is the later one.
+//!
+//! A clock cannot say that: it may be set back between the two. The outbox can. Its numbers follow the order of commits of
+//! whatever depends on each other, so an event leaves with its number, above a base, as the field `version` of its data.
+//! Payloads that have a version of their own (spots) keep it.
+//!
+//! The base is the moment at which the outbox got its versions, in microseconds since the epoch. It never changes; it only
+//! puts the versions of a database that was made anew above those of the one before. After a copy was restored an operator
+//! raises it (`docs/operations.md`). Rows that are older than the versions leave without one, as ever: what has a version
+//! is later than what has none.
+
+use serde_json::Value;
+
+/// The field of an event's data that says which of two changes of one thing is the later one: the higher.
+pub(crate) const FIELD: &str = "version";
+
+/// How the rows of one outbox get their versions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
+pub(super) struct Versions {
+    /// Added to a row's number.
+    base: i64,
+    /// Rows up to this number are from before there were versions.
+    unversioned: i64,
+}
+
+/// The row of an outbox that says so, in either engine.
+pub(super) const SELECT: &str = "SELECT base, unversioned FROM outbox_versions WHERE id = 1";
+
+impl Versions {
+    /// Gives the data of the row with this number its version.
+    pub(super) fn stamp(self, seq: i64, data: &mut Value) {
+        if seq > self.unversioned
+            && let Value::Object(fields) = data
+        {
+            fields.entry(FIELD).or_insert_with(|| self.base.saturating_add(seq).into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn stamped(seq: i64, mut data: Value) -> Value {
+        Versions { base: 1_000, unversioned: 7 }.stamp(seq, &mut data);
+        data
+    }
+
+    #[test]
+    fn later_rows_have_higher_versions_and_rows_from_before_have_none() {
+        assert_eq!(stamped(7, json!({"user_id": "a"})), json!({"user_id": "a"}));
+        assert_eq!(stamped(8, json!({"user_id": "a"})), json!({"user_id": "a", "version": 1_008}));
+        assert_eq!(stamped(9, json!({})), json!({"version": 1_009}));
+    }
+
+    #[test]
+    fn a_version_of_the_payload_s_own_is_kept() {
+        assert_eq!(stamped(9, json!({"version": 3})), json!({"version": 3}));
+    }
+}
