@@ -45,6 +45,7 @@ use tourin_chassis::clock::{SharedClock, SystemClock};
 use tourin_chassis::config::ServerUrl;
 use tourin_chassis::identity::IdentitySigner;
 use tourin_chassis::metrics::CounterBy;
+use tourin_chassis::pruning::PruneGuard;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::Service;
 use tourin_registry_api::limits::{instance_id, lease_ms};
@@ -174,6 +175,7 @@ impl Gateway {
             Arc::clone(&gate.authenticator.revocations),
             gate.admission.clone(),
         );
+        PruneGuard::measure(vec![gate.authenticator.revocations.guard()], &metrics.service);
         let secret = settings.mesh.access.registration_secret.clone();
         tasks.spawn(
             "operators' listener",

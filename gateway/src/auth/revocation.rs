@@ -94,6 +94,11 @@ impl Revocations {
         }
     }
 
+    /// Says by which time ended sessions may be forgotten.
+    pub fn guard(&self) -> Arc<PruneGuard> {
+        Arc::clone(&self.guard)
+    }
+
     /// Whether the session has ended.
     pub fn has_ended(&self, session: &str) -> bool {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);

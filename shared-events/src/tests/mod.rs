@@ -45,3 +45,11 @@ async fn database() -> (Database, Arc<TempDir>) {
     let database = Database::open(&folder.path().join("test.db"), 2).await.unwrap();
     (database, folder)
 }
+
+/// What `docs/operations.md` tells an operator to run after a copy of the database was restored.
+fn statements_after_a_restore(engine: &str) -> Vec<&'static str> {
+    let manual = include_str!("../../../docs/operations.md");
+    let block = manual.split("```sql").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let of_engine = block.split("-- ").find(|part| part.starts_with(engine)).unwrap();
+    of_engine.lines().skip(1).filter(|line| !line.trim().is_empty()).collect()
+}

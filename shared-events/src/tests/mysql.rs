@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::time::sleep;
 
-use super::soon;
+use super::{soon, statements_after_a_restore};
 use crate::bus::contract::view;
 use crate::events::Outgoing;
 use crate::mysql::testing::TestDatabase;
@@ -95,6 +95,25 @@ async fn rows_from_before_there_were_versions_leave_without_one() {
         assert!(matches!(versions[..], [None, Some(_)]), "{versions:?}");
     }
     home.remove().await;
+}
+
+#[tokio::test]
+async fn after_a_copy_was_restored_new_versions_are_above_all_of_before() {
+    let outbox = Outbox::new().await;
+    outbox.append(&[view("a", 1)], Utc::now()).await;
+    let version = async |store: &MysqlOutbox| {
+        let pending = store.pending(&[shard_of("a")], 0, 10).await.unwrap();
+        pending[0].event.envelope.version().unwrap()
+    };
+    let ago = sqlx::query("UPDATE outbox_versions SET base = base - 60000000");
+    ago.execute(outbox.database.writer()).await.unwrap();
+    let copied = MysqlOutbox::open(outbox.database.clone()).await.unwrap();
+    for statement in statements_after_a_restore("MySQL") {
+        sqlx::query(statement).execute(outbox.database.writer()).await.unwrap();
+    }
+    let restored = MysqlOutbox::open(outbox.database.clone()).await.unwrap();
+    assert!(version(&restored).await > version(&copied).await + 50_000_000);
+    outbox.remove().await;
 }
 
 /// However many events are kept that were published long ago.

@@ -9,13 +9,13 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{database, soon};
+use super::{database, soon, statements_after_a_restore};
 use crate::bus::contract::view;
 use crate::events::Outgoing;
 use crate::outbox::contract::{self, OutboxFixture};
 use crate::outbox::sqlite::append;
 use crate::outbox::{
-    Feed, OutboxStore, Pruner, Retention, SHARDS, Shard, SqliteOutbox, Wake, shard_of,
+    Feed, FeedPage, OutboxStore, Pruner, Retention, SHARDS, Shard, SqliteOutbox, Wake, shard_of,
 };
 use crate::sqlite::Database;
 use crate::unchecked;
@@ -192,6 +192,28 @@ async fn many_old_rows_are_pruned_in_steps() {
     let pruner = Pruner::new(store, retention, unchecked(crate::system_clock()));
     assert_eq!(pruner.prune().await.unwrap(), 4_500);
     assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+}
+
+#[tokio::test]
+async fn after_a_copy_was_restored_new_versions_are_above_all_of_before() {
+    let outbox = Outbox::new().await;
+    outbox.append_now(&[view("a", 1)]).await;
+    let before = outbox.store.page_after(0, 1).await.unwrap();
+    let mut transaction = outbox.database.write().await.unwrap();
+    // The database is a minute old.
+    sqlx::query("UPDATE outbox_versions SET base = base - 60000000")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    for statement in statements_after_a_restore("SQLite") {
+        sqlx::query(statement).execute(&mut *transaction).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+    let store = SqliteOutbox::open(outbox.database.clone()).await.unwrap();
+    let after = store.page_after(0, 1).await.unwrap();
+    assert_ne!(after.log_id, before.log_id);
+    let version = |page: &FeedPage| page.events[0].envelope["data"]["version"].as_u64().unwrap();
+    assert!(version(&after) >= version(&before), "as if it had been made just now");
 }
 
 #[tokio::test]

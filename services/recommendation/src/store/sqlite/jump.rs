@@ -34,21 +34,24 @@ pub(super) async fn settle(
     )
     .fetch_one(&mut *connection)
     .await?;
-    let mut landmark = time(landmark)?;
+    let (mut landmark, mut jump) = (time(landmark)?, jump);
     let step = micros(jump_of(decay.half_life()));
     let at = to_micros(now);
-    let mut jump = jump;
     if jump.is_some_and(|jumped| seen.saturating_sub(jumped) >= micros(CONFIRMED_AFTER)) {
         drop_jump(connection).await?;
         jump = None;
     }
     if at > seen.saturating_add(step) && jump.is_none() {
-        for statement in [
-            "INSERT INTO trend_scores_before SELECT spot_id, score FROM trend_scores",
-            "INSERT INTO trend_jump (id, jumped_at, landmark) SELECT 1, ?, landmark FROM trend_state",
-        ] {
-            sqlx::query(statement).bind(at).execute(&mut *connection).await?;
-        }
+        sqlx::query("INSERT INTO trend_scores_before SELECT spot_id, score FROM trend_scores")
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query(
+            "INSERT INTO trend_jump (id, jumped_at, landmark)
+             SELECT 1, ?, landmark FROM trend_state",
+        )
+        .bind(at)
+        .execute(&mut *connection)
+        .await?;
         jump = Some(at);
     } else if at < seen.saturating_sub(step) {
         landmark = match jump.take() {
