@@ -15,6 +15,9 @@ use super::trend::{move_landmark, time};
 use crate::domain::decay::Decay;
 use crate::domain::trend::{CONFIRMED_AFTER, jump_of};
 
+/// The time that the trend has come to is noted when it is so much another, in microseconds.
+const SEEN_EVERY: u64 = 1_000_000;
+
 /// The trend's time, and how its scores are kept.
 pub(super) struct Settled {
     pub(super) landmark: DateTime<Utc>,
@@ -68,11 +71,14 @@ pub(super) async fn settle(
         .execute(&mut *connection)
         .await?;
     }
-    sqlx::query("UPDATE trend_state SET landmark = ?, seen_at = ?")
-        .bind(to_micros(landmark))
-        .bind(at)
-        .execute(connection)
-        .await?;
+    // A second is nothing to a jump: events at once share a note of the time.
+    if at.abs_diff(seen) >= SEEN_EVERY {
+        sqlx::query("UPDATE trend_state SET landmark = ?, seen_at = ?")
+            .bind(to_micros(landmark))
+            .bind(at)
+            .execute(connection)
+            .await?;
+    }
     Ok(Settled { landmark, has_jumped: jump.is_some() })
 }
 
