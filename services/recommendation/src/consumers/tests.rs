@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::Clock;
 use tourin_chassis::health::Health;
 use tourin_chassis::metrics::Metrics;
+use tourin_chassis::pruning::CONFIRMING_PASSES;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::bus::in_process::InProcessBus;
@@ -179,6 +180,10 @@ async fn an_event_that_comes_again_has_no_effect() {
 #[tokio::test]
 async fn an_event_that_is_too_old_is_dropped_and_a_deletion_never_is() {
     let mesh = Mesh::with_replicas(1).await;
+    // Only by a clock that passes of pruning have confirmed.
+    for _ in 0..=CONFIRMING_PASSES {
+        mesh.world.ingest.prune(&mesh.world.guards).await.unwrap();
+    }
     mesh.publish(vec![mesh.event(&bookmark("member01", "1"))]).await;
     let now = mesh.world.clock.now();
     let old = Outgoing::new(&view("member02", "2"), now - TimeDelta::hours(25));

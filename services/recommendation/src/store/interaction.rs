@@ -34,9 +34,9 @@ impl Stamp {
         if self.version != 0 { self.version <= known.version } else { self < known }
     }
 
-    /// Whether what happened then happened before an order of `self` to forget it.
+    /// Whether an order of `self` to forget comes after this change, or is this order.
     pub(crate) fn forgets(self, change: Self) -> bool {
-        change <= self
+        change == self || change.is_known_at(self)
     }
 }
 

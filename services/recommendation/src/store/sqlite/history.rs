@@ -274,8 +274,9 @@ impl Change for Forget {
              ON CONFLICT DO UPDATE SET forgotten_version = excluded.forgotten_version,
                  forgotten_at = excluded.forgotten_at,
                  kept_until = max(kept_until, excluded.kept_until)
-             WHERE (excluded.forgotten_version, excluded.forgotten_at)
-                 > (forgotten_version, forgotten_at)",
+             WHERE excluded.forgotten_version > forgotten_version
+                 OR excluded.forgotten_version = 0 AND forgotten_version = 0
+                     AND excluded.forgotten_at > forgotten_at",
         )
         .bind(&self.member)
         .bind(self.order.version)
