@@ -4,6 +4,7 @@
 #   deploy/bench.sh relay-to-effect            events/s from the outbox to the trend, against the bare broker
 #   deploy/bench.sh bookmark-to-trend          how long a bookmark takes to show in the trend
 #   deploy/bench.sh search [SPOTS [SECONDS]]   searches by 100 clients over a million spots
+#   deploy/bench.sh start                      how long a mesh on servers takes until all of it is ready
 #   deploy/bench.sh tracing                    what tracing costs the gateway; needs no servers
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,6 +28,10 @@ search)
     fi
     cargo build --locked --release -p tourin -p tourin-core --bins
     set -- deploy/bench/search.sh "$release" "$@"
+    ;;
+start)
+    cargo build --locked --release -p tourin --bin tourin
+    set -- deploy/bench/start.py "$release/tourin" "$@"
     ;;
 tracing)
     cargo build --locked --release -p tourin-bench --bin tracing-cost -p tourin-gateway --bin gateway

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
+use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteError, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
-use sqlx::{Connection as _, SqlSafeStr as _, Sqlite, Transaction};
+use sqlx::{Connection as _, SqlSafeStr as _, Sqlite, SqliteConnection, Transaction};
 
 /// How long a statement waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +22,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The size to which the write-ahead log is cut back after a checkpoint, in bytes (64 MiB).
 const JOURNAL_SIZE_LIMIT: &str = "67108864";
+
+/// The bytes of the small write: about the pages that a log-in changes, so that a disk with no room for the one has none
+/// for the other.
+const PROBE_BYTES: u32 = 16_384;
+const PROBE_MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    description: "small writes",
+    sql: "CREATE TABLE write_probe (id INTEGER PRIMARY KEY, filler BLOB NOT NULL)",
+}];
 
 /// An open database file. Clones share its connections.
 ///
@@ -140,11 +151,80 @@ impl Database {
         transaction.commit().await.with_context(migrating)
     }
 
+    /// Makes the table of [`Database::write_probe`], if it is not there.
+    ///
+    /// # Errors
+    /// Those of [`Database::migrate`].
+    pub async fn prepare_probe(&self) -> anyhow::Result<()> {
+        self.migrate(PROBE_MIGRATIONS, "write_probe_migrations").await
+    }
+
+    /// Writes a row of its own and commits: a file on a full disk is read all the same.
+    ///
+    /// # Errors
+    /// Those of a write; [`refusal`] puts them into words.
+    pub async fn write_probe(&self) -> sqlx::Result<()> {
+        let mut transaction = self.write().await?;
+        write_probe(&mut transaction).await?;
+        transaction.commit().await
+    }
+
     /// Closes all connections once they are given back. Not needed for durability.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
     }
+}
+
+/// [`Database::write_probe`] inside a transaction that others share.
+///
+/// # Errors
+/// Those of a write.
+pub async fn write_probe(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    let write = "INSERT OR REPLACE INTO write_probe (id, filler) VALUES (1, zeroblob(?))";
+    sqlx::query(write).bind(PROBE_BYTES).execute(connection).await?;
+    Ok(())
+}
+
+/// SQLite's primary result code, if it is SQLite that failed.
+fn code(error: &sqlx::Error) -> Option<u32> {
+    let cause = error.as_database_error()?.try_downcast_ref::<SqliteError>()?;
+    // The extended code has the primary one in its last byte.
+    DatabaseError::code(cause)?.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
+/// Why the file cannot be written or read, by the code; a fault of the statement has no such words.
+fn known_refusal(code: u32) -> Option<&'static str> {
+    match code {
+        // SQLITE_BUSY and SQLITE_LOCKED.
+        5 | 6 => Some("locked by another process"),
+        // SQLITE_READONLY, SQLITE_IOERR, SQLITE_FULL, SQLITE_CANTOPEN.
+        8 => Some("read-only"),
+        10 => Some("disk error"),
+        13 => Some("disk full"),
+        14 => Some("the file cannot be opened"),
+        _ => None,
+    }
+}
+
+/// Whether somebody else holds the file, or the disk is at fault: the same may go well later.
+pub fn is_unreachable(error: &sqlx::Error) -> bool {
+    use sqlx::Error as E;
+    match error {
+        E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Io(_) => true,
+        _ => code(error).and_then(known_refusal).is_some(),
+    }
+}
+
+/// Why the file refuses the work, in words for an operator; `None` when it did not come to that.
+pub fn refusal(error: &sqlx::Error) -> Option<String> {
+    let code = code(error)?;
+    Some(match (known_refusal(code), code) {
+        (Some(words), _) => words.to_owned(),
+        // SQLITE_CORRUPT, SQLITE_NOTADB.
+        (None, 11 | 26) => "the file is damaged".to_owned(),
+        (None, code) => format!("error {code}"),
+    })
 }
 
 /// Makes a folder and those above it, where they are not there, with access for their owner only: what services keep

@@ -9,6 +9,7 @@
 //! | a consumer | a consumer span below the producer's for each attempt, until its outcome is settled |
 //! | a consumer whose dependency is away | the first attempts, then those after 8, 16, 32 waits and so on, and the one that ends the wait; the others are marked `tourin.repeat` when they start and not `tourin.keep` when they end, and left to the tracer |
 //! | a dead letter and its replay | keep the producer's context: the next attempts are part of the same trace |
+//! | work that makes more events than a trace can show ([`rest_of_bulk`]) | carry its trace's id and are marked [`BULK`]: their spans are like those of a wait that goes on, and exported only where an event is given up |
 //! | commands, requests, answers | a producer span below what is current, or what their headers carry |
 //!
 //! Only OpenTelemetry's API is used: which formats headers have, what is sampled and where spans go is up to whoever
@@ -18,6 +19,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use opentelemetry::context::{FutureExt as _, WithContext};
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{
     SpanContext, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _,
@@ -67,6 +69,28 @@ impl Injector for Writing<'_> {
     fn set(&mut self, key: &str, value: String) {
         self.0.insert(key.to_owned(), value);
     }
+}
+
+/// In an event's headers: it is one of so many that its spans would say nothing.
+pub const BULK: &str = "x-tourin-bulk";
+
+/// In the context of the rest of a bulk.
+struct RestOfBulk;
+
+/// Runs what remains of work that makes more events than a trace can show, such as the later batches of an import: what
+/// it records and sends carries the trace's id, and has no spans unless an event is given up.
+pub fn rest_of_bulk<F: Future>(work: F) -> WithContext<F> {
+    let context = Context::current();
+    let here = context.span().span_context().clone();
+    // Not remote: what is done within it is part of a span that is not recorded.
+    let unsampled = SpanContext::new(
+        here.trace_id(),
+        here.span_id(),
+        here.trace_flags().with_sampled(false),
+        false,
+        here.trace_state().clone(),
+    );
+    work.with_context(context.with_remote_span_context(unsampled).with_value(RestOfBulk))
 }
 
 /// The current context as headers, for an event that is recorded later than what it tells of; empty when nothing is
@@ -123,6 +147,9 @@ fn inject(context: &Context, headers: &mut Headers) {
         }
         format.inject_context(&context, &mut Writing(headers));
     });
+    if context.get::<RestOfBulk>().is_some() {
+        headers.insert(BULK.to_owned(), "1".to_owned());
+    }
 }
 
 /// In the context of an attempt that the tracer may have left out for now: this trace is sampled, and whoever continues it
@@ -136,6 +163,8 @@ pub(crate) struct EventSpan {
     recording: bool,
     /// It says what earlier ones said, as far as is known.
     repeats: bool,
+    /// It is of one event of very many.
+    of_bulk: bool,
 }
 
 /// So many waits for a dependency are seen each; after that, those whose number is a power of two. An outage of an hour is
@@ -143,10 +172,6 @@ pub(crate) struct EventSpan {
 const WAITS_SEEN: u32 = 4;
 
 impl EventSpan {
-    fn start(parent: &Context, kind: SpanKind, operation: &'static str, at: &str) -> Self {
-        Self::start_with(Vec::new(), parent, kind, operation, at)
-    }
-
     /// With attributes by which the tracer decides what to do with the span.
     fn start_with(
         attributes: Vec<KeyValue>,
@@ -159,7 +184,8 @@ impl EventSpan {
         let builder = tracer.span_builder(operation).with_kind(kind).with_attributes(attributes);
         let span = builder.start_with_context(&tracer, parent);
         let recording = opentelemetry::trace::Span::is_recording(&span);
-        let this = Self { context: parent.with_span(span), recording, repeats: false };
+        let this =
+            Self { context: parent.with_span(span), recording, repeats: false, of_bulk: false };
         if recording {
             this.context.span().update_name(format!("{operation} {at}"));
             this.set(names::OPERATION, operation);
@@ -175,7 +201,12 @@ impl EventSpan {
 
     /// The same below a context that is known.
     pub(crate) fn producer_below(parent: &Context, event: &Outgoing, carrier: &Carrier) -> Self {
-        let span = Self::start(parent, SpanKind::Producer, "send", &event.exchange);
+        let of_bulk = event.headers.contains_key(BULK);
+        let repeats = of_bulk.then(|| KeyValue::new(names::REPEAT, true));
+        let attributes = repeats.into_iter().collect();
+        let mut span =
+            Self::start_with(attributes, parent, SpanKind::Producer, "send", &event.exchange);
+        span.of_bulk = of_bulk;
         span.describe(carrier, &event.routing_key);
         span.identify(&event.envelope.id);
         span
@@ -185,9 +216,10 @@ impl EventSpan {
     pub(crate) fn consumer(delivery: &Delivery, carrier: &Carrier, queue: &str) -> Self {
         let Delivery { headers, routing_key, attempt, waits, .. } = delivery;
         let repeats = *waits > WAITS_SEEN && !waits.is_power_of_two();
+        let of_bulk = headers.contains_key(BULK);
         let mut parent = extract(headers);
         let mut attributes = Vec::new();
-        if repeats {
+        if repeats || of_bulk {
             attributes.push(KeyValue::new(names::REPEAT, true));
             let above = parent.span().span_context().clone();
             if above.is_sampled() {
@@ -196,12 +228,20 @@ impl EventSpan {
         }
         let mut span = Self::start_with(attributes, &parent, SpanKind::Consumer, "process", queue);
         span.repeats = repeats;
+        span.of_bulk = of_bulk;
         span.describe(carrier, routing_key);
         span.set(names::ATTEMPT, i64::from(*attempt));
         if *waits > 0 {
             span.set(names::WAITS, i64::from(*waits));
         }
         span
+    }
+
+    /// The event is given up: whatever became of others, this is something new.
+    pub(crate) fn given_up(&self) {
+        if self.of_bulk {
+            self.set(names::KEEP, true);
+        }
     }
 
     /// The event waits on. Whatever else ends an attempt is something new.
@@ -292,7 +332,7 @@ impl Drop for EventSpan {
     fn drop(&mut self) {
         // Not left to the context's last clone: what it started may outlive it.
         if self.recording {
-            if self.repeats {
+            if self.repeats && !self.of_bulk {
                 self.set(names::KEEP, true);
             }
             self.context.span().end();

@@ -33,6 +33,7 @@ where
         return refuse(&anyhow::Error::msg(error));
     }
     warn_of_unknown_variables();
+    tracing::info!("traces go {}", telemetry::destinations());
     let stop = match Shutdown::on_signals() {
         Ok(stop) => stop,
         Err(error) => return refuse(&error.into()),

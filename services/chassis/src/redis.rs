@@ -80,6 +80,48 @@ pub fn is_down(error: &RedisError) -> bool {
         || matches!(error.code(), Some("OOM" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "BUSY"))
 }
 
+/// How long the key of [`write_probe`] lives, in milliseconds.
+const PROBE_TTL_MS: u64 = 60_000;
+
+/// Writes a key that expires, to see whether the server takes writes: one that is out of memory, read-only or without
+/// a disk answers PING all the same. Several may write the same key.
+///
+/// # Errors
+/// Those of a write; [`refusal`] puts them into words.
+pub async fn write_probe(connection: &ConnectionManager, key: &str) -> Result<(), RedisError> {
+    redis::cmd("SET")
+        .arg(key)
+        .arg(1)
+        .arg("PX")
+        .arg(PROBE_TTL_MS)
+        .query_async(&mut connection.clone())
+        .await
+}
+
+/// Why a server that answers refuses the work, in words for an operator; `None` for one that does not answer.
+pub fn refusal(error: &RedisError) -> Option<&'static str> {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
+    let of_kind = match error.kind() {
+        ErrorKind::AuthenticationFailed => "it refuses the log-in",
+        ErrorKind::Server(ReadOnly) => "read-only",
+        ErrorKind::Server(BusyLoading) => "still loading its data",
+        ErrorKind::Server(MasterDown) => "cut off from its master",
+        ErrorKind::Server(ClusterDown | TryAgain) => "its cluster is not whole",
+        _ => "",
+    };
+    if !of_kind.is_empty() {
+        return Some(of_kind);
+    }
+    match error.code()? {
+        "OOM" => Some("out of memory"),
+        "MISCONF" => Some("it cannot write to its disk"),
+        "NOREPLICAS" => Some("too few replicas"),
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => Some("it refuses the log-in"),
+        "BUSY" => Some("busy with a script"),
+        _ => Some("it refuses writes"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +141,9 @@ mod tests {
         let mut connection = connection(&url).ok().unwrap().0;
         let error = redis::cmd("PING").query_async::<()>(&mut connection).await.unwrap_err();
         assert!(is_down(&error), "{error}");
+        assert_eq!(refusal(&error), None, "{error}");
+        let error = redis::make_extension_error("OOM".to_owned(), None);
+        assert_eq!(refusal(&error), Some("out of memory"));
         for (code, down) in [("MISCONF", true), ("NOAUTH", true), ("WRONGTYPE", false)] {
             let error = redis::make_extension_error(code.to_owned(), None);
             assert_eq!(is_down(&error), down, "{code}");

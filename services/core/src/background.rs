@@ -1,11 +1,12 @@
-//! What runs beside the requests: the relay of events, the pruner, the probe of the database.
+//! What runs beside the requests: the relay of events, the pruner, the watch of the stores.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
-use tourin_chassis::health::{Dependency, Health};
+use tourin_chassis::config::ReadinessSettings;
+use tourin_chassis::health::{Dependency, Health, StoreWatch};
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::pruning::PruneGuard;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
@@ -14,17 +15,12 @@ use tourin_shared_events::PassTime;
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::outbox::{Pruner, Relay, RelayStats, Retention};
 
-use crate::app::StoreError;
 use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
 use crate::http::AppState;
 use crate::store::Store;
 use crate::store::redis::{Endings, MysqlRedisStore};
 
-/// How often the database is asked whether it answers.
-const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// How long it may take to answer before the service counts as unready.
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// How often sessions and revocations that are over are removed. A salt is kept at most this much
 /// longer than its grace.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -47,6 +43,7 @@ pub(crate) fn start(
     publisher: Option<Arc<dyn Publisher>>,
     clock: SharedClock,
     (health, names, metrics): (&Health, Names, &Metrics),
+    readiness: &ReadinessSettings,
 ) -> Option<Arc<RelayStats>> {
     let session_guard = PruneGuard::new("sessions", store.session_passes(), Arc::clone(&clock));
     let outbox_guard = PruneGuard::new("outbox", store.outbox_passes(), Arc::clone(&clock));
@@ -84,16 +81,18 @@ pub(crate) fn start(
     let views = state.content.views.clone();
     tasks.spawn("view writer", views.run(tasks.shutdown().clone()));
     let database = health.register("database");
-    // Migrated just now, so it works; the probe says when it ceases to.
+    // Migrated just now, so it works; the watch says when it ceases to.
     database.set_ready();
     let probed = store.clone();
-    let ask = move || {
+    let probe = move || {
         let store = probed.clone();
-        async move { store.probe().await }
+        async move { store.write_probe().await }
     };
-    tasks.spawn("database probe", probe(names.database, ask, database, tasks.shutdown().clone()));
+    let watch = StoreWatch::new(store.outcomes(), readiness.interval(), probe);
+    tasks
+        .spawn("database watch", report(watch, names.database, database, tasks.shutdown().clone()));
     if let (Some(sessions), Some(name)) = (store.with_redis(), names.redis) {
-        start_on_redis(tasks, sessions, health, name);
+        start_on_redis(tasks, sessions, health, name, readiness);
     }
     relay
 }
@@ -125,49 +124,31 @@ pub(crate) async fn watch_registry(
 }
 
 /// What runs beside the requests where the sessions are in Redis.
-fn start_on_redis(tasks: &Tasks, sessions: &MysqlRedisStore, health: &Health, name: String) {
+fn start_on_redis(
+    tasks: &Tasks,
+    sessions: &MysqlRedisStore,
+    health: &Health,
+    name: String,
+    readiness: &ReadinessSettings,
+) {
     let endings = Endings::new(sessions.clone());
     tasks.spawn("session endings", endings.run(tasks.shutdown().clone()));
     let redis = health.register("redis");
     // It has answered just now.
     redis.set_ready();
-    let probed = sessions.clone();
-    let ask = move || {
+    let probed = sessions.sessions().clone();
+    let outcomes = probed.outcomes();
+    let probe = move || {
         let sessions = probed.clone();
-        async move { sessions.probe_redis().await }
+        async move { sessions.write_probe().await }
     };
-    tasks.spawn("redis probe", probe(name, ask, redis, tasks.shutdown().clone()));
+    let watch = StoreWatch::new(outcomes, readiness.interval(), probe);
+    tasks.spawn("redis watch", report(watch, name, redis, tasks.shutdown().clone()));
 }
 
-/// Asks again and again until `stop`. Says once when the answers cease, and once when they are back.
-async fn probe<F>(name: String, ask: impl Fn() -> F, dependency: Dependency, stop: Shutdown)
-where
-    F: Future<Output = Result<(), StoreError>>,
-{
-    let mut was_there = true;
-    loop {
-        tokio::select! {
-            () = stop.begun() => return,
-            () = tokio::time::sleep(PROBE_EVERY) => {}
-        }
-        let (reason, error) = match tokio::time::timeout(PROBE_LIMIT, ask()).await {
-            Ok(Ok(())) => {
-                dependency.set_ready();
-                if !was_there {
-                    tracing::info!(server = %name, "it answers again");
-                }
-                was_there = true;
-                continue;
-            }
-            Ok(Err(error)) => ("it does not answer", format!("{:#}", anyhow::Error::from(error))),
-            Err(_) => ("it takes too long to answer", format!("no answer in {PROBE_LIMIT:?}")),
-        };
-        dependency.set_unready(format!("{name}: {reason}"));
-        if was_there {
-            tracing::warn!(server = %name, error, "{reason}");
-        }
-        was_there = false;
-    }
+/// Has readiness say what becomes of a store, until `stop`.
+async fn report(watch: StoreWatch, name: String, dependency: Dependency, stop: Shutdown) {
+    stop.token().run_until_cancelled(watch.report_to(&name, &dependency)).await;
 }
 
 async fn prune(

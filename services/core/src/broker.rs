@@ -9,11 +9,16 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
-use tourin_chassis::health::Dependency;
+use tourin_chassis::config::ReadinessSettings;
+use tourin_chassis::health::{Dependency, Outcomes, StoreWatch, Trouble};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::bus::rabbitmq::RabbitBus;
 use tourin_shared_events::outbox::{OutboxStore, SHARDS, Shard};
 
+/// What readiness calls it.
+const NAME: &str = "rabbitmq";
+/// How long a confirm may take.
+const PROBE_LIMIT: Duration = Duration::from_millis(1_500);
 /// How long the last events may take at the stop; those that do not make it wait in the outbox for
 /// the next start, or for another instance.
 const LAST_ROUND_LIMIT: Duration = Duration::from_millis(300);
@@ -22,19 +27,33 @@ const LAST_ROUND_POLL: Duration = Duration::from_millis(10);
 /// How long the broker may take to say goodbye; it notices by itself that a connection is gone.
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
-/// Says when the broker goes and when it comes back, until `stop`.
-pub(crate) async fn watch(bus: RabbitBus, ready: Dependency, stop: Shutdown) {
-    let following = bus.follow(|connected| {
-        if connected {
+/// Says when the broker goes, when it takes no messages, and when it is back, until `stop`.
+pub(crate) async fn watch(
+    bus: RabbitBus,
+    ready: Dependency,
+    readiness: ReadinessSettings,
+    stop: Shutdown,
+) {
+    let watching = async {
+        while bus.wait_until_connected(true).await {
             ready.set_ready();
             tracing::info!(?bus, "the event bus is there");
-        } else {
+            let probed = bus.clone();
+            let probe = move || {
+                let bus = probed.clone();
+                async move { bus.probe(PROBE_LIMIT).await.map_err(Trouble::Refuses) }
+            };
+            let watch = StoreWatch::new(Outcomes::default(), readiness.interval(), probe);
+            tokio::select! {
+                is_open = bus.wait_until_connected(false) => if !is_open { return },
+                () = watch.report_to(NAME, &ready) => {}
+            }
             ready.set_unready("it is away; events wait in the outbox");
             tracing::warn!(?bus, "the event bus is gone; events wait in the outbox");
         }
-    });
+    };
     // A bus is closed only by a stop.
-    stop.token().run_until_cancelled(following).await;
+    stop.token().run_until_cancelled(watching).await;
     stop.begun().await;
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use chrono::TimeDelta;
 use clap::{Args, value_parser};
-use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_chassis::config::{MeshSettings, ReadinessSettings, ServerUrl};
 use tourin_shared_events::bus::rabbitmq::RabbitSettings;
 use tourin_shared_events::mysql::{MysqlUrl, PoolSizes};
 
@@ -54,6 +54,9 @@ pub struct Settings {
     /// How passwords are hashed and guesses slowed down.
     #[command(flatten)]
     pub passwords: PasswordSettings,
+    /// How closely stores are watched.
+    #[command(flatten)]
+    pub readiness: ReadinessSettings,
     /// The service's place in the mesh.
     #[command(flatten)]
     pub mesh: MeshSettings,
@@ -193,6 +196,7 @@ impl Settings {
             events: EventSettings::default(),
             tokens: TokenSettings::default(),
             passwords: PasswordSettings::default(),
+            readiness: ReadinessSettings::default(),
             mesh,
         }
     }

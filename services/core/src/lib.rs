@@ -234,7 +234,12 @@ impl Core {
         if let Some(bus) = bus.clone() {
             tasks.spawn(
                 "event bus watch",
-                broker::watch(bus, health.register("event bus"), end.clone()),
+                broker::watch(
+                    bus,
+                    health.register("event bus"),
+                    settings.readiness.clone(),
+                    end.clone(),
+                ),
             );
         }
         let sources = metrics::Sources {
@@ -250,7 +255,15 @@ impl Core {
             redis: store.with_redis().map(|redis| format!("redis at {}", redis.redis_address())),
         };
         let watched = (&health, names, &metrics);
-        let relay = background::start(&tasks, &store, &state, publisher, clock, watched);
+        let relay = background::start(
+            &tasks,
+            &store,
+            &state,
+            publisher,
+            clock,
+            watched,
+            &settings.readiness,
+        );
         if let Some(stats) = relay {
             let gauge = metrics::of_relay(&metrics, &sources, stats);
             tasks.spawn("outbox gauge", gauge.run(end.clone()));
@@ -371,9 +384,9 @@ async fn open_store(
         }
     };
     if !settings.no_demo {
-        load_catalogue(&*store.spots(), clock.as_ref())
-            .await
-            .context("loading the catalogue of tour spots")?;
+        let spots = store.spots();
+        let loading = load_catalogue(&*spots, clock.as_ref());
+        loading.await.context("loading the catalogue of tour spots")?;
     }
     Ok(store)
 }

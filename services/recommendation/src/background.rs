@@ -32,6 +32,10 @@ fn is_told(failures: u32) -> bool {
     failures <= FAILURES_TOLD || failures.is_power_of_two()
 }
 
+/// How long events of spots wait for the first reading of the catalogue, which is faster than they are and leaves them
+/// nothing to do; without core there is none.
+const FIRST_READING_LIMIT: Duration = Duration::from_secs(5);
+
 /// How often what has no effect any more is removed.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -47,6 +51,8 @@ pub(crate) struct ReplicaKeeper {
     pub(crate) feed: Option<Arc<FeedStats>>,
     /// Whose work it is, for traces.
     pub(crate) service: Service,
+    /// Told once the first reading is over, well or not, or was waited for long enough.
+    pub(crate) first_reading: watch::Sender<bool>,
 }
 
 /// When the catalogue was last read, and what had been missed of the feed before that.
@@ -70,7 +76,11 @@ impl ReplicaKeeper {
         let mut failures = 0;
         let mut has_looked = false;
         let mut last: Option<InStep> = None;
+        let began = Instant::now();
         loop {
+            if began.elapsed() >= FIRST_READING_LIMIT {
+                self.first_reading.send_replace(true);
+            }
             changed.mark_unchanged();
             let core = self.core_instances();
             has_looked = has_looked || self.accept_what_is_there(failures).await;
@@ -80,7 +90,9 @@ impl ReplicaKeeper {
                 failures = 0;
             } else {
                 let missed = self.missed();
-                match self.step(last, failures).await {
+                let stepped = self.step(last, failures).await;
+                self.first_reading.send_replace(true);
+                match stepped {
                     Ok(true) => {
                         last = Some(InStep { at: Instant::now(), missed });
                         self.ready.set_ready();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_chassis::config::{MeshSettings, ReadinessSettings, ServerUrl};
 use tourin_shared_events::bus::rabbitmq::{InvalidAmqpUrl, RabbitSettings};
 
 use crate::app::ingest::Ages;
@@ -48,6 +48,9 @@ pub struct Settings {
     /// The broker.
     #[command(flatten)]
     pub broker: BrokerSettings,
+    /// How closely stores are watched.
+    #[command(flatten)]
+    pub readiness: ReadinessSettings,
     /// Seconds between two full readings of core's catalogue; events keep the replica fresh between
     #[arg(long, env = "TOURIN_RESYNC_INTERVAL_S", value_name = "S", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub resync_interval_s: u64,
@@ -177,6 +180,7 @@ impl Settings {
             rules: RuleSettings::default(),
             servers: ServerSettings::default(),
             broker: BrokerSettings::default(),
+            readiness: ReadinessSettings::default(),
             resync_interval_s: 3_600,
             drain_timeout_ms: 1_000,
         }

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Health;
@@ -217,8 +218,11 @@ impl Recommendation {
         let recommender = self.recommender();
         self.measure(&metrics, &tasks, &recommender, bus.as_ref());
         let audit = self.audit(&subscriber);
-        self.consume(subscriber, &documents, &tasks, &health);
-        self.keep_replica(core, directory, (feed, documents), service, &tasks, &health);
+        let (first_reading, is_read) = Prepared::later();
+        self.consume(subscriber, (&documents, &is_read), &tasks, &health);
+        let keeper = self.replica_keeper(core, directory, feed, first_reading, service, &health);
+        let token = tasks.shutdown().token();
+        tasks.spawn("replica keeper", documents.then(keeper.run(token.clone()), token));
 
         let limits = HttpLimits::default();
         let router = observed_router(
@@ -333,50 +337,61 @@ impl Recommendation {
             let Some(server) = server else { return Prepared::already() };
             let (ready, token) = (health.register(server.name()), tasks.shutdown().token());
             let (sender, prepared) = Prepared::later();
-            let pace = Pace::default();
+            let check_interval = self.settings.readiness.interval();
+            let pace = Pace { check_interval, ..Pace::default() };
             let watching = servers::watch_over(Arc::clone(server), ready, sender, pace, token);
             tasks.spawn(server.name(), watching);
             prepared
         };
+        watch(&self.stores.embedded);
         watch(&self.stores.trend_server);
         watch(&self.stores.document_server)
     }
 
+    /// Consumes each queue, what is for the replica of spots not before the first reading of the catalogue.
     fn consume(
         &mut self,
         subscriber: Arc<dyn Subscriber>,
-        documents: &Prepared,
+        (documents, first_reading): (&Prepared, &Prepared),
         tasks: &Tasks,
         health: &Health,
     ) {
         for consumer in std::mem::take(&mut self.consumers) {
             let queue = consumer.queue;
+            let begin = match queue {
+                consumers::TREND => Prepared::already(),
+                consumers::HISTORY => documents.clone(),
+                _ => first_reading.clone(),
+            };
+            // Where core's feed has got to is among the documents; a bus has no need of them.
+            let subscribe =
+                if self.events.is_some() { Prepared::already() } else { documents.clone() };
+            let token = tasks.shutdown().token();
             let running = consumer.run(
                 Arc::clone(&subscriber),
                 Arc::clone(&self.clock),
                 health.register(queue),
-                tasks.shutdown().token(),
+                begin,
+                token.clone(),
             );
-            let prepared =
-                if queue == consumers::TREND { Prepared::already() } else { documents.clone() };
-            tasks.spawn(queue, prepared.then(running, tasks.shutdown().token()));
+            tasks.spawn(queue, subscribe.then(running, token));
         }
         let token = tasks.shutdown().token();
         let pruning = background::prune(self.ingest.clone(), self.guards.clone(), token);
         tasks.spawn("pruning", pruning);
     }
 
-    fn keep_replica(
+    fn replica_keeper(
         &self,
         core: Arc<CoreClient>,
         directory: Directory,
-        (feed, documents): (Option<Arc<FeedStats>>, Prepared),
+        feed: Option<Arc<FeedStats>>,
+        first_reading: watch::Sender<bool>,
         service: &Service,
-        tasks: &Tasks,
         health: &Health,
-    ) {
+    ) -> ReplicaKeeper {
         let spots = Arc::clone(&self.stores.spots);
-        let keeper = ReplicaKeeper {
+        ReplicaKeeper {
             resync: Resync::new(core, Arc::clone(&spots)),
             spots,
             directory,
@@ -384,9 +399,8 @@ impl Recommendation {
             interval: Duration::from_secs(self.settings.resync_interval_s),
             feed,
             service: service.clone(),
-        };
-        let token = tasks.shutdown().token();
-        tasks.spawn("replica keeper", documents.then(keeper.run(token.clone()), token));
+            first_reading,
+        }
     }
 
     fn recommender(&self) -> Recommender {
@@ -458,6 +472,7 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
     if stores.trend_server.is_some() && stores.document_server.is_some() {
         // Nothing is written to the file any more but dead letters, and those not through its writer.
         stores.failure = Failure::never();
+        stores.embedded = None;
     }
     Ok(stores)
 }

@@ -1,5 +1,5 @@
-//! The servers that stores live on, where they are not embedded: waiting for them, and seeing when
-//! they go and come back.
+//! What stores live on, a server or the embedded file: waiting for it, and seeing when it goes, when it refuses
+//! writes, and when it is back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,18 +8,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tourin_chassis::health::Dependency;
+use tourin_chassis::config::ReadinessSettings;
+use tourin_chassis::health::{Dependency, Outcomes, StoreState, StoreWatch, Trouble};
 use tourin_shared_events::backoff::Backoff;
+use tourin_shared_events::sqlite;
 
 use crate::app::ports::PortError;
-
-/// Checks in a row that must fail before a server counts as gone: one lost packet is no outage.
-const GONE_AFTER: u32 = 2;
 
 /// How often servers are looked at.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// How often a server that answers is asked whether it still does. Default 1 s.
+    /// How often a server that answers is asked whether it still takes a write. Default 2 s.
     pub check_interval: Duration,
     /// Waits between attempts to reach one that is not there. Default 100 ms doubling to at most
     /// 2 s, half of it random.
@@ -29,7 +28,7 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            check_interval: Duration::from_secs(1),
+            check_interval: ReadinessSettings::default().interval(),
             reconnect: Backoff {
                 base: Duration::from_millis(100),
                 max: Duration::from_secs(2),
@@ -39,7 +38,7 @@ impl Default for Pace {
     }
 }
 
-/// A server that some of the stores live on.
+/// What some of the stores live on: a server, or the embedded file.
 #[async_trait]
 pub trait Server: Send + Sync {
     /// Its name in readiness and logs, such as `redis`.
@@ -55,8 +54,35 @@ pub trait Server: Send + Sync {
     /// nothing.
     async fn prepare(&self) -> Result<(), PortError>;
 
-    /// Whether it answers.
-    async fn check(&self) -> Result<(), PortError>;
+    /// Makes a small write as an event does, to see whether it takes one; a server that answers nothing at all is told
+    /// from one that refuses.
+    async fn write_probe(&self) -> Result<(), PortError>;
+
+    /// How what is asked of the stores on it ends.
+    fn outcomes(&self) -> &Outcomes;
+}
+
+/// Why a server refuses, where its own error does not say so by its type.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refusal(pub &'static str);
+
+/// What a failure says of what a store lives on, in words for an operator and without anything of the event or request.
+pub(crate) fn trouble(error: &PortError) -> Trouble {
+    let (PortError::Unavailable(cause) | PortError::Failed(cause)) = error;
+    let refusal = if let Some(Refusal(words)) = cause.downcast_ref() {
+        Some((*words).to_owned())
+    } else if let Some(error) = cause.downcast_ref::<redis::RedisError>() {
+        tourin_chassis::redis::refusal(error).map(str::to_owned)
+    } else if let Some(error) = cause.downcast_ref::<sqlx::Error>() {
+        sqlite::refusal(error)
+    } else {
+        None
+    };
+    match refusal {
+        Some(words) => Trouble::Refuses(words),
+        None => Trouble::Away(error.to_string()),
+    }
 }
 
 /// A server was not asked: the last look at it found it gone, and until one finds it back nobody waits
@@ -163,49 +189,59 @@ pub async fn watch_over(
     stop: CancellationToken,
 ) {
     tokio::select! {
-        () = follow(server.as_ref(), &ready, &prepared, pace) => {}
+        () = follow(server, &ready, &prepared, pace) => {}
         () = stop.cancelled() => {}
     }
 }
 
 async fn follow(
-    server: &dyn Server,
+    server: Arc<dyn Server>,
     ready: &Dependency,
     prepared: &watch::Sender<bool>,
     pace: Pace,
 ) {
+    let name = format!("{} at {}", server.name(), server.address());
+    loop {
+        wait_for(server.as_ref(), ready, pace).await;
+        tracing::info!(server = name, "server is there");
+        prepared.send_replace(true);
+        let probed = Arc::clone(&server);
+        let probe = move || {
+            let server = Arc::clone(&probed);
+            async move { server.write_probe().await.map_err(|error| trouble(&error)) }
+        };
+        let mut watch = StoreWatch::new(server.outcomes().clone(), pace.check_interval, probe);
+        let mut state = watch.begin().await;
+        loop {
+            match &state {
+                StoreState::Works => tracing::info!(server = name, "server takes writes"),
+                StoreState::Troubled(Trouble::Refuses(why)) => {
+                    tracing::warn!(server = name, why, "server refuses");
+                }
+                StoreState::Troubled(Trouble::Away(why)) => {
+                    tracing::warn!(server = name, why, "server is gone");
+                    ready.set_unready(format!("waiting for {name}: {why}"));
+                    break;
+                }
+            }
+            state.report(&name, ready);
+            state = watch.changed().await;
+        }
+    }
+}
+
+/// Comes back once the server has been prepared.
+async fn wait_for(server: &dyn Server, ready: &Dependency, pace: Pace) {
     let (name, address) = (server.name(), server.address());
     let mut failures: u32 = 0;
-    let mut is_present = false;
-    loop {
-        let answer = if is_present { server.check().await } else { server.prepare().await };
-        match answer {
-            Ok(()) => {
-                failures = 0;
-                if !is_present {
-                    tracing::info!(server = name, address, "server is there");
-                    ready.set_ready();
-                    prepared.send_replace(true);
-                    is_present = true;
-                }
-            }
-            Err(error) => {
-                failures = failures.saturating_add(1);
-                if is_present && failures >= GONE_AFTER {
-                    tracing::warn!(server = name, address, %error, "server is gone");
-                    is_present = false;
-                } else if !is_present && failures.is_power_of_two() {
-                    // Not a line a second for as long as an outage lasts.
-                    tracing::warn!(server = name, address, failures, %error, "waiting for server");
-                }
-                if !is_present || failures >= GONE_AFTER {
-                    ready.set_unready(format!("waiting for {name} at {address}: {error}"));
-                }
-            }
+    while let Err(error) = server.prepare().await {
+        failures = failures.saturating_add(1);
+        if failures.is_power_of_two() {
+            // Not a line a second for as long as an outage lasts.
+            tracing::warn!(server = name, address, failures, %error, "waiting for server");
         }
-        let pause =
-            if failures == 0 { pace.check_interval } else { pace.reconnect.after(failures) };
-        tokio::time::sleep(pause).await;
+        ready.set_unready(format!("waiting for {name} at {address}: {error}"));
+        tokio::time::sleep(pace.reconnect.after(failures)).await;
     }
 }
 
@@ -233,7 +269,9 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         answers: AtomicBool,
+        is_full: AtomicBool,
         prepared: AtomicU32,
+        outcomes: Outcomes,
     }
 
     impl Fake {
@@ -266,8 +304,18 @@ mod tests {
             Ok(())
         }
 
-        async fn check(&self) -> Result<(), PortError> {
-            self.answer()
+        async fn write_probe(&self) -> Result<(), PortError> {
+            self.answer()?;
+            if self.is_full.load(Ordering::SeqCst) {
+                let error =
+                    anyhow::anyhow!("no space left on device").context(Refusal("disk full"));
+                return Err(PortError::unavailable(error));
+            }
+            Ok(())
+        }
+
+        fn outcomes(&self) -> &Outcomes {
+            &self.outcomes
         }
     }
 
@@ -301,6 +349,12 @@ mod tests {
         fake.answers.store(true, Ordering::SeqCst);
         reason(None).await;
         has_begun.await.unwrap();
+
+        fake.is_full.store(true, Ordering::SeqCst);
+        reason(Some("fake at there:1: disk full")).await;
+        fake.is_full.store(false, Ordering::SeqCst);
+        reason(None).await;
+        assert_eq!(fake.prepared.load(Ordering::SeqCst), 1, "it was there all the time");
 
         fake.answers.store(false, Ordering::SeqCst);
         reason(Some(unready)).await;

@@ -32,7 +32,7 @@ pub enum Command {
     /// Run the whole mesh in one process: gateway, registry, core, recommendation
     Up(Box<Run<UpSettings, TelemetrySettings>>),
     /// Load tour spots from a CSV or NDJSON file; a mesh may be running on the same data
-    Import(Run<ImportSettings>),
+    Import(Box<Run<ImportSettings, TelemetrySettings>>),
     /// Play members who browse and bookmark, through a gateway
     DemoTraffic(Run<DemoTrafficSettings>),
     /// Check that no acknowledged write is lost and none has its effect twice
@@ -43,8 +43,8 @@ pub enum Command {
     LogLevel(Run<LogLevelSettings>),
 }
 
-/// A command's settings with what every command has. Those that end with their work begin no traces:
-/// they are told of logs alone.
+/// A command's settings with what every command has. Those that end with their work begin no traces and
+/// are told of logs alone; but an import's trace goes on in the mesh.
 #[derive(Debug, clap::Args)]
 pub struct Run<S: clap::Args, T: clap::Args = LogSettings> {
     #[allow(missing_docs, reason = "its help is its fields'")]
@@ -63,7 +63,7 @@ impl Command {
     pub fn telemetry(&self) -> TelemetrySettings {
         let log = match self {
             Self::Up(run) => return run.telemetry.clone(),
-            Self::Import(run) => &run.telemetry,
+            Self::Import(run) => return run.telemetry.clone(),
             Self::DemoTraffic(run) => &run.telemetry,
             Self::Audit(run) => &run.telemetry,
             Self::Events(run) => &run.telemetry,

@@ -11,8 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_core::MysqlUrl;
-use tourin_core::app::import::{Format, Observer, Progress, Rejected, import};
+use tourin_core::app::import::{Format, Observer, Progress, Rejected, import, import_span};
 
+/// Whose the import's trace is.
+const PROGRAM: &str = "import";
 /// Bad rows that are printed one by one; the rest are counted only.
 const PRINTED_REJECTIONS: u64 = 1_000;
 const LAST_PRINTED: u64 = PRINTED_REJECTIONS + 1;
@@ -52,7 +54,8 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
         .with_context(|| format!("cannot read {shown}"))?;
     let size = file.metadata().await.with_context(|| format!("cannot read {shown}"))?.len();
     let mut console = Console::new(size);
-    let importing = async {
+    let span = import_span(PROGRAM);
+    let importing = span.run(async {
         match settings.mysql_url.as_ref().filter(|url| !url.is_blank()) {
             Some(url) => {
                 let store = tourin_core::open_spots_on_server(url).await?;
@@ -64,7 +67,7 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
                 Ok(import(&store, file, format, &SystemClock, &mut console).await)
             }
         }
-    };
+    });
     let done: anyhow::Result<_> = tokio::select! {
         done = importing => done,
         () = stop.begun() => {
@@ -73,7 +76,9 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
         }
     };
     console.bar.finish_and_clear();
-    let done = done?.with_context(|| format!("{shown}: the import broke off"))?;
+    let done = done?.with_context(|| format!("{shown}: the import broke off"));
+    let done = done.inspect_err(|_| span.set_error("broken_off"))?;
+    span.end();
     writeln!(
         std::io::stdout(),
         "{} rows: {} imported, {} unchanged, {} rejected",

@@ -10,7 +10,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_chassis::telemetry::memory::MemoryStore;
+use tourin_chassis::telemetry::{self, memory::MemoryStore};
 use tourin_recommendation::Recommendation;
 
 use crate::data_dir::DataDir;
@@ -298,6 +298,7 @@ pub async fn up(
     traces: Option<MemoryStore>,
     stop: Shutdown,
 ) -> anyhow::Result<ExitCode> {
+    tracing::info!("traces go {}", telemetry::destinations());
     let mut mesh = Mesh::start_with(settings, traces, stop.clone()).await?;
     if !stop.is_begun() {
         greet(&mesh).context("cannot write to standard output")?;
@@ -321,7 +322,13 @@ pub async fn up(
 fn greet(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
     let operator = &mesh.operator_url;
-    let traces = if mesh.shows_traces { operator } else { "not kept here" };
+    let destinations = telemetry::destinations();
+    let traces = match destinations.places.as_slice() {
+        _ if mesh.shows_traces => operator.clone(),
+        [] => "sent nowhere".to_owned(),
+        places => places.join(" and "),
+    };
+    let ratio = destinations.ratio;
     let mut out = std::io::stdout().lock();
     write!(
         out,
@@ -329,6 +336,7 @@ fn greet(mesh: &Mesh) -> std::io::Result<()> {
 
   URL      {url}
   traces   {traces}
+  ratio    {ratio} of the traces, by --trace-ratio
   metrics  {operator}/metrics
   data     {data}
 

@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use opentelemetry::Context;
-use opentelemetry::context::FutureExt as _;
+use opentelemetry::context::{FutureExt as _, WithContext};
 use opentelemetry::trace::TraceContextExt as _;
 
 use crate::backoff::Backoff;
@@ -77,6 +77,11 @@ impl PartialEq for Received {
 }
 
 impl Received {
+    /// Runs what is done for it as part of this attempt in its trace.
+    pub fn run<F: Future>(&self, future: F) -> WithContext<F> {
+        future.with_context(self.trace.clone())
+    }
+
     /// For what is sent because of it: this attempt, or where there is none, the trace that it came with.
     pub(crate) fn trace_or_its_headers(&self) -> Context {
         if self.trace.span().span_context().is_valid() {

@@ -446,6 +446,7 @@ impl Work {
             Ok(()) if dead => {
                 count(&self.stats.dead_lettered);
                 span.outcome("dead_lettered");
+                span.given_up();
                 span.annotate("dead_lettered", "queue", &self.name);
             }
             Ok(()) if waits_on => span.waits_on(),

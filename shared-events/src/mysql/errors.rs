@@ -36,32 +36,41 @@ pub fn is_unreachable(error: &sqlx::Error) -> bool {
         E::Protocol(_) | E::BeginFailed => true,
         E::Database(cause) => match number(error) {
             Some(number) => {
-                // Conflicts that lasted; disk full; too many connections; shutting down; killed; a statement that took
-                // too long (1969 and 3024); a server that became read-only; no access any more.
-                matches!(
-                    number,
-                    1205 | 1213
-                        | 1021
-                        | 1040
-                        | 1041
-                        | 1203
-                        | 1053
-                        | 1077
-                        | 1080
-                        | 1317
-                        | 1927
-                        | 1969
-                        | 3024
-                        | 1290
-                        | 1836
-                        | 1044
-                        | 1045
-                        | 1049
-                ) || cause.code().is_some_and(|state| state.starts_with("08"))
+                // Shutting down; killed.
+                matches!(number, 1053 | 1077 | 1080 | 1927)
+                    || known_refusal(number).is_some()
+                    || cause.code().is_some_and(|state| state.starts_with("08"))
             }
             None => false,
         },
         _ => false,
+    }
+}
+
+/// Why a server that answers does not do what anybody asks, by the error's number.
+fn known_refusal(number: u16) -> Option<&'static str> {
+    match number {
+        // InnoDB says "the table is full" (1114) of a full disk; 3, 20 and 1026 are the server's own files.
+        1021 | 1114 | 3 | 20 | 1026 => Some("disk full"),
+        // From the storage engine: mostly what the system said of a file.
+        1030 => Some("storage error"),
+        1290 | 1792 | 1836 => Some("read-only"),
+        1040 | 1041 | 1203 | 1226 => Some("too many connections, or out of memory"),
+        1044 | 1045 | 1049 | 1142 => Some("no access"),
+        1205 | 1213 => Some("locks are not released"),
+        1317 | 1969 | 3024 => Some("statements take too long"),
+        _ => None,
+    }
+}
+
+/// Why a server that answers refuses the work, in words for an operator; `None` for one that does not answer.
+pub fn refusal(error: &sqlx::Error) -> Option<String> {
+    match number(error) {
+        Some(1053 | 1077 | 1080 | 1927) | None => None,
+        Some(number) => Some(match known_refusal(number) {
+            Some(words) => words.to_owned(),
+            None => format!("error {number}"),
+        }),
     }
 }
 

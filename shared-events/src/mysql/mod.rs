@@ -7,6 +7,7 @@
 
 mod errors;
 mod migrate;
+mod probe;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod url;
@@ -21,7 +22,7 @@ use sqlx::pool::PoolConnectionMetadata;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, MySql, Transaction};
 use tokio::time::timeout;
 
-pub use self::errors::{Conflicts, is_conflict, is_unique_violation, is_unreachable};
+pub use self::errors::{Conflicts, is_conflict, is_unique_violation, is_unreachable, refusal};
 pub use self::url::{InvalidMysqlUrl, MysqlUrl};
 use crate::backoff::Backoff;
 pub use crate::sqlite::{Migration, from_micros, to_micros};
@@ -78,6 +79,8 @@ pub struct Database {
     options: Arc<MySqlConnectOptions>,
     writers: MySqlPool,
     readers: MySqlPool,
+    /// Which row of the small writes is this one's.
+    probe_row: u16,
 }
 
 impl fmt::Debug for Database {
@@ -113,7 +116,7 @@ impl Database {
         };
         let writers = pool(sizes.writers, WRITER_SESSION);
         let readers = pool(sizes.readers, READER_SESSION);
-        Ok(Self { shown, options, writers, readers })
+        Ok(Self { shown, options, writers, readers, probe_row: probe::any_row() })
     }
 
     /// Starts a writing transaction (READ COMMITTED). Rolled back unless committed.
@@ -140,15 +143,6 @@ impl Database {
     /// The reading connections, for a single statement. They refuse to write.
     pub fn reader(&self) -> &MySqlPool {
         &self.readers
-    }
-
-    /// Asks the server for an answer, to know whether it gives one and takes writing connections.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub async fn probe(&self) -> sqlx::Result<()> {
-        sqlx::query("SELECT 1").execute(&self.writers).await?;
-        Ok(())
     }
 
     /// Closes all connections once they are given back.

@@ -4,7 +4,7 @@ use std::path::Path;
 use sqlx::Row as _;
 
 use super::{database, soon};
-use crate::sqlite::{Database, Migration, create_private_folder};
+use crate::sqlite::{Database, Migration, create_private_folder, is_unreachable, refusal};
 
 const STEP: Migration = Migration {
     version: 1,
@@ -144,4 +144,27 @@ fn a_folder_is_held_by_one_of_a_kind() {
     let _other = crate::sqlite::hold_folder(folder.path(), "recommendation").unwrap();
     drop(first);
     crate::sqlite::hold_folder(folder.path(), "core").unwrap();
+}
+
+#[tokio::test]
+async fn a_small_write_says_in_words_that_the_disk_is_full_and_goes_well_with_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Database::open(&folder.path().join("some.db"), 1).await.unwrap();
+    db.prepare_probe().await.unwrap();
+    db.prepare_probe().await.unwrap();
+    db.write_probe().await.unwrap();
+    let pages = async |most: &'static str| {
+        let mut connection = db.writer().acquire().await.unwrap();
+        sqlx::query(most).execute(&mut *connection).await.unwrap();
+    };
+    let mut setup = db.write().await.unwrap();
+    sqlx::query("DELETE FROM write_probe").execute(&mut *setup).await.unwrap();
+    setup.commit().await.unwrap();
+    sqlx::query("VACUUM").execute(db.writer()).await.unwrap();
+    pages("PRAGMA max_page_count = 1").await;
+    let error = db.write_probe().await.unwrap_err();
+    assert_eq!(refusal(&error).as_deref(), Some("disk full"), "{error}");
+    assert!(is_unreachable(&error));
+    pages("PRAGMA max_page_count = 1000000").await;
+    db.write_probe().await.unwrap();
 }

@@ -11,6 +11,7 @@ mod variables;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -38,6 +39,31 @@ pub struct LogSettings {
     /// than `info`, and less of those that would show whole requests and messages
     #[arg(long, env = "TOURIN_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+/// How closely a service watches its stores, the same in every service that has some.
+#[derive(Debug, Clone, Args)]
+pub struct ReadinessSettings {
+    /// Milliseconds between two looks at whether each store and the broker take a write; /readyz says
+    /// which does not
+    #[arg(long, env = "TOURIN_READINESS_INTERVAL_MS", value_name = "MS", default_value_t = READINESS_INTERVAL_MS, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    pub readiness_interval_ms: u64,
+}
+
+/// A look is one small write, which an idle disk hardly notices.
+const READINESS_INTERVAL_MS: u64 = 2_000;
+
+impl Default for ReadinessSettings {
+    fn default() -> Self {
+        Self { readiness_interval_ms: READINESS_INTERVAL_MS }
+    }
+}
+
+impl ReadinessSettings {
+    /// The time between two looks.
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.readiness_interval_ms)
+    }
 }
 
 /// The configuration file, the same in every binary.

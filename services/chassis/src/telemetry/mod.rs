@@ -27,6 +27,7 @@ mod subject;
 pub mod testing;
 mod within;
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -90,6 +91,11 @@ pub async fn flush(limit: Duration) {
     pipeline().flush(limit).await;
 }
 
+/// Where this process's traces go and which part of them, for its start to say.
+pub fn destinations() -> &'static Destinations {
+    &pipeline().destinations
+}
+
 /// Counters of the process's pipeline.
 pub fn stats() -> TraceStats {
     pipeline().stats()
@@ -114,6 +120,25 @@ pub struct Pipeline {
     codec: Arc<Codec>,
     outlets: Vec<export::Outlet>,
     not_kept_back: Arc<AtomicU64>,
+    destinations: Destinations,
+}
+
+/// Where traces go.
+#[derive(Debug, Default)]
+pub struct Destinations {
+    /// Each place, in words and without credentials.
+    pub places: Vec<String>,
+    /// The part of the traces that start here which is sampled, from 0 to 1.
+    pub ratio: f64,
+}
+
+impl fmt::Display for Destinations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.places.as_slice() {
+            [] => f.write_str("nowhere: neither --zipkin-url nor --otlp-url is given"),
+            places => write!(f, "to {}, ratio {}", places.join(" and "), self.ratio),
+        }
+    }
 }
 
 impl Pipeline {
@@ -132,13 +157,12 @@ impl Pipeline {
             let collector = Collector::new("otlp-url", url, "/v1/traces", timeout)?;
             sinks.push(export::Sink::Otlp(collector));
         }
-        let ratio = match (settings.trace_ratio, sinks.is_empty(), &memory) {
-            (_, true, None) => 0.0,
-            (Some(ratio), _, _) => ratio,
-            (None, true, Some(_)) => 1.0,
-            (None, false, _) => DEFAULT_RATIO,
+        let ratio = match (sinks.is_empty(), &memory) {
+            (true, None) => 0.0,
+            _ => settings.trace_ratio.unwrap_or(DEFAULT_RATIO),
         };
         sinks.extend(memory.map(export::Sink::Memory));
+        let places = sinks.iter().map(export::Sink::place).collect();
         let bounds = export::Bounds {
             queue_spans: settings.trace_queue_spans as usize,
             batch_spans: settings.trace_batch_spans as usize,
@@ -146,7 +170,8 @@ impl Pipeline {
         };
         let outlets = export::start(sinks, bounds)
             .map_err(|error| format!("cannot start the export of traces: {error}"))?;
-        Ok(Self::assemble(settings, outlets, ratio))
+        let pipeline = Self::assemble(settings, outlets, ratio);
+        Ok(Self { destinations: Destinations { places, ratio }, ..pipeline })
     }
 
     fn assemble(settings: &TraceSettings, outlets: Vec<export::Outlet>, ratio: f64) -> Self {
@@ -183,7 +208,14 @@ impl Pipeline {
         };
         let recorder = Arc::new(record::Recorder::new(sampler, processor));
         let codec = Arc::new(Codec::new(&settings.trace_accept, &settings.trace_propagation));
-        Self { provider, recorder, codec, outlets, not_kept_back }
+        Self {
+            provider,
+            recorder,
+            codec,
+            outlets,
+            not_kept_back,
+            destinations: Destinations::default(),
+        }
     }
 
     /// A service whose spans go this way.

@@ -7,9 +7,9 @@ use clap::Args;
 use super::codec::Propagation;
 use crate::config::LogSettings;
 
-/// Part of the traces that is sampled unless said otherwise: Micrometer's and Sleuth's habit, and
-/// what the gateway's cost is measured at.
-pub const DEFAULT_RATIO: f64 = 0.1;
+/// Part of the traces that is sampled unless said otherwise: who tries a mesh looks for the trace of the request just made.
+/// In production it is set, to 0.1 for example.
+pub const DEFAULT_RATIO: f64 = 1.0;
 
 /// Logs and traces.
 #[derive(Debug, Clone, Args)]
@@ -64,7 +64,7 @@ pub struct TraceSettings {
     )]
     pub trace_accept: Vec<Propagation>,
     /// Part of the traces that start here which is sampled, from 0 to 1; a caller's decision wins
-    /// [default: 0.1; 1 where traces are kept in memory only]
+    /// [default: 1; in production 0.1, say]
     #[arg(long, env = "TOURIN_TRACE_RATIO", value_name = "RATIO", value_parser = parse_ratio)]
     pub trace_ratio: Option<f64>,
     /// Another ratio for a route, such as '/api/auth/login=1'; a trailing * stands for the rest.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::time::timeout;
+use tourin_chassis::health::{Outcomes, Trouble};
 use tourin_chassis::pruning::PassLog;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::{Database, MysqlUrl, PoolSizes};
@@ -15,7 +16,6 @@ use super::mysql::{MysqlSpots, MysqlStore};
 use super::redis::MysqlRedisStore;
 use super::sqlite::{SqliteSpots, SqliteStore};
 use super::traced::{MYSQL, SQLITE, Traced};
-use crate::app::StoreError;
 use crate::app::accounts::AccountStore;
 use crate::app::bookmarks::BookmarkStore;
 use crate::app::reviews::ReviewStore;
@@ -42,10 +42,15 @@ pub enum Store {
 macro_rules! port {
     ($store:expr) => {
         match $store {
-            Store::Sqlite(store) => Arc::new(Traced::new(SQLITE, Arc::new(store.clone()))),
-            Store::Mysql(store) => Arc::new(Traced::new(MYSQL, Arc::new(store.clone()))),
+            Store::Sqlite(store) => {
+                Arc::new(Traced::new(SQLITE.with(&store.outcomes), Arc::new(store.clone())))
+            }
+            Store::Mysql(store) => {
+                Arc::new(Traced::new(MYSQL.with(&store.outcomes), Arc::new(store.clone())))
+            }
             Store::MysqlRedis(store) => {
-                Arc::new(Traced::new(MYSQL, Arc::new(store.mysql().clone())))
+                let mysql = store.mysql().clone();
+                Arc::new(Traced::new(MYSQL.with(&mysql.outcomes), Arc::new(mysql)))
             }
         }
     };
@@ -56,8 +61,12 @@ macro_rules! port {
 macro_rules! session_port {
     ($store:expr) => {
         match $store {
-            Store::Sqlite(store) => Arc::new(Traced::new(SQLITE, Arc::new(store.clone()))),
-            Store::Mysql(store) => Arc::new(Traced::new(MYSQL, Arc::new(store.clone()))),
+            Store::Sqlite(store) => {
+                Arc::new(Traced::new(SQLITE.with(&store.outcomes), Arc::new(store.clone())))
+            }
+            Store::Mysql(store) => {
+                Arc::new(Traced::new(MYSQL.with(&store.outcomes), Arc::new(store.clone())))
+            }
             Store::MysqlRedis(store) => Arc::new(store.clone()),
         }
     };
@@ -126,14 +135,16 @@ impl Store {
     pub fn spots(&self) -> Arc<dyn SpotStore> {
         match self {
             Self::Sqlite(store) => {
-                Arc::new(Traced::new(SQLITE, Arc::new(SqliteSpots::new(store.clone()))))
+                let spots = SqliteSpots::new(store.clone());
+                Arc::new(Traced::new(SQLITE.with(&store.outcomes), Arc::new(spots)))
             }
             Self::Mysql(store) => {
-                Arc::new(Traced::new(MYSQL, Arc::new(MysqlSpots::new(store.clone()))))
+                let spots = MysqlSpots::new(store.clone());
+                Arc::new(Traced::new(MYSQL.with(&store.outcomes), Arc::new(spots)))
             }
             Self::MysqlRedis(store) => {
                 let spots = MysqlSpots::new(store.mysql().clone());
-                Arc::new(Traced::new(MYSQL, Arc::new(spots)))
+                Arc::new(Traced::new(MYSQL.with(&store.mysql().outcomes), Arc::new(spots)))
             }
         }
     }
@@ -233,15 +244,24 @@ impl Store {
         }
     }
 
-    /// Asks the database for an answer, to know whether it gives one.
+    /// How what is asked of the database ends.
+    pub(crate) fn outcomes(&self) -> Outcomes {
+        match self {
+            Self::Sqlite(store) => store.outcomes.clone(),
+            Self::Mysql(store) => store.outcomes.clone(),
+            Self::MysqlRedis(store) => store.mysql().outcomes.clone(),
+        }
+    }
+
+    /// Makes a small write, to know whether the database takes one.
     ///
     /// # Errors
-    /// When it does not.
-    pub async fn probe(&self) -> Result<(), StoreError> {
+    /// What is wrong with it.
+    pub(crate) async fn write_probe(&self) -> Result<(), Trouble> {
         match self {
-            Self::Sqlite(store) => store.probe().await,
-            Self::Mysql(store) => store.probe().await,
-            Self::MysqlRedis(store) => store.mysql().probe().await,
+            Self::Sqlite(store) => store.write_probe().await,
+            Self::Mysql(store) => store.write_probe().await,
+            Self::MysqlRedis(store) => store.mysql().write_probe().await,
         }
     }
 

@@ -1,30 +1,20 @@
 //! What a failure of an engine means to the caller of a port.
 
-use tourin_shared_events::mysql;
+use redis::RedisError;
+use tourin_chassis::health::Trouble;
 use tourin_shared_events::outbox::OutboxFull;
+use tourin_shared_events::{mysql, sqlite};
 
 use crate::app::StoreError;
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if is_unreachable(&error) {
+        // An error of the one engine is none that the other knows.
+        if sqlite::is_unreachable(&error) || mysql::is_unreachable(&error) {
             Self::Unavailable(error.into())
         } else {
             Self::Failed(error.into())
         }
-    }
-}
-
-fn is_unreachable(error: &sqlx::Error) -> bool {
-    let sqlite = error
-        .as_database_error()
-        .and_then(|cause| cause.try_downcast_ref::<sqlx::sqlite::SqliteError>())
-        .and_then(|cause| sqlx::error::DatabaseError::code(cause)?.parse::<u32>().ok());
-    match sqlite {
-        // SQLITE_BUSY and SQLITE_LOCKED with their extended codes, SQLITE_IOERR, SQLITE_FULL,
-        // SQLITE_CANTOPEN: somebody else holds the file, or the disk is at fault.
-        Some(code) => matches!(code & 0xff, 5 | 6 | 10 | 13 | 14),
-        None => mysql::is_unreachable(error),
     }
 }
 
@@ -42,4 +32,22 @@ pub(super) fn of_engine(error: anyhow::Error) -> StoreError {
 pub(super) fn engine_error(error: &StoreError) -> Option<&sqlx::Error> {
     let (StoreError::Unavailable(cause) | StoreError::Failed(cause)) = error;
     cause.downcast_ref()
+}
+
+/// What a failure says of its engine, in words for an operator and without anything of the request.
+pub(super) fn trouble(error: &StoreError) -> Trouble {
+    let (StoreError::Unavailable(cause) | StoreError::Failed(cause)) = error;
+    let refusal = if let Some(error) = cause.downcast_ref::<sqlx::Error>() {
+        sqlite::refusal(error).or_else(|| mysql::refusal(error))
+    } else if let Some(error) = cause.downcast_ref::<RedisError>() {
+        tourin_chassis::redis::refusal(error).map(str::to_owned)
+    } else if cause.is::<OutboxFull>() {
+        Some("the outbox is full".to_owned())
+    } else {
+        None
+    };
+    match refusal {
+        Some(words) => Trouble::Refuses(words),
+        None => Trouble::Away("it does not answer".to_owned()),
+    }
 }

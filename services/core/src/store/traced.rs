@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use tourin_chassis::health::{Access, Outcomes, Trouble};
 use tourin_chassis::telemetry::{DbCall, db_call};
 use tourin_shared_events::events::Outgoing;
 
+use super::errors::trouble;
 use crate::app::StoreError;
 use crate::app::accounts::{AccountStore, Changed, Created, Credentials, PasswordChange};
 use crate::app::bookmarks::{BookmarkStore, Placed, Removed};
@@ -26,26 +28,54 @@ use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::spot::{Spot, SpotDraft, SpotId};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 
-/// An engine, by OpenTelemetry's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Engine(pub(super) &'static str);
+/// An engine, by OpenTelemetry's name, and whom readiness asks how what is asked of it ends.
+#[derive(Clone, Debug)]
+pub(super) struct Engine {
+    name: &'static str,
+    outcomes: Option<Outcomes>,
+}
 
 /// A file.
-pub(super) const SQLITE: Engine = Engine("sqlite");
+pub(super) const SQLITE: Engine = Engine::named("sqlite");
 /// MySQL or MariaDB.
-pub(super) const MYSQL: Engine = Engine("mysql");
+pub(super) const MYSQL: Engine = Engine::named("mysql");
 /// Redis.
-pub(super) const REDIS: Engine = Engine("redis");
+pub(super) const REDIS: Engine = Engine::named("redis");
+
+/// Operations that only read. Others may have written.
+const READS: [&str; 3] = ["select", "search", "search map"];
 
 impl Engine {
+    const fn named(name: &'static str) -> Self {
+        Self { name, outcomes: None }
+    }
+
+    /// The one of which `outcomes` tells.
+    pub(super) fn with(&self, outcomes: &Outcomes) -> Self {
+        Self { name: self.name, outcomes: Some(outcomes.clone()) }
+    }
+
     /// Runs an operation on one kind of thing within a span.
     pub(super) async fn call<T>(
-        self,
+        &self,
         operation: &'static str,
         on: &'static str,
         run: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        db_call(DbCall::new(self.0, operation, on), class, run).await
+        let result = db_call(DbCall::new(self.name, operation, on), class, run).await;
+        if let Some(outcomes) = &self.outcomes {
+            let access = if READS.contains(&operation) { Access::Read } else { Access::Write };
+            match &result {
+                Ok(_) => outcomes.succeeded(access),
+                Err(error @ StoreError::Unavailable(_)) => {
+                    let (Trouble::Refuses(why) | Trouble::Away(why)) = trouble(error);
+                    outcomes.failed(access, &why);
+                }
+                // It may be the request's own fault.
+                Err(StoreError::Failed(_)) => {}
+            }
+        }
+        result
     }
 }
 
@@ -71,7 +101,7 @@ impl<S: ?Sized> Traced<S> {
 
 impl<S: ?Sized> Clone for Traced<S> {
     fn clone(&self) -> Self {
-        Self { engine: self.engine, port: Arc::clone(&self.port) }
+        Self { engine: self.engine.clone(), port: Arc::clone(&self.port) }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod broker;
 mod database;
+mod refused_writes;
 #[path = "../service/running.rs"]
 #[allow(dead_code, reason = "shared with the tests of the service")]
 mod running;

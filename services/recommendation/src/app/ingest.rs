@@ -150,13 +150,12 @@ impl Ingest {
         self.histories.forget(member, order, until).await
     }
 
-    /// Merges a spot's new state. Returns whether it was newer.
+    /// Merges new states of spots. Returns how many were newer.
     ///
     /// # Errors
-    /// When the store fails; nothing has happened then.
-    pub async fn merge_spot(&self, state: SpotState) -> Result<bool, PortError> {
-        let changed = self.spots.merge(&[state]).await?;
-        Ok(changed > 0)
+    /// When the store fails; doing it again does no harm.
+    pub async fn merge_spots(&self, states: &[SpotState]) -> Result<usize, PortError> {
+        self.spots.merge(states).await
     }
 
     /// Removes what has no effect any more from the stores, each by its guard. Returns the number of records.

@@ -49,6 +49,7 @@ use crate::app::ingest::{Ages, Guards, Ingest};
 use crate::app::ports::PortError;
 use crate::domain::interaction::Moment;
 use crate::domain::spot::{NotASpotId, SpotId};
+use crate::servers::Prepared;
 
 /// Shards of each queue: how many replicas can share its work at most.
 const SHARDS: usize = 8;
@@ -87,7 +88,7 @@ pub struct QueueConsumer {
 }
 
 pub(crate) const TREND: &str = "recommendation.trend";
-const HISTORY: &str = "recommendation.history";
+pub(crate) const HISTORY: &str = "recommendation.history";
 const SPOTS: &str = "recommendation.spots";
 
 /// The queues that every instance of the service subscribes to, for whoever runs the bus: an event that is published
@@ -152,19 +153,21 @@ pub fn all(
             expiry: Vec::new(),
             max_ahead,
             guard: Arc::clone(&guards.histories),
-            handler: Arc::new(Patient(spots::SpotHandler(ingest.clone()))),
+            handler: Arc::new(spots::SpotHandler(ingest.clone())),
         },
     ]
 }
 
 impl QueueConsumer {
     /// Consumes until `stop`, subscribing again whenever the bus is out of reach or has ended.
-    /// `subscribed` is ready while there is a subscription.
+    /// `subscribed` is ready while there is a subscription. Nothing is handled before `begin`; making the
+    /// queues does not wait for it, for that takes a broker a while.
     pub async fn run(
         self,
         subscriber: Arc<dyn Subscriber>,
         clock: SharedClock,
         subscribed: Dependency,
+        begin: Prepared,
         stop: CancellationToken,
     ) {
         let mut failures = 0;
@@ -179,16 +182,15 @@ impl QueueConsumer {
                     failures = 0;
                     subscribed.set_ready();
                     let time = Arc::clone(&clock);
-                    Consumer::new(
+                    let consumer = Consumer::new(
                         self.queue,
                         deliveries,
                         Arc::clone(&self.handler),
                         Arc::new(move || time.now()),
                     )
                     .with_settings(self.settings())
-                    .with_stats(Arc::clone(&self.stats))
-                    .run(stop.clone())
-                    .await;
+                    .with_stats(Arc::clone(&self.stats));
+                    begin.clone().then(consumer.run(stop.clone()), stop.clone()).await;
                 }
                 Err(error) => {
                     tracing::warn!(queue = self.queue, %error, "cannot subscribe; trying again");
@@ -228,18 +230,22 @@ struct Patient<H>(H);
 #[async_trait]
 impl<H: Handler> Handler for Patient<H> {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
-        let too_long = || {
+        patiently(self.0.handle(event)).await
+    }
+}
+
+async fn patiently<T>(
+    handling: impl Future<Output = Result<T, HandlerError>>,
+) -> Result<T, HandlerError> {
+    match timeout(HANDLE_LIMIT, AssertUnwindSafe(handling).catch_unwind()).await {
+        Ok(Ok(handled)) => handled,
+        Ok(Err(panic)) => {
+            count_panic();
+            resume_unwind(panic)
+        }
+        Err(_) => {
             let error = anyhow::anyhow!("the store took longer than {HANDLE_LIMIT:?}");
             Err(HandlerError::Unavailable(error))
-        };
-        let handling = AssertUnwindSafe(self.0.handle(event)).catch_unwind();
-        match timeout(HANDLE_LIMIT, handling).await {
-            Ok(Ok(handled)) => handled,
-            Ok(Err(panic)) => {
-                count_panic();
-                resume_unwind(panic)
-            }
-            Err(_) => too_long(),
         }
     }
 }

@@ -4,36 +4,70 @@ use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::events::{Event, TourSpotDelete, TourSpotUpsert};
 
-use super::{applied_or_duplicate, not_handled, spot_id};
+use super::{applied_or_duplicate, not_handled, patiently, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::SpotState;
 use crate::domain::spot::{NotASpotId, Place, Spot};
 
-/// Merges spots by their versions.
+/// Merges spots by their versions, those that come together in one go: an import sends thousands.
 pub(super) struct SpotHandler(pub(super) Ingest);
 
 #[async_trait]
 impl Handler for SpotHandler {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
-        let state = match event.envelope.r#type.as_str() {
-            TourSpotUpsert::TYPE => {
-                let upsert: TourSpotUpsert = event.data()?;
-                let spot = Spot::try_from(upsert)
-                    .map_err(|error| HandlerError::Permanent(format!("tourspot_id: {error}")))?;
-                SpotState::Live(spot)
-            }
-            TourSpotDelete::TYPE => {
-                let deletion: TourSpotDelete = event.data()?;
-                SpotState::Deleted {
-                    id: spot_id(&deletion.tourspot_id)?,
-                    version: deletion.version,
-                }
-            }
-            _ => return Ok(Outcome::Ignored),
-        };
-        let applied = self.0.merge_spot(state).await.map_err(not_handled)?;
-        Ok(applied_or_duplicate(applied))
+        let Some(state) = state_of(event)? else { return Ok(Outcome::Ignored) };
+        let merging = async { self.0.merge_spots(&[state]).await.map_err(not_handled) };
+        Ok(applied_or_duplicate(patiently(merging).await? > 0))
     }
+
+    /// Where some of a batch were known, all of it counts as applied. What fails is tried again one by one.
+    async fn handle_batch(&self, events: &[Received]) -> Vec<Result<Outcome, HandlerError>> {
+        if let [event] = events {
+            return vec![event.run(self.handle(event)).await];
+        }
+        let mut states = Vec::with_capacity(events.len());
+        let mut outcomes: Vec<Option<Result<Outcome, HandlerError>>> = Vec::new();
+        for event in events {
+            outcomes.push(match state_of(event) {
+                Ok(Some(state)) => {
+                    states.push(state);
+                    None
+                }
+                Ok(None) => Some(Ok(Outcome::Ignored)),
+                Err(error) => Some(Err(error)),
+            });
+        }
+        let merging = patiently(async { Ok(self.0.merge_spots(&states).await) });
+        let merged = match events.first() {
+            // In the trace of one of them, for it has to be in some.
+            Some(event) => event.run(merging).await,
+            None => merging.await,
+        };
+        let of_merged = || match &merged {
+            Ok(Ok(changed)) => Ok(applied_or_duplicate(*changed > 0)),
+            Ok(Err(error)) => Err(not_handled(error.clone())),
+            Err(error) => Err(HandlerError::Unavailable(anyhow::anyhow!("{error}"))),
+        };
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(of_merged)).collect()
+    }
+}
+
+/// What an event says of a spot; `None` for one that says nothing that is of use here.
+fn state_of(event: &Received) -> Result<Option<SpotState>, HandlerError> {
+    Ok(match event.envelope.r#type.as_str() {
+        TourSpotUpsert::TYPE => {
+            let upsert: TourSpotUpsert = event.data()?;
+            let spot = Spot::try_from(upsert)
+                .map_err(|error| HandlerError::Permanent(format!("tourspot_id: {error}")))?;
+            Some(SpotState::Live(spot))
+        }
+        TourSpotDelete::TYPE => {
+            let deletion: TourSpotDelete = event.data()?;
+            let (id, version) = (spot_id(&deletion.tourspot_id)?, deletion.version);
+            Some(SpotState::Deleted { id, version })
+        }
+        _ => None,
+    })
 }
 
 impl TryFrom<TourSpotUpsert> for Spot {

@@ -31,6 +31,7 @@ use crate::domain::interaction::Moment;
 use crate::domain::spot::SpotId;
 use crate::domain::trend::Ranked;
 use crate::scenario::{World, id};
+use crate::servers::Prepared;
 
 struct Mesh {
     world: World,
@@ -53,8 +54,8 @@ impl Mesh {
                 stats.push(consumer.stats.clone());
                 let token: CancellationToken = shutdown.token();
                 let ready = health.register(consumer.queue);
-                let running =
-                    consumer.run(Arc::new(bus.clone()), world.clock.clone(), ready, token);
+                let (bus, clock) = (Arc::new(bus.clone()), world.clock.clone());
+                let running = consumer.run(bus, clock, ready, Prepared::already(), token);
                 tasks.spawn("consumer", running);
             }
         }
@@ -323,7 +324,8 @@ async fn what_is_published_before_anybody_subscribes_reaches_every_declared_queu
     let (health, tasks) = (Health::new(), Tasks::new(Shutdown::new()));
     for consumer in consumers_of(&world) {
         let (ready, token) = (health.register(consumer.queue), tasks.shutdown().token());
-        let running = consumer.run(Arc::new(bus.clone()), world.clock.clone(), ready, token);
+        let (bus, clock) = (Arc::new(bus.clone()), world.clock.clone());
+        let running = consumer.run(bus, clock, ready, Prepared::already(), token);
         tasks.spawn("consumer", running);
     }
     let published = tokio::time::timeout(Duration::from_secs(10), publishing).await;

@@ -63,6 +63,8 @@ pub struct Stores {
     pub trend_server: Option<Arc<dyn Server>>,
     /// The server of histories, spots and cursors, when they are not embedded.
     pub document_server: Option<Arc<dyn Server>>,
+    /// The embedded file, while any of them is in it.
+    pub embedded: Option<Arc<dyn Server>>,
     /// Tells when nothing can be written any more.
     pub failure: Failure,
     /// Keeps other processes out of the folder for as long as anybody has the stores.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use tourin_chassis::health::{Access, Outcomes, Trouble};
 use tourin_chassis::telemetry::{DbCall, Span, db_call};
 
 use super::Stores;
@@ -20,28 +21,58 @@ use crate::domain::interaction::Moment;
 use crate::domain::similarity::Neighbourhood;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::Ranked;
-use crate::servers::BreakerOpen;
+use crate::servers::{BreakerOpen, Server, trouble};
 
 /// The embedded engine, by OpenTelemetry's name.
 const EMBEDDED: &str = "sqlite";
 
 /// The stores with spans around what is asked of them. Servers' names are OpenTelemetry's, too.
 pub(crate) fn traced(stores: Stores) -> Stores {
-    let name = |server: &Option<Arc<dyn crate::servers::Server>>| {
-        server.as_ref().map_or(EMBEDDED, |server| server.name())
+    let engine = |server: &Option<Arc<dyn Server>>| {
+        let server = server.as_ref().or(stores.embedded.as_ref());
+        Engine {
+            name: server.map_or(EMBEDDED, |server| server.name()),
+            outcomes: server.map(|server| server.outcomes().clone()).unwrap_or_default(),
+        }
     };
-    let (trend, documents) = (name(&stores.trend_server), name(&stores.document_server));
+    let (trend, documents) = (engine(&stores.trend_server), engine(&stores.document_server));
+    let histories = Traced { engine: documents.clone(), port: Arc::clone(&stores.histories) };
     Stores {
         trend: Arc::new(Traced { engine: trend, port: Arc::clone(&stores.trend) }),
-        histories: Arc::new(Traced { engine: documents, port: Arc::clone(&stores.histories) }),
+        histories: Arc::new(histories),
         spots: Arc::new(Traced { engine: documents, port: Arc::clone(&stores.spots) }),
         ..stores
     }
 }
 
+/// An engine by its name, and whom readiness asks how what is asked of it ends.
+#[derive(Clone)]
+struct Engine {
+    name: &'static str,
+    outcomes: Outcomes,
+}
+
+/// Operations that write. Others only read.
+const WRITES: [&str; 7] = ["record", "forget", "prune", "merge", "adopt", "begin", "sweep"];
+
+impl Engine {
+    fn note<T>(&self, operation: &str, answer: &Result<T, PortError>) {
+        let access = if WRITES.contains(&operation) { Access::Write } else { Access::Read };
+        match answer {
+            Ok(_) => self.outcomes.succeeded(access),
+            Err(error @ PortError::Unavailable(_)) => {
+                let (Trouble::Refuses(why) | Trouble::Away(why)) = trouble(error);
+                self.outcomes.failed(access, &why);
+            }
+            // It may be the event's own fault.
+            Err(PortError::Failed(_)) => {}
+        }
+    }
+}
+
 /// A port on an engine.
 struct Traced<S: ?Sized> {
-    engine: &'static str,
+    engine: Engine,
     port: Arc<S>,
 }
 
@@ -52,7 +83,9 @@ impl<S: ?Sized> Traced<S> {
         on: &'static str,
         run: impl Future<Output = Result<T, PortError>>,
     ) -> Result<T, PortError> {
-        let answer = db_call(DbCall::new(self.engine, operation, on), PortError::class, run).await;
+        let call = DbCall::new(self.engine.name, operation, on);
+        let answer = db_call(call, PortError::class, run).await;
+        self.engine.note(operation, &answer);
         if let Err(PortError::Unavailable(cause)) = &answer
             && let Some(BreakerOpen(server)) = cause.downcast_ref()
         {

@@ -266,3 +266,38 @@ async fn a_broker_that_is_killed_costs_nothing() {
 async fn a_broker_that_is_restarted_costs_nothing() {
     survives(Server::Amqp, Ending::Stop).await;
 }
+
+/// Redis takes nothing more: its events wait, what only reads goes on, and readiness says why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_without_memory_is_named_and_its_events_wait_for_it() {
+    let bed = bed().await;
+    let world = World::on(&bed).await;
+    let (service, stats) = world.serve().await;
+    eventually!(Duration::from_secs(20), service.unready().await, READY);
+    let publisher = RabbitBus::start(world.rabbitmq());
+    assert!(publisher.wait_until_connected(true).await);
+
+    let client = redis::Client::open(bed.url(Server::Redis)).unwrap();
+    let mut admin = client.get_multiplexed_async_connection().await.unwrap();
+    let limit = |bytes: &'static str| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("maxmemory").arg(bytes);
+        set
+    };
+    limit("1").query_async::<()>(&mut admin).await.unwrap();
+    eventually!(RECOVERY, service.unready().await.contains(": out of memory"), true);
+    assert!(service.unready().await.contains("redis at 127.0.0.1"), "{}", service.unready().await);
+    let events: Vec<_> = (0..5).map(|n| view(&format!("waiting{n:04}"), SPOT)).collect();
+    assert!(publisher.publish(events).await.iter().all(Result::is_ok));
+    eventually!(RECOVERY, world.counts().await.unwrap(), (5, 0));
+    assert_eq!(service.status(SIMILAR).await, StatusCode::OK);
+
+    limit("0").query_async::<()>(&mut admin).await.unwrap();
+    eventually!(RECOVERY, service.unready().await, READY);
+    eventually!(RECOVERY, world.counts().await.unwrap(), (5, 5));
+    for (queue, stats) in stats {
+        assert_eq!(stats.snapshot().dead_lettered, 0, "{queue}");
+    }
+    publisher.close(Duration::from_secs(1)).await;
+    service.stop().await;
+}

@@ -170,7 +170,7 @@ impl Keeper {
                     self.stats.count_connection();
                     let link = Arc::new(link);
                     self.sender.send_replace(Some(link.clone()));
-                    let why = ended(&link.connection).await;
+                    let why = ended(&link.connection, &self.stats).await;
                     self.sender.send_replace(None);
                     link.ended.cancel();
                     tracing::warn!(broker, purpose = self.purpose, number, why, "connection lost");
@@ -208,7 +208,8 @@ impl Keeper {
 }
 
 /// Waits for a connection's end and says why it came.
-async fn ended(connection: &Connection) -> String {
+async fn ended(connection: &Connection, stats: &BusStats) -> String {
+    let mut blocked = None;
     let mut events = std::pin::pin!(connection.events_listener());
     let mut look = interval(LOOK_EVERY);
     let mut last_error = None;
@@ -218,9 +219,13 @@ async fn ended(connection: &Connection) -> String {
                 // It may be a channel's only; the connection's state tells.
                 Some(Event::Error(error)) => last_error = Some(error.to_string()),
                 Some(Event::ConnectionBlocked(reason)) => {
+                    blocked.get_or_insert_with(|| stats.blocked());
                     tracing::warn!(reason, "the broker takes no messages for now");
                 }
-                Some(Event::ConnectionUnblocked) => tracing::info!("the broker takes messages again"),
+                Some(Event::ConnectionUnblocked) => {
+                    blocked = None;
+                    tracing::info!("the broker takes messages again");
+                }
                 Some(_) => {}
                 None => break,
             },

@@ -152,6 +152,23 @@ impl RabbitBus {
         self.0.publishes.is_up() && self.0.consuming.is_up()
     }
 
+    /// Publishes a message for nobody and waits for the broker's confirm: a broker that is short of memory or disk is
+    /// connected all the same, and takes no messages.
+    ///
+    /// # Errors
+    /// Why there was no confirm, in words.
+    pub async fn probe(&self, limit: Duration) -> Result<(), String> {
+        match timeout(limit, self.0.publishing.probe()).await {
+            // Nobody takes it, as it should be.
+            Ok(Ok(()) | Err(PublishError::Unroutable)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_elapsed) => Err(match self.0.stats.is_blocked() {
+                true => "it takes no messages: out of memory, or disk full".to_owned(),
+                false => "it does not confirm messages".to_owned(),
+            }),
+        }
+    }
+
     /// The numbers of this moment, for gauges and counters.
     pub fn stats(&self) -> BusSnapshot {
         let mut mailboxes = self.mailboxes();

@@ -22,7 +22,7 @@ use super::RabbitSettings;
 use super::link::{Link, LinkError, Links};
 use super::stats::BusStats;
 use super::topology::declare_domain;
-use super::wire::Message;
+use super::wire::{self, Message};
 use crate::bus::PublishError;
 
 type Results = Vec<Result<(), PublishError>>;
@@ -95,6 +95,12 @@ impl Publishing {
             Ok(Ok(())) => {}
         }
         results.await.unwrap_or_else(|_| vec![Err(unavailable("the bus is closed")); count])
+    }
+
+    /// Sends what nobody takes, which counts nowhere.
+    pub(super) async fn probe(&self) -> Result<(), PublishError> {
+        let results = self.hand_in(vec![wire::probe()]).await;
+        results.into_iter().next().unwrap_or_else(|| Err(unavailable("the bus gave no result")))
     }
 
     pub(super) async fn publish_one(&self, message: Message) -> Result<(), PublishError> {

@@ -52,9 +52,21 @@ pub(super) struct BusStats {
     refused: AtomicU64,
     unavailable: AtomicU64,
     redelivered: AtomicU64,
+    /// Connections of which the broker said that it takes nothing from them for now.
+    blocked: AtomicU64,
 }
 
 impl BusStats {
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) > 0
+    }
+
+    /// The broker takes nothing from a connection any more, until what is returned is dropped.
+    pub(super) fn blocked(&self) -> Blocked<'_> {
+        self.blocked.fetch_add(1, Ordering::Relaxed);
+        Blocked(self)
+    }
+
     pub(super) fn count_connection(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
@@ -97,6 +109,15 @@ impl BusStats {
             redelivered: read(&self.redelivered),
             subscriptions,
         }
+    }
+}
+
+/// A connection that the broker takes nothing from.
+pub(super) struct Blocked<'a>(&'a BusStats);
+
+impl Drop for Blocked<'_> {
+    fn drop(&mut self) {
+        self.0.blocked.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -79,6 +79,18 @@ pub(super) fn properties(
     Ok(properties.with_headers(table))
 }
 
+/// A message for nobody: the broker confirms it, gives it back, and keeps nothing of it.
+pub(super) fn probe() -> Message {
+    Message {
+        // The default exchange knows queues by their names; an empty one is none.
+        exchange: "".into(),
+        routing_key: "tourin.write-probe".into(),
+        body: Bytes::new(),
+        properties: BasicProperties::default(),
+        to_domain: false,
+    }
+}
+
 /// An event as a message; the exchange is named with `prefix`.
 pub(super) fn message(event: &Outgoing, prefix: &str) -> Result<Message, PublishError> {
     let id = event.envelope.id.to_string();

@@ -12,6 +12,7 @@ use tourin_chassis::config::MeshSettings;
 use tourin_chassis::health::Health;
 use tourin_chassis::secret::Secret;
 use tourin_recommendation::app::ingest::{Guards, Ingest};
+use tourin_recommendation::servers::Prepared;
 use tourin_recommendation::{consumers, open_stores};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
@@ -71,8 +72,13 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
     let stop = CancellationToken::new();
     let health = Health::new();
     let subscribed = health.register("bus");
-    let consuming =
-        tokio::spawn(consumer.run(Arc::new(bus.clone()), clock, subscribed, stop.clone()));
+    let consuming = tokio::spawn(consumer.run(
+        Arc::new(bus.clone()),
+        clock,
+        subscribed,
+        Prepared::already(),
+        stop.clone(),
+    ));
     let ready = async {
         while !health.unready().is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -61,6 +61,15 @@ impl Sink {
         }
     }
 
+    /// Where it is, for an operator.
+    pub fn place(&self) -> String {
+        let (scheme, authority) = match self {
+            Self::Zipkin(at) | Self::Otlp(at) => (at.scheme(), &at.authority),
+            Self::Memory(_) => return "this process's memory".to_owned(),
+        };
+        format!("{} at {scheme}://{authority}", self.name())
+    }
+
     /// Host and port of the collector, without whatever else its URL has.
     fn authority(&self) -> Option<&str> {
         match self {
@@ -319,6 +328,10 @@ impl Collector {
         let port = uri.port_u16().unwrap_or(80);
         let authority = format!("{}:{port}", uri.host().unwrap_or_default());
         Ok(Self { url, authority, client })
+    }
+
+    fn scheme(&self) -> &str {
+        self.url.split_once(':').map_or("http", |(scheme, _)| scheme)
     }
 
     async fn post_json(&self, body: Bytes) -> Result<(), Failure> {

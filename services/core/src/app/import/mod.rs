@@ -7,6 +7,10 @@
 //! the import is broken off, the batches before it stay, and importing again completes it.
 //!
 //! An import may run while the service does: it holds the store's writer for one batch at a time.
+//!
+//! # Traces
+//! An import is one trace, its caller's, of which the events are part. A trace of a million events could not be read: only
+//! those of the first batch have spans, and those that are given up.
 
 mod records;
 mod rows;
@@ -18,12 +22,15 @@ use std::str::FromStr;
 
 use tokio::io::AsyncRead;
 use tourin_chassis::clock::Clock;
+use tourin_chassis::telemetry::{Service, Span};
+use tourin_shared_events::trace::rest_of_bulk;
 
 pub use self::records::{Format, MAX_RECORD_BYTES};
 use self::records::{Record, Records};
 use self::rows::{Header, spot_of_line};
 use super::StoreError;
 use super::spots::{MAX_BATCH, SpotStore};
+use crate::SERVICE;
 use crate::domain::spot::SpotDraft;
 
 /// The catalogue that comes with the program.
@@ -100,6 +107,11 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
+/// A trace for an import by `service` (a program's name), to run it in.
+pub fn import_span(service: &'static str) -> Span {
+    Service::new(service).work("import of spots")
+}
+
 /// Imports everything that `source` has.
 ///
 /// # Errors
@@ -157,7 +169,9 @@ async fn write(
     progress: &mut Progress,
 ) -> Result<(), ImportError> {
     if !batch.is_empty() {
-        let done = store.upsert_batch(batch, clock.now()).await?;
+        let is_first = progress.imported + progress.unchanged == 0;
+        let writing = store.upsert_batch(batch, clock.now());
+        let done = if is_first { writing.await? } else { rest_of_bulk(writing).await? };
         progress.imported += done.changed;
         progress.unchanged += done.unchanged;
         batch.clear();
@@ -188,8 +202,13 @@ pub async fn load_catalogue(
     if store.catalogue_was_loaded().await? {
         return Ok(None);
     }
-    let done = import(store, CATALOGUE.as_bytes(), Format::Csv, clock, &mut Log).await?;
-    store.mark_catalogue_loaded(clock.now()).await?;
+    let span = import_span(SERVICE);
+    let loading = async {
+        let done = import(store, CATALOGUE.as_bytes(), Format::Csv, clock, &mut Log).await?;
+        store.mark_catalogue_loaded(clock.now()).await?;
+        Ok::<_, ImportError>(done)
+    };
+    let done = span.run(loading).await.inspect_err(|_| span.set_error("failed"))?;
     tracing::info!(spots = done.imported, "catalogue loaded");
     Ok(Some(done))
 }

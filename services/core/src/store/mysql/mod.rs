@@ -40,6 +40,7 @@ mod views;
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlConnection;
+use tourin_chassis::health::{Outcomes, Trouble};
 use tourin_chassis::telemetry::Span;
 use tourin_shared_events::events::Outgoing;
 use tourin_shared_events::mysql::{
@@ -52,7 +53,7 @@ use self::resident::SearchMemory;
 pub use self::spots::MysqlSpots;
 #[cfg(test)]
 pub(in crate::store) use self::spots::explained;
-use super::errors::{engine_error, of_engine};
+use super::errors::{engine_error, of_engine, trouble};
 use crate::app::StoreError;
 
 /// The steps of core's own schema; the outbox has its own, in the same database.
@@ -109,6 +110,8 @@ pub struct MysqlStore {
     pub(crate) db: Database,
     /// Wakes the outbox relay and whoever follows the feed; carries no data.
     pub(crate) wake: Wake,
+    /// How what is asked of it ends.
+    pub(crate) outcomes: Outcomes,
     outbox: MysqlOutbox,
     memory: SearchMemory,
 }
@@ -130,7 +133,9 @@ impl MysqlStore {
     pub async fn on(db: Database, wake: Wake) -> anyhow::Result<Self> {
         db.migrate(MIGRATIONS, "core_migrations").await?;
         let outbox = MysqlOutbox::open(db.clone()).await.context("the outbox")?;
-        Ok(Self { db, wake, outbox, memory: SearchMemory::default() })
+        db.prepare_probe().await?;
+        let (outcomes, memory) = (Outcomes::default(), SearchMemory::default());
+        Ok(Self { db, wake, outcomes, outbox, memory })
     }
 
     /// The outbox that this store's transactions append to.
@@ -138,12 +143,12 @@ impl MysqlStore {
         self.outbox.clone()
     }
 
-    /// Asks the database for an answer, to know whether it gives one.
+    /// Makes a small write, to know whether the database takes one.
     ///
     /// # Errors
-    /// When it does not.
-    pub async fn probe(&self) -> Result<(), StoreError> {
-        Ok(bounded(self.db.probe()).await?)
+    /// What is wrong with it.
+    pub async fn write_probe(&self) -> Result<(), Trouble> {
+        bounded(self.db.write_probe()).await.map_err(|error: sqlx::Error| trouble(&error.into()))
     }
 
     /// Closes the connections once they are given back.

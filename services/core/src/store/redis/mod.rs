@@ -14,6 +14,7 @@
 //! | `epoch:<id>` | string | sessions of the member below it are over | a day after it was raised |
 //! | `revocations` | stream | the sessions ended before their tokens expire | for ever; entries until they expire |
 //! | `log` | string | the stream's identity | as the stream |
+//! | `probe` | string | nothing: the small write by which readiness sees that the server takes writes | a minute |
 //!
 //! Times are microseconds since the epoch. Every operation is one script.
 //!
@@ -34,13 +35,15 @@ use chrono::{DateTime, Utc};
 use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tourin_chassis::config::ServerUrl;
-use tourin_chassis::redis::{connection, is_down};
+use tourin_chassis::health::{Outcomes, Trouble};
+use tourin_chassis::redis::{connection, is_down, write_probe};
 use tourin_chassis::telemetry::Span;
 use tourin_shared_events::backoff::Backoff;
 use uuid::Uuid;
 
 pub use self::endings::Endings;
 pub use self::store::MysqlRedisStore;
+use super::errors::trouble;
 use super::traced::REDIS;
 use crate::app::StoreError;
 
@@ -55,6 +58,7 @@ pub(crate) struct RedisSessions {
     address: String,
     keys: Keys,
     scripts: Arc<Scripts>,
+    outcomes: Outcomes,
 }
 
 /// Names of keys.
@@ -63,6 +67,7 @@ struct Keys {
     base: String,
     stream: String,
     log: String,
+    probe: String,
 }
 
 struct Scripts {
@@ -112,8 +117,14 @@ impl RedisSessions {
             "--session-redis-prefix {prefix:?}: expected a text without braces"
         );
         let base = format!("{{{prefix}}}:");
-        let keys = Keys { stream: format!("{base}revocations"), log: format!("{base}log"), base };
-        Ok(Self { connection, address, keys, scripts: Arc::new(Scripts::new()) })
+        let keys = Keys {
+            stream: format!("{base}revocations"),
+            log: format!("{base}log"),
+            probe: format!("{base}probe"),
+            base,
+        };
+        let (scripts, outcomes) = (Arc::new(Scripts::new()), Outcomes::default());
+        Ok(Self { connection, address, keys, scripts, outcomes })
     }
 
     /// Host and port, without credentials.
@@ -139,12 +150,18 @@ impl RedisSessions {
         Ok(())
     }
 
-    /// Asks the server for an answer, to know whether it gives one.
+    /// How what is asked of it ends.
+    pub(crate) fn outcomes(&self) -> Outcomes {
+        self.outcomes.clone()
+    }
+
+    /// Makes a small write, to know whether the server takes one.
     ///
     /// # Errors
-    /// When it does not.
-    pub(crate) async fn probe(&self) -> Result<(), StoreError> {
-        self.ping().await.map_err(failed)
+    /// What is wrong with it.
+    pub(crate) async fn write_probe(&self) -> Result<(), Trouble> {
+        let written = write_probe(&self.connection, &self.keys.probe).await;
+        written.map_err(|error| trouble(&failed(error)))
     }
 
     /// The time by its own clock.
@@ -198,7 +215,7 @@ impl RedisSessions {
                 result => result.map_err(failed),
             }
         };
-        REDIS.call(operation, "sessions", asking).await
+        REDIS.with(&self.outcomes).call(operation, "sessions", asking).await
     }
 
     /// Runs a script. Once more when the connection turns out to be broken: every script bears being
@@ -217,7 +234,7 @@ impl RedisSessions {
                 result => result.map_err(failed),
             }
         };
-        REDIS.call(operation, "sessions", running).await
+        REDIS.with(&self.outcomes).call(operation, "sessions", running).await
     }
 }
 

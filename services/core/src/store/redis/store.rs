@@ -47,7 +47,7 @@ pub struct MysqlRedisStore {
 
 impl MysqlRedisStore {
     pub(crate) fn new(mysql: MysqlStore, redis: RedisSessions, clock: SharedClock) -> Self {
-        let accounts = Traced::new(MYSQL, Arc::new(mysql.clone()));
+        let accounts = Traced::new(MYSQL.with(&mysql.outcomes), Arc::new(mysql.clone()));
         Self { mysql, accounts, redis, clock }
     }
 
@@ -61,12 +61,9 @@ impl MysqlRedisStore {
         self.redis.address()
     }
 
-    /// Asks Redis for an answer, to know whether it gives one.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub async fn probe_redis(&self) -> Result<(), StoreError> {
-        self.redis.probe().await
+    /// Where the sessions are.
+    pub(crate) fn sessions(&self) -> &RedisSessions {
+        &self.redis
     }
 
     /// The time by Redis' own clock.

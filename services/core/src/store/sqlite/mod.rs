@@ -18,6 +18,7 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
+use tourin_chassis::health::{Outcomes, Trouble};
 use tourin_shared_events::events::Outgoing;
 use tourin_shared_events::outbox::{SqliteOutbox, Wake, sqlite::append};
 use tourin_shared_events::sqlite::{Database, Migration, from_micros};
@@ -25,7 +26,7 @@ use tourin_shared_events::sqlite::{Database, Migration, from_micros};
 pub use self::spots::SqliteSpots;
 #[cfg(test)]
 pub(in crate::store) use self::spots::statements;
-use super::errors::of_engine;
+use super::errors::{of_engine, trouble};
 use crate::app::StoreError;
 
 /// The steps of core's own schema; the outbox has its own, in the same file.
@@ -62,6 +63,8 @@ pub struct SqliteStore {
     pub(crate) db: Database,
     /// Wakes the outbox relay and whoever follows the feed; carries no data.
     pub(crate) wake: Wake,
+    /// How what is asked of it ends.
+    pub(crate) outcomes: Outcomes,
     outbox: SqliteOutbox,
 }
 
@@ -74,8 +77,9 @@ impl SqliteStore {
     pub async fn open(path: &Path, readers: u32, wake: Wake) -> anyhow::Result<Self> {
         let db = Database::open(path, readers).await?;
         db.migrate(MIGRATIONS, "core_migrations").await?;
+        db.prepare_probe().await?;
         let outbox = SqliteOutbox::open(db.clone()).await?;
-        Ok(Self { db, wake, outbox })
+        Ok(Self { db, wake, outcomes: Outcomes::default(), outbox })
     }
 
     /// The outbox that this store's transactions append to.
@@ -83,13 +87,12 @@ impl SqliteStore {
         self.outbox.clone()
     }
 
-    /// Asks the database for an answer, to know whether it gives one.
+    /// Makes a small write, to know whether the database takes one.
     ///
     /// # Errors
-    /// When it does not.
-    pub async fn probe(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(self.db.reader()).await?;
-        Ok(())
+    /// What is wrong with it.
+    pub async fn write_probe(&self) -> Result<(), Trouble> {
+        self.db.write_probe().await.map_err(|error| trouble(&error.into()))
     }
 
     /// Closes the connections once they are given back.

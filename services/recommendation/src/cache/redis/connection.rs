@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::aio::ConnectionManager;
 use redis::{FromRedisValue, RedisError, ScriptInvocation};
 use tourin_chassis::config::ServerUrl;
-use tourin_chassis::redis::{connection, is_down};
+use tourin_chassis::redis::{connection, is_down, write_probe};
 
 use crate::app::ports::PortError;
 use crate::servers::ServerStats;
@@ -42,6 +42,12 @@ impl Connection {
     ) -> Result<T, PortError> {
         self.stats.count();
         call.invoke_async(&mut self.manager.clone()).await.map_err(failed)
+    }
+
+    /// Makes a small write.
+    pub(super) async fn write_probe(&self, key: &str) -> Result<(), PortError> {
+        self.stats.count();
+        write_probe(&self.manager, key).await.map_err(failed)
     }
 
     /// Sends a command.

@@ -27,8 +27,9 @@ use self::passes::RedisPasses;
 use self::trend::{Keys, RedisTrend};
 use crate::app::ports::{PortError, TrendStore};
 use crate::domain::trend::TrendRules;
-use crate::servers::{Server, ServerStats};
+use crate::servers::{Server, ServerStats, trouble};
 use tourin_chassis::config::ServerUrl;
+use tourin_chassis::health::{Outcomes, Trouble};
 
 /// Opens the trend under `prefix` on the Redis at `url`. Nothing is sent before the first use. Must
 /// be called inside a tokio runtime.
@@ -44,7 +45,8 @@ pub fn open(
     let connection = Connection::new(url)?;
     let trend = Arc::new(RedisTrend::new(connection.clone(), prefix, rules, clock));
     let passes = RedisPasses::new(connection.clone(), Keys::new(prefix).passes());
-    let server = RedisServer { connection, trend: Arc::clone(&trend) };
+    let server =
+        RedisServer { connection, trend: Arc::clone(&trend), outcomes: Outcomes::default() };
     Ok(OnRedis { trend, passes: Arc::new(passes), server: Arc::new(server) })
 }
 
@@ -61,6 +63,7 @@ pub struct OnRedis {
 struct RedisServer {
     connection: Connection,
     trend: Arc<RedisTrend>,
+    outcomes: Outcomes,
 }
 
 #[async_trait]
@@ -78,14 +81,24 @@ impl Server for RedisServer {
     }
 
     async fn prepare(&self) -> Result<(), PortError> {
-        self.check().await?;
-        self.trend.adopt_half_life().await?;
+        self.connection.query::<()>(&redis::cmd("PING")).await?;
+        match self.trend.adopt_half_life().await {
+            // One that refuses writes is there: the trend is read as before, and readiness says why it stands still.
+            Err(error) if matches!(trouble(&error), Trouble::Refuses(_)) => {
+                tracing::warn!(%error, "redis refuses writes; the trend's half-life stays what it was");
+            }
+            adopted => adopted?,
+        }
         self.warn_of_eviction().await;
         Ok(())
     }
 
-    async fn check(&self) -> Result<(), PortError> {
-        self.connection.query(&redis::cmd("PING")).await
+    async fn write_probe(&self) -> Result<(), PortError> {
+        self.connection.write_probe(&self.trend.probe_key()).await
+    }
+
+    fn outcomes(&self) -> &Outcomes {
+        &self.outcomes
     }
 }
 

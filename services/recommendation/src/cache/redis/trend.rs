@@ -10,6 +10,7 @@
 //! | `seen:<minute>` | set | ids of events, by the time in the id (UUIDv7) | until the last may be forgotten |
 //! | `counted:<day>:<subject>` | hash | kind and spot: times that count, each with a version behind a colon | as long as an event within a window can come |
 //! | `forgotten:<subject>` | string | when the person was forgotten, likewise | as long as an event from before can come |
+//! | `probe` | string | nothing: the small write by which readiness sees that the server takes writes | a minute |
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -106,6 +107,10 @@ impl Keys {
         format!("{}:passes", self.0)
     }
 
+    fn probe(&self) -> String {
+        format!("{}:probe", self.0)
+    }
+
     fn seen(&self, id: Uuid) -> String {
         let millis = u64::try_from(id.as_u128() >> 80).unwrap_or_default();
         format!("{}:seen:{}", self.0, millis / SEEN_MS)
@@ -132,6 +137,11 @@ impl RedisTrend {
         let (window, half_life) = (micros(rules.window), micros(rules.half_life));
         let recorder = Recorder::start(connection.clone(), &keys, window, half_life);
         Self { connection, recorder, keys, rules, clock, scripts: Scripts::new() }
+    }
+
+    /// Where readiness makes its small write.
+    pub(super) fn probe_key(&self) -> String {
+        self.keys.probe()
     }
 
     /// Decays by the rules' half-life from now on; scores keep the worth they have. Replicas with

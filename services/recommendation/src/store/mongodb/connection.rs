@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use crate::app::ports::PortError;
-use crate::servers::{BreakerOpen, ServerStats};
+use crate::servers::{BreakerOpen, Refusal, ServerStats};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT_MS: u64 = 2_000;
@@ -118,13 +118,13 @@ impl Reply {
         for WriteError { index, code, errmsg } in self.errors {
             if code != DUPLICATE_KEY {
                 let error = anyhow!("mongodb refused a write: {errmsg} ({code})");
-                return Err(port_error(DOWN.contains(&code), error));
+                return Err(port_error(Some(code), DOWN.contains(&code), error));
             }
             refused.extend(usize::try_from(index));
         }
         if let Some(WriteConcernError { code, errmsg }) = self.unconfirmed {
             let error = anyhow!("mongodb: no majority confirmed a write: {errmsg} ({code})");
-            return Err(PortError::unavailable(error));
+            return Err(port_error(Some(code), true, error));
         }
         Ok((u64::try_from(self.n).unwrap_or_default(), refused))
     }
@@ -442,13 +442,14 @@ fn is_down(error: &Error) -> bool {
 
 /// MongoDB's codes for what passes with an outage: a server that is not reached (6, 7, 89, 9001),
 /// is shutting down (91, 11600), is no primary or ceases to be one (189, 10107, 11602, 13435,
-/// 13436), has too few others to confirm a write (64, 100), takes too long (50, 262), or wants
+/// 13436), has no disk left (14031), has too few others to confirm a write (64, 100), takes too long (50, 262), or wants
 /// another login (18).
-const DOWN: [i32; 16] =
-    [6, 7, 18, 50, 64, 89, 91, 100, 189, 262, 9_001, 10_107, 11_600, 11_602, 13_435, 13_436];
+const DOWN: [i32; 17] = [
+    6, 7, 18, 50, 64, 89, 91, 100, 189, 262, 9_001, 10_107, 11_600, 11_602, 13_435, 13_436, 14_031,
+];
 
 fn failed(error: Error) -> PortError {
-    let is_down = is_down(&error);
+    let (is_down, code) = (is_down(&error), code_of(&error));
     let error = match error.kind.as_ref() {
         // Without the whole of the server's answer, which it repeats in bytes.
         ErrorKind::Command(error) => {
@@ -456,10 +457,37 @@ fn failed(error: Error) -> PortError {
         }
         kind => anyhow!("mongodb: {kind}"),
     };
-    port_error(is_down, error)
+    port_error(code, is_down, error)
 }
 
-fn port_error(is_down: bool, error: anyhow::Error) -> PortError {
+/// MongoDB's code, where the server has said something.
+fn code_of(error: &Error) -> Option<i32> {
+    match error.kind.as_ref() {
+        ErrorKind::Command(error) => Some(error.code),
+        ErrorKind::Write(WriteFailure::WriteError(error)) => Some(error.code),
+        ErrorKind::Write(WriteFailure::WriteConcernError(error)) => Some(error.code),
+        _ => None,
+    }
+}
+
+/// Why a server that answers refuses, in words for an operator.
+fn refusal(code: i32) -> Option<&'static str> {
+    match code {
+        13 | 18 => Some("no access"),
+        64 | 100 => Some("no majority confirms writes"),
+        50 | 262 => Some("it takes too long"),
+        189 | 10_107 | 11_602 | 13_435 | 13_436 => Some("read-only: it is no primary"),
+        // MongoDB's OutOfDiskSpace, and WiredTiger's word for it.
+        14_031 | 28 => Some("disk full"),
+        _ => None,
+    }
+}
+
+fn port_error(code: Option<i32>, is_down: bool, error: anyhow::Error) -> PortError {
+    let error = match code.and_then(refusal) {
+        Some(words) => error.context(Refusal(words)),
+        None => error,
+    };
     if is_down { PortError::unavailable(error) } else { PortError::failed(error) }
 }
 

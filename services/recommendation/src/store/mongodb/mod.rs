@@ -20,19 +20,27 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use mongodb::bson::doc;
 use mongodb::options::ClientOptions;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::health::Outcomes;
 use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::bus::feed::CursorStore;
 
-use self::connection::Connection;
+use self::connection::{Connection, Statement};
 use crate::app::ports::{HistoryStore, PortError, SpotReplica};
 use crate::servers::{Server, ServerStats};
 use crate::store::HistoryRules;
 use tourin_chassis::config::ServerUrl;
+use uuid::Uuid;
 
 /// The database when the URL names none.
 const DEFAULT_DATABASE: &str = "tourin_recommendation";
+
+/// The collection of the small writes by which readiness sees that the server takes writes.
+const PROBE: &str = "write_probe";
+/// Documents in it: so many processes are most likely not in each other's way, and it does not grow by those it has seen.
+const PROBES: u128 = 1_024;
 
 #[cfg(test)]
 pub(super) use self::tests::TestDatabase;
@@ -82,13 +90,21 @@ async fn open_with(
         spots: Arc::new(spots::MongoSpots::new(connection.clone())),
         cursor: Arc::new(cursor::MongoCursor::new(connection.clone())),
         passes: Arc::new(passes::MongoPasses(connection.clone())),
-        server: Arc::new(MongoServer { address: connection.address(), connection }),
+        server: Arc::new(MongoServer {
+            address: connection.address(),
+            connection,
+            outcomes: Outcomes::default(),
+            probe: i64::try_from(Uuid::new_v4().as_u128() % PROBES).unwrap_or_default(),
+        }),
     })
 }
 
 struct MongoServer {
     connection: Connection,
     address: String,
+    outcomes: Outcomes,
+    /// Which document of the small writes is this one's.
+    probe: i64,
 }
 
 #[async_trait]
@@ -106,12 +122,22 @@ impl Server for MongoServer {
     }
 
     async fn prepare(&self) -> Result<(), PortError> {
-        self.check().await?;
+        self.connection.ping().await?;
         self.connection.create_indexes(&spots::indexes()).await?;
         self.connection.create_indexes(&history::indexes()).await
     }
 
-    async fn check(&self) -> Result<(), PortError> {
-        self.connection.ping().await
+    async fn write_probe(&self) -> Result<(), PortError> {
+        // The ping decides whether requests go there at all: one that refuses writes is read.
+        self.connection.ping().await?;
+        let write = Statement {
+            query: doc! { "_id": self.probe },
+            update: doc! { "$currentDate": { "written_at": true } },
+        };
+        self.connection.upsert_where(PROBE, &[write]).await.map(drop)
+    }
+
+    fn outcomes(&self) -> &Outcomes {
+        &self.outcomes
     }
 }

@@ -59,6 +59,15 @@ impl MongoSpots {
         Self(connection)
     }
 
+    /// Notes that spots were mentioned.
+    async fn confirm(&self, ids: Vec<i64>, log: &Log) -> Result<(), PortError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let update = doc! { "$max": { "resync": log.resync } };
+        self.0.update_all(SPOTS, doc! { "_id": { "$in": ids } }, update).await.map(drop)
+    }
+
     async fn log(&self) -> Result<Log, PortError> {
         let log: Option<Log> = self.0.get(LOG, doc! { "_id": CURRENT }, doc! {}).await?;
         Ok(log.unwrap_or_default())
@@ -109,6 +118,8 @@ struct Version {
     version: i64,
     #[serde(default)]
     swept: bool,
+    #[serde(default)]
+    resync: i64,
 }
 
 impl Version {
@@ -147,7 +158,7 @@ impl SpotReplica for MongoSpots {
         let versions = self.0.find::<Version>(
             SPOTS,
             doc! { "_id": { "$in": ids } },
-            doc! { "generation": 1, "version": 1, "swept": 1 },
+            doc! { "generation": 1, "version": 1, "swept": 1, "resync": 1 },
             doc! {},
             0,
         );
@@ -158,21 +169,22 @@ impl SpotReplica for MongoSpots {
         for state in states {
             // What was read saves the attempt; the statement's condition decides.
             let known = versions.get(&id_of(state).number());
-            if known.is_none_or(|known| known.is_below(state, log.generation)) {
-                newer.push(write(state, &log));
-            } else if matches!(state, SpotState::Live(_)) {
-                confirmed.push(confirm(state, &log));
+            match known.filter(|known| !known.is_below(state, log.generation)) {
+                None => newer.push(write(state, &log)),
+                Some(known) if matches!(state, SpotState::Live(_)) && known.resync < log.resync => {
+                    confirmed.push(known.id);
+                }
+                Some(_) => {}
             }
         }
         let changed = self.0.upsert_where(SPOTS, &newer);
-        let (changed, _) = try_join(changed, self.0.update(SPOTS, &confirmed)).await?;
+        let (changed, ()) = try_join(changed, self.confirm(confirmed, &log)).await?;
         let changed = changed.matched;
         if changed < newer.len() as u64 {
             // Another replica was faster, perhaps before this resync had begun: a sweep must not
             // take its spot for one that nobody has mentioned.
             let live = states.iter().filter(|state| matches!(state, SpotState::Live(_)));
-            let confirmed: Vec<Statement> = live.map(|state| confirm(state, &log)).collect();
-            self.0.update(SPOTS, &confirmed).await?;
+            self.confirm(live.map(|state| id_of(state).number()).collect(), &log).await?;
         }
         Ok(usize::try_from(changed).unwrap_or(usize::MAX))
     }
@@ -302,14 +314,6 @@ impl SpotReplica for MongoSpots {
         };
         self.0.update(LOG, &[whole]).await?;
         Ok(removed)
-    }
-}
-
-/// Notes that a spot was mentioned.
-fn confirm(state: &SpotState, log: &Log) -> Statement {
-    Statement {
-        query: doc! { "_id": id_of(state).number() },
-        update: doc! { "$max": { "resync": log.resync } },
     }
 }
 

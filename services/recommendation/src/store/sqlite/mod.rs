@@ -15,15 +15,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use sqlx::SqliteConnection;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::health::Outcomes;
 use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::dead_letters::SqliteDeadLetters;
-use tourin_shared_events::sqlite::{Database, Migration};
+use tourin_shared_events::sqlite::{Database, Migration, is_unreachable, write_probe};
 
+use self::writer::{Change, Writer};
 use super::{HistoryRules, Stores};
 use crate::app::ports::PortError;
 use crate::domain::spot::SpotId;
 use crate::domain::trend::TrendRules;
+use crate::servers::{Server, ServerStats};
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -68,7 +73,14 @@ pub async fn open(
     let db = Database::open(file, READERS).await?;
     db.migrate(MIGRATIONS, "recommendation_migrations").await?;
     let dead_letters = SqliteDeadLetters::open(db.clone()).await?;
-    let writer = writer::Writer::start(db.clone());
+    db.prepare_probe().await?;
+    let writer = Writer::start(db.clone());
+    let embedded = File {
+        address: file.display().to_string(),
+        writer: writer.clone(),
+        stats: Arc::default(),
+        outcomes: Outcomes::default(),
+    };
     let trend =
         trend::SqliteTrend::open(db.clone(), writer.clone(), trend_rules, clock.now()).await?;
     let failure = writer.failure();
@@ -89,23 +101,61 @@ pub async fn open(
         dead_letters: Arc::new(dead_letters),
         trend_server: None,
         document_server: None,
+        embedded: Some(Arc::new(embedded)),
     })
 }
 
 impl From<sqlx::Error> for PortError {
     fn from(error: sqlx::Error) -> Self {
-        use sqlx::Error as E;
-        let unreachable = match &error {
-            E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Io(_) => true,
-            // SQLITE_BUSY and SQLITE_LOCKED with their extended codes, SQLITE_IOERR, SQLITE_FULL,
-            // SQLITE_CANTOPEN: somebody else holds the file, or the disk is at fault.
-            E::Database(cause) => cause
-                .code()
-                .and_then(|code| code.parse::<u32>().ok())
-                .is_some_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14)),
-            _ => false,
-        };
-        if unreachable { Self::unavailable(error) } else { Self::failed(error) }
+        if is_unreachable(&error) { Self::unavailable(error) } else { Self::failed(error) }
+    }
+}
+
+/// The file, as readiness looks at it.
+struct File {
+    address: String,
+    writer: Writer,
+    stats: Arc<ServerStats>,
+    outcomes: Outcomes,
+}
+
+/// A small write, among the changes of events.
+struct Probe;
+
+#[async_trait]
+impl Change for Probe {
+    type Output = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        write_probe(connection).await
+    }
+}
+
+#[async_trait]
+impl Server for File {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn stats(&self) -> Arc<ServerStats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// It was opened and migrated before.
+    async fn prepare(&self) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    async fn write_probe(&self) -> Result<(), PortError> {
+        self.writer.commit(Probe).await
+    }
+
+    fn outcomes(&self) -> &Outcomes {
+        &self.outcomes
     }
 }
 

@@ -106,6 +106,7 @@ impl Running<'_> {
                 if give_up {
                     if let Some(span) = &span {
                         span.annotate("given_up", "attempts", out.queued.pending.attempts);
+                        span.given_up();
                         span.fail(class);
                     }
                     self.held.done(&out);

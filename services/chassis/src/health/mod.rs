@@ -1,10 +1,14 @@
 //! Liveness says that the process runs; readiness that it can serve, with the reason for each
 //! dependency that stands in the way.
 
+mod store;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+
+pub use self::store::{Access, Outcomes, StoreState, StoreWatch, Trouble};
 
 /// What a service depends on, and whether each works.
 #[derive(Debug, Clone, Default)]
