@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod imports;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

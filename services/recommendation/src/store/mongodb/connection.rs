@@ -8,7 +8,6 @@ use anyhow::{Context as _, anyhow};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use mongodb::bson::{Document, doc};
-use mongodb::error::{Error, ErrorKind, WriteFailure};
 use mongodb::event::EventHandler;
 use mongodb::event::command::CommandEvent;
 use mongodb::options::{
@@ -20,8 +19,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
+use super::errors::{DOWN, failed, port_error};
 use crate::app::ports::PortError;
-use crate::servers::{BreakerOpen, Refusal, ServerStats};
+use crate::servers::{BreakerOpen, ServerStats};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT_MS: u64 = 2_000;
@@ -303,6 +303,28 @@ impl Connection {
         Ok(upserted)
     }
 
+    /// Adds documents. Those whose `_id` is there already are refused.
+    pub(super) async fn insert(
+        &self,
+        collection: &str,
+        documents: &[Document],
+    ) -> Result<Upserted, PortError> {
+        let mut inserted = Upserted::default();
+        for (chunk, documents) in documents.chunks(STATEMENTS).enumerate() {
+            let command = doc! {
+                "insert": collection,
+                "documents": documents,
+                "ordered": false,
+                "writeConcern": { "w": "majority", "j": true },
+            };
+            let reply = self.within(WRITE_TIMEOUT_MS, self.db.run_command(command)).await?;
+            let (count, refused) = outcome(reply)?;
+            inserted.matched += count;
+            inserted.refused.extend(refused.into_iter().map(|index| chunk * STATEMENTS + index));
+        }
+        Ok(inserted)
+    }
+
     /// Sends one command. Returns how many statements took effect, and which ones were refused
     /// because the document is there but does not match.
     async fn send(
@@ -329,9 +351,7 @@ impl Connection {
             "writeConcern": { "w": "majority", "j": true },
         };
         let reply = self.within(WRITE_TIMEOUT_MS, self.db.run_command(command)).await?;
-        let reply: Reply = mongodb::bson::deserialize_from_document(reply)
-            .map_err(|error| PortError::failed(anyhow!("mongodb: {error}")))?;
-        reply.outcome()
+        outcome(reply)
     }
 
     /// Adds one to a number of a document, which is made if need be, and returns what it is then.
@@ -413,6 +433,13 @@ fn never_queueing(options: &mut ClientOptions, operations: u32) {
     options.max_connecting = Some(connections);
 }
 
+/// What a server says to a command that writes.
+fn outcome(reply: Document) -> Result<(u64, Vec<usize>), PortError> {
+    let reply: Reply = mongodb::bson::deserialize_from_document(reply)
+        .map_err(|error| PortError::failed(anyhow!("mongodb: {error}")))?;
+    reply.outcome()
+}
+
 async fn within<T>(
     timeout_ms: u64,
     operation: impl IntoFuture<Output = mongodb::error::Result<T>>,
@@ -421,74 +448,6 @@ async fn within<T>(
         Ok(answer) => answer.map_err(failed),
         Err(_) => Err(PortError::unavailable(anyhow!("mongodb: no answer in {timeout_ms} ms"))),
     }
-}
-
-/// Whether every other operation would meet the same failure.
-fn is_down(error: &Error) -> bool {
-    error.contains_label("RetryableWriteError")
-        || error.contains_label("TransientTransactionError")
-        || match error.kind.as_ref() {
-            ErrorKind::Io(_)
-            | ErrorKind::ServerSelection { .. }
-            | ErrorKind::ConnectionPoolCleared { .. }
-            | ErrorKind::DnsResolve { .. }
-            | ErrorKind::Authentication { .. }
-            | ErrorKind::Write(WriteFailure::WriteConcernError(_)) => true,
-            ErrorKind::Write(WriteFailure::WriteError(error)) => DOWN.contains(&error.code),
-            ErrorKind::Command(error) => DOWN.contains(&error.code),
-            _ => false,
-        }
-}
-
-/// MongoDB's codes for what passes with an outage: a server that is not reached (6, 7, 89, 9001),
-/// is shutting down (91, 11600), is no primary or ceases to be one (189, 10107, 11602, 13435,
-/// 13436), has no disk left (14031), has too few others to confirm a write (64, 100), takes too long (50, 262), or wants
-/// another login (18).
-const DOWN: [i32; 17] = [
-    6, 7, 18, 50, 64, 89, 91, 100, 189, 262, 9_001, 10_107, 11_600, 11_602, 13_435, 13_436, 14_031,
-];
-
-fn failed(error: Error) -> PortError {
-    let (is_down, code) = (is_down(&error), code_of(&error));
-    let error = match error.kind.as_ref() {
-        // Without the whole of the server's answer, which it repeats in bytes.
-        ErrorKind::Command(error) => {
-            anyhow!("mongodb: {} ({} {})", error.message, error.code, error.code_name)
-        }
-        kind => anyhow!("mongodb: {kind}"),
-    };
-    port_error(code, is_down, error)
-}
-
-/// MongoDB's code, where the server has said something.
-fn code_of(error: &Error) -> Option<i32> {
-    match error.kind.as_ref() {
-        ErrorKind::Command(error) => Some(error.code),
-        ErrorKind::Write(WriteFailure::WriteError(error)) => Some(error.code),
-        ErrorKind::Write(WriteFailure::WriteConcernError(error)) => Some(error.code),
-        _ => None,
-    }
-}
-
-/// Why a server that answers refuses, in words for an operator.
-fn refusal(code: i32) -> Option<&'static str> {
-    match code {
-        13 | 18 => Some("no access"),
-        64 | 100 => Some("no majority confirms writes"),
-        50 | 262 => Some("it takes too long"),
-        189 | 10_107 | 11_602 | 13_435 | 13_436 => Some("read-only: it is no primary"),
-        // MongoDB's OutOfDiskSpace, and WiredTiger's word for it.
-        14_031 | 28 => Some("disk full"),
-        _ => None,
-    }
-}
-
-fn port_error(code: Option<i32>, is_down: bool, error: anyhow::Error) -> PortError {
-    let error = match code.and_then(refusal) {
-        Some(words) => error.context(Refusal(words)),
-        None => error,
-    };
-    if is_down { PortError::unavailable(error) } else { PortError::failed(error) }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 mod connection;
 mod cursor;
+mod errors;
 mod history;
 mod member;
 mod passes;
@@ -123,7 +124,7 @@ impl Server for MongoServer {
 
     async fn prepare(&self) -> Result<(), PortError> {
         self.connection.ping().await?;
-        self.connection.create_indexes(&spots::indexes()).await?;
+        spots::prepare(&self.connection).await?;
         self.connection.create_indexes(&history::indexes()).await
     }
 

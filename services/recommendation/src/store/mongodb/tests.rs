@@ -41,6 +41,8 @@ impl TestDatabase {
             mongodb::options::ClientOptions::parse(test_servers::mongodb().expose()).await.unwrap();
         options.default_database = Some(name.clone());
         let connection = Connection::new(options, "unused").unwrap();
+        // As a resync does in the end.
+        connection.create_indexes(&super::spots::indexes()).await.unwrap();
         Self { documents, name, now, rules, connection }
     }
 
