@@ -1,19 +1,21 @@
 //! What the gateway says itself, above all its refusals: `{"error", "message", "traceId"}` with the
 //! right status, in the same words for the same thing as the services.
 //!
-//! A refusal becomes text when it is sent, inside the request's span, so that whoever decides on one
-//! need not know of traces.
+//! A refusal becomes text when it is sent, inside the request's span and in the language that the
+//! client prefers, so that the code that decides on one need not know of traces and languages.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY,
+    WWW_AUTHENTICATE,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
-use tourin_chassis::http::ErrorBody;
+use tourin_chassis::http::{ErrorBody, Language, Message, messages as shared};
+
+use crate::messages;
 
 /// An answer that is the gateway's own.
 #[derive(Debug, Clone)]
@@ -34,7 +36,7 @@ enum Body {
     Html(Bytes),
     Refusal {
         error: &'static str,
-        message: Cow<'static, str>,
+        message: Message,
     },
 }
 
@@ -68,12 +70,8 @@ impl Answer {
         self
     }
 
-    fn refusal(
-        status: StatusCode,
-        error: &'static str,
-        message: impl Into<Cow<'static, str>>,
-    ) -> Self {
-        Self { body: Body::Refusal { error, message: message.into() }, ..Self::empty(status) }
+    fn refusal(status: StatusCode, error: &'static str, message: Message) -> Self {
+        Self { body: Body::Refusal { error, message }, ..Self::empty(status) }
     }
 
     /// The kind of refusal, as its body names it; `None` for what is none.
@@ -85,13 +83,13 @@ impl Answer {
     }
 
     /// The body as text, with the trace that is current here.
-    fn body(&self) -> Bytes {
+    fn body(&self, language: Language) -> Bytes {
         match &self.body {
             Body::Empty => Bytes::new(),
             Body::Json(text) | Body::Html(text) => text.clone(),
             Body::Refusal { error, message } => {
                 // Strings always serialise.
-                serde_json::to_vec(&ErrorBody::new(*error, message.clone()))
+                serde_json::to_vec(&ErrorBody::new(*error, message.text(language)))
                     .unwrap_or_default()
                     .into()
             }
@@ -99,12 +97,12 @@ impl Answer {
     }
 
     /// 400: not of the form that HTTP asks for.
-    pub fn malformed(message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn malformed(message: Message) -> Self {
         Self::refusal(StatusCode::BAD_REQUEST, "malformed", message)
     }
 
     /// 401. `shown` says whether there was a token at all.
-    pub fn unauthenticated(message: &'static str, shown: bool) -> Self {
+    pub fn unauthenticated(message: Message, shown: bool) -> Self {
         let challenge = if shown {
             "Bearer realm=\"tourin\", error=\"invalid_token\""
         } else {
@@ -115,13 +113,13 @@ impl Answer {
     }
 
     /// 403.
-    pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn forbidden(message: Message) -> Self {
         Self::refusal(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
     /// 404.
     pub fn not_found() -> Self {
-        Self::refusal(StatusCode::NOT_FOUND, "not_found", "no such path")
+        Self::refusal(StatusCode::NOT_FOUND, "not_found", shared::no_such_path())
     }
 
     /// 405 with the methods that there are.
@@ -129,7 +127,7 @@ impl Answer {
         let answer = Self::refusal(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
-            "the path is known; see Allow for its methods",
+            shared::method_not_allowed(),
         );
         match HeaderValue::from_str(allow) {
             Ok(allow) => answer.with(ALLOW, allow),
@@ -142,14 +140,14 @@ impl Answer {
         Self::refusal(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
-            "this is no proxy: CONNECT is not served, for no path",
+            messages::tunnels_are_not_served(),
         )
         .with(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"))
     }
 
     /// 408: the client was too slow.
     pub fn client_too_slow() -> Self {
-        Self::refusal(StatusCode::REQUEST_TIMEOUT, "timeout", "the request took too long to arrive")
+        Self::refusal(StatusCode::REQUEST_TIMEOUT, "timeout", messages::request_too_slow())
     }
 
     /// 413.
@@ -157,26 +155,18 @@ impl Answer {
         Self::refusal(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_large",
-            format!("the request's body is over the limit of {limit_bytes} bytes"),
+            shared::body_too_large(limit_bytes),
         )
     }
 
     /// 414.
     pub fn uri_too_long(limit_bytes: usize) -> Self {
-        Self::refusal(
-            StatusCode::URI_TOO_LONG,
-            "too_large",
-            format!("the request's target is over the limit of {limit_bytes} bytes"),
-        )
+        Self::refusal(StatusCode::URI_TOO_LONG, "too_large", messages::target_too_long(limit_bytes))
     }
 
-    /// 431.
-    pub fn head_too_large(limit: impl std::fmt::Display) -> Self {
-        Self::refusal(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "too_large",
-            format!("the request's header is over the limit of {limit}"),
-        )
+    /// 431; the message is about which limit it was.
+    pub fn head_too_large(message: Message) -> Self {
+        Self::refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", message)
     }
 
     /// 505: another major version than that of HTTP/1.1.
@@ -184,52 +174,36 @@ impl Answer {
         Self::refusal(
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             "malformed",
-            "HTTP/1.1 is spoken here, and HTTP/1.0",
+            messages::unknown_version(),
         )
     }
 
     /// 429.
     pub fn rate_limited(after: Duration) -> Self {
-        Self::refusal(
-            StatusCode::TOO_MANY_REQUESTS,
-            "rate_limited",
-            "too many calls of this kind from your address; see Retry-After",
-        )
-        .retry_after(after)
+        Self::refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limited", messages::too_many_calls())
+            .retry_after(after)
     }
 
     /// 502: an instance broke off or made no sense.
     pub fn bad_gateway() -> Self {
-        Self::refusal(
-            StatusCode::BAD_GATEWAY,
-            "bad_gateway",
-            "the service broke off its answer; whether the call took effect is unknown",
-        )
-        .retry_after(Duration::from_secs(1))
+        Self::refusal(StatusCode::BAD_GATEWAY, "bad_gateway", messages::service_broke_off())
+            .retry_after(Duration::from_secs(1))
     }
 
     /// 503: nobody there to answer; nothing was done.
-    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn unavailable(message: Message) -> Self {
         Self::refusal(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
             .retry_after(Duration::from_secs(1))
     }
 
     /// 504: the answer did not come in time.
     pub fn upstream_too_slow() -> Self {
-        Self::refusal(
-            StatusCode::GATEWAY_TIMEOUT,
-            "timeout",
-            "the service did not answer in time; whether the call took effect is unknown",
-        )
+        Self::refusal(StatusCode::GATEWAY_TIMEOUT, "timeout", messages::service_too_slow())
     }
 
     /// 500: a fault of ours.
     pub fn internal() -> Self {
-        Self::refusal(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "something went wrong on our side; the fault is logged under this request's id",
-        )
+        Self::refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal", shared::internal())
     }
 
     fn retry_after(self, after: Duration) -> Self {
@@ -238,13 +212,18 @@ impl Answer {
         self.with(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
 
-    /// Header and body as Pingora sends them, with the trace that is current here.
+    /// Header and body as Pingora sends them, with the trace that is current here, for a client that
+    /// prefers `language`.
     ///
     /// # Errors
     /// Never for the statuses and headers made here; Pingora's signature asks for it.
-    pub fn render(&self) -> pingora::Result<(ResponseHeader, Bytes)> {
-        let body = self.body();
-        let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 7))?;
+    pub fn render(&self, language: Language) -> pingora::Result<(ResponseHeader, Bytes)> {
+        let body = self.body(language);
+        let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 9))?;
+        if let Body::Refusal { message, .. } = &self.body {
+            head.insert_header(CONTENT_LANGUAGE, message.language(language).tag())?;
+            head.append_header(VARY, "accept-language")?;
+        }
         if !body.is_empty() {
             let is_page = matches!(self.body, Body::Html(_));
             let kind = if is_page { "text/html; charset=utf-8" } else { "application/json" };
@@ -263,12 +242,12 @@ impl Answer {
     }
 
     /// The whole answer as bytes, with the trace that is current here, for a connection that is closed
-    /// after it.
+    /// after it. In English: what it answers was no request with an `Accept-Language`.
     pub fn to_wire(&self) -> Bytes {
-        let body = self.body();
+        let body = self.body(Language::English);
         let reason = self.status.canonical_reason().unwrap_or_default();
         let head = format!(
-            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n",
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-language: en\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n",
             self.status.as_u16(),
             body.len(),
         );

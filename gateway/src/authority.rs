@@ -7,8 +7,10 @@ use http::header::HOST;
 use http::{HeaderValue, Version};
 use pingora::http::RequestHeader;
 use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
+use tourin_chassis::http::Message;
 
 use crate::answers::Answer;
+use crate::messages;
 
 /// `uri-host [ ":" port ]`, as RFC 9110 (7.2) takes it from RFC 3986 (3.2.2 and 3.2.3). An empty
 /// host is none, which http and https URIs must have (RFC 9110, 4.2.1).
@@ -26,28 +28,28 @@ impl Authority {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(raw: &[u8]) -> Result<Self, &'static str> {
+    pub fn parse(raw: &[u8]) -> Result<Self, Message> {
         let text = std::str::from_utf8(raw)
             .ok()
             .filter(|text| text.is_ascii())
-            .ok_or("a host's name is ASCII: an international one is written as xn--...")?;
+            .ok_or_else(messages::host_not_ascii)?;
         if text.contains('@') {
-            return Err("a host has no user's name before it");
+            return Err(messages::host_with_user());
         }
         let end = match text.strip_prefix('[') {
-            Some(literal) => 2 + literal.find(']').ok_or("an IPv6 address ends with ]")?,
+            Some(literal) => 2 + literal.find(']').ok_or_else(messages::ipv6_without_end)?,
             None => text.find(':').unwrap_or(text.len()),
         };
         let (host, port) = text.split_at(end);
         let port = match port.strip_prefix(':') {
             None if port.is_empty() => None,
-            None => return Err("only a port follows an IPv6 address"),
+            None => return Err(messages::ipv6_with_more()),
             // A port may be left out after its colon.
             Some("") => None,
             Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                Some(digits.parse().map_err(|_| "a port is at most 65535")?)
+                Some(digits.parse().map_err(|_| messages::port_too_large())?)
             }
-            Some(_) => return Err("a port is digits"),
+            Some(_) => return Err(messages::port_not_digits()),
         };
         Ok(Self { text: text.to_owned(), host: canonical_host(host)?, port })
     }
@@ -68,10 +70,10 @@ impl Authority {
     }
 }
 
-fn canonical_host(host: &str) -> Result<String, &'static str> {
+fn canonical_host(host: &str) -> Result<String, Message> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
     if host.is_empty() {
-        return Err("the host is missing");
+        return Err(messages::host_empty());
     }
     if let Some(literal) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         if let Ok(address) = literal.parse::<Ipv6Addr>() {
@@ -88,7 +90,7 @@ fn canonical_host(host: &str) -> Result<String, &'static str> {
         return if is_future {
             Ok(host.to_ascii_lowercase())
         } else {
-            Err("what stands in brackets is an IPv6 address")
+            Err(messages::ipv6_invalid())
         };
     }
     let mut canonical = String::with_capacity(host.len());
@@ -101,7 +103,7 @@ fn canonical_host(host: &str) -> Result<String, &'static str> {
             let digits = rest.get(..2).filter(|pair| pair.iter().all(u8::is_ascii_hexdigit));
             let digits = digits.and_then(|pair| std::str::from_utf8(pair).ok());
             let byte = digits.and_then(|pair| u8::from_str_radix(pair, 16).ok());
-            let byte = byte.ok_or("two hexadecimal digits follow a %")?;
+            let byte = byte.ok_or_else(messages::percent_without_digits)?;
             rest = &rest[2..];
             if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
                 canonical.push(char::from(byte.to_ascii_lowercase()));
@@ -109,7 +111,7 @@ fn canonical_host(host: &str) -> Result<String, &'static str> {
                 canonical.push_str(&format!("%{byte:02X}"));
             }
         } else {
-            return Err("there is a character in it that no host has");
+            return Err(messages::host_with_stray_character());
         }
     }
     Ok(canonical)
@@ -127,15 +129,15 @@ pub fn of_request(
 ) -> Result<Option<Authority>, Answer> {
     let read = |what: &str, raw: &[u8]| {
         Authority::parse(raw).map_err(|reason| {
-            Answer::malformed(format!("{what} must be a host, or host:port: {reason}"))
+            Answer::malformed(Message::all(&[messages::invalid_authority(what), reason]))
         })
     };
     let mut hosts = header.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     let host = match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => return Err(Answer::malformed("Host is there more than once")),
+        (Some(_), Some(_)) => return Err(Answer::malformed(messages::several_hosts())),
         (Some(host), None) => Some(read("Host", host)?),
         (None, _) if header.version >= Version::HTTP_11 => {
-            return Err(Answer::malformed("Host is missing"));
+            return Err(Answer::malformed(messages::missing_host()));
         }
         (None, _) => None,
     };
@@ -144,7 +146,7 @@ pub fn of_request(
         (None, RawTargetAuthority::Absolute { scheme, authority, .. }) => {
             if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known.as_bytes()))
             {
-                return Err(Answer::malformed("the target's scheme must be http or https"));
+                return Err(Answer::malformed(messages::unknown_scheme()));
             }
             Some(Bytes::copy_from_slice(authority))
         }

@@ -33,6 +33,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::answers::Answer;
+use crate::messages;
 use crate::unread::Unread;
 use head::{Fed, Head};
 
@@ -315,7 +316,7 @@ impl AsyncRead for GuardedStream {
                                     this.refuse(if in_target {
                                         Answer::uri_too_long(this.limits.target_bytes.min(limit))
                                     } else {
-                                        Answer::head_too_large(format_args!("{limit} bytes"))
+                                        Answer::head_too_large(messages::head_too_large(limit))
                                     });
                                     continue;
                                 }
@@ -392,12 +393,7 @@ impl AsyncWrite for GuardedStream {
                 // Only CONNECT is refused like this, which has no path to tell the methods of.
                 Answer::no_tunnel()
             } else {
-                Answer::malformed(
-                    "this is not an HTTP/1.1 request that can be read: expected a line such as \
-                     `GET /path HTTP/1.1`, then lines of the form `Name: value`, then an empty line, \
-                     all in plain text; one Host, at most one Content-Length in digits, and no \
-                     Transfer-Encoding but chunked",
-                )
+                Answer::malformed(messages::unreadable_request())
             };
             this.connection.linger();
             this.substitute = Some(this.refusal(answer));

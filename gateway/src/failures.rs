@@ -6,13 +6,14 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::answers::Answer;
 use crate::attempt::is_connect_failure;
+use crate::messages;
 
 /// The answer to an error that nobody has passed judgement on yet; none for a client that has gone.
 pub fn answer(error: &Error) -> Option<Answer> {
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, kind) => clients_fault(kind),
         (_, kind) if is_connect_failure(kind) => {
-            Some(Answer::unavailable("no instance of the service can be reached; try again"))
+            Some(Answer::unavailable(messages::service_not_in_reach()))
         }
         (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
             Some(Answer::upstream_too_slow())
@@ -52,9 +53,6 @@ fn clients_fault(kind: &ErrorType) -> Option<Answer> {
         | ErrorType::WriteError
         | ErrorType::WriteTimedout
         | ErrorType::ConnectionClosed => None,
-        _ => Some(Answer::malformed(
-            "the request's body is not valid HTTP: expected as many bytes as Content-Length says, \
-             or chunks that each begin with their length in hexadecimal digits",
-        )),
+        _ => Some(Answer::malformed(messages::unreadable_body())),
     }
 }

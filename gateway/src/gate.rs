@@ -23,6 +23,7 @@ use crate::context::{Admitted, RequestContext};
 use crate::headers;
 use crate::landing_page::{LANDING_PATH, LandingPage};
 use crate::limits::{Admission, RateLimits};
+use crate::messages;
 use crate::openapi::ApiDescription;
 use crate::origin::OriginPolicy;
 use crate::path::{self, PathError};
@@ -124,9 +125,8 @@ impl Gate {
             return Err(Answer::uri_too_long(self.limits.uri_bytes));
         }
         if header.headers.len() > self.limits.header_count {
-            return Err(Answer::head_too_large(format_args!(
-                "{} fields",
-                self.limits.header_count
+            return Err(Answer::head_too_large(messages::too_many_fields(
+                self.limits.header_count,
             )));
         }
         let raw = session.as_http1().map(|http| http.get_headers_raw_bytes()).unwrap_or_default();
@@ -144,15 +144,16 @@ impl Gate {
             return Err(Answer::empty(StatusCode::NO_CONTENT).with(ALLOW, methods));
         }
         let path = path.map_err(|error| match error {
-            PathError::Malformed => Answer::malformed("the request's path is not valid"),
+            PathError::Malformed => Answer::malformed(messages::invalid_path()),
             PathError::Ambiguous => Answer::not_found(),
         })?;
         if let Some(own) = ctx.own_path {
             return Err(self.own(own, session, &client));
         }
-        let place = self.admission.enter().ok_or_else(|| {
-            Answer::unavailable("the gateway is at its limit of concurrent requests; try again")
-        })?;
+        let place = self
+            .admission
+            .enter()
+            .ok_or_else(|| Answer::unavailable(messages::too_many_requests_at_once()))?;
         let route = ctx.route.clone().ok_or_else(Answer::not_found)?;
 
         let header = session.req_header();
@@ -183,10 +184,7 @@ impl Gate {
             self.authenticator.admit(access, &credentials, client.address).await?;
         ctx.renewal = renewal;
         if !self.upstreams.has_any(&route.service) {
-            return Err(Answer::unavailable(format!(
-                "no instance of {} is up; try again",
-                route.service
-            )));
+            return Err(Answer::unavailable(messages::no_instance_is_up(&route.service)));
         }
         let identity = self.signer.sign(&subject, &route.service);
         self.rewrite(session, path, asked.as_ref())?;
@@ -221,7 +219,7 @@ impl Gate {
             path.push_str(query);
         }
         let target = PathAndQuery::try_from(path)
-            .map_err(|_| Answer::malformed("the request's query is not valid"))?;
+            .map_err(|_| Answer::malformed(messages::invalid_query()))?;
         header.set_uri(Uri::from(target));
         Ok(())
     }

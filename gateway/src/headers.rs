@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::answers::Answer;
 use crate::client_address::Client;
+use crate::messages;
 
 /// Longest request id that is taken from a client (bytes).
 const MAX_REQUEST_ID_BYTES: usize = 64;
@@ -58,17 +59,15 @@ pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Answer> {
     if !codings.is_empty() {
         let chunked = codings.len() == 1 && codings[0].as_bytes().eq_ignore_ascii_case(b"chunked");
         if !chunked {
-            return Err(Answer::malformed("the only Transfer-Encoding taken is \"chunked\", once"));
+            return Err(Answer::malformed(messages::unknown_transfer_encoding()));
         }
         if !lengths.is_empty() || has_field(raw, b"content-length") {
-            return Err(Answer::malformed(
-                "Content-Length and Transfer-Encoding exclude each other",
-            ));
+            return Err(Answer::malformed(messages::length_and_transfer_encoding()));
         }
     }
     let digits = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
     if lengths.len() > 1 || !lengths.iter().all(|value| digits(value)) {
-        return Err(Answer::malformed("Content-Length must be one whole number, once"));
+        return Err(Answer::malformed(messages::invalid_length()));
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ pub mod headers;
 pub mod landing_page;
 pub mod limits;
 pub mod mesh_client;
+mod messages;
 pub mod metrics;
 pub mod openapi;
 pub mod origin;

@@ -16,6 +16,7 @@ use utoipa::PartialSchema as _;
 
 use crate::answers::Answer;
 use crate::mesh_client::MeshClient;
+use crate::messages;
 use crate::routes::{Access, OPENAPI_PATH, RouteTable};
 
 const PART_PATH: &str = "/internal/openapi.json";
@@ -52,7 +53,7 @@ impl ApiDescription {
     /// The answer to a request for it.
     pub fn answer(&self, headers: &HeaderMap) -> Answer {
         let Some(document) = self.document.load_full() else {
-            return Answer::unavailable("no service has described its calls yet; try again");
+            return Answer::unavailable(messages::no_description_yet());
         };
         let known = fields::elements(headers, &IF_NONE_MATCH).any(|tag| {
             tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == document.etag.as_bytes()

@@ -28,6 +28,7 @@ use tourin_chassis::http::fields;
 
 use crate::answers::Answer;
 use crate::authority::Authority;
+use crate::messages;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Request headers that pages of allowed origins may set.
@@ -125,8 +126,7 @@ impl OriginPolicy {
         if method.is_safe() || !by_cookie {
             return Ok(());
         }
-        let refused =
-            || Answer::forbidden("cookies do not authorise calls from another site's pages");
+        let refused = || Answer::forbidden(messages::another_sites_page());
         let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
         let claimed = headers
             .get(ORIGIN)
@@ -173,7 +173,7 @@ impl OriginPolicy {
             return None;
         }
         if self.allowed_origin(headers).is_none() {
-            return Some(Answer::forbidden("this origin is not allowed to call from a browser"));
+            return Some(Answer::forbidden(messages::origin_not_allowed()));
         }
         let methods = HeaderValue::from_str(allow).ok()?;
         Some(

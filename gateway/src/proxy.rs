@@ -18,7 +18,7 @@ use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use tourin_chassis::http::TRACE_RESPONSE_HEADER;
+use tourin_chassis::http::{Language, TRACE_RESPONSE_HEADER};
 use tourin_chassis::identity::SESSION_ENDED_HEADER;
 use tourin_chassis::telemetry::{Service, method_name};
 
@@ -29,7 +29,7 @@ use crate::context::RequestContext;
 use crate::gate::Gate;
 use crate::mesh_client::CORE;
 use crate::metrics::GatewayMetrics;
-use crate::{failures, headers};
+use crate::{failures, headers, messages};
 
 /// An error of ours; the answer to give is in the request's context.
 const VERDICT: ErrorType = ErrorType::Custom("verdict");
@@ -80,7 +80,7 @@ impl Proxy {
         }
         let (mut head, body) = {
             let _current = ctx.span.enter();
-            answer.render()?
+            answer.render(Language::preferred(&session.req_header().headers))?
         };
         ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
         if let Some(renewal) = ctx.renewal.take() {
@@ -177,12 +177,12 @@ impl ProxyHttp for Proxy {
             return Err(verdict(ctx, Answer::internal()));
         };
         let Some(instance) = self.gate.upstreams.pick(&admitted.route.service, &ctx.avoided) else {
-            let words = if ctx.avoided.is_empty() {
-                format!("no instance of {} is up; try again", admitted.route.service)
+            let message = if ctx.avoided.is_empty() {
+                messages::no_instance_is_up(&admitted.route.service)
             } else {
-                format!("no instance of {} can be reached; try again", admitted.route.service)
+                messages::no_instance_in_reach(&admitted.route.service)
             };
-            return Err(verdict(ctx, Answer::unavailable(words)));
+            return Err(verdict(ctx, Answer::unavailable(message)));
         };
         let left = admitted.deadline.saturating_duration_since(Instant::now());
         let wait = admitted.first_byte_timeout.min(left);

@@ -14,12 +14,13 @@ use http::header::{CACHE_CONTROL, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
 use tourin_chassis::clock::SharedClock;
-use tourin_chassis::http::fields;
+use tourin_chassis::http::{Message, fields, messages as shared};
 use tourin_chassis::identity::Subject;
 use tourin_chassis::secret::Secret;
 use tourin_chassis::telemetry::Span;
 
 use crate::answers::Answer;
+use crate::messages;
 use crate::routes::Access;
 use revocation::{Reliance, Revocations};
 use sliding::{Outcome, Renewal, SlidingSessions};
@@ -111,7 +112,7 @@ impl Authenticator {
         match (access, self.judge(credentials).await) {
             (_, Shown::Good(member, renewal)) => match role {
                 Some(role) if !member.roles.contains(role) => {
-                    Err(Answer::forbidden(format!("this call needs the role {role:?}")))
+                    Err(Answer::forbidden(messages::role_needed(role)))
                 }
                 _ => Ok(Entrant { subject: subject(&member), renewal }),
             },
@@ -124,9 +125,7 @@ impl Authenticator {
                 Ok(self.visitor(address).into())
             }
             (_, Shown::Bad(answer) | Shown::Unjudged(answer)) => Err(answer),
-            (_, Shown::Nothing) => {
-                Err(Answer::unauthenticated("this call needs a session: log in first", false))
-            }
+            (_, Shown::Nothing) => Err(Answer::unauthenticated(shared::session_needed(), false)),
         }
     }
 
@@ -147,9 +146,7 @@ impl Authenticator {
                 }
                 Ok(_) | Err(TokenError::Expired(_) | TokenError::Invalid) => {}
                 Err(TokenError::KeysUnavailable) => {
-                    return Err(Answer::unavailable(
-                        "tokens cannot be checked just now; try again",
-                    ));
+                    return Err(Answer::unavailable(messages::tokens_cannot_be_checked()));
                 }
             }
         }
@@ -203,7 +200,7 @@ impl Authenticator {
             because(reason);
             Shown::Bad(Answer::unauthenticated(message, true))
         };
-        let unjudged = |reason, message: &'static str| {
+        let unjudged = |reason, message: Message| {
             because(reason);
             Shown::Unjudged(Answer::unavailable(message))
         };
@@ -213,33 +210,26 @@ impl Authenticator {
                 (member, true)
             }
             Err(TokenError::Invalid) => {
-                return bad("invalid", "the access token is not valid: log in again");
+                return bad("invalid", messages::invalid_token());
             }
             Err(TokenError::Expired(_)) => {
-                return bad("expired", "the access token has expired: have it reissued");
+                return bad("expired", messages::expired_token());
             }
             Err(TokenError::KeysUnavailable) => {
-                return unjudged(
-                    "keys_unavailable",
-                    "tokens cannot be checked just now; try again",
-                );
+                return unjudged("keys_unavailable", messages::tokens_cannot_be_checked());
             }
         };
-        let ended = || bad("session_ended", "this session has ended: log in again");
+        let ended = || bad("session_ended", messages::session_has_ended());
         if self.revocations.has_ended(&member.session) {
             return ended();
         }
         match self.revocations.reliance(Instant::now()) {
             Reliance::Usable => {}
             Reliance::Loading => {
-                return unjudged(
-                    "revocations_loading",
-                    "the gateway is still loading the ended sessions; try again",
-                );
+                return unjudged("revocations_loading", messages::sessions_are_loading());
             }
             Reliance::Stale => {
-                let message = "sessions cannot be checked just now; try again";
-                return unjudged("revocations_stale", message);
+                return unjudged("revocations_stale", messages::sessions_cannot_be_checked());
             }
         }
         if !(slides && self.sliding.is_due(&member)) {
@@ -257,7 +247,7 @@ impl Authenticator {
             }
             Outcome::Renewed(_) | Outcome::Ended => ended(),
             Outcome::Unavailable => {
-                unjudged("renewal_unavailable", "the session cannot be renewed just now; try again")
+                unjudged("renewal_unavailable", messages::session_cannot_be_renewed())
             }
         }
     }

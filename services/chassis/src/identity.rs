@@ -15,7 +15,7 @@ use http::{HeaderName, HeaderValue};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
 
-use crate::http::ApiError;
+use crate::http::{ApiError, Message, messages};
 use crate::secret::Secret;
 
 /// Carries the signed identity from the gateway to a service.
@@ -142,8 +142,10 @@ pub(crate) async fn verify_identity(
                 request.extensions_mut().insert(subject);
             }
             None => {
-                return ApiError::forbidden("the request's internal identity is not valid")
-                    .into_response();
+                // Only the mesh's own programs can send one: the gateway takes strangers' off.
+                let message =
+                    Message::for_operators("the request's internal identity is not valid");
+                return ApiError::forbidden(message).into_response();
             }
         }
     }
@@ -179,7 +181,7 @@ impl<S: Send + Sync> FromRequestParts<S> for MemberCaller {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         match parts.extensions.get::<Subject>().cloned() {
             Some(Subject::Member { id, session, roles }) => Ok(Self { id, session, roles }),
-            _ => Err(ApiError::unauthenticated("this call needs a session: log in first")),
+            _ => Err(ApiError::unauthenticated(messages::session_needed())),
         }
     }
 }
@@ -197,7 +199,10 @@ impl<S: Send + Sync> FromRequestParts<S> for ServiceCaller {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         match parts.extensions.get::<Subject>().cloned() {
             Some(Subject::Service { name }) => Ok(Self { name }),
-            _ => Err(ApiError::forbidden("this path is for the mesh's own services")),
+            _ => {
+                let message = Message::for_operators("this path is for the mesh's own services");
+                Err(ApiError::forbidden(message))
+            }
         }
     }
 }

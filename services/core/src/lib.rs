@@ -48,7 +48,7 @@ pub use self::config::Settings;
 use crate::app::import::load_catalogue;
 use crate::app::signing::SigningKeys;
 use crate::config::TokenSettings;
-use crate::http::AppState;
+use crate::http::{AppState, messages};
 use crate::store::Store;
 use crate::store::key_files::{read_or_create_signing_key, read_previous_keys, read_signing_key};
 use crate::store::mysql::MysqlSpots;
@@ -347,8 +347,7 @@ async fn to_the_end(request: Request, next: Next) -> Response {
             // Answered and logged where every service does.
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_cancelled) => {
-                ApiError::unavailable("the service is stopping; try again", Duration::from_secs(1))
-                    .into_response()
+                ApiError::unavailable(messages::stopping(), Duration::from_secs(1)).into_response()
             }
         },
     }

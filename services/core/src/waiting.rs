@@ -11,6 +11,7 @@ use tourin_chassis::identity::IdentityVerifier;
 use tourin_chassis::shutdown::Shutdown;
 
 use crate::SERVICE;
+use crate::http::messages;
 
 /// How long answers that are under way may take when the database is there.
 const HAND_OVER: Duration = Duration::from_millis(200);
@@ -49,5 +50,5 @@ pub(crate) async fn answer_meanwhile<T>(
 }
 
 async fn not_yet() -> ApiError {
-    ApiError::unavailable("the service is starting; try again", Duration::from_secs(1))
+    ApiError::unavailable(messages::starting(), Duration::from_secs(1))
 }

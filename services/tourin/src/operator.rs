@@ -16,7 +16,7 @@ use futures::future::join_all;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tourin_chassis::http::{ApiError, HttpLimits, bind, serve};
+use tourin_chassis::http::{ApiError, HttpLimits, Message, bind, serve};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TraceSettings;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
@@ -128,10 +128,10 @@ impl Operator {
         let router = match traces {
             Some(store) => store.router().merge(metrics),
             None => metrics.fallback(|| async {
-                ApiError::not_found(
+                ApiError::not_found(Message::for_operators(
                     "here are /readyz, and /metrics, which lists the parts; traces are kept here only \
                      without --zipkin-url and --otlp-url, and with a --trace-memory-spans above 0",
-                )
+                ))
             }),
         };
         Ok(Self { listener, addr, router })
@@ -189,7 +189,8 @@ async fn readiness(State(parts): State<Parts>) -> Response {
 async fn metrics(State(parts): State<Parts>, Path(part): Path<String>) -> Response {
     let Some(address) = parts.addresses.of(&part) else {
         let known = parts.addresses.paths().replace('\n', " ");
-        return ApiError::not_found(format!("there are {}", known.trim_end())).into_response();
+        let message = Message::for_operators(format!("there are {}", known.trim_end()));
+        return ApiError::not_found(message).into_response();
     };
     let asked = async {
         let answer = parts.client.get(format!("http://{address}/metrics")).send().await?;

@@ -1,21 +1,33 @@
 //! The one error body of the contract, `{"error", "message"}` with the trace id beside them, and the statuses it comes with.
+//!
+//! A failed call is answered in English. [`in_the_readers_language`] puts it into the language that
+//! the request prefers, so that handlers need not know of languages.
 
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::header::RETRY_AFTER;
-use http::{HeaderValue, StatusCode};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_LANGUAGE, CONTENT_LENGTH, RETRY_AFTER, VARY,
+    WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
+
+use super::{Language, Message, messages};
 
 /// What a client reads when a call fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ErrorBody {
     /// The kind of error, for programs: `malformed`, `unauthenticated`, `forbidden`, `not_found`,
-    /// `method_not_allowed`, `timeout`, `conflict`, `too_large`, `invalid`, `rate_limited`,
-    /// `internal`, `bad_gateway` or `unavailable`. There may be more of them one day.
+    /// `method_not_allowed`, `timeout`, `conflict`, `too_large`, `unsupported`, `invalid`,
+    /// `rate_limited`, `internal`, `bad_gateway` or `unavailable`. There may be more of them one day.
     #[schema(example = "invalid")]
     pub error: String,
-    /// What was wrong, what was expected and what to do, for people.
+    /// What was wrong, what was expected and what to do, for people: in Korean where
+    /// `Accept-Language` prefers it, else in English.
     #[schema(example = "pageNo must be a whole number from 1 on")]
     pub message: String,
     /// The trace in which it failed: what to tell whoever runs the service.
@@ -38,30 +50,28 @@ impl ErrorBody {
 pub struct ApiError {
     status: StatusCode,
     kind: &'static str,
-    message: String,
-    retry_after: Option<Duration>,
+    message: Message,
+    headers: HeaderMap,
     cause: Option<anyhow::Error>,
 }
 
 macro_rules! plain {
     ($(#[$doc:meta] $name:ident, $status:ident, $kind:literal;)*) => {$(
         #[$doc]
-        pub fn $name(message: impl Into<String>) -> Self {
+        pub fn $name(message: Message) -> Self {
             Self::new(StatusCode::$status, $kind, message)
         }
     )*};
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), retry_after: None, cause: None }
+    fn new(status: StatusCode, kind: &'static str, message: Message) -> Self {
+        Self { status, kind, message, headers: HeaderMap::new(), cause: None }
     }
 
     plain! {
         /// 400: the request is not of the form that HTTP or JSON asks for.
         malformed, BAD_REQUEST, "malformed";
-        /// 401: the call needs a session, and there is none.
-        unauthenticated, UNAUTHORIZED, "unauthenticated";
         /// 403: the caller may not do this.
         forbidden, FORBIDDEN, "forbidden";
         /// 404: no such thing.
@@ -78,29 +88,52 @@ impl ApiError {
         invalid, UNPROCESSABLE_ENTITY, "invalid";
     }
 
+    /// 401: the call needs a session, and there is none.
+    pub fn unauthenticated(message: Message) -> Self {
+        // A 401 must say how to authenticate (RFC 9110, 15.5.2).
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", message)
+            .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tourin\""))
+    }
+
+    /// 415: the body is not JSON, by its own `Content-Type`.
+    pub(super) fn not_json() -> Self {
+        let message = messages::content_type_not_json();
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message)
+            .with(ACCEPT, HeaderValue::from_static("application/json"))
+    }
+
+    /// 415: the body is compressed.
+    pub(super) fn encoded() -> Self {
+        let message = messages::content_is_encoded();
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message)
+            .with(ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+    }
+
     /// 429: too many calls; `retry_after` says when to try again.
-    pub fn rate_limited(message: impl Into<String>, retry_after: Duration) -> Self {
-        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message);
-        error.retry_after = Some(retry_after);
-        error
+    pub fn rate_limited(message: Message, retry_after: Duration) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message).retry_after(retry_after)
     }
 
     /// 503: something this service needs is down; `retry_after` says when to try again.
-    pub fn unavailable(message: impl Into<String>, retry_after: Duration) -> Self {
-        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message);
-        error.retry_after = Some(retry_after);
-        error
+    pub fn unavailable(message: Message, retry_after: Duration) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message).retry_after(retry_after)
     }
 
     /// 500: a fault of ours. The cause is logged when the answer is made; the client is not told.
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
-        let mut error = Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "something went wrong on our side; the fault is logged under this request's id",
-        );
-        error.cause = Some(cause.into());
-        error
+        let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", messages::internal());
+        Self { cause: Some(cause.into()), ..error }
+    }
+
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    fn retry_after(self, after: Duration) -> Self {
+        // Whole seconds, rounded up: a client that waits this long is not refused again.
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        self.with(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
 
     /// The status it is answered with.
@@ -108,9 +141,9 @@ impl ApiError {
         self.status
     }
 
-    /// What the client reads.
+    /// What a client reads in English.
     pub fn body(&self) -> ErrorBody {
-        ErrorBody::new(self.kind, self.message.clone())
+        ErrorBody::new(self.kind, self.message.to_string())
     }
 }
 
@@ -120,17 +153,42 @@ impl From<anyhow::Error> for ApiError {
     }
 }
 
+/// What [`in_the_readers_language`] needs of a failed call, among its response's extensions.
+#[derive(Clone)]
+struct Translatable {
+    body: ErrorBody,
+    message: Message,
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if let Some(cause) = &self.cause {
             tracing::error!(error = format!("{cause:#}"), "request failed");
         }
-        let mut response = (self.status, axum::Json(self.body())).into_response();
-        if let Some(after) = self.retry_after {
-            // Whole seconds, rounded up: a client that waits this long is not refused again.
-            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        let body = self.body();
+        let mut response = (self.status, self.headers, axum::Json(&body)).into_response();
+        response.headers_mut().insert(CONTENT_LANGUAGE, Language::English.tag());
+        if self.message.is_translated() {
+            response.extensions_mut().insert(Translatable { body, message: self.message });
         }
         response
     }
+}
+
+/// Puts a failed call into the language that the request prefers.
+pub(super) async fn in_the_readers_language(request: Request, next: Next) -> Response {
+    let wanted = Language::preferred(request.headers());
+    let mut response = next.run(request).await;
+    let Some(Translatable { mut body, message }) = response.extensions_mut().remove() else {
+        return response;
+    };
+    response.headers_mut().append(VARY, HeaderValue::from_name(ACCEPT_LANGUAGE));
+    if wanted != Language::English {
+        message.text(wanted).clone_into(&mut body.message);
+        response.headers_mut().insert(CONTENT_LANGUAGE, wanted.tag());
+        response.headers_mut().remove(CONTENT_LENGTH);
+        // Strings always serialise.
+        *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
+    }
+    response
 }

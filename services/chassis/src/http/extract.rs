@@ -1,84 +1,14 @@
 //! Extractors whose refusals are the contract's error body.
 
-use std::error::Error;
-use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
-use std::str::{FromStr, ParseBoolError};
+use std::num::{IntErrorKind, ParseIntError};
+use std::str::FromStr;
 
-use axum::body::HttpBody as _;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::response::{IntoResponse, Response};
-use http::header::CONTENT_TYPE;
+use axum::extract::FromRequestParts;
 use http::request::Parts;
-use http::{HeaderValue, StatusCode};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ApiError, fields};
+use super::{ApiError, Message, messages};
 use crate::text;
-
-/// A JSON body. Not JSON at all is 400, JSON of another shape is 422.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Json<T>(pub T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(mut request: Request, state: &S) -> Result<Self, Self::Rejection> {
-        if fields::has_media_type(request.headers(), "application/json") {
-            // axum does not know the type where it cannot read a parameter; JSON has none that matters.
-            let plain = HeaderValue::from_static("application/json");
-            request.headers_mut().insert(CONTENT_TYPE, plain);
-        }
-        let is_empty = request.body().is_end_stream();
-        match axum::Json::<T>::from_request(request, state).await {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::JsonDataError(error)) => Err(ApiError::invalid(cause(&error))),
-            Err(JsonRejection::JsonSyntaxError(_)) if is_empty => {
-                Err(ApiError::malformed("the body is empty: expected JSON"))
-            }
-            Err(JsonRejection::JsonSyntaxError(error)) => {
-                Err(ApiError::malformed(format!("the body is not JSON: {}", cause(&error))))
-            }
-            Err(JsonRejection::MissingJsonContentType(_)) => Err(ApiError::malformed(
-                "the body must be JSON, sent with the header Content-Type: application/json",
-            )),
-            Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                Err(ApiError::too_large("the body is larger than this call accepts"))
-            }
-            Err(error) => Err(ApiError::malformed(cause(&error))),
-        }
-    }
-}
-
-impl<T: Serialize> IntoResponse for Json<T> {
-    fn into_response(self) -> Response {
-        axum::Json(self.0).into_response()
-    }
-}
-
-/// serde's words, which name the field and the place, without axum's preamble. The next cause below
-/// would be without the field.
-fn cause(error: &dyn Error) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
-}
-
-/// What was expected, where the error of a standard type says only what was found.
-fn in_words(error: &(dyn Error + 'static)) -> String {
-    if let Some(number) = error.downcast_ref::<ParseIntError>() {
-        return match number.kind() {
-            IntErrorKind::PosOverflow => "the number is too large".to_owned(),
-            _ => "expected a whole number from 0 on".to_owned(),
-        };
-    }
-    if error.is::<ParseFloatError>() {
-        return "expected a number such as 37.56".to_owned();
-    }
-    if error.is::<ParseBoolError>() {
-        return "expected true or false".to_owned();
-    }
-    error.to_string()
-}
 
 /// What the segments of a path are read into.
 pub trait Segments: DeserializeOwned + Send {
@@ -108,13 +38,62 @@ impl<T: Segments, S: Send + Sync> FromRequestParts<S> for Path<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
         match axum::extract::Path::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(value)) => Ok(Self(value.nfc())),
-            Err(_) => Err(ApiError::not_found("no such thing")),
+            Err(_) => Err(ApiError::not_found(messages::no_such_thing())),
         }
     }
 }
 
-/// The query string, decoded; each value without invisible characters, in Unicode NFC, its spaces plain ([`text::line`]).
-/// Parameters that nobody asks for are ignored.
+/// What a parameter of the query can be.
+pub trait Parameter: FromStr {
+    /// What to tell a client whose `name` is none.
+    fn refusal(name: &str, error: &Self::Err) -> Message;
+}
+
+impl Parameter for String {
+    fn refusal(_: &str, never: &Self::Err) -> Message {
+        match *never {}
+    }
+}
+
+impl Parameter for bool {
+    fn refusal(name: &str, _: &Self::Err) -> Message {
+        messages::not_true_or_false(name)
+    }
+}
+
+impl Parameter for f64 {
+    fn refusal(name: &str, _: &Self::Err) -> Message {
+        messages::not_a_number(name)
+    }
+}
+
+fn not_a_whole_number(name: &str, error: &ParseIntError) -> Message {
+    match error.kind() {
+        IntErrorKind::PosOverflow => messages::too_large_a_number(name),
+        _ => messages::not_a_whole_number(name),
+    }
+}
+
+impl Parameter for u32 {
+    fn refusal(name: &str, error: &Self::Err) -> Message {
+        not_a_whole_number(name, error)
+    }
+}
+
+impl Parameter for u64 {
+    fn refusal(name: &str, error: &Self::Err) -> Message {
+        not_a_whole_number(name, error)
+    }
+}
+
+impl Parameter for usize {
+    fn refusal(name: &str, error: &Self::Err) -> Message {
+        not_a_whole_number(name, error)
+    }
+}
+
+/// The query string, decoded; each value without invisible characters, in Unicode NFC, its spaces plain
+/// ([`text::line`]). Parameters that nobody asks for are ignored.
 #[derive(Debug, Clone, Default)]
 pub struct Params(Vec<(String, String)>);
 
@@ -136,21 +115,15 @@ impl Params {
     ///
     /// # Errors
     /// 422 when it does not parse or is given more than once.
-    pub fn one<T>(&self, name: &str) -> Result<Option<T>, ApiError>
-    where
-        T: FromStr,
-        T::Err: Error + 'static,
-    {
+    pub fn one<T: Parameter>(&self, name: &str) -> Result<Option<T>, ApiError> {
         let mut values = self.values(name);
         let Some(value) = values.next() else {
             return Ok(None);
         };
         if values.next().is_some() {
-            return Err(ApiError::invalid(format!("{name} is given more than once")));
+            return Err(ApiError::invalid(messages::given_more_than_once(name)));
         }
-        value.parse().map(Some).map_err(|error| {
-            ApiError::invalid(format!("{name} is not valid: {}", in_words(&error)))
-        })
+        value.parse().map(Some).map_err(|error| ApiError::invalid(T::refusal(name, &error)))
     }
 
     /// A text, trimmed; `None` when absent or blank.
@@ -184,6 +157,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
 
     #[test]
@@ -214,11 +189,11 @@ mod tests {
     fn a_number_that_is_none_is_refused_by_name() {
         let error = Params::parse("k=many").one::<u32>("k").unwrap_err();
         assert_eq!(error.status(), StatusCode::UNPROCESSABLE_ENTITY);
-        assert_eq!(error.body().message, "k is not valid: expected a whole number from 0 on");
+        assert_eq!(error.body().message, "k must be a whole number from 0 on");
         let error = Params::parse("k=99999999999").one::<u32>("k").unwrap_err();
-        assert_eq!(error.body().message, "k is not valid: the number is too large");
+        assert_eq!(error.body().message, "k is too large a number");
         let error = Params::parse("lat=north").one::<f64>("lat").unwrap_err();
-        assert_eq!(error.body().message, "lat is not valid: expected a number such as 37.56");
+        assert_eq!(error.body().message, "lat must be a number such as 37.56");
         assert!(Params::parse("k=1&k=2").one::<u32>("k").is_err());
         assert_eq!(Params::parse("k=7").one::<u32>("k").unwrap(), Some(7));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
@@ -15,8 +15,9 @@ use tokio::time::{Instant, timeout_at};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::ApiError;
+use super::error::in_the_readers_language;
 use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
+use super::{ApiError, Message, messages};
 use crate::health::Health;
 use crate::identity::{IdentityVerifier, verify_identity};
 use crate::metrics::Metrics;
@@ -68,7 +69,7 @@ pub fn service_router(
 
 /// A service's routes with what every service adds: `/healthz`, `/readyz` and `/metrics`, 404 and
 /// 405 with the error body, the verified identity, a span, a log line and a count for each request, a panic as
-/// 500, the limits, and `/internal/log-filter`.
+/// 500, refusals in the reader's language, the limits, and `/internal/log-filter`.
 pub fn observed_router(
     (service, metrics): (Service, Metrics),
     router: Router,
@@ -88,12 +89,13 @@ pub fn observed_router(
     let observer = Observer { service, metrics };
     router
         .route("/internal/log-filter", get(read_log_filter).put(set_log_filter))
-        .fallback(|| async { ApiError::not_found("no such path") })
+        .fallback(|| async { ApiError::not_found(messages::no_such_path()) })
         .method_not_allowed_fallback(|| async {
-            ApiError::method_not_allowed("the path is known; see Allow for its methods")
+            ApiError::method_not_allowed(messages::method_not_allowed())
         })
         .layer(
             ServiceBuilder::new()
+                .layer(from_fn(in_the_readers_language))
                 .layer(from_fn_with_state(observer, observe))
                 .layer(CatchPanicLayer::custom(answer_panic))
                 .layer(from_fn_with_state(permits, limit_concurrency))
@@ -114,7 +116,7 @@ pub fn operators_router(metrics: &Metrics, verifier: IdentityVerifier) -> Router
         .layer(from_fn_with_state(verifier, verify_identity))
         .route("/healthz", get(alive))
         .merge(metrics.router())
-        .fallback(|| async { ApiError::not_found("no such path") })
+        .fallback(|| async { ApiError::not_found(Message::for_operators("no such path")) })
 }
 
 async fn alive() -> axum::Json<serde_json::Value> {
@@ -147,11 +149,7 @@ async fn limit_concurrency(
     }
     match permits.try_acquire() {
         Ok(_permit) => next.run(request).await,
-        Err(_) => ApiError::unavailable(
-            "this instance is at its limit of concurrent requests; try again",
-            Duration::from_secs(1),
-        )
-        .into_response(),
+        Err(_) => ApiError::unavailable(messages::busy(), Duration::from_secs(1)).into_response(),
     }
 }
 
@@ -178,16 +176,11 @@ async fn limit_time_and_body(
         Ok(Ok(request)) => request,
         Ok(Err(refusal)) => return refusal.into_response(),
         Err(_) => {
-            return ApiError::too_slow("the request's body took too long to arrive")
-                .into_response();
+            return ApiError::too_slow(messages::body_too_slow()).into_response();
         }
     };
     timeout_at(deadline, next.run(request)).await.unwrap_or_else(|_| {
-        ApiError::unavailable(
-            "the request took longer than this service allows; try again",
-            Duration::from_secs(1),
-        )
-        .into_response()
+        ApiError::unavailable(messages::took_too_long(), Duration::from_secs(1)).into_response()
     })
 }
 
@@ -195,7 +188,7 @@ async fn with_whole_body(request: Request, limit: usize) -> Result<Request, ApiE
     if request.body().is_end_stream() {
         return Ok(request);
     }
-    let too_large = || ApiError::too_large(format!("the body is over the limit of {limit} bytes"));
+    let too_large = || ApiError::too_large(messages::body_too_large(limit as u64));
     if request.body().size_hint().lower() > limit as u64 {
         return Err(too_large());
     }
@@ -203,6 +196,6 @@ async fn with_whole_body(request: Request, limit: usize) -> Result<Request, ApiE
     match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(Request::from_parts(head, Body::from(body.to_bytes()))),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(ApiError::malformed("the body broke off, or is not as its header says")),
+        Err(_) => Err(ApiError::malformed(messages::body_broke_off())),
     }
 }

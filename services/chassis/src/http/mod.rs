@@ -4,14 +4,23 @@
 mod error;
 mod extract;
 pub mod fields;
+mod json;
 mod layers;
+mod message;
+pub mod messages;
 mod observe;
 mod serve;
+mod shape;
 #[cfg(test)]
 mod tests;
 
 pub use error::{ApiError, ErrorBody};
-pub use extract::{Json, Params, Path, Segments};
+pub use extract::{Parameter, Params, Path, Segments};
+pub use json::{Json, read_body, read_value};
 pub use layers::{HttpLimits, observed_router, operators_router, service_router};
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub use message::check_message;
+pub use message::{Language, Message};
 pub use observe::TRACE_RESPONSE_HEADER;
 pub use serve::{BindError, bind, serve};

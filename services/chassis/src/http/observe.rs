@@ -8,7 +8,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue};
 
-use super::ApiError;
+use super::{ApiError, Message};
 use crate::identity::{REQUEST_ID_HEADER, ServiceCaller};
 use crate::metrics::{self, Metrics};
 use crate::telemetry::{self, HttpRequest, Service, method_name};
@@ -96,8 +96,7 @@ pub(super) fn answer_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
 
 /// `GET /internal/log-filter`: what the process logs now.
 pub(super) async fn read_log_filter(_: ServiceCaller) -> Result<String, ApiError> {
-    telemetry::log_filter()
-        .ok_or_else(|| ApiError::not_found("this process's logging was not started here"))
+    telemetry::log_filter().ok_or_else(not_started)
 }
 
 /// `PUT /internal/log-filter`: the body is a filter in the form of `--log`. It holds for the whole
@@ -107,7 +106,12 @@ pub(super) async fn set_log_filter(
     filter: String,
 ) -> Result<String, ApiError> {
     let before = telemetry::log_filter().unwrap_or_default();
-    telemetry::set_log_filter(filter.trim()).map_err(ApiError::invalid)?;
+    telemetry::set_log_filter(filter.trim())
+        .map_err(|reason| ApiError::invalid(Message::for_operators(reason)))?;
     tracing::warn!(by = caller.name, before, after = filter.trim(), "the log filter was changed");
-    telemetry::log_filter().ok_or_else(|| ApiError::not_found("no filter is set"))
+    telemetry::log_filter().ok_or_else(not_started)
+}
+
+fn not_started() -> ApiError {
+    ApiError::not_found(Message::for_operators("this process's logging was not started here"))
 }

@@ -1,19 +1,15 @@
 //! Bodies that are JSON objects.
 
 use axum::extract::{FromRequest, Request};
-use http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tourin_chassis::http::{ApiError, Json};
+use tourin_chassis::http::{ApiError, Json, read_value};
 use tourin_chassis::text;
 
 /// What is hashed, and so read as it was typed too: see [`crate::app::passwords`].
 const AS_TYPED: [&str; 3] = ["password", "oldPassword", "newPassword"];
 
-/// A JSON object as `T`, its texts in Unicode NFC. Not JSON at all is 400; another shape is 422.
-///
-/// Unlike [`Json`] it refuses an array of the fields' values, which serde takes for a struct, and
-/// does not quote a body of another shape: there may be a password in it.
+/// A JSON object as `T`, its texts in Unicode NFC. Refused like [`Json`].
 #[derive(Debug)]
 pub(super) struct Object<T>(pub(super) T);
 
@@ -21,13 +17,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Object<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
-        let Json(object) =
-            Json::<Map<String, Value>>::from_request(request, state).await.map_err(|error| {
-                match error.status() {
-                    StatusCode::UNPROCESSABLE_ENTITY => not_an_object(),
-                    _ => error,
-                }
-            })?;
+        let Json(object) = Json::<Map<String, Value>>::from_request(request, state).await?;
         read(object).map(Self)
     }
 }
@@ -40,9 +30,7 @@ pub(super) fn read<T: DeserializeOwned>(mut object: Map<String, Value>) -> Resul
             compose(value);
         }
     }
-    // Its words begin with the field's name, unless that is missing.
-    serde_path_to_error::deserialize(Value::Object(object))
-        .map_err(|error| ApiError::invalid(error.to_string()))
+    read_value(Value::Object(object))
 }
 
 fn compose(value: &mut Value) {
@@ -52,9 +40,4 @@ fn compose(value: &mut Value) {
         Value::Object(fields) => fields.values_mut().for_each(compose),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
-}
-
-/// The refusal of JSON that is no object.
-pub(super) fn not_an_object() -> ApiError {
-    ApiError::invalid("the body must be a JSON object")
 }

@@ -10,11 +10,11 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::AppState;
 use super::body::Object;
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, Unavailable};
 use super::page::{self, PageOf, PageParams};
 use super::spots::{TourSpot, no_such_member, no_such_spot};
+use super::{AppState, messages};
 use crate::app::bookmarks::{Placed, Removed};
 use crate::domain::bookmark::Bookmark;
 use crate::domain::spot::SpotId;
@@ -54,14 +54,14 @@ struct NewBookmark {
 }
 
 fn no_such_user() -> ApiError {
-    ApiError::not_found("no such member")
+    ApiError::not_found(messages::no_such_member())
 }
 
 fn own(caller: &MemberCaller, user_id: &str) -> Result<(), ApiError> {
     if caller.id == user_id {
         Ok(())
     } else {
-        Err(ApiError::forbidden("these are another member's bookmarks"))
+        Err(ApiError::forbidden(messages::another_members_bookmarks()))
     }
 }
 
@@ -137,7 +137,7 @@ async fn find(
     State(state): State<AppState>,
     Path((user_id, spot)): Path<(String, String)>,
 ) -> Result<Json<BookmarkAnswer>, ApiError> {
-    let missing = || ApiError::not_found("no such bookmark");
+    let missing = || ApiError::not_found(messages::no_such_bookmark());
     let spot: SpotId = spot.parse().map_err(|_| missing())?;
     let found = state.content.bookmarks.find(&user_id, spot).await?;
     Ok(Json(found.ok_or_else(missing)?.into()))
@@ -165,7 +165,7 @@ async fn remove(
     Path((user_id, spot)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     own(&caller, &user_id)?;
-    let missing = || ApiError::not_found("no such bookmark");
+    let missing = || ApiError::not_found(messages::no_such_bookmark());
     let spot: SpotId = spot.parse().map_err(|_| missing())?;
     match state.content.bookmarks.remove(&user_id, spot).await? {
         Removed::Removed => Ok(StatusCode::NO_CONTENT),

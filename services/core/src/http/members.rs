@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::openapi::{QueryRefused, Unavailable};
-use super::{AppState, openapi, page};
+use super::{AppState, messages, openapi, page};
 use crate::domain::account::{Member, MemberId};
 
 pub(super) fn router() -> OpenApiRouter<AppState> {
@@ -65,7 +65,7 @@ async fn find(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<Json<MemberAnswer>, ApiError> {
-    let missing = || ApiError::not_found("no such member");
+    let missing = || ApiError::not_found(messages::no_such_member());
     let id = MemberId::parse(&id).map_err(|_| missing())?;
     let member = state.accounts.member(&id).await?.ok_or_else(missing)?;
     Ok(Json(member.into()))

@@ -7,6 +7,7 @@ mod cookies;
 mod feed;
 mod jwks;
 mod members;
+pub(crate) mod messages;
 mod openapi;
 pub mod page;
 mod resync;
@@ -71,7 +72,7 @@ impl From<StoreError> for ApiError {
             StoreError::Unavailable(cause) => {
                 // Why this request failed; that a server is away is the probe's to warn of, once.
                 tracing::info!(error = format!("{cause:#}"), "the store cannot be reached");
-                Self::unavailable("the store cannot be reached; try again", Duration::from_secs(1))
+                Self::unavailable(messages::store_out_of_reach(), Duration::from_secs(1))
             }
             StoreError::Failed(cause) => Self::internal(cause),
         }

@@ -12,7 +12,8 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Type};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use crate::domain::page::{Page, PageRequest};
+use super::messages;
+use crate::domain::page::{InvalidPage, MAX_PAGE_NUMBER, MAX_PAGE_SIZE, Page, PageRequest};
 
 /// The paging parameters, for the OpenAPI document; a test holds them against [`PageRequest`].
 #[derive(IntoParams)]
@@ -29,8 +30,12 @@ pub(super) struct PageParams {
 
 /// The page that the query asks for.
 pub(super) fn request(params: &Params) -> Result<PageRequest, ApiError> {
-    PageRequest::new(params.one("pageNo")?, params.one("pageSize")?)
-        .map_err(|error| ApiError::invalid(error.to_string()))
+    PageRequest::new(params.one("pageNo")?, params.one("pageSize")?).map_err(|error| {
+        ApiError::invalid(match error {
+            InvalidPage::Number => messages::invalid_page_number(MAX_PAGE_NUMBER),
+            InvalidPage::Size => messages::invalid_page_size(MAX_PAGE_SIZE),
+        })
+    })
 }
 
 /// The headers of a page with what each says.
@@ -81,7 +86,7 @@ impl<T: ToSchema> IntoResponses for PageOf<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::page::{DEFAULT_PAGE_SIZE, MAX_PAGE_NUMBER, MAX_PAGE_SIZE};
+    use crate::domain::page::DEFAULT_PAGE_SIZE;
 
     #[test]
     fn the_document_says_what_the_validator_does() {

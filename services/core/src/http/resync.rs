@@ -4,17 +4,23 @@
 use axum::extract::State;
 use axum::routing::get;
 use serde::Serialize;
-use tourin_chassis::http::{ApiError, Json, Params};
+use tourin_chassis::http::{ApiError, Json, Message, Parameter, Params};
 use tourin_chassis::identity::ServiceCaller;
 use tourin_shared_events::events::TourSpotUpsert;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::AppState;
 use crate::app::spots::{MAX_RESYNC_PAGE, upsert_payload};
-use crate::domain::spot::SpotId;
+use crate::domain::spot::{InvalidId, SpotId};
 
 pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::default().route("/internal/tour-spots", get(walk))
+}
+
+impl Parameter for SpotId {
+    fn refusal(name: &str, _: &InvalidId) -> Message {
+        Message::for_operators(format!("{name} must be a spot's id"))
+    }
 }
 
 #[derive(Serialize)]

@@ -11,13 +11,13 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::AppState;
 use super::body::Object;
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, Unavailable};
 use super::page::{self, PageOf, PageParams};
 use super::spots::{no_such_member, no_such_spot};
+use super::{AppState, messages};
 use crate::app::reviews::{Deleted, Liked, Written};
-use crate::domain::review::{Review, ReviewContent, ReviewId};
+use crate::domain::review::{MAX_CONTENT_CHARS, Review, ReviewContent, ReviewId};
 use crate::domain::spot::SpotId;
 
 /// Most reviews whose likes can be asked for at once.
@@ -94,7 +94,7 @@ struct ReviewLike {
 }
 
 fn no_such_review() -> ApiError {
-    ApiError::not_found("no such review")
+    ApiError::not_found(messages::no_such_review())
 }
 
 /// A body that speaks for a member must speak for the session's.
@@ -102,7 +102,7 @@ fn own(caller: &MemberCaller, user_id: &str) -> Result<(), ApiError> {
     if caller.id == user_id {
         Ok(())
     } else {
-        Err(ApiError::forbidden("userId is not the member of this session"))
+        Err(ApiError::forbidden(messages::user_id_is_not_the_sessions()))
     }
 }
 
@@ -149,8 +149,8 @@ async fn write(
     Object(body): Object<NewReview>,
 ) -> Result<(StatusCode, Json<ReviewAnswer>), ApiError> {
     own(&caller, &body.user_id)?;
-    let content =
-        ReviewContent::new(&body.content).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let content = ReviewContent::new(&body.content)
+        .map_err(|_| ApiError::invalid(messages::invalid_content(MAX_CONTENT_CHARS)))?;
     let spot: SpotId = spot.parse().map_err(|_| no_such_spot())?;
     match state.content.reviews.write(&caller.id, spot, &content).await? {
         Written::Written(review) => Ok((StatusCode::CREATED, Json(review.into()))),
@@ -180,7 +180,7 @@ async fn delete(
     let review: ReviewId = review.parse().map_err(|_| no_such_review())?;
     match state.content.reviews.delete(&caller.id, review).await? {
         Deleted::Deleted => Ok(StatusCode::NO_CONTENT),
-        Deleted::NotYours => Err(ApiError::forbidden("another member wrote this review")),
+        Deleted::NotYours => Err(ApiError::forbidden(messages::another_members_review())),
         Deleted::NotThere => Err(no_such_review()),
         Deleted::NoSuchMember => Err(no_such_member()),
     }
@@ -245,15 +245,15 @@ async fn likes(
 ) -> Result<Json<Vec<ReviewLike>>, ApiError> {
     let ids = params.list("tourSpotReviewIds");
     if ids.len() > MAX_LIKES {
-        return Err(ApiError::invalid(format!("at most {MAX_LIKES} tourSpotReviewIds at once")));
+        return Err(ApiError::invalid(messages::too_many_reviews_at_once(MAX_LIKES)));
     }
     let reviews: Vec<ReviewId> = ids
         .iter()
         .map(|id| id.parse())
         .collect::<Result<_, _>>()
-        .map_err(|error| ApiError::invalid(format!("tourSpotReviewIds: {error}")))?;
+        .map_err(|_| ApiError::invalid(messages::invalid_review_id()))?;
     let liked = state.content.reviews.likes(&user_id, &reviews).await?;
-    let liked = liked.ok_or_else(|| ApiError::not_found("no such member"))?;
+    let liked = liked.ok_or_else(|| ApiError::not_found(messages::no_such_member()))?;
     let answers = ids.into_iter().zip(liked).map(|(id, liked)| ReviewLike {
         user_id: user_id.clone(),
         tour_spot_review_id: id,

@@ -7,18 +7,18 @@ use axum::extract::State;
 use axum::response::Response;
 use http::Method;
 use serde::Serialize;
-use tourin_chassis::http::{ApiError, ErrorBody, Json, Params, Path};
+use tourin_chassis::http::{ApiError, ErrorBody, Json, Message, Parameter, Params, Path};
 use tourin_chassis::identity::{Caller, Subject};
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema, Type};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::AppState;
 use super::openapi::{QueryRefused, Unavailable};
 use super::page::{self, PageOf, PageParams};
-use crate::domain::geo::Bounds;
-use crate::domain::search::{SearchText, SpotFilter, SpotSort};
+use super::{AppState, messages};
+use crate::domain::geo::{Bounds, InvalidBounds};
+use crate::domain::search::{MAX_QUERY_CHARS, SearchText, SpotFilter, SpotSort, UnknownSort};
 use crate::domain::spot::{Spot, SpotId};
 use crate::domain::tag::{Tag, TagSet};
 
@@ -156,10 +156,14 @@ impl FromStr for CustomFilter {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "bookmarked" | "bookmark" => Ok(Self::Bookmarked),
-            _ => Err(ApiError::invalid(
-                "customFilters knows only bookmarked (or by its old name, bookmark)",
-            )),
+            _ => Err(ApiError::invalid(messages::unknown_filter())),
         }
+    }
+}
+
+impl Parameter for SpotSort {
+    fn refusal(_: &str, _: &UnknownSort) -> Message {
+        messages::unknown_sort()
     }
 }
 
@@ -203,12 +207,15 @@ struct BoundsParams {
 }
 
 fn filter(params: &Params, caller: &Caller) -> Result<SpotFilter, ApiError> {
-    let invalid = |error: &dyn std::fmt::Display| ApiError::invalid(error.to_string());
     let query = match params.one::<String>("query")? {
-        Some(text) => SearchText::new(&text).map_err(|error| invalid(&error))?,
+        Some(text) => SearchText::new(&text)
+            .map_err(|_| ApiError::invalid(messages::query_too_long(MAX_QUERY_CHARS)))?,
         None => None,
     };
-    let tags = TagSet::parse(params.list("tags")).map_err(|error| invalid(&error))?;
+    let tags = TagSet::parse(params.list("tags")).map_err(|_| {
+        let known = Tag::ALL.map(Tag::name).join(", ");
+        ApiError::invalid(messages::unknown_tag(&known))
+    })?;
     let mut bookmarked_by = None;
     for name in params.list("customFilters") {
         match (name.parse()?, &caller.0) {
@@ -216,9 +223,7 @@ fn filter(params: &Params, caller: &Caller) -> Result<SpotFilter, ApiError> {
                 bookmarked_by = Some(id.clone());
             }
             (CustomFilter::Bookmarked, _) => {
-                return Err(ApiError::unauthenticated(
-                    "customFilters=bookmarked needs a session: log in first",
-                ));
+                return Err(ApiError::unauthenticated(messages::filter_needs_session()));
             }
         }
     }
@@ -227,22 +232,28 @@ fn filter(params: &Params, caller: &Caller) -> Result<SpotFilter, ApiError> {
 
 fn bounds(params: &Params) -> Result<Bounds, ApiError> {
     let edge = |name: &str| {
-        params
-            .one::<f64>(name)?
-            .ok_or_else(|| ApiError::invalid(format!("{name} is missing: the map needs its edges")))
+        params.one::<f64>(name)?.ok_or_else(|| ApiError::invalid(messages::missing_edge(name)))
     };
-    Bounds::new(edge("minLat")?, edge("minLng")?, edge("maxLat")?, edge("maxLng")?)
-        .map_err(|error| ApiError::invalid(error.to_string()))
+    Bounds::new(edge("minLat")?, edge("minLng")?, edge("maxLat")?, edge("maxLng")?).map_err(
+        |error| {
+            ApiError::invalid(match error {
+                InvalidBounds::Latitude => messages::invalid_latitude(),
+                InvalidBounds::Longitude => messages::invalid_longitude(),
+                InvalidBounds::LatitudeOrder => messages::latitudes_out_of_order(),
+                InvalidBounds::LongitudeOrder => messages::longitudes_out_of_order(),
+            })
+        },
+    )
 }
 
 /// The caller of a member's call whose account was deleted meanwhile.
 pub(super) fn no_such_member() -> ApiError {
-    ApiError::unauthenticated("the account of this session does not exist any more")
+    ApiError::unauthenticated(messages::account_is_gone())
 }
 
 /// No spot has the id.
 pub(super) fn no_such_spot() -> ApiError {
-    ApiError::not_found("no such tour spot")
+    ApiError::not_found(messages::no_such_spot())
 }
 
 /// Tour spots, by name

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use serde::Serialize;
-use tourin_chassis::http::{ApiError, Json, Params, Path};
+use tourin_chassis::http::{ApiError, Json, Message, Params, Path};
 use tourin_chassis::identity::ServiceCaller;
 
 use super::unavailable;
@@ -66,6 +66,11 @@ pub(super) fn router(audit: Audit) -> Router {
         .with_state(audit)
 }
 
+fn invalid_ids() -> ApiError {
+    let expected = format!("ids must be 1 to {MAX_IDS} ids of spots, separated by commas");
+    ApiError::invalid(Message::for_operators(expected))
+}
+
 async fn scores(
     State(audit): State<Audit>,
     _: ServiceCaller,
@@ -73,13 +78,10 @@ async fn scores(
 ) -> Result<Json<Scores>, ApiError> {
     let ids = params.list("ids");
     if ids.is_empty() || ids.len() > MAX_IDS {
-        return Err(ApiError::invalid(format!("ids must be 1 to {MAX_IDS} ids of spots")));
+        return Err(invalid_ids());
     }
-    let ids: Vec<SpotId> = ids
-        .iter()
-        .map(|id| id.parse())
-        .collect::<Result<_, _>>()
-        .map_err(|error| ApiError::invalid(format!("ids: {error}")))?;
+    let ids: Vec<SpotId> =
+        ids.iter().map(|id| id.parse()).collect::<Result<_, _>>().map_err(|_| invalid_ids())?;
     let worth = audit.worth(&ids).await.map_err(unavailable)?;
     let value = |id: &SpotId| worth.values.get(id).copied().unwrap_or_default();
     Ok(Json(Scores {
@@ -106,7 +108,10 @@ async fn backlog(
 ) -> Result<Json<EventBacklog>, ApiError> {
     let (backlog, handled) = audit.backlog().await.map_err(|error| {
         tracing::info!(error = format!("{error:#}"), "the backlog cannot be read");
-        ApiError::unavailable("the bus is out of reach; try again", super::RETRY_AFTER)
+        ApiError::unavailable(
+            Message::for_operators("the bus is out of reach; try again"),
+            super::RETRY_AFTER,
+        )
     })?;
     Ok(Json(EventBacklog { waiting: backlog.waiting, handled, settled_to: backlog.settled_to }))
 }

@@ -1,6 +1,7 @@
 //! The service's HTTP face: parses at the edge, calls one use case, shapes the answer.
 
 mod audit;
+mod messages;
 mod openapi;
 mod overview;
 mod recommendations;
@@ -36,5 +37,5 @@ fn unavailable(error: PortError) -> ApiError {
         PortError::Unavailable(_) => tracing::info!(%error, "no answer at the moment"),
         PortError::Failed(_) => tracing::error!(%error, "a store failed"),
     }
-    ApiError::unavailable("recommendations cannot be made at the moment; try again", RETRY_AFTER)
+    ApiError::unavailable(messages::no_answer_at_the_moment(), RETRY_AFTER)
 }

@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::openapi::Unavailable;
-use super::{TourSpotOverview, unavailable};
+use super::{TourSpotOverview, messages, unavailable};
 use crate::app::recommend::Recommender;
 use crate::domain::spot::{Spot, SpotId};
 
@@ -108,7 +108,7 @@ async fn similar(
     params: Params,
 ) -> Result<Json<Vec<TourSpotOverview>>, ApiError> {
     let k = k(&params, DEFAULT_SIMILAR_K)?;
-    let no_such_spot = || ApiError::not_found("there is no such tour spot");
+    let no_such_spot = || ApiError::not_found(messages::no_such_spot());
     let id: SpotId = id.parse().map_err(|_| no_such_spot())?;
     let spots = recommender.similar(id, k).await.map_err(unavailable)?;
     Ok(overviews(spots.ok_or_else(no_such_spot)?))
@@ -118,9 +118,7 @@ fn k(params: &Params, default: usize) -> Result<usize, ApiError> {
     match params.one::<usize>("k") {
         Ok(None) => Ok(default),
         Ok(Some(k)) if k <= MAX_K => Ok(k),
-        Ok(Some(_)) | Err(_) => {
-            Err(ApiError::invalid(format!("k must be one whole number from 0 to {MAX_K}")))
-        }
+        Ok(Some(_)) | Err(_) => Err(ApiError::invalid(messages::invalid_k(MAX_K))),
     }
 }
 

@@ -3,7 +3,7 @@
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use tourin_chassis::http::{ApiError, fields};
+use tourin_chassis::http::{ApiError, Message, fields};
 use tourin_chassis::secret::Secret;
 
 /// The caller showed the secret. Extracted before the body is read.
@@ -19,7 +19,7 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
         match MaybeSecretHolder::from_request_parts(parts, state).await? {
             MaybeSecretHolder(true) => Ok(Self),
-            MaybeSecretHolder(false) => Err(ApiError::unauthenticated(
+            MaybeSecretHolder(false) => Err(refused(
                 "this call needs the registration secret: Authorization: Bearer <secret>",
             )),
         }
@@ -45,7 +45,11 @@ where
         if fields::bearer_tokens(&parts.headers).any(|shown| secret.matches(shown)) {
             Ok(Self(true))
         } else {
-            Err(ApiError::unauthenticated("the registration secret is not right"))
+            Err(refused("the registration secret is not right"))
         }
     }
+}
+
+fn refused(reason: &'static str) -> ApiError {
+    ApiError::unauthenticated(Message::for_operators(reason))
 }

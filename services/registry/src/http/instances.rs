@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::TimeDelta;
-use tourin_chassis::http::{ApiError, Json, Params, Path};
+use tourin_chassis::http::{ApiError, Json, Message, Params, Path};
 use tourin_registry_api::wire::{MAX_WAIT_MS, RegisterRequest};
 use tourin_registry_api::{Departure, Instance, Registered, Snapshot, limits};
 
@@ -27,9 +27,9 @@ pub(super) async fn register(
     limits::metadata(&request.metadata).map_err(invalid)?;
     limits::lease_ms(request.lease_ms).map_err(invalid)?;
     if request.address.port() == 0 || request.address.ip().is_unspecified() {
-        return Err(ApiError::invalid(
+        return Err(ApiError::invalid(Message::for_operators(
             "address is where others reach the instance: a port other than 0 on an address other than 0.0.0.0 or [::]",
-        ));
+        )));
     }
     let lease = TimeDelta::milliseconds(i64::try_from(request.lease_ms).unwrap_or(i64::MAX));
     let instance = Instance {
@@ -40,10 +40,8 @@ pub(super) async fn register(
         metadata: request.metadata,
     };
     let version = discovery.register(instance, lease).map_err(|error| match error {
-        RegisterError::Held { .. } => ApiError::conflict(error.to_string()),
-        RegisterError::Full { .. } => {
-            ApiError::unavailable(error.to_string(), Duration::from_secs(1))
-        }
+        RegisterError::Held { .. } => ApiError::conflict(english(error)),
+        RegisterError::Full { .. } => ApiError::unavailable(english(error), Duration::from_secs(1)),
     })?;
     Ok(Json(Registered { version }))
 }
@@ -89,15 +87,20 @@ pub(super) async fn list(
 fn wait(params: &Params) -> Result<Duration, ApiError> {
     let wait_ms: u64 = params.one("wait_ms")?.unwrap_or(0);
     if wait_ms > MAX_WAIT_MS {
-        return Err(ApiError::invalid(format!("wait_ms is at most {MAX_WAIT_MS}")));
+        return Err(ApiError::invalid(english(format!("wait_ms is at most {MAX_WAIT_MS}"))));
     }
     Ok(Duration::from_millis(wait_ms))
 }
 
 pub(super) fn invalid(error: limits::InvalidValue) -> ApiError {
-    ApiError::invalid(error.to_string())
+    ApiError::invalid(english(error))
 }
 
 fn unknown(error: Unknown) -> ApiError {
-    ApiError::not_found(error.to_string())
+    ApiError::not_found(english(error))
+}
+
+/// The registry's clients are the mesh's own programs and its operators.
+pub(super) fn english(text: impl ToString) -> Message {
+    Message::for_operators(text.to_string())
 }

@@ -15,7 +15,7 @@ use tourin_registry_api::limits;
 use tourin_registry_api::wire::{AckRequest, CHANGE_EVENT, KEEP_ALIVE_MS, SNAPSHOT_EVENT};
 
 use super::authority::{MaybeSecretHolder, SecretHolder};
-use super::instances::invalid;
+use super::instances::{english, invalid};
 use crate::app::{Discovery, Watch, WatchItem};
 use crate::domain::WatcherKind;
 
@@ -37,9 +37,9 @@ pub(super) async fn open(
         (None, true) => WatcherKind::Unnamed,
         (None, false) => WatcherKind::Stranger,
         (Some(_), false) => {
-            return Err(ApiError::unauthenticated(
+            return Err(ApiError::unauthenticated(english(
                 "a watch with a name needs the registration secret: others will wait for it",
-            ));
+            )));
         }
     };
     // An `EventSource` resumes by this header.
@@ -47,7 +47,7 @@ pub(super) async fn open(
     let from = from.or_else(resumed).unwrap_or(0);
     let watch = discovery
         .watch(watcher, from, epoch, stop)
-        .map_err(|e| ApiError::unavailable(e.to_string(), Duration::from_secs(1)))?;
+        .map_err(|e| ApiError::unavailable(english(e), Duration::from_secs(1)))?;
 
     let events = stream::unfold(watch, next_event);
     let keep_alive = KeepAlive::new().interval(Duration::from_millis(KEEP_ALIVE_MS));
@@ -77,6 +77,6 @@ pub(super) async fn acknowledge(
     if discovery.acknowledge(&watcher, request.version) {
         Ok(StatusCode::NO_CONTENT)
     } else {
-        Err(ApiError::not_found("no such watcher is connected"))
+        Err(ApiError::not_found(english("no such watcher is connected")))
     }
 }

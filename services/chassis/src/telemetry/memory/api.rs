@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::query::now_ms;
 use super::{Link, MemoryStore, TraceQuery};
-use crate::http::{ApiError, Json, Params, Path};
+use crate::http::{ApiError, Json, Message, Params, Path};
 use crate::telemetry::ZipkinSpan;
 
 const PAGE: &str = include_str!("page.html");
@@ -34,7 +34,7 @@ impl MemoryStore {
             .route("/api/v2/traceMany", get(trace_many))
             .route("/api/v2/trace/{id}", get(trace))
             .route("/api/v2/dependencies", get(dependencies))
-            .fallback(|| async { ApiError::not_found("no such path") })
+            .fallback(|| async { ApiError::not_found(Message::for_operators("no such path")) })
             .with_state(self.clone())
     }
 
@@ -56,7 +56,9 @@ async fn page() -> impl IntoResponse {
 /// A trace's address at a Zipkin server is good here too.
 async fn redirect_to_trace(Path(id): Path<String>) -> Result<Redirect, ApiError> {
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(ApiError::malformed("expected a trace's id in hexadecimal digits"));
+        return Err(ApiError::malformed(Message::for_operators(
+            "expected a trace's id in hexadecimal digits",
+        )));
     }
     Ok(Redirect::temporary(&format!("/#{id}")))
 }
@@ -66,7 +68,9 @@ async fn services(State(store): State<MemoryStore>) -> Json<Value> {
 }
 
 fn service_name(params: &Params) -> Result<String, ApiError> {
-    params.text("serviceName").ok_or_else(|| ApiError::malformed("serviceName is missing"))
+    params
+        .text("serviceName")
+        .ok_or_else(|| ApiError::malformed(Message::for_operators("serviceName is missing")))
 }
 
 async fn span_names(
@@ -94,7 +98,7 @@ async fn trace(
     State(store): State<MemoryStore>,
     Path(id): Path<String>,
 ) -> Result<Json<Vec<ZipkinSpan>>, ApiError> {
-    let unknown = || ApiError::not_found("no such trace is kept");
+    let unknown = || ApiError::not_found(Message::for_operators("no such trace is kept"));
     store.trace(&id).map(Json).ok_or_else(unknown)
 }
 

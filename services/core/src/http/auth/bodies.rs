@@ -1,31 +1,22 @@
 //! What the calls under `/api/auth` take and answer.
 
-use serde::{Deserialize, Deserializer, Serialize};
-use tourin_chassis::http::ApiError;
+use serde::{Deserialize, Serialize};
+use tourin_chassis::http::{ApiError, Message};
 use utoipa::ToSchema;
 
-use super::super::openapi;
+use super::super::{messages, openapi};
 use crate::app::sessions::TokenPair;
-use crate::domain::account::{Account, Email, Invalid, MemberId, Name, ProfileChange};
+use crate::domain::account::{Account, Email, MemberId, Name, ProfileChange};
 use crate::domain::password::Password;
 
-/// A secret as somebody typed it: not shown in debug output, nor quoted when it is not a string.
-#[derive(Clone, Default)]
+/// A secret as somebody typed it: not shown in debug output.
+#[derive(Clone, Default, Deserialize)]
+#[serde(transparent)]
 pub(super) struct Typed(pub(super) String);
 
 impl std::fmt::Debug for Typed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Typed(..)")
-    }
-}
-
-impl<'de> Deserialize<'de> for Typed {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // serde's own message would quote what it found, and so put a password into the answer.
-        match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::String(text) => Ok(Self(text)),
-            _ => Err(serde::de::Error::custom("a password or token must be a string")),
-        }
     }
 }
 
@@ -47,10 +38,10 @@ impl SignUp {
     /// The parts, or everything that is wrong with them.
     pub(super) fn parse(&self) -> Result<(MemberId, Password, Name, Email), ApiError> {
         let parts = (
-            MemberId::parse(&self.id),
-            Password::parse("password", &self.password.0),
-            Name::parse(&self.name),
-            Email::parse(&self.email),
+            MemberId::parse(&self.id).map_err(|_| invalid_id()),
+            Password::parse("password", &self.password.0).map_err(|_| invalid_password("password")),
+            Name::parse(&self.name).map_err(|_| invalid_name()),
+            Email::parse(&self.email).map_err(|_| invalid_email()),
         );
         match parts {
             (Ok(id), Ok(password), Ok(name), Ok(email)) => Ok((id, password, name, email)),
@@ -62,9 +53,27 @@ impl SignUp {
 }
 
 /// All refusals in one message.
-pub(super) fn invalid(reasons: impl IntoIterator<Item = Option<Invalid>>) -> ApiError {
-    let reasons: Vec<_> = reasons.into_iter().flatten().map(|reason| reason.to_string()).collect();
-    ApiError::invalid(reasons.join("; "))
+fn invalid(reasons: impl IntoIterator<Item = Option<Message>>) -> ApiError {
+    let reasons: Vec<_> = reasons.into_iter().flatten().collect();
+    ApiError::invalid(Message::all(&reasons))
+}
+
+fn invalid_id() -> Message {
+    messages::invalid_id(MemberId::MIN_CHARS, MemberId::MAX_CHARS)
+}
+
+fn invalid_name() -> Message {
+    messages::invalid_name(Name::MIN_CHARS, Name::MAX_CHARS)
+}
+
+fn invalid_email() -> Message {
+    messages::invalid_email(Email::MAX_CHARS)
+}
+
+/// `field` is how the client named it.
+pub(super) fn invalid_password(field: &str) -> Message {
+    let (min, max) = (Password::MIN_CHARS, Password::MAX_CHARS);
+    messages::invalid_password(field, min, max, Password::SYMBOLS)
 }
 
 /// Who logs in.
@@ -98,6 +107,8 @@ impl UpdateProfile {
     pub(super) fn parse(&self) -> Result<ProfileChange, ApiError> {
         let name = self.name.as_deref().map(Name::parse).transpose();
         let email = self.email.as_deref().map(Email::parse).transpose();
+        let name = name.map_err(|_| invalid_name());
+        let email = email.map_err(|_| invalid_email());
         match (name, email) {
             (Ok(name), Ok(email)) => Ok(ProfileChange { name, email }),
             (name, email) => Err(invalid([name.err(), email.err()])),

@@ -4,6 +4,8 @@ mod bodies;
 mod place;
 mod sliding;
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -11,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
-use tourin_chassis::http::{ApiError, Json, Params, fields};
+use tourin_chassis::http::{ApiError, Json, Params, read_body, read_value};
 use tourin_chassis::identity::{Caller, MemberCaller, SESSION_ENDED_HEADER, Subject};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,10 +23,11 @@ use self::bodies::{
     UpdatePassword, UpdateProfile,
 };
 use self::place::ClientPlace;
-use super::body::{self, Object};
+use super::body::Object;
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, TooManyAttempts, Unavailable};
-use super::{AppState, cookies};
+use super::{AppState, cookies, messages};
 use crate::app::accounts::AccountError;
+use crate::app::attempts;
 use crate::app::passwords::HashingError;
 use crate::app::sessions::{SessionError, TokenPair};
 use crate::domain::account::{Account, MemberId};
@@ -131,7 +134,7 @@ async fn reissue(
         }
     }
     let refused = SessionError::Refused { ended: None };
-    let mut response = ApiError::unauthenticated(refused.to_string()).into_response();
+    let mut response = ApiError::from(refused).into_response();
     // Who shows nothing has nothing to lose, and may be another site's page, to whose calls browsers
     // add no cookies and whose answers they let set some.
     if !presented.is_empty() {
@@ -160,10 +163,7 @@ async fn log_out(
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let everywhere = params
-        .one::<bool>("everywhere")
-        .map_err(|_| ApiError::invalid("everywhere must be true or false, given once"))?
-        .unwrap_or(false);
+    let everywhere = params.one::<bool>("everywhere")?.unwrap_or(false);
     let named = match &caller {
         Some(Subject::Member { id, session, .. }) => Some((id.as_str(), session.as_str())),
         _ => None,
@@ -246,7 +246,7 @@ async fn update_password(
 ) -> Result<Response, ApiError> {
     let (account, session) = signed_in(&state, &caller).await?;
     let new = Password::parse("newPassword", &body.new_password.0)
-        .map_err(|reason| bodies::invalid([Some(reason)]))?;
+        .map_err(|_| ApiError::invalid(bodies::invalid_password("newPassword")))?;
     let ended =
         state.accounts.update_password(&account.id, session, &body.old_password.0, &new).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -260,7 +260,7 @@ async fn signed_in(
     state: &AppState,
     caller: &MemberCaller,
 ) -> Result<(Account, SessionId), ApiError> {
-    let ended = || ApiError::unauthenticated("the session has ended; log in again");
+    let ended = || ApiError::unauthenticated(messages::session_has_ended());
     let session = SessionId::parse(&caller.session).ok_or_else(ended)?;
     let id = MemberId::parse(&caller.id).map_err(|_| ended())?;
     let account = state.sessions.account(&id, session).await?.ok_or_else(ended)?;
@@ -272,26 +272,10 @@ fn read_reissue(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Reissue, ApiError> {
-    let body = body.map_err(|error| match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            ApiError::too_large("the body is larger than this call accepts")
-        }
-        _ => ApiError::malformed("the body could not be read"),
-    })?;
-    if body.trim_ascii().is_empty() {
-        return Ok(Reissue::default());
-    }
-    if !fields::has_media_type(headers, "application/json") {
-        return Err(ApiError::malformed(
-            "the body must be JSON, sent with the header Content-Type: application/json",
-        ));
-    }
-    match serde_json::from_slice(&body) {
-        Ok(Value::Object(object)) => body::read(object),
-        // How some clients say that there is no body.
-        Ok(Value::Null) => Ok(Reissue::default()),
-        Ok(_) => Err(body::not_an_object()),
-        Err(error) => Err(ApiError::malformed(error.to_string())),
+    match read_body(headers, &body?)? {
+        // Null is how some clients say that there is no body.
+        None | Some(Value::Null) => Ok(Reissue::default()),
+        Some(body) => read_value(body),
     }
 }
 
@@ -325,13 +309,19 @@ fn name_ended(headers: &mut HeaderMap, ended: &[SessionId]) {
     headers.insert(SESSION_ENDED_HEADER, value);
 }
 
+impl From<attempts::TooManyAttempts> for ApiError {
+    fn from(attempts::TooManyAttempts { retry_after }: attempts::TooManyAttempts) -> Self {
+        let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+        Self::rate_limited(messages::too_many_attempts(seconds.max(1)), retry_after)
+    }
+}
+
 impl From<HashingError> for ApiError {
     fn from(error: HashingError) -> Self {
         match error {
-            HashingError::Busy => Self::unavailable(
-                "too many passwords are being checked; try again",
-                std::time::Duration::from_secs(2),
-            ),
+            HashingError::Busy => {
+                Self::unavailable(messages::too_many_passwords_at_once(), Duration::from_secs(2))
+            }
             HashingError::Failed(cause) => Self::internal(cause),
         }
     }
@@ -339,11 +329,11 @@ impl From<HashingError> for ApiError {
 
 impl From<AccountError> for ApiError {
     fn from(error: AccountError) -> Self {
-        let message = error.to_string();
         match error {
-            AccountError::Taken => Self::invalid(message),
-            AccountError::Gone | AccountError::WrongPassword => Self::unauthenticated(message),
-            AccountError::TooManyAttempts(wait) => Self::rate_limited(message, wait.retry_after),
+            AccountError::Taken => Self::invalid(messages::id_is_taken()),
+            AccountError::Gone => Self::unauthenticated(messages::account_is_gone()),
+            AccountError::WrongPassword => Self::unauthenticated(messages::wrong_old_password()),
+            AccountError::TooManyAttempts(error) => error.into(),
             AccountError::Hashing(error) => error.into(),
             AccountError::Store(error) => error.into(),
         }
@@ -352,12 +342,12 @@ impl From<AccountError> for ApiError {
 
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
-        let message = error.to_string();
         match error {
-            SessionError::WrongCredentials | SessionError::Refused { .. } => {
-                Self::unauthenticated(message)
+            SessionError::WrongCredentials => Self::unauthenticated(messages::wrong_credentials()),
+            SessionError::Refused { .. } => {
+                Self::unauthenticated(messages::refresh_token_refused())
             }
-            SessionError::TooManyAttempts(wait) => Self::rate_limited(message, wait.retry_after),
+            SessionError::TooManyAttempts(error) => error.into(),
             SessionError::Hashing(error) => error.into(),
             SessionError::Store(error) => error.into(),
             SessionError::Token(cause) => Self::internal(cause),
