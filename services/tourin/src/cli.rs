@@ -54,7 +54,7 @@ pub struct Run<S: clap::Args, T: clap::Args = LogSettings> {
     #[command(flatten)]
     pub file: ConfigFile,
     #[allow(missing_docs, reason = "its help is its fields'")]
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Logs and traces")]
     pub telemetry: T,
 }
 
