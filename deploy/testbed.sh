@@ -18,6 +18,7 @@
 #   TOURIN_AMQP_API_URL   RabbitMQ's management API
 #   TOURIN_ZIPKIN_URL     Zipkin, storage in memory; absent where it cannot be fetched
 #   TOURIN_SCHEMATHESIS   the schemathesis program
+#   TOURIN_OPENAPI_TOOLS  a node_modules folder with redocly, openapi-typescript and the TypeScript compiler
 #   TOURIN_BROWSER_PYTHON a Python with playwright, which drives Debian's chromium
 #   TOURIN_TESTBED_STATE  the bed's folder: logs and data, gone with the bed
 # A URL that is already set is kept: that server is used, and neither installed nor started here.

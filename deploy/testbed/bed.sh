@@ -142,6 +142,7 @@ bed_exports() {
         BED=$bed TOOLS=$tools "$here/testbed/$server.sh" urls
     done | sed 's/^/export /'
     printf 'export TOURIN_SCHEMATHESIS=%q\n' "$tools/venv/bin/schemathesis"
+    printf 'export TOURIN_OPENAPI_TOOLS=%q\n' "$tools/npm-openapi/node_modules"
     printf 'export TOURIN_BROWSER_PYTHON=%q\n' "$tools/venv-browser/bin/python"
     if [ -n "$bed" ]; then printf 'export TOURIN_TESTBED_STATE=%q\n' "$bed"; fi
 }

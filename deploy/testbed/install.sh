@@ -9,6 +9,8 @@ secantusdb_version=0.7.0b3
 zipkin_version=3.5.1
 # Drives Debian's chromium; brings no browser of its own.
 playwright_version=1.65.2
+# What the API description is held against: a linter, and a generator of clients with what compiles them.
+openapi_tools=(@redocly/cli@2.77.0 openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3)
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
@@ -73,6 +75,19 @@ pip_install() {
     printf '%s\n' "$requirement" >"$venv/testbed-requirement"
 }
 
+# npm_install FOLDER PACKAGE@VERSION...: into a folder of their own, made anew when a version changes. Scripts
+# that packages bring for their installation do not run.
+npm_install() {
+    local folder=$tools/$1 requirement="${*:2}"
+    if [ "$(cat "$folder/testbed-requirement" 2>/dev/null)" = "$requirement" ]; then return; fi
+    say "installing $requirement into $folder"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    printf '{"private": true}\n' >"$folder/package.json"
+    npm install --prefix "$folder" --ignore-scripts --no-audit --no-fund --loglevel error "${@:2}" >&2
+    printf '%s\n' "$requirement" >"$folder/testbed-requirement"
+}
+
 zipkin_is_fetched() { [ "$(cat "$tools/zipkin/version" 2>/dev/null)" = "$zipkin_version" ]; }
 
 # The server's jar, by its name in Maven's central repository; fetched anew when the version changes.
@@ -115,10 +130,13 @@ install_missing() {
         command -v mvn >/dev/null || packages+=(maven)
     fi
     command -v chromium >/dev/null || packages+=(chromium)
+    command -v node >/dev/null || packages+=(nodejs)
+    command -v npm >/dev/null || packages+=(npm)
     if [ "${#packages[@]}" -gt 0 ]; then apt_install "${packages[@]}"; fi
 
     pip_install venv "schemathesis==$schemathesis_version.*"
     pip_install venv-browser "playwright==$playwright_version"
+    npm_install npm-openapi "${openapi_tools[@]}"
     if [ -z "${TOURIN_MONGODB_URL:-}" ]; then pip_install venv-mongodb "secantusdb==$secantusdb_version"; fi
     if [ -z "${TOURIN_ZIPKIN_URL:-}" ]; then zipkin_install; fi
 }

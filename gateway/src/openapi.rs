@@ -1,5 +1,7 @@
 //! One API description for the one URL: the services' parts, merged.
 
+mod answers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tourin_chassis::http::{ErrorBody, fields};
 use utoipa::PartialSchema as _;
 
+use self::answers::Call;
 use crate::answers::Answer;
 use crate::mesh_client::MeshClient;
 use crate::messages;
@@ -25,17 +28,6 @@ const REFRESH_EVERY: Duration = Duration::from_secs(60);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const FETCH_TIMEOUT: Duration = Duration::from_millis(2_000);
 const MAX_PART_BYTES: usize = 8 << 20;
-/// The headers of every answer, and what they say.
-const HEADERS: [(&str, &str); 2] = [
-    (
-        "X-Request-Id",
-        "The id under which the call is logged: the caller's own, if it sent a harmless one, else the trace's.",
-    ),
-    (
-        "traceresponse",
-        "The trace and the span that answered (W3C Trace Context level 2): `00-TRACE-SPAN-FLAGS`.",
-    ),
-];
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
 struct Document {
@@ -129,10 +121,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     let mut components: Map<String, Value> = Map::new();
     // Before the parts', which have the same.
     set_component(&mut components, "schemas", "ErrorBody", json!(ErrorBody::schema()));
-    for (name, description) in HEADERS {
-        let header = json!({"description": description, "schema": {"type": "string"}});
-        set_component(&mut components, "headers", name, header);
-    }
+    answers::add_components(&mut components);
     let mut tags = Vec::new();
     for (service, part) in parts {
         let mut part = part.clone();
@@ -150,20 +139,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
             add_path(service, template, item, routes, &mut paths);
         }
     }
-    paths.insert(OPENAPI_PATH.to_owned(), json!({"get": {
-        "operationId": "apiDescription",
-        "summary": "This document",
-        "responses": {
-            "200": {"description": "OpenAPI 3.1", "content": {"application/json": {"schema": {"type": "object"}}}},
-            "304": {"description": "Not modified since the ETag given in If-None-Match"},
-            "default": failure(),
-        },
-    }}));
-    for item in paths.values_mut().filter_map(Value::as_object_mut) {
-        for operation in item.iter_mut().filter(|(key, _)| METHODS.contains(&key.as_str())) {
-            name_headers(operation.1);
-        }
-    }
+    paths.insert(OPENAPI_PATH.to_owned(), json!({"get": own_description()}));
     set_component(
         &mut components,
         "securitySchemes",
@@ -186,6 +162,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
             "title": "Tourin",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Everything behind the gateway's one URL.",
+            "license": {"name": "Apache License 2.0", "identifier": env!("CARGO_PKG_LICENSE")},
         },
         "servers": [{"url": "/"}],
         "tags": tags,
@@ -194,25 +171,54 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     })
 }
 
-/// Tells of the headers that every answer has.
-fn name_headers(operation: &mut Value) {
-    let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
-    let responses = responses.into_iter().flat_map(Map::values_mut);
-    for response in responses.filter_map(Value::as_object_mut) {
-        let headers = response.entry("headers").or_insert_with(|| json!({}));
-        let Some(headers) = headers.as_object_mut() else { continue };
-        for (name, _) in HEADERS {
-            let reference = json!({"$ref": format!("#/components/headers/{name}")});
-            headers.insert(name.to_owned(), reference);
-        }
+/// The call that answers this document.
+fn own_description() -> Value {
+    let validators = json!({
+        "ETag": {"description": "Names this version of the document.", "schema": {"type": "string"}},
+    });
+    let mut operation = json!({
+        "operationId": "apiDescription",
+        "summary": "This document",
+        "security": [],
+        "parameters": [{
+            "name": "If-None-Match", "in": "header", "required": false,
+            "description": "The ETag of a document that is known already",
+            "schema": {"type": "string"},
+        }],
+        "responses": {
+            "200": {
+                "description": "OpenAPI 3.1",
+                "headers": validators,
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            },
+            "304": {
+                "description": "Not modified since the ETag given in If-None-Match",
+                "headers": validators,
+            },
+        },
+    });
+    if let Some(operation) = operation.as_object_mut() {
+        let call = Call { route: None, access: &Access::Public, method: &Method::GET };
+        answers::complete(&call, operation);
     }
+    operation
 }
 
-fn failure() -> Value {
-    json!({
-        "description": "Any refusal or failure, the gateway's own included",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
-    })
+/// Who may make a call, as OpenAPI says it. Of what anybody may call, a session that there is counts
+/// where the route says so, or the service.
+fn security(access: &Access, described: Option<&Value>) -> Value {
+    let takes_a_session = || {
+        let ways = described.and_then(Value::as_array).into_iter().flatten();
+        ways.filter_map(Value::as_object).any(|way| !way.is_empty())
+    };
+    match access {
+        Access::Session | Access::Role(_) => json!([{"bearer": []}, {"cookie": []}]),
+        Access::Anonymous => json!([]),
+        Access::Public if !takes_a_session() => json!([]),
+        Access::Public | Access::Optional | Access::Ending => {
+            json!([{}, {"bearer": []}, {"cookie": []}])
+        }
+    }
 }
 
 fn add_path(
@@ -233,23 +239,16 @@ fn add_path(
         if !METHODS.contains(&method.as_str()) {
             return !["head", "options", "trace"].contains(&method.as_str());
         }
-        let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes());
-        let Some(access) = method.ok().and_then(|method| route.access(&method)) else {
+        let Ok(method) = Method::from_bytes(method.to_ascii_uppercase().as_bytes()) else {
+            return false;
+        };
+        let Some(access) = route.access(&method) else {
             return false;
         };
         if let Some(operation) = operation.as_object_mut() {
-            if matches!(
-                access,
-                Access::Public | Access::Optional | Access::Anonymous | Access::Ending
-            ) {
-                operation.remove("security");
-            } else {
-                operation.insert("security".to_owned(), json!([{"bearer": []}, {"cookie": []}]));
-            }
-            let responses = operation.entry("responses").or_insert_with(|| json!({}));
-            if let Some(responses) = responses.as_object_mut() {
-                responses.entry("default").or_insert_with(failure);
-            }
+            let security = security(access, operation.get("security"));
+            operation.insert("security".to_owned(), security);
+            answers::complete(&Call { route: Some(route), access, method: &method }, operation);
         }
         true
     });

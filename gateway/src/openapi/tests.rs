@@ -31,25 +31,67 @@ fn parts_become_one_document() {
         ["/api/auth/me", "/api/openapi.json", "/api/recommendations/trend", "/api/users/{userId}"]
     );
     assert!(merged["paths"]["/api/users/{userId}"].get("delete").is_none(), "not routed");
-    assert!(merged["paths"]["/api/users/{userId}"]["get"].get("security").is_none());
-    assert!(merged["paths"]["/api/auth/me"]["get"]["security"].is_array());
+    let session = json!([{"bearer": []}, {"cookie": []}]);
+    assert_eq!(merged["paths"]["/api/users/{userId}"]["get"]["security"], json!([]));
+    assert_eq!(merged["paths"]["/api/auth/me"]["get"]["security"], session);
     let trend = &merged["paths"]["/api/recommendations/trend"]["get"]["responses"];
     let schema = "/content/application~1json/schema/$ref";
     assert_eq!(trend["200"].pointer(schema).unwrap(), "#/components/schemas/recommendation.User");
-    assert_eq!(trend["default"].pointer(schema).unwrap(), "#/components/schemas/ErrorBody");
+    for (status, name) in
+        [("401", "Unauthenticated"), ("503", "Unavailable"), ("default", "Failure")]
+    {
+        let refusal = format!("#/components/responses/{name}");
+        assert_eq!(trend[status]["$ref"], refusal);
+        let refusal = &merged["components"]["responses"][name];
+        assert_eq!(refusal.pointer(schema).unwrap(), "#/components/schemas/ErrorBody");
+        assert!(refusal["headers"]["Content-Language"].is_object(), "{refusal}");
+    }
+    assert!(trend.get("429").is_none(), "the route has no rate");
     let errors = &merged["components"]["schemas"]["ErrorBody"]["properties"];
     assert!(errors["traceId"].is_object() && errors["error"].is_object(), "{errors}");
-    for status in ["200", "default"] {
-        for name in ["X-Request-Id", "traceresponse"] {
-            let header = &trend[status]["headers"][name]["$ref"];
-            assert_eq!(header, &json!(format!("#/components/headers/{name}")));
-            assert!(merged["components"]["headers"][name].is_object());
-        }
+    for name in ["X-Request-Id", "traceresponse", "Vary", "Cache-Control"] {
+        let header = &trend["200"]["headers"][name]["$ref"];
+        assert_eq!(header, &json!(format!("#/components/headers/{name}")));
+        assert!(merged["components"]["headers"][name].is_object());
     }
     assert_eq!(merged["components"]["schemas"]["User"]["type"], "object");
     assert_eq!(merged["components"]["schemas"]["recommendation.User"]["type"], "string");
     assert!(merged["components"]["schemas"].get("recommendation.ErrorBody").is_none());
     assert_eq!(merged["tags"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn who_may_call_is_said_of_every_call() {
+    let routes = RouteTable::parse(crate::routes::BUILT_IN).unwrap();
+    let optional = json!([{}, {"bearer": []}, {"cookie": []}]);
+    let session = json!([{"bearer": []}, {"cookie": []}]);
+    let core = json!({"paths": {
+        "/api/tour-spots": {"get": {}},
+        "/api/tour-spots/{id}": {"get": {"security": optional}},
+        "/api/users": {"get": {"security": [{}]}},
+        "/api/auth/me": {"get": {"security": []}},
+        "/api/auth/login": {"post": {"responses": {"429": {"description": "wrong passwords"}}}},
+        "/api/auth/reissue": {"post": {"responses": {"401": {
+            "description": "refused", "headers": {"www-authenticate": {"schema": {"type": "string"}}},
+        }}}},
+    }});
+    let merged = merge(&BTreeMap::from([("core".to_owned(), core)]), &routes);
+    let call = |path: &str, method: &str| merged["paths"][path][method].clone();
+    assert_eq!(call("/api/tour-spots", "get")["security"], optional, "by its route");
+    assert_eq!(call("/api/tour-spots/{id}", "get")["security"], optional, "by its service");
+    assert_eq!(call("/api/users", "get")["security"], json!([]));
+    assert_eq!(call("/api/openapi.json", "get")["security"], json!([]));
+    assert_eq!(call("/api/auth/me", "get")["security"], session, "by its route");
+    assert_eq!(call("/api/users", "get")["responses"].get("403"), None);
+
+    let log_in = &call("/api/auth/login", "post")["responses"];
+    assert_eq!(log_in["429"]["description"], "wrong passwords", "the service knows best");
+    assert!(log_in["429"]["headers"]["Retry-After"].is_object());
+    assert_eq!(log_in["403"]["$ref"], "#/components/responses/Forbidden");
+    let reissue = &call("/api/auth/reissue", "post")["responses"];
+    assert_eq!(reissue["429"]["$ref"], "#/components/responses/RateLimited");
+    let headers: Vec<_> = reissue["401"]["headers"].as_object().unwrap().keys().collect();
+    assert_eq!(headers.iter().filter(|n| n.eq_ignore_ascii_case("www-authenticate")).count(), 1);
 }
 
 #[test]

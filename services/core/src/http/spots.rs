@@ -322,6 +322,7 @@ async fn map(
         (status = 404, description = "No such spot", body = ErrorBody),
         Unavailable,
     ),
+    security((), ("bearer" = []), ("cookie" = [])),
 )]
 async fn find(
     State(state): State<AppState>,

@@ -1,0 +1,163 @@
+//! What the description says of every call's answers: the gateway's own refusals, which the services
+//! do not know, and the headers.
+
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::set_component;
+use crate::routes::{Access, Route};
+
+/// A header of answers.
+struct Header {
+    name: &'static str,
+    description: &'static str,
+    /// Whether every answer has it.
+    everywhere: bool,
+}
+
+const fn header(name: &'static str, description: &'static str, everywhere: bool) -> Header {
+    Header { name, description, everywhere }
+}
+
+/// The headers of every answer, and of every answer with a certain status.
+const HEADERS: [Header; 8] = [
+    header(
+        "X-Request-Id",
+        "The id under which the call is logged: the caller's own, if it sent a harmless one, else the trace's.",
+        true,
+    ),
+    header(
+        "traceresponse",
+        "The trace and the span that answered (W3C Trace Context level 2): `00-TRACE-SPAN-FLAGS`.",
+        true,
+    ),
+    header(
+        "Vary",
+        "What of the request the answer depends on besides its target: `Origin`, and for refusals `Accept-Language`.",
+        true,
+    ),
+    header("Cache-Control", "Whether and how long the answer may be kept.", true),
+    header("Content-Language", "The language of the message: `ko` or `en`.", false),
+    header("Retry-After", "Seconds after which to try again.", false),
+    header("WWW-Authenticate", "How to show who is calling (RFC 6750).", false),
+    header("Accept", "The media types that the call takes.", false),
+];
+
+/// The names of a status's headers beyond those of every answer.
+fn particular(status: &str) -> &'static [&'static str] {
+    match status {
+        "401" => &["Content-Language", "WWW-Authenticate"],
+        "415" => &["Content-Language", "Accept"],
+        "429" | "502" | "503" => &["Content-Language", "Retry-After"],
+        refusal if refusal.starts_with(['4', '5']) => &["Content-Language"],
+        "default" => &["Content-Language"],
+        _ => &[],
+    }
+}
+
+/// A refusal of the gateway's own, or of any service.
+struct Refusal {
+    status: &'static str,
+    /// Its name among the components.
+    name: &'static str,
+    description: &'static str,
+    /// Whether a call can be answered with it.
+    applies: fn(&Call<'_>) -> bool,
+}
+
+/// What decides which refusals a call can be answered with.
+pub(super) struct Call<'a> {
+    /// Where the gateway takes it; `None` when the gateway answers it itself.
+    pub(super) route: Option<&'a Route>,
+    /// Who may make it.
+    pub(super) access: &'a Access,
+    pub(super) method: &'a Method,
+}
+
+const fn refusal(
+    status: &'static str,
+    name: &'static str,
+    description: &'static str,
+    applies: fn(&Call<'_>) -> bool,
+) -> Refusal {
+    Refusal { status, name, description, applies }
+}
+
+const REFUSALS: [Refusal; 14] = [
+    refusal("400", "Malformed", "The request is not of the form that HTTP asks for", |_| true),
+    refusal("401", "Unauthenticated", "There is no session, or it has ended", |call| {
+        matches!(call.access, Access::Session | Access::Role(_))
+    }),
+    refusal(
+        "403",
+        "Forbidden",
+        "The caller may not do this, or a page of another site leans on the caller's cookies",
+        |call| matches!(call.access, Access::Role(_)) || !call.method.is_safe(),
+    ),
+    refusal("408", "TooSlow", "The request took too long to arrive", |_| true),
+    refusal("413", "BodyTooLarge", "The request's body is too large", |_| true),
+    refusal("414", "TargetTooLong", "The request's target is too long", |_| true),
+    refusal(
+        "429",
+        "RateLimited",
+        "Too many calls of this kind from the caller's address",
+        |call| call.route.is_some_and(|route| route.rate_per_minute.is_some()),
+    ),
+    refusal("431", "HeaderTooLarge", "The request's header is too large", |_| true),
+    refusal("500", "Internal", "A fault of ours, which is logged", |_| true),
+    refusal("501", "NotImplemented", "A Transfer-Encoding that is not known here", |_| true),
+    refusal("502", "BadGateway", "The service broke off its answer", |call| call.route.is_some()),
+    refusal("503", "Unavailable", "Something that the call needs is down or overloaded", |_| true),
+    refusal("504", "ServiceTooSlow", "The service did not answer in time", |_| true),
+    refusal("default", "Failure", "Any other refusal or failure", |_| true),
+];
+
+/// Puts what the calls refer to among the components.
+pub(super) fn add_components(components: &mut Map<String, Value>) {
+    for Header { name, description, everywhere } in HEADERS {
+        let mut header = json!({"description": description, "schema": {"type": "string"}});
+        if name == "Retry-After" {
+            header["schema"] = json!({"type": "integer", "minimum": 1});
+        }
+        if everywhere && name == "X-Request-Id" {
+            header["required"] = json!(true);
+        }
+        set_component(components, "headers", name, header);
+    }
+    for Refusal { status, name, description, .. } in REFUSALS {
+        let mut response = json!({
+            "description": description,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+        });
+        add_headers(status, &mut response);
+        set_component(components, "responses", name, response);
+    }
+}
+
+/// Completes the answers of a call.
+pub(super) fn complete(call: &Call<'_>, operation: &mut Map<String, Value>) {
+    let responses = operation.entry("responses").or_insert_with(|| json!({}));
+    let Some(responses) = responses.as_object_mut() else { return };
+    for (status, response) in responses.iter_mut() {
+        add_headers(status, response);
+    }
+    for refusal in REFUSALS.iter().filter(|refusal| (refusal.applies)(call)) {
+        let reference = || json!({"$ref": format!("#/components/responses/{}", refusal.name)});
+        responses.entry(refusal.status).or_insert_with(reference);
+    }
+}
+
+/// Names the headers of an answer, besides those that its service has described.
+fn add_headers(status: &str, response: &mut Value) {
+    let Some(response) = response.as_object_mut() else { return };
+    let headers = response.entry("headers").or_insert_with(|| json!({}));
+    let Some(headers) = headers.as_object_mut() else { return };
+    let everywhere = HEADERS.iter().filter(|header| header.everywhere).map(|header| header.name);
+    for name in everywhere.chain(particular(status).iter().copied()) {
+        let described = headers.keys().any(|known| known.eq_ignore_ascii_case(name));
+        if !described {
+            let reference = json!({"$ref": format!("#/components/headers/{name}")});
+            headers.insert(name.to_owned(), reference);
+        }
+    }
+}
