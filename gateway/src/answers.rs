@@ -184,6 +184,12 @@ impl Answer {
             .retry_after(after)
     }
 
+    /// 501: a transfer coding that the gateway does not know.
+    pub fn unknown_transfer_encoding() -> Self {
+        let message = messages::unknown_transfer_encoding();
+        Self::refusal(StatusCode::NOT_IMPLEMENTED, "unsupported", message)
+    }
+
     /// 502: an instance broke off or made no sense.
     pub fn bad_gateway() -> Self {
         Self::refusal(StatusCode::BAD_GATEWAY, "bad_gateway", messages::service_broke_off())

@@ -57,9 +57,20 @@ pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Answer> {
     let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
     let codings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
     if !codings.is_empty() {
-        let chunked = codings.len() == 1 && codings[0].as_bytes().eq_ignore_ascii_case(b"chunked");
-        if !chunked {
-            return Err(Answer::malformed(messages::unknown_transfer_encoding()));
+        let codings: Vec<_> = codings
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .collect();
+        let chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
+        // Without a last chunk, or with two, the end is in doubt; a coding that is only not known
+        // here is the server's lack, and not the client's fault (RFC 9112, 6.1 and 6.3).
+        if !codings.last().is_some_and(chunked) || codings.iter().filter(|c| chunked(c)).count() > 1
+        {
+            return Err(Answer::malformed(messages::invalid_transfer_encoding()));
+        }
+        if codings.len() > 1 {
+            return Err(Answer::unknown_transfer_encoding());
         }
         if !lengths.is_empty() || has_field(raw, b"content-length") {
             return Err(Answer::malformed(messages::length_and_transfer_encoding()));

@@ -21,9 +21,13 @@ tourin_chassis::messages! {
         en: "this is no proxy: CONNECT is not served, for no path",
         ko: "이 서버는 프록시가 아니므로 CONNECT 메서드를 지원하지 않습니다.",
     }
+    pub(crate) fn invalid_transfer_encoding() {
+        en: "Transfer-Encoding must end with chunked, and name it once",
+        ko: "Transfer-Encoding 헤더는 chunked로 끝나야 하며 chunked를 한 번만 쓸 수 있습니다.",
+    }
     pub(crate) fn unknown_transfer_encoding() {
-        en: "the only Transfer-Encoding taken is \"chunked\", once",
-        ko: "Transfer-Encoding 헤더에는 chunked를 한 번만 쓸 수 있습니다.",
+        en: "the only Transfer-Encoding taken is chunked: send the body as it is",
+        ko: "Transfer-Encoding 헤더에는 chunked만 쓸 수 있습니다. 본문을 압축하지 말고 보내 주십시오.",
     }
     pub(crate) fn length_and_transfer_encoding() {
         en: "Content-Length and Transfer-Encoding exclude each other",
@@ -94,12 +98,13 @@ tourin_chassis::messages! {
         ko: "호스트에 쓸 수 없는 문자가 있습니다.",
     }
     pub(crate) fn invalid_path() {
-        en: "the request's path is not valid",
-        ko: "요청 경로가 올바르지 않습니다.",
+        en: "the request's path must begin with /, and have % only before two hexadecimal digits and \
+             no control characters",
+        ko: "요청 경로는 /로 시작해야 합니다. % 뒤에는 16진수 두 자리가 와야 하며 제어 문자는 쓸 수 없습니다.",
     }
     pub(crate) fn invalid_query() {
-        en: "the request's query is not valid",
-        ko: "요청 쿼리가 올바르지 않습니다.",
+        en: "the request's query has characters that must be percent-encoded",
+        ko: "요청 쿼리에 퍼센트 인코딩해야 하는 문자가 있습니다.",
     }
 
     // Limits.

@@ -9,6 +9,7 @@ mod authentication;
 mod balancing;
 mod hygiene;
 mod landing;
+mod languages;
 mod lifecycle;
 mod limits;
 mod revocation_stream;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{ApiError, messages, shape};
+use super::{ApiError, messages, read_value};
 
 /// A JSON body. Of another media type it is 415, not JSON at all 400, JSON of another shape 422.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,7 +23,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         let headers = request.headers().clone();
         let body = Bytes::from_request(request, state).await?;
         match read_body(&headers, &body)? {
-            Some(value) => read_value(value).map(Self),
+            Some(value) => read_value(value).map(Self).map_err(ApiError::invalid),
             None => Err(ApiError::malformed(messages::body_empty())),
         }
     }
@@ -63,15 +63,6 @@ pub fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Option<Value>, ApiE
     serde_json::from_slice(body)
         .map(Some)
         .map_err(|error| ApiError::malformed(messages::body_not_json(error.line(), error.column())))
-}
-
-/// A JSON value as `T`.
-///
-/// # Errors
-/// 422 with the field that is wrong and what it must be. What was sent is not quoted: it may be a
-/// password.
-pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
-    shape::read(value).map_err(ApiError::invalid)
 }
 
 fn is_identity(codings: &HeaderValue) -> bool {

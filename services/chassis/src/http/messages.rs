@@ -109,6 +109,10 @@ crate::messages! {
         en: "{name} must be one of {known}",
         ko: "{name} 값은 다음 중 하나여야 합니다: {known}",
     }
+    pub(super) fn unknown_field(known: &str) {
+        en: "only these fields are taken here: {known}",
+        ko: "다음 항목만 보낼 수 있습니다: {known}",
+    }
     pub(super) fn not_allowed(name: &str) {
         en: "{name} has a value that is not allowed there",
         ko: "{name} 값은 여기에 쓸 수 없습니다.",

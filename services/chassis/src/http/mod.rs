@@ -16,7 +16,7 @@ mod tests;
 
 pub use error::{ApiError, ErrorBody};
 pub use extract::{Parameter, Params, Path, Segments};
-pub use json::{Json, read_body, read_value};
+pub use json::{Json, read_body};
 pub use layers::{HttpLimits, observed_router, operators_router, service_router};
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
@@ -24,3 +24,4 @@ pub use message::check_message;
 pub use message::{Language, Message};
 pub use observe::TRACE_RESPONSE_HEADER;
 pub use serve::{BindError, bind, serve};
+pub use shape::read_value;

@@ -15,11 +15,11 @@ use super::{Message, messages};
 /// Longest path to a field that a refusal names, in characters: the keys of a map are the client's.
 const MAX_PATH_CHARS: usize = 80;
 
-/// The value as `T`.
+/// A JSON value as `T`.
 ///
 /// # Errors
-/// What is wrong with it.
-pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Message> {
+/// The field that is wrong and what it must be. What was sent is not quoted: it may be a password.
+pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, Message> {
     serde_path_to_error::deserialize(Node(value)).map_err(|error| {
         let path: String = error.path().to_string().chars().take(MAX_PATH_CHARS).collect();
         // How the crate writes the value itself.
@@ -34,6 +34,8 @@ enum Problem {
     Missing(&'static str),
     NotA(Kind),
     NotOneOf(&'static [&'static str]),
+    /// A field besides these.
+    Unknown(&'static [&'static str]),
     NotAllowed,
 }
 
@@ -54,6 +56,7 @@ impl Problem {
             Self::Missing(field) if path.is_empty() => messages::missing(field),
             Self::Missing(field) => messages::missing(&format!("{path}.{field}")),
             Self::NotA(Kind::Object) if path.is_empty() => messages::body_not_an_object(),
+            Self::Unknown(known) => messages::unknown_field(&known.join(", ")),
             _ if path.is_empty() => messages::body_not_allowed(),
             Self::NotA(Kind::String) => messages::not_a_string(path),
             Self::NotA(Kind::TrueOrFalse) => messages::not_true_or_false(path),
@@ -86,6 +89,10 @@ impl Error for Problem {
 
     fn unknown_variant(_: &str, known: &'static [&'static str]) -> Self {
         Self::NotOneOf(known)
+    }
+
+    fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {
+        Self::Unknown(known)
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -242,12 +249,13 @@ mod tests {
     }
 
     #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
     struct Stop {
         lat: f64,
     }
 
     fn refusal(value: Value) -> String {
-        read::<Visit>(value).unwrap_err().text(Language::English).to_owned()
+        read_value::<Visit>(value).unwrap_err().text(Language::English).to_owned()
     }
 
     #[test]
@@ -256,7 +264,7 @@ mod tests {
             "userId": "hana12345", "liked": true, "count": 3, "note": null, "how": "bus",
             "stops": [{"lat": 37}], "address": "127.0.0.1:80", "extra": {"a": "b"}, "other": [1],
         });
-        let visit: Visit = read(value).unwrap();
+        let visit: Visit = read_value(value).unwrap();
         assert_eq!((visit.count, visit.note, visit.how), (3, None, How::Bus));
         assert_eq!(visit.stops, [Stop { lat: 37.0 }]);
         assert_eq!(visit.extra["a"], "b");
@@ -289,6 +297,8 @@ mod tests {
             "stops[0].lat must be a number such as 37.56"
         );
         assert_eq!(with("address", json!("here")), "address has a value that is not allowed there");
+        let more = with("stops", json!([{"lat": 1, "s3cret": 2}]));
+        assert_eq!(more, "only these fields are taken here: lat");
         let long = with("extra", json!({"k".repeat(10_000): 1}));
         assert!(long.chars().count() < 200 && long.ends_with("k must be a string"), "{long}");
     }
@@ -298,7 +308,7 @@ mod tests {
         for value in [json!(null), json!("s3cret"), json!(["hana12345", true]), json!(1)] {
             assert_eq!(refusal(value), "the body must be a JSON object");
         }
-        let list = read::<Vec<u64>>(json!({})).unwrap_err();
+        let list = read_value::<Vec<u64>>(json!({})).unwrap_err();
         assert_eq!(
             list.text(Language::English),
             "the body is JSON of another form than this call takes"

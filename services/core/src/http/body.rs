@@ -30,7 +30,7 @@ pub(super) fn read<T: DeserializeOwned>(mut object: Map<String, Value>) -> Resul
             compose(value);
         }
     }
-    read_value(Value::Object(object))
+    read_value(Value::Object(object)).map_err(ApiError::invalid)
 }
 
 fn compose(value: &mut Value) {

@@ -72,6 +72,7 @@ impl IntoResponses for BodyRefused {
         errors([
             ("400", "The body is not JSON"),
             ("413", "The body is too large"),
+            ("415", "The body is not sent as JSON, by its Content-Type or Content-Encoding"),
             ("422", "A value is not allowed; the message says what is"),
         ])
     }

@@ -34,7 +34,8 @@ async fn an_import_is_one_trace_that_shows_the_events_of_its_first_batch() {
     }
     let span = import_span("import");
     let trace = span.trace_id().unwrap();
-    let importing = import(&store, csv.as_bytes(), Format::Csv, &SystemClock, &mut Quiet);
+    let mut quiet = Quiet;
+    let importing = import(&store, csv.as_bytes(), Format::Csv, &SystemClock, &mut quiet);
     let done = span.run(importing).await.unwrap();
     assert_eq!(done.imported, ROWS as u64);
 

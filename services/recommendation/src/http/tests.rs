@@ -105,6 +105,39 @@ async fn trend_and_personal_recommendations_need_a_session() {
 }
 
 #[tokio::test]
+async fn refusals_are_in_the_readers_language() {
+    let service = Service::with_spots(3).await;
+    for (path, status, korean, english) in [
+        (
+            "/api/tour-spots/99/similar",
+            StatusCode::NOT_FOUND,
+            "해당 관광지를 찾을 수 없습니다.",
+            "there is no such tour spot",
+        ),
+        (
+            "/api/tour-spots/1/similar?k=101",
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "k 값은 0부터 100까지의 정수 하나여야 합니다.",
+            "k must be one whole number from 0 to 100",
+        ),
+    ] {
+        for (languages, language, message) in
+            [("ko-KR,ko;q=0.9", "ko", korean), ("fr", "en", english), ("en, ko", "en", english)]
+        {
+            let request = Request::get(path).header("accept-language", languages);
+            let request = request.body(Body::empty()).unwrap();
+            let response = service.router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), status, "{path}");
+            assert_eq!(response.headers()["content-language"], language, "{path}");
+            assert_eq!(response.headers()["vary"], "accept-language", "{path}");
+            let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["message"], message, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn personal_recommendations_are_the_callers_own() {
     let service = Service::with_spots(20).await;
     service.world.bookmark("member01", 5).await;

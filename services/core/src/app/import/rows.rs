@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use tourin_chassis::http::read_value;
 use tourin_chassis::text;
 
 use super::ImportError;
@@ -82,7 +83,7 @@ struct Line {
     address: String,
     lat: f64,
     lng: f64,
-    tags: Tags,
+    tags: Value,
     description: Option<String>,
     #[serde(rename = "phoneNumber", alias = "phone_number")]
     phone_number: Option<String>,
@@ -90,29 +91,25 @@ struct Line {
     image_url: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "tags must be an array of strings, or one string with | between")]
-enum Tags {
-    Many(Vec<String>),
-    Joined(String),
-}
-
 /// The spot in a line of NDJSON.
 pub(super) fn spot_of_line(line: &str) -> Result<SpotDraft, String> {
-    let line: Line = serde_json::from_str(line).map_err(|error| {
-        // serde counts within this one line; the line's own number is reported beside it.
-        let text = error.to_string();
-        let end = text.rfind(" at line ").unwrap_or(text.len());
-        text[..end].to_owned()
-    })?;
+    // The line's own number is reported beside it.
+    let line: Value = serde_json::from_str(line)
+        .map_err(|error| format!("it is not JSON: look at column {}", error.column()))?;
+    let line: Line = read_value(line).map_err(|message| message.to_string())?;
     let id = match line.id {
         Value::String(id) => id,
         Value::Number(id) => id.to_string(),
         _ => return Err("id must be a string or a number".to_owned()),
     };
+    let wrong_tags = "tags must be a list of strings, or one string with | between";
     let tags = match &line.tags {
-        Tags::Many(names) => tags(names.iter().map(String::as_str))?,
-        Tags::Joined(names) => tags(names.split('|'))?,
+        Value::Array(names) => {
+            let names: Option<Vec<_>> = names.iter().map(Value::as_str).collect();
+            tags(names.ok_or(wrong_tags)?.into_iter())?
+        }
+        Value::String(names) => tags(names.split('|'))?,
+        _ => return Err(wrong_tags.to_owned()),
     };
     let raw = RawSpot {
         name: line.name,

@@ -205,7 +205,7 @@ not json
     assert_eq!((done.imported, done.rejected), (2, 5));
     let lines: Vec<_> = notes.rejected.iter().map(|(line, _)| *line).collect();
     assert_eq!(lines, [4, 5, 6, 7, 8]);
-    assert!(notes.rejected[2].1.contains("missing field `tags`"), "{:?}", notes.rejected);
+    assert!(notes.rejected[2].1.contains("tags is missing"), "{:?}", notes.rejected);
     assert_eq!(shelf.spot(2).content.phone_number(), Some("02-1"));
     assert_eq!(shelf.spot(1).content.tags().iter().count(), 2);
 }

@@ -72,7 +72,8 @@ async fn sign_up(
     post, path = "/api/auth/login", operation_id = "logIn", tag = "auth",
     request_body = LogIn,
     responses(
-        (status = 200, description = "A session is open", body = LoggedInAnswer),
+        (status = 200, description = "A session is open", body = LoggedInAnswer,
+            headers(("Set-Cookie" = String, description = "The tokens, for a browser"))),
         (status = 401, description = "The id or the password is wrong",
             body = tourin_chassis::http::ErrorBody),
         BodyRefused, TooManyAttempts, Unavailable,
@@ -102,9 +103,11 @@ async fn log_in(
     post, path = "/api/auth/reissue", operation_id = "reissueTokens", tag = "auth",
     request_body = Option<Reissue>,
     responses(
-        (status = 200, description = "A new pair", body = ReissuedAnswer),
+        (status = 200, description = "A new pair", body = ReissuedAnswer,
+            headers(("Set-Cookie" = String, description = "The tokens, for a browser"))),
         (status = 401, description = "The token is unknown, used, expired or revoked",
-            body = tourin_chassis::http::ErrorBody),
+            body = tourin_chassis::http::ErrorBody,
+            headers(("Set-Cookie" = String, description = "Takes the tokens away from a browser"))),
         BodyRefused, Unavailable,
     ),
 )]
@@ -152,7 +155,8 @@ async fn reissue(
     post, path = "/api/auth/logout", operation_id = "logOut", tag = "auth",
     params(("everywhere" = Option<bool>, Query, description = "End all of the member's sessions")),
     responses(
-        (status = 204, description = "The cookies are removed, and the session's tokens work nowhere any more"),
+        (status = 204, description = "The session's tokens work nowhere any more",
+            headers(("Set-Cookie" = String, description = "Takes the tokens away from a browser"))),
         QueryRefused, Unavailable,
     ),
     security((), ("bearer" = []), ("cookie" = [])),
@@ -191,7 +195,8 @@ async fn me(State(state): State<AppState>, caller: MemberCaller) -> Result<Respo
 #[utoipa::path(
     post, path = "/api/auth/delete-account", operation_id = "deleteAccount", tag = "auth",
     responses(
-        (status = 204, description = "The account is gone and the erasure has begun"),
+        (status = 204, description = "The account is gone and the erasure has begun",
+            headers(("Set-Cookie" = String, description = "Takes the tokens away from a browser"))),
         SessionNeeded, Unavailable,
     ),
     security(("bearer" = []), ("cookie" = [])),
@@ -275,7 +280,7 @@ fn read_reissue(
     match read_body(headers, &body?)? {
         // Null is how some clients say that there is no body.
         None | Some(Value::Null) => Ok(Reissue::default()),
-        Some(body) => read_value(body),
+        Some(body) => read_value(body).map_err(ApiError::invalid),
     }
 }
 

@@ -63,22 +63,31 @@ async fn what_is_wrong_with_an_account_is_said_field_by_field() {
 }
 
 #[tokio::test]
-async fn a_body_of_another_shape_is_422_and_one_that_is_no_json_is_400() {
+async fn a_body_is_refused_by_what_is_wrong_with_it() {
     let core = TestCore::start().await;
-    refused(&sign_up(&core, json!({"id": "hana12345"})).await, 422, "invalid", "password");
-    refused(&sign_up(&core, with("id", json!(7))).await, 422, "invalid", "string");
+    refused(
+        &sign_up(&core, json!({"id": "hana12345"})).await,
+        422,
+        "invalid",
+        "password is missing",
+    );
+    refused(&sign_up(&core, with("id", json!(7))).await, 422, "invalid", "id must be a string");
     let list = json!(["hana12345", PASSWORD, "김하나", "hana@example.com"]);
     for body in [list, json!([]), json!(PASSWORD), json!(7), Value::Null] {
         let answer = sign_up(&core, body).await;
         refused(&answer, 422, "invalid", "the body must be a JSON object");
     }
     let absent = core.call("POST", "/api/auth/signup", None, None).await;
-    refused(&absent, 400, "malformed", "application/json");
+    refused(&absent, 400, "malformed", "the body is empty: expected JSON");
+    let untyped = Request::post("/api/auth/signup").body(Body::from(hana().to_string())).unwrap();
+    let untyped = core.send(untyped).await;
+    refused(&untyped, 415, "unsupported", "Content-Type: application/json");
+    assert_eq!(untyped.header("accept"), "application/json");
     let broken = Request::post("/api/auth/signup")
         .header("content-type", "application/json")
         .body(Body::from("{\"id\": "))
         .unwrap();
-    refused(&core.send(broken).await, 400, "malformed", "");
+    refused(&core.send(broken).await, 400, "malformed", "the body is not JSON: look at line 1");
     let big = with("name", json!("x".repeat(2 << 20)));
     refused(&sign_up(&core, big).await, 413, "too_large", "");
 }

@@ -30,14 +30,14 @@ async fn every_call_of_accounts_and_members_is_described_with_its_statuses() {
     let core = TestCore::start().await;
     let document = document(&core).await;
     for (path, method, statuses) in [
-        ("/api/auth/signup", "post", "201 400 413 422 503"),
-        ("/api/auth/login", "post", "200 400 401 413 422 429 503"),
-        ("/api/auth/reissue", "post", "200 400 401 413 422 503"),
+        ("/api/auth/signup", "post", "201 400 413 415 422 503"),
+        ("/api/auth/login", "post", "200 400 401 413 415 422 429 503"),
+        ("/api/auth/reissue", "post", "200 400 401 413 415 422 503"),
         ("/api/auth/logout", "post", "204 422 503"),
         ("/api/auth/me", "get", "200 401 503"),
         ("/api/auth/delete-account", "post", "204 401 503"),
-        ("/api/auth/update-profile", "post", "200 400 401 413 422 503"),
-        ("/api/auth/update-password", "post", "204 400 401 413 422 429 503"),
+        ("/api/auth/update-profile", "post", "200 400 401 413 415 422 503"),
+        ("/api/auth/update-password", "post", "204 400 401 413 415 422 429 503"),
         ("/.well-known/jwks.json", "get", "200 503"),
         ("/api/users", "get", "200 422 503"),
         ("/api/users/{userId}", "get", "200 404 503"),

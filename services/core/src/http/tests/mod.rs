@@ -5,6 +5,7 @@ mod bookmarks;
 mod content_document;
 mod document;
 mod internal;
+mod languages;
 mod members;
 mod reviews;
 mod sessions;

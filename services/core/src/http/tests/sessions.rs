@@ -298,7 +298,7 @@ async fn tokens_that_lead_nowhere_are_refused_and_the_cookies_removed() {
         .body(Body::from("{"));
     refused(&core.send(broken.unwrap()).await, 400, "malformed", "");
     let form = Request::post("/api/auth/reissue").body(Body::from("refreshToken=x"));
-    refused(&core.send(form.unwrap()).await, 400, "malformed", "application/json");
+    refused(&core.send(form.unwrap()).await, 415, "unsupported", "application/json");
 
     core.clock.advance(TimeDelta::days(14));
     refused(&reissue(&core, &refresh_token(&first)).await, 401, "unauthenticated", "expired");
