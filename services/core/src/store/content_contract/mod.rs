@@ -81,9 +81,18 @@ impl Stores {
         }
     }
 
-    /// The events so far but those of spots, as their types with their data.
+    /// The events so far but those of spots, as their types with their data. Each has a version, later ones a higher
+    /// one, which is taken off.
     async fn events_of_users(&self) -> Vec<(String, Value)> {
-        self.events().await.into_iter().filter(|(kind, _)| kind.starts_with("user.")).collect()
+        let mut last = 0;
+        let mut events = self.events().await;
+        events.retain(|(kind, _)| kind.starts_with("user."));
+        for (_, data) in &mut events {
+            let version = data.as_object_mut().unwrap().remove("version").unwrap();
+            assert!(version.as_u64().unwrap() > last, "{version} is not above {last}");
+            last = version.as_u64().unwrap();
+        }
+        events
     }
 
     async fn events(&self) -> Vec<(String, Value)> {

@@ -70,7 +70,7 @@ async fn a_deletion_commits_with_its_event() {
     let last = feed.events.last().unwrap();
     assert_eq!(last.routing_key, "user.delete");
     assert_eq!(last.ordering_key, "hana12345");
-    assert_eq!(last.envelope["data"], serde_json::json!({"user_id": "hana12345"}));
+    assert_eq!(last.envelope["data"]["user_id"], "hana12345");
 }
 
 #[tokio::test]
