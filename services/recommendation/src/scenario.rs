@@ -150,7 +150,8 @@ impl World {
         change: Change,
     ) -> (Counted, Option<Kept>) {
         let now = Moment { at: self.clock.now(), version: None };
-        let counted = self.ingest.count(Uuid::now_v7(), who, id(number), kind, now).await.unwrap();
+        let counted =
+            self.ingest.count((Uuid::now_v7(), now.at), who, id(number), kind, now).await.unwrap();
         let kept = self.ingest.remember(who, id(number), change, now).await.unwrap();
         self.pass(TimeDelta::seconds(1));
         (counted, kept)

@@ -153,7 +153,10 @@ pub async fn an_event_arrives_whole(fixture: &impl BusFixture) {
     let sent = view("someone1", 7).with_header("traceparent", "00-1-2-01");
     fixture.send(vec![sent.clone()]).await;
     let delivery = next(&mut deliveries).await;
-    assert_eq!(Envelope::decode(&delivery.body).expect("an envelope"), sent.envelope);
+    let mut envelope = Envelope::decode(&delivery.body).expect("an envelope");
+    // What comes by way of an outbox has a version besides.
+    envelope.data.as_object_mut().expect("an object").remove("version");
+    assert_eq!(envelope, sent.envelope);
     assert_eq!(delivery.exchange, sent.exchange);
     assert_eq!(delivery.routing_key, sent.routing_key);
     assert_eq!(delivery.ordering_key, Some(sent.ordering_key));

@@ -48,8 +48,11 @@ pub(crate) use stats::{count, counters};
 /// An event that passed the checks of its envelope.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The event itself.
+    /// The event itself. One that was dated too far ahead has the time at which it was received.
     pub envelope: Envelope,
+    /// The time that it was dated by its maker: until its id may be forgotten is counted from that, for it comes again
+    /// with that, and is only too old by that.
+    pub dated_at: DateTime<Utc>,
     /// The exchange it was published to.
     pub exchange: String,
     /// The topic it was published under.
@@ -68,6 +71,7 @@ impl PartialEq for Received {
     /// By all but the trace, which is another one for each attempt.
     fn eq(&self, other: &Self) -> bool {
         self.envelope == other.envelope
+            && self.dated_at == other.dated_at
             && self.exchange == other.exchange
             && self.routing_key == other.routing_key
             && self.ordering_key == other.ordering_key

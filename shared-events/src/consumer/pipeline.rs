@@ -271,6 +271,7 @@ impl Work {
         })?;
         span.identify(&envelope.id);
         let now = (self.clock)();
+        let dated_at = envelope.timestamp;
         self.bring_back(&mut envelope, now);
         span.age(age_of(&envelope, now));
         if self.is_expired(&envelope, now) {
@@ -280,6 +281,7 @@ impl Work {
         }
         Ok(Received {
             envelope,
+            dated_at,
             exchange: delivery.exchange.clone(),
             routing_key: delivery.routing_key.clone(),
             ordering_key: delivery.ordering_key.clone(),

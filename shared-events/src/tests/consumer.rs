@@ -389,7 +389,7 @@ impl Handler for Forgetful {
         if seen.contains_key(&envelope.id) {
             return Ok(Outcome::Duplicate);
         }
-        seen.insert(envelope.id, self.expiry.remember_until(envelope.timestamp, now));
+        seen.insert(envelope.id, self.expiry.remember_until(event.dated_at, now));
         Ok(Outcome::Applied)
     }
 }

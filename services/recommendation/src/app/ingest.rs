@@ -72,13 +72,14 @@ impl Ingest {
         Self { trend, histories, spots, clock, ages, newest_us: Arc::default() }
     }
 
-    /// Counts a view or a bookmark for the trend.
+    /// Counts a view or a bookmark for the trend. The event is known by its id, and by the time that it was dated by its
+    /// maker: it is too old by that, and its id is remembered until then.
     ///
     /// # Errors
     /// When the store fails; nothing has happened then.
     pub async fn count(
         &self,
-        event_id: Uuid,
+        (event_id, dated_at): (Uuid, DateTime<Utc>),
         subject: &str,
         spot: SpotId,
         kind: Kind,
@@ -93,7 +94,7 @@ impl Ingest {
             // A clock that is ahead must not buy a spot a longer life in the trend.
             occurred: Moment { at: occurred.at.min(now), ..occurred },
             recorded_at: now,
-            remember_until: self.remember_until(occurred.at, self.ages.trend),
+            remember_until: self.remember_until(dated_at, self.ages.trend),
         };
         let counted = self.trend.record(&event).await?;
         if counted == Counted::Applied {

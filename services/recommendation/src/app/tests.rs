@@ -58,8 +58,11 @@ async fn spots_that_are_deleted_or_not_yet_known_leave_room_in_the_trend_for_oth
 async fn a_clock_that_is_ahead_buys_no_longer_life_in_the_trend() {
     let world = World::with_spots(3).await;
     let tomorrow = Moment { at: world.clock.now() + TimeDelta::days(1), version: None };
-    let counted =
-        world.ingest.count(Uuid::now_v7(), "member01", id(1), Kind::View, tomorrow).await.unwrap();
+    let counted = world
+        .ingest
+        .count((Uuid::now_v7(), tomorrow.at), "member01", id(1), Kind::View, tomorrow)
+        .await
+        .unwrap();
     assert_eq!(counted, Counted::Applied);
     world.bookmark("member02", 2).await;
     assert_eq!(world.trend(5).await, [2, 1]);

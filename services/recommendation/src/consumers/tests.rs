@@ -367,6 +367,7 @@ impl TrendStore for Broken {
 fn received(Outgoing { envelope, .. }: Outgoing) -> Received {
     Received {
         routing_key: envelope.r#type.clone(),
+        dated_at: envelope.timestamp,
         envelope,
         exchange: String::new(),
         ordering_key: None,

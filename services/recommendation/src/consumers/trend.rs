@@ -49,7 +49,7 @@ impl TrendHandler {
         let envelope = &event.envelope;
         let counted = self
             .0
-            .count(envelope.id, subject, spot_id(spot)?, kind, moment(envelope))
+            .count((envelope.id, event.dated_at), subject, spot_id(spot)?, kind, moment(envelope))
             .await
             .map_err(not_handled)?;
         Ok(match counted {

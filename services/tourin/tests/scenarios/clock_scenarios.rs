@@ -258,7 +258,7 @@ async fn a_clock_that_is_weeks_ahead_for_a_minute_costs_neither_trend_nor_histor
     let view = Uuid::now_v7();
     let count = async |id: Uuid, subject: &str, spot: i64| {
         let now = Moment { at: pair.clock.now(), version: None };
-        pair.ingest.count(id, subject, known(spot), Kind::View, now).await.unwrap()
+        pair.ingest.count((id, now.at), subject, known(spot), Kind::View, now).await.unwrap()
     };
     assert_eq!(count(view, "member001", 1).await, Counted::Applied);
     assert_eq!(count(Uuid::now_v7(), "member002", 1).await, Counted::Applied);

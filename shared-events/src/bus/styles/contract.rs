@@ -237,8 +237,10 @@ where
 }
 
 fn received(delivery: &crate::bus::Delivery) -> Received {
+    let envelope = Envelope::decode(&delivery.body).expect("an envelope");
     Received {
-        envelope: Envelope::decode(&delivery.body).expect("an envelope"),
+        dated_at: envelope.timestamp,
+        envelope,
         exchange: delivery.exchange.clone(),
         routing_key: delivery.routing_key.clone(),
         ordering_key: delivery.ordering_key.clone(),
