@@ -13,7 +13,7 @@ use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_LANGUAGE, CONTENT_LENGTH, RETRY_AFTER, VARY,
     WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::{Language, Message, messages};
@@ -51,7 +51,7 @@ pub struct ApiError {
     status: StatusCode,
     kind: &'static str,
     message: Message,
-    headers: HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
     cause: Option<anyhow::Error>,
 }
 
@@ -66,7 +66,7 @@ macro_rules! plain {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: Message) -> Self {
-        Self { status, kind, message, headers: HeaderMap::new(), cause: None }
+        Self { status, kind, message, headers: Vec::new(), cause: None }
     }
 
     plain! {
@@ -126,7 +126,7 @@ impl ApiError {
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.headers.push((name, value));
         self
     }
 
@@ -166,7 +166,8 @@ impl IntoResponse for ApiError {
             tracing::error!(error = format!("{cause:#}"), "request failed");
         }
         let body = self.body();
-        let mut response = (self.status, self.headers, axum::Json(&body)).into_response();
+        let mut response = (self.status, axum::Json(&body)).into_response();
+        response.headers_mut().extend(self.headers);
         response.headers_mut().insert(CONTENT_LANGUAGE, Language::English.tag());
         if self.message.is_translated() {
             response.extensions_mut().insert(Translatable { body, message: self.message });

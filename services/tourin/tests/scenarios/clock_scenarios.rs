@@ -24,6 +24,7 @@ use tourin_recommendation::app::ports::Counted;
 use tourin_recommendation::consumers;
 use tourin_recommendation::domain::interaction::{Kind, Moment};
 use tourin_recommendation::domain::spot::SpotId as KnownSpot;
+use tourin_recommendation::servers::Prepared;
 use tourin_recommendation::{Stores, open_stores};
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
@@ -61,14 +62,14 @@ impl Pair {
     async fn start() -> Self {
         let mut settings = UpSettings::ephemeral();
         let corner = Corner::take(&mut settings).await;
-        let servers = settings.servers;
+        let parts = settings.parts;
         let folder = tempfile::tempdir().unwrap();
         // Servers' clocks tell the time that it is.
         let clock = Arc::new(ManualClock::new(Utc::now()));
         let shared: SharedClock = clock.clone();
         let stop = CancellationToken::new();
 
-        let core = match &servers.mysql_url {
+        let core = match &parts.core.database.mysql_url {
             Some(url) => Store::Mysql(Store::open_mysql(url, PoolSizes::default()).await.unwrap()),
             None => Store::Sqlite(Store::open_sqlite(folder.path(), 2).await.unwrap()),
         };
@@ -78,9 +79,7 @@ impl Pair {
         let mesh = MeshSettings::new("http://127.0.0.1:1", Secret::random());
         let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let mut known = tourin_recommendation::Settings::new(listen, folder.path(), mesh);
-        known.servers.redis_url = servers.redis_url.clone();
-        known.servers.recommendation_redis_prefix = servers.recommendation_redis_prefix.clone();
-        known.servers.mongodb_url = servers.mongodb_url.clone();
+        known.servers = parts.recommendation.servers;
         let stores = open_stores(&known, shared.clone()).await.unwrap();
         for server in [&stores.trend_server, &stores.document_server].into_iter().flatten() {
             server.prepare().await.unwrap();
@@ -92,7 +91,7 @@ impl Pair {
         let guards = Guards::new(passes.0, passes.1, &shared);
 
         let (publisher, subscriber): (Arc<dyn Publisher>, Arc<dyn Subscriber>) =
-            match ServerUrl::given(servers.amqp_url.as_ref()) {
+            match ServerUrl::given(parts.recommendation.broker.amqp_url.as_ref()) {
                 Some(url) => {
                     let bus = RabbitBus::start(RabbitSettings::new(url.expose().parse().unwrap()));
                     (Arc::new(bus.clone()), Arc::new(bus))
@@ -105,7 +104,10 @@ impl Pair {
         let health = Health::new();
         for consumer in consumers::all(&ingest, ages, Duration::from_secs(300), &guards) {
             let ready = health.register(consumer.queue);
-            tokio::spawn(consumer.run(subscriber.clone(), shared.clone(), ready, stop.clone()));
+            let begin = Prepared::already();
+            let running =
+                consumer.run(subscriber.clone(), shared.clone(), ready, begin, stop.clone());
+            tokio::spawn(running);
         }
         let ready = health.until(|unready| unready.is_empty());
         tokio::time::timeout(PATIENCE, ready).await.expect("the consumers have subscribed");

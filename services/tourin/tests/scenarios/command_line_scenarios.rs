@@ -147,9 +147,11 @@ fn every_program_names_a_variable_that_none_reads() {
             .env("TOURIN_TESTBED_ANYTHING", "1")
             .env("TOURIN_LOG", "warn");
         match program {
-            "tourin" => drop(command.arg("--ephemeral")),
+            "tourin" => {
+                command.arg("--ephemeral");
+            }
             "core" | "recommendation" => {
-                drop(command.arg("--data-dir").arg(folder.path().join(program)))
+                command.arg("--data-dir").arg(folder.path().join(program));
             }
             _ => {}
         }
