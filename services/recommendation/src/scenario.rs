@@ -109,12 +109,12 @@ impl World {
     }
 
     pub(crate) async fn add(&self, spot: Spot) {
-        self.ingest.merge_spot(SpotState::Live(spot)).await.unwrap();
+        self.ingest.merge_spots(&[SpotState::Live(spot)]).await.unwrap();
     }
 
     pub(crate) async fn delete(&self, number: i64) {
         let deleted = SpotState::Deleted { id: id(number), version: 1_000 };
-        self.ingest.merge_spot(deleted).await.unwrap();
+        self.ingest.merge_spots(&[deleted]).await.unwrap();
     }
 
     pub(crate) fn audit(&self) -> Audit {

@@ -296,7 +296,7 @@ fn version(version: u64, spot: Spot) -> Spot {
 #[tokio::test]
 async fn a_resync_brings_the_replica_up_to_the_catalogue() {
     let world = World::with_spots(2).await;
-    world.ingest.merge_spot(SpotState::Live(version(7, spot(4, &["문화"])))).await.unwrap();
+    world.ingest.merge_spots(&[SpotState::Live(version(7, spot(4, &["문화"])))]).await.unwrap();
     world.pass(TimeDelta::seconds(1));
     let catalogue = FakeCatalogue::new(
         "log",

@@ -281,7 +281,7 @@ async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
         now: at(3),
     };
     assert_unavailable(store.open(open, &policy).await);
-    assert!(store.probe_redis().await.is_err());
+    assert!(store.sessions().write_probe().await.is_err());
     // The password changes all the same; the sessions end when Redis is back.
     let changed = store.change_password(change(&hana, "new", here.id)).await.unwrap();
     assert_eq!(changed, Changed::Changed { ended: vec![] });
@@ -298,7 +298,7 @@ async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
     }
     assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
     assert_eq!(revoked(&store, at(11)).await, [there.id]);
-    assert!(store.probe_redis().await.is_ok());
+    assert!(store.sessions().write_probe().await.is_ok());
     // A connection that broke between two requests is nobody's error.
     home.cut().await;
     home.open().await;
