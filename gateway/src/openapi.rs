@@ -140,6 +140,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
         }
     }
     paths.insert(OPENAPI_PATH.to_owned(), json!({"get": own_description()}));
+    answers::drop_unused(&paths, &mut components);
     set_component(
         &mut components,
         "securitySchemes",

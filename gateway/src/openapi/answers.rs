@@ -1,6 +1,8 @@
 //! What the description says of every call's answers: the gateway's own refusals, which the services
 //! do not know, and the headers.
 
+use std::collections::BTreeSet;
+
 use http::Method;
 use serde_json::{Map, Value, json};
 
@@ -131,6 +133,30 @@ pub(super) fn add_components(components: &mut Map<String, Value>) {
         });
         add_headers(status, &mut response);
         set_component(components, "responses", name, response);
+    }
+}
+
+/// Drops the answers and headers that no call refers to, as with a route table of few calls.
+pub(super) fn drop_unused(paths: &Map<String, Value>, components: &mut Map<String, Value>) {
+    for kind in ["responses", "headers"] {
+        let mut used = BTreeSet::new();
+        paths.values().chain(components.values()).for_each(|value| references(value, &mut used));
+        if let Some(named) = components.get_mut(kind).and_then(Value::as_object_mut) {
+            named.retain(|name, _| used.contains(&format!("#/components/{kind}/{name}")));
+        }
+    }
+}
+
+fn references(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(target) = fields.get("$ref").and_then(Value::as_str) {
+                found.insert(target.to_owned());
+            }
+            fields.values().for_each(|value| references(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
     }
 }
 
