@@ -17,6 +17,7 @@ pub mod consumers;
 pub mod domain;
 pub mod http;
 mod metrics;
+mod readiness;
 #[cfg(test)]
 mod scenario;
 pub mod servers;
@@ -25,7 +26,6 @@ pub mod store;
 mod test_servers;
 pub mod upstream;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,11 +69,6 @@ use crate::upstream::core::CoreClient;
 /// The service's name in the registry, and the audience of identities made for it.
 pub const SERVICE: &str = "recommendation";
 
-/// What readiness calls the copy of core's spots.
-const REPLICA: &str = "replica of spots";
-/// How long an instance that has its spots, but is not ready otherwise, waits before it registers all the
-/// same: what it can answer is better than nothing.
-const REGISTER_AFTER: Duration = Duration::from_secs(5);
 /// How long tasks get to end after the last request, in milliseconds.
 const TASKS_TIMEOUT_MS: u64 = 900;
 
@@ -245,7 +240,7 @@ impl Recommendation {
         let serving = serve(self.listener, router, &limits, end.clone(), drain_timeout);
         let membership = async {
             tokio::select! {
-                () = ready(&health) => {
+                () = readiness::reached(&health) => {
                     let registration =
                         Registration::start(registry, instance, heartbeat, lease, end.token());
                     stop.begun().await;
@@ -395,7 +390,7 @@ impl Recommendation {
             resync: Resync::new(core, Arc::clone(&spots)),
             spots,
             directory,
-            ready: health.register(REPLICA),
+            ready: health.register(readiness::REPLICA),
             interval: Duration::from_secs(self.settings.resync_interval_s),
             feed,
             service: service.clone(),
@@ -475,36 +470,4 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
         stores.embedded = None;
     }
     Ok(stores)
-}
-
-/// Waits until the service can answer. For the spots however long it takes: without them it can only
-/// refuse, where another instance could answer. For the rest long enough.
-async fn ready(health: &Health) {
-    health.until(|unready| !unready.contains_key(REPLICA)).await;
-    if timeout(REGISTER_AFTER, health.until(BTreeMap::is_empty)).await.is_err() {
-        tracing::warn!(unready = ?health.unready(), "not ready, but registering all the same");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn it_registers_once_it_has_its_spots_and_for_the_rest_waits_no_longer_than_so() {
-        let health = Health::new();
-        let (replica, other) = (health.register(REPLICA), health.register("other"));
-        let an_hour = Duration::from_secs(3_600);
-        assert!(timeout(an_hour, ready(&health)).await.is_err());
-        replica.set_ready();
-        let began = Instant::now();
-        ready(&health).await;
-        assert_eq!(began.elapsed(), REGISTER_AFTER);
-        other.set_ready();
-        let began = Instant::now();
-        ready(&health).await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
-    }
 }

@@ -9,6 +9,7 @@ mod languages;
 mod members;
 mod reviews;
 mod sessions;
+mod sliding;
 mod spots;
 mod text;
 
