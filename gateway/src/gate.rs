@@ -228,13 +228,6 @@ impl Gate {
     fn own(&self, path: &str, session: &Session, client: &Client) -> Answer {
         let header = session.req_header();
         let is_read = [Method::GET, Method::HEAD].contains(&header.method);
-        if path == LANDING_PATH {
-            return if is_read {
-                self.landing_page.answer(&header.headers, client)
-            } else {
-                Answer::not_found()
-            };
-        }
         if let Some(answer) = self.origins.preflight(&header.method, &header.headers, "GET, HEAD") {
             return answer;
         }
@@ -242,6 +235,7 @@ impl Gate {
             return Answer::method_not_allowed("GET, HEAD");
         }
         match path {
+            LANDING_PATH => self.landing_page.answer(&header.headers, client),
             "/healthz" => Answer::json(StatusCode::OK, r#"{"status":"alive"}"#),
             "/readyz" => {
                 let (status, report) = self.readiness(session.is_process_shutting_down());

@@ -76,7 +76,8 @@ pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Answer> {
             return Err(Answer::malformed(messages::length_and_transfer_encoding()));
         }
     }
-    let digits = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    let digits =
+        |value: &HeaderValue| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
     if lengths.len() > 1 || !lengths.iter().all(|value| digits(value)) {
         return Err(Answer::malformed(messages::invalid_length()));
     }

@@ -236,6 +236,9 @@ impl Authenticator {
             return Shown::Good(member, None);
         }
         let renewal = self.sliding.renew(&member).await;
+        if matches!(renewal, Renewal::Done(Outcome::Ended)) {
+            return ended();
+        }
         if !expired {
             return Shown::Good(member, Some(renewal));
         }

@@ -35,6 +35,9 @@ const PATH: &str = "/internal/access-tokens";
 const LIMIT: Duration = Duration::from_millis(3_000);
 /// Most bytes of core's answer: twice the longest token, and the cookie's attributes.
 const MAX_ANSWER_BYTES: usize = 20 << 10;
+/// Requests at once that wait for core or have it asked. One more goes on with its token while that
+/// lasts, and is answered 503 if it has expired.
+const MAX_UNDER_WAY: usize = 4_096;
 /// Sessions whose renewal is remembered.
 const MAX_SESSIONS: u64 = 20_000;
 /// How long it is remembered that a session is not open, which it will not be again.
@@ -196,6 +199,9 @@ impl SlidingSessions {
     pub async fn renew(&self, member: &Arc<Member>) -> Renewal {
         if let Some(known) = self.outcomes.get(&member.session).await {
             return Renewal::Done(known);
+        }
+        if self.tasks.len() >= MAX_UNDER_WAY {
+            return Renewal::Done(Outcome::Unavailable);
         }
         let (asking, member) = (Arc::clone(&self.asking), Arc::clone(member));
         let outcomes = self.outcomes.clone();

@@ -94,7 +94,12 @@ const REFUSALS: [Refusal; 14] = [
         "403",
         "Forbidden",
         "The caller may not do this, or a page of another site leans on the caller's cookies",
-        |call| matches!(call.access, Access::Role(_)) || !call.method.is_safe(),
+        |call| match call.access {
+            Access::Role(_) => true,
+            // Leans on no cookie.
+            Access::Anonymous => false,
+            _ => !call.method.is_safe(),
+        },
     ),
     refusal("408", "TooSlow", "The request took too long to arrive", |_| true),
     refusal("413", "BodyTooLarge", "The request's body is too large", |_| true),

@@ -33,14 +33,16 @@ where
         return refuse(&anyhow::Error::msg(error));
     }
     warn_of_unknown_variables();
-    tracing::info!("traces go {}", telemetry::destinations());
     let stop = match Shutdown::on_signals() {
         Ok(stop) => stop,
         Err(error) => return refuse(&error.into()),
     };
     let ended = tokio::select! {
         built = build => match built {
-            Ok(service) => run_until_stopped(service, stop).await,
+            Ok(service) => {
+                tracing::info!("traces go {}", telemetry::destinations());
+                run_until_stopped(service, stop).await
+            }
             Err(error) => return refuse(&error),
         },
         () = stop.begun() => Ok(()),

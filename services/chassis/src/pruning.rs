@@ -6,7 +6,8 @@
 //!
 //! - with the clock of the store's server, where it has one: they may differ by [`MAX_SKEW`],
 //! - with the time of the pass before, which the store keeps: a clock that is more than [`MAX_STEP`] later is believed once
-//!   [`CONFIRMING_PASSES`] passes in a row have found it going on from there.
+//!   [`CONFIRMING_PASSES`] passes in a row have found it going on from there. Before the first pass of all a server that
+//!   agrees is enough; without a server it is as doubtful as a jump.
 //!
 //! After an outage of the service, too, the clock is much later than at the pass before. Nothing can tell the two apart but
 //! patience, and pruning can wait. A pass that is refused deletes nothing, says so in the log, and counts it.
@@ -186,7 +187,8 @@ impl PruneGuard {
         }
         // A clock that went back makes nothing look old.
         let step = times.last_pass.map(|last| now.signed_duration_since(last));
-        if step.is_some_and(|step| step <= MAX_STEP) {
+        // Before the first pass there is nothing else to compare with than a server that agrees.
+        if step.map_or(times.server.is_some(), |step| step <= MAX_STEP) {
             state.doubtful = None;
             return Ok(());
         }
@@ -335,5 +337,19 @@ mod tests {
             assert!(!world.pass_after(TimeDelta::minutes(1)).await);
         }
         assert!(world.pass_after(TimeDelta::minutes(1)).await);
+    }
+
+    #[tokio::test]
+    async fn the_first_pass_of_all_is_made_where_a_server_tells_the_same_time() {
+        let world = World::new();
+        let server = |ahead: TimeDelta| {
+            let server = Some(world.clock.now() + ahead);
+            *world.store.lock().unwrap() = StoreTimes { server, last_pass: None };
+        };
+        server(TimeDelta::days(40));
+        assert!(!world.pass_after(TimeDelta::zero()).await);
+        server(MAX_SKEW);
+        assert!(world.pass_after(TimeDelta::zero()).await);
+        assert!(world.guard.vouches_for(world.clock.now()));
     }
 }

@@ -201,6 +201,7 @@ async fn follow(
     pace: Pace,
 ) {
     let name = format!("{} at {}", server.name(), server.address());
+    let mut gone_at_once = 0;
     loop {
         wait_for(server.as_ref(), ready, pace).await;
         tracing::info!(server = name, "server is there");
@@ -214,13 +215,19 @@ async fn follow(
         let mut state = watch.begin().await;
         loop {
             match &state {
-                StoreState::Works => tracing::info!(server = name, "server takes writes"),
+                StoreState::Works => {
+                    gone_at_once = 0;
+                    tracing::info!(server = name, "server takes writes");
+                }
                 StoreState::Troubled(Trouble::Refuses(why)) => {
                     tracing::warn!(server = name, why, "server refuses");
                 }
                 StoreState::Troubled(Trouble::Away(why)) => {
                     tracing::warn!(server = name, why, "server is gone");
                     ready.set_unready(format!("waiting for {name}: {why}"));
+                    // It may answer what prepares it, and no write.
+                    tokio::time::sleep(pace.reconnect.after(gone_at_once)).await;
+                    gone_at_once += 1;
                     break;
                 }
             }

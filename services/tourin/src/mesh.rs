@@ -102,6 +102,7 @@ impl Mesh {
             DataDir::open(&settings.data_dir)?
         };
         let front = parts::front(&settings, traces.as_ref(), &data_dir).await?;
+        tracing::info!("traces go {}", telemetry::destinations());
         let Front { url, registry_url, readiness_url, gateway, registry, operator, mut common } =
             front;
         let mut mesh = Self {
@@ -298,7 +299,6 @@ pub async fn up(
     traces: Option<MemoryStore>,
     stop: Shutdown,
 ) -> anyhow::Result<ExitCode> {
-    tracing::info!("traces go {}", telemetry::destinations());
     let mut mesh = Mesh::start_with(settings, traces, stop.clone()).await?;
     if !stop.is_begun() {
         greet(&mesh).context("cannot write to standard output")?;

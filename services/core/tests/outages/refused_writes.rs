@@ -88,17 +88,23 @@ async fn a_mysql_that_becomes_read_only_is_named_and_writes_are_back_with_it() {
     bed.remove().await;
 }
 
-/// A disk of a few megabytes; `None` where nothing can be mounted.
+/// A disk of a few megabytes.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount() -> Option<Self> {
+    /// Panics where nothing can be mounted: the test needs root, as the installation of the test bed does.
+    fn mount() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=32m", "tourin-test"])
             .arg(folder.path())
             .status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self(folder))
+        let is_mounted = mounted.is_ok_and(|status| status.success());
+        assert!(
+            is_mounted,
+            "cannot mount a small disk: run the tests as root (sudo deploy/test.sh)"
+        );
+        Self(folder)
     }
 
     fn path(&self) -> &Path {
@@ -125,11 +131,9 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Where nothing can be mounted, what a full disk is to SQLite is tested by its own bound on pages alone
-/// (shared-events' tests of sqlite).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_named_and_log_ins_are_back_with_room_on_it() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let disk = SmallDisk::mount();
     let dir = disk.path().join("data");
     let core = Running::start(settings(&dir, &["--readiness-interval-ms", "500"])).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);

@@ -203,14 +203,16 @@ async fn similar_spots_share_tags_and_are_near_and_fill_the_answer() {
 }
 
 #[tokio::test]
-async fn a_spot_that_may_yet_come_is_not_denied() {
+async fn nothing_is_told_of_spots_until_they_have_been_read_once() {
     let world = World::unfilled().await;
     let resync = world.stores.spots.begin_resync().await.unwrap();
     world.add(spot(1, &[])).await;
-    assert_eq!(world.similar(1, 10).await.unwrap(), [0; 0]);
-    let unknown = world.recommender.similar(id(2), 10).await;
-    assert!(matches!(unknown, Err(PortError::Unavailable(_))), "{unknown:?}");
+    for spot in [1, 2] {
+        let unknown = world.recommender.similar(id(spot), 10).await;
+        assert!(matches!(unknown, Err(PortError::Unavailable(_))), "{unknown:?}");
+    }
     world.stores.spots.sweep(resync).await.unwrap();
+    assert_eq!(world.similar(1, 10).await.unwrap(), [0; 0]);
     assert_eq!(world.similar(2, 10).await, None);
     world.add(spot(2, &[])).await;
     assert_eq!(world.similar(2, 10).await.unwrap(), [1]);

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
 use serde::{Deserialize, Serialize};
-use tourin_chassis::http::{ApiError, Json};
+use tourin_chassis::http::{ApiError, Json, Message};
 use tourin_chassis::identity::ServiceCaller;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -16,6 +16,9 @@ use super::private;
 pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::default().route("/internal/access-tokens", post(issue))
 }
+
+/// The only service that may ask.
+const GATEWAY: &str = "gateway";
 
 /// The session, as its last access token names it.
 #[derive(Deserialize)]
@@ -35,9 +38,13 @@ struct IssuedAnswer {
 /// Answers `null` when the session is not open.
 async fn issue(
     State(state): State<AppState>,
-    _: ServiceCaller,
+    caller: ServiceCaller,
     Object(asked): Object<Asked>,
 ) -> Result<Response, ApiError> {
+    if caller.name != GATEWAY {
+        let message = Message::for_operators("access tokens are for gateways to ask for");
+        return Err(ApiError::forbidden(message));
+    }
     let issued = state.sessions.slide(&asked.member, &asked.session).await?;
     let answer = issued.map(|access| {
         let cookie = state.cookies.access(&access);

@@ -444,10 +444,11 @@ impl SessionStore for MysqlStore {
 
     async fn prune(&self, policy: &SessionPolicy, now: DateTime<Utc>) -> Result<u64, StoreError> {
         let mut pruned = 0;
+        let mut batches = 0..BATCHES_PER_PASS;
         for (column, until) in
             [("started_at", now - policy.absolute), ("renewed_at", now - policy.idle)]
         {
-            for _ in 0..BATCHES_PER_PASS {
+            while batches.next().is_some() {
                 let (removed, more) = retried!(self.try_prune(column, until))?;
                 pruned += removed;
                 if !more {

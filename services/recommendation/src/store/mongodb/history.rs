@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::future::try_join;
-use mongodb::bson::doc;
+use mongodb::bson::{Bson, doc};
 use serde::Deserialize;
 
 use super::connection::{Connection, Index, Statement};
@@ -89,6 +89,28 @@ impl MongoHistories {
         Self { connection, recorder, rules }
     }
 
+    /// Deletes what keeps an old effect from reviving a holder who has gone, as much as a pass may.
+    async fn prune_holders(&self, dead_before: i64) -> Result<(), PortError> {
+        let gone = doc! { "gone_at": { "$lt": dead_before } };
+        let mut removed = 0;
+        loop {
+            let found: Vec<Keyed> = self
+                .connection
+                .find(HOLDERS, gone.clone(), doc! { "_id": 1 }, doc! {}, PRUNE_BATCH)
+                .await?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            let mut these = gone.clone();
+            let ids: Vec<_> = found.into_iter().map(|holder| holder.id).collect();
+            these.insert("_id", doc! { "$in": ids });
+            removed += self.connection.delete_all(HOLDERS, these).await?;
+            if removed >= PRUNED_PER_PASS {
+                return Ok(());
+            }
+        }
+    }
+
     /// Prunes the members that a query finds, until it finds none. Returns how much was removed.
     async fn prune_members(
         &self,
@@ -153,6 +175,12 @@ impl MongoHistories {
 #[derive(Deserialize)]
 struct Numbered {
     seq: i64,
+}
+
+#[derive(Deserialize)]
+struct Keyed {
+    #[serde(rename = "_id")]
+    id: Bson,
 }
 
 #[derive(Deserialize)]
@@ -319,8 +347,7 @@ impl HistoryStore for MongoHistories {
         let forgotten = doc! { "forgotten_until": { "$lt": now } };
         let removed = self.prune_members(dead, dead_before, now).await?
             + self.prune_members(forgotten, dead_before, now).await?;
-        let gone = doc! { "gone_at": { "$lt": dead_before } };
-        self.connection.delete_all(HOLDERS, gone).await?;
+        self.prune_holders(dead_before).await?;
         Ok(removed)
     }
 }

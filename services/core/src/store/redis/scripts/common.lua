@@ -51,3 +51,10 @@ end
 local function ms_between(from, to)
   return string.format('%.0f', math.max(1, math.ceil((to - from) / 1000)))
 end
+
+-- Has a key live for so long at least. It never lives shorter: our clock may be ahead at this moment.
+local function keep_for(name, ms)
+  if redis.call('PTTL', name) < tonumber(ms) then
+    redis.call('PEXPIRE', name, ms)
+  end
+end

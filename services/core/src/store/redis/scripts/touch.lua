@@ -12,6 +12,6 @@ end
 if now > tonumber(renewed) then
   renewed = ARGV[5]
   redis.call('HSET', session_key, 'renewed', renewed)
-  redis.call('PEXPIRE', session_key, ms_between(now, over_at(started, renewed, absolute, idle)))
+  keep_for(session_key, ms_between(now, over_at(started, renewed, absolute, idle)))
 end
 return {started, renewed}
