@@ -104,7 +104,7 @@ pub struct Settings {
     #[arg(long, env = "TOURIN_GATEWAY_TOKEN_CACHE_ENTRIES", value_name = "N", default_value_t = TOKEN_CACHE_ENTRIES, value_parser = value_parser!(u64).range(0..=10_000_000))]
     pub token_cache_entries: u64,
     /// Seconds after a token's expiry in which a session that is carried by cookies still renews
-    /// itself; 0 for none. The same as core's
+    /// itself; 0: only before its expiry. The same as core's
     #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = SESSION_COOKIE_IDLE_S, value_parser = value_parser!(u32).range(0..=2_592_000))]
     pub session_cookie_idle_s: u32,
     /// Redis where core keeps the sessions (redis://[USER:PASSWORD@]HOST:PORT[/DATABASE], rediss://

@@ -30,7 +30,7 @@ pub enum Access {
     /// one that is bad is as good as none, one that cannot be judged just now is refused with 503.
     /// Without a bearer token the call must come from an own page even if no cookie came with it.
     Ending,
-    /// Anybody, as nobody: no token and no cookie is looked at, so that one which is left over makes no
+    /// Anybody, as a visitor: tokens and cookies are not looked at, so that one which is left over makes no
     /// difference.
     Anonymous,
     /// Whoever has a session.

@@ -213,7 +213,7 @@ impl PruneGuard {
             return;
         }
         if refusal == Refusal::First {
-            tracing::info!(of = self.what, reason = %refusal, "nothing is deleted by its age for some minutes");
+            tracing::debug!(of = self.what, reason = %refusal, "nothing is deleted by its age for some minutes");
         } else {
             tracing::warn!(of = self.what, reason = %refusal, "nothing is deleted by its age until the clock is confirmed");
         }

@@ -135,7 +135,7 @@ pub struct TokenSettings {
     #[arg(long, env = "TOURIN_SESSIONS_PER_MEMBER", value_name = "N", default_value_t = 50, value_parser = value_parser!(u16).range(1..=100))]
     pub sessions_per_member: u16,
     /// Seconds after a token's expiry in which a session that is carried by cookies still renews
-    /// itself: browsers keep the access cookie that much longer; 0 for none. The same in every
+    /// itself: browsers keep the access cookie that much longer; 0: renewed only before its expiry. The same in every
     /// gateway
     #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = 1_800, value_parser = value_parser!(u32).range(0..=2_592_000))]
     pub session_cookie_idle_s: u32,

@@ -88,7 +88,7 @@ async fn rows_from_before_there_were_versions_leave_without_one() {
     appended(1).await;
     let store = MysqlOutbox::open(database.clone()).await.unwrap();
     appended(2).await;
-    // Whoever opens it again finds the same.
+    // Opened again it is the same.
     for store in [store, MysqlOutbox::open(database.clone()).await.unwrap()] {
         let pending = store.pending(&[shard_of("a")], 0, 10).await.unwrap();
         let versions: Vec<_> = pending.iter().map(|row| row.event.envelope.version()).collect();

@@ -213,7 +213,7 @@ fn filter(params: &Params, caller: &Caller) -> Result<SpotFilter, ApiError> {
         None => None,
     };
     let tags = TagSet::parse(params.list("tags")).map_err(|_| {
-        let known = Tag::ALL.map(Tag::name).join(", ");
+        let known = Tag::ALL.map(|tag| format!("{} ({})", tag.name(), tag.old_name())).join(", ");
         ApiError::invalid(messages::unknown_tag(&known))
     })?;
     let mut bookmarked_by = None;

@@ -30,7 +30,7 @@ impl Kind {
 /// one; among its like only the time is left to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// The time, by the clock of whoever made the change.
+    /// The time, by the clock of the service that made the change.
     pub at: DateTime<Utc>,
     /// The version; higher is later.
     pub version: Option<u64>,

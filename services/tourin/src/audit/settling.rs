@@ -103,7 +103,7 @@ impl Settling {
         let is_drained = backlog.is_some_and(|backlog| backlog.is_drained);
         if is_drained && seen.is_some() {
             Some(Ending::Drained)
-        } else if elapsed >= self.moved_at + self.settle {
+        } else if elapsed >= self.moved_at.max(self.settle) + self.settle {
             Some(Ending::Stalled)
         } else if elapsed >= self.max_wait {
             Some(Ending::OutOfTime)
@@ -218,8 +218,8 @@ mod tests {
     fn a_backlog_that_stands_still_leaves_it_open() {
         let mut wait = Wait::new();
         assert_eq!(wait.at(10, 5, waiting(7)), None);
-        assert_eq!(wait.at(39, 5, waiting(7)), None);
-        assert_eq!(wait.at(40, 5, waiting(7)), Some(Ending::Stalled));
+        assert_eq!(wait.at(59, 5, waiting(7)), None);
+        assert_eq!(wait.at(60, 5, waiting(7)), Some(Ending::Stalled));
         assert_eq!(wait.0.late_by(), None);
     }
 
@@ -238,7 +238,7 @@ mod tests {
         let blind =
             |second| Look { elapsed: Duration::from_secs(second), backlog: None, seen: None };
         assert_eq!(wait.0.look(blind(1)), None);
-        assert_eq!(wait.0.look(blind(29)), None);
-        assert_eq!(wait.0.look(blind(30)), Some(Ending::Stalled));
+        assert_eq!(wait.0.look(blind(59)), None);
+        assert_eq!(wait.0.look(blind(60)), Some(Ending::Stalled));
     }
 }

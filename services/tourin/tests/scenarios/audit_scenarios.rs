@@ -149,7 +149,7 @@ async fn audited_while_held(
 #[tokio::test(flavor = "multi_thread")]
 async fn effects_that_come_after_they_were_due_are_late_and_not_missing() {
     let mesh = mesh().await;
-    let settle = Duration::from_secs(1);
+    let settle = Duration::from_secs(3);
     let (audit, hold) =
         audited_while_held(&mesh, AuditSettings { settle, ..settings(&mesh) }).await;
     let mut progress = audit.progress();

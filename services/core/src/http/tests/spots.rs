@@ -141,7 +141,7 @@ async fn tags_are_alternatives_repeated_or_with_commas() {
     assert_eq!(ids(&both), ["1"]);
     assert_eq!(both.header("x-pagination-total-item"), "1");
     let unknown = get(&core, "/api/tour-spots", &[("tags", "자연,바다")]).await;
-    refused(&unknown, 422, "invalid", "tags must be among 자연, 역사");
+    refused(&unknown, 422, "invalid", "tags must be among 자연 (NATURE), 역사 (HISTORY)");
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ impl MongoHistories {
 }
 
 impl MongoHistories {
-    /// Deletes members of whom nothing is left. First it is noted how far their numbers went: those of whoever comes under
+    /// Deletes members of whom nothing is left. First it is noted how far their numbers went: those of a later member of
     /// the same id must be higher, for holders are compared by them.
     async fn delete(&self, empty: mongodb::bson::Document) -> Result<(), PortError> {
         let fields = doc! { "_id": 1, "seq": 1 };
