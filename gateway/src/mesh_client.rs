@@ -69,8 +69,8 @@ impl MeshClient {
         read(response, &instance, max_bytes).await
     }
 
-    /// Posts JSON to one instance of `service`, and to the next one if the first does not answer with
-    /// success: only for what bears being done twice. Each attempt is a span of the current trace,
+    /// Posts JSON to one instance of `service`, and once more, to the next one if there is one, unless
+    /// the first refuses: only for what bears being done twice. Each attempt is a span of the current trace,
     /// under `path`, which therefore has nothing of anybody in it. Gives the answer's body.
     ///
     /// # Errors
@@ -109,12 +109,14 @@ impl MeshClient {
                 Err(error) => Err(error),
             };
             let Err(error) = answered else { return answered };
-            match error.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::status) {
+            let status = error.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::status);
+            match status {
                 Some(status) => span.set_status(status.as_u16()),
                 None => span.set_error("no_answer"),
             }
             resend_count += 1;
-            if resend_count >= POST_ATTEMPTS {
+            let refused = status.is_some_and(|status| status.is_client_error());
+            if refused || resend_count >= POST_ATTEMPTS {
                 return Err(error);
             }
         }

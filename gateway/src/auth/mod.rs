@@ -8,7 +8,7 @@ pub mod visitor;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{CACHE_CONTROL, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
@@ -26,6 +26,9 @@ use revocation::{Reliance, Revocations};
 use sliding::{Outcome, Renewal, SlidingSessions};
 use tokens::{Member, TokenError, TokenVerifier};
 
+/// How long a call that anybody may make waits for an expired cookie to be renewed; it is a visitor's
+/// then. Core is not on the way of such calls to other services.
+const PUBLIC_PATIENCE: Duration = Duration::from_millis(300);
 const ACCESS_COOKIE: &str = "access_token";
 const REFRESH_COOKIE: &str = "refresh_token";
 /// Most tokens of one request that are looked at.
@@ -109,7 +112,11 @@ impl Authenticator {
             Access::Role(role) => Some(role),
             _ => None,
         };
-        match (access, self.judge(credentials).await) {
+        let patience = match access {
+            Access::Public => PUBLIC_PATIENCE,
+            _ => Duration::MAX,
+        };
+        match (access, self.judge(credentials, patience).await) {
             (_, Shown::Good(member, renewal)) => match role {
                 Some(role) if !member.roles.contains(role) => {
                     Err(Answer::forbidden(messages::role_needed(role)))
@@ -178,10 +185,10 @@ impl Authenticator {
     }
 
     /// A browser may hold several cookies of one name, of which a stale one comes first.
-    async fn judge(&self, credentials: &Credentials<'_>) -> Shown {
+    async fn judge(&self, credentials: &Credentials<'_>, patience: Duration) -> Shown {
         let mut verdict = Shown::Nothing;
         for token in &credentials.tokens {
-            match (self.judge_token(token, credentials.by_cookie).await, &verdict) {
+            match (self.judge_token(token, credentials.by_cookie, patience).await, &verdict) {
                 (good @ Shown::Good(..), _) => return good,
                 (shown, Shown::Nothing) | (shown @ Shown::Unjudged(_), Shown::Bad(_)) => {
                     verdict = shown;
@@ -192,8 +199,9 @@ impl Authenticator {
         verdict
     }
 
-    /// A token is renewed if it `slides`: a bearer token is its client's to renew.
-    async fn judge_token(&self, token: &str, slides: bool) -> Shown {
+    /// A token is renewed if it `slides`: a bearer token is its client's to renew. An expired one waits no
+    /// longer than `patience` for that.
+    async fn judge_token(&self, token: &str, slides: bool, patience: Duration) -> Shown {
         // The reason goes into the trace, where it tells apart what the client sees as one.
         let because = |reason| Span::current().annotate("token_refused", &[("reason", reason)]);
         let bad = |reason, message| {
@@ -242,7 +250,8 @@ impl Authenticator {
         if !expired {
             return Shown::Good(member, Some(renewal));
         }
-        match renewal.outcome().await {
+        let outcome = tokio::time::timeout(patience, renewal.outcome()).await;
+        match outcome.unwrap_or(Outcome::Unavailable) {
             // It may have ended while core was asked.
             Outcome::Renewed(renewed) if !self.revocations.has_ended(&renewed.member.session) => {
                 let member = Arc::clone(&renewed.member);

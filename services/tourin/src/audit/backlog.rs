@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::observation::{CORE, Observer, RECOMMENDATION};
 
-/// By how much core's clock may be behind the audit's for an event of the audit's to be known as one
+/// By how much core's clock may be ahead of the audit's for an event of the audit's to be known as one
 /// that may be (milliseconds). Younger events in the outbox are somebody else's.
 const CLOCKS_DIFFER_MS: i64 = 5_000;
 
