@@ -58,7 +58,7 @@ tourin_chassis::messages! {
         ko: "{what}: host 또는 host:port 형식으로 써야 합니다.",
     }
     pub(crate) fn host_not_ascii() {
-        en: "a host's name is ASCII: an international one is written as xn--...",
+        en: "a host's name is ASCII: an international one begins with xn--",
         ko: "국제화 도메인 이름은 xn--... 형식의 ASCII로 써 주십시오.",
     }
     pub(crate) fn host_with_user() {

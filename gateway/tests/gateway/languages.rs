@@ -6,8 +6,7 @@ use crate::harness::{Answer, Mesh, raw};
 fn says(answer: &Answer, language: &str, message: &str) {
     assert_eq!(answer.body["message"], message, "{answer:?}");
     assert_eq!(answer.header("content-language"), Some(language));
-    let vary: Vec<_> = answer.headers.get_all("vary").iter().collect();
-    assert!(vary.iter().any(|value| *value == "accept-language"), "{vary:?}");
+    assert!(answer.varies_by("accept-language"), "{answer:?}");
 }
 
 #[tokio::test]

@@ -95,11 +95,11 @@ async fn an_allowed_page_may_call_with_credentials() {
                 .unwrap()
                 .contains("x-pagination-total-item")
         );
-        assert_eq!(answer.header("vary"), Some("origin"));
+        assert!(answer.varies_by("origin"), "{path}");
         let answer = gateway.call("GET", path, &[("origin", "https://evil.example")]).await;
         assert!(answer.header("access-control-allow-origin").is_none(), "{path}");
-        assert_eq!(answer.header("vary"), Some("origin"), "{path}");
-        assert_eq!(gateway.get(path).await.header("vary"), Some("origin"), "{path}");
+        assert!(answer.varies_by("origin"), "{path}");
+        assert!(gateway.get(path).await.varies_by("origin"), "{path}");
     }
     for (method, path) in [
         ("GET", "/readyz"),
@@ -110,12 +110,12 @@ async fn an_allowed_page_may_call_with_credentials() {
         ("OPTIONS", "/api/users"),
     ] {
         let answer = gateway.call(method, path, &[]).await;
-        assert_eq!(answer.header("vary"), Some("origin"), "{method} {path}");
+        assert!(answer.varies_by("origin"), "{method} {path}");
     }
-    assert_eq!(refused.header("vary"), Some("origin"));
+    assert!(refused.varies_by("origin"));
     let answer = gateway.get("/api/users?vary").await;
     assert_eq!(answer.header("vary"), Some("Accept-Language, cookie, origin"));
     let answer = gateway.call("GET", "/", &[("accept", "text/plain")]).await;
-    assert_eq!(answer.header("vary"), Some("accept, origin"));
+    assert!(["accept", "accept-language", "origin"].iter().all(|name| answer.varies_by(name)));
     gateway.call("OPTIONS", "/api/users", &[]).await.assert_refused(405, "method_not_allowed");
 }

@@ -158,6 +158,13 @@ impl Answer {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
+    /// Whether `Vary` names the header, once over all its lines.
+    pub fn varies_by(&self, name: &str) -> bool {
+        let lines = self.headers.get_all("vary").iter();
+        let names = lines.flat_map(|line| line.to_str().unwrap().split(',')).map(str::trim);
+        names.filter(|named| named.eq_ignore_ascii_case(name)).count() == 1
+    }
+
     /// The access tokens that it sets in the browser; an empty one is removed.
     pub fn set_tokens(&self) -> Vec<String> {
         let cookies = self.headers.get_all("set-cookie").iter().map(|set| set.to_str().unwrap());
