@@ -69,7 +69,9 @@ pub async fn rows_are_listed_and_shown(fixture: &impl OutboxFixture) {
     }
     let asked = [all[7].seq, all[3].seq, u64::MAX >> 1, all[3].seq];
     let shown = store.show(&asked).await.expect("show");
-    assert_eq!(shown, [(all[3].clone(), sent[3].clone()), (all[7].clone(), sent[7].clone())]);
+    let (rows, events): (Vec<_>, Vec<_>) = shown.into_iter().unzip();
+    assert_eq!(rows, [all[3].clone(), all[7].clone()]);
+    assert_eq!(super::without_versions(&events), [sent[3].clone(), sent[7].clone()]);
     let ids = [sent[20].envelope.id, uuid::Uuid::now_v7(), sent[2].envelope.id];
     assert_eq!(store.find(&ids).await.expect("find"), [all[2].seq, all[20].seq]);
 }
