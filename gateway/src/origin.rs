@@ -106,7 +106,7 @@ impl OriginPolicy {
 
     /// The request's `Origin`, when it is one that the operator allows.
     pub fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        let value = headers.get(ORIGIN)?;
+        let value = only_origin(headers)?;
         let origin: Origin = value.to_str().ok()?.parse().ok()?;
         self.allowed.contains(&origin).then(|| value.clone())
     }
@@ -129,8 +129,8 @@ impl OriginPolicy {
         let refused = || Answer::forbidden(messages::another_sites_page());
         let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
         let claimed = headers
-            .get(ORIGIN)
-            .map(|value| value.to_str().ok().and_then(|text| text.parse().ok()))
+            .contains_key(ORIGIN)
+            .then(|| only_origin(headers).and_then(|value| value.to_str().ok()?.parse().ok()))
             .or_else(|| headers.get(REFERER).map(referring_origin));
         match (claimed, site) {
             (Some(Some(origin)), _) if self.allowed.contains(&origin) => Ok(()),
@@ -202,6 +202,12 @@ pub fn vary(response: &mut ResponseHeader, name: &HeaderName) -> pingora::Result
 }
 
 /// The origin of the page that is named. Its path may be anything.
+/// `Origin`, unless there are several: a browser sends one (RFC 6454, 7.3).
+fn only_origin(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    origins.next().filter(|_| origins.next().is_none())
+}
+
 fn referring_origin(referer: &HeaderValue) -> Option<Origin> {
     let bytes = referer.as_bytes();
     let start = bytes.windows(3).position(|window| window == b"://")? + 3;
@@ -218,13 +224,10 @@ mod tests {
 
     fn verdict(pairs: &[(&'static str, &str)], by_cookie: bool) -> bool {
         let policy = OriginPolicy::new(vec!["https://app.example".parse().unwrap()]);
-        let headers: HeaderMap = pairs
-            .iter()
-            .map(|(name, value)| {
-                let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
-                (HeaderName::from_static(name), value)
-            })
-            .collect();
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
         let own = Authority::parse(OWN.as_bytes()).unwrap();
         policy.check(&Method::POST, &headers, Some(&own), by_cookie).is_ok()
     }
@@ -242,6 +245,10 @@ mod tests {
             (vec![("origin", "http://tourin.example:8080.evil.example")], false),
             (vec![("origin", "null")], false),
             (vec![("origin", "https://evil.example")], false),
+            (
+                vec![("origin", "http://tourin.example:8080"), ("origin", "https://evil.example")],
+                false,
+            ),
             (vec![("referer", "http://tourin.example:8080/page?x=1")], true),
             (vec![("referer", "https://evil.example/http://tourin.example:8080")], false),
             (vec![("referer", "http://tourin.example:8080/{a|b}?서울")], true),

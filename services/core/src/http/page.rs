@@ -30,12 +30,15 @@ pub(super) struct PageParams {
 
 /// The page that the query asks for.
 pub(super) fn request(params: &Params) -> Result<PageRequest, ApiError> {
-    PageRequest::new(params.one("pageNo")?, params.one("pageSize")?).map_err(|error| {
+    let refusal = |error| {
         ApiError::invalid(match error {
             InvalidPage::Number => messages::invalid_page_number(MAX_PAGE_NUMBER),
             InvalidPage::Size => messages::invalid_page_size(MAX_PAGE_SIZE),
         })
-    })
+    };
+    let number = params.one("pageNo").map_err(|_| refusal(InvalidPage::Number))?;
+    let size = params.one("pageSize").map_err(|_| refusal(InvalidPage::Size))?;
+    PageRequest::new(number, size).map_err(refusal)
 }
 
 /// The headers of a page with what each says.

@@ -138,9 +138,9 @@ async fn reissue(
     }
     let refused = SessionError::Refused { ended: None };
     let mut response = ApiError::from(refused).into_response();
-    // Who shows nothing has nothing to lose, and may be another site's page, to whose calls browsers
-    // add no cookies and whose answers they let set some.
-    if !presented.is_empty() {
+    // A token in the body says nothing of the cookies. Who shows no cookie has none to lose, and may be
+    // another site's page, to whose calls browsers add none and whose answers they let set some.
+    if body.is_none() && !presented.is_empty() {
         state.cookies.clear(response.headers_mut());
     }
     name_ended(response.headers_mut(), &ended);

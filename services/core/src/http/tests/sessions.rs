@@ -268,25 +268,25 @@ async fn tokens_that_lead_nowhere_are_refused_and_the_cookies_removed() {
     let core = TestCore::start().await;
     let (first, _) = core.member("hana12345").await;
     let unknown = "A".repeat(43);
-    let cleared = Some("");
-    for (body, cookie) in [
-        (Some(json!({"refreshToken": unknown})), cleared),
-        (Some(json!({"refreshToken": "x"})), cleared),
+    for body in [
+        Some(json!({"refreshToken": unknown})),
+        Some(json!({"refreshToken": "x"})),
         // Another site's page may make a browser send these.
-        (Some(json!({"refreshToken": ""})), None),
-        (Some(json!({"refreshToken": null})), None),
-        (Some(json!({})), None),
-        (Some(Value::Null), None),
-        (None, None),
+        Some(json!({"refreshToken": ""})),
+        Some(json!({"refreshToken": null})),
+        Some(json!({})),
+        Some(Value::Null),
+        None,
     ] {
         let answer = core.call("POST", "/api/auth/reissue", None, body).await;
         refused(&answer, 401, "unauthenticated", "log in again");
-        assert_eq!(answer.cookie("refresh_token").as_deref(), cookie, "{answer:?}");
+        // No cookie was shown, and so none is taken away.
+        assert_eq!(answer.cookie("refresh_token"), None, "{answer:?}");
     }
     for cookie in [unknown.as_str(), "x"] {
         let answer = reissue_by_cookie(&core, cookie).await;
         refused(&answer, 401, "unauthenticated", "log in again");
-        assert_eq!(answer.cookie("refresh_token").as_deref(), cleared, "{answer:?}");
+        assert_eq!(answer.cookie("refresh_token").as_deref(), Some(""), "{answer:?}");
     }
     let shapeless = json!({"refreshToken": 7});
     let answer = core.call("POST", "/api/auth/reissue", None, Some(shapeless)).await;
