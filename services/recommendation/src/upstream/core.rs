@@ -22,6 +22,9 @@ use crate::domain::spot::Spot;
 pub const CORE: &str = "core";
 /// Longest time to connect, in milliseconds.
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// How long an instance of core may take to appear, in milliseconds: at the start the registry has not
+/// said yet who is there.
+const APPEARANCE_TIMEOUT_MS: u64 = 1_000;
 /// Longest time for a whole answer, in milliseconds.
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
 /// Spots on a page, the most that core gives.
@@ -50,10 +53,6 @@ impl CoreClient {
             .build()
             .context("cannot set up the HTTP client")?;
         Ok(Self { http, directory, signer })
-    }
-
-    fn base_url(&self) -> anyhow::Result<String> {
-        self.directory.pick(CORE).map(|core| core.base_url()).context("no instance of core is up")
     }
 
     /// This service's identity, as core verifies it; it is short-lived.
@@ -128,7 +127,10 @@ fn unreached(error: anyhow::Error) -> PortError {
 #[async_trait]
 impl Endpoint for CoreClient {
     async fn resolve(&self) -> anyhow::Result<Target> {
-        Ok(Target { base_url: self.base_url()?, headers: self.identity() })
+        let limit = Duration::from_millis(APPEARANCE_TIMEOUT_MS);
+        let core = self.directory.wait_for(CORE, limit).await;
+        let base_url = core.context("no instance of core is up")?.base_url();
+        Ok(Target { base_url, headers: self.identity() })
     }
 
     fn service(&self) -> &'static str {
