@@ -21,10 +21,13 @@ pub(super) async fn a_clock_that_is_weeks_ahead_for_a_minute_ends_no_session(sto
         store.prune_expired(now).await.unwrap();
         true
     };
-    for _ in 0..CONFIRMING_PASSES {
-        assert!(!pass().await, "the first passes of all only look at the clock");
+    // Without a server that tells the same time the first passes of all only look at the clock.
+    let mut looks = 0;
+    while !pass().await {
+        looks += 1;
+        assert!(looks <= CONFIRMING_PASSES);
     }
-    assert!(pass().await);
+    assert!([0, CONFIRMING_PASSES].contains(&looks), "{looks} looks");
 
     let hana = sign_up(&*store, "hana12345").await;
     let session = log_in(&*store, &hana, &policy, clock.now()).await;
