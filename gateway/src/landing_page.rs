@@ -100,36 +100,14 @@ fn prefers_html(headers: &HeaderMap) -> bool {
     html.is_some_and(|html| html > 0 && html >= json.unwrap_or(0))
 }
 
-/// How much the first of these media ranges is wanted that `Accept` has, in thousandths (RFC 9110,
-/// 12.4.2 and 12.5.1): so the most specific one comes first. What cannot be read is not there.
+/// The weight in `Accept` of the first of these media ranges that it has (RFC 9110, 12.5.1): so the
+/// most specific one comes first.
 fn quality(headers: &HeaderMap, ranges: &[&str]) -> Option<u32> {
-    let wanted = |range: &str| {
-        fields::elements(headers, &ACCEPT).find_map(|element| {
-            let mut parts = fields::split_unquoted(element, b';').map(<[u8]>::trim_ascii);
-            let is_range = parts.next()?.eq_ignore_ascii_case(range.as_bytes());
-            let weight = parts.find_map(|parameter| {
-                let (name, value) = parameter.split_at_checked(2)?;
-                name.eq_ignore_ascii_case(b"q=").then_some(value)
-            });
-            is_range.then_some(weight.map_or(Some(1_000), thousandths)?)
-        })
+    let weight_of = |range: &str| {
+        let mut accepted = fields::weighted(headers, &ACCEPT);
+        accepted.find(|(name, _)| name.eq_ignore_ascii_case(range.as_bytes()))
     };
-    ranges.iter().find_map(|range| wanted(range))
-}
-
-/// `0`, `0.5` or `1.000`.
-fn thousandths(weight: &[u8]) -> Option<u32> {
-    let text = std::str::from_utf8(weight).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if fraction.len() > 3 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let fraction: u32 = format!("{fraction:0<3}").parse().ok()?;
-    match whole {
-        "0" => Some(fraction),
-        "1" if fraction == 0 => Some(1_000),
-        _ => None,
-    }
+    ranges.iter().find_map(|range| weight_of(range)).map(|(_, weight)| weight)
 }
 
 #[cfg(test)]

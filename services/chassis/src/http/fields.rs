@@ -30,6 +30,39 @@ pub fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<
         .filter(|element| !element.is_empty())
 }
 
+/// The elements of a list without their parameters, each with its weight in thousandths (RFC 9110,
+/// 12.4.2): 1000 without a `q`. An element whose weight is invalid is left out.
+pub fn weighted<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = (&'a [u8], u32)> {
+    elements(headers, name).filter_map(|element| {
+        let mut parts = split_unquoted(element, b';').map(<[u8]>::trim_ascii);
+        let value = parts.next()?;
+        let weight = parts.find_map(|parameter| {
+            let at = parameter.iter().position(|byte| *byte == b'=')?;
+            let is_weight = parameter[..at].trim_ascii().eq_ignore_ascii_case(b"q");
+            is_weight.then(|| parameter[at + 1..].trim_ascii())
+        });
+        Some((value, weight.map_or(Some(1_000), thousandths)?))
+    })
+}
+
+/// `0`, `0.5` or `1.000`.
+fn thousandths(weight: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(weight).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if fraction.len() > 3 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let fraction: u32 = format!("{fraction:0<3}").parse().ok()?;
+    match whole {
+        "0" => Some(fraction),
+        "1" if fraction == 0 => Some(1_000),
+        _ => None,
+    }
+}
+
 /// Whether a list of tokens has this one. Case makes no difference.
 pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     elements(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{ApiError, messages, read_value};
+use super::{ApiError, fields, messages, read_value};
 
 /// A JSON body. Of another media type it is 415, not JSON at all 400, JSON of another shape 422.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,7 +54,8 @@ pub fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Option<Value>, ApiE
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    if !headers.get_all(CONTENT_ENCODING).iter().all(is_identity) {
+    let mut codings = fields::elements(headers, &CONTENT_ENCODING);
+    if !codings.all(|coding| coding.eq_ignore_ascii_case(b"identity")) {
         return Err(ApiError::encoded());
     }
     if !headers.get(CONTENT_TYPE).is_some_and(is_json) {
@@ -63,11 +64,6 @@ pub fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Option<Value>, ApiE
     serde_json::from_slice(body)
         .map(Some)
         .map_err(|error| ApiError::malformed(messages::body_not_json(error.line(), error.column())))
-}
-
-fn is_identity(codings: &HeaderValue) -> bool {
-    let mut codings = codings.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
 }
 
 /// `application/json`, or a type that is JSON by its suffix (RFC 6839).

@@ -10,6 +10,8 @@ use std::fmt;
 use http::header::ACCEPT_LANGUAGE;
 use http::{HeaderMap, HeaderValue};
 
+use super::fields;
+
 /// A language that messages are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
@@ -20,20 +22,14 @@ pub enum Language {
 }
 
 impl Language {
-    /// The one that a request's `Accept-Language` prefers (RFC 9110, 12.5.4). The header is a list,
-    /// which may be spread over several lines; an element that is none is left out. A region does
-    /// not matter: who reads `ko-KR` reads `ko`. `*` stands for the languages that are not named.
+    /// The one that a request's `Accept-Language` prefers (RFC 9110, 12.5.4). A region does
+    /// not matter: `ko-KR` is `ko`. `*` stands for the languages that are not named.
     pub fn preferred(headers: &HeaderMap) -> Self {
-        let ranges: Vec<_> = headers
-            .get_all(ACCEPT_LANGUAGE)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-            .filter_map(language_range)
-            .collect();
+        let ranges: Vec<_> = fields::weighted(headers, &ACCEPT_LANGUAGE).collect();
         let (korean, korean_at) = weigh("ko", &ranges);
         let (english, english_at) = weigh("en", &ranges);
         let first = korean == english && korean_at < english_at;
-        if korean > 0.0 && (korean > english || first) { Self::Korean } else { Self::English }
+        if korean > 0 && (korean > english || first) { Self::Korean } else { Self::English }
     }
 
     /// As `Content-Language` names it.
@@ -45,29 +41,20 @@ impl Language {
     }
 }
 
-/// A language and its weight, from one element of the list; `None` for what is none.
-fn language_range(element: &[u8]) -> Option<(&str, f32)> {
-    let mut parts = std::str::from_utf8(element).ok()?.split(';').map(str::trim);
-    let language = parts.next()?.split(['-', '_']).next().filter(|name| !name.is_empty())?;
-    let weight = parts.find_map(|part| {
-        let (name, weight) = part.split_once('=')?;
-        name.trim_end().eq_ignore_ascii_case("q").then(|| weight.trim_start().parse())
-    });
-    let weight = weight.unwrap_or(Ok(1.0)).ok()?;
-    (0.0..=1.0).contains(&weight).then_some((language, weight))
-}
-
-/// How much a language is wanted, and where in the list that is said: of two that are wanted alike
-/// the first is meant, and one that is named rather than one that `*` stands for.
-fn weigh(language: &str, ranges: &[(&str, f32)]) -> (f32, usize) {
+/// How much a language is wanted, in thousandths, and where in the list that is said: of two with the
+/// same weight the first is meant, and one that is named rather than one that `*` stands for.
+fn weigh(language: &str, ranges: &[(&[u8], u32)]) -> (u32, usize) {
     let named = ranges
         .iter()
         .enumerate()
-        .filter(|(_, (name, _))| name.eq_ignore_ascii_case(language))
+        .filter(|(_, (range, _))| {
+            let name = range.split(|byte| b"-_".contains(byte)).next().unwrap_or_default();
+            name.eq_ignore_ascii_case(language.as_bytes())
+        })
         .map(|(at, (_, weight))| (*weight, at))
         .reduce(|best, next| if next.0 > best.0 { next } else { best });
-    let any = || ranges.iter().find(|(name, _)| *name == "*").map(|(_, weight)| *weight);
-    named.unwrap_or_else(|| (any().unwrap_or(0.0), usize::MAX))
+    let any = || ranges.iter().find(|(range, _)| *range == b"*").map(|(_, weight)| *weight);
+    named.unwrap_or_else(|| (any().unwrap_or(0), usize::MAX))
 }
 
 /// A text for people, in every [`Language`].
