@@ -70,14 +70,27 @@ fn tcp_settings() -> TcpSettings {
 
 /// Whether every other command would meet the same failure, and trying again later may help.
 pub fn is_down(error: &RedisError) -> bool {
+    error.is_io_error() || condition(error).is_some()
+}
+
+/// Why a server that answers refuses every command of a kind, in words for an operator.
+fn condition(error: &RedisError) -> Option<&'static str> {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
-    error.is_io_error()
-        || matches!(
-            error.kind(),
-            ErrorKind::AuthenticationFailed
-                | ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain)
-        )
-        || matches!(error.code(), Some("OOM" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "BUSY"))
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => Some("it refuses the log-in"),
+        ErrorKind::Server(ReadOnly) => Some("read-only"),
+        ErrorKind::Server(BusyLoading) => Some("still loading its data"),
+        ErrorKind::Server(MasterDown) => Some("cut off from its master"),
+        ErrorKind::Server(ClusterDown | TryAgain) => Some("its cluster is not whole"),
+        _ => match error.code()? {
+            "OOM" => Some("out of memory"),
+            "MISCONF" => Some("it cannot write to its disk"),
+            "NOREPLICAS" => Some("too few replicas"),
+            "NOAUTH" => Some("it refuses the log-in"),
+            "BUSY" => Some("busy with a script"),
+            _ => None,
+        },
+    }
 }
 
 /// How long the key of [`write_probe`] lives, in milliseconds.
@@ -100,26 +113,10 @@ pub async fn write_probe(connection: &ConnectionManager, key: &str) -> Result<()
 
 /// Why a server that answers refuses the work, in words for an operator; `None` for one that does not answer.
 pub fn refusal(error: &RedisError) -> Option<&'static str> {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
-    let of_kind = match error.kind() {
-        ErrorKind::AuthenticationFailed => "it refuses the log-in",
-        ErrorKind::Server(ReadOnly) => "read-only",
-        ErrorKind::Server(BusyLoading) => "still loading its data",
-        ErrorKind::Server(MasterDown) => "cut off from its master",
-        ErrorKind::Server(ClusterDown | TryAgain) => "its cluster is not whole",
-        _ => "",
-    };
-    if !of_kind.is_empty() {
-        return Some(of_kind);
-    }
-    match error.code()? {
-        "OOM" => Some("out of memory"),
-        "MISCONF" => Some("it cannot write to its disk"),
-        "NOREPLICAS" => Some("too few replicas"),
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => Some("it refuses the log-in"),
-        "BUSY" => Some("busy with a script"),
+    condition(error).or_else(|| match error.code()? {
+        "WRONGPASS" | "NOPERM" => Some("it refuses the log-in"),
         _ => Some("it refuses writes"),
-    }
+    })
 }
 
 #[cfg(test)]
