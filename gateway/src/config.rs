@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, value_parser};
-use tourin_chassis::config::{MeshSettings, ServerUrl};
+use ipnet::IpNet;
+use tourin_chassis::config::{MeshSettings, SessionRedisSettings, defaults};
 
-use crate::client_address::Network;
+use crate::client_address::parse_network;
 use crate::landing_page::parse_page_url;
 use crate::origin::Origin;
 
@@ -21,39 +22,6 @@ pub enum WhenStale {
     Deny,
 }
 
-macro_rules! defaults {
-    ($($name:ident: $type:ty = $value:expr;)*) => {$(const $name: $type = $value;)*};
-}
-
-defaults! {
-    LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
-    ADMIN_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-    TOKEN_ISSUER: &str = "tourin-core";
-    TOKEN_AUDIENCE: &str = "tourin";
-    TOKEN_LEEWAY_S: u64 = 5;
-    TOKEN_CACHE_ENTRIES: u64 = 10_000;
-    SESSION_COOKIE_IDLE_S: u32 = 1_800;
-    REVOCATION_STALE_MS: u64 = 30_000;
-    SESSION_REDIS_PREFIX: &str = "tourin:sessions";
-    CONNECT_TIMEOUT_MS: u64 = 1_000;
-    FIRST_BYTE_TIMEOUT_MS: u64 = 12_000;
-    TOTAL_TIMEOUT_MS: u64 = 30_000;
-    UPSTREAM_TRIES: usize = 3;
-    UPSTREAM_IDLE_MS: u64 = 30_000;
-    BODY_LIMIT_BYTES: u64 = 1 << 20;
-    URI_LIMIT_BYTES: usize = 8 << 10;
-    HEADER_LIMIT_BYTES: usize = 32 << 10;
-    HEADER_LIMIT_COUNT: usize = 100;
-    HEADER_READ_TIMEOUT_MS: u64 = 10_000;
-    CLIENT_STALL_MS: u64 = 10_000;
-    CLIENT_FIRST_BYTE_MS: u64 = 5_000;
-    CLIENT_IDLE_MS: u64 = 60_000;
-    MAX_REQUESTS: usize = 4_096;
-    MAX_CONNECTIONS: usize = 10_000;
-    MAX_CONNECTIONS_PER_CLIENT: usize = 512;
-    DRAIN_TIMEOUT_MS: u64 = 2_500;
-}
-
 /// The gateway's settings; `main` adds logging and the configuration file.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
@@ -61,11 +29,21 @@ pub struct Settings {
     #[command(flatten)]
     pub mesh: MeshSettings,
     /// Address to listen on; port 0 takes a free one
-    #[arg(long, env = "TOURIN_GATEWAY_LISTEN", value_name = "ADDR", default_value_t = LISTEN)]
+    #[arg(
+        long,
+        env = "TOURIN_GATEWAY_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8080"
+    )]
     pub listen: SocketAddr,
     /// Address to serve operators on: /metrics, /healthz, /readyz, /internal/log-filter; not for
     /// clients. Port 0 takes a free one, which the log and the registry's entry name
-    #[arg(long, env = "TOURIN_GATEWAY_ADMIN_LISTEN", value_name = "ADDR", default_value_t = ADMIN_LISTEN)]
+    #[arg(
+        long,
+        env = "TOURIN_GATEWAY_ADMIN_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:0"
+    )]
     pub admin_listen: SocketAddr,
     /// Route table (TOML) [default: the one built in, which covers the whole contract]
     #[arg(long, env = "TOURIN_GATEWAY_ROUTES", value_name = "FILE")]
@@ -81,8 +59,8 @@ pub struct Settings {
     /// Address or network (`10.0.0.0/8`) of proxies that are believed; repeatable. Forwarded counts
     /// when it is there, X-Forwarded-For, -Proto and -Host when not, so a proxy must set or remove
     /// Forwarded itself
-    #[arg(long, env = "TOURIN_GATEWAY_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',')]
-    pub trusted_proxies: Vec<Network>,
+    #[arg(long, env = "TOURIN_GATEWAY_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',', value_parser = parse_network)]
+    pub trusted_proxies: Vec<IpNet>,
 
     /// Where traces are shown, for a link on the page at `/` [default: no link]
     #[arg(long, env = "TOURIN_GATEWAY_TRACES_URL", value_name = "URL", value_parser = parse_page_url)]
@@ -92,30 +70,36 @@ pub struct Settings {
     pub metrics_url: Option<String>,
 
     /// Who must have issued an access token (`iss`)
-    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_ISSUER", value_name = "ISS", default_value = TOKEN_ISSUER)]
+    #[arg(
+        long,
+        env = "TOURIN_GATEWAY_TOKEN_ISSUER",
+        value_name = "ISS",
+        default_value = "tourin-core"
+    )]
     pub token_issuer: String,
     /// Whom an access token must be meant for (`aud`)
-    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_AUDIENCE", value_name = "AUD", default_value = TOKEN_AUDIENCE)]
+    #[arg(
+        long,
+        env = "TOURIN_GATEWAY_TOKEN_AUDIENCE",
+        value_name = "AUD",
+        default_value = "tourin"
+    )]
     pub token_audience: String,
     /// Seconds by which core's clock may differ from this one's
-    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_LEEWAY_S", value_name = "S", default_value_t = TOKEN_LEEWAY_S, value_parser = value_parser!(u64).range(0..=60))]
+    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_LEEWAY_S", value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(0..=60))]
     pub token_leeway_s: u64,
     /// Verified tokens that are remembered until they expire
-    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_CACHE_ENTRIES", value_name = "N", default_value_t = TOKEN_CACHE_ENTRIES, value_parser = value_parser!(u64).range(0..=10_000_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_TOKEN_CACHE_ENTRIES", value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(0..=10_000_000))]
     pub token_cache_entries: u64,
     /// Seconds after a token's expiry in which a session that is carried by cookies still renews
     /// itself; 0: only before its expiry. The same as core's
-    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = SESSION_COOKIE_IDLE_S, value_parser = value_parser!(u32).range(0..=2_592_000))]
+    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = 1_800, value_parser = value_parser!(u32).range(0..=2_592_000))]
     pub session_cookie_idle_s: u32,
-    /// Redis where core keeps the sessions (redis://[USER:PASSWORD@]HOST:PORT[/DATABASE], rediss://
-    /// for TLS): ended ones are read from its stream there [default: none; core is asked over HTTP]
-    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
-    pub redis_url: Option<ServerUrl>,
-    /// What the names of core's keys in Redis begin with; the same as core's
-    #[arg(long, env = "TOURIN_SESSION_REDIS_PREFIX", value_name = "TEXT", default_value = SESSION_REDIS_PREFIX)]
-    pub session_redis_prefix: String,
+    /// The Redis from whose stream ended sessions are read.
+    #[command(flatten)]
+    pub sessions: SessionRedisSettings,
     /// Milliseconds without word from core, or from Redis, after which the list of ended sessions is stale
-    #[arg(long, env = "TOURIN_GATEWAY_REVOCATION_STALE_MS", value_name = "MS", default_value_t = REVOCATION_STALE_MS, value_parser = value_parser!(u64).range(100..=3_600_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_REVOCATION_STALE_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(100..=3_600_000))]
     pub revocation_stale_ms: u64,
     /// What calls that need a session get while it is stale
     #[arg(
@@ -127,107 +111,72 @@ pub struct Settings {
     pub revocation_when_stale: WhenStale,
 
     /// Milliseconds to connect to an instance before the next one is tried
-    #[arg(long, env = "TOURIN_GATEWAY_CONNECT_TIMEOUT_MS", value_name = "MS", default_value_t = CONNECT_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=60_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_CONNECT_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..=60_000))]
     pub connect_timeout_ms: u64,
     /// Milliseconds to wait for the first byte of an answer, and between any two of its parts; more
     /// than the services' own 10 s, so that their word counts
-    #[arg(long, env = "TOURIN_GATEWAY_FIRST_BYTE_TIMEOUT_MS", value_name = "MS", default_value_t = FIRST_BYTE_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_FIRST_BYTE_TIMEOUT_MS", value_name = "MS", default_value_t = 12_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub first_byte_timeout_ms: u64,
     /// Milliseconds that a request and its answer may take altogether
-    #[arg(long, env = "TOURIN_GATEWAY_TOTAL_TIMEOUT_MS", value_name = "MS", default_value_t = TOTAL_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_TOTAL_TIMEOUT_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub total_timeout_ms: u64,
     /// Instances tried for one request, the first included
-    #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_TRIES", value_name = "N", default_value_t = UPSTREAM_TRIES, value_parser = parse_count)]
+    #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_TRIES", value_name = "N", default_value_t = 3, value_parser = parse_count)]
     pub upstream_tries: usize,
     /// Milliseconds for which an idle connection to an instance is kept; below the 60 s after which
     /// services close it from their side
-    #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_IDLE_MS", value_name = "MS", default_value_t = UPSTREAM_IDLE_MS, value_parser = value_parser!(u64).range(1..=55_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_IDLE_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(1..=55_000))]
     pub upstream_idle_ms: u64,
 
     /// Largest request body, in bytes
-    #[arg(long, env = "TOURIN_GATEWAY_BODY_LIMIT_BYTES", value_name = "BYTES", default_value_t = BODY_LIMIT_BYTES)]
+    #[arg(long, env = "TOURIN_GATEWAY_BODY_LIMIT_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
     pub body_limit_bytes: u64,
     /// Longest request target, in bytes
-    #[arg(long, env = "TOURIN_GATEWAY_URI_LIMIT_BYTES", value_name = "BYTES", default_value_t = URI_LIMIT_BYTES, value_parser = parse_count)]
+    #[arg(long, env = "TOURIN_GATEWAY_URI_LIMIT_BYTES", value_name = "BYTES", default_value_t = 8 << 10, value_parser = parse_count)]
     pub uri_limit_bytes: usize,
     /// Largest request head, in bytes
-    #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_BYTES", value_name = "BYTES", default_value_t = HEADER_LIMIT_BYTES, value_parser = parse_count)]
+    #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_BYTES", value_name = "BYTES", default_value_t = 32 << 10, value_parser = parse_count)]
     pub header_limit_bytes: usize,
     /// Most header fields in a request (Pingora itself stops at 256)
-    #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_COUNT", value_name = "N", default_value_t = HEADER_LIMIT_COUNT, value_parser = parse_count)]
+    #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_COUNT", value_name = "N", default_value_t = 100, value_parser = parse_count)]
     pub header_limit_count: usize,
     /// Milliseconds from the first byte of a request's head to its last
-    #[arg(long, env = "TOURIN_GATEWAY_HEADER_READ_TIMEOUT_MS", value_name = "MS", default_value_t = HEADER_READ_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=600_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_HEADER_READ_TIMEOUT_MS", value_name = "MS", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=600_000))]
     pub header_read_timeout_ms: u64,
     /// Milliseconds for which a client may stall in the middle of a request's body or of its answer
-    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_STALL_MS", value_name = "MS", default_value_t = CLIENT_STALL_MS, value_parser = value_parser!(u64).range(1..=600_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_STALL_MS", value_name = "MS", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=600_000))]
     pub client_stall_ms: u64,
     /// Milliseconds for which a new connection may stay silent before its first request
-    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_FIRST_BYTE_MS", value_name = "MS", default_value_t = CLIENT_FIRST_BYTE_MS, value_parser = value_parser!(u64).range(1..=600_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_FIRST_BYTE_MS", value_name = "MS", default_value_t = 5_000, value_parser = value_parser!(u64).range(1..=600_000))]
     pub client_first_byte_ms: u64,
     /// Milliseconds for which a client's idle connection is kept between requests
-    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_IDLE_MS", value_name = "MS", default_value_t = CLIENT_IDLE_MS, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_CLIENT_IDLE_MS", value_name = "MS", default_value_t = 60_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub client_idle_ms: u64,
     /// Requests handled at once; more are answered 503
-    #[arg(long, env = "TOURIN_GATEWAY_MAX_REQUESTS", value_name = "N", default_value_t = MAX_REQUESTS, value_parser = parse_count)]
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_REQUESTS", value_name = "N", default_value_t = 4_096, value_parser = parse_count)]
     pub max_requests: usize,
     /// Client connections held at once; more wait to be accepted. Fewer when the limit of open files
     /// asks for it
-    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS", value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = parse_count)]
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = parse_count)]
     pub max_connections: usize,
     /// Connections of one client (IPv4 address, IPv6 /64) held at once, trusted proxies apart; more
     /// are closed
-    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "N", default_value_t = MAX_CONNECTIONS_PER_CLIENT, value_parser = parse_count)]
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "N", default_value_t = 512, value_parser = parse_count)]
     pub max_connections_per_client: usize,
 
     /// Threads that move requests [default: one per processor, at most 16]
     #[arg(long, env = "TOURIN_GATEWAY_THREADS", value_name = "N", value_parser = parse_count)]
     pub gateway_threads: Option<usize>,
     /// Milliseconds that requests in flight get to finish when the gateway stops
-    #[arg(long, env = "TOURIN_GATEWAY_DRAIN_TIMEOUT_MS", value_name = "MS", default_value_t = DRAIN_TIMEOUT_MS, value_parser = value_parser!(u64).range(0..=3_000))]
+    #[arg(long, env = "TOURIN_GATEWAY_DRAIN_TIMEOUT_MS", value_name = "MS", default_value_t = 2_500, value_parser = value_parser!(u64).range(0..=3_000))]
     pub drain_timeout_ms: u64,
 }
 
 impl Settings {
     /// The defaults, for a gateway in the mesh that `mesh` describes.
     pub fn new(mesh: MeshSettings) -> Self {
-        Self {
-            mesh,
-            listen: LISTEN,
-            admin_listen: ADMIN_LISTEN,
-            routes: None,
-            allowed_origins: Vec::new(),
-            trusted_proxies: Vec::new(),
-            traces_url: None,
-            metrics_url: None,
-            token_issuer: TOKEN_ISSUER.to_owned(),
-            token_audience: TOKEN_AUDIENCE.to_owned(),
-            token_leeway_s: TOKEN_LEEWAY_S,
-            token_cache_entries: TOKEN_CACHE_ENTRIES,
-            session_cookie_idle_s: SESSION_COOKIE_IDLE_S,
-            redis_url: None,
-            session_redis_prefix: SESSION_REDIS_PREFIX.to_owned(),
-            revocation_stale_ms: REVOCATION_STALE_MS,
-            revocation_when_stale: WhenStale::Serve,
-            connect_timeout_ms: CONNECT_TIMEOUT_MS,
-            first_byte_timeout_ms: FIRST_BYTE_TIMEOUT_MS,
-            total_timeout_ms: TOTAL_TIMEOUT_MS,
-            upstream_tries: UPSTREAM_TRIES,
-            upstream_idle_ms: UPSTREAM_IDLE_MS,
-            body_limit_bytes: BODY_LIMIT_BYTES,
-            uri_limit_bytes: URI_LIMIT_BYTES,
-            header_limit_bytes: HEADER_LIMIT_BYTES,
-            header_limit_count: HEADER_LIMIT_COUNT,
-            header_read_timeout_ms: HEADER_READ_TIMEOUT_MS,
-            client_stall_ms: CLIENT_STALL_MS,
-            client_first_byte_ms: CLIENT_FIRST_BYTE_MS,
-            client_idle_ms: CLIENT_IDLE_MS,
-            max_requests: MAX_REQUESTS,
-            max_connections: MAX_CONNECTIONS,
-            max_connections_per_client: MAX_CONNECTIONS_PER_CLIENT,
-            gateway_threads: None,
-            drain_timeout_ms: DRAIN_TIMEOUT_MS,
-        }
+        let defaults = defaults(&[&mesh.access.secret_argument()]);
+        Self { mesh, ..defaults }
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -259,16 +208,6 @@ mod tests {
     struct Bare {
         #[command(flatten)]
         settings: Settings,
-    }
-
-    #[test]
-    fn the_flags_defaults_are_those_of_new() {
-        let secret = "0123456789abcdef";
-        let mut parsed = Bare::parse_from(["gateway", "--registration-secret", secret]).settings;
-        // The test bed sets the variable.
-        parsed.redis_url = None;
-        let mesh = MeshSettings::new("http://127.0.0.1:8500", secret.parse().unwrap());
-        assert_eq!(format!("{parsed:?}"), format!("{:?}", Settings::new(mesh)));
     }
 
     #[test]

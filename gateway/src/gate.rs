@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri};
+use ipnet::IpNet;
 use pingora::http::RequestHeader;
 use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::proxy::Session;
@@ -18,7 +19,7 @@ use tourin_registry_api::OUT_OF_REACH;
 use crate::answers::Answer;
 use crate::auth::{Authenticator, Credentials, Entrant};
 use crate::authority::{self, Authority};
-use crate::client_address::{Client, Network};
+use crate::client_address::Client;
 use crate::context::{Admitted, RequestContext};
 use crate::headers;
 use crate::landing_page::{LANDING_PATH, LandingPage};
@@ -63,7 +64,7 @@ pub struct Gate {
     /// Other sites' pages.
     pub origins: OriginPolicy,
     /// Proxies that are believed.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<IpNet>,
     /// Signs who a request is for.
     pub signer: IdentitySigner,
     /// Calls per client.

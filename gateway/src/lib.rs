@@ -43,7 +43,6 @@ use anyhow::Context;
 use pingora::server::configuration::ServerConf;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::{SharedClock, SystemClock};
-use tourin_chassis::config::ServerUrl;
 use tourin_chassis::identity::IdentitySigner;
 use tourin_chassis::metrics::CounterBy;
 use tourin_chassis::pruning::PruneGuard;
@@ -110,8 +109,10 @@ impl Gateway {
             settings.mesh.access.registration_secret.expose(),
         )
         .context("--registry-url")?;
-        let stream = ServerUrl::given(settings.redis_url.as_ref())
-            .map(|url| RevocationStream::new(url, &settings.session_redis_prefix))
+        let stream = settings
+            .sessions
+            .redis()
+            .map(|url| RevocationStream::new(url, &settings.sessions.session_redis_prefix))
             .transpose()?;
         let listener = tourin_chassis::http::bind(settings.listen).await?;
         let addr = listener.local_addr().context("cannot tell the bound address")?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use ipnet::IpNet;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
@@ -22,7 +23,6 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 use tourin_chassis::metrics::Gauge;
 
-use crate::client_address::Network;
 use crate::connection::{Connection, ConnectionLimits, GuardedStream};
 use crate::descriptors::ConnectionCounts;
 use crate::limits::ClientConnections;
@@ -47,7 +47,7 @@ pub struct ServerSettings {
     /// Client connections at once.
     pub connections: ConnectionCounts,
     /// Proxies, which connect for many clients and so are not counted as one.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<IpNet>,
     /// What requests in flight get when it stops.
     pub drain_timeout: Duration,
     /// Bounds of each connection.
@@ -157,7 +157,8 @@ async fn serve(
             }
             (Err(_), _) => break, // The semaphore is never closed.
         };
-        let is_proxy = settings.trusted_proxies.iter().any(|net| net.contains(peer.ip()));
+        let is_proxy =
+            settings.trusted_proxies.iter().any(|net| net.contains(&peer.ip().to_canonical()));
         let own_place = if is_proxy { None } else { clients.enter(peer.ip()) };
         if own_place.is_none() && !is_proxy {
             settings.metrics.refused.increase();

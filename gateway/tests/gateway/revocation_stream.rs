@@ -59,8 +59,8 @@ impl Redis {
 
     /// Settings that lead here by the way.
     fn settle(&self, settings: &mut Settings) {
-        settings.redis_url = Some(self.way.url(&self.url).parse().unwrap());
-        settings.session_redis_prefix.clone_from(&self.prefix);
+        settings.sessions.redis_url = Some(self.way.url(&self.url).parse().unwrap());
+        settings.sessions.session_redis_prefix.clone_from(&self.prefix);
         settings.revocation_stale_ms = 1_000;
     }
 

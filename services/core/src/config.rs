@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use chrono::TimeDelta;
 use clap::{Args, value_parser};
-use tourin_chassis::config::{MeshSettings, ReadinessSettings, ServerUrl};
+use tourin_chassis::config::{
+    MeshSettings, ReadinessSettings, ServerUrl, SessionRedisSettings, defaults,
+};
 use tourin_shared_events::bus::rabbitmq::RabbitSettings;
 use tourin_shared_events::mysql::{MysqlUrl, PoolSizes};
 
@@ -76,20 +78,13 @@ pub struct DatabaseSettings {
     #[arg(long, env = "TOURIN_MYSQL_WRITERS", value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
     pub mysql_writers: u32,
     /// Most memory that the search index of a MySQL database may take in this process, in MiB (about
-    /// 230 for a million spots); a larger one, or with 0 any, is searched in the database, slower
-    #[arg(long, env = "TOURIN_SEARCH_MEMORY_MIB", value_name = "MIB", default_value_t = SEARCH_MEMORY_MIB, value_parser = value_parser!(u32).range(0..=1_048_576))]
+    /// 230 for a million spots, so that the default does for two); a larger one, or with 0 any, is searched in the database, slower
+    #[arg(long, env = "TOURIN_SEARCH_MEMORY_MIB", value_name = "MIB", default_value_t = 512, value_parser = value_parser!(u32).range(0..=1_048_576))]
     pub search_memory_mib: u32,
-    /// Redis 7 for sessions, refresh tokens and revocations (redis://[USER:PASSWORD@]HOST:PORT
-    /// [/DATABASE], rediss:// for TLS); goes with --mysql-url, and every gateway is told the same
-    /// [default: none; they are in the database]
-    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
-    pub redis_url: Option<ServerUrl>,
-    /// What the names of these keys in Redis begin with; the same in every gateway
-    #[arg(long, env = "TOURIN_SESSION_REDIS_PREFIX", value_name = "TEXT", default_value = SESSION_REDIS_PREFIX)]
-    pub session_redis_prefix: String,
+    /// The Redis that sessions are on; it goes with --mysql-url.
+    #[command(flatten)]
+    pub sessions: SessionRedisSettings,
 }
-
-const SESSION_REDIS_PREFIX: &str = "tourin:sessions";
 
 /// The broker that events go to.
 #[derive(Args, Clone, Debug, Default)]
@@ -103,9 +98,6 @@ pub struct EventSettings {
     #[arg(long, env = "TOURIN_AMQP_PREFIX", value_name = "TEXT", default_value = "")]
     pub amqp_prefix: String,
 }
-
-/// For two million spots.
-const SEARCH_MEMORY_MIB: u32 = 512;
 
 /// How tokens are signed and how long they hold.
 #[derive(Args, Clone, Debug)]
@@ -185,20 +177,8 @@ impl Settings {
     /// Settings of an instance that listens on `listen` and keeps its data in `data_dir`, with the
     /// defaults for the rest.
     pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>, mesh: MeshSettings) -> Self {
-        Self {
-            listen,
-            data_dir: data_dir.into(),
-            no_demo: false,
-            database_readers: 4,
-            map_spots: 500,
-            drain_timeout_ms: 1_000,
-            database: DatabaseSettings::default(),
-            events: EventSettings::default(),
-            tokens: TokenSettings::default(),
-            passwords: PasswordSettings::default(),
-            readiness: ReadinessSettings::default(),
-            mesh,
-        }
+        let defaults = defaults(&[&mesh.access.secret_argument()]);
+        Self { listen, data_dir: data_dir.into(), mesh, ..defaults }
     }
 }
 
@@ -213,7 +193,7 @@ impl DatabaseSettings {
     /// # Errors
     /// When there is no database on a server to go with it.
     pub fn redis(&self) -> anyhow::Result<Option<&ServerUrl>> {
-        let url = ServerUrl::given(self.redis_url.as_ref());
+        let url = self.sessions.redis();
         ensure!(
             url.is_none() || self.mysql().is_some(),
             "--redis-url needs --mysql-url: sessions on Redis go with accounts on MySQL"
@@ -250,48 +230,19 @@ impl EventSettings {
 
 impl Default for DatabaseSettings {
     fn default() -> Self {
-        let PoolSizes { readers, writers } = PoolSizes::default();
-        Self {
-            mysql_url: None,
-            mysql_readers: readers,
-            mysql_writers: writers,
-            search_memory_mib: SEARCH_MEMORY_MIB,
-            redis_url: None,
-            session_redis_prefix: SESSION_REDIS_PREFIX.to_owned(),
-        }
+        defaults(&[])
     }
 }
 
 impl Default for TokenSettings {
     fn default() -> Self {
-        Self {
-            signing_key: None,
-            previous_signing_keys: Vec::new(),
-            access_token_s: 600,
-            session_s: 2_592_000,
-            session_idle_s: 1_209_600,
-            refresh_grace_ms: 10_000,
-            sessions_per_member: 50,
-            session_cookie_idle_s: 1_800,
-            cookie_secure: false,
-        }
+        defaults(&[])
     }
 }
 
 impl Default for PasswordSettings {
     fn default() -> Self {
-        Self {
-            password_memory_kib: 19_456,
-            password_iterations: 2,
-            password_parallelism: 1,
-            password_concurrency: None,
-            password_wait_ms: 5_000,
-            login_burst: 10,
-            login_refill_ms: 6_000,
-            login_account_burst: 100,
-            login_account_refill_ms: 1_000,
-            login_accounts: 100_000,
-        }
+        defaults(&[])
     }
 }
 
@@ -372,17 +323,6 @@ mod tests {
         let expected =
             HashingPolicy { concurrency: hashing.concurrency, ..HashingPolicy::default() };
         assert_eq!(hashing, expected);
-    }
-
-    #[test]
-    fn settings_made_in_code_are_those_of_the_flags() {
-        let by_flags = parse(&[]).unwrap();
-        let mut in_code = Settings::new(by_flags.listen, &by_flags.data_dir, by_flags.mesh.clone());
-        // Tests may run where the variables are set.
-        in_code.database.mysql_url.clone_from(&by_flags.database.mysql_url);
-        in_code.database.redis_url.clone_from(&by_flags.database.redis_url);
-        in_code.events.clone_from(&by_flags.events);
-        assert_eq!(format!("{in_code:?}"), format!("{by_flags:?}"));
     }
 
     #[test]

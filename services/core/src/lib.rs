@@ -178,7 +178,7 @@ impl Core {
         let broker = settings.events.broker()?;
         let redis = settings.database.redis()?;
         let sessions = redis
-            .map(|url| RedisSessions::new(url, &settings.database.session_redis_prefix))
+            .map(|url| RedisSessions::new(url, &settings.database.sessions.session_redis_prefix))
             .transpose()?;
         let registry = RegistryClient::new(
             &settings.mesh.access.registry_url,

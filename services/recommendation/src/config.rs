@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tourin_chassis::config::{MeshSettings, ReadinessSettings, ServerUrl};
+use tourin_chassis::config::{MeshSettings, ReadinessSettings, ServerUrl, defaults};
 use tourin_shared_events::bus::rabbitmq::{InvalidAmqpUrl, RabbitSettings};
 
 use crate::app::ingest::Ages;
@@ -67,7 +67,7 @@ pub struct ServerSettings {
     #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis_url: Option<ServerUrl>,
     /// What the names of the trend's keys in Redis begin with
-    #[arg(long, env = "TOURIN_RECOMMENDATION_REDIS_PREFIX", value_name = "TEXT", default_value = DEFAULT_REDIS_PREFIX, value_parser = redis_prefix)]
+    #[arg(long, env = "TOURIN_RECOMMENDATION_REDIS_PREFIX", value_name = "TEXT", default_value = "tourin", value_parser = redis_prefix)]
     pub recommendation_redis_prefix: String,
     /// MongoDB that keeps histories and the replica of spots,
     /// mongodb://[user:password@]host[:port][,host...][/database][?options]; the database is
@@ -76,16 +76,9 @@ pub struct ServerSettings {
     pub mongodb_url: Option<ServerUrl>,
 }
 
-/// What keys in Redis begin with by default.
-const DEFAULT_REDIS_PREFIX: &str = "tourin";
-
 impl Default for ServerSettings {
     fn default() -> Self {
-        Self {
-            redis_url: None,
-            recommendation_redis_prefix: DEFAULT_REDIS_PREFIX.to_owned(),
-            mongodb_url: None,
-        }
+        defaults(&[])
     }
 }
 
@@ -173,17 +166,8 @@ impl Settings {
     /// Settings of an instance that listens on `listen` and keeps its data in `data_dir`, with the
     /// defaults for the rest.
     pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>, mesh: MeshSettings) -> Self {
-        Self {
-            listen,
-            data_dir: data_dir.into(),
-            mesh,
-            rules: RuleSettings::default(),
-            servers: ServerSettings::default(),
-            broker: BrokerSettings::default(),
-            readiness: ReadinessSettings::default(),
-            resync_interval_s: 3_600,
-            drain_timeout_ms: 1_000,
-        }
+        let defaults = defaults(&[&mesh.access.secret_argument()]);
+        Self { listen, data_dir: data_dir.into(), mesh, ..defaults }
     }
 
     /// The file that holds everything the service keeps.
@@ -194,20 +178,7 @@ impl Settings {
 
 impl Default for RuleSettings {
     fn default() -> Self {
-        let exponents = Exponents::default();
-        Self {
-            trend_half_life_ms: 3_600_000,
-            trend_floor: DEFAULT_FLOOR,
-            trend_window_ms: 3_600_000,
-            trend_max_age_s: 86_400,
-            history_max_age_s: 2_592_000,
-            event_max_ahead_s: 300,
-            history_limit: 100,
-            neighbours_max_age_ms: 2_000,
-            similarity_seed_exponent: exponents.seed,
-            similarity_neighbour_exponent: exponents.neighbour,
-            similarity_member_exponent: exponents.member,
-        }
+        defaults(&[])
     }
 }
 
@@ -292,14 +263,8 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_of_the_flags_are_the_defaults_of_the_code() {
-        let mut parsed = parse(&[]).unwrap();
-        // The test bed's variables are no defaults.
-        parsed.servers.redis_url = None;
-        parsed.servers.mongodb_url = None;
-        parsed.broker.amqp_url = None;
-        let made = Settings::new(parsed.listen, parsed.data_dir.clone(), parsed.mesh.clone());
-        assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
+    fn the_defaults_of_the_flags_are_those_of_the_rules() {
+        let parsed = parse(&[]).unwrap();
         assert_eq!(parsed.rules.trend(), TrendRules::default());
         assert_eq!(parsed.rules.histories(), HistoryRules::default());
         assert_eq!(parsed.rules.co_occurrence(), CoOccurrenceRules::default());

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::Args;
+use tourin_chassis::config::defaults;
 use tourin_chassis::secret::Secret;
 
 use crate::app::Limits;
@@ -63,14 +64,9 @@ pub struct Settings {
 impl Settings {
     /// The defaults, with the two that have none or often differ.
     pub fn new(listen: SocketAddr, registration_secret: Secret) -> Self {
-        Self {
-            listen,
-            registration_secret,
-            max_instances: 1_000,
-            max_watchers: 256,
-            max_anonymous_watchers: 64,
-            history: 1_024,
-        }
+        let defaults =
+            defaults(&[&format!("--registration-secret={}", registration_secret.expose())]);
+        Self { listen, registration_secret, ..defaults }
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -202,7 +202,7 @@ fn gateway_settings(settings: &UpSettings, mesh: MeshAccess) -> tourin_gateway::
     let mut gateway = settings.parts.gateway.clone();
     gateway.mesh.access = mesh;
     if !has_sessions_on_redis(settings) {
-        gateway.redis_url = None;
+        gateway.sessions.redis_url = None;
     }
     gateway
 }
@@ -216,7 +216,7 @@ fn core_settings(
     core.data_dir = data_dir.path().to_owned();
     core.mesh.access = mesh;
     if !has_sessions_on_redis(settings) {
-        core.database.redis_url = None;
+        core.database.sessions.redis_url = None;
     }
     core
 }

@@ -45,17 +45,14 @@ pub struct LogSettings {
 #[derive(Debug, Clone, Args)]
 pub struct ReadinessSettings {
     /// Milliseconds between two looks at whether each store and the broker take a write; /readyz says
-    /// which does not
-    #[arg(long, env = "TOURIN_READINESS_INTERVAL_MS", value_name = "MS", default_value_t = READINESS_INTERVAL_MS, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    /// which does not. A look is one small write
+    #[arg(long, env = "TOURIN_READINESS_INTERVAL_MS", value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     pub readiness_interval_ms: u64,
 }
 
-/// A look is one small write, which an idle disk hardly notices.
-const READINESS_INTERVAL_MS: u64 = 2_000;
-
 impl Default for ReadinessSettings {
     fn default() -> Self {
-        Self { readiness_interval_ms: READINESS_INTERVAL_MS }
+        defaults(&[])
     }
 }
 
@@ -63,6 +60,31 @@ impl ReadinessSettings {
     /// The time between two looks.
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.readiness_interval_ms)
+    }
+}
+
+/// The Redis of sessions, the same in core and in every gateway.
+#[derive(Debug, Clone, Args)]
+pub struct SessionRedisSettings {
+    /// Redis 7 for sessions, refresh tokens and revocations (redis://[USER:PASSWORD@]HOST:PORT
+    /// [/DATABASE], rediss:// for TLS); the same for core and for every gateway [default: none; they are
+    /// in core's database, and gateways ask core over HTTP which sessions have ended]
+    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<ServerUrl>,
+    /// What the names of the sessions' keys in Redis begin with; the same for core and for every gateway
+    #[arg(
+        long,
+        env = "TOURIN_SESSION_REDIS_PREFIX",
+        value_name = "TEXT",
+        default_value = "tourin:sessions"
+    )]
+    pub session_redis_prefix: String,
+}
+
+impl SessionRedisSettings {
+    /// The Redis to use, when there is one: a blank URL is none.
+    pub fn redis(&self) -> Option<&ServerUrl> {
+        ServerUrl::given(self.redis_url.as_ref())
     }
 }
 
@@ -93,6 +115,13 @@ pub struct MeshAccess {
     pub registration_secret: Secret,
 }
 
+impl MeshAccess {
+    /// The one argument that has no default, for [`defaults`].
+    pub fn secret_argument(&self) -> String {
+        format!("--registration-secret={}", self.registration_secret.expose())
+    }
+}
+
 /// A service's place in the mesh, the same in every service.
 #[derive(Debug, Clone, Args)]
 pub struct MeshSettings {
@@ -117,13 +146,9 @@ pub struct MeshSettings {
 impl MeshSettings {
     /// Settings of an instance in the registry at `registry_url`, with the defaults for the rest.
     pub fn new(registry_url: impl Into<String>, registration_secret: Secret) -> Self {
-        Self {
-            access: MeshAccess { registry_url: registry_url.into(), registration_secret },
-            advertise: None,
-            instance_id: None,
-            heartbeat_ms: 1_000,
-            lease_ms: 3_000,
-        }
+        let access = MeshAccess { registry_url: registry_url.into(), registration_secret };
+        let defaults = defaults(&[&access.secret_argument()]);
+        Self { access, ..defaults }
     }
 
     /// The address at which others reach an instance that listens on `listening`: the configured one;
@@ -159,6 +184,18 @@ impl MeshSettings {
             format!("{service}-{}", &random[20..])
         })
     }
+}
+
+/// The settings that `arguments` and the flags' defaults give, whatever the environment says: so that
+/// a default stands once, at its flag.
+///
+/// # Panics
+/// When a flag that is not among the arguments has no default.
+pub fn defaults<S: Args>(arguments: &[&str]) -> S {
+    let command = S::augment_args(clap::Command::new("defaults").no_binary_name(true))
+        .mut_args(|arg| arg.env(None::<&'static str>));
+    let settings = command.try_get_matches_from(arguments).and_then(|m| S::from_arg_matches(&m));
+    settings.expect("every flag that is not given has a default")
 }
 
 /// Reads the settings of this process, or ends it with exit code 2 and one line that says which

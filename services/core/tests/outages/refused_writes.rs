@@ -33,7 +33,7 @@ async fn a_redis_without_memory_is_named_and_log_ins_are_back_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
     settings.database.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
-    settings.database.redis_url = Some(bed.url(Server::Redis).parse().unwrap());
+    settings.database.sessions.redis_url = Some(bed.url(Server::Redis).parse().unwrap());
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
     assert_eq!(core.post("/api/auth/login", log_in("hana12345")).await.0, 200);

@@ -46,7 +46,7 @@ pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
     let mut settings = Flags::parse_from(always.iter().chain(flags)).settings;
     // The test bed sets the variables.
     settings.database.mysql_url = None;
-    settings.database.redis_url = None;
+    settings.database.sessions.redis_url = None;
     settings.events.amqp_url = None;
     settings
 }

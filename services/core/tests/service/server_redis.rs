@@ -30,8 +30,8 @@ impl Home {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = settings(dir.path(), &["--no-demo"]);
         settings.database.mysql_url = Some(self.database.url().clone());
-        settings.database.redis_url = Some(self.way.url(&self.url).parse().unwrap());
-        settings.database.session_redis_prefix.clone_from(&self.prefix);
+        settings.database.sessions.redis_url = Some(self.way.url(&self.url).parse().unwrap());
+        settings.database.sessions.session_redis_prefix.clone_from(&self.prefix);
         (settings, dir)
     }
 
@@ -111,7 +111,7 @@ async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
 async fn redis_without_a_database_on_a_server_is_refused_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
-    settings.database.redis_url = Some("redis://user:hunter2@127.0.0.1".parse().unwrap());
+    settings.database.sessions.redis_url = Some("redis://user:hunter2@127.0.0.1".parse().unwrap());
     let error = Core::build(settings, alone()).await.err().unwrap();
     let error = format!("{error:#} {error:?}");
     assert!(error.contains("--redis-url needs --mysql-url"), "{error}");
