@@ -19,8 +19,10 @@ const RATE: u32 = 20;
 const LOAD: Duration = Duration::from_secs(120);
 /// For effects to arrive after the load. That fresh ones do so in time is checked by itself.
 const SETTLE: Duration = Duration::from_secs(60);
-/// Within which the mesh works as before after what was gone is back.
-pub const RECOVERY: Duration = Duration::from_secs(10);
+/// Within which the mesh works as before after what was gone is back. It takes 2 s to 8 s on two cores
+/// that have nothing else to do, and longer while they have: the times are printed, and this limit is
+/// only for what does not recover.
+pub const RECOVERY: Duration = Duration::from_secs(30);
 /// What no service may ever hold, in MiB: several times what it holds when all is well.
 const MEMORY_MIB: u64 = 256;
 /// Of the load before the fault, and after the mesh has recovered.
@@ -86,15 +88,22 @@ impl Scene<'_> {
             let ready = start.elapsed();
             let probe = Probe::new(self).await;
             let (member, spot) = probe.bookmark().await;
-            let deadline = start + RECOVERY;
-            let mut last = probe.effect(&member, spot).await;
-            while let Err(reason) = last {
-                assert!(Instant::now() < deadline, "{caller}: after {RECOVERY:?}: {reason}");
+            let bookmarked = start.elapsed();
+            let mut missing = None;
+            while let Err(reason) = probe.effect(&member, spot).await
+                && start.elapsed() < RECOVERY
+            {
+                missing = Some((start.elapsed(), reason));
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                last = probe.effect(&member, spot).await;
             }
-            println!("ready after {ready:?}, a bookmark's effect after {:?}", start.elapsed());
-            assert!(start.elapsed() < RECOVERY, "{caller}: {:?}", start.elapsed());
+            let effect = start.elapsed();
+            let course = format!("ready after {ready:?}, bookmarked after {bookmarked:?}");
+            println!("{course}, effect after {effect:?}");
+            assert!(
+                effect < RECOVERY,
+                "{caller}: {course}, no effect after {effect:?}; last seen: {missing:?}; core's last words:\n{}",
+                self.mesh.core.last_words()
+            );
         }
     }
 }
