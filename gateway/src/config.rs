@@ -14,7 +14,7 @@ use crate::origin::Origin;
 /// What to do with calls that need a session when core has not said for too long which sessions
 /// have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WhenStale {
+pub enum StalePolicy {
     /// Serve by what is known: a session ended meanwhile lives on until its token expires.
     Serve,
     /// Answer 503 until core is back.
@@ -124,7 +124,7 @@ pub struct Settings {
         value_name = "POLICY",
         default_value = "serve"
     )]
-    pub revocation_when_stale: WhenStale,
+    pub revocation_when_stale: StalePolicy,
 
     /// Milliseconds to connect to an instance before the next one is tried
     #[arg(long, env = "TOURIN_GATEWAY_CONNECT_TIMEOUT_MS", value_name = "MS", default_value_t = CONNECT_TIMEOUT_MS, value_parser = value_parser!(u64).range(1..=60_000))]
@@ -208,7 +208,7 @@ impl Settings {
             redis_url: None,
             session_redis_prefix: SESSION_REDIS_PREFIX.to_owned(),
             revocation_stale_ms: REVOCATION_STALE_MS,
-            revocation_when_stale: WhenStale::Serve,
+            revocation_when_stale: StalePolicy::Serve,
             connect_timeout_ms: CONNECT_TIMEOUT_MS,
             first_byte_timeout_ms: FIRST_BYTE_TIMEOUT_MS,
             total_timeout_ms: TOTAL_TIMEOUT_MS,
