@@ -15,7 +15,7 @@ use tourin_chassis::metrics::Metrics;
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
 
-use crate::gate::Gate;
+use crate::admission::AdmissionFilter;
 use crate::mesh_client::GATEWAY;
 
 /// The key under which an instance's entry in the registry names the address of this listener.
@@ -28,9 +28,9 @@ const CONCURRENT_REQUESTS: usize = 32;
 
 /// What operators are told of the gateway's state.
 #[derive(Clone)]
-pub struct Watched {
+pub struct ReadinessState {
     /// What it knows of the services.
-    pub gate: Arc<Gate>,
+    pub admission: Arc<AdmissionFilter>,
     /// Begins when the gateway stops, and is unready from then on.
     pub stopping: Shutdown,
 }
@@ -39,19 +39,19 @@ pub struct Watched {
 pub async fn serve_operators(
     listener: TcpListener,
     metrics: Metrics,
-    watched: Watched,
+    state: ReadinessState,
     secret: Secret,
     stop: Shutdown,
 ) {
     let router = operators_router(&metrics, IdentityVerifier::new(&secret, GATEWAY))
-        .merge(Router::new().route("/readyz", get(readiness)).with_state(watched));
+        .merge(Router::new().route("/readyz", get(readiness)).with_state(state));
     let limits = HttpLimits { concurrent_requests: CONCURRENT_REQUESTS, ..HttpLimits::default() };
     if let Err(error) = serve(listener, router, &limits, stop, DRAIN).await {
         tracing::error!(%error, "the operators' listener failed");
     }
 }
 
-async fn readiness(State(watched): State<Watched>) -> Response {
-    let (status, report) = watched.gate.readiness(watched.stopping.is_begun());
+async fn readiness(State(state): State<ReadinessState>) -> Response {
+    let (status, report) = state.admission.readiness(state.stopping.is_begun());
     (status, axum::Json(report)).into_response()
 }

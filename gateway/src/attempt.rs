@@ -8,8 +8,8 @@ use pingora::{Error, ErrorSource, ErrorType};
 use tourin_chassis::telemetry::{HttpCall, Span, Text};
 use tourin_registry_api::Instance;
 
-use crate::answers::Answer;
 use crate::metrics::{TryOutcome, UpstreamMetrics};
+use crate::responses::Response;
 use crate::routes::Route;
 
 /// A try under way. Dropping it ends its span.
@@ -58,7 +58,7 @@ impl Attempt {
 
     /// It failed, before or after the head of its answer. Gives the reason in a fixed word.
     /// `verdict` is the answer where the gateway itself gave up, or the client made it.
-    pub fn failed(&mut self, error: &Error, verdict: Option<&Answer>) -> &'static str {
+    pub fn failed(&mut self, error: &Error, verdict: Option<&Response>) -> &'static str {
         let (outcome, reason) = judge(error, verdict);
         if outcome == TryOutcome::Abandoned {
             self.span.annotate("abandoned", &[("reason", reason)]);
@@ -90,7 +90,7 @@ impl Drop for Attempt {
     }
 }
 
-fn judge(error: &Error, verdict: Option<&Answer>) -> (TryOutcome, &'static str) {
+fn judge(error: &Error, verdict: Option<&Response>) -> (TryOutcome, &'static str) {
     if let Some(answer) = verdict {
         return match answer.status {
             // The only verdict over an instance.

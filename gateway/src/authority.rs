@@ -9,8 +9,8 @@ use pingora::http::RequestHeader;
 use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
 use tourin_chassis::http::Message;
 
-use crate::answers::Answer;
 use crate::messages;
+use crate::responses::Response;
 
 /// `uri-host [ ":" port ]`, as RFC 9110 (7.2) takes it from RFC 3986 (3.2.2 and 3.2.3). An empty
 /// host is none, which http and https URIs must have (RFC 9110, 4.2.1).
@@ -126,18 +126,18 @@ fn canonical_host(host: &str) -> Result<String, Message> {
 pub fn of_request(
     header: &RequestHeader,
     target: Option<Bytes>,
-) -> Result<Option<Authority>, Answer> {
+) -> Result<Option<Authority>, Response> {
     let read = |what: &str, raw: &[u8]| {
         Authority::parse(raw).map_err(|reason| {
-            Answer::malformed(Message::all(&[messages::invalid_authority(what), reason]))
+            Response::malformed(Message::all(&[messages::invalid_authority(what), reason]))
         })
     };
     let mut hosts = header.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     let host = match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => return Err(Answer::malformed(messages::several_hosts())),
+        (Some(_), Some(_)) => return Err(Response::malformed(messages::several_hosts())),
         (Some(host), None) => Some(read("Host", host)?),
         (None, _) if header.version >= Version::HTTP_11 => {
-            return Err(Answer::malformed(messages::missing_host()));
+            return Err(Response::malformed(messages::missing_host()));
         }
         (None, _) => None,
     };
@@ -146,7 +146,7 @@ pub fn of_request(
         (None, RawTargetAuthority::Absolute { scheme, authority, .. }) => {
             if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known.as_bytes()))
             {
-                return Err(Answer::malformed(messages::unknown_scheme()));
+                return Err(Response::malformed(messages::unknown_scheme()));
             }
             Some(Bytes::copy_from_slice(authority))
         }
@@ -244,7 +244,7 @@ mod tests {
             }
             of_request(&request, taken.map(Bytes::from))
                 .map(|authority| authority.map(|authority| authority.as_str().to_owned()))
-                .map_err(|answer| answer.status.as_u16())
+                .map_err(|response| response.status.as_u16())
         };
         let said = |text: &str| Ok(Some(text.to_owned()));
         let (v10, v11) = (Version::HTTP_10, Version::HTTP_11);

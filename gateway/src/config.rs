@@ -15,7 +15,7 @@ use crate::origin::Origin;
 /// What to do with calls that need a session when core has not said for too long which sessions
 /// have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WhenStale {
+pub enum StalePolicy {
     /// Serve by what is known: a session ended meanwhile lives on until its token expires.
     Serve,
     /// Answer 503 until core is back.
@@ -108,7 +108,7 @@ pub struct Settings {
         value_name = "POLICY",
         default_value = "serve"
     )]
-    pub revocation_when_stale: WhenStale,
+    pub revocation_when_stale: StalePolicy,
 
     /// Milliseconds to connect to an instance before the next one is tried
     #[arg(long, env = "TOURIN_GATEWAY_CONNECT_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..=60_000))]

@@ -32,10 +32,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, R
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::answers::Answer;
+use crate::malformed::MalformedRequests;
 use crate::messages;
-use crate::unread::Unread;
-use head::{Fed, Head};
+use crate::responses::Response;
+use head::{Head, HeadProgress};
 
 /// Written bytes that are gathered before they go out (bytes): a small answer is one packet.
 const WRITE_BUFFER_BYTES: usize = 8 << 10;
@@ -150,13 +150,13 @@ pub struct GuardedStream {
     timer: Pin<Box<Sleep>>,
     /// When the current head began to come.
     head_began: Option<SystemTime>,
-    unread: Arc<Unread>,
+    malformed: Arc<MalformedRequests>,
     /// Our words in place of Pingora's refusal.
     substitute: Option<Bytes>,
     /// What has come of the request line while that is still to be looked at.
     line: Option<Vec<u8>>,
     /// What is to be read in place of what came.
-    plain: Bytes,
+    normalized: Bytes,
     /// Bytes given to Pingora since the current head's end.
     after_head: u64,
     /// Whether every head begins where one is read: Pingora has kept nothing of one that came early.
@@ -171,12 +171,12 @@ impl std::fmt::Debug for GuardedStream {
 }
 
 impl GuardedStream {
-    /// Guards an accepted connection. What is refused here is seen through `unread`.
+    /// Guards an accepted connection. What is refused here is seen through `malformed`.
     pub fn new(
         tcp: TcpStream,
         limits: ConnectionLimits,
         connection: Arc<Connection>,
-        unread: Arc<Unread>,
+        malformed: Arc<MalformedRequests>,
     ) -> Self {
         Self {
             io: BufWriter::with_capacity(WRITE_BUFFER_BYTES, tcp),
@@ -185,10 +185,10 @@ impl GuardedStream {
             limits,
             connection,
             head_began: None,
-            unread,
+            malformed,
             substitute: None,
             line: Some(Vec::new()),
-            plain: Bytes::new(),
+            normalized: Bytes::new(),
             after_head: 0,
             is_aligned: true,
         }
@@ -209,38 +209,38 @@ impl GuardedStream {
     }
 
     /// A refusal of what never becomes a request that the proxy could log.
-    fn refusal(&self, answer: Answer) -> Bytes {
+    fn refusal(&self, response: Response) -> Bytes {
         // A pipelined head came with the request before it, and not by this way.
-        self.unread.refuse(answer, self.head_began.unwrap_or_else(SystemTime::now))
+        self.malformed.refuse(response, self.head_began.unwrap_or_else(SystemTime::now))
     }
 
-    fn refuse(&mut self, answer: Answer) {
-        self.phase = Phase::Refusing(self.refusal(answer));
+    fn refuse(&mut self, response: Response) {
+        self.phase = Phase::Refusing(self.refusal(response));
     }
 
     /// Sees to the request line among what has just been read, from `before` on in `buf`. Nothing of it
-    /// is left there while it is held back, or where it is read from [`Self::plain`] instead.
-    fn see_line(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> Result<(), Answer> {
+    /// is left there while it is held back, or where it is read from [`Self::normalized`] instead.
+    fn normalize_line(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> Result<(), Response> {
         let Some(mut start) = self.line.take() else { return Ok(()) };
         let read = &buf.filled()[before..];
-        if start.is_empty() && request_line::is_plain(read) {
+        if start.is_empty() && request_line::is_normalized(read) {
             return Ok(());
         }
         start.extend_from_slice(read);
         buf.set_filled(before);
-        let Some(line) = request_line::plain(&start) else {
+        let Some(line) = request_line::normalize(&start) else {
             self.line = Some(start);
             return Ok(());
         };
         let line = line?;
-        self.plain = line.bytes;
+        self.normalized = line.bytes;
         *self.connection.authority.lock().unwrap_or_else(PoisonError::into_inner) = line.authority;
         Ok(())
     }
 
     /// In place of waiting: fails once the exchange has had all of its time. The timer is the head's
     /// before that.
-    fn poll_overdue<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    fn poll_deadline<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let Some(deadline) = self.connection.deadline() else {
             return Poll::Pending;
         };
@@ -275,16 +275,16 @@ impl AsyncRead for GuardedStream {
             this.phase = Phase::Open;
         }
         loop {
-            if !this.plain.is_empty() {
-                let length = this.plain.len().min(buf.remaining());
-                buf.put_slice(&this.plain.split_to(length));
+            if !this.normalized.is_empty() {
+                let length = this.normalized.len().min(buf.remaining());
+                buf.put_slice(&this.normalized.split_to(length));
                 return Poll::Ready(Ok(()));
             }
             match &mut this.phase {
                 Phase::Open => {
                     let before = buf.filled().len();
                     return match Pin::new(&mut this.io).poll_read(cx, buf) {
-                        Poll::Pending => this.poll_overdue(cx),
+                        Poll::Pending => this.poll_deadline(cx),
                         ready => {
                             this.after_head += (buf.filled().len() - before) as u64;
                             ready
@@ -301,28 +301,28 @@ impl AsyncRead for GuardedStream {
                             let first = head.seen == 0;
                             this.head_began.get_or_insert_with(SystemTime::now);
                             match head.feed(&buf.filled()[before..], this.limits.head_bytes) {
-                                Fed::Incomplete if first => {
+                                HeadProgress::Incomplete if first => {
                                     let deadline = Instant::now() + this.limits.head_timeout;
                                     this.timer.as_mut().reset(deadline);
                                 }
-                                Fed::Incomplete => {}
-                                Fed::Complete { rest } => {
+                                HeadProgress::Incomplete => {}
+                                HeadProgress::Complete { rest } => {
                                     this.phase = Phase::Open;
                                     this.after_head = rest as u64;
                                 }
-                                Fed::TooLarge { in_target } => {
+                                HeadProgress::TooLarge { in_target } => {
                                     buf.set_filled(before);
                                     let limit = this.limits.head_bytes;
                                     this.refuse(if in_target {
-                                        Answer::uri_too_long(this.limits.target_bytes.min(limit))
+                                        Response::uri_too_long(this.limits.target_bytes.min(limit))
                                     } else {
-                                        Answer::head_too_large(messages::head_too_large(limit))
+                                        Response::head_too_large(messages::head_too_large(limit))
                                     });
                                     continue;
                                 }
                             }
-                            if let Err(answer) = this.see_line(buf, before) {
-                                this.refuse(answer);
+                            if let Err(response) = this.normalize_line(buf, before) {
+                                this.refuse(response);
                             } else if buf.filled().len() > before {
                                 return Poll::Ready(Ok(()));
                             }
@@ -335,7 +335,7 @@ impl AsyncRead for GuardedStream {
                                 // Idle for long enough: the end of the stream, as far as Pingora sees.
                                 return Poll::Ready(Ok(()));
                             }
-                            this.refuse(Answer::client_too_slow());
+                            this.refuse(Response::client_too_slow());
                         }
                     }
                 }
@@ -384,19 +384,19 @@ impl AsyncWrite for GuardedStream {
         let this = self.get_mut();
         if this.connection.is_admitted() {
             return match Pin::new(&mut this.io).poll_write(cx, bytes) {
-                Poll::Pending => this.poll_overdue(cx),
+                Poll::Pending => this.poll_deadline(cx),
                 ready => ready,
             };
         }
         if this.substitute.is_none() {
-            let answer = if bytes.get(9..12) == Some(b"405") {
+            let response = if bytes.get(9..12) == Some(b"405") {
                 // Only CONNECT is refused like this, which has no path to tell the methods of.
-                Answer::no_tunnel()
+                Response::no_tunnel()
             } else {
-                Answer::malformed(messages::unreadable_request())
+                Response::malformed(messages::unreadable_request())
             };
             this.connection.linger();
-            this.substitute = Some(this.refusal(answer));
+            this.substitute = Some(this.refusal(response));
         }
         Poll::Ready(Ok(bytes.len()))
     }
@@ -413,7 +413,7 @@ impl AsyncWrite for GuardedStream {
             }
         }
         match Pin::new(&mut this.io).poll_flush(cx) {
-            Poll::Pending => this.poll_overdue(cx),
+            Poll::Pending => this.poll_deadline(cx),
             ready => ready,
         }
     }

@@ -9,11 +9,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tourin_chassis::telemetry::{HttpRequest, Service, Span, Text};
 use tourin_registry_api::Instance;
 
-use crate::answers::Answer;
 use crate::attempt::Attempt;
 use crate::auth::sliding::Renewal;
 use crate::client_address::Client;
 use crate::connection::Connection;
+use crate::responses::Response;
 use crate::routes::Route;
 
 /// One request's way from its header to its line in the access log.
@@ -41,7 +41,7 @@ pub struct RequestContext {
     /// The instance that it went to last.
     pub instance: Option<Instance>,
     /// Instances (by id) that are not tried again.
-    pub avoided: Vec<String>,
+    pub excluded: Vec<String>,
     /// Attempts made.
     pub tries: usize,
     /// Whether this attempt's head has gone out, as far as this side can tell.
@@ -49,7 +49,7 @@ pub struct RequestContext {
     /// Body bytes seen in this attempt.
     pub body_bytes: u64,
     /// The answer to give when an attempt fails for a reason that Pingora cannot know.
-    pub verdict: Option<Answer>,
+    pub verdict: Option<Response>,
     /// The route that its path has, whether it was let in or not.
     pub route: Option<Arc<Route>>,
     /// The gateway's own path that it asked for, if it did.
@@ -71,7 +71,7 @@ pub struct Admitted {
     /// When it must be over.
     pub deadline: Instant,
     /// Its place among the requests at once.
-    pub _place: OwnedSemaphorePermit,
+    pub _permit: OwnedSemaphorePermit,
 }
 
 impl Default for RequestContext {
@@ -88,7 +88,7 @@ impl Default for RequestContext {
             admitted: None,
             renewal: None,
             instance: None,
-            avoided: Vec::new(),
+            excluded: Vec::new(),
             tries: 0,
             head_sent: false,
             body_bytes: 0,

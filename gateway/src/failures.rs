@@ -4,22 +4,22 @@ use std::time::Instant;
 
 use pingora::{Error, ErrorSource, ErrorType};
 
-use crate::answers::Answer;
 use crate::attempt::is_connect_failure;
 use crate::messages;
+use crate::responses::Response;
 
 /// The answer to an error that nobody has passed judgement on yet; none for a client that has gone.
-pub fn answer(error: &Error) -> Option<Answer> {
+pub fn response(error: &Error) -> Option<Response> {
     match (error.esource(), error.etype()) {
-        (ErrorSource::Downstream, kind) => clients_fault(kind),
+        (ErrorSource::Downstream, kind) => client_error(kind),
         (_, kind) if is_connect_failure(kind) => {
-            Some(Answer::unavailable(messages::service_not_in_reach()))
+            Some(Response::unavailable(messages::service_not_in_reach()))
         }
         (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
-            Some(Answer::upstream_too_slow())
+            Some(Response::upstream_too_slow())
         }
-        (ErrorSource::Upstream, _) => Some(Answer::bad_gateway()),
-        _ => Some(Answer::internal()),
+        (ErrorSource::Upstream, _) => Some(Response::bad_gateway()),
+        _ => Some(Response::internal()),
     }
 }
 
@@ -29,30 +29,30 @@ pub fn ended_downstream(
     error: &Error,
     deadline: Option<Instant>,
     body_done: bool,
-) -> Option<Answer> {
+) -> Option<Response> {
     if *error.esource() != ErrorSource::Downstream {
         return None;
     }
     if deadline.is_none_or(|deadline| Instant::now() < deadline) {
-        return clients_fault(error.etype());
+        return client_error(error.etype());
     }
     // The stream has ended it, whoever it waited for: also a client that does not take its answer.
     let is_writing = matches!(error.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
     Some(if body_done && !is_writing {
-        Answer::upstream_too_slow()
+        Response::upstream_too_slow()
     } else {
-        Answer::client_too_slow()
+        Response::client_too_slow()
     })
 }
 
 /// What a client is told of an error of its own; nothing when it has gone.
-fn clients_fault(kind: &ErrorType) -> Option<Answer> {
+fn client_error(kind: &ErrorType) -> Option<Response> {
     match kind {
-        ErrorType::ReadTimedout => Some(Answer::client_too_slow()),
+        ErrorType::ReadTimedout => Some(Response::client_too_slow()),
         ErrorType::ReadError
         | ErrorType::WriteError
         | ErrorType::WriteTimedout
         | ErrorType::ConnectionClosed => None,
-        _ => Some(Answer::malformed(messages::unreadable_body())),
+        _ => Some(Response::malformed(messages::unreadable_body())),
     }
 }

@@ -11,9 +11,9 @@ use tourin_chassis::http::{TRACE_RESPONSE_HEADER, fields};
 use tourin_chassis::telemetry::TRACE_HEADERS;
 use uuid::Uuid;
 
-use crate::answers::Answer;
 use crate::client_address::Client;
 use crate::messages;
+use crate::responses::Response;
 
 /// Longest request id that is taken from a client (bytes).
 const MAX_REQUEST_ID_BYTES: usize = 64;
@@ -53,7 +53,7 @@ const CLAIM_PREFIXES: &[&str] =
 ///
 /// # Errors
 /// The 400 to answer with.
-pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Answer> {
+pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Response> {
     let lengths: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
     let codings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
     if !codings.is_empty() {
@@ -67,19 +67,19 @@ pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Answer> {
         // here is the server's lack, and not the client's fault (RFC 9112, 6.1 and 6.3).
         if !codings.last().is_some_and(chunked) || codings.iter().filter(|c| chunked(c)).count() > 1
         {
-            return Err(Answer::malformed(messages::invalid_transfer_encoding()));
+            return Err(Response::malformed(messages::invalid_transfer_encoding()));
         }
         if codings.len() > 1 {
-            return Err(Answer::unknown_transfer_encoding());
+            return Err(Response::unknown_transfer_encoding());
         }
         if !lengths.is_empty() || has_field(raw, b"content-length") {
-            return Err(Answer::malformed(messages::length_and_transfer_encoding()));
+            return Err(Response::malformed(messages::length_and_transfer_encoding()));
         }
     }
     let digits =
         |value: &HeaderValue| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
     if lengths.len() > 1 || !lengths.iter().all(|value| digits(value)) {
-        return Err(Answer::malformed(messages::invalid_length()));
+        return Err(Response::malformed(messages::invalid_length()));
     }
     Ok(())
 }
@@ -122,7 +122,7 @@ fn is_older(session: &Session) -> bool {
 
 /// Holds to what the request says of its connection, and to what its version knows. Pingora reads the
 /// first line of `Connection` alone, and takes `keep-alive` among other tokens for nothing.
-pub fn respect_version(session: &mut Session) {
+pub fn apply_version(session: &mut Session) {
     let has = |token| fields::has_token(&session.req_header().headers, &CONNECTION, token);
     let (close, keep_alive) = (has("close"), has("keep-alive"));
     if close {
@@ -140,7 +140,7 @@ pub fn respect_version(session: &mut Session) {
 
 /// Makes a service's answer one that the client's version knows: before HTTP/1.1 there are no chunks
 /// (RFC 9112, 6.1), and a body without a length ends with its connection.
-pub fn fit_version(session: &mut Session, response: &mut ResponseHeader) {
+pub fn downgrade_response(session: &mut Session, response: &mut ResponseHeader) {
     if is_older(session) && response.remove_header(&TRANSFER_ENCODING).is_some() {
         session.set_keepalive(None);
     }
@@ -152,7 +152,7 @@ pub fn fit_version(session: &mut Session, response: &mut ResponseHeader) {
 ///
 /// # Errors
 /// Pingora's, for a header that cannot be written; none of those set here.
-pub fn to_service(
+pub fn prepare_request(
     request: &mut RequestHeader,
     request_id: &HeaderValue,
     identity: &HeaderValue,
@@ -229,7 +229,7 @@ fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
 ///
 /// # Errors
 /// Pingora's, for a header that cannot be written; none of those set here.
-pub fn to_client(
+pub fn prepare_response(
     response: &mut ResponseHeader,
     request_id: &HeaderValue,
     trace_response: Option<HeaderValue>,
@@ -297,7 +297,7 @@ mod tests {
         let host = Authority::parse(b"tourin.example").ok();
         let peer = "203.0.113.9:1".parse().unwrap();
         let client = Client::of(peer, host, &request.headers, &[]);
-        to_service(
+        prepare_request(
             &mut request,
             &HeaderValue::from_static("id-1"),
             &HeaderValue::from_static("signed"),
@@ -388,7 +388,7 @@ mod tests {
             response.append_header(name, value).unwrap();
         }
         let ours = Some(HeaderValue::from_static("ours"));
-        to_client(&mut response, &HeaderValue::from_static("id-1"), ours).unwrap();
+        prepare_response(&mut response, &HeaderValue::from_static("id-1"), ours).unwrap();
         assert_eq!(response.headers["traceresponse"], "ours");
         let mut names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();

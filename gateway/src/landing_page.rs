@@ -10,8 +10,8 @@ use http::{HeaderMap, HeaderValue, Uri};
 use sha2::{Digest, Sha256};
 use tourin_chassis::http::fields;
 
-use crate::answers::Answer;
 use crate::client_address::Client;
+use crate::responses::Response;
 
 /// Where it is.
 pub const LANDING_PATH: &str = "/";
@@ -54,17 +54,17 @@ impl LandingPage {
     }
 
     /// The answer to a visitor whose browser asks for a page; to others there is nothing here.
-    pub fn answer(&self, headers: &HeaderMap, client: &Client) -> Answer {
-        let answer = if prefers_html(headers) {
-            Answer::html(self.html.replace("{{url}}", &escaped(&base_url(client))))
+    pub fn response(&self, headers: &HeaderMap, client: &Client) -> Response {
+        let response = if prefers_html(headers) {
+            Response::html(self.html.replace("{{url}}", &escaped(&base_url(client))))
                 .with(CONTENT_SECURITY_POLICY, self.policy.clone())
                 .with(CONTENT_LANGUAGE, HeaderValue::from_static("en, ko"))
                 .with(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
                 .with(REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
         } else {
-            Answer::not_found()
+            Response::not_found()
         };
-        answer.with(VARY, HeaderValue::from_static("accept"))
+        response.with(VARY, HeaderValue::from_static("accept"))
     }
 }
 

@@ -8,7 +8,7 @@
 //! TLS ends in front of the gateway; it speaks HTTP/1.1 on both sides.
 
 pub mod admin;
-pub mod answers;
+pub mod admission;
 pub mod attempt;
 pub mod auth;
 pub mod authority;
@@ -18,10 +18,10 @@ pub mod connection;
 pub mod context;
 pub mod descriptors;
 pub mod failures;
-pub mod gate;
 pub mod headers;
 pub mod landing_page;
 pub mod limits;
+pub mod malformed;
 pub mod mesh_client;
 mod messages;
 pub mod metrics;
@@ -29,9 +29,9 @@ pub mod openapi;
 pub mod origin;
 pub mod path;
 pub mod proxy;
+pub mod responses;
 pub mod routes;
 pub mod server;
-pub mod unread;
 pub mod upstreams;
 
 use std::net::{SocketAddr, TcpListener};
@@ -51,8 +51,9 @@ use tourin_chassis::telemetry::Service;
 use tourin_registry_api::limits::{instance_id, lease_ms};
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 
-pub use config::{Settings, WhenStale};
+pub use config::{Settings, StalePolicy};
 
+use admission::{AdmissionFilter, RequestLimits};
 use auth::Authenticator;
 use auth::keys::KeyStore;
 use auth::revocation::Revocations;
@@ -61,9 +62,9 @@ use auth::sliding::SlidingSessions;
 use auth::tokens::{TokenRules, TokenVerifier};
 use connection::ConnectionLimits;
 use descriptors::ConnectionCounts;
-use gate::{Gate, RequestLimits};
 use landing_page::LandingPage;
-use limits::{Admission, RateLimits};
+use limits::{ConcurrencyLimit, RateLimits};
+use malformed::MalformedRequests;
 use mesh_client::{GATEWAY, MeshClient};
 use metrics::GatewayMetrics;
 use openapi::ApiDescription;
@@ -71,7 +72,6 @@ use origin::OriginPolicy;
 use proxy::{Proxy, UpstreamLimits};
 use routes::RouteTable;
 use server::{DataPlane, ServerSettings};
-use unread::Unread;
 use upstreams::Upstreams;
 
 /// Idle connections to instances that are kept, over all of them.
@@ -170,21 +170,25 @@ impl Gateway {
         let (directory, watching) = Directory::watch(registry.clone(), id.clone(), stop.clone());
         tasks.spawn("registry watch", watching);
         let renewals = metrics.renewals.clone();
-        let gate = start_gate(&settings, routes, directory, (stream, renewals), &tasks, &stop)?;
+        let admission =
+            start_admission(&settings, routes, directory, (stream, renewals), &tasks, &stop)?;
         metrics.read_state(
-            Arc::clone(&gate.upstreams),
-            Arc::clone(&gate.keys),
-            Arc::clone(&gate.authenticator.revocations),
-            gate.admission.clone(),
+            Arc::clone(&admission.upstreams),
+            Arc::clone(&admission.keys),
+            Arc::clone(&admission.authenticator.revocations),
+            admission.concurrency.clone(),
         );
-        PruneGuard::measure(vec![gate.authenticator.revocations.guard()], &metrics.service);
+        PruneGuard::measure(vec![admission.authenticator.revocations.guard()], &metrics.service);
         let secret = settings.mesh.access.registration_secret.clone();
         tasks.spawn(
             "operators' listener",
             admin::serve_operators(
                 operators,
                 metrics.service.clone(),
-                admin::Watched { gate: Arc::clone(&gate), stopping: shutdown.clone() },
+                admin::ReadinessState {
+                    admission: Arc::clone(&admission),
+                    stopping: shutdown.clone(),
+                },
                 secret,
                 end.clone(),
             ),
@@ -209,9 +213,9 @@ impl Gateway {
             drain_timeout: settings.drain_timeout(),
             limits: connection_limits(&settings),
             metrics: metrics.connections.clone(),
-            unread: Arc::new(Unread::new(service.clone(), Arc::clone(&metrics))),
+            malformed: Arc::new(MalformedRequests::new(service.clone(), Arc::clone(&metrics))),
         };
-        let proxy = Proxy::new(gate, limits, service, metrics);
+        let proxy = Proxy::new(admission, limits, service, metrics);
         let proxy = pingora::proxy::http_proxy(&Arc::new(conf), proxy);
         let mut data_plane = DataPlane::start(listener, proxy, server_settings)?;
 
@@ -282,14 +286,14 @@ fn connection_limits(settings: &Settings) -> ConnectionLimits {
 }
 
 /// Puts together what judges requests, and starts what keeps it current.
-fn start_gate(
+fn start_admission(
     settings: &Settings,
     routes: RouteTable,
     directory: Directory,
     (stream, renewals): (Option<RevocationStream>, CounterBy),
     tasks: &Tasks,
     stop: &CancellationToken,
-) -> anyhow::Result<Arc<Gate>> {
+) -> anyhow::Result<Arc<AdmissionFilter>> {
     let secret = &settings.mesh.access.registration_secret;
     let clock: SharedClock = Arc::new(SystemClock);
     let signer = IdentitySigner::new(secret);
@@ -319,7 +323,7 @@ fn start_gate(
         Some(stream) => follow!("ended sessions", revocations, follow_stream, stream),
         None => follow!("ended sessions", revocations, follow, mesh),
     }
-    follow!("rate limits", rates, forget_quiet);
+    follow!("rate limits", rates, evict_idle);
     follow!("API description", api, follow, routes, mesh);
 
     let rules = TokenRules {
@@ -338,7 +342,7 @@ fn start_gate(
         stop.clone(),
     ));
     follow!("session renewals", sliding, drain);
-    Ok(Arc::new(Gate {
+    Ok(Arc::new(AdmissionFilter {
         registry: directory.connected(),
         started: Instant::now(),
         was_ready: AtomicBool::new(false),
@@ -355,7 +359,7 @@ fn start_gate(
         trusted_proxies: settings.trusted_proxies.clone(),
         signer,
         rates,
-        admission: Admission::new(settings.max_requests),
+        concurrency: ConcurrencyLimit::new(settings.max_requests),
         api,
         landing_page: LandingPage::new(
             settings.traces_url.as_deref(),

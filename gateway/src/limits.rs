@@ -16,9 +16,9 @@ use crate::routes::RouteTable;
 /// Clients counted apart, per route. More share one count, so that memory stays bounded.
 const MAX_CLIENTS: usize = 100_000;
 /// Clients that have been quiet for long enough are forgotten this often.
-const FORGET_EVERY: Duration = Duration::from_secs(10);
+const EVICT_EVERY: Duration = Duration::from_secs(10);
 /// Stands for all clients beyond [`MAX_CLIENTS`].
-const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+const OVERFLOW: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// Calls per client address and minute.
 pub struct RateLimits {
@@ -44,16 +44,16 @@ impl RateLimits {
         let Some(limiter) = self.by_template.get(template) else {
             return Ok(());
         };
-        let key = if limiter.len() < MAX_CLIENTS { network_of(client) } else { OTHERS };
+        let key = if limiter.len() < MAX_CLIENTS { network_of(client) } else { OVERFLOW };
         limiter.check_key(&key).map_err(|not_until| not_until.wait_time_from(self.clock.now()))
     }
 
     /// Forgets quiet clients now and then, until `stop`.
-    pub async fn forget_quiet(&self, stop: CancellationToken) {
+    pub async fn evict_idle(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(FORGET_EVERY) => {}
+                () = tokio::time::sleep(EVICT_EVERY) => {}
             }
             for limiter in self.by_template.values() {
                 limiter.retain_recent();
@@ -88,7 +88,7 @@ impl ClientConnections {
     }
 
     /// A place for a connection from `client` until it is dropped; `None` when it has all of its own.
-    pub fn enter(&self, client: IpAddr) -> Option<ClientPlace> {
+    pub fn try_add(&self, client: IpAddr) -> Option<ClientConnection> {
         let client = network_of(client);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(client).or_default();
@@ -96,18 +96,18 @@ impl ClientConnections {
             return None;
         }
         *count += 1;
-        Some(ClientPlace { open: Arc::clone(&self.open), client })
+        Some(ClientConnection { open: Arc::clone(&self.open), client })
     }
 }
 
 /// One connection's place among those of its client.
 #[derive(Debug)]
-pub struct ClientPlace {
+pub struct ClientConnection {
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
     client: IpAddr,
 }
 
-impl Drop for ClientPlace {
+impl Drop for ClientConnection {
     fn drop(&mut self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = open.get_mut(&self.client) {
@@ -121,26 +121,26 @@ impl Drop for ClientPlace {
 
 /// Requests at once.
 #[derive(Debug, Clone)]
-pub struct Admission {
-    places: Arc<Semaphore>,
+pub struct ConcurrencyLimit {
+    permits: Arc<Semaphore>,
     limit: usize,
 }
 
-impl Admission {
+impl ConcurrencyLimit {
     /// At most `limit` at once.
     pub fn new(limit: usize) -> Self {
         let limit = limit.min(Semaphore::MAX_PERMITS);
-        Self { places: Arc::new(Semaphore::new(limit)), limit }
+        Self { permits: Arc::new(Semaphore::new(limit)), limit }
     }
 
     /// Places taken now.
-    pub fn taken(&self) -> usize {
-        self.limit.saturating_sub(self.places.available_permits())
+    pub fn in_use(&self) -> usize {
+        self.limit.saturating_sub(self.permits.available_permits())
     }
 
     /// A place for a request until it is dropped; `None` when all are taken.
-    pub fn enter(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().ok()
+    pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
     }
 }
 
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_client_has_so_many_connections_however_it_spells_its_address() {
         let clients = ClientConnections::new(2);
-        let enter = |address: &str| clients.enter(address.parse().unwrap());
+        let enter = |address: &str| clients.try_add(address.parse().unwrap());
         let first = enter("203.0.113.1").unwrap();
         let _second = enter("::ffff:203.0.113.1").unwrap();
         assert!(enter("203.0.113.1").is_none());
@@ -188,10 +188,10 @@ mod tests {
 
     #[test]
     fn places_are_given_back() {
-        let admission = Admission::new(1);
-        let place = admission.enter().unwrap();
-        assert!(admission.enter().is_none());
-        drop(place);
-        assert!(admission.enter().is_some());
+        let concurrency = ConcurrencyLimit::new(1);
+        let permit = concurrency.try_acquire().unwrap();
+        assert!(concurrency.try_acquire().is_none());
+        drop(permit);
+        assert!(concurrency.try_acquire().is_some());
     }
 }

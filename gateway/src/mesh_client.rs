@@ -160,7 +160,7 @@ async fn read(
     {
         anyhow::ensure!(
             body.len() + chunk.len() <= max_bytes,
-            "{}: the answer has more than {max_bytes} bytes",
+            "{}: the response has more than {max_bytes} bytes",
             instance.id
         );
         body.extend_from_slice(&chunk);

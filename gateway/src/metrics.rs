@@ -10,7 +10,7 @@ use tourin_chassis::metrics::{Counter, CounterBy, Gauge, Histogram, Metrics, REQ
 
 use crate::auth::keys::KeyStore;
 use crate::auth::revocation::Revocations;
-use crate::limits::Admission;
+use crate::limits::ConcurrencyLimit;
 use crate::mesh_client::GATEWAY;
 use crate::routes::RouteTable;
 use crate::upstreams::Upstreams;
@@ -174,7 +174,7 @@ impl GatewayMetrics {
         upstreams: Arc<Upstreams>,
         keys: Arc<KeyStore>,
         revocations: Arc<Revocations>,
-        admission: Admission,
+        concurrency: ConcurrencyLimit,
     ) {
         let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
         self.service.gauges_read(
@@ -204,7 +204,7 @@ impl GatewayMetrics {
         self.service.gauge_read(
             "tourin_gateway_requests_in_flight",
             "Requests on their way",
-            move || Some(admission.taken() as f64),
+            move || Some(concurrency.in_use() as f64),
         );
     }
 }

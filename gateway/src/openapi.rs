@@ -1,6 +1,6 @@
 //! One API description for the one URL: the services' parts, merged.
 
-mod answers;
+mod responses;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tourin_chassis::http::{ErrorBody, fields};
 use utoipa::PartialSchema as _;
 
-use self::answers::Call;
-use crate::answers::Answer;
+use self::responses::Call;
 use crate::mesh_client::MeshClient;
 use crate::messages;
+use crate::responses::Response;
 use crate::routes::{Access, OPENAPI_PATH, RouteTable};
 
 const PART_PATH: &str = "/internal/openapi.json";
@@ -43,19 +43,19 @@ pub struct ApiDescription {
 
 impl ApiDescription {
     /// The answer to a request for it.
-    pub fn answer(&self, headers: &HeaderMap) -> Answer {
+    pub fn response(&self, headers: &HeaderMap) -> Response {
         let Some(document) = self.document.load_full() else {
-            return Answer::unavailable(messages::no_description_yet());
+            return Response::unavailable(messages::no_description_yet());
         };
         let known = fields::elements(headers, &IF_NONE_MATCH).any(|tag| {
             tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == document.etag.as_bytes()
         });
-        let answer = if known {
-            Answer::empty(StatusCode::NOT_MODIFIED)
+        let response = if known {
+            Response::empty(StatusCode::NOT_MODIFIED)
         } else {
-            Answer::json(StatusCode::OK, document.body.clone())
+            Response::json(StatusCode::OK, document.body.clone())
         };
-        answer
+        response
             .cacheable()
             .with(ETAG, document.etag.clone())
             .with(CACHE_CONTROL, HeaderValue::from_static("no-cache"))
@@ -121,7 +121,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     let mut components: Map<String, Value> = Map::new();
     // Before the parts', which have the same.
     set_component(&mut components, "schemas", "ErrorBody", json!(ErrorBody::schema()));
-    answers::add_components(&mut components);
+    responses::add_components(&mut components);
     let mut tags = Vec::new();
     for (service, part) in parts {
         let mut part = part.clone();
@@ -140,7 +140,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
         }
     }
     paths.insert(OPENAPI_PATH.to_owned(), json!({"get": own_description()}));
-    answers::drop_unused(&paths, &mut components);
+    responses::drop_unused(&paths, &mut components);
     set_component(
         &mut components,
         "securitySchemes",
@@ -200,7 +200,7 @@ fn own_description() -> Value {
     });
     if let Some(operation) = operation.as_object_mut() {
         let call = Call { route: None, access: &Access::Public, method: &Method::GET };
-        answers::complete(&call, operation);
+        responses::complete(&call, operation);
     }
     operation
 }
@@ -249,7 +249,7 @@ fn add_path(
         if let Some(operation) = operation.as_object_mut() {
             let security = security(access, operation.get("security"));
             operation.insert("security".to_owned(), security);
-            answers::complete(&Call { route: Some(route), access, method: &method }, operation);
+            responses::complete(&Call { route: Some(route), access, method: &method }, operation);
         }
         true
     });

@@ -26,9 +26,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use pingora::http::ResponseHeader;
 use tourin_chassis::http::fields;
 
-use crate::answers::Answer;
 use crate::authority::Authority;
 use crate::messages;
+use crate::responses::Response;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Request headers that pages of allowed origins may set.
@@ -122,11 +122,11 @@ impl OriginPolicy {
         headers: &HeaderMap,
         asked: Option<&Authority>,
         by_cookie: bool,
-    ) -> Result<(), Answer> {
+    ) -> Result<(), Response> {
         if method.is_safe() || !by_cookie {
             return Ok(());
         }
-        let refused = || Answer::forbidden(messages::another_sites_page());
+        let refused = || Response::forbidden(messages::another_sites_page());
         let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
         let claimed = headers
             .contains_key(ORIGIN)
@@ -166,18 +166,18 @@ impl OriginPolicy {
     }
 
     /// The answer to a preflight, when the request is one.
-    pub fn preflight(&self, method: &Method, headers: &HeaderMap, allow: &str) -> Option<Answer> {
+    pub fn preflight(&self, method: &Method, headers: &HeaderMap, allow: &str) -> Option<Response> {
         let asks =
             headers.contains_key(ORIGIN) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
         if method != Method::OPTIONS || !asks {
             return None;
         }
         if self.allowed_origin(headers).is_none() {
-            return Some(Answer::forbidden(messages::origin_not_allowed()));
+            return Some(Response::forbidden(messages::origin_not_allowed()));
         }
         let methods = HeaderValue::from_str(allow).ok()?;
         Some(
-            Answer::empty(StatusCode::NO_CONTENT)
+            Response::empty(StatusCode::NO_CONTENT)
                 .with(ACCESS_CONTROL_ALLOW_METHODS, methods)
                 .with(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOWED_HEADERS))
                 .with(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(PREFLIGHT_MAX_AGE_S)),
@@ -344,10 +344,10 @@ mod tests {
             ]);
             policy.preflight(&Method::OPTIONS, &headers, "GET, POST")
         };
-        let answer = ask("https://app.example").unwrap();
-        assert_eq!(answer.status, StatusCode::NO_CONTENT);
+        let response = ask("https://app.example").unwrap();
+        assert_eq!(response.status, StatusCode::NO_CONTENT);
         assert!(
-            answer
+            response
                 .headers
                 .contains(&(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST")))
         );

@@ -22,13 +22,13 @@ use tourin_chassis::http::{Language, TRACE_RESPONSE_HEADER};
 use tourin_chassis::identity::SESSION_ENDED_HEADER;
 use tourin_chassis::telemetry::{Service, method_name};
 
-use crate::answers::Answer;
+use crate::admission::AdmissionFilter;
 use crate::attempt::Attempt;
 use crate::connection::Connection;
 use crate::context::RequestContext;
-use crate::gate::Gate;
 use crate::mesh_client::CORE;
 use crate::metrics::GatewayMetrics;
+use crate::responses::Response;
 use crate::{failures, headers, messages};
 
 /// An error of ours; the answer to give is in the request's context.
@@ -51,7 +51,7 @@ pub struct UpstreamLimits {
 
 /// The gateway's part in Pingora's proxy.
 pub struct Proxy {
-    gate: Arc<Gate>,
+    admission: Arc<AdmissionFilter>,
     limits: UpstreamLimits,
     service: Service,
     metrics: Arc<GatewayMetrics>,
@@ -60,19 +60,19 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy for what `gate` lets in. Its spans are `service`'s.
     pub fn new(
-        gate: Arc<Gate>,
+        admission: Arc<AdmissionFilter>,
         limits: UpstreamLimits,
         service: Service,
         metrics: Arc<GatewayMetrics>,
     ) -> Self {
-        Self { gate, limits, service, metrics }
+        Self { admission, limits, service, metrics }
     }
 
     async fn respond(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
-        answer: &Answer,
+        answer: &Response,
     ) -> Result<()> {
         if let Some(error) = answer.refusal_kind() {
             self.metrics.refused(error);
@@ -84,14 +84,14 @@ impl Proxy {
         };
         ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
         if let Some(renewal) = ctx.renewal.take() {
-            self.gate.authenticator.put_cookie(renewal, &mut head).await?;
+            self.admission.authenticator.put_cookie(renewal, &mut head).await?;
         }
         head.insert_header("x-request-id", ctx.request_id.clone())?;
         if let Some(value) = ctx.span.trace_response() {
             head.insert_header(TRACE_RESPONSE_HEADER, value)?;
         }
         let method = &session.req_header().method;
-        self.gate.origins.mark(&mut head, method, ctx.cross_origin.as_ref())?;
+        self.admission.origins.mark(&mut head, method, ctx.cross_origin.as_ref())?;
         if !session.is_body_done() {
             session.set_keepalive(None);
             if let Some(connection) = &ctx.connection {
@@ -107,7 +107,7 @@ impl Proxy {
     }
 }
 
-fn verdict(ctx: &mut RequestContext, answer: Answer) -> Box<Error> {
+fn verdict(ctx: &mut RequestContext, answer: Response) -> Box<Error> {
     ctx.verdict = Some(answer);
     Error::new_in(VERDICT)
 }
@@ -115,7 +115,7 @@ fn verdict(ctx: &mut RequestContext, answer: Answer) -> Box<Error> {
 fn check_deadline(ctx: &mut RequestContext) -> Result<()> {
     match &ctx.admitted {
         Some(admitted) if Instant::now() >= admitted.deadline => {
-            Err(verdict(ctx, Answer::upstream_too_slow()))
+            Err(verdict(ctx, Response::upstream_too_slow()))
         }
         _ => Ok(()),
     }
@@ -150,13 +150,13 @@ impl ProxyHttp for Proxy {
         session.set_read_timeout(Some(self.limits.client_stall));
         session.set_write_timeout(Some(self.limits.client_stall));
         headers::forbid_upgrade(session.req_header_mut());
-        headers::respect_version(session);
-        let path = self.gate.locate(session.req_header(), ctx);
+        headers::apply_version(session);
+        let path = self.admission.locate(session.req_header(), ctx);
         ctx.begin(&self.service, session.req_header());
         let trace = ctx.span.trace_id();
         ctx.request_id = headers::request_id(&session.req_header().headers, trace.as_deref());
         let span = Arc::clone(&ctx.span);
-        let Err(answer) = span.run(self.gate.admit(session, ctx, path)).await else {
+        let Err(answer) = span.run(self.admission.admit(session, ctx, path)).await else {
             if let (Some(connection), Some(admitted)) = (&ctx.connection, &ctx.admitted) {
                 connection.end_by(admitted.deadline.into());
             }
@@ -174,15 +174,16 @@ impl ProxyHttp for Proxy {
         ctx.attempt = None;
         check_deadline(ctx)?;
         let Some(admitted) = &ctx.admitted else {
-            return Err(verdict(ctx, Answer::internal()));
+            return Err(verdict(ctx, Response::internal()));
         };
-        let Some(instance) = self.gate.upstreams.pick(&admitted.route.service, &ctx.avoided) else {
-            let message = if ctx.avoided.is_empty() {
+        let Some(instance) = self.admission.upstreams.pick(&admitted.route.service, &ctx.excluded)
+        else {
+            let message = if ctx.excluded.is_empty() {
                 messages::no_instance_is_up(&admitted.route.service)
             } else {
                 messages::no_instance_in_reach(&admitted.route.service)
             };
-            return Err(verdict(ctx, Answer::unavailable(message)));
+            return Err(verdict(ctx, Response::unavailable(message)));
         };
         let left = admitted.deadline.saturating_duration_since(Instant::now());
         let wait = admitted.first_byte_timeout.min(left);
@@ -220,10 +221,16 @@ impl ProxyHttp for Proxy {
         ctx.body_bytes = 0;
         ctx.head_sent = false;
         let Some(admitted) = &ctx.admitted else {
-            return Err(verdict(ctx, Answer::internal()));
+            return Err(verdict(ctx, Response::internal()));
         };
         let trace = ctx.attempt.as_ref().map(Attempt::headers).unwrap_or_default();
-        headers::to_service(request, &ctx.request_id, &admitted.identity, &admitted.client, trace)
+        headers::prepare_request(
+            request,
+            &ctx.request_id,
+            &admitted.identity,
+            &admitted.client,
+            trace,
+        )
     }
 
     async fn request_body_filter(
@@ -240,7 +247,7 @@ impl ProxyHttp for Proxy {
         match &ctx.admitted {
             Some(admitted) if ctx.body_bytes > admitted.body_limit => {
                 let limit = admitted.body_limit;
-                Err(verdict(ctx, Answer::body_too_large(limit)))
+                Err(verdict(ctx, Response::body_too_large(limit)))
             }
             _ => Ok(()),
         }
@@ -263,7 +270,7 @@ impl ProxyHttp for Proxy {
         if from_core {
             for ended in response.headers.get_all(SESSION_ENDED_HEADER) {
                 if let Ok(sessions) = ended.to_str() {
-                    self.gate.authenticator.revocations.end_named(sessions);
+                    self.admission.authenticator.revocations.revoke_listed(sessions);
                 }
             }
         }
@@ -293,13 +300,13 @@ impl ProxyHttp for Proxy {
         if !response.status.is_informational() {
             ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
             if let Some(renewal) = ctx.renewal.take() {
-                self.gate.authenticator.put_cookie(renewal, response).await?;
+                self.admission.authenticator.put_cookie(renewal, response).await?;
             }
         }
-        headers::to_client(response, &ctx.request_id, ctx.span.trace_response())?;
+        headers::prepare_response(response, &ctx.request_id, ctx.span.trace_response())?;
         let method = &session.req_header().method;
-        self.gate.origins.mark(response, method, ctx.cross_origin.as_ref())?;
-        headers::fit_version(session, response);
+        self.admission.origins.mark(response, method, ctx.cross_origin.as_ref())?;
+        headers::downgrade_response(session, response);
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
@@ -331,7 +338,7 @@ impl ProxyHttp for Proxy {
         let _current = ctx.span.enter();
         if let Some(instance) = &ctx.instance {
             tracing::warn!(instance = instance.id, tries = ctx.tries, error = %error.etype().as_str(), "cannot connect");
-            ctx.avoided.push(instance.id.clone());
+            ctx.excluded.push(instance.id.clone());
         }
         error
     }
@@ -370,7 +377,7 @@ impl ProxyHttp for Proxy {
             );
             // A connection that went stale while idle says nothing of its instance.
             if again && !client_reused {
-                ctx.avoided.push(instance.id.clone());
+                ctx.excluded.push(instance.id.clone());
             }
         }
         error
@@ -384,7 +391,7 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         session.set_keepalive(None);
         let begun = session.response_written().is_some_and(|head| !head.status.is_informational());
-        let answer = ctx.verdict.take().or_else(|| failures::answer(error));
+        let answer = ctx.verdict.take().or_else(|| failures::response(error));
         if let Some(answer) = &answer
             && answer.status == StatusCode::INTERNAL_SERVER_ERROR
         {

@@ -26,9 +26,9 @@ use tourin_chassis::metrics::Gauge;
 use crate::connection::{Connection, ConnectionLimits, GuardedStream};
 use crate::descriptors::ConnectionCounts;
 use crate::limits::ClientConnections;
+use crate::malformed::MalformedRequests;
 use crate::metrics::ConnectionMetrics;
 use crate::proxy::Proxy;
-use crate::unread::Unread;
 
 /// The pause after a failed accept; running out of file descriptors must not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -55,7 +55,7 @@ pub struct ServerSettings {
     /// Where connections are counted.
     pub metrics: ConnectionMetrics,
     /// How requests are seen that the proxy never gets.
-    pub unread: Arc<Unread>,
+    pub malformed: Arc<MalformedRequests>,
 }
 
 /// The running data plane.
@@ -133,23 +133,23 @@ async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(settings.connections.total.min(Semaphore::MAX_PERMITS)));
+    let permits = Arc::new(Semaphore::new(settings.connections.total.min(Semaphore::MAX_PERMITS)));
     let clients = ClientConnections::new(settings.connections.per_client);
-    let (mut failed, mut crowded) = (Occasionally::default(), Occasionally::default());
+    let (mut accept_failed, mut over_limit) = (LogThrottle::default(), LogThrottle::default());
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             _ = stopping.wait_for(|stop| *stop) => break,
             accepted = async {
                 // Without a place, connections wait in the kernel's queue.
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
+                let permit = Arc::clone(&permits).acquire_owned().await;
+                (permit, listener.accept().await)
             } => accepted,
         };
-        let (place, (tcp, peer)) = match accepted {
-            (Ok(place), Ok(connection)) => (place, connection),
+        let (permit, (tcp, peer)) = match accepted {
+            (Ok(permit), Ok(connection)) => (permit, connection),
             (_, Err(error)) => {
-                if let Some(unlogged) = failed.happens(Instant::now()) {
+                if let Some(unlogged) = accept_failed.record(Instant::now()) {
                     tracing::warn!(%error, unlogged, "cannot accept a connection");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -159,10 +159,10 @@ async fn serve(
         };
         let is_proxy =
             settings.trusted_proxies.iter().any(|net| net.contains(&peer.ip().to_canonical()));
-        let own_place = if is_proxy { None } else { clients.enter(peer.ip()) };
-        if own_place.is_none() && !is_proxy {
+        let client_connection = if is_proxy { None } else { clients.try_add(peer.ip()) };
+        if client_connection.is_none() && !is_proxy {
             settings.metrics.refused.increase();
-            if let Some(unlogged) = crowded.happens(Instant::now()) {
+            if let Some(unlogged) = over_limit.record(Instant::now()) {
                 let limit = settings.connections.per_client;
                 tracing::warn!(limit, unlogged, "closed a connection: its client has too many");
             }
@@ -170,17 +170,17 @@ async fn serve(
         }
         let proxy = Arc::clone(&proxy);
         let stopping = stopping.clone();
-        let (limits, unread) = (settings.limits, Arc::clone(&settings.unread));
+        let (limits, malformed) = (settings.limits, Arc::clone(&settings.malformed));
         // Small answers must not wait for the peer's acknowledgement. A socket that refuses works too.
         if let Err(error) = tcp.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let open = Open::new(&settings.metrics.open);
+        let open = OpenConnection::new(&settings.metrics.open);
         connections.spawn(async move {
             let connection = Connection::new(peer);
-            let stream = GuardedStream::new(tcp, limits, Arc::clone(&connection), unread);
-            converse(&proxy, stream, &connection, &stopping).await;
-            drop((place, own_place, open));
+            let stream = GuardedStream::new(tcp, limits, Arc::clone(&connection), malformed);
+            serve_connection(&proxy, stream, &connection, &stopping).await;
+            drop((permit, client_connection, open));
         });
     }
     drop(listener);
@@ -197,16 +197,16 @@ async fn serve(
 }
 
 /// A connection in the count of those that are open.
-struct Open(Gauge);
+struct OpenConnection(Gauge);
 
-impl Open {
+impl OpenConnection {
     fn new(gauge: &Gauge) -> Self {
         gauge.add(1.0);
         Self(gauge.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.add(-1.0);
     }
@@ -214,14 +214,14 @@ impl Drop for Open {
 
 /// Lets what happens over and over be logged now and then.
 #[derive(Debug, Default)]
-struct Occasionally {
+struct LogThrottle {
     logged: Option<Instant>,
     unlogged: u64,
 }
 
-impl Occasionally {
+impl LogThrottle {
     /// It happens. When it is to be logged: how often it was not since the last time.
-    fn happens(&mut self, now: Instant) -> Option<u64> {
+    fn record(&mut self, now: Instant) -> Option<u64> {
         if self.logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_EVERY) {
             self.unlogged += 1;
             return None;
@@ -232,7 +232,7 @@ impl Occasionally {
 }
 
 /// One connection's requests, one after the other.
-async fn converse(
+async fn serve_connection(
     proxy: &Arc<HttpProxy<Proxy>>,
     stream: GuardedStream,
     connection: &Arc<Connection>,
@@ -266,9 +266,9 @@ mod tests {
     #[test]
     fn what_keeps_happening_is_logged_once_a_second() {
         let start = Instant::now();
-        let mut failed = Occasionally::default();
+        let mut accept_failed = LogThrottle::default();
         let logged: Vec<_> =
-            (0..250).filter_map(|n| failed.happens(start + ACCEPT_PAUSE * n)).collect();
+            (0..250).filter_map(|n| accept_failed.record(start + ACCEPT_PAUSE * n)).collect();
         assert_eq!(logged, [0, 49, 49, 49, 49]);
     }
 }

@@ -36,15 +36,15 @@ impl Upstreams {
         Self { pools: ArcSwap::default(), services }
     }
 
-    /// The next instance of `service` in turn that is not among `avoided` (by id).
-    pub fn pick(&self, service: &str, avoided: &[String]) -> Option<Instance> {
+    /// The next instance of `service` in turn that is not among `excluded` (by id).
+    pub fn pick(&self, service: &str, excluded: &[String]) -> Option<Instance> {
         let pools = self.pools.load();
         let pool = pools.get(service)?;
         let count = pool.instances.len();
         let start = pool.next.fetch_add(1, Ordering::Relaxed);
         (0..count)
             .map(|step| &pool.instances[start.wrapping_add(step) % count])
-            .find(|instance| !avoided.contains(&instance.id))
+            .find(|instance| !excluded.contains(&instance.id))
             .cloned()
     }
 
@@ -67,7 +67,7 @@ impl Upstreams {
     }
 
     /// Whether no service has an instance.
-    pub fn none_is_up(&self) -> bool {
+    pub fn all_down(&self) -> bool {
         !self.services.iter().any(|service| self.has_any(service))
     }
 

@@ -115,7 +115,7 @@ impl KeyStore {
         if !before.succeeded && before.is_recent() {
             return Lookup::Unavailable;
         }
-        let Ok(_place) = self.waiting.try_acquire() else {
+        let Ok(_permit) = self.waiting.try_acquire() else {
             return Lookup::Unavailable;
         };
         self.wanted.notify_one();

@@ -19,16 +19,16 @@ use tourin_chassis::identity::Subject;
 use tourin_chassis::secret::Secret;
 use tourin_chassis::telemetry::Span;
 
-use crate::answers::Answer;
 use crate::messages;
+use crate::responses::Response;
 use crate::routes::Access;
-use revocation::{Reliance, Revocations};
+use revocation::{Freshness, Revocations};
 use sliding::{Outcome, Renewal, SlidingSessions};
 use tokens::{Member, TokenError, TokenVerifier};
 
 /// How long a call that anybody may make waits for an expired cookie to be renewed; it is a visitor's
 /// then. Core is not on the way of such calls to other services.
-const PUBLIC_PATIENCE: Duration = Duration::from_millis(300);
+const PUBLIC_RENEWAL_WAIT: Duration = Duration::from_millis(300);
 const ACCESS_COOKIE: &str = "access_token";
 const REFRESH_COOKIE: &str = "refresh_token";
 /// Most tokens of one request that are looked at.
@@ -79,14 +79,14 @@ pub struct Authenticator {
 
 /// Who is calling, and may.
 #[derive(Debug)]
-pub struct Entrant {
+pub struct Caller {
     /// On whose behalf the request goes on.
     pub subject: Subject,
     /// The new access token that its answer may take along.
     pub renewal: Option<Renewal>,
 }
 
-impl From<Subject> for Entrant {
+impl From<Subject> for Caller {
     fn from(subject: Subject) -> Self {
         Self { subject, renewal: None }
     }
@@ -103,7 +103,7 @@ impl Authenticator {
         access: &Access,
         credentials: &Credentials<'_>,
         address: IpAddr,
-    ) -> Result<Entrant, Answer> {
+    ) -> Result<Caller, Response> {
         if *access == Access::Ending {
             let named = self.name(credentials).await?;
             return Ok(named.unwrap_or_else(|| self.visitor(address)).into());
@@ -112,27 +112,31 @@ impl Authenticator {
             Access::Role(role) => Some(role),
             _ => None,
         };
-        let patience = match access {
-            Access::Public => PUBLIC_PATIENCE,
+        let max_wait = match access {
+            Access::Public => PUBLIC_RENEWAL_WAIT,
             _ => Duration::MAX,
         };
-        match (access, self.judge(credentials, patience).await) {
-            (_, Shown::Good(member, renewal)) => match role {
+        match (access, self.authenticate(credentials, max_wait).await) {
+            (_, Credential::Valid(member, renewal)) => match role {
                 Some(role) if !member.roles.contains(role) => {
-                    Err(Answer::forbidden(messages::role_needed(role)))
+                    Err(Response::forbidden(messages::role_needed(role)))
                 }
-                _ => Ok(Entrant { subject: subject(&member), renewal }),
+                _ => Ok(Caller { subject: subject(&member), renewal }),
             },
             // A bad token is as good as none here; one that cannot be judged must not pass for good.
-            (Access::Public | Access::Anonymous, shown)
-            | (Access::Optional, shown @ (Shown::Nothing | Shown::Bad(_))) => {
-                if !matches!(shown, Shown::Nothing) {
+            (Access::Public | Access::Anonymous, credential)
+            | (Access::Optional, credential @ (Credential::Missing | Credential::Invalid(_))) => {
+                if !matches!(credential, Credential::Missing) {
                     Span::current().annotate("fall_back", &[("to", "visitor")]);
                 }
                 Ok(self.visitor(address).into())
             }
-            (_, Shown::Bad(answer) | Shown::Unjudged(answer)) => Err(answer),
-            (_, Shown::Nothing) => Err(Answer::unauthenticated(shared::session_needed(), false)),
+            (_, Credential::Invalid(response) | Credential::Undetermined(response)) => {
+                Err(response)
+            }
+            (_, Credential::Missing) => {
+                Err(Response::unauthenticated(shared::session_needed(), false))
+            }
         }
     }
 
@@ -143,7 +147,7 @@ impl Authenticator {
 
     /// The session that a token names, for a call that ends it: also one that has expired. `None` when
     /// it names none, or one that is known to have ended.
-    async fn name(&self, credentials: &Credentials<'_>) -> Result<Option<Subject>, Answer> {
+    async fn name(&self, credentials: &Credentials<'_>) -> Result<Option<Subject>, Response> {
         for token in &credentials.tokens {
             match self.tokens.verify(token).await {
                 Ok(member) | Err(TokenError::Expired(member))
@@ -153,7 +157,7 @@ impl Authenticator {
                 }
                 Ok(_) | Err(TokenError::Expired(_) | TokenError::Invalid) => {}
                 Err(TokenError::KeysUnavailable) => {
-                    return Err(Answer::unavailable(messages::tokens_cannot_be_checked()));
+                    return Err(Response::unavailable(messages::tokens_cannot_be_checked()));
                 }
             }
         }
@@ -171,7 +175,7 @@ impl Authenticator {
         renewal: Renewal,
         head: &mut ResponseHeader,
     ) -> pingora::Result<()> {
-        let Some(renewed) = renewal.by_now().await else {
+        let Some(renewed) = renewal.if_done().await else {
             return Ok(());
         };
         let sets_it =
@@ -185,13 +189,15 @@ impl Authenticator {
     }
 
     /// A browser may hold several cookies of one name, of which a stale one comes first.
-    async fn judge(&self, credentials: &Credentials<'_>, patience: Duration) -> Shown {
-        let mut verdict = Shown::Nothing;
+    async fn authenticate(&self, credentials: &Credentials<'_>, max_wait: Duration) -> Credential {
+        let mut verdict = Credential::Missing;
         for token in &credentials.tokens {
-            match (self.judge_token(token, credentials.by_cookie, patience).await, &verdict) {
-                (good @ Shown::Good(..), _) => return good,
-                (shown, Shown::Nothing) | (shown @ Shown::Unjudged(_), Shown::Bad(_)) => {
-                    verdict = shown;
+            match (self.authenticate_token(token, credentials.by_cookie, max_wait).await, &verdict)
+            {
+                (good @ Credential::Valid(..), _) => return good,
+                (credential, Credential::Missing)
+                | (credential @ Credential::Undetermined(_), Credential::Invalid(_)) => {
+                    verdict = credential;
                 }
                 _ => {}
             }
@@ -200,21 +206,26 @@ impl Authenticator {
     }
 
     /// A token is renewed if it `slides`: a bearer token is its client's to renew. An expired one waits no
-    /// longer than `patience` for that.
-    async fn judge_token(&self, token: &str, slides: bool, patience: Duration) -> Shown {
+    /// longer than `max_wait` for that.
+    async fn authenticate_token(
+        &self,
+        token: &str,
+        slides: bool,
+        max_wait: Duration,
+    ) -> Credential {
         // The reason goes into the trace, where it tells apart what the client sees as one.
         let because = |reason| Span::current().annotate("token_refused", &[("reason", reason)]);
         let bad = |reason, message| {
             because(reason);
-            Shown::Bad(Answer::unauthenticated(message, true))
+            Credential::Invalid(Response::unauthenticated(message, true))
         };
-        let unjudged = |reason, message: Message| {
+        let undetermined = |reason, message: Message| {
             because(reason);
-            Shown::Unjudged(Answer::unavailable(message))
+            Credential::Undetermined(Response::unavailable(message))
         };
         let (member, expired) = match self.tokens.verify(token).await {
             Ok(member) => (member, false),
-            Err(TokenError::Expired(member)) if slides && self.sliding.may_come_back(&member) => {
+            Err(TokenError::Expired(member)) if slides && self.sliding.is_renewable(&member) => {
                 (member, true)
             }
             Err(TokenError::Invalid) => {
@@ -224,57 +235,57 @@ impl Authenticator {
                 return bad("expired", messages::expired_token());
             }
             Err(TokenError::KeysUnavailable) => {
-                return unjudged("keys_unavailable", messages::tokens_cannot_be_checked());
+                return undetermined("keys_unavailable", messages::tokens_cannot_be_checked());
             }
         };
         let ended = || bad("session_ended", messages::session_has_ended());
         if self.revocations.has_ended(&member.session) {
             return ended();
         }
-        match self.revocations.reliance(Instant::now()) {
-            Reliance::Usable => {}
-            Reliance::Loading => {
-                return unjudged("revocations_loading", messages::sessions_are_loading());
+        match self.revocations.freshness(Instant::now()) {
+            Freshness::Usable => {}
+            Freshness::Loading => {
+                return undetermined("revocations_loading", messages::sessions_are_loading());
             }
-            Reliance::Stale => {
-                return unjudged("revocations_stale", messages::sessions_cannot_be_checked());
+            Freshness::Stale => {
+                return undetermined("revocations_stale", messages::sessions_cannot_be_checked());
             }
         }
         if !(slides && self.sliding.is_due(&member)) {
-            return Shown::Good(member, None);
+            return Credential::Valid(member, None);
         }
         let renewal = self.sliding.renew(&member).await;
         if matches!(renewal, Renewal::Done(Outcome::Ended)) {
             return ended();
         }
         if !expired {
-            return Shown::Good(member, Some(renewal));
+            return Credential::Valid(member, Some(renewal));
         }
-        let outcome = tokio::time::timeout(patience, renewal.outcome()).await;
+        let outcome = tokio::time::timeout(max_wait, renewal.outcome()).await;
         match outcome.unwrap_or(Outcome::Unavailable) {
             // It may have ended while core was asked.
             Outcome::Renewed(renewed) if !self.revocations.has_ended(&renewed.member.session) => {
                 let member = Arc::clone(&renewed.member);
-                Shown::Good(member, Some(Renewal::Done(Outcome::Renewed(renewed))))
+                Credential::Valid(member, Some(Renewal::Done(Outcome::Renewed(renewed))))
             }
             Outcome::Renewed(_) | Outcome::Ended => ended(),
             Outcome::Unavailable => {
-                unjudged("renewal_unavailable", messages::session_cannot_be_renewed())
+                undetermined("renewal_unavailable", messages::session_cannot_be_renewed())
             }
         }
     }
 }
 
 /// What a request's credentials are worth.
-enum Shown {
+enum Credential {
     /// There are none.
-    Nothing,
+    Missing,
     /// A session that has not ended, as far as the policy asks to know, and its renewal if one is due.
-    Good(Arc<Member>, Option<Renewal>),
+    Valid(Arc<Member>, Option<Renewal>),
     /// Not good; trying again will not help. With the answer where a session is needed.
-    Bad(Answer),
+    Invalid(Response),
     /// That cannot be said just now, and it is our fault. With the answer to give.
-    Unjudged(Answer),
+    Undetermined(Response),
 }
 
 /// The name of the cookie that a `Set-Cookie` header is about.

@@ -18,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::pruning::PruneGuard;
 
-use crate::config::WhenStale;
+use crate::config::StalePolicy;
 use crate::mesh_client::{CORE, MeshClient};
 
 /// Ended sessions that are remembered. With tokens of 10 minutes this holds 300 endings a second.
 const MAX_SESSIONS: usize = 200_000;
 /// How long a session named in a header is remembered, unless the log gives a later end: longer than
 /// any access token lives, for which core takes a day at the most.
-const HEADER_HOLD: TimeDelta = TimeDelta::hours(25);
+const HEADER_TTL: TimeDelta = TimeDelta::hours(25);
 /// Longest wait of one long poll.
 const MAX_POLL: Duration = Duration::from_secs(20);
 /// What a poll may take beyond the wait that it asked for.
@@ -54,7 +54,7 @@ struct Entry {
 
 /// Whether the list can be relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reliance {
+pub enum Freshness {
     /// It is current, or old and meant to be used all the same.
     Usable,
     /// It has not been loaded yet.
@@ -75,14 +75,14 @@ pub struct Revocations {
     contact: RwLock<Contact>,
     started: Instant,
     stale_after: Duration,
-    when_stale: WhenStale,
+    when_stale: StalePolicy,
     clock: SharedClock,
     guard: Arc<PruneGuard>,
 }
 
 impl Revocations {
     /// An empty list that counts as not loaded.
-    pub fn new(stale_after: Duration, when_stale: WhenStale, clock: SharedClock) -> Self {
+    pub fn new(stale_after: Duration, when_stale: StalePolicy, clock: SharedClock) -> Self {
         Self {
             sessions: RwLock::default(),
             contact: RwLock::default(),
@@ -121,13 +121,13 @@ impl Revocations {
     }
 
     /// Whether calls that need a session can be judged now.
-    pub fn reliance(&self, now: Instant) -> Reliance {
+    pub fn freshness(&self, now: Instant) -> Freshness {
         let last = self.last_contact();
         let silent_for = now.saturating_duration_since(last.unwrap_or(self.started));
         match (last, silent_for > self.stale_after, self.when_stale) {
-            (Some(_), false, _) | (_, true, WhenStale::Serve) => Reliance::Usable,
-            (None, false, _) => Reliance::Loading,
-            (_, true, WhenStale::Deny) => Reliance::Stale,
+            (Some(_), false, _) | (_, true, StalePolicy::Serve) => Freshness::Usable,
+            (None, false, _) => Freshness::Loading,
+            (_, true, StalePolicy::Deny) => Freshness::Stale,
         }
     }
 
@@ -136,8 +136,8 @@ impl Revocations {
     }
 
     /// Ends the sessions that an answer of core names, separated by commas.
-    pub fn end_named(&self, header: &str) {
-        let until = self.clock.now() + HEADER_HOLD;
+    pub fn revoke_listed(&self, header: &str) {
+        let until = self.clock.now() + HEADER_TTL;
         let named = header.split(',').map(str::trim).filter(|name| !name.is_empty());
         self.end(named.map(|session| (session.to_owned(), until)));
     }
@@ -196,13 +196,13 @@ impl Revocations {
 
     async fn follow_log(&self, mesh: MeshClient) {
         let mut membership = mesh.directory().changed();
-        let mut place = Place::default();
+        let mut cursor = Cursor::default();
         // Several polls must fit into the bound, or a quiet log would look stale.
-        let patience = MAX_POLL.min(self.stale_after / 3);
+        let max_wait = MAX_POLL.min(self.stale_after / 3);
         loop {
-            match read(&mesh, &place, patience).await {
+            match read(&mesh, &cursor, max_wait).await {
                 Ok(page) => {
-                    if self.apply(&mut place, page) {
+                    if self.apply(&mut cursor, page) {
                         self.contacted();
                     }
                 }
@@ -218,15 +218,15 @@ impl Revocations {
     }
 
     /// Takes a page over; whether that brings the list up to date.
-    fn apply(&self, place: &mut Place, page: Page) -> bool {
-        if place.log.as_deref().is_some_and(|log| log != page.log_id) {
+    fn apply(&self, cursor: &mut Cursor, page: Page) -> bool {
+        if cursor.log.as_deref().is_some_and(|log| log != page.log_id) {
             // Numbers of another log mean nothing here. What is known stays: ended is ended.
             tracing::info!("core's log of ended sessions is a new one; reading it from its start");
-            *place = Place { log: Some(page.log_id), ..Place::default() };
+            *cursor = Cursor { log: Some(page.log_id), ..Cursor::default() };
             return false;
         }
-        let caught_up = place.caught_up || page.entries.is_empty();
-        *place = Place { log: Some(page.log_id), after: page.next.max(place.after), caught_up };
+        let caught_up = cursor.caught_up || page.entries.is_empty();
+        *cursor = Cursor { log: Some(page.log_id), after: page.next.max(cursor.after), caught_up };
         self.end(page.entries.into_iter().map(|entry| (entry.session, entry.until)));
         caught_up
     }
@@ -234,16 +234,16 @@ impl Revocations {
 
 /// Where the follower is in core's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Place {
+struct Cursor {
     log: Option<String>,
     after: u64,
     /// Whether the log's end has been seen; until then nobody waits for more.
     caught_up: bool,
 }
 
-async fn read(mesh: &MeshClient, place: &Place, patience: Duration) -> anyhow::Result<Page> {
-    let wait = if place.caught_up { patience } else { Duration::ZERO };
-    let path = format!("/internal/revocations?after={}&wait_ms={}", place.after, wait.as_millis());
+async fn read(mesh: &MeshClient, cursor: &Cursor, max_wait: Duration) -> anyhow::Result<Page> {
+    let wait = if cursor.caught_up { max_wait } else { Duration::ZERO };
+    let path = format!("/internal/revocations?after={}&wait_ms={}", cursor.after, wait.as_millis());
     let page = mesh.get(CORE, &path, wait + POLL_MARGIN, MAX_PAGE_BYTES).await?;
     Ok(serde_json::from_slice(&page)?)
 }
@@ -254,7 +254,7 @@ mod tests {
 
     use super::*;
 
-    fn list(stale_ms: u64, when_stale: WhenStale) -> (Revocations, Arc<ManualClock>) {
+    fn list(stale_ms: u64, when_stale: StalePolicy) -> (Revocations, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::new(DateTime::UNIX_EPOCH));
         let shared: SharedClock = clock.clone();
         (Revocations::new(Duration::from_millis(stale_ms), when_stale, shared), clock)
@@ -268,17 +268,17 @@ mod tests {
 
     #[test]
     fn ended_sessions_are_known_until_their_tokens_expire() {
-        let (list, clock) = list(1_000, WhenStale::Serve);
-        let mut place = Place::default();
+        let (list, clock) = list(1_000, StalePolicy::Serve);
+        let mut cursor = Cursor::default();
         let until = clock.now() + TimeDelta::minutes(10);
-        assert!(!list.apply(&mut place, page("a", 2, &["s1", "s2"], until)), "not yet at the end");
-        assert!(list.apply(&mut place, page("a", 2, &[], until)));
-        list.end_named("s3, s4,");
+        assert!(!list.apply(&mut cursor, page("a", 2, &["s1", "s2"], until)), "not yet at the end");
+        assert!(list.apply(&mut cursor, page("a", 2, &[], until)));
+        list.revoke_listed("s3, s4,");
         assert!(["s1", "s2", "s3", "s4"].iter().all(|session| list.has_ended(session)));
         assert!(!list.has_ended("s5") && !list.has_ended(""));
         // What the log says of a session that a header named before, and after, shortens nothing.
-        list.end_named("s1");
-        list.apply(&mut place, page("a", 3, &["s4"], until));
+        list.revoke_listed("s1");
+        list.apply(&mut cursor, page("a", 3, &["s4"], until));
         clock.advance(TimeDelta::minutes(11));
         list.prune(clock.now());
         assert!(!list.has_ended("s2"));
@@ -287,39 +287,39 @@ mod tests {
 
     #[test]
     fn another_log_is_read_from_its_start() {
-        let (list, clock) = list(1_000, WhenStale::Serve);
-        let mut place = Place::default();
+        let (list, clock) = list(1_000, StalePolicy::Serve);
+        let mut cursor = Cursor::default();
         let until = clock.now() + TimeDelta::minutes(10);
-        list.apply(&mut place, page("a", 9, &["s1"], until));
-        assert_eq!(place.after, 9);
-        assert!(!list.apply(&mut place, page("b", 9, &[], until)));
-        assert_eq!(place, Place { log: Some("b".to_owned()), after: 0, caught_up: false });
+        list.apply(&mut cursor, page("a", 9, &["s1"], until));
+        assert_eq!(cursor.after, 9);
+        assert!(!list.apply(&mut cursor, page("b", 9, &[], until)));
+        assert_eq!(cursor, Cursor { log: Some("b".to_owned()), after: 0, caught_up: false });
         assert!(list.has_ended("s1"));
-        list.apply(&mut place, page("b", 1, &["s2"], until));
+        list.apply(&mut cursor, page("b", 1, &["s2"], until));
         assert!(list.has_ended("s2"));
     }
 
     #[test]
     fn reliance_follows_contact_and_policy() {
         let later =
-            |list: &Revocations, ms| list.reliance(Instant::now() + Duration::from_millis(ms));
-        for policy in [WhenStale::Serve, WhenStale::Deny] {
+            |list: &Revocations, ms| list.freshness(Instant::now() + Duration::from_millis(ms));
+        for policy in [StalePolicy::Serve, StalePolicy::Deny] {
             let (list, _) = list(10_000, policy);
-            assert_eq!(later(&list, 0), Reliance::Loading, "{policy:?}");
+            assert_eq!(later(&list, 0), Freshness::Loading, "{policy:?}");
             let bound_passed = match policy {
-                WhenStale::Serve => Reliance::Usable,
-                WhenStale::Deny => Reliance::Stale,
+                StalePolicy::Serve => Freshness::Usable,
+                StalePolicy::Deny => Freshness::Stale,
             };
             assert_eq!(later(&list, 20_000), bound_passed);
             list.contacted();
-            assert_eq!(later(&list, 5_000), Reliance::Usable);
+            assert_eq!(later(&list, 5_000), Freshness::Usable);
             assert_eq!(later(&list, 20_000), bound_passed);
         }
     }
 
     #[test]
     fn the_list_is_bounded() {
-        let (list, clock) = list(1_000, WhenStale::Serve);
+        let (list, clock) = list(1_000, StalePolicy::Serve);
         let now = clock.now();
         let ended = (0..MAX_SESSIONS + 10).map(|n| {
             let seconds = i64::try_from(n).unwrap() + 1;

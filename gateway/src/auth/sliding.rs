@@ -32,18 +32,18 @@ use crate::mesh_client::{CORE, MeshClient};
 /// Where core issues access tokens of open sessions.
 const PATH: &str = "/internal/access-tokens";
 /// How long core may take, all attempts together; so long may a call with an expired token wait.
-const LIMIT: Duration = Duration::from_millis(3_000);
+const TIMEOUT: Duration = Duration::from_millis(3_000);
 /// Most bytes of core's answer: twice the longest token, and the cookie's attributes.
-const MAX_ANSWER_BYTES: usize = 20 << 10;
+const MAX_RESPONSE_BYTES: usize = 20 << 10;
 /// Requests at once that wait for core or have it asked. One more goes on with its token while that
 /// lasts, and is answered 503 if it has expired.
-const MAX_UNDER_WAY: usize = 4_096;
+const MAX_PENDING: usize = 4_096;
 /// Sessions whose renewal is remembered.
 const MAX_SESSIONS: u64 = 20_000;
 /// How long it is remembered that a session is not open, which it will not be again.
-const ENDED_HOLD: Duration = Duration::from_secs(60);
+const ENDED_TTL: Duration = Duration::from_secs(60);
 /// How long it is remembered that core could not be asked, so that not every call waits for it.
-const FAILURE_HOLD: Duration = Duration::from_millis(500);
+const FAILURE_TTL: Duration = Duration::from_millis(500);
 
 /// A session with its new token.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ pub enum Renewal {
     /// The outcome is there.
     Done(Outcome),
     /// Core is being asked.
-    UnderWay(JoinHandle<Option<Outcome>>),
+    Pending(JoinHandle<Option<Outcome>>),
 }
 
 impl Renewal {
@@ -90,14 +90,14 @@ impl Renewal {
         match self {
             Self::Done(outcome) => outcome,
             // Without one the gateway is stopping, or a fault has been logged.
-            Self::UnderWay(asking) => asking.await.ok().flatten().unwrap_or(Outcome::Unavailable),
+            Self::Pending(task) => task.await.ok().flatten().unwrap_or(Outcome::Unavailable),
         }
     }
 
     /// The session with its new token, if that is there by now; waits for nothing.
-    pub async fn by_now(self) -> Option<Arc<Renewed>> {
-        if let Self::UnderWay(asking) = &self
-            && !asking.is_finished()
+    pub async fn if_done(self) -> Option<Arc<Renewed>> {
+        if let Self::Pending(task) = &self
+            && !task.is_finished()
         {
             return None;
         }
@@ -109,39 +109,39 @@ impl Renewal {
 }
 
 /// By an outcome, how long it is remembered.
-struct Hold {
+struct OutcomeTtl {
     clock: SharedClock,
 }
 
-impl Expiry<String, Outcome> for Hold {
+impl Expiry<String, Outcome> for OutcomeTtl {
     fn expire_after_create(&self, _: &String, outcome: &Outcome, _: Instant) -> Option<Duration> {
         Some(match outcome {
             Outcome::Renewed(renewed) => {
                 let left = renewed.member.renew_from - self.clock.now();
                 left.to_std().unwrap_or(Duration::ZERO)
             }
-            Outcome::Ended => ENDED_HOLD,
-            Outcome::Unavailable => FAILURE_HOLD,
+            Outcome::Ended => ENDED_TTL,
+            Outcome::Unavailable => FAILURE_TTL,
         })
     }
 }
 
 #[derive(Serialize)]
-struct Asked<'a> {
+struct TokenRequest<'a> {
     member: &'a str,
     session: &'a str,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Issued {
+struct TokenResponse {
     access_token: String,
     set_cookie: String,
 }
 
 /// Renews sessions.
 pub struct SlidingSessions {
-    asking: Arc<Asking>,
+    client: Arc<TokenClient>,
     /// By session.
     outcomes: Cache<String, Outcome>,
     idle: TimeDelta,
@@ -154,7 +154,7 @@ pub struct SlidingSessions {
 }
 
 /// What it takes to ask core.
-struct Asking {
+struct TokenClient {
     mesh: MeshClient,
     tokens: Arc<TokenVerifier>,
     counts: CounterBy,
@@ -172,10 +172,10 @@ impl SlidingSessions {
         stop: CancellationToken,
     ) -> Self {
         Self {
-            asking: Arc::new(Asking { mesh, tokens, counts }),
+            client: Arc::new(TokenClient { mesh, tokens, counts }),
             outcomes: Cache::builder()
                 .max_capacity(MAX_SESSIONS)
-                .expire_after(Hold { clock: Arc::clone(&clock) })
+                .expire_after(OutcomeTtl { clock: Arc::clone(&clock) })
                 .build(),
             idle: TimeDelta::from_std(idle).unwrap_or(TimeDelta::MAX),
             clock,
@@ -191,7 +191,7 @@ impl SlidingSessions {
     }
 
     /// Whether an expired token may still be renewed.
-    pub fn may_come_back(&self, member: &Member) -> bool {
+    pub fn is_renewable(&self, member: &Member) -> bool {
         self.clock.now() - member.expires_at < self.idle
     }
 
@@ -200,19 +200,19 @@ impl SlidingSessions {
         if let Some(known) = self.outcomes.get(&member.session).await {
             return Renewal::Done(known);
         }
-        if self.tasks.len() >= MAX_UNDER_WAY {
+        if self.tasks.len() >= MAX_PENDING {
             return Renewal::Done(Outcome::Unavailable);
         }
-        let (asking, member) = (Arc::clone(&self.asking), Arc::clone(member));
+        let (client, member) = (Arc::clone(&self.client), Arc::clone(member));
         let outcomes = self.outcomes.clone();
         let renewing = async move {
             let key = member.session.clone();
-            outcomes.get_with(key, asking.ask(&member)).await
+            outcomes.get_with(key, client.renew(&member)).await
         };
         // Not dropped with the request: others may wait for it, and the next one can use it.
         let renewing = Span::current().run(renewing);
         let renewing = self.stop.clone().run_until_cancelled_owned(renewing);
-        Renewal::UnderWay(self.tasks.spawn_on(renewing, &self.runtime))
+        Renewal::Pending(self.tasks.spawn_on(renewing, &self.runtime))
     }
 
     /// Waits until `stop`, and then for what is under way, which ends with it.
@@ -223,9 +223,9 @@ impl SlidingSessions {
     }
 }
 
-impl Asking {
-    async fn ask(&self, old: &Member) -> Outcome {
-        let outcome = match self.try_ask(old).await {
+impl TokenClient {
+    async fn renew(&self, old: &Member) -> Outcome {
+        let outcome = match self.try_renew(old).await {
             Ok(Some(renewed)) => Outcome::Renewed(Arc::new(renewed)),
             Ok(None) => Outcome::Ended,
             Err(error) => {
@@ -237,12 +237,12 @@ impl Asking {
         outcome
     }
 
-    async fn try_ask(&self, old: &Member) -> anyhow::Result<Option<Renewed>> {
-        let asked = Asked { member: &old.id, session: &old.session };
-        let answer = self.mesh.post(CORE, PATH, &asked, LIMIT, MAX_ANSWER_BYTES).await?;
+    async fn try_renew(&self, old: &Member) -> anyhow::Result<Option<Renewed>> {
+        let asked = TokenRequest { member: &old.id, session: &old.session };
+        let response = self.mesh.post(CORE, PATH, &asked, TIMEOUT, MAX_RESPONSE_BYTES).await?;
         // What does not read is not repeated in the error: it may hold a token.
-        let issued: Option<Issued> =
-            serde_json::from_slice(&answer).ok().context("core's answer does not read")?;
+        let issued: Option<TokenResponse> =
+            serde_json::from_slice(&response).ok().context("core's response does not read")?;
         let Some(issued) = issued else {
             return Ok(None);
         };

@@ -70,11 +70,11 @@ struct UntilExpiry {
     clock: SharedClock,
 }
 
-impl Expiry<Digested, Remembered> for UntilExpiry {
+impl Expiry<TokenDigest, CachedToken> for UntilExpiry {
     fn expire_after_create(
         &self,
-        _: &Digested,
-        value: &Remembered,
+        _: &TokenDigest,
+        value: &CachedToken,
         _: Instant,
     ) -> Option<Duration> {
         let left = value.member.expires_at - self.clock.now();
@@ -83,10 +83,10 @@ impl Expiry<Digested, Remembered> for UntilExpiry {
 }
 
 /// SHA-256 of a token: the cache holds nothing that could be used as one.
-type Digested = [u8; 32];
+type TokenDigest = [u8; 32];
 
 #[derive(Clone)]
-struct Remembered {
+struct CachedToken {
     member: Arc<Member>,
     withdrawals: u64,
 }
@@ -95,7 +95,7 @@ struct Remembered {
 /// is checked once per token, not once per request.
 pub struct TokenVerifier {
     keys: Arc<KeyStore>,
-    good: Cache<Digested, Remembered>,
+    cache: Cache<TokenDigest, CachedToken>,
     eddsa: Validation,
     es256: Validation,
     leeway: TimeDelta,
@@ -116,7 +116,7 @@ impl TokenVerifier {
         };
         Self {
             keys,
-            good: Cache::builder()
+            cache: Cache::builder()
                 .max_capacity(rules.cache_entries)
                 .expire_after(UntilExpiry { clock: Arc::clone(&clock) })
                 .build(),
@@ -135,15 +135,15 @@ impl TokenVerifier {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Invalid);
         }
-        let digest: Digested = Sha256::digest(token).into();
+        let digest: TokenDigest = Sha256::digest(token).into();
         let withdrawals = self.keys.withdrawals();
-        if let Some(known) = self.good.get(&digest)
+        if let Some(known) = self.cache.get(&digest)
             && known.withdrawals == withdrawals
         {
             return self.in_time(known.member);
         }
         let member = self.in_time(Arc::new(self.check(token).await?))?;
-        self.good.insert(digest, Remembered { member: Arc::clone(&member), withdrawals });
+        self.cache.insert(digest, CachedToken { member: Arc::clone(&member), withdrawals });
         Ok(member)
     }
 

@@ -13,7 +13,7 @@ pub(super) struct Head {
 
 /// What has become of a head by some more bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fed {
+pub(super) enum HeadProgress {
     Incomplete,
     /// So many bytes came after its end.
     Complete {
@@ -26,11 +26,11 @@ pub(super) enum Fed {
 
 impl Head {
     /// Goes on with what has come; a head has at most `limit` bytes.
-    pub fn feed(&mut self, bytes: &[u8], limit: usize) -> Fed {
+    pub fn feed(&mut self, bytes: &[u8], limit: usize) -> HeadProgress {
         for (at, &byte) in bytes.iter().enumerate() {
             self.seen += 1;
             if self.seen > limit {
-                return Fed::TooLarge { in_target: self.lines == 0 };
+                return HeadProgress::TooLarge { in_target: self.lines == 0 };
             }
             // Blank lines before a request are skipped, as Pingora's parser does.
             if !self.started && matches!(byte, b'\r' | b'\n') {
@@ -38,7 +38,9 @@ impl Head {
             }
             self.started = true;
             match byte {
-                b'\n' if self.at_line_start => return Fed::Complete { rest: bytes.len() - at - 1 },
+                b'\n' if self.at_line_start => {
+                    return HeadProgress::Complete { rest: bytes.len() - at - 1 };
+                }
                 b'\n' => {
                     self.lines += 1;
                     self.at_line_start = true;
@@ -47,6 +49,6 @@ impl Head {
                 _ => self.at_line_start = false,
             }
         }
-        Fed::Incomplete
+        HeadProgress::Incomplete
     }
 }

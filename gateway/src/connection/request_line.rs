@@ -7,11 +7,11 @@
 
 use bytes::Bytes;
 
-use crate::answers::Answer;
+use crate::responses::Response;
 
 /// A line as Pingora takes it, and the authority that was in it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct PlainLine {
+pub(super) struct RequestLine {
     /// With all that came after the line.
     pub bytes: Bytes,
     /// The authority of a target in absolute form, as it came.
@@ -19,7 +19,7 @@ pub(super) struct PlainLine {
 }
 
 /// Whether the first line is here whole and already plain, as nearly all are.
-pub(super) fn is_plain(start: &[u8]) -> bool {
+pub(super) fn is_normalized(start: &[u8]) -> bool {
     let Some(end) = start.iter().position(|byte| *byte == b'\n') else { return false };
     let line = start[..end].strip_suffix(b"\r").unwrap_or(&start[..end]);
     let target = line.iter().position(|byte| *byte == b' ').map(|at| &line[at + 1..]);
@@ -32,9 +32,9 @@ pub(super) fn is_plain(start: &[u8]) -> bool {
 ///
 /// # Errors
 /// The answer to a request of another major version.
-pub(super) fn plain(start: &[u8]) -> Option<Result<PlainLine, Answer>> {
+pub(super) fn normalize(start: &[u8]) -> Option<Result<RequestLine, Response>> {
     let unchanged =
-        || Some(Ok(PlainLine { bytes: Bytes::copy_from_slice(start), authority: None }));
+        || Some(Ok(RequestLine { bytes: Bytes::copy_from_slice(start), authority: None }));
     // Blank lines before a request are skipped, as Pingora's parser does.
     let skipped = start.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     let text = &start[skipped..];
@@ -54,7 +54,7 @@ pub(super) fn plain(start: &[u8]) -> Option<Result<PlainLine, Answer>> {
         Some(b"1.0") => "HTTP/1.0",
         Some([b'1', b'.', minor]) if minor.is_ascii_digit() => "HTTP/1.1",
         Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
-            return Some(Err(Answer::version_not_supported()));
+            return Some(Err(Response::version_not_supported()));
         }
         _ => return unchanged(),
     };
@@ -64,7 +64,7 @@ pub(super) fn plain(start: &[u8]) -> Option<Result<PlainLine, Answer>> {
     };
     let line = [method, &target, version.as_bytes()].join(&b' ');
     let bytes = [&line, b"\r".as_slice(), rest].concat().into();
-    Some(Ok(PlainLine { bytes, authority }))
+    Some(Ok(RequestLine { bytes, authority }))
 }
 
 /// The authority of a target in absolute form, and the target in origin form.
@@ -89,9 +89,9 @@ fn absolute<'a>(method: &[u8], target: &'a [u8]) -> Option<(&'a [u8], Vec<u8>)> 
 mod tests {
     use super::*;
 
-    fn made_plain(start: &str) -> Option<(String, Option<String>)> {
+    fn normalized(start: &str) -> Option<(String, Option<String>)> {
         let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
-        plain(start.as_bytes()).map(|line| {
+        normalize(start.as_bytes()).map(|line| {
             let line = line.unwrap();
             (text(line.bytes), line.authority.map(text))
         })
@@ -110,7 +110,7 @@ mod tests {
             ("OPTIONS http://h/", "OPTIONS /", "h"),
         ] {
             assert_eq!(
-                made_plain(&format!("\r\n{target} HTTP/1.1\r\nHost: h\r\n\r\nbody")),
+                normalized(&format!("\r\n{target} HTTP/1.1\r\nHost: h\r\n\r\nbody")),
                 Some((
                     format!("{path} HTTP/1.1\r\nHost: h\r\n\r\nbody"),
                     Some(authority.to_owned())
@@ -119,20 +119,20 @@ mod tests {
         }
         for other in ["ftp://h/", "http:/h", "http:h", "*", "h:443", "://h/"] {
             let line = format!("GET {other} HTTP/1.0\r\n");
-            assert_eq!(made_plain(&line), Some((line.clone(), None)), "{other}");
+            assert_eq!(normalized(&line), Some((line.clone(), None)), "{other}");
         }
         let tunnel = "CONNECT http://h HTTP/1.1\r\n";
-        assert_eq!(made_plain(tunnel), Some((tunnel.to_owned(), None)));
+        assert_eq!(normalized(tunnel), Some((tunnel.to_owned(), None)));
     }
 
     #[test]
     fn versions_are_those_of_the_major_one() {
         assert_eq!(
-            made_plain("GET /a HTTP/1.9\nHost: h\n\n"),
+            normalized("GET /a HTTP/1.9\nHost: h\n\n"),
             Some(("GET /a HTTP/1.1\r\nHost: h\n\n".to_owned(), None))
         );
         for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/3.1"] {
-            let refused = plain(format!("PRI * {version}\r\n\r\n").as_bytes()).unwrap();
+            let refused = normalize(format!("PRI * {version}\r\n\r\n").as_bytes()).unwrap();
             assert_eq!(refused.unwrap_err().status.as_u16(), 505, "{version}");
         }
         for odd in [
@@ -142,17 +142,17 @@ mod tests {
             "GET /\r\n",
             "\u{16}\u{3}",
         ] {
-            assert_eq!(made_plain(odd), Some((odd.to_owned(), None)), "{odd:?}");
+            assert_eq!(normalized(odd), Some((odd.to_owned(), None)), "{odd:?}");
         }
-        assert_eq!(made_plain("GET http://h/ HTTP/1."), None);
+        assert_eq!(normalized("GET http://h/ HTTP/1."), None);
     }
 
     #[test]
     fn plain_lines_are_known_by_sight() {
-        assert!(is_plain(b"GET / HTTP/1.1\r\n") && is_plain(b"GET /a b HTTP/1.0\nHost"));
+        assert!(is_normalized(b"GET / HTTP/1.1\r\n") && is_normalized(b"GET /a b HTTP/1.0\nHost"));
         for other in ["GET / HTTP/1.1", "GET http://h/ HTTP/1.1\r\n", "GET / HTTP/1.2\r\n", "\r\n"]
         {
-            assert!(!is_plain(other.as_bytes()), "{other:?}");
+            assert!(!is_normalized(other.as_bytes()), "{other:?}");
         }
     }
 }

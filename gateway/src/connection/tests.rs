@@ -12,19 +12,25 @@ fn a_heads_end_is_seen() {
     ] {
         let rest = if complete.ends_with("body") { 4 } else { 0 };
         let fed = Head::default().feed(complete.as_bytes(), 100);
-        assert_eq!(fed, Fed::Complete { rest }, "{complete:?}");
+        assert_eq!(fed, HeadProgress::Complete { rest }, "{complete:?}");
     }
     for incomplete in ["", "\r\n\r\n", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: h\r\n\r"] {
         assert_eq!(
             Head::default().feed(incomplete.as_bytes(), 100),
-            Fed::Incomplete,
+            HeadProgress::Incomplete,
             "{incomplete:?}"
         );
     }
     let long = "a".repeat(101);
-    assert_eq!(Head::default().feed(long.as_bytes(), 100), Fed::TooLarge { in_target: true });
+    assert_eq!(
+        Head::default().feed(long.as_bytes(), 100),
+        HeadProgress::TooLarge { in_target: true }
+    );
     let long = format!("GET / HTTP/1.1\r\nA: {long}");
-    assert_eq!(Head::default().feed(long.as_bytes(), 100), Fed::TooLarge { in_target: false });
+    assert_eq!(
+        Head::default().feed(long.as_bytes(), 100),
+        HeadProgress::TooLarge { in_target: false }
+    );
 }
 
 proptest! {
@@ -37,7 +43,7 @@ proptest! {
             let end = (at + cut).min(head.len());
             let fed = state.feed(&head[at..end], 1_000);
             at = end;
-            prop_assert_eq!(fed == Fed::Complete { rest: 0 }, at == head.len());
+            prop_assert_eq!(fed == HeadProgress::Complete { rest: 0 }, at == head.len());
             if at == head.len() { break; }
         }
     }

@@ -98,9 +98,9 @@ fn who_may_call_is_said_of_every_call() {
 #[test]
 fn a_known_document_is_not_sent_again() {
     let api = ApiDescription::default();
-    let asked = |tags: &[&[u8]]| -> Answer {
+    let asked = |tags: &[&[u8]]| -> Response {
         let line = |tags: &&[u8]| (IF_NONE_MATCH, HeaderValue::from_bytes(tags).unwrap());
-        api.answer(&tags.iter().map(line).collect())
+        api.response(&tags.iter().map(line).collect())
     };
     assert_eq!(asked(&[]).status, StatusCode::SERVICE_UNAVAILABLE);
     api.publish(&json!({"openapi": "3.1.0"}));

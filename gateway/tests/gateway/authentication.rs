@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::harness::{Issuer, Mesh, eventually};
-use tourin_gateway::WhenStale;
+use tourin_gateway::StalePolicy;
 
 #[tokio::test]
 async fn a_session_is_known_by_header_or_cookie() {
@@ -70,7 +70,7 @@ async fn without_a_good_token_there_is_no_session() {
 async fn a_visitor_has_a_pseudonym_and_no_address() {
     let (mesh, _core, gateway) = Mesh::complete().await;
     let other = mesh.gateway(|_| {}).await;
-    let name = |answer: &crate::harness::Answer| {
+    let name = |answer: &crate::harness::Response| {
         answer.asked()["subject"]["pseudonym"].as_str().unwrap().to_owned()
     };
     let agent = [("user-agent", "browser")];
@@ -195,7 +195,7 @@ async fn when_core_is_silent_sessions_are_served_or_denied_as_configured() {
     let denying = mesh
         .gateway(|settings| {
             settings.revocation_stale_ms = 300;
-            settings.revocation_when_stale = WhenStale::Deny;
+            settings.revocation_when_stale = StalePolicy::Deny;
         })
         .await;
     let token = core.issuer.token("member01", "s1");

@@ -1,9 +1,9 @@
 //! The gateway's own refusals, in the language that the request prefers.
 
-use crate::harness::{Answer, Mesh, raw};
+use crate::harness::{Mesh, Response, raw};
 
 #[track_caller]
-fn says(answer: &Answer, language: &str, message: &str) {
+fn says(answer: &Response, language: &str, message: &str) {
     assert_eq!(answer.body["message"], message, "{answer:?}");
     assert_eq!(answer.header("content-language"), Some(language));
     assert!(answer.varies_by("accept-language"), "{answer:?}");

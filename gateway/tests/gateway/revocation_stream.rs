@@ -7,7 +7,7 @@ use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
 use crate::harness::{Mesh, Service, TestGateway, eventually};
-use tourin_gateway::{Settings, WhenStale};
+use tourin_gateway::{Settings, StalePolicy};
 use tourin_testbed::{Proxy, Server, given};
 
 /// Keys of a test's own on the test bed's Redis, written to as core does, and a way to it that can
@@ -127,7 +127,7 @@ async fn what_ends_while_the_connection_is_cut_is_known_after_it() {
     let denying = mesh
         .gateway(|settings| {
             redis.settle(settings);
-            settings.revocation_when_stale = WhenStale::Deny;
+            settings.revocation_when_stale = StalePolicy::Deny;
         })
         .await;
     redis.end_session("s0").await;

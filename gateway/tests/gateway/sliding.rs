@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use tourin_chassis::telemetry::testing::all_spans;
 
-use crate::harness::{Answer, Mesh, Service, TestGateway, eventually};
+use crate::harness::{Mesh, Response, Service, TestGateway, eventually};
 
 const ME: &str = "/api/auth/me";
 
@@ -20,7 +20,7 @@ async fn exact() -> (Mesh, Service, TestGateway) {
 }
 
 #[track_caller]
-fn is_member(answer: &Answer) {
+fn is_member(answer: &Response) {
     assert_eq!(answer.asked()["subject"]["id"], "member01", "{answer:?}");
 }
 

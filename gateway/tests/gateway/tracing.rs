@@ -6,7 +6,7 @@ use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::ZipkinSpan;
 use tourin_chassis::telemetry::testing::all_spans;
 
-use crate::harness::{Answer, Mesh, TestGateway, eventually, raw};
+use crate::harness::{Mesh, Response, TestGateway, eventually, raw};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -34,7 +34,7 @@ fn kind(span: &ZipkinSpan) -> &str {
 }
 
 /// The trace that an answer names.
-fn trace_of(answer: &Answer) -> String {
+fn trace_of(answer: &Response) -> String {
     answer.header("traceresponse").unwrap().split('-').nth(1).unwrap().to_owned()
 }
 
@@ -144,7 +144,7 @@ async fn what_cannot_be_read_is_seen_all_the_same() {
         assert_eq!(answer.header("x-request-id"), Some(trace), "{answer:?}");
         assert!(answer.header("traceresponse").is_some_and(|value| value.contains(trace)));
         let span = &spans(trace, 1).await[0];
-        assert_eq!((kind(span), span.tags["http.route"].as_str()), ("SERVER", "unread"));
+        assert_eq!((kind(span), span.tags["http.route"].as_str()), ("SERVER", "malformed"));
         assert_eq!(span.tags["http.response.status_code"], status.to_string());
         assert_eq!(span.annotations[0].value, format!("refused error={error}"));
     }

@@ -17,7 +17,7 @@ const CONNECT_TIMEOUT_MS: u64 = 1_000;
 const REQUEST_TIMEOUT_MS: u64 = 2_000;
 /// An answer is read up to this size (bytes). 5,000 instances with all the
 /// metadata that is allowed fit.
-pub(crate) const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// How much of an error's message is kept (characters).
 const MAX_MESSAGE_CHARS: usize = 200;
 
@@ -118,7 +118,7 @@ impl RegistryClient {
             metadata: instance.metadata.clone(),
         };
         let path = instance_path(&instance.service, &instance.id);
-        answer(self.send(self.write(Method::PUT, &path).json(&body)).await?).await
+        decode(self.send(self.write(Method::PUT, &path).json(&body)).await?).await
     }
 
     /// Renews the lease of an instance.
@@ -169,7 +169,7 @@ impl RegistryClient {
         if let Some(service) = service {
             request = request.query(&[("service", service)]);
         }
-        answer(self.send(request.timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))).await?).await
+        decode(self.send(request.timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))).await?).await
     }
 
     /// Says that everything up to `version` is in effect at `watcher`, which must be watching.
@@ -211,7 +211,7 @@ impl RegistryClient {
             .write(method, path)
             .query(&[("wait_ms", u64::try_from(wait.as_millis()).unwrap_or(MAX_WAIT_MS))])
             .timeout(wait + Duration::from_millis(REQUEST_TIMEOUT_MS));
-        answer(self.send(request).await?).await
+        decode(self.send(request).await?).await
     }
 
     fn write(&self, method: Method, path: &str) -> RequestBuilder {
@@ -250,7 +250,7 @@ fn instance_path(service: &str, id: &str) -> String {
     format!("/v1/instances/{service}/{id}")
 }
 
-async fn answer<T: DeserializeOwned>(response: Response) -> Result<T, ClientError> {
+async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, ClientError> {
     let body = bounded_body(response).await?;
     serde_json::from_slice(&body).map_err(|e| ClientError::Malformed(e.to_string()))
 }
@@ -270,8 +270,8 @@ async fn error_message(response: Response) -> String {
 async fn bounded_body(mut response: Response) -> Result<Vec<u8>, ClientError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|e| unreachable_because(&e))? {
-        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-            return Err(ClientError::Malformed(format!("more than {MAX_ANSWER_BYTES} bytes")));
+        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+            return Err(ClientError::Malformed(format!("more than {MAX_RESPONSE_BYTES} bytes")));
         }
         body.extend_from_slice(&chunk);
     }

@@ -13,9 +13,9 @@ use crate::client::{ClientError, RegistryClient};
 use crate::instance::{Instance, Status};
 
 /// [`Registration::leave`] and [`Registration::drain`] take at most this long (milliseconds).
-const FAREWELL_MS: u64 = 2_000;
+const LEAVE_TIMEOUT_MS: u64 = 2_000;
 /// Of that, this much is for the way there and back (milliseconds).
-const FAREWELL_TRAVEL_MS: u64 = 200;
+const ROUND_TRIP_MS: u64 = 200;
 
 /// How far a [`Registration`] has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Registration {
         let (status, wanted_status) = watch::channel(instance.status);
         let (progress, state) = watch::channel(RegistrationState::Registering(None));
         let (service, id) = (instance.service.clone(), instance.id.clone());
-        let heart = Heart {
+        let heartbeats = Heartbeats {
             client: client.clone(),
             instance,
             wanted_status,
@@ -75,7 +75,7 @@ impl Registration {
         let heartbeats = tokio::spawn(async move {
             tokio::select! {
                 () = ended.cancelled() => {}
-                () = heart.beat() => {}
+                () = heartbeats.run() => {}
             }
         });
         Self { client, service, id, status, state, heartbeats, stop: stop.drop_guard() }
@@ -98,8 +98,8 @@ impl Registration {
     /// (it is told when it is back).
     pub async fn drain(&self) -> bool {
         self.status.send_replace(Status::Draining);
-        let limit = Duration::from_millis(FAREWELL_MS);
-        let wait = limit - Duration::from_millis(FAREWELL_TRAVEL_MS);
+        let limit = Duration::from_millis(LEAVE_TIMEOUT_MS);
+        let wait = limit - Duration::from_millis(ROUND_TRIP_MS);
         let draining = self.client.drain(&self.service, &self.id, wait);
         matches!(timeout(limit, draining).await, Ok(Ok(departure)) if departure.acknowledged)
     }
@@ -112,11 +112,11 @@ impl Registration {
         if heartbeats.await.is_err() {
             warn!(service, id, "the heartbeats ended by a panic");
         }
-        let end = Instant::now() + Duration::from_millis(FAREWELL_MS);
+        let end = Instant::now() + Duration::from_millis(LEAVE_TIMEOUT_MS);
         // Two attempts: a kept-alive connection may turn out to be dead with the first.
         for _ in 0..2 {
             let left = end.saturating_duration_since(Instant::now());
-            let wait = left.saturating_sub(Duration::from_millis(FAREWELL_TRAVEL_MS));
+            let wait = left.saturating_sub(Duration::from_millis(ROUND_TRIP_MS));
             match timeout_at(end, client.deregister(&service, &id, wait)).await {
                 Ok(Ok(departure)) => {
                     info!(service, id, acknowledged = departure.acknowledged, "left the registry");
@@ -138,7 +138,7 @@ impl Registration {
 }
 
 /// The background half.
-struct Heart {
+struct Heartbeats {
     client: RegistryClient,
     instance: Instance,
     wanted_status: watch::Receiver<Status>,
@@ -148,8 +148,8 @@ struct Heart {
     backoff: Backoff,
 }
 
-impl Heart {
-    async fn beat(mut self) {
+impl Heartbeats {
+    async fn run(mut self) {
         loop {
             self.register().await;
             self.renew_until_forgotten().await;

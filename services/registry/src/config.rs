@@ -76,8 +76,8 @@ impl Settings {
                 history: self.history as usize,
             },
             watchers: WatcherLimits {
-                holders: self.max_watchers as usize,
-                strangers: self.max_anonymous_watchers as usize,
+                authenticated: self.max_watchers as usize,
+                anonymous: self.max_anonymous_watchers as usize,
             },
         }
     }

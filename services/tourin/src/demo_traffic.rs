@@ -50,14 +50,14 @@ pub struct DemoTrafficSettings {
 
 /// What the traffic came to.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct TrafficStats {
     views: AtomicU64,
     bookmarks: AtomicU64,
     recommendations: AtomicU64,
     failures: AtomicU64,
 }
 
-impl Tally {
+impl TrafficStats {
     /// Spots looked at.
     pub fn views(&self) -> u64 {
         self.views.load(Ordering::Relaxed)
@@ -84,16 +84,16 @@ pub async fn run_and_print(
     settings: &DemoTrafficSettings,
     stop: &Shutdown,
 ) -> anyhow::Result<ExitCode> {
-    let tally = run(settings, stop).await?;
+    let stats = run(settings, stop).await?;
     writeln!(
         std::io::stdout(),
         "{} views, {} bookmarks, {} recommendations read, {} failed",
-        tally.views(),
-        tally.bookmarks(),
-        tally.recommendations(),
-        tally.failures(),
+        stats.views(),
+        stats.bookmarks(),
+        stats.recommendations(),
+        stats.failures(),
     )?;
-    Ok(if tally.failures() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if stats.failures() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Plays the traffic until its time is over or `stop` is given.
@@ -101,14 +101,17 @@ pub async fn run_and_print(
 /// # Errors
 /// When the gateway is out of reach, has no spots, or lets no member sign up. Single failures later
 /// are counted, not returned.
-pub async fn run(settings: &DemoTrafficSettings, stop: &Shutdown) -> anyhow::Result<Arc<Tally>> {
+pub async fn run(
+    settings: &DemoTrafficSettings,
+    stop: &Shutdown,
+) -> anyhow::Result<Arc<TrafficStats>> {
     let client = Client::builder()
         .timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
         .build()
         .context("cannot make an HTTP client")?;
     let gateway = settings.gateway.trim_end_matches('/').to_owned();
     let spots = Arc::new(spots(&client, &gateway).await?);
-    let tally = Arc::new(Tally::default());
+    let stats = Arc::new(TrafficStats::default());
     let pause = Duration::from_secs(1) * u32::from(settings.members) / settings.rate;
     let until = tokio::time::Instant::now() + Duration::from_secs(settings.duration_s);
 
@@ -116,13 +119,13 @@ pub async fn run(settings: &DemoTrafficSettings, stop: &Shutdown) -> anyhow::Res
     for number in 0..settings.members {
         let mut rng = StdRng::seed_from_u64(settings.seed.wrapping_add(u64::from(number)));
         let member = Member::sign_up(&client, &gateway, &mut rng).await?;
-        let (spots, tally, stop) = (spots.clone(), tally.clone(), stop.clone());
+        let (spots, stats, stop) = (spots.clone(), stats.clone(), stop.clone());
         members.spawn(async move {
             let mut ticks = tokio::time::interval(pause.max(Duration::from_millis(1)));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
-                    _ = ticks.tick() => member.act(&spots, &tally, &mut rng).await,
+                    _ = ticks.tick() => member.act(&spots, &stats, &mut rng).await,
                     () = tokio::time::sleep_until(until) => break,
                     () = stop.begun() => break,
                 }
@@ -132,7 +135,7 @@ pub async fn run(settings: &DemoTrafficSettings, stop: &Shutdown) -> anyhow::Res
     while let Some(ended) = members.join_next().await {
         ended.context("a member's task failed")?;
     }
-    Ok(tally)
+    Ok(stats)
 }
 
 async fn spots(client: &Client, gateway: &str) -> anyhow::Result<Vec<String>> {
@@ -204,30 +207,30 @@ impl Member {
     }
 
     /// One thing that a member does; what fails is counted.
-    async fn act(&self, spots: &[String], tally: &Tally, rng: &mut StdRng) {
+    async fn act(&self, spots: &[String], stats: &TrafficStats, rng: &mut StdRng) {
         let Some(spot) = choose(spots, rng) else {
             return;
         };
         let path = format!("/api/tour-spots/{spot}");
-        self.count(self.call(Method::GET, &path), &tally.views, tally).await;
+        self.count(self.call(Method::GET, &path), &stats.views, stats).await;
         if rng.random_bool(BOOKMARK_CHANCE) {
             let path = format!("/api/users/{}/bookmarks", self.id);
             let call = self.call(Method::POST, &path).json(&json!({"tourSpotId": spot}));
-            self.count(call, &tally.bookmarks, tally).await;
+            self.count(call, &stats.bookmarks, stats).await;
         }
         let path = ["/api/recommendations/trend", "/api/recommendations/personalized"]
             .choose(rng)
             .copied()
             .unwrap_or_default();
-        self.count(self.call(Method::GET, path), &tally.recommendations, tally).await;
+        self.count(self.call(Method::GET, path), &stats.recommendations, stats).await;
     }
 
-    async fn count(&self, call: RequestBuilder, done: &AtomicU64, tally: &Tally) {
+    async fn count(&self, call: RequestBuilder, done: &AtomicU64, stats: &TrafficStats) {
         let token = self.access.read().await.clone();
         let answer = match call.bearer_auth(token).send().await {
             Ok(answer) => answer,
             Err(error) => {
-                tally.failures.fetch_add(1, Ordering::Relaxed);
+                stats.failures.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, "a demo call failed");
                 return;
             }
@@ -240,7 +243,7 @@ impl Member {
         if answer.status() == StatusCode::UNAUTHORIZED && self.log_in().await.is_ok() {
             return;
         }
-        tally.failures.fetch_add(1, Ordering::Relaxed);
+        stats.failures.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(status = answer.status().as_u16(), "a demo call was refused");
     }
 }

@@ -41,21 +41,21 @@ pub struct LogLevelSettings {
 /// # Errors
 /// When the registry does not answer, or knows no such instance.
 pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
-    let places = places(settings).await?;
+    let targets = targets(settings).await?;
     let signer = IdentitySigner::new(&settings.mesh.registration_secret);
     let operator = Subject::Service { name: OPERATOR.to_owned() };
     let identity = signer.sign(&operator, &settings.service);
     let client =
         reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(TIMEOUT_MS)).build()?;
     let mut code = ExitCode::SUCCESS;
-    for (id, base) in places {
+    for (id, base) in targets {
         let url = format!("{base}/internal/log-filter");
         let request = match &settings.filter {
             Some(filter) => client.put(url).body(filter.clone()),
             None => client.get(url),
         };
         let request = request.header(IDENTITY_HEADER, identity.clone());
-        let line = match said(request).await {
+        let line = match call(request).await {
             Ok(filter) => filter,
             Err(error) => {
                 code = ExitCode::FAILURE;
@@ -67,7 +67,7 @@ pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-async fn said(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
+async fn call(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
     let answer = request.send().await.map_err(reqwest::Error::without_url)?;
     let (status, text) = (answer.status(), answer.text().await?);
     if status.is_success() {
@@ -78,7 +78,7 @@ async fn said(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
 }
 
 /// The instances' names and URLs.
-async fn places(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, String)>> {
+async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, String)>> {
     let base = settings.mesh.registry_url.trim_end_matches('/');
     if settings.service == REGISTRY {
         return Ok(vec![(REGISTRY.to_owned(), base.to_owned())]);
@@ -87,15 +87,15 @@ async fn places(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, Stri
     let known = registry.list(Some(&settings.service)).await.context("the registry")?.instances;
     let wanted =
         |instance: &Instance| settings.instance.as_ref().is_none_or(|id| *id == instance.id);
-    let places: Vec<_> = known
+    let targets: Vec<_> = known
         .iter()
         .filter(|instance| wanted(instance))
         .map(|instance| (instance.id.clone(), operators_url(instance)))
         .collect();
-    if places.is_empty() {
+    if targets.is_empty() {
         bail!("the registry at {base} knows no such instance of {}", settings.service);
     }
-    Ok(places)
+    Ok(targets)
 }
 
 /// Where an instance is asked what clients may not ask: a gateway has a listener of its own for it.

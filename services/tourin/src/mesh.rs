@@ -14,7 +14,7 @@ use tourin_chassis::telemetry::{self, memory::MemoryStore};
 use tourin_recommendation::Recommendation;
 
 use crate::data_dir::DataDir;
-use crate::parts::{self, Common, Front};
+use crate::parts::{self, ServiceContext, StatelessParts};
 use crate::up::UpSettings;
 
 /// How long the parts may take to find each other at the start, in milliseconds.
@@ -101,10 +101,17 @@ impl Mesh {
         } else {
             DataDir::open(&settings.data_dir)?
         };
-        let front = parts::front(&settings, traces.as_ref(), &data_dir).await?;
+        let stateless = parts::stateless(&settings, traces.as_ref(), &data_dir).await?;
         tracing::info!("traces go {}", telemetry::destinations());
-        let Front { url, registry_url, readiness_url, gateway, registry, operator, mut common } =
-            front;
+        let StatelessParts {
+            url,
+            registry_url,
+            readiness_url,
+            gateway,
+            registry,
+            operator,
+            mut context,
+        } = stateless;
         let mut mesh = Self {
             url,
             registry_url,
@@ -119,7 +126,7 @@ impl Mesh {
             stop_timeout: stop_timeout(&settings),
         };
         let whole = async {
-            mesh.start_services(&settings, &mut common).await?;
+            mesh.start_services(&settings, &mut context).await?;
             // What is embedded is there at once. A server is waited for, whose logs say so.
             let limit = if settings.parts.has_servers() {
                 Duration::MAX
@@ -147,20 +154,20 @@ impl Mesh {
     async fn start_services(
         &mut self,
         settings: &UpSettings,
-        common: &mut Common,
+        context: &mut ServiceContext,
     ) -> anyhow::Result<()> {
         // Reserved until here, so that nobody else takes them while the front is built.
-        let addresses = common.take_addresses(settings);
-        let common = &*common;
+        let addresses = context.take_addresses(settings);
+        let context = &*context;
         let Self { data_dir, parts, .. } = self;
         let data_dir = &*data_dir;
         let core = async {
-            let core = parts::core(settings, data_dir, (common, addresses.core)).await?;
+            let core = parts::core(settings, data_dir, (context, addresses.core)).await?;
             anyhow::Ok(vec![Part::start(Role::Core, |stop| core.run_until_stopped(stop))])
         };
         let replicas = async {
             let replicas =
-                parts::replicas(settings, data_dir, (common, &addresses.replicas)).await?;
+                parts::replicas(settings, data_dir, (context, &addresses.replicas)).await?;
             let start = |replica: Recommendation| {
                 Part::start(Role::Recommendation, |stop| replica.run_until_stopped(stop))
             };
@@ -301,7 +308,7 @@ pub async fn up(
 ) -> anyhow::Result<ExitCode> {
     let mut mesh = Mesh::start_with(settings, traces, stop.clone()).await?;
     if !stop.is_begun() {
-        greet(&mesh).context("cannot write to standard output")?;
+        print_banner(&mesh).context("cannot write to standard output")?;
     }
     let failed = tokio::select! {
         () = stop.begun() => None,
@@ -319,7 +326,7 @@ pub async fn up(
 }
 
 /// Says where everything is, and three lines that a newcomer can paste.
-fn greet(mesh: &Mesh) -> std::io::Result<()> {
+fn print_banner(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
     let operator = &mesh.operator_url;
     let destinations = telemetry::destinations();

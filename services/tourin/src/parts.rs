@@ -23,7 +23,7 @@ const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0
 
 /// What needs no server, built and bound but not yet running: it answers while the services wait for
 /// theirs.
-pub(crate) struct Front {
+pub(crate) struct StatelessParts {
     /// The one URL that clients know.
     pub url: String,
     /// Where the registry answers.
@@ -35,11 +35,11 @@ pub(crate) struct Front {
     pub registry: Registry,
     pub operator: Operator,
     /// What the services are built with.
-    pub common: Common,
+    pub context: ServiceContext,
 }
 
 /// What the services have in common.
-pub(crate) struct Common {
+pub(crate) struct ServiceContext {
     mesh: MeshAccess,
     bus: Option<Arc<InProcessBus>>,
     clock: SharedClock,
@@ -53,7 +53,7 @@ pub(crate) struct Addresses {
     pub replicas: Vec<SocketAddr>,
 }
 
-impl Common {
+impl ServiceContext {
     /// Where the services listen, which they do at once: until now nobody else could take it.
     pub(crate) fn take_addresses(&mut self, settings: &UpSettings) -> Addresses {
         let replicas = 1..=settings.replicas.recommendation;
@@ -97,11 +97,11 @@ fn reserve(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Ports> {
 ///
 /// # Errors
 /// When a setting is bad, or the folder or the address cannot be had.
-pub(crate) async fn front(
+pub(crate) async fn stateless(
     settings: &UpSettings,
     traces: Option<&MemoryStore>,
     data_dir: &DataDir,
-) -> anyhow::Result<Front> {
+) -> anyhow::Result<StatelessParts> {
     let secret = data_dir.secret()?;
     let mut ports = reserve(settings, data_dir)?;
     let mut of_registry = settings.parts.registry.clone();
@@ -130,8 +130,8 @@ pub(crate) async fn front(
     let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
     shown.add(GATEWAY, gateway.admin_addr());
     let bus = embedded_bus(settings, data_dir).await?;
-    let common = Common { mesh, bus, clock: Arc::new(SystemClock), shown, ports };
-    Ok(Front { url, registry_url, readiness_url, gateway, registry, operator, common })
+    let context = ServiceContext { mesh, bus, clock: Arc::new(SystemClock), shown, ports };
+    Ok(StatelessParts { url, registry_url, readiness_url, gateway, registry, operator, context })
 }
 
 /// Builds core. Waits for the servers that the settings name for it, for as long as it takes.
@@ -141,17 +141,17 @@ pub(crate) async fn front(
 pub(crate) async fn core(
     settings: &UpSettings,
     data_dir: &DataDir,
-    (common, address): (&Common, SocketAddr),
+    (context, address): (&ServiceContext, SocketAddr),
 ) -> anyhow::Result<Core> {
     let dependencies = tourin_core::Dependencies {
-        publisher: common.bus.clone().map(|bus| bus as _),
-        clock: common.clock.clone(),
+        publisher: context.bus.clone().map(|bus| bus as _),
+        clock: context.clock.clone(),
     };
-    let mut settings = core_settings(settings, data_dir, common.mesh.clone());
+    let mut settings = core_settings(settings, data_dir, context.mesh.clone());
     settings.listen = address;
     let core = Core::bind(settings).await?;
     // It says there what it waits for.
-    common.shown.add(CORE, core.addr());
+    context.shown.add(CORE, core.addr());
     core.open(dependencies).await
 }
 
@@ -162,20 +162,20 @@ pub(crate) async fn core(
 pub(crate) async fn replicas(
     settings: &UpSettings,
     data_dir: &DataDir,
-    (common, addresses): (&Common, &[SocketAddr]),
+    (context, addresses): (&ServiceContext, &[SocketAddr]),
 ) -> anyhow::Result<Vec<Recommendation>> {
-    let mut of_replica = recommendation_settings(settings, data_dir, common.mesh.clone());
-    let stores = open_stores(&of_replica, common.clock.clone()).await?;
+    let mut of_replica = recommendation_settings(settings, data_dir, context.mesh.clone());
+    let stores = open_stores(&of_replica, context.clock.clone()).await?;
     let mut replicas = Vec::new();
     for (number, address) in (1..).zip(addresses) {
         of_replica.listen = *address;
         let dependencies = tourin_recommendation::Dependencies {
-            events: common.bus.clone().map(|bus| bus as _),
+            events: context.bus.clone().map(|bus| bus as _),
             stores: Some(stores.clone()),
-            clock: common.clock.clone(),
+            clock: context.clock.clone(),
         };
         let replica = Recommendation::build(of_replica.clone(), dependencies).await?;
-        common.shown.add(self::replica(number), replica.addr());
+        context.shown.add(self::replica(number), replica.addr());
         replicas.push(replica);
     }
     Ok(replicas)

@@ -94,7 +94,7 @@ impl RevocationStream {
     }
 
     /// The stream's identity and the id of its newest entry.
-    async fn look(
+    async fn head(
         &self,
         connection: &mut MultiplexedConnection,
     ) -> RedisResult<(Option<String>, Option<EntryId>)> {
@@ -148,7 +148,7 @@ impl FromStr for EntryId {
 
 /// Where the reader is.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Place {
+struct Cursor {
     log: Option<String>,
     /// The last entry that was read.
     after: EntryId,
@@ -156,10 +156,10 @@ struct Place {
     caught_up: bool,
 }
 
-impl Place {
+impl Cursor {
     /// Makes sure that it is a place in the stream that `log` names and whose newest entry is
     /// `newest`: goes to the beginning if not.
-    fn hold_against(&mut self, log: Option<String>, newest: Option<EntryId>) {
+    fn validate(&mut self, log: Option<String>, newest: Option<EntryId>) {
         let is_another = self.log.is_some() && self.log != log;
         // Nothing is left of the stream, or only what is older than the place: it was lost. Or it
         // has all expired, and then there is nothing to read twice.
@@ -196,10 +196,10 @@ impl Revocations {
 
     async fn keep_reading(&self, stream: &RevocationStream) {
         let address = stream.address();
-        let mut place = Place::default();
+        let mut cursor = Cursor::default();
         let mut was_reading = true;
         loop {
-            let Err(error) = self.read_on(stream, &mut place, &mut was_reading).await;
+            let Err(error) = self.read_on(stream, &mut cursor, &mut was_reading).await;
             if was_reading {
                 tracing::warn!(address, %error, "cannot read the ended sessions from Redis");
             }
@@ -212,20 +212,20 @@ impl Revocations {
     async fn read_on(
         &self,
         stream: &RevocationStream,
-        place: &mut Place,
+        cursor: &mut Cursor,
         was_reading: &mut bool,
     ) -> RedisResult<Infallible> {
         // Several waits must fit into the bound, or a quiet stream would look stale.
-        let patience = MAX_WAIT.min(self.stale_after / 3);
-        let mut connection = stream.connect(patience).await?;
+        let max_wait = MAX_WAIT.min(self.stale_after / 3);
+        let mut connection = stream.connect(max_wait).await?;
         loop {
-            let (log, newest) = stream.look(&mut connection).await?;
-            place.hold_against(log, newest);
-            let wait = place.caught_up.then_some(patience);
-            let entries = stream.read(&mut connection, place.after, wait).await?;
-            place.caught_up = entries.len() < BATCH;
-            self.take(place, &entries);
-            if place.caught_up {
+            let (log, newest) = stream.head(&mut connection).await?;
+            cursor.validate(log, newest);
+            let wait = cursor.caught_up.then_some(max_wait);
+            let entries = stream.read(&mut connection, cursor.after, wait).await?;
+            cursor.caught_up = entries.len() < BATCH;
+            self.take(cursor, &entries);
+            if cursor.caught_up {
                 self.contacted();
             }
             if !*was_reading {
@@ -235,9 +235,9 @@ impl Revocations {
         }
     }
 
-    fn take(&self, place: &mut Place, entries: &[RawEntry]) {
+    fn take(&self, cursor: &mut Cursor, entries: &[RawEntry]) {
         if let Some(last) = entries.last().and_then(|(id, _)| id.parse().ok()) {
-            place.after = last;
+            cursor.after = last;
         }
         self.end(entries.iter().filter_map(|(id, fields)| {
             let entry = read_entry(fields);
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn a_place_holds_in_its_own_stream_only() {
         let log = |name: &str| Some(name.to_owned());
-        let at = |name: &str| Place { log: log(name), after: id("50-1"), caught_up: true };
+        let at = |name: &str| Cursor { log: log(name), after: id("50-1"), caught_up: true };
         for (what, now, newest, holds) in [
             ("nothing new", log("a"), Some(id("50-1")), true),
             ("something new", log("a"), Some(id("60-0")), true),
@@ -282,19 +282,19 @@ mod tests {
             ("all gone", log("a"), None, false),
             ("emptied", None, None, false),
         ] {
-            let mut place = at("a");
-            place.hold_against(now.clone(), newest);
-            let begun = Place { log: now, ..Place::default() };
-            assert_eq!(place, if holds { at("a") } else { begun }, "{what}");
+            let mut cursor = at("a");
+            cursor.validate(now.clone(), newest);
+            let begun = Cursor { log: now, ..Cursor::default() };
+            assert_eq!(cursor, if holds { at("a") } else { begun }, "{what}");
         }
         // Where nothing has ever been, there is nothing to begin again.
-        let mut waiting = Place { caught_up: true, ..Place::default() };
-        waiting.hold_against(None, None);
+        let mut waiting = Cursor { caught_up: true, ..Cursor::default() };
+        waiting.validate(None, None);
         assert!(waiting.caught_up);
         // The first entry gives the stream its name.
-        let mut waiting = Place { log: None, caught_up: true, ..Place::default() };
-        waiting.hold_against(log("a"), Some(id("1-0")));
-        assert_eq!(waiting, Place { log: log("a"), after: EntryId::default(), caught_up: true });
+        let mut waiting = Cursor { log: None, caught_up: true, ..Cursor::default() };
+        waiting.validate(log("a"), Some(id("1-0")));
+        assert_eq!(waiting, Cursor { log: log("a"), after: EntryId::default(), caught_up: true });
     }
 
     #[test]

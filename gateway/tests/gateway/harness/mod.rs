@@ -147,13 +147,13 @@ impl Drop for TestGateway {
 
 /// An answer, whole.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: http::HeaderMap,
     pub body: Value,
 }
 
-impl Answer {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
@@ -198,20 +198,20 @@ impl Answer {
 }
 
 impl TestGateway {
-    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Response {
         let response = request.send().await.unwrap();
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = response.bytes().await.unwrap();
         let body =
             if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
-        Answer { status, headers, body }
+        Response { status, headers, body }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Response {
         self.call("GET", path, &[]).await
     }
 
-    pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         let method = method.parse().unwrap();
         let mut request = self.http.request(method, format!("{}{path}", self.url));
         for (name, value) in headers {
@@ -220,11 +220,11 @@ impl TestGateway {
         self.send(request).await
     }
 
-    pub async fn call_by_cookie(&self, token: &str, method: &str, path: &str) -> Answer {
+    pub async fn call_by_cookie(&self, token: &str, method: &str, path: &str) -> Response {
         self.call(method, path, &[("cookie", &format!("theme=dark; access_token={token}"))]).await
     }
 
-    pub async fn call_as(&self, token: &str, method: &str, path: &str) -> Answer {
+    pub async fn call_as(&self, token: &str, method: &str, path: &str) -> Response {
         self.call(method, path, &[("authorization", &format!("Bearer {token}"))]).await
     }
 }

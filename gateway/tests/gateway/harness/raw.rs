@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 /// What came back before the connection was closed.
 #[derive(Debug)]
-pub struct RawAnswer {
+pub struct RawResponse {
     pub status: u16,
     pub head: String,
     /// The body as it came, and as JSON.
@@ -16,7 +16,7 @@ pub struct RawAnswer {
     pub body: Value,
 }
 
-impl RawAnswer {
+impl RawResponse {
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
         fields.find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value)
@@ -34,7 +34,7 @@ impl RawAnswer {
 
 /// Sends bytes as they are and reads until the connection is closed, which `Connection: close` in
 /// the request brings about.
-pub async fn raw(addr: SocketAddr, request: impl AsRef<[u8]>) -> RawAnswer {
+pub async fn raw(addr: SocketAddr, request: impl AsRef<[u8]>) -> RawResponse {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     // The gateway may refuse and close before it has read everything.
     let _ = stream.write_all(request.as_ref()).await;
@@ -46,11 +46,11 @@ pub async fn raw(addr: SocketAddr, request: impl AsRef<[u8]>) -> RawAnswer {
     parse(&bytes)
 }
 
-pub fn parse(bytes: &[u8]) -> RawAnswer {
+pub fn parse(bytes: &[u8]) -> RawResponse {
     let text = String::from_utf8_lossy(bytes);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    RawAnswer {
+    RawResponse {
         status,
         head: head.to_owned(),
         text: body.to_owned(),

@@ -11,14 +11,14 @@ use tracing::{debug, info, warn};
 
 use super::{DirectorySettings, Shared};
 use crate::backoff::Backoff;
-use crate::client::{ClientError, MAX_ANSWER_BYTES, RegistryClient};
+use crate::client::{ClientError, MAX_RESPONSE_BYTES, RegistryClient};
 use crate::membership::{Gap, Membership};
 use crate::sse::{Event, ParseError, Parser};
 use crate::wire::{CHANGE_EVENT, SNAPSHOT_EVENT};
 
 /// Why a watch ended.
 #[derive(Debug, thiserror::Error)]
-enum WatchEnd {
+enum WatchError {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("the answer is not a stream of events")]
@@ -37,7 +37,7 @@ enum WatchEnd {
     Missed(#[from] Gap),
 }
 
-impl WatchEnd {
+impl WatchError {
     /// Whether resuming from the same version would end the same way.
     fn wants_snapshot(&self) -> bool {
         matches!(self, Self::Unparseable(_) | Self::NotUnderstood(_) | Self::Missed(_))
@@ -54,7 +54,7 @@ pub(super) struct Follower {
     session: watch::Sender<u64>,
     sessions: u64,
     /// Ask for a snapshot rather than for changes.
-    afresh: bool,
+    needs_snapshot: bool,
 }
 
 impl Follower {
@@ -72,7 +72,7 @@ impl Follower {
             known: Membership::default(),
             session: watch::Sender::new(0),
             sessions: 0,
-            afresh: false,
+            needs_snapshot: false,
         }
     }
 
@@ -94,37 +94,37 @@ impl Follower {
 
     async fn follow(mut self) {
         let mut backoff = Backoff::new(self.settings.max_backoff);
-        let mut complained = false;
+        let mut logged = false;
         loop {
             let sessions = self.sessions;
             let Err(end) = self.watch_once().await;
             self.session.send_replace(0);
             self.shared.connected.send_if_modified(|on| std::mem::replace(on, false));
-            self.afresh = end.wants_snapshot();
+            self.needs_snapshot = end.wants_snapshot();
             if self.sessions != sessions {
                 // It had been open: what failed before is over.
                 backoff.reset();
-                complained = false;
+                logged = false;
             }
-            if complained {
+            if logged {
                 debug!(%end, "no watch");
             } else {
                 let version = self.known.version();
                 warn!(%end, version, "no watch on the registry; keeping what is known");
-                complained = true;
+                logged = true;
             }
             sleep(backoff.pause()).await;
         }
     }
 
     /// Opens the watch and follows it to its end.
-    async fn watch_once(&mut self) -> Result<std::convert::Infallible, WatchEnd> {
-        let from = if self.afresh { 0 } else { self.known.version() };
+    async fn watch_once(&mut self) -> Result<std::convert::Infallible, WatchError> {
+        let from = if self.needs_snapshot { 0 } else { self.known.version() };
         let mut response =
             self.client.watch(from, self.known.epoch(), self.watcher.as_deref()).await?;
         let kind = response.headers().get(CONTENT_TYPE).map(|kind| kind.as_bytes());
         if !kind.is_some_and(|kind| kind.starts_with(b"text/event-stream")) {
-            return Err(WatchEnd::NotAStream);
+            return Err(WatchError::NotAStream);
         }
         self.sessions += 1;
         self.session.send_replace(self.sessions);
@@ -133,15 +133,15 @@ impl Follower {
         self.known.connected(Instant::now(), self.settings.settle);
 
         let idle_timeout = self.settings.idle_timeout;
-        let mut parser = Parser::new(MAX_ANSWER_BYTES);
+        let mut parser = Parser::new(MAX_RESPONSE_BYTES);
         loop {
             let settles_at = self.known.settles_at();
             tokio::select! {
                 piece = timeout(idle_timeout, response.chunk()) => {
                     let piece = piece
-                        .map_err(|_| WatchEnd::Silent(idle_timeout))?
-                        .map_err(|e| WatchEnd::Cut(e.to_string()))?
-                        .ok_or(WatchEnd::Closed)?;
+                        .map_err(|_| WatchError::Silent(idle_timeout))?
+                        .map_err(|e| WatchError::Cut(e.to_string()))?
+                        .ok_or(WatchError::Closed)?;
                     let events = parser.push(&piece)?;
                     if !events.is_empty() {
                         let taken = self.take(events);
@@ -162,7 +162,7 @@ impl Follower {
         }
     }
 
-    fn take(&mut self, events: Vec<Event>) -> Result<(), WatchEnd> {
+    fn take(&mut self, events: Vec<Event>) -> Result<(), WatchError> {
         for event in events {
             match event.name.as_str() {
                 SNAPSHOT_EVENT => {
@@ -188,13 +188,13 @@ async fn send_acks(
         return std::future::pending().await;
     };
     let mut backoff = Backoff::new(Duration::from_millis(1_000));
-    let mut told = (0, 0);
+    let mut sent = (0, 0);
     loop {
         let wanted = (*session.borrow_and_update(), *acknowledged.borrow_and_update());
-        if wanted.0 != 0 && wanted.1 != 0 && wanted != told {
+        if wanted.0 != 0 && wanted.1 != 0 && wanted != sent {
             match client.ack(&watcher, wanted.1).await {
                 Ok(()) => {
-                    told = wanted;
+                    sent = wanted;
                     backoff.reset();
                 }
                 Err(error) => {

@@ -22,7 +22,7 @@ pub use watch::{Watch, WatchItem};
 /// The sweeper looks at least this often (milliseconds), and at the moment the next lease ends.
 const SWEEP_MS: u64 = 100;
 /// Who asked for a shorter wait than this (milliseconds) says nothing about the watchers.
-const FAIR_WAIT_MS: u64 = 1_000;
+const MIN_BLAMING_WAIT_MS: u64 = 1_000;
 
 /// Bounds of [`Discovery`].
 #[derive(Clone, Copy, Debug)]
@@ -188,8 +188,8 @@ impl Discovery {
             }
         };
         let acknowledged = timeout(wait, everybody).await.is_ok();
-        if !acknowledged && wait >= Duration::from_millis(FAIR_WAIT_MS) {
-            let watchers = self.state().watchers.give_up_waiting_for(version);
+        if !acknowledged && wait >= Duration::from_millis(MIN_BLAMING_WAIT_MS) {
+            let watchers = self.state().watchers.stop_waiting_for(version);
             warn!(?watchers, version, "watchers did not acknowledge in time");
             self.progress.send_replace(());
         }

@@ -64,7 +64,7 @@ pub struct Catalogue {
     leases: BTreeMap<(String, String), Lease>,
     history: History,
     limits: CatalogueLimits,
-    last_look: DateTime<Utc>,
+    last_call: DateTime<Utc>,
 }
 
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Catalogue {
             leases: BTreeMap::new(),
             history: History::new(epoch, limits.history),
             limits,
-            last_look: now,
+            last_call: now,
         }
     }
 
@@ -173,8 +173,8 @@ impl Catalogue {
 
     /// Takes out every instance whose lease has ended; gives them.
     pub fn expire(&mut self, now: DateTime<Utc>) -> Vec<Instance> {
-        let pause = now - self.last_look;
-        self.last_look = now;
+        let pause = now - self.last_call;
+        self.last_call = now;
         if pause.abs() > MAX_PAUSE {
             for lease in self.leases.values_mut() {
                 lease.ends_at = now + lease.length;

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug)]
 pub struct WatcherLimits {
     /// Most watchers that hold the secret, with a name or without.
-    pub holders: usize,
+    pub authenticated: usize,
     /// Most watchers that do not. A bound of their own: strangers cannot take the mesh's places.
-    pub strangers: usize,
+    pub anonymous: usize,
 }
 
 /// Who opens a watch.
@@ -19,7 +19,7 @@ pub enum WatcherKind<'a> {
     /// Somebody who holds the secret and only follows.
     Unnamed,
     /// Somebody who does not hold it.
-    Stranger,
+    Anonymous,
 }
 
 /// There are as many watchers of this kind as there may be.
@@ -32,15 +32,15 @@ pub struct TooManyWatchers {
 /// One open watch. Given back with [`Watchers::leave`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    place: Place,
+    kind: SessionKind,
     number: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum SessionKind {
     Named(String),
     Unnamed,
-    Stranger,
+    Anonymous,
 }
 
 /// Who watches, and how far each has got.
@@ -52,7 +52,7 @@ enum Place {
 pub struct Watchers {
     named: BTreeMap<String, Watcher>,
     unnamed: usize,
-    strangers: usize,
+    anonymous: usize,
     limits: WatcherLimits,
     sessions: u64,
 }
@@ -62,18 +62,18 @@ struct Watcher {
     session: u64,
     acknowledged: u64,
     /// The version that it was waited for in vain.
-    behind: Option<u64>,
+    timed_out: Option<u64>,
 }
 
 impl Watchers {
     /// Nobody yet.
     pub fn new(limits: WatcherLimits) -> Self {
-        Self { named: BTreeMap::new(), unnamed: 0, strangers: 0, limits, sessions: 0 }
+        Self { named: BTreeMap::new(), unnamed: 0, anonymous: 0, limits, sessions: 0 }
     }
 
     /// Open watches of every kind.
     pub fn count(&self) -> usize {
-        self.named.len() + self.unnamed + self.strangers
+        self.named.len() + self.unnamed + self.anonymous
     }
 
     /// Opens a watch. One of the same name ends by that ([`Watchers::is_open`] says so): the
@@ -84,48 +84,50 @@ impl Watchers {
     pub fn join(&mut self, kind: WatcherKind<'_>) -> Result<Session, TooManyWatchers> {
         let replaces = matches!(kind, WatcherKind::Named(name) if self.named.contains_key(name));
         let (taken, limit) = match kind {
-            WatcherKind::Stranger => (self.strangers, self.limits.strangers),
-            _ => (self.named.len() + self.unnamed, self.limits.holders),
+            WatcherKind::Anonymous => (self.anonymous, self.limits.anonymous),
+            _ => (self.named.len() + self.unnamed, self.limits.authenticated),
         };
         if taken >= limit && !replaces {
             return Err(TooManyWatchers { limit });
         }
         self.sessions += 1;
-        let place = match kind {
+        let kind = match kind {
             WatcherKind::Named(name) => {
-                let watcher = Watcher { session: self.sessions, acknowledged: 0, behind: None };
+                let watcher = Watcher { session: self.sessions, acknowledged: 0, timed_out: None };
                 self.named.insert(name.to_owned(), watcher);
-                Place::Named(name.to_owned())
+                SessionKind::Named(name.to_owned())
             }
             WatcherKind::Unnamed => {
                 self.unnamed += 1;
-                Place::Unnamed
+                SessionKind::Unnamed
             }
-            WatcherKind::Stranger => {
-                self.strangers += 1;
-                Place::Stranger
+            WatcherKind::Anonymous => {
+                self.anonymous += 1;
+                SessionKind::Anonymous
             }
         };
-        Ok(Session { place, number: self.sessions })
+        Ok(Session { kind, number: self.sessions })
     }
 
     /// Ends a watch.
     pub fn leave(&mut self, session: &Session) {
-        match &session.place {
-            Place::Named(name) if self.is_open(session) => {
+        match &session.kind {
+            SessionKind::Named(name) if self.is_open(session) => {
                 self.named.remove(name);
             }
-            Place::Named(_) => {}
-            Place::Unnamed => self.unnamed = self.unnamed.saturating_sub(1),
-            Place::Stranger => self.strangers = self.strangers.saturating_sub(1),
+            SessionKind::Named(_) => {}
+            SessionKind::Unnamed => self.unnamed = self.unnamed.saturating_sub(1),
+            SessionKind::Anonymous => self.anonymous = self.anonymous.saturating_sub(1),
         }
     }
 
     /// False when a newer watch took this one's name.
     pub fn is_open(&self, session: &Session) -> bool {
-        match &session.place {
-            Place::Named(name) => self.named.get(name).is_some_and(|w| w.session == session.number),
-            Place::Unnamed | Place::Stranger => true,
+        match &session.kind {
+            SessionKind::Named(name) => {
+                self.named.get(name).is_some_and(|w| w.session == session.number)
+            }
+            SessionKind::Unnamed | SessionKind::Anonymous => true,
         }
     }
 
@@ -136,22 +138,22 @@ impl Watchers {
             return false;
         };
         watcher.acknowledged = watcher.acknowledged.max(version);
-        if watcher.behind.is_some_and(|behind| behind <= watcher.acknowledged) {
-            watcher.behind = None;
+        if watcher.timed_out.is_some_and(|timed_out| timed_out <= watcher.acknowledged) {
+            watcher.timed_out = None;
         }
         true
     }
 
     /// Whether everybody who is waited for has acknowledged `version`.
     pub fn all_acknowledged(&self, version: u64) -> bool {
-        self.named.values().all(|w| w.acknowledged >= version || w.behind.is_some())
+        self.named.values().all(|w| w.acknowledged >= version || w.timed_out.is_some())
     }
 
     /// Those who have not acknowledged `version` are not waited for until they have.
-    pub fn give_up_waiting_for(&mut self, version: u64) -> Vec<String> {
+    pub fn stop_waiting_for(&mut self, version: u64) -> Vec<String> {
         let late = self.named.iter_mut().filter(|(_, w)| w.acknowledged < version);
         late.map(|(name, watcher)| {
-            watcher.behind = Some(watcher.behind.unwrap_or(0).max(version));
+            watcher.timed_out = Some(watcher.timed_out.unwrap_or(0).max(version));
             name.clone()
         })
         .collect()
@@ -160,16 +162,16 @@ impl Watchers {
 
 #[cfg(test)]
 mod tests {
-    use super::WatcherKind::{Named, Stranger, Unnamed};
+    use super::WatcherKind::{Anonymous, Named, Unnamed};
     use super::*;
 
-    const LIMITS: WatcherLimits = WatcherLimits { holders: 2, strangers: 1 };
+    const LIMITS: WatcherLimits = WatcherLimits { authenticated: 2, anonymous: 1 };
 
     #[test]
     fn a_version_is_acknowledged_when_every_named_watcher_has() {
         let mut watchers = Watchers::new(LIMITS);
         assert!(watchers.all_acknowledged(7), "nobody to wait for");
-        watchers.join(Stranger).unwrap();
+        watchers.join(Anonymous).unwrap();
         assert!(watchers.all_acknowledged(7), "nobody waits for the anonymous");
         let first = watchers.join(Named("first")).unwrap();
         watchers.join(Named("second")).unwrap();
@@ -186,7 +188,7 @@ mod tests {
     fn who_let_a_wait_run_out_is_waited_for_again_only_after_catching_up() {
         let mut watchers = Watchers::new(LIMITS);
         watchers.join(Named("slow")).unwrap();
-        assert_eq!(watchers.give_up_waiting_for(7), ["slow"]);
+        assert_eq!(watchers.stop_waiting_for(7), ["slow"]);
         assert!(watchers.all_acknowledged(8));
         watchers.acknowledge("slow", 6);
         assert!(watchers.all_acknowledged(8));
@@ -209,26 +211,27 @@ mod tests {
     #[test]
     fn watchers_are_bounded_and_strangers_do_not_take_places() {
         let mut watchers = Watchers::new(LIMITS);
-        let stranger = watchers.join(Stranger).unwrap();
-        assert_eq!(watchers.join(Stranger), Err(TooManyWatchers { limit: 1 }));
+        let stranger = watchers.join(Anonymous).unwrap();
+        assert_eq!(watchers.join(Anonymous), Err(TooManyWatchers { limit: 1 }));
         watchers.join(Named("a")).unwrap();
         watchers.join(Named("b")).unwrap();
         assert_eq!(watchers.join(Named("c")), Err(TooManyWatchers { limit: 2 }));
         assert!(watchers.join(Named("b")).is_ok());
         watchers.leave(&stranger);
-        assert!(watchers.join(Stranger).is_ok());
+        assert!(watchers.join(Anonymous).is_ok());
     }
 
     #[test]
     fn who_holds_the_secret_has_a_holders_place_without_a_name_too() {
         let mut watchers = Watchers::new(LIMITS);
-        watchers.join(Stranger).unwrap();
-        let follower = watchers.join(Unnamed).expect("strangers take no place of this kind");
+        watchers.join(Anonymous).unwrap();
+        let follower =
+            watchers.join(Unnamed).expect("anonymous watchers take no place of the mesh");
         watchers.join(Named("a")).unwrap();
         assert_eq!(watchers.join(Named("b")), Err(TooManyWatchers { limit: 2 }));
         assert_eq!(watchers.join(Unnamed), Err(TooManyWatchers { limit: 2 }));
         watchers.leave(&follower);
         assert!(watchers.join(Unnamed).is_ok());
-        assert_eq!(watchers.join(Stranger), Err(TooManyWatchers { limit: 1 }));
+        assert_eq!(watchers.join(Anonymous), Err(TooManyWatchers { limit: 1 }));
     }
 }

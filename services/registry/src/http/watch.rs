@@ -35,7 +35,7 @@ pub(super) async fn open(
     let watcher = match (&name, trusted) {
         (Some(name), true) => WatcherKind::Named(name),
         (None, true) => WatcherKind::Unnamed,
-        (None, false) => WatcherKind::Stranger,
+        (None, false) => WatcherKind::Anonymous,
         (Some(_), false) => {
             return Err(ApiError::unauthenticated(english(
                 "a watch with a name needs the registration secret: others will wait for it",

@@ -12,7 +12,7 @@ const LONG: Duration = Duration::from_secs(60);
 async fn registered(client: RegistryClient, id: &str, port: u16) -> Registration {
     let stop = CancellationToken::new();
     let registration = Registration::start(client, instance(id, port), HEARTBEAT, LONG, stop);
-    assert!(registration.registered(PATIENCE).await);
+    assert!(registration.registered(TIMEOUT).await);
     registration
 }
 

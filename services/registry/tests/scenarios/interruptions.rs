@@ -153,7 +153,7 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
         registry.list().await.instances == [instance("living", 4001)]
     })
     .await;
-    assert!(living.registered(PATIENCE).await);
+    assert!(living.registered(TIMEOUT).await);
     assert!(registry.list().await.epoch > before.version);
     over.cancel();
     let looks = guard.await.expect("the living one was never lost");
@@ -169,7 +169,7 @@ async fn everybody_may_start_before_the_registry() {
     assert!(!registration.registered(HEARTBEAT * 3).await);
     assert_eq!(following.directory.version(), 0);
     link.open().await;
-    assert!(registration.registered(PATIENCE).await);
+    assert!(registration.registered(TIMEOUT).await);
     following.sees(&["a"]).await;
 }
 

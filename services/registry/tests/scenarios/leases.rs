@@ -14,9 +14,9 @@ async fn an_instance_that_registers_is_found_by_everybody() {
     assert_eq!(following.directory.pick("core"), None);
     let registered = instance("a", 4001).with_metadata("zone", "서울");
     let registration = start(registry.client(), registered.clone());
-    assert!(registration.registered(PATIENCE).await);
+    assert!(registration.registered(TIMEOUT).await);
 
-    assert_eq!(following.directory.wait_for("core", PATIENCE).await, Some(registered.clone()));
+    assert_eq!(following.directory.wait_for("core", TIMEOUT).await, Some(registered.clone()));
     assert_eq!(registry.list().await.instances, [registered]);
     let other = registry.client().list(Some("recommendation")).await.unwrap();
     assert!(other.instances.is_empty());
@@ -68,7 +68,7 @@ async fn an_id_is_one_instances_until_its_lease_ends() {
     let registry = Running::start().await;
     let following = registry.follow();
     let first = start(registry.client(), instance("a", 4001));
-    assert!(first.registered(PATIENCE).await);
+    assert!(first.registered(TIMEOUT).await);
     let usurper = instance("a", 4002);
     let refused = registry.client().register(&usurper, LEASE).await.unwrap_err();
     assert!(matches!(refused, ClientError::Conflict(_)), "{refused}");
@@ -83,7 +83,7 @@ async fn an_id_is_one_instances_until_its_lease_ends() {
     following.sees(&["a"]).await;
     assert_eq!(following.directory.pick("core").unwrap().address.port(), 4001);
     drop(first);
-    assert!(successor.registered(PATIENCE).await);
+    assert!(successor.registered(TIMEOUT).await);
     following.until(|d| d.pick("core") == Some(usurper.clone()), "the successor is known").await;
 }
 
@@ -94,11 +94,11 @@ async fn a_restarted_process_takes_its_name_and_address_back_at_once() {
     let stop = CancellationToken::new;
     let first =
         Registration::start(registry.client(), instance("a", 4001), HEARTBEAT, long, stop());
-    assert!(first.registered(PATIENCE).await);
+    assert!(first.registered(TIMEOUT).await);
     drop(first);
     let second =
         Registration::start(registry.client(), instance("a", 4001), HEARTBEAT, long, stop());
-    assert!(second.registered(PATIENCE).await);
+    assert!(second.registered(TIMEOUT).await);
     assert_eq!(registry.list().await.instances, [instance("a", 4001)]);
 }
 

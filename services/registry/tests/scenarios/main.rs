@@ -3,8 +3,8 @@
 // Helpers outside of test functions: a panic is how a scenario fails.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod anonymous;
 mod departures;
 mod interruptions;
 mod leases;
-mod strangers;
 mod world;

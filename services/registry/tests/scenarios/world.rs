@@ -16,7 +16,7 @@ pub use tourin_testbed::Proxy;
 
 pub const SECRET: &str = "scenario-secret-0123456789";
 /// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
 pub const LEASE: Duration = Duration::from_millis(800);
 
@@ -50,7 +50,7 @@ impl Running {
     pub async fn stop(mut self) -> Duration {
         let start = Instant::now();
         self.stop.begin();
-        tokio::time::timeout(PATIENCE, &mut self.task).await.expect("it ends").unwrap();
+        tokio::time::timeout(TIMEOUT, &mut self.task).await.expect("it ends").unwrap();
         start.elapsed()
     }
 
@@ -118,7 +118,7 @@ impl Following {
                 changed.changed().await.unwrap();
             }
         };
-        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+        if tokio::time::timeout(TIMEOUT, waiting).await.is_err() {
             panic!("never: {what}; known: {:?}", self.directory.all());
         }
     }
@@ -146,13 +146,13 @@ pub async fn events(response: &mut Response, parser: &mut Parser, count: usize) 
             events.extend(parser.push(&piece).unwrap());
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("the events come");
+    tokio::time::timeout(TIMEOUT, reading).await.expect("the events come");
     events
 }
 
 /// Waits for something that no signal tells.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so().await {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -27,7 +27,7 @@ pub struct Backlog {
 
 /// What must be gone before nothing of the audit's is on its way.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Until {
+pub(super) struct DrainCheck {
     last_write: DateTime<Utc>,
     /// The end of core's log once the last write was in it.
     log_end: Option<u64>,
@@ -36,7 +36,7 @@ pub(super) struct Until {
 
 /// What core says.
 #[derive(Debug, Clone, Copy, Deserialize)]
-struct AtCore {
+struct CoreBacklog {
     pending: u64,
     oldest: Option<DateTime<Utc>>,
     last: u64,
@@ -45,20 +45,20 @@ struct AtCore {
 /// What an instance of recommendation says.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct AtConsumer {
+struct ConsumerBacklog {
     waiting: u64,
     handled: u64,
     settled_to: Option<u64>,
 }
 
-impl Until {
+impl DrainCheck {
     /// The audit has made its last write.
     pub fn now() -> Self {
         Self { last_write: Utc::now(), log_end: None, is_drained: false }
     }
 
     /// Weighs what core said, and after it each consumer.
-    fn judge(&mut self, core: AtCore, consumers: &[AtConsumer]) -> Backlog {
+    fn judge(&mut self, core: CoreBacklog, consumers: &[ConsumerBacklog]) -> Backlog {
         let queues = consumers.iter().map(|each| each.waiting).max().unwrap_or_default();
         // Consumers that follow core's log need no bus: nothing leaves the outbox then.
         let settled_to = consumers.iter().filter_map(|each| each.settled_to).min();
@@ -87,7 +87,7 @@ impl Observer {
     ///
     /// # Errors
     /// When an instance cannot be asked.
-    pub(super) async fn backlog(&self, until: &mut Until) -> anyhow::Result<Backlog> {
+    pub(super) async fn backlog(&self, until: &mut DrainCheck) -> anyhow::Result<Backlog> {
         const PATH: &str = "/internal/events/backlog";
         let cores = self.instances_of(CORE).await?;
         let (_, core) = cores.first().context("no core")?;
@@ -112,19 +112,20 @@ impl std::fmt::Display for Backlog {
 mod tests {
     use super::*;
 
-    fn core(pending: u64, age_ms: i64, last: u64) -> AtCore {
+    fn core(pending: u64, age_ms: i64, last: u64) -> CoreBacklog {
         let oldest = (pending > 0).then(|| Utc::now() - TimeDelta::milliseconds(age_ms));
-        AtCore { pending, oldest, last }
+        CoreBacklog { pending, oldest, last }
     }
 
-    fn consumer(waiting: u64, settled_to: Option<u64>) -> AtConsumer {
-        AtConsumer { waiting, handled: 3, settled_to }
+    fn consumer(waiting: u64, settled_to: Option<u64>) -> ConsumerBacklog {
+        ConsumerBacklog { waiting, handled: 3, settled_to }
     }
 
     #[test]
     fn a_bus_is_drained_when_neither_outbox_nor_consumers_hold_anything_of_the_audits() {
-        let is_drained =
-            |core, consumers: &[AtConsumer]| Until::now().judge(core, consumers).is_drained;
+        let is_drained = |core, consumers: &[ConsumerBacklog]| {
+            DrainCheck::now().judge(core, consumers).is_drained
+        };
         assert!(!is_drained(core(2, 0, 9), &[consumer(0, None)]));
         assert!(!is_drained(core(0, 0, 9), &[consumer(0, None), consumer(1, None)]));
         assert!(!is_drained(core(0, 0, 9), &[]), "nobody is there who could have");
@@ -135,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_log_is_drained_when_its_readers_have_come_to_where_it_ended() {
-        let mut until = Until::now();
+        let mut until = DrainCheck::now();
         // Nothing leaves the outbox without a bus.
         let backlog = until.judge(core(40, 60_000, 40), &[consumer(3, Some(12))]);
         assert_eq!((backlog.outbox, backlog.is_drained), (28, false));
@@ -145,7 +146,7 @@ mod tests {
 
     #[test]
     fn what_was_drained_once_stays_so() {
-        let mut until = Until::now();
+        let mut until = DrainCheck::now();
         assert!(until.judge(core(0, 0, 9), &[consumer(0, None)]).is_drained);
         assert!(until.judge(core(0, 0, 12), &[consumer(5, None)]).is_drained);
     }

@@ -53,7 +53,7 @@ impl Row {
     }
 
     /// What is missing may still come.
-    fn leave_open(&mut self) {
+    fn mark_waiting(&mut self) {
         self.waiting = std::mem::take(&mut self.missing);
     }
 
@@ -184,9 +184,9 @@ impl Comparison {
     }
 
     /// Effects that are not there may still come.
-    pub(super) fn leave_open(&mut self) {
-        self.trend_effects.leave_open();
-        self.replica_entries.leave_open();
+    pub(super) fn mark_waiting(&mut self) {
+        self.trend_effects.mark_waiting();
+        self.replica_entries.mark_waiting();
     }
 
     fn compare_bookmarks(&mut self, ledger: &Ledger, store: &Store) {
@@ -296,7 +296,7 @@ impl Comparison {
                 ("for which nothing was done", &mut row.uncaused)
             };
             *surplus += off.surplus;
-            let (found, due) = (scores.of(spot), kept + expected.most);
+            let (found, due) = (scores.of(spot), kept + expected.max);
             if off.missing > 0 {
                 self.differ_for_now(format!(
                     "trend at {instance}, spot {spot}: {found:.3} is {} bookmarks less than {due:.3}",
@@ -309,7 +309,7 @@ impl Comparison {
                     off.surplus
                 ));
             }
-            if off.cannot_tell {
+            if off.is_unclear {
                 self.differ(format!(
                     "trend at {instance}, spot {spot}: the half-life of {} ms is too short to tell",
                     scores.half_life_ms

@@ -54,17 +54,17 @@ impl Call {
 #[derive(Debug)]
 pub enum Reply {
     /// An answer, whole.
-    Answer {
+    Response {
         /// Its status.
         status: StatusCode,
         /// Its body.
         body: Vec<u8>,
         /// Whether an attempt before it may have reached a service, so that a refusal now does not
         /// say that nothing has happened.
-        after_doubt: bool,
+        after_ambiguous: bool,
     },
     /// No answer, for this reason; what was asked for may have happened.
-    None(String),
+    NoResponse(String),
 }
 
 /// What happened to requests, counted.
@@ -135,8 +135,8 @@ impl Gateways {
     /// again: whoever is slow is not helped by more.
     pub async fn call(&self, call: &Call) -> Reply {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut reply = Reply::None("not tried".to_owned());
-        let mut after_doubt = false;
+        let mut reply = Reply::NoResponse("not tried".to_owned());
+        let mut after_ambiguous = false;
         for attempt in 0..self.tries {
             if attempt > 0 {
                 self.traffic.retries.fetch_add(1, Ordering::Relaxed);
@@ -150,20 +150,20 @@ impl Gateways {
             (reply, again) = match self.attempt(url, call).await {
                 Attempt::Answered(status, body) => {
                     let passing = matches!(status.as_u16(), 502 | 503);
-                    let reply = Reply::Answer { status, body, after_doubt };
-                    after_doubt |= passing;
+                    let reply = Reply::Response { status, body, after_ambiguous };
+                    after_ambiguous |= passing;
                     (reply, passing && call.idempotent)
                 }
-                Attempt::NotSent(reason) => (Reply::None(reason), true),
+                Attempt::NotSent(reason) => (Reply::NoResponse(reason), true),
                 Attempt::Cut(reason) => {
-                    after_doubt = true;
-                    (Reply::None(reason), call.idempotent)
+                    after_ambiguous = true;
+                    (Reply::NoResponse(reason), call.idempotent)
                 }
-                Attempt::TimedOut => (Reply::None("no answer in time".to_owned()), false),
+                Attempt::TimedOut => (Reply::NoResponse("no answer in time".to_owned()), false),
             };
             let failed = match &reply {
-                Reply::Answer { status, .. } => status.is_server_error(),
-                Reply::None(_) => true,
+                Reply::Response { status, .. } => status.is_server_error(),
+                Reply::NoResponse(_) => true,
             };
             if failed {
                 self.traffic.failures.fetch_add(1, Ordering::Relaxed);
@@ -181,11 +181,11 @@ impl Gateways {
     /// When there is no answer, or another than 200 with JSON.
     pub async fn read(&self, path: &str) -> anyhow::Result<Value> {
         match self.call(&Call::get(path)).await {
-            Reply::Answer { status: StatusCode::OK, body, .. } => {
+            Reply::Response { status: StatusCode::OK, body, .. } => {
                 serde_json::from_slice(&body).with_context(|| format!("GET {path}: not JSON"))
             }
-            Reply::Answer { status, .. } => anyhow::bail!("GET {path} was answered {status}"),
-            Reply::None(reason) => anyhow::bail!("GET {path}: {reason}"),
+            Reply::Response { status, .. } => anyhow::bail!("GET {path} was answered {status}"),
+            Reply::NoResponse(reason) => anyhow::bail!("GET {path}: {reason}"),
         }
     }
 

@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 /// For how long a service may still work on a request whose client has given up, in seconds: its
 /// own limit for a request is 10 s.
-const STILL_AT_WORK_S: i64 = 15;
+const SERVICE_TIMEOUT_S: i64 = 15;
 
 /// A spot's number.
 pub type SpotId = u64;
@@ -27,7 +27,7 @@ pub enum Outcome {
 
 /// When something happened, as far as a client can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Within {
+pub struct TimeRange {
     /// The request was made then.
     pub from: DateTime<Utc>,
     /// It cannot have happened later; `None` while there is no answer.
@@ -40,7 +40,7 @@ pub struct Bookmark {
     /// How placing it went.
     pub placed: Outcome,
     /// When it was placed.
-    pub when: Within,
+    pub when: TimeRange,
     /// How removing it went; `None` when that was not tried.
     pub removed: Option<Outcome>,
 }
@@ -73,7 +73,7 @@ pub struct Ledger {
 impl Ledger {
     /// Notes that a bookmark is about to be placed. Until it is answered its outcome is unknown.
     pub fn placing(&mut self, member: &str, spot: SpotId, from: DateTime<Utc>) {
-        let when = Within { from, to: None };
+        let when = TimeRange { from, to: None };
         let bookmark = Bookmark { placed: Outcome::Unknown, when, removed: None };
         self.bookmarks.insert((member.to_owned(), spot), bookmark);
     }
@@ -84,7 +84,7 @@ impl Ledger {
         if let Some(bookmark) = self.bookmarks.get_mut(&key) {
             bookmark.placed = outcome;
             bookmark.when.to = Some(match outcome {
-                Outcome::Unknown => at + TimeDelta::seconds(STILL_AT_WORK_S),
+                Outcome::Unknown => at + TimeDelta::seconds(SERVICE_TIMEOUT_S),
                 Outcome::Acknowledged | Outcome::Refused => at,
             });
             if outcome == Outcome::Acknowledged {

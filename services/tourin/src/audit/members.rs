@@ -61,11 +61,11 @@ impl Member {
             "email": format!("{id}@example.com"),
         });
         match gateways.call(&Call::post("/api/auth/signup", body)).await {
-            Reply::Answer { status: StatusCode::CREATED, .. } => {}
-            Reply::Answer { status, body, .. } => {
+            Reply::Response { status: StatusCode::CREATED, .. } => {}
+            Reply::Response { status, body, .. } => {
                 bail!("signing up was answered {status}: {}", String::from_utf8_lossy(&body))
             }
-            Reply::None(reason) => bail!("signing up was not answered: {reason}"),
+            Reply::NoResponse(reason) => bail!("signing up was not answered: {reason}"),
         }
         let session = log_in(gateways, &id, &password).await?;
         let logging_in = tokio::sync::Mutex::default();
@@ -104,9 +104,9 @@ async fn log_in(gateways: &Gateways, id: &str, password: &str) -> anyhow::Result
     call.idempotent = true;
     let asked = Instant::now();
     let body: Value = match gateways.call(&call).await {
-        Reply::Answer { status: StatusCode::OK, body, .. } => serde_json::from_slice(&body)?,
-        Reply::Answer { status, .. } => bail!("logging in was answered {status}"),
-        Reply::None(reason) => bail!("logging in was not answered: {reason}"),
+        Reply::Response { status: StatusCode::OK, body, .. } => serde_json::from_slice(&body)?,
+        Reply::Response { status, .. } => bail!("logging in was answered {status}"),
+        Reply::NoResponse(reason) => bail!("logging in was not answered: {reason}"),
     };
     let token = body["accessToken"].as_str().context("no accessToken after a log-in")?.to_owned();
     let seconds = body["expiresIn"].as_u64().context("no expiresIn after a log-in")?;

@@ -39,20 +39,20 @@ use gateways::Gateways;
 use ledger::SpotId;
 use observation::{Observer, Scores};
 use report::Report;
-use schedule::Players;
+use schedule::LoadGenerator;
 pub use settings::AuditSettings;
-use settling::{Ending, Look, Progress, Settling};
+use settling::{Progress, Sample, Settling, WaitOutcome};
 
 /// Spots of the catalogue that are considered.
 const CATALOGUE: usize = 5_000;
 /// Spots that are watched and not touched.
 const UNTOUCHED: usize = 50;
 /// Between two looks at scores before the start, by which other traffic shows (milliseconds).
-const LOOK_AGAIN_MS: u64 = 500;
+const SCORE_INTERVAL_MS: u64 = 500;
 /// Between two looks at the mesh while effects arrive (milliseconds).
 const SETTLE_POLL_MS: u64 = 500;
 /// Between two words on how the wait goes (milliseconds).
-const TELL_EVERY_MS: u64 = 5_000;
+const LOG_EVERY_MS: u64 = 5_000;
 /// After everything agreed once it must agree again (milliseconds later): what a broker delivers a
 /// second time comes late.
 const CONFIRM_AFTER_MS: u64 = 2_000;
@@ -61,7 +61,7 @@ const CONFIRM_AFTER_MS: u64 = 2_000;
 #[derive(Debug)]
 pub struct Audit {
     settings: AuditSettings,
-    players: Arc<Players>,
+    load: Arc<LoadGenerator>,
     observer: Observer,
     /// Touched and not.
     spots: Vec<SpotId>,
@@ -91,19 +91,19 @@ impl Audit {
         let members = members::sign_up(&gateways, settings.members).await?;
         // The members' number is random: so is the run's.
         let run = members.first().map(|member| member.id.clone()).unwrap_or_default();
-        let players = Arc::new(Players::new(gateways, members, quiet[..own].to_vec(), run));
+        let load = Arc::new(LoadGenerator::new(gateways, members, quiet[..own].to_vec(), run));
         let progress = watch::Sender::default();
-        Ok(Self { settings, players, observer, spots: quiet, before, notes, progress })
+        Ok(Self { settings, load, observer, spots: quiet, before, notes, progress })
     }
 
     /// The audit's members.
     pub fn members(&self) -> Vec<String> {
-        self.players.members.iter().map(|member| member.id.clone()).collect()
+        self.load.members.iter().map(|member| member.id.clone()).collect()
     }
 
     /// The spots that its members write about.
     pub fn touched(&self) -> &[SpotId] {
-        &self.players.spots
+        &self.load.spots
     }
 
     /// The spots whose scores it watches: these, and some that nobody should touch.
@@ -113,7 +113,7 @@ impl Audit {
 
     /// Requests made so far.
     pub fn requests_made(&self) -> u64 {
-        self.players.played().requests
+        self.load.stats().requests
     }
 
     /// Makes the requests, and waits for their answers.
@@ -122,7 +122,7 @@ impl Audit {
     /// When a request's task fails, which none should.
     pub async fn drive(&self, stop: &Shutdown) -> anyhow::Result<()> {
         let AuditSettings { rate, in_flight, .. } = self.settings;
-        self.players.play(self.settings.requests(), rate, in_flight, stop).await
+        self.load.run(self.settings.requests(), rate, in_flight, stop).await
     }
 
     /// How the wait for effects goes.
@@ -134,21 +134,24 @@ impl Audit {
     /// make it agree, and reports. See [`settling`].
     pub async fn conclude(&self) -> Report {
         let start = Instant::now();
-        let mut until = backlog::Until::now();
+        let mut until = backlog::DrainCheck::now();
         let mut settling = Settling::new(self.settings.settle, self.settings.max_wait);
-        let (ending, seen) = loop {
+        let (outcome, seen) = loop {
             // First what waits: what no longer does has had its effect when the mesh is looked at.
             let backlog = self.observer.backlog(&mut until).await;
-            let seen = self.look().await;
+            let seen = self.observe().await;
             if let Err(error) = &backlog {
                 tracing::debug!(error = format!("{error:#}"), "it is not known what waits");
             }
-            let look =
-                Look { elapsed: start.elapsed(), backlog: backlog.ok(), seen: seen.as_ref().ok() };
-            let ending = settling.look(look);
+            let sample = Sample {
+                elapsed: start.elapsed(),
+                backlog: backlog.ok(),
+                seen: seen.as_ref().ok(),
+            };
+            let outcome = settling.sample(sample);
             self.progress.send_replace(settling.progress());
-            if let Some(ending) = ending {
-                break (ending, seen);
+            if let Some(outcome) = outcome {
+                break (outcome, seen);
             }
             let agrees = seen.is_ok_and(|comparison| comparison.differences.is_empty());
             let pause = if agrees { CONFIRM_AFTER_MS } else { SETTLE_POLL_MS };
@@ -158,18 +161,18 @@ impl Audit {
             Ok(comparison) => (comparison, None),
             Err(error) => (Comparison::default(), Some(format!("{error:#}"))),
         };
-        settling.tell_late(&mut comparison);
-        if matches!(ending, Ending::Stalled | Ending::OutOfTime) {
-            comparison.leave_open();
+        settling.mark_late(&mut comparison);
+        if matches!(outcome, WaitOutcome::Stalled | WaitOutcome::OutOfTime) {
+            comparison.mark_waiting();
         }
-        let traffic = self.players.gateways.traffic();
+        let traffic = self.load.gateways.traffic();
         Report {
             comparison,
-            played: self.players.played().clone(),
+            stats: self.load.stats().clone(),
             failed_attempts: traffic.failures(),
             retries: traffic.retries(),
             settled_in: settling.settled_in(),
-            ending,
+            outcome,
             backlog: settling.progress().backlog,
             due_in: self.settings.settle,
             late_by: settling.late_by(),
@@ -178,17 +181,17 @@ impl Audit {
         }
     }
 
-    async fn look(&self) -> anyhow::Result<Comparison> {
+    async fn observe(&self) -> anyhow::Result<Comparison> {
         let members = self.members();
-        let touched: BTreeSet<SpotId> = self.players.spots.iter().copied().collect();
-        let store = observation::store(&self.players.gateways, &members, &touched).await?;
+        let touched: BTreeSet<SpotId> = self.load.spots.iter().copied().collect();
+        let store = observation::store(&self.load.gateways, &members, &touched).await?;
         let mut observed = Observed { store, ..Observed::default() };
         for (instance, address) in self.observer.instances().await? {
             let effects = self.observer.effects(address, &self.spots, &members).await;
             let effects = effects.with_context(|| format!("effects at {instance}"))?;
             observed.effects.insert(instance, effects);
         }
-        Ok(compare(&self.players.ledger(), &self.before, &observed))
+        Ok(compare(&self.load.ledger(), &self.before, &observed))
     }
 }
 
@@ -202,7 +205,7 @@ pub async fn run_and_print(settings: AuditSettings, stop: &Shutdown) -> anyhow::
     audit.drive(stop).await?;
     let report = tokio::select! {
         report = audit.conclude() => report,
-        never = tell(audit.progress()) => match never {},
+        never = log_progress(audit.progress()) => match never {},
         () = stop.begun() => {
             tracing::error!("stopped before the comparison");
             return Ok(ExitCode::FAILURE);
@@ -213,8 +216,8 @@ pub async fn run_and_print(settings: AuditSettings, stop: &Shutdown) -> anyhow::
 }
 
 /// Says again and again how the wait goes, while it goes on.
-async fn tell(progress: watch::Receiver<Progress>) -> Infallible {
-    let mut ticks = tokio::time::interval(Duration::from_millis(TELL_EVERY_MS));
+async fn log_progress(progress: watch::Receiver<Progress>) -> Infallible {
+    let mut ticks = tokio::time::interval(Duration::from_millis(LOG_EVERY_MS));
     ticks.tick().await;
     loop {
         ticks.tick().await;
@@ -236,7 +239,7 @@ async fn quiet_spots(
         bail!("no instance of the recommendation service is registered");
     };
     let first = observer.scores(*address, &spots).await.context("cannot look at effects")?;
-    tokio::time::sleep(Duration::from_millis(LOOK_AGAIN_MS)).await;
+    tokio::time::sleep(Duration::from_millis(SCORE_INTERVAL_MS)).await;
     let again = observer.scores(*address, &spots).await.context("cannot look at effects")?;
     let known = spots.len();
     let tolerance = again.weights.view.min(again.weights.bookmark) / 4.0;

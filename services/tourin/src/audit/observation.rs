@@ -88,7 +88,7 @@ pub struct History {
 }
 
 #[derive(Deserialize)]
-struct HistoryAnswer {
+struct HistoryResponse {
     bookmarked: Vec<Value>,
     viewed: Vec<Value>,
 }
@@ -106,7 +106,7 @@ pub struct Effects {
 ///
 /// # Errors
 /// When a page cannot be read.
-pub async fn catalogue(gateways: &Gateways, most: usize) -> anyhow::Result<Vec<SpotId>> {
+pub async fn catalogue(gateways: &Gateways, max: usize) -> anyhow::Result<Vec<SpotId>> {
     let mut spots = BTreeSet::new();
     for page in 1.. {
         let list = gateways.read(&format!("/api/tour-spots?pageNo={page}&pageSize={PAGE}")).await?;
@@ -114,11 +114,11 @@ pub async fn catalogue(gateways: &Gateways, most: usize) -> anyhow::Result<Vec<S
         for spot in list {
             spots.insert(number(&spot["id"])?);
         }
-        if list.len() < PAGE || spots.len() >= most {
+        if list.len() < PAGE || spots.len() >= max {
             break;
         }
     }
-    Ok(spots.into_iter().take(most).collect())
+    Ok(spots.into_iter().take(max).collect())
 }
 
 /// Reads what the store holds of these members, and of reviews of these spots.
@@ -191,7 +191,7 @@ fn number(id: &Value) -> anyhow::Result<SpotId> {
 /// Looks at effects, as a part of the mesh.
 #[derive(Debug)]
 pub struct Observer {
-    entrance: Mutex<Arc<Entrance>>,
+    connection: Mutex<Arc<MeshConnection>>,
     /// Says anew where the entrance is when the mesh has been restarted.
     mesh_file: Option<PathBuf>,
     client: reqwest::Client,
@@ -199,13 +199,13 @@ pub struct Observer {
 
 /// How to enter the mesh.
 #[derive(Debug)]
-struct Entrance {
+struct MeshConnection {
     access: MeshAccess,
     registry: RegistryClient,
     signer: IdentitySigner,
 }
 
-impl Entrance {
+impl MeshConnection {
     fn new(access: MeshAccess) -> anyhow::Result<Self> {
         let secret = &access.registration_secret;
         let registry = RegistryClient::new(&access.registry_url, secret.expose())?;
@@ -253,16 +253,16 @@ impl Observer {
             MeshFile::read(path).is_ok_and(|said| said.registry_url == mesh.registry_url)
         };
         let mesh_file = mesh_file.filter(is_from_file).map(ToOwned::to_owned);
-        let entrance = Mutex::new(Arc::new(Entrance::new(mesh.clone())?));
-        Ok(Self { entrance, mesh_file, client })
+        let connection = Mutex::new(Arc::new(MeshConnection::new(mesh.clone())?));
+        Ok(Self { connection, mesh_file, client })
     }
 
-    fn entrance(&self) -> Arc<Entrance> {
-        Arc::clone(&self.entrance.lock().unwrap_or_else(PoisonError::into_inner))
+    fn connection(&self) -> Arc<MeshConnection> {
+        Arc::clone(&self.connection.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads again how to enter the mesh. `None` when that is as before, or cannot be told.
-    fn moved(&self) -> Option<Arc<Entrance>> {
+    fn moved(&self) -> Option<Arc<MeshConnection>> {
         let access = match MeshFile::read(self.mesh_file.as_deref()?) {
             Ok(access) => access,
             Err(error) => {
@@ -270,13 +270,13 @@ impl Observer {
                 return None;
             }
         };
-        let mut entrance = self.entrance.lock().unwrap_or_else(PoisonError::into_inner);
-        if access.registry_url == entrance.access.registry_url {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if access.registry_url == connection.access.registry_url {
             return None;
         }
         tracing::info!(registry = access.registry_url, "the mesh was restarted; following it");
-        *entrance = Arc::new(Entrance::new(access).ok()?);
-        Some(Arc::clone(&entrance))
+        *connection = Arc::new(MeshConnection::new(access).ok()?);
+        Some(Arc::clone(&connection))
     }
 
     /// The instances of the recommendation service: their names and addresses.
@@ -292,10 +292,10 @@ impl Observer {
         &self,
         service: &str,
     ) -> anyhow::Result<Vec<(String, SocketAddr)>> {
-        let listed = self.entrance().registry.list(Some(service)).await;
+        let listed = self.connection().registry.list(Some(service)).await;
         let snapshot = match (listed, self.mesh_file.is_some()) {
             (Err(error), true) => match self.moved() {
-                Some(entrance) => entrance.registry.list(Some(service)).await?,
+                Some(connection) => connection.registry.list(Some(service)).await?,
                 None => return Err(error.into()),
             },
             (listed, _) => listed?,
@@ -342,7 +342,7 @@ impl Observer {
         let histories = stream::iter(members)
             .map(async |member| {
                 let path = format!("/internal/histories/{member}");
-                let answer: HistoryAnswer = self.read(RECOMMENDATION, address, &path).await?;
+                let answer: HistoryResponse = self.read(RECOMMENDATION, address, &path).await?;
                 let bookmarked = answer.bookmarked.iter().map(number).collect::<Result<_, _>>()?;
                 let viewed = answer.viewed.iter().map(number).collect::<Result<_, _>>()?;
                 anyhow::Ok((member.clone(), History { bookmarked, viewed }))
@@ -361,7 +361,7 @@ impl Observer {
         path: &str,
     ) -> anyhow::Result<T> {
         let auditor = Subject::Service { name: AUDITOR.to_owned() };
-        let identity = self.entrance().signer.sign(&auditor, service);
+        let identity = self.connection().signer.sign(&auditor, service);
         let request = self.client.get(format!("http://{address}{path}"));
         let answer = request.header(IDENTITY_HEADER, identity).send().await?.error_for_status()?;
         answer.json().await.with_context(|| format!("GET {path} at {address}"))

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::backlog::Backlog;
 use super::comparison::{Comparison, Row};
-use super::schedule::Played;
-use super::settling::Ending;
+use super::schedule::RequestStats;
+use super::settling::WaitOutcome;
 
 /// What a shell sees when it is open whether there is a difference.
 const OPEN: u8 = 3;
@@ -24,7 +24,7 @@ pub struct Report {
     /// The table; of what could be read last.
     pub comparison: Comparison,
     /// How the requests went.
-    pub played: Played,
+    pub stats: RequestStats,
     /// Attempts that were not answered, or with a 5xx status; a request may have had several.
     pub failed_attempts: u64,
     /// Attempts after the first of a request.
@@ -32,7 +32,7 @@ pub struct Report {
     /// From the last answer until effects had arrived, or until the audit gave up.
     pub settled_in: Duration,
     /// Why the wait for effects was over.
-    pub ending: Ending,
+    pub outcome: WaitOutcome,
     /// What waited in the end, as far as it could be told.
     pub backlog: Option<Backlog>,
     /// Effects were due within this time after the last answer.
@@ -54,7 +54,7 @@ impl Report {
     /// Whether all differences may still go: events wait, or may, that would mend them.
     pub fn is_open(&self) -> bool {
         let Comparison { differences, mendable, .. } = &self.comparison;
-        let is_given_up = matches!(self.ending, Ending::Stalled | Ending::OutOfTime);
+        let is_given_up = matches!(self.outcome, WaitOutcome::Stalled | WaitOutcome::OutOfTime);
         is_given_up && self.unseen.is_none() && !self.is_clean() && differences.len() == *mendable
     }
 
@@ -79,10 +79,10 @@ impl Report {
                 late_by.as_secs_f64()
             )?;
         }
-        let why = match self.ending {
-            Ending::Agreed | Ending::Drained => return Ok(()),
-            Ending::Stalled => "nothing has moved any more",
-            Ending::OutOfTime => "the longest wait is over (--max-wait)",
+        let why = match self.outcome {
+            WaitOutcome::Agreed | WaitOutcome::Drained => return Ok(()),
+            WaitOutcome::Stalled => "nothing has moved any more",
+            WaitOutcome::OutOfTime => "the longest wait is over (--max-wait)",
         };
         match self.backlog {
             Some(backlog) => writeln!(f, "still on their way: {backlog}; {why}"),
@@ -92,12 +92,12 @@ impl Report {
 
     /// Requests that were not answered with success in the end.
     pub fn failed(&self) -> u64 {
-        self.played.failed.values().sum()
+        self.stats.failed.values().sum()
     }
 
     /// The time within which this share of the successful requests was answered.
     pub fn latency(&self, share: f64) -> Duration {
-        let mut sorted = self.played.latencies.clone();
+        let mut sorted = self.stats.latencies.clone();
         sorted.sort_unstable();
         let rank = (share * sorted.len() as f64).ceil() as usize;
         sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
@@ -143,7 +143,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.table(f)?;
         writeln!(f)?;
-        let Played { requests, not_made, failed, .. } = &self.played;
+        let RequestStats { requests, not_made, failed, .. } = &self.stats;
         write!(f, "{requests} requests, {} failed", self.failed())?;
         if !failed.is_empty() {
             let kinds: Vec<_> = failed.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
@@ -197,15 +197,15 @@ mod tests {
     fn report(differences: Vec<String>) -> Report {
         Report {
             comparison: Comparison { differences, ..Comparison::default() },
-            played: Played {
+            stats: RequestStats {
                 requests: 100,
                 latencies: (1..=100).map(Duration::from_millis).collect(),
-                ..Played::default()
+                ..RequestStats::default()
             },
             failed_attempts: 0,
             retries: 0,
             settled_in: Duration::from_secs(1),
-            ending: Ending::Drained,
+            outcome: WaitOutcome::Drained,
             backlog: None,
             due_in: Duration::from_secs(30),
             late_by: None,
@@ -253,7 +253,7 @@ mod tests {
         let mut open = report(vec!["a bookmark less".to_owned()]);
         open.comparison.mendable = 1;
         assert!(!open.is_open(), "nothing waits any more");
-        open.ending = Ending::Stalled;
+        open.outcome = WaitOutcome::Stalled;
         open.backlog = Some(Backlog { outbox: 3, queues: 9, handled: 1, is_drained: false });
         assert!(open.is_open() && !open.is_clean());
         let text = open.to_string();

@@ -46,7 +46,7 @@ enum Action {
 
 /// How the requests went.
 #[derive(Debug, Clone, Default)]
-pub struct Played {
+pub struct RequestStats {
     /// Requests made.
     pub requests: u64,
     /// Requests that were not made, because too many waited for their answers.
@@ -57,7 +57,7 @@ pub struct Played {
     pub latencies: Vec<Duration>,
 }
 
-impl Played {
+impl RequestStats {
     fn fail(&mut self, what: String) {
         let is_known = self.failed.contains_key(&what);
         let kind =
@@ -68,7 +68,7 @@ impl Played {
 
 /// The members at work.
 #[derive(Debug)]
-pub struct Players {
+pub struct LoadGenerator {
     /// Where requests go.
     pub gateways: Gateways,
     /// Who makes them.
@@ -78,14 +78,14 @@ pub struct Players {
     /// What reviews begin with, so that they are this audit's.
     pub run: String,
     ledger: Mutex<Ledger>,
-    played: Mutex<Played>,
+    stats: Mutex<RequestStats>,
 }
 
-impl Players {
+impl LoadGenerator {
     /// Members who have not done anything.
     pub fn new(gateways: Gateways, members: Vec<Member>, spots: Vec<SpotId>, run: String) -> Self {
-        let (ledger, played) = Default::default();
-        Self { gateways, members, spots, run, ledger, played }
+        let (ledger, stats) = Default::default();
+        Self { gateways, members, spots, run, ledger, stats }
     }
 
     /// What has been done.
@@ -94,8 +94,8 @@ impl Players {
     }
 
     /// How the requests went.
-    pub fn played(&self) -> MutexGuard<'_, Played> {
-        self.played.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn stats(&self) -> MutexGuard<'_, RequestStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes `requests` requests, `rate` in a second, at most `in_flight` at once, until all are
@@ -103,7 +103,7 @@ impl Players {
     ///
     /// # Errors
     /// When a request's task fails, which none should.
-    pub async fn play(
+    pub async fn run(
         self: &Arc<Self>,
         requests: u64,
         rate: u32,
@@ -123,14 +123,14 @@ impl Players {
                 ended.context("a request's task failed")?;
             }
             let Ok(place) = places.clone().try_acquire_owned() else {
-                self.played().not_made += 1;
+                self.stats().not_made += 1;
                 continue;
             };
             let action = self.choose(&mut choice, number);
-            let players = Arc::clone(self);
-            self.played().requests += 1;
+            let load = Arc::clone(self);
+            self.stats().requests += 1;
             waiting.spawn(async move {
-                players.act(action, due.into_std()).await;
+                load.act(action, due.into_std()).await;
                 drop(place);
             });
         }
@@ -184,20 +184,20 @@ impl Players {
             Err(error) => {
                 // Nothing was sent, so nothing has happened.
                 self.note(&action, Outcome::Refused, &[]);
-                self.played().fail(format!("no token: {error:#}"));
+                self.stats().fail(format!("no token: {error:#}"));
                 return;
             }
         };
         let (outcome, failure) = judge(&action, &reply);
         let body = match &reply {
-            Reply::Answer { body, .. } => body.as_slice(),
-            Reply::None(_) => &[],
+            Reply::Response { body, .. } => body.as_slice(),
+            Reply::NoResponse(_) => &[],
         };
         self.note(&action, outcome, body);
-        let mut played = self.played();
+        let mut stats = self.stats();
         match failure {
-            Some(failure) => played.fail(format!("{} {failure}", action.name())),
-            None => played.latencies.push(due.elapsed()),
+            Some(failure) => stats.fail(format!("{} {failure}", action.name())),
+            None => stats.latencies.push(due.elapsed()),
         }
     }
 
@@ -273,13 +273,13 @@ impl Action {
 /// What the client knows after a reply, and how it failed if it did.
 fn judge(action: &Action, reply: &Reply) -> (Outcome, Option<String>) {
     match reply {
-        Reply::Answer { status, .. } if action.is_done(*status) => (Outcome::Acknowledged, None),
-        Reply::Answer { status, after_doubt, .. } => {
-            let is_refusal = status.is_client_error() && !after_doubt;
+        Reply::Response { status, .. } if action.is_done(*status) => (Outcome::Acknowledged, None),
+        Reply::Response { status, after_ambiguous, .. } => {
+            let is_refusal = status.is_client_error() && !after_ambiguous;
             let outcome = if is_refusal { Outcome::Refused } else { Outcome::Unknown };
             (outcome, Some(status.as_u16().to_string()))
         }
-        Reply::None(reason) => (Outcome::Unknown, Some(reason.clone())),
+        Reply::NoResponse(reason) => (Outcome::Unknown, Some(reason.clone())),
     }
 }
 
@@ -331,16 +331,16 @@ mod tests {
     #[test]
     fn a_refusal_after_doubt_leaves_the_outcome_open() {
         let place = Action::Place { member: 0, spot: 1 };
-        let answer = |status, after_doubt| Reply::Answer {
+        let answer = |status, after_ambiguous| Reply::Response {
             status: StatusCode::from_u16(status).unwrap(),
             body: Vec::new(),
-            after_doubt,
+            after_ambiguous,
         };
         assert_eq!(judge(&place, &answer(201, true)).0, Outcome::Acknowledged);
         assert_eq!(judge(&place, &answer(404, false)).0, Outcome::Refused);
         assert_eq!(judge(&place, &answer(404, true)).0, Outcome::Unknown);
         assert_eq!(judge(&place, &answer(503, false)).0, Outcome::Unknown);
-        assert_eq!(judge(&place, &Reply::None("cut".into())).0, Outcome::Unknown);
+        assert_eq!(judge(&place, &Reply::NoResponse("cut".into())).0, Outcome::Unknown);
         let remove = Action::Remove { member: 0, spot: 1 };
         assert_eq!(judge(&remove, &answer(404, true)).0, Outcome::Acknowledged);
     }

@@ -12,7 +12,7 @@ use super::comparison::Comparison;
 
 /// What one look at the mesh came to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Look<'a> {
+pub(super) struct Sample<'a> {
     /// Since the last answer.
     pub elapsed: Duration,
     /// What waits, looked at first; `None` when that cannot be told.
@@ -23,7 +23,7 @@ pub(super) struct Look<'a> {
 
 /// Why the wait is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum WaitOutcome {
     /// Everything is as it should be, and was so a moment before.
     Agreed,
     /// No event waits any more: nothing is to come.
@@ -77,8 +77,8 @@ impl Settling {
     }
 
     /// Takes a look into account. `Some` ends the wait.
-    pub fn look(&mut self, look: Look<'_>) -> Option<Ending> {
-        let Look { elapsed, backlog, seen } = look;
+    pub fn sample(&mut self, sample: Sample<'_>) -> Option<WaitOutcome> {
+        let Sample { elapsed, backlog, seen } = sample;
         let before = self.progress;
         let is_overdue = elapsed >= self.settle;
         let differences = seen.map_or(before.differences, |seen| seen.differences.len());
@@ -91,7 +91,7 @@ impl Settling {
         }
         let agrees = seen.is_some_and(|seen| seen.differences.is_empty());
         if agrees && self.agreed_at.is_some() {
-            return Some(Ending::Agreed);
+            return Some(WaitOutcome::Agreed);
         }
         self.agreed_at = agrees.then_some(elapsed);
         if !is_overdue || agrees {
@@ -102,11 +102,11 @@ impl Settling {
         }
         let is_drained = backlog.is_some_and(|backlog| backlog.is_drained);
         if is_drained && seen.is_some() {
-            Some(Ending::Drained)
+            Some(WaitOutcome::Drained)
         } else if elapsed >= self.moved_at.max(self.settle) + self.settle {
-            Some(Ending::Stalled)
+            Some(WaitOutcome::Stalled)
         } else if elapsed >= self.max_wait {
-            Some(Ending::OutOfTime)
+            Some(WaitOutcome::OutOfTime)
         } else {
             None
         }
@@ -128,7 +128,7 @@ impl Settling {
     }
 
     /// Says in `comparison`, which was made in the end, what was late.
-    pub fn tell_late(&self, comparison: &mut Comparison) {
+    pub fn mark_late(&self, comparison: &mut Comparison) {
         if let Some(due) = &self.due {
             comparison.trend_effects.late_since(due.trend_effects);
             comparison.replica_entries.late_since(due.replica_entries);
@@ -162,10 +162,10 @@ mod tests {
             Self(Settling::new(seconds(SETTLE), seconds(MAX_WAIT)))
         }
 
-        fn at(&mut self, second: u64, lost: u64, backlog: Option<Backlog>) -> Option<Ending> {
+        fn at(&mut self, second: u64, lost: u64, backlog: Option<Backlog>) -> Option<WaitOutcome> {
             let seen = missing(lost);
             let elapsed = Duration::from_secs(second);
-            self.0.look(Look { elapsed, backlog, seen: Some(&seen) })
+            self.0.sample(Sample { elapsed, backlog, seen: Some(&seen) })
         }
     }
 
@@ -174,7 +174,7 @@ mod tests {
         let mut wait = Wait::new();
         assert_eq!(wait.at(1, 3, waiting(3)), None);
         assert_eq!(wait.at(2, 0, waiting(0)), None);
-        assert_eq!(wait.at(4, 0, waiting(0)), Some(Ending::Agreed));
+        assert_eq!(wait.at(4, 0, waiting(0)), Some(WaitOutcome::Agreed));
         assert_eq!(wait.0.late_by(), None);
     }
 
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(wait.at(1, 0, waiting(0)), None);
         assert_eq!(wait.at(3, 1, waiting(0)), None);
         assert_eq!(wait.at(4, 0, waiting(0)), None);
-        assert_eq!(wait.at(6, 0, waiting(0)), Some(Ending::Agreed));
+        assert_eq!(wait.at(6, 0, waiting(0)), Some(WaitOutcome::Agreed));
     }
 
     #[test]
@@ -195,10 +195,10 @@ mod tests {
         assert!(wait.0.progress().is_overdue);
         assert_eq!(wait.at(80, 2, waiting(9)), None);
         assert_eq!(wait.at(90, 0, waiting(0)), None);
-        assert_eq!(wait.at(92, 0, waiting(0)), Some(Ending::Agreed));
+        assert_eq!(wait.at(92, 0, waiting(0)), Some(WaitOutcome::Agreed));
         assert_eq!(wait.0.late_by(), Some(Duration::from_secs(90)));
         let mut seen = missing(0);
-        wait.0.tell_late(&mut seen);
+        wait.0.mark_late(&mut seen);
         assert_eq!((seen.trend_effects.late, seen.replica_entries.late), (1_724, 0));
     }
 
@@ -207,10 +207,10 @@ mod tests {
         let mut wait = Wait::new();
         assert_eq!(wait.at(29, 2, waiting(0)), None, "it is not due");
         assert_eq!(wait.at(30, 2, waiting(1)), None, "something waits");
-        assert_eq!(wait.at(40, 1, waiting(0)), Some(Ending::Drained));
+        assert_eq!(wait.at(40, 1, waiting(0)), Some(WaitOutcome::Drained));
         assert_eq!(wait.0.late_by(), Some(Duration::from_secs(40)));
         let mut seen = missing(1);
-        wait.0.tell_late(&mut seen);
+        wait.0.mark_late(&mut seen);
         assert_eq!((seen.trend_effects.late, seen.trend_effects.missing), (1, 1));
     }
 
@@ -219,7 +219,7 @@ mod tests {
         let mut wait = Wait::new();
         assert_eq!(wait.at(10, 5, waiting(7)), None);
         assert_eq!(wait.at(59, 5, waiting(7)), None);
-        assert_eq!(wait.at(60, 5, waiting(7)), Some(Ending::Stalled));
+        assert_eq!(wait.at(60, 5, waiting(7)), Some(WaitOutcome::Stalled));
         assert_eq!(wait.0.late_by(), None);
     }
 
@@ -229,16 +229,16 @@ mod tests {
         for second in (0..MAX_WAIT).step_by(10) {
             assert_eq!(wait.at(second, 5, waiting(10_000 - second)), None, "{second} s");
         }
-        assert_eq!(wait.at(MAX_WAIT, 5, waiting(1)), Some(Ending::OutOfTime));
+        assert_eq!(wait.at(MAX_WAIT, 5, waiting(1)), Some(WaitOutcome::OutOfTime));
     }
 
     #[test]
     fn what_cannot_be_looked_at_is_not_waited_for_without_end() {
         let mut wait = Wait::new();
         let blind =
-            |second| Look { elapsed: Duration::from_secs(second), backlog: None, seen: None };
-        assert_eq!(wait.0.look(blind(1)), None);
-        assert_eq!(wait.0.look(blind(59)), None);
-        assert_eq!(wait.0.look(blind(60)), Some(Ending::Stalled));
+            |second| Sample { elapsed: Duration::from_secs(second), backlog: None, seen: None };
+        assert_eq!(wait.0.sample(blind(1)), None);
+        assert_eq!(wait.0.sample(blind(59)), None);
+        assert_eq!(wait.0.sample(blind(60)), Some(WaitOutcome::Stalled));
     }
 }

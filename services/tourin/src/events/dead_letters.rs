@@ -14,7 +14,7 @@ use tourin_shared_events::dead_letters::{DeadLetter, DeadLetterStore, Settled, S
 use tourin_shared_events::sqlite::Database;
 use uuid::Uuid;
 
-use super::set::Chosen;
+use super::selection::Selection;
 use super::table::{one_line, print, time};
 
 /// The file in the data folder in which the all-in-one's bus keeps dead letters.
@@ -71,7 +71,7 @@ pub enum DeadLettersAction {
         source: DeadLetterSource,
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
-        chosen: Chosen,
+        selection: Selection,
     },
     /// Delete exactly these for good
     Discard {
@@ -80,7 +80,7 @@ pub enum DeadLettersAction {
         source: DeadLetterSource,
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
-        chosen: Chosen,
+        selection: Selection,
     },
 }
 
@@ -103,14 +103,16 @@ pub async fn run(action: &DeadLettersAction) -> anyhow::Result<ExitCode> {
         | DeadLettersAction::Replay { source, .. }
         | DeadLettersAction::Discard { source, .. } => source,
     };
-    let letters = Letters::open(source).await?;
+    let stores = DeadLetters::open(source).await?;
     let done = match action {
-        DeadLettersAction::List { limit, before, .. } => list(&letters, *limit, *before).await,
-        DeadLettersAction::Show { ids, .. } => show(&letters, ids).await,
-        DeadLettersAction::Replay { chosen, .. } => letters.act(chosen, Action::Replay).await,
-        DeadLettersAction::Discard { chosen, .. } => letters.act(chosen, Action::Discard).await,
+        DeadLettersAction::List { limit, before, .. } => list(&stores, *limit, *before).await,
+        DeadLettersAction::Show { ids, .. } => show(&stores, ids).await,
+        DeadLettersAction::Replay { selection, .. } => stores.act(selection, Action::Replay).await,
+        DeadLettersAction::Discard { selection, .. } => {
+            stores.act(selection, Action::Discard).await
+        }
     };
-    letters.close().await;
+    stores.close().await;
     done
 }
 
@@ -130,12 +132,12 @@ impl Action {
 }
 
 /// Every place where letters of the mesh may be.
-struct Letters {
+struct DeadLetters {
     stores: Vec<Arc<dyn DeadLetterStore>>,
     bus: Option<RabbitBus>,
 }
 
-impl Letters {
+impl DeadLetters {
     async fn open(source: &DeadLetterSource) -> anyhow::Result<Self> {
         if let Some(url) = ServerUrl::given(source.amqp_url.as_ref()) {
             let mut settings = RabbitSettings::new(url.expose().parse().context("--amqp-url")?);
@@ -197,9 +199,9 @@ impl Letters {
         Ok(answers)
     }
 
-    async fn act(&self, chosen: &Chosen, action: Action) -> anyhow::Result<ExitCode> {
-        let ids: Vec<Uuid> = chosen.set("an id")?;
-        let settled = if chosen.dry_run {
+    async fn act(&self, selection: &Selection, action: Action) -> anyhow::Result<ExitCode> {
+        let ids: Vec<Uuid> = selection.ids("an id")?;
+        let settled = if selection.dry_run {
             let mut found = Vec::new();
             for id in &ids {
                 let letter = self.get(*id).await?;
@@ -221,16 +223,16 @@ impl Letters {
             .iter()
             .filter(|settled| matches!(settled, Settled::Done | Settled::Accepted))
             .count();
-        let dry = if chosen.dry_run { " (dry run: nothing was done)" } else { "" };
+        let dry = if selection.dry_run { " (dry run: nothing was done)" } else { "" };
         let closing = format!("{done} of {} {}{dry}", ids.len(), action.done());
         print(&lines, &closing).context("cannot write to standard output")?;
         Ok(if done == ids.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-async fn list(letters: &Letters, limit: u32, before: Option<Uuid>) -> anyhow::Result<ExitCode> {
+async fn list(stores: &DeadLetters, limit: u32, before: Option<Uuid>) -> anyhow::Result<ExitCode> {
     let (mut found, mut count) = (Vec::new(), 0);
-    for store in &letters.stores {
+    for store in &stores.stores {
         found.extend(store.list(limit, before).await?);
         count += store.count().await?;
     }
@@ -257,10 +259,10 @@ fn line(letter: &DeadLetter) -> String {
     )
 }
 
-async fn show(letters: &Letters, ids: &[Uuid]) -> anyhow::Result<ExitCode> {
+async fn show(stores: &DeadLetters, ids: &[Uuid]) -> anyhow::Result<ExitCode> {
     let (mut shown, mut gone) = (Vec::new(), 0);
     for id in ids {
-        match letters.get(*id).await? {
+        match stores.get(*id).await? {
             Some(letter) => shown.push(serde_json::to_string_pretty(&whole(&letter))?),
             None => gone += 1,
         }

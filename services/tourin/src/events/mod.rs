@@ -5,7 +5,7 @@
 
 pub mod dead_letters;
 pub mod outbox;
-mod set;
+mod selection;
 mod table;
 
 use std::process::ExitCode;

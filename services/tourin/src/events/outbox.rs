@@ -11,7 +11,7 @@ use serde_json::json;
 use tourin_core::MysqlUrl;
 use tourin_shared_events::outbox::{Filter, OutboxStore, Run, Selected, State, Stored};
 
-use super::set::Chosen;
+use super::selection::Selection;
 use super::table::{one_line, print, time};
 
 /// Where the outbox is.
@@ -35,7 +35,7 @@ pub enum OutboxAction {
         source: OutboxSource,
         /// Which events
         #[arg(long, value_name = "STATE", default_value = "pending")]
-        state: Wanted,
+        state: StateFilter,
         /// How many at the most
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
@@ -59,7 +59,7 @@ pub enum OutboxAction {
         source: OutboxSource,
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
-        chosen: Chosen,
+        selection: Selection,
     },
     /// Delete exactly these for good, as far as the bus has not confirmed them
     Discard {
@@ -68,13 +68,13 @@ pub enum OutboxAction {
         source: OutboxSource,
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
-        chosen: Chosen,
+        selection: Selection,
     },
 }
 
 /// What has become of the events to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Wanted {
+pub enum StateFilter {
     /// They wait for the bus.
     Pending,
     /// The bus cannot carry them.
@@ -83,12 +83,12 @@ pub enum Wanted {
     Published,
 }
 
-impl From<Wanted> for State {
-    fn from(wanted: Wanted) -> Self {
+impl From<StateFilter> for State {
+    fn from(wanted: StateFilter) -> Self {
         match wanted {
-            Wanted::Pending => Self::Pending,
-            Wanted::Rejected => Self::Rejected,
-            Wanted::Published => Self::Published,
+            StateFilter::Pending => Self::Pending,
+            StateFilter::Rejected => Self::Rejected,
+            StateFilter::Published => Self::Published,
         }
     }
 }
@@ -104,17 +104,17 @@ pub async fn run(action: &OutboxAction) -> anyhow::Result<ExitCode> {
             list(&*open(source).await?, &filter).await
         }
         OutboxAction::Show { source, ids } => show(&*open(source).await?, ids).await,
-        OutboxAction::Replay { source, chosen } => {
-            let seqs = chosen.set("a number")?;
-            let run = if chosen.dry_run { Run::Dry } else { Run::Real };
+        OutboxAction::Replay { source, selection } => {
+            let seqs = selection.ids("a number")?;
+            let run = if selection.dry_run { Run::Dry } else { Run::Real };
             let done = open(source).await?.replay(&seqs, run).await?;
-            report(&done, ["will be published again", "waits already"], chosen.dry_run)
+            report(&done, ["will be published again", "waits already"], selection.dry_run)
         }
-        OutboxAction::Discard { source, chosen } => {
-            let seqs = chosen.set("a number")?;
-            let run = if chosen.dry_run { Run::Dry } else { Run::Real };
+        OutboxAction::Discard { source, selection } => {
+            let seqs = selection.ids("a number")?;
+            let run = if selection.dry_run { Run::Dry } else { Run::Real };
             let done = open(source).await?.discard(&seqs, run).await?;
-            report(&done, ["discarded", "is confirmed, and goes by itself"], chosen.dry_run)
+            report(&done, ["discarded", "is confirmed, and goes by itself"], selection.dry_run)
         }
     }
 }

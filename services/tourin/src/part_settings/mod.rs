@@ -2,7 +2,7 @@
 //!
 //! Nothing is listed twice: the flags, variables and file keys of `up` are made of the parts' own, and
 //! what is given is read by the parts' own commands. So a setting that a part gets is one of `up` by
-//! that alone. Left out is what `up` decides itself ([`DECIDED`]).
+//! that alone. Left out is what `up` decides itself ([`MANAGED`]).
 //!
 //! A flag that several parts have is one setting where it is the same variable in each, such as
 //! `--redis-url`. Where each part has a variable of its own, such as for `--drain-timeout-ms`, `up` has
@@ -43,7 +43,7 @@ const PARTS: [Part; 4] = [
 const SEVERAL: &str = "Several parts";
 
 /// Flags of parts that are none of `up`, and why.
-const DECIDED: [(&str, &[&str], &str); 6] = [
+const MANAGED: [(&str, &[&str], &str); 6] = [
     ("listen", &[CORE, RECOMMENDATION, REGISTRY], "only the gateway and operators are for others"),
     ("data-dir", &[CORE, RECOMMENDATION], "the --data-dir of `up` keeps all data"),
     ("registry-url", &[GATEWAY, CORE, RECOMMENDATION], "the registry is in the same process"),
@@ -57,7 +57,7 @@ const DECIDED: [(&str, &[&str], &str); 6] = [
 ];
 
 /// Variables that `up` reads before the part's own: they are as old as `up`.
-const SHORTER: [(&str, &str); 4] = [
+const SHORT_VARIABLES: [(&str, &str); 4] = [
     ("listen", "TOURIN_LISTEN"),
     ("routes", "TOURIN_ROUTES"),
     ("allowed-origin", "TOURIN_ALLOWED_ORIGIN"),
@@ -65,7 +65,7 @@ const SHORTER: [(&str, &str); 4] = [
 ];
 
 /// What `up -h` shows of the parts' settings; `up --help` shows all.
-const COMMON: [&str; 13] = [
+const COMMON_FLAGS: [&str; 13] = [
     "listen",
     "no-demo",
     "cookie-secure",
@@ -82,7 +82,7 @@ const COMMON: [&str; 13] = [
 ];
 
 /// What a flag of several parts means to all of them together.
-const MEANING: [(&str, &str); 2] = [
+const SHARED_HELP: [(&str, &str); 2] = [
     (
         "redis-url",
         "Redis for the trend, and for sessions where accounts are on a server too: \
@@ -152,16 +152,16 @@ impl PartSettings {
 }
 
 /// A part's flag as `up` has it.
-struct Taken {
+struct PartFlag {
     part: &'static Part,
     /// The flag in the part's own command.
     own: Arg,
     /// The flag of `up` that is for this part alone, where the flag of that name is for several with
     /// a variable each.
-    apart: Option<String>,
+    qualified: Option<String>,
 }
 
-impl Taken {
+impl PartFlag {
     fn long(&self) -> &str {
         self.own.get_long().unwrap_or_default()
     }
@@ -173,49 +173,50 @@ fn id(long: &str) -> String {
 }
 
 /// The parts' flags, without those that `up` decides.
-fn taken() -> Vec<Taken> {
-    let mut all: Vec<Taken> = Vec::new();
+fn part_flags() -> Vec<PartFlag> {
+    let mut all: Vec<PartFlag> = Vec::new();
     for part in &PARTS {
         let command = (part.augment)(Command::new(part.name));
         for own in command.get_arguments() {
             let long = own.get_long().unwrap_or_default();
-            if !is_decided(part.name, long) {
-                all.push(Taken { part, own: own.clone(), apart: None });
+            if !is_managed(part.name, long) {
+                all.push(PartFlag { part, own: own.clone(), qualified: None });
             }
         }
     }
-    let apart = |one: &Taken| {
-        let is_another =
-            |other: &Taken| other.long() == one.long() && other.own.get_env() != one.own.get_env();
+    let qualified = |one: &PartFlag| {
+        let is_another = |other: &PartFlag| {
+            other.long() == one.long() && other.own.get_env() != one.own.get_env()
+        };
         all.iter().any(is_another).then(|| format!("{}-{}", one.part.name, one.long()))
     };
-    let names: Vec<_> = all.iter().map(apart).collect();
+    let names: Vec<_> = all.iter().map(qualified).collect();
     for (one, name) in all.iter_mut().zip(names) {
-        one.apart = name;
+        one.qualified = name;
     }
     all
 }
 
-fn is_decided(part: &str, long: &str) -> bool {
-    DECIDED.iter().any(|(flag, parts, _)| *flag == long && parts.contains(&part))
+fn is_managed(part: &str, long: &str) -> bool {
+    MANAGED.iter().any(|(flag, parts, _)| *flag == long && parts.contains(&part))
 }
 
 /// The arguments of `up` that the parts' flags make, each once.
 fn arguments() -> Vec<Arg> {
-    let taken = taken();
+    let part_flags = part_flags();
     let mut arguments: Vec<Arg> = Vec::new();
-    for one in &taken {
+    for one in &part_flags {
         let long = one.long().to_owned();
-        let sharing = taken.iter().filter(|other| other.long() == long).count();
-        if let Some(apart) = &one.apart {
-            let argument = one.own.clone().id(id(apart)).long(apart.clone());
+        let sharing = part_flags.iter().filter(|other| other.long() == long).count();
+        if let Some(qualified) = &one.qualified {
+            let argument = one.own.clone().id(id(qualified)).long(qualified.clone());
             arguments.push(argument.help_heading(one.part.heading).hide_short_help(true));
         }
         if arguments.iter().any(|known| known.get_long() == Some(&long)) {
             continue;
         }
         let mut argument = one.own.clone().id(id(&long));
-        if one.apart.is_some() {
+        if one.qualified.is_some() {
             // Each part checks the value by its own bounds.
             argument = Arg::new(id(&long))
                 .action(one.own.get_action().clone())
@@ -225,13 +226,13 @@ fn arguments() -> Vec<Arg> {
                 argument = argument.value_names(names.to_vec());
             }
         }
-        if let Some((_, variable)) = SHORTER.iter().find(|(flag, _)| *flag == long) {
+        if let Some((_, variable)) = SHORT_VARIABLES.iter().find(|(flag, _)| *flag == long) {
             argument = argument.env(*variable);
         }
-        if let Some((_, meaning)) = MEANING.iter().find(|(flag, _)| *flag == long) {
+        if let Some((_, meaning)) = SHARED_HELP.iter().find(|(flag, _)| *flag == long) {
             argument = argument.help(*meaning);
         }
-        let is_common = COMMON.contains(&long.as_str());
+        let is_common = COMMON_FLAGS.contains(&long.as_str());
         argument = match (is_common, sharing) {
             (true, _) => argument,
             (false, 1) => argument.help_heading(one.part.heading),
@@ -255,12 +256,12 @@ impl Args for PartSettings {
 
 impl FromArgMatches for PartSettings {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let taken = taken();
+        let part_flags = part_flags();
         Ok(Self {
-            gateway: of_part(&taken, GATEWAY, matches)?,
-            core: of_part(&taken, CORE, matches)?,
-            recommendation: of_part(&taken, RECOMMENDATION, matches)?,
-            registry: of_part(&taken, REGISTRY, matches)?,
+            gateway: parse_part(&part_flags, GATEWAY, matches)?,
+            core: parse_part(&part_flags, CORE, matches)?,
+            recommendation: parse_part(&part_flags, RECOMMENDATION, matches)?,
+            registry: parse_part(&part_flags, REGISTRY, matches)?,
         })
     }
 
@@ -271,12 +272,16 @@ impl FromArgMatches for PartSettings {
 }
 
 /// Has a part's own command read what was given to `up`.
-fn of_part<S: Args>(taken: &[Taken], part: &str, given: &ArgMatches) -> Result<S, clap::Error> {
+fn parse_part<S: Args>(
+    part_flags: &[PartFlag],
+    part: &str,
+    given: &ArgMatches,
+) -> Result<S, clap::Error> {
     // It must have one, and `up` decides which.
     let secret = format!("--registration-secret={}", Secret::random().expose());
     let mut passed_on = vec![OsString::from(secret)];
-    for one in taken.iter().filter(|one| one.part.name == part) {
-        let names = [one.apart.as_deref(), Some(one.long())];
+    for one in part_flags.iter().filter(|one| one.part.name == part) {
+        let names = [one.qualified.as_deref(), Some(one.long())];
         let id = names.into_iter().flatten().map(id).find(|id| is_given(given, id));
         if let Some(id) = id {
             passed_on.extend(flags(&one.own, &id, given));
@@ -315,9 +320,9 @@ pub fn with_parts_variables(
     if args.get(1).is_none_or(|command| command != "up") {
         return args;
     }
-    for one in taken() {
+    for one in part_flags() {
         let (long, own) = (one.long(), one.own.get_env().and_then(|name| name.to_str()));
-        let shorter = SHORTER.iter().find(|(flag, _)| *flag == long).map(|(_, name)| *name);
+        let shorter = SHORT_VARIABLES.iter().find(|(flag, _)| *flag == long).map(|(_, name)| *name);
         let (Some(shorter), Some(own)) = (shorter, own) else { continue };
         let flag = format!("--{long}");
         let is_flag = |arg: &OsString| {

@@ -58,7 +58,7 @@ fn each_setting_has_its_effect<S: Args + Debug>(part: &str, of: impl Fn(PartSett
     let default = shown(&of_own::<S>(&[]).unwrap());
     assert_eq!(shown(&of(of_up(&[]).unwrap())), default, "{part}: other defaults");
     let mut seen = 0;
-    for one in taken().iter().filter(|one| one.part.name == part) {
+    for one in part_flags().iter().filter(|one| one.part.name == part) {
         let long = one.long();
         let flag = |name: &str, value: &str| match one.own.get_action() {
             ArgAction::SetTrue => vec![format!("--{name}")],
@@ -71,7 +71,7 @@ fn each_setting_has_its_effect<S: Args + Debug>(part: &str, of: impl Fn(PartSett
                 (own != default).then_some((*value, own))
             })
             .unwrap_or_else(|| panic!("{part} --{long}: no value here is one; add one"));
-        for name in [Some(long), one.apart.as_deref()].into_iter().flatten() {
+        for name in [Some(long), one.qualified.as_deref()].into_iter().flatten() {
             // A flag for several parts has the bounds of all of them.
             let given = of_up(&flag(name, value)).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(shown(&of(given)), expected, "up --{name}");
@@ -91,7 +91,7 @@ fn each_setting_of_each_part_has_its_effect() {
 
 #[test]
 fn what_is_left_out_is_there_to_be_left_out() {
-    for (flag, parts, reason) in DECIDED {
+    for (flag, parts, reason) in MANAGED {
         assert!(!reason.is_empty());
         for name in parts {
             let part = PARTS.iter().find(|part| part.name == *name).unwrap();
@@ -102,7 +102,7 @@ fn what_is_left_out_is_there_to_be_left_out() {
     }
     let known: BTreeSet<String> =
         arguments().iter().filter_map(Arg::get_long).map(ToOwned::to_owned).collect();
-    for flag in COMMON.iter().chain(SHORTER.iter().map(|(flag, _)| flag)) {
+    for flag in COMMON_FLAGS.iter().chain(SHORT_VARIABLES.iter().map(|(flag, _)| flag)) {
         assert!(known.contains(*flag), "--{flag} is none of `up` any more");
     }
 }
@@ -111,9 +111,9 @@ fn what_is_left_out_is_there_to_be_left_out() {
 fn each_variable_of_a_part_is_one_of_up() {
     let of_up: BTreeSet<_> =
         arguments().iter().filter_map(|arg| arg.get_env().map(ToOwned::to_owned)).collect();
-    for one in taken() {
+    for one in part_flags() {
         let (long, own) = (one.long(), one.own.get_env().unwrap());
-        if SHORTER.iter().any(|(flag, _)| *flag == long) {
+        if SHORT_VARIABLES.iter().any(|(flag, _)| *flag == long) {
             // The part's own counts when `up` is given nothing else.
             let own = own.to_str().unwrap();
             let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();

@@ -145,7 +145,7 @@ impl Probe {
         let token = member.token(&self.gateways).await.expect("a session");
         let call = Call { token: Some(token), idempotent: true, ..call };
         match self.gateways.call(&call).await {
-            Reply::Answer { status, .. } if status == 201 => {}
+            Reply::Response { status, .. } if status == 201 => {}
             other => panic!("a bookmark after the fault: {other:?}"),
         }
         (member.id, spot)

@@ -15,9 +15,9 @@ mod process_faults;
 mod server_faults;
 mod service;
 
-#[path = "../scenarios/corner.rs"]
+#[path = "../scenarios/backends.rs"]
 #[allow(dead_code, reason = "the scenarios use the rest")]
-mod corner;
+mod backends;
 #[path = "../scenarios/process.rs"]
 #[allow(dead_code, reason = "the scenarios use the rest")]
 mod process;

@@ -40,7 +40,7 @@ async fn one_gateway_of_two_killed_and_clients_go_on_by_the_other() {
     // Only what the killed one had in hand can be in doubt, and of that only what must not be done
     // twice.
     let doubtful: Vec<_> =
-        report.played.failed.keys().filter(|kind| !kind.starts_with("review ")).collect();
+        report.stats.failed.keys().filter(|kind| !kind.starts_with("review ")).collect();
     assert!(doubtful.is_empty(), "{report}");
     assert!(report.retries > 0, "nobody met the dead gateway:\n{report}");
 }

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "a part of what the scenarios share is used here")]
 
-#[path = "../scenarios/corner.rs"]
-mod corner;
+#[path = "../scenarios/backends.rs"]
+mod backends;
 #[path = "../scenarios/process.rs"]
 mod process;
 mod read_back;

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "a part of what the scenarios share is used here")]
 
-#[path = "../scenarios_on_servers/corner.rs"]
-mod corner;
+#[path = "../scenarios_on_servers/backends.rs"]
+mod backends;
 #[path = "../journey/read_back.rs"]
 mod read_back;
 #[path = "../scenarios/world.rs"]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tourin::audit::settling::Ending;
+use tourin::audit::settling::WaitOutcome;
 use tourin::audit::{Audit, AuditSettings};
 use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
@@ -43,7 +43,7 @@ async fn a_mesh_that_keeps_its_word_shows_no_difference() {
     audit.drive(&Shutdown::new()).await.unwrap();
     let report = audit.conclude().await;
     assert!(report.is_clean(), "{report}");
-    assert_eq!((report.played.requests, report.failed(), report.retries), (300, 0, 0), "{report}");
+    assert_eq!((report.stats.requests, report.failed(), report.retries), (300, 0, 0), "{report}");
     let comparison = &report.comparison;
     for (row, least) in [
         (comparison.bookmarks, 50),
@@ -177,7 +177,7 @@ async fn what_still_waits_when_the_audit_gives_up_is_left_open() {
     let report = audit.conclude().await;
     hold.rollback().await.unwrap();
     assert!(report.is_open() && !report.is_clean(), "{report}");
-    assert!(matches!(report.ending, Ending::Stalled | Ending::OutOfTime), "{report}");
+    assert!(matches!(report.outcome, WaitOutcome::Stalled | WaitOutcome::OutOfTime), "{report}");
     let replica = report.comparison.replica_entries;
     assert!(replica.waiting > 0 && replica.missing == 0, "{report}");
     // And then it comes after all.

@@ -33,7 +33,7 @@ use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::outbox::Relay;
 use uuid::Uuid;
 
-use crate::corner::{Corner, PATIENCE};
+use crate::backends::{Backends, TIMEOUT};
 
 const HANA: &str = "hana12345";
 const SPOTS: i64 = 4;
@@ -49,7 +49,7 @@ struct Pair {
     guards: Guards,
     stop: CancellationToken,
     _folder: tempfile::TempDir,
-    _corner: Corner,
+    _corner: Backends,
 }
 
 impl Drop for Pair {
@@ -61,7 +61,7 @@ impl Drop for Pair {
 impl Pair {
     async fn start() -> Self {
         let mut settings = UpSettings::ephemeral();
-        let corner = Corner::take(&mut settings).await;
+        let backends = Backends::create(&mut settings).await;
         let parts = settings.parts;
         let folder = tempfile::tempdir().unwrap();
         // Servers' clocks tell the time that it is.
@@ -110,7 +110,7 @@ impl Pair {
             tokio::spawn(running);
         }
         let ready = health.until(|unready| unready.is_empty());
-        tokio::time::timeout(PATIENCE, ready).await.expect("the consumers have subscribed");
+        tokio::time::timeout(TIMEOUT, ready).await.expect("the consumers have subscribed");
         let time = clock.clone();
         let relay = Relay::new(core.outbox(), publisher, core.wake(), Arc::new(move || time.now()));
         tokio::spawn(relay.run(stop.clone()));
@@ -125,7 +125,7 @@ impl Pair {
             guards,
             stop,
             _folder: folder,
-            _corner: corner,
+            _corner: backends,
         };
         pair.sign_up().await;
         pair
@@ -171,7 +171,7 @@ impl Pair {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(PATIENCE, reached).await.is_err() {
+        if tokio::time::timeout(TIMEOUT, reached).await.is_err() {
             panic!("recommendation knows {last:?} and not {expected:?}");
         }
     }
@@ -212,7 +212,7 @@ fn draft(id: i64) -> SpotDraft {
     SpotDraft { id: SpotId::new(id), content: SpotContent::new(raw).unwrap() }
 }
 
-// On several threads: a corner is cleared by a drop that blocks, while the tasks here give back what they hold.
+// On several threads: a backends is cleared by a drop that blocks, while the tasks here give back what they hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_taken_back_after_the_clock_was_corrected_stays_taken_back() {
     let pair = Pair::start().await;

@@ -188,7 +188,7 @@ fn a_route_to_an_absent_service_does_not_stop_the_start() {
     assert!(!spots.as_array().unwrap().is_empty());
     assert_eq!(status(&format!("http://{address}/api/absent")), 503);
     // Clients are sent here all the same, once it has waited a while.
-    let deadline = Instant::now() + crate::world::PATIENCE;
+    let deadline = Instant::now() + crate::world::TIMEOUT;
     while status(&format!("http://{address}/readyz")) != 200 {
         assert!(Instant::now() < deadline, "not ready in time");
         std::thread::sleep(Duration::from_millis(20));
@@ -284,7 +284,7 @@ fn import_loads_the_good_rows_and_names_the_bad_ones() {
     let output = more.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let url = format!("http://{address}/api/tour-spots/900001/similar?k=10");
-    let deadline = Instant::now() + crate::world::PATIENCE;
+    let deadline = Instant::now() + crate::world::TIMEOUT;
     while !get(&url).to_string().contains("라온누리") {
         assert!(Instant::now() < deadline, "the imported spot never reached recommendation");
         std::thread::sleep(Duration::from_millis(50));

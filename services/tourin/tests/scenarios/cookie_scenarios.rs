@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::separate_process_scenarios::Services;
-use crate::world::{Answer, PASSWORD, World, eventually};
+use crate::world::{PASSWORD, Response, World, eventually};
 
 /// How long an access token holds: the least that core takes.
 const TOKEN: Duration = Duration::from_secs(5);
@@ -34,7 +34,7 @@ impl Browser {
         browser
     }
 
-    fn keep(&mut self, answer: &Answer) {
+    fn keep(&mut self, answer: &Response) {
         for cookie in answer.cookies() {
             let (pair, attributes) = cookie.split_once(';').expect("attributes");
             let (name, value) = pair.split_once('=').expect("a name");
@@ -59,7 +59,7 @@ impl Browser {
     }
 
     /// Many calls at once, with the cookies of this moment.
-    async fn look(&mut self, world: &World, calls: usize) -> Vec<Answer> {
+    async fn look(&mut self, world: &World, calls: usize) -> Vec<Response> {
         let request = || world.send(self.request(world, Method::GET, ME));
         let answers = join_all((0..calls).map(|_| request())).await;
         answers.iter().for_each(|answer| self.keep(answer));
@@ -103,7 +103,7 @@ async fn a_browser_that_is_active_stays_logged_in() {
     // A pause that is longer than the token holds, and then the whole page at once.
     expired(&world, &browser.cookies["access_token"]).await;
     let answers = browser.look(&world, 8).await;
-    let given: BTreeSet<_> = answers.iter().flat_map(Answer::cookies).collect();
+    let given: BTreeSet<_> = answers.iter().flat_map(Response::cookies).collect();
     for answer in answers {
         answer.expect(200);
     }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::world::{Answer, World};
+use crate::world::{Response, World};
 
 /// Headers that belong to HTTP's messages or to the browser's rules, and not to a call.
 const OF_EVERY_MESSAGE: [&str; 5] =
@@ -78,7 +78,7 @@ async fn a_generated_client_compiles_and_works() {
 
 /// Checks that the description names the answer's status for the call, and all of its headers.
 #[track_caller]
-fn assert_described(description: &Value, (method, path): (&str, &str), answer: &Answer) {
+fn assert_described(description: &Value, (method, path): (&str, &str), answer: &Response) {
     let responses = &description["paths"][path][method]["responses"];
     let status = answer.status.as_u16().to_string();
     let response = resolve(description, &responses[&status]);
@@ -107,7 +107,8 @@ fn resolve<'a>(description: &'a Value, value: &'a Value) -> &'a Value {
 async fn every_status_and_header_is_described() {
     let world = World::start().await.filled().await;
     let description = world.description().await;
-    let check = |call: (&str, &str), answer: Answer| assert_described(&description, call, &answer);
+    let check =
+        |call: (&str, &str), answer: Response| assert_described(&description, call, &answer);
     let hana = world.member("traveller1").await;
 
     let account = json!({

@@ -38,7 +38,7 @@ async fn a_forged_identity_is_taken_off() {
 fn raw(world: &World, request: &str) -> String {
     let address = world.url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(crate::world::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(crate::world::TIMEOUT)).unwrap();
     stream.write_all(request.replace("HOST", address).as_bytes()).unwrap();
     let mut answer = Vec::new();
     // A gateway that closes on us after its answer is as good as one that ends in order.

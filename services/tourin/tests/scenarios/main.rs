@@ -4,11 +4,11 @@
 
 mod account_scenarios;
 mod audit_scenarios;
+mod backends;
 mod bookmark_scenarios;
 mod clock_scenarios;
 mod command_line_scenarios;
 mod cookie_scenarios;
-mod corner;
 mod description_scenarios;
 mod fuzz_scenarios;
 mod gateway_scenarios;

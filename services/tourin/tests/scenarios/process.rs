@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::world::PATIENCE;
+use crate::world::TIMEOUT;
 
 /// A program of the workspace. Cargo gives a test the path of its own package's programs only; the
 /// services' lie beside it.
@@ -49,7 +49,7 @@ impl Process {
     /// Waits for a line that contains `text` and gives it.
     #[track_caller]
     pub fn wait_for_line(&self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut seen = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use crate::corner::FRESH;
+use crate::backends::FRESH;
 use crate::world::{Member, World, eventually, ids};
 
 /// A mesh whose recommendation has every spot.

@@ -3,9 +3,9 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{Answer, Member, PASSWORD, World};
+use crate::world::{Member, PASSWORD, Response, World};
 
-async fn reissue(world: &World, refresh: &str) -> Answer {
+async fn reissue(world: &World, refresh: &str) -> Response {
     world.post("/api/auth/reissue", json!({"refreshToken": refresh})).await
 }
 

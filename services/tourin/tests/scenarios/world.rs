@@ -10,30 +10,30 @@ use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
 
-use crate::corner::Corner;
+use crate::backends::Backends;
 
 /// How long a scenario waits for something that must come true.
-pub const PATIENCE: Duration = crate::corner::PATIENCE;
+pub const TIMEOUT: Duration = crate::backends::TIMEOUT;
 pub const PASSWORD: &str = "Tour1n!pass";
 
 /// A whole mesh on free ports and a folder that goes with it.
 pub struct World {
     /// Runs as long as the scenario. Goes before what it runs on.
     mesh: Option<Mesh>,
-    _corner: Option<Corner>,
+    _corner: Option<Backends>,
     http: reqwest::Client,
     pub url: String,
 }
 
 /// An answer with its body read.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub text: String,
 }
 
-impl Answer {
+impl Response {
     async fn read(response: reqwest::Response) -> Self {
         let status = response.status();
         let headers = response.headers().clone();
@@ -108,20 +108,20 @@ impl World {
 
     pub async fn with(change: impl FnOnce(&mut UpSettings)) -> Self {
         let mut settings = UpSettings::ephemeral();
-        let corner = Corner::take(&mut settings).await;
+        let backends = Backends::create(&mut settings).await;
         change(&mut settings);
         let mesh = Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts");
         let url = mesh.url();
-        Self { mesh: Some(mesh), _corner: Some(corner), ..Self::at(url) }
+        Self { mesh: Some(mesh), _corner: Some(backends), ..Self::at(url) }
     }
 
     /// Once recommendation has every spot. A replica of spots that takes long to fill answers before.
     #[allow(dead_code, reason = "not every set of scenarios is about recommendations")]
     pub async fn filled(self) -> Self {
         let ready = format!("{}/readyz", self.operator_url());
-        eventually_within(3 * PATIENCE, || async {
+        eventually_within(3 * TIMEOUT, || async {
             let answer = self.http.get(&ready).send().await.map_err(|error| error.to_string())?;
-            let answer = Answer::read(answer).await;
+            let answer = Response::read(answer).await;
             if answer.status.is_success() { Ok(()) } else { Err(answer.text) }
         })
         .await;
@@ -132,7 +132,7 @@ impl World {
     pub fn at(url: String) -> Self {
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(PATIENCE)
+            .timeout(TIMEOUT)
             .build()
             .unwrap();
         Self { mesh: None, _corner: None, http, url }
@@ -147,12 +147,12 @@ impl World {
         self.http.request(method, format!("{}{path}", self.url))
     }
 
-    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        let deadline = Instant::now() + PATIENCE;
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Response {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let attempt = request.try_clone().expect("a body that can be sent again");
-            let answer = Answer::read(attempt.send().await.expect("an answer")).await;
-            let may_be_slow = crate::corner::MONGODB_MAY_BE_SLOW && Instant::now() < deadline;
+            let answer = Response::read(attempt.send().await.expect("an answer")).await;
+            let may_be_slow = crate::backends::MONGODB_MAY_BE_SLOW && Instant::now() < deadline;
             if !(may_be_slow && answer.is_of_a_slow_store()) {
                 return answer;
             }
@@ -161,28 +161,28 @@ impl World {
     }
 
     /// As an anonymous visitor.
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Response {
         self.send(self.request(Method::GET, path)).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub async fn post(&self, path: &str, body: Value) -> Response {
         self.send(self.request(Method::POST, path).json(&body)).await
     }
 
     /// As a member.
-    pub async fn get_as(&self, member: &Member, path: &str) -> Answer {
+    pub async fn get_as(&self, member: &Member, path: &str) -> Response {
         self.send(self.request(Method::GET, path).bearer_auth(&member.access)).await
     }
 
-    pub async fn post_as(&self, member: &Member, path: &str, body: Value) -> Answer {
+    pub async fn post_as(&self, member: &Member, path: &str, body: Value) -> Response {
         self.send(self.request(Method::POST, path).bearer_auth(&member.access).json(&body)).await
     }
 
-    pub async fn put_as(&self, member: &Member, path: &str, body: Value) -> Answer {
+    pub async fn put_as(&self, member: &Member, path: &str, body: Value) -> Response {
         self.send(self.request(Method::PUT, path).bearer_auth(&member.access).json(&body)).await
     }
 
-    pub async fn delete_as(&self, member: &Member, path: &str) -> Answer {
+    pub async fn delete_as(&self, member: &Member, path: &str) -> Response {
         self.send(self.request(Method::DELETE, path).bearer_auth(&member.access)).await
     }
 
@@ -281,7 +281,7 @@ where
     Fut: Future<Output = Result<T, E>>,
     E: std::fmt::Debug,
 {
-    eventually_within(PATIENCE, attempt)
+    eventually_within(TIMEOUT, attempt)
 }
 
 #[track_caller]

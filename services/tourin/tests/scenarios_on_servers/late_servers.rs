@@ -8,7 +8,7 @@ use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_testbed::free_address;
 
-use crate::corner::{Corner, PATIENCE};
+use crate::backends::{Backends, TIMEOUT};
 use crate::world::{World, eventually};
 
 /// Status, headers and body. Not `World::get`, which tries again where a store is slow.
@@ -34,8 +34,8 @@ async fn core_waits_for_mysql(operators: &World) {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_before_the_database_is_told_so() {
     let mut settings = UpSettings::ephemeral();
-    let corner = Corner::take(&mut settings).await;
-    let way = corner.unreachable_database(&mut settings);
+    let backends = Backends::create(&mut settings).await;
+    let way = backends.unreachable_database(&mut settings);
     settings.parts.gateway.listen = free_address();
     settings.operator.operator_listen = free_address();
     let world = World::at(format!("http://{}", settings.parts.gateway.listen));
@@ -56,7 +56,7 @@ async fn who_comes_before_the_database_is_told_so() {
     assert!(!starting.is_finished(), "it waits");
 
     way.open().await;
-    let mesh = tokio::time::timeout(PATIENCE, starting).await.unwrap().unwrap().unwrap();
+    let mesh = tokio::time::timeout(TIMEOUT, starting).await.unwrap().unwrap().unwrap();
     world.get("/api/tour-spots").await.expect(200);
     mesh.stop().await.unwrap();
 }
@@ -65,8 +65,8 @@ async fn who_comes_before_the_database_is_told_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_that_waits_for_its_database_can_be_stopped() {
     let mut settings = UpSettings::ephemeral();
-    let corner = Corner::take(&mut settings).await;
-    let _way = corner.unreachable_database(&mut settings);
+    let backends = Backends::create(&mut settings).await;
+    let _way = backends.unreachable_database(&mut settings);
     settings.operator.operator_listen = free_address();
     let operators = World::at(format!("http://{}", settings.operator.operator_listen));
     let stop = Shutdown::new();
@@ -74,6 +74,6 @@ async fn a_mesh_that_waits_for_its_database_can_be_stopped() {
     core_waits_for_mysql(&operators).await;
     assert!(!starting.is_finished(), "it waits");
     stop.begin();
-    let mesh = tokio::time::timeout(PATIENCE, starting).await.unwrap().unwrap().unwrap();
+    let mesh = tokio::time::timeout(TIMEOUT, starting).await.unwrap().unwrap().unwrap();
     mesh.stop().await.unwrap();
 }

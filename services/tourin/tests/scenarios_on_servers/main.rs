@@ -7,11 +7,11 @@
 
 #[path = "../scenarios/account_scenarios.rs"]
 mod account_scenarios;
+mod backends;
 #[path = "../scenarios/bookmark_scenarios.rs"]
 mod bookmark_scenarios;
 #[path = "../scenarios/clock_scenarios.rs"]
 mod clock_scenarios;
-mod corner;
 mod late_servers;
 #[path = "../scenarios/member_scenarios.rs"]
 mod member_scenarios;

@@ -7,15 +7,15 @@ use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
 
-use crate::corner::Corner;
+use crate::backends::Backends;
 
 /// Histories reach MongoDB slowly: what is not there when effects are due waits at the broker, and the
 /// audit waits for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_slow_store_keeps_back_is_late_and_not_missing() {
     let mut settings = UpSettings::ephemeral();
-    let _corner = Corner::take(&mut settings).await;
-    let way = Corner::documents_by_a_proxy(&mut settings).await;
+    let _corner = Backends::create(&mut settings).await;
+    let way = Backends::mongodb_by_proxy(&mut settings).await;
     let mesh = Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts");
     let settle = Duration::from_secs(2);
     let audit = AuditSettings {

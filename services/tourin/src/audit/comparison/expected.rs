@@ -11,33 +11,33 @@ const TOO_SMALL: f64 = 1e-6;
 pub(super) struct Expected {
     pub(super) effects: u64,
     /// By when each may have happened at the earliest and at the latest.
-    least: f64,
-    pub(super) most: f64,
+    min: f64,
+    pub(super) max: f64,
     /// The smallest of the effects.
     smallest: Option<f64>,
 }
 
 /// How far a score is off what it should be, in effects.
-pub(super) struct Off {
+pub(super) struct Deviation {
     pub(super) missing: u64,
     pub(super) surplus: u64,
-    pub(super) cannot_tell: bool,
+    pub(super) is_unclear: bool,
 }
 
 impl Expected {
     pub(super) fn add(&mut self, bookmark: &Bookmark, scores: &Scores) {
         let weight = scores.weights.bookmark;
-        let least = weight * scores.decay(bookmark.when.from.min(scores.at));
-        let most = weight * scores.decay(bookmark.when.to.unwrap_or(scores.at).min(scores.at));
+        let min = weight * scores.decay(bookmark.when.from.min(scores.at));
+        let max = weight * scores.decay(bookmark.when.to.unwrap_or(scores.at).min(scores.at));
         self.effects += 1;
-        self.least += least;
-        self.most += most;
-        self.smallest = Some(self.smallest.map_or(least, |smallest| smallest.min(least)));
+        self.min += min;
+        self.max += max;
+        self.smallest = Some(self.smallest.map_or(min, |smallest| smallest.min(min)));
     }
 
     /// How far the growth is off, in whole effects. Half of the smallest thing that can happen to a
     /// spot, a view, is the least that counts.
-    pub(super) fn off(&self, grown: f64, before: &Scores, scores: &Scores) -> Off {
+    pub(super) fn off(&self, grown: f64, before: &Scores, scores: &Scores) -> Deviation {
         let weights = scores.weights;
         let oldest = weights.bookmark * scores.decay(before.at);
         let smallest = self.smallest.unwrap_or(oldest);
@@ -45,10 +45,10 @@ impl Expected {
         let effects = |by: f64| {
             if by > tolerance { (by / smallest).round().clamp(1.0, 1e9) as u64 } else { 0 }
         };
-        if self.most - self.least > tolerance || tolerance < TOO_SMALL {
-            return Off { missing: 0, surplus: 0, cannot_tell: true };
+        if self.max - self.min > tolerance || tolerance < TOO_SMALL {
+            return Deviation { missing: 0, surplus: 0, is_unclear: true };
         }
-        let (missing, surplus) = (effects(self.least - grown), effects(grown - self.most));
-        Off { missing, surplus, cannot_tell: false }
+        let (missing, surplus) = (effects(self.min - grown), effects(grown - self.max));
+        Deviation { missing, surplus, is_unclear: false }
     }
 }

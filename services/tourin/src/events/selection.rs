@@ -7,13 +7,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 /// The most that one command takes, so that a slip of the pen stays small.
-const MAX_SET: usize = 10_000;
+const MAX_IDS: usize = 10_000;
 /// The most bytes of a list that are read: a line of a listing is some 200.
 const MAX_LIST_BYTES: u64 = 8 << 20;
 
 /// Which events, and whether it is meant.
 #[derive(Debug, Clone, Args)]
-pub struct Chosen {
+pub struct Selection {
     /// The events' ids, as `list` shows them at the beginning of its lines
     #[arg(value_name = "ID", required_unless_present = "from")]
     pub ids: Vec<String>,
@@ -25,12 +25,12 @@ pub struct Chosen {
     pub dry_run: bool,
 }
 
-impl Chosen {
+impl Selection {
     /// The ids, each once, in the order given.
     ///
     /// # Errors
     /// When the file cannot be read, a line begins with no id, or there is none or too many.
-    pub fn set<T: FromStr + PartialEq>(&self, what: &str) -> anyhow::Result<Vec<T>> {
+    pub fn ids<T: FromStr + PartialEq>(&self, what: &str) -> anyhow::Result<Vec<T>> {
         let text = match self.from.as_deref() {
             Some("-") => read(std::io::stdin().lock()).context("cannot read standard input")?,
             Some(path) => std::fs::File::open(path)
@@ -46,8 +46,8 @@ impl Chosen {
             if !set.contains(&id) {
                 set.push(id);
             }
-            if set.len() > MAX_SET {
-                bail!("more than {MAX_SET} events are named; do it in parts");
+            if set.len() > MAX_IDS {
+                bail!("more than {MAX_IDS} events are named; do it in parts");
             }
         }
         if set.is_empty() {
@@ -71,15 +71,15 @@ fn read(source: impl Read) -> std::io::Result<String> {
 mod tests {
     use super::*;
 
-    fn ids(ids: &[&str]) -> Chosen {
+    fn ids(ids: &[&str]) -> Selection {
         let ids = ids.iter().map(|id| (*id).to_owned()).collect();
-        Chosen { ids, from: None, dry_run: false }
+        Selection { ids, from: None, dry_run: false }
     }
 
     #[test]
     fn a_set_is_each_id_once_in_the_order_given() {
-        assert_eq!(ids(&["7", "3", "7"]).set::<u64>("a number").unwrap(), [7, 3]);
-        let wrong = ids(&["7", "x"]).set::<u64>("a number").unwrap_err().to_string();
+        assert_eq!(ids(&["7", "3", "7"]).ids::<u64>("a number").unwrap(), [7, 3]);
+        let wrong = ids(&["7", "x"]).ids::<u64>("a number").unwrap_err().to_string();
         assert!(wrong.contains("'x' is not a number"), "{wrong}");
     }
 
@@ -89,9 +89,9 @@ mod tests {
         std::fs::write(file.path(), "12  user.viewTourspot  member1\n\n13  user.delete  member2\n")
             .unwrap();
         let from = Some(file.path().display().to_string());
-        let chosen = Chosen { ids: Vec::new(), from, dry_run: true };
-        assert_eq!(chosen.set::<u64>("a number").unwrap(), [12, 13]);
+        let selection = Selection { ids: Vec::new(), from, dry_run: true };
+        assert_eq!(selection.ids::<u64>("a number").unwrap(), [12, 13]);
         std::fs::write(file.path(), "\n").unwrap();
-        assert!(chosen.set::<u64>("a number").unwrap_err().to_string().contains("no event"));
+        assert!(selection.ids::<u64>("a number").unwrap_err().to_string().contains("no event"));
     }
 }

@@ -35,10 +35,10 @@ const HEADERS: [Header; 8] = [
     ),
     header(
         "Vary",
-        "What of the request the answer depends on besides its target: `Origin`, and for refusals `Accept-Language`.",
+        "What of the request the response depends on besides its target: `Origin`, and for refusals `Accept-Language`.",
         true,
     ),
-    header("Cache-Control", "Whether and how long the answer may be kept.", true),
+    header("Cache-Control", "Whether and how long the response may be kept.", true),
     header("Content-Language", "The language of the message: `ko` or `en`.", false),
     header("Retry-After", "Seconds after which to try again.", false),
     header("WWW-Authenticate", "How to show who is calling (RFC 6750).", false),

@@ -16,18 +16,18 @@ use tokio::sync::watch;
 use tourin_chassis::identity::IdentitySigner;
 use tourin_registry_api::OUT_OF_REACH;
 
-use crate::answers::Answer;
-use crate::auth::{Authenticator, Credentials, Entrant};
+use crate::auth::{Authenticator, Caller, Credentials};
 use crate::authority::{self, Authority};
 use crate::client_address::Client;
 use crate::context::{Admitted, RequestContext};
 use crate::headers;
 use crate::landing_page::{LANDING_PATH, LandingPage};
-use crate::limits::{Admission, RateLimits};
+use crate::limits::{ConcurrencyLimit, RateLimits};
 use crate::messages;
 use crate::openapi::ApiDescription;
 use crate::origin::OriginPolicy;
 use crate::path::{self, PathError};
+use crate::responses::Response;
 use crate::routes::{Access, OPENAPI_PATH, RouteTable};
 use crate::upstreams::Upstreams;
 
@@ -54,7 +54,7 @@ pub struct RequestLimits {
 }
 
 /// What decides.
-pub struct Gate {
+pub struct AdmissionFilter {
     /// Where requests go.
     pub routes: Arc<RouteTable>,
     /// Who is calling.
@@ -70,7 +70,7 @@ pub struct Gate {
     /// Calls per client.
     pub rates: Arc<RateLimits>,
     /// Requests at once.
-    pub admission: Admission,
+    pub concurrency: ConcurrencyLimit,
     /// The merged API description.
     pub api: Arc<ApiDescription>,
     /// What a browser is shown at `/`.
@@ -87,7 +87,7 @@ pub struct Gate {
     pub was_ready: AtomicBool,
 }
 
-impl Gate {
+impl AdmissionFilter {
     /// Where a request's path leads: noted in its context, before anything is decided, so that
     /// whatever is decided is traced under its route.
     ///
@@ -110,7 +110,7 @@ impl Gate {
     }
 
     /// Lets a request in (its context then says where it goes), or gives the answer to it. `path` is
-    /// what [`Gate::locate`] gave.
+    /// what [`AdmissionFilter::locate`] gave.
     ///
     /// # Errors
     /// The answer, which need not be a refusal: what the gateway serves itself comes this way too.
@@ -119,20 +119,20 @@ impl Gate {
         session: &mut Session,
         ctx: &mut RequestContext,
         path: Result<String, PathError>,
-    ) -> Result<(), Answer> {
+    ) -> Result<(), Response> {
         let header = session.req_header();
         ctx.cross_origin = self.origins.allowed_origin(&header.headers);
         if header.raw_path().len() > self.limits.uri_bytes {
-            return Err(Answer::uri_too_long(self.limits.uri_bytes));
+            return Err(Response::uri_too_long(self.limits.uri_bytes));
         }
         if header.headers.len() > self.limits.header_count {
-            return Err(Answer::head_too_large(messages::too_many_fields(
+            return Err(Response::head_too_large(messages::too_many_fields(
                 self.limits.header_count,
             )));
         }
         let raw = session.as_http1().map(|http| http.get_headers_raw_bytes()).unwrap_or_default();
         headers::check_framing(&raw, &header.headers)?;
-        let connection = ctx.connection.as_ref().ok_or_else(Answer::internal)?;
+        let connection = ctx.connection.as_ref().ok_or_else(Response::internal)?;
         let declared = declared_body(header);
         connection.expect_body(declared);
         let asked = authority::of_request(header, connection.target_authority())?;
@@ -142,35 +142,35 @@ impl Gate {
         if header.method == Method::OPTIONS && header.raw_path() == b"*" {
             // Asks what the server as a whole can do (RFC 9110, 9.3.7).
             let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
-            return Err(Answer::empty(StatusCode::NO_CONTENT).with(ALLOW, methods));
+            return Err(Response::empty(StatusCode::NO_CONTENT).with(ALLOW, methods));
         }
         let path = path.map_err(|error| match error {
-            PathError::Malformed => Answer::malformed(messages::invalid_path()),
-            PathError::Ambiguous => Answer::not_found(),
+            PathError::Malformed => Response::malformed(messages::invalid_path()),
+            PathError::Ambiguous => Response::not_found(),
         })?;
         if let Some(own) = ctx.own_path {
             return Err(self.own(own, session, &client));
         }
-        let place = self
-            .admission
-            .enter()
-            .ok_or_else(|| Answer::unavailable(messages::too_many_requests_at_once()))?;
-        let route = ctx.route.clone().ok_or_else(Answer::not_found)?;
+        let permit = self
+            .concurrency
+            .try_acquire()
+            .ok_or_else(|| Response::unavailable(messages::too_many_requests_at_once()))?;
+        let route = ctx.route.clone().ok_or_else(Response::not_found)?;
 
         let header = session.req_header();
-        if let Some(answer) =
+        if let Some(response) =
             self.origins.preflight(&header.method, &header.headers, &route.allow())
         {
-            return Err(answer);
+            return Err(response);
         }
         let access = route
             .access(&header.method)
-            .ok_or_else(|| Answer::method_not_allowed(&route.allow()))?;
+            .ok_or_else(|| Response::method_not_allowed(&route.allow()))?;
         let body_limit = route.body_limit_bytes.unwrap_or(self.limits.body_bytes);
         if declared.is_some_and(|bytes| bytes > body_limit) {
-            return Err(Answer::body_too_large(body_limit));
+            return Err(Response::body_too_large(body_limit));
         }
-        self.rates.check(&route.template, client.address).map_err(Answer::rate_limited)?;
+        self.rates.check(&route.template, client.address).map_err(Response::rate_limited)?;
         let credentials = match access {
             Access::Anonymous => Credentials::default(),
             _ => Credentials::of(&header.headers),
@@ -181,11 +181,11 @@ impl Gate {
             client.host.as_ref(),
             credentials.need_own_site(access),
         )?;
-        let Entrant { subject, renewal } =
+        let Caller { subject, renewal } =
             self.authenticator.admit(access, &credentials, client.address).await?;
         ctx.renewal = renewal;
         if !self.upstreams.has_any(&route.service) {
-            return Err(Answer::unavailable(messages::no_instance_is_up(&route.service)));
+            return Err(Response::unavailable(messages::no_instance_is_up(&route.service)));
         }
         let identity = self.signer.sign(&subject, &route.service);
         self.rewrite(session, path, asked.as_ref())?;
@@ -196,7 +196,7 @@ impl Gate {
             first_byte_timeout: route.first_byte_timeout.unwrap_or(self.limits.first_byte_timeout),
             deadline: Instant::now() + route.total_timeout.unwrap_or(self.limits.total_timeout),
             route,
-            _place: place,
+            _permit: permit,
         });
         Ok(())
     }
@@ -208,41 +208,42 @@ impl Gate {
         session: &mut Session,
         mut path: String,
         asked: Option<&Authority>,
-    ) -> Result<(), Answer> {
+    ) -> Result<(), Response> {
         let header = session.req_header_mut();
         let host = HeaderValue::from_str(asked.map_or("", Authority::as_str))
-            .map_err(|_| Answer::internal())?;
+            .map_err(|_| Response::internal())?;
         if header.headers.get(HOST) != Some(&host) {
-            header.insert_header(HOST, host).map_err(|_| Answer::internal())?;
+            header.insert_header(HOST, host).map_err(|_| Response::internal())?;
         }
         if let Some(query) = header.uri.query() {
             path.push('?');
             path.push_str(query);
         }
         let target = PathAndQuery::try_from(path)
-            .map_err(|_| Answer::malformed(messages::invalid_query()))?;
+            .map_err(|_| Response::malformed(messages::invalid_query()))?;
         header.set_uri(Uri::from(target));
         Ok(())
     }
 
     /// The gateway's own paths.
-    fn own(&self, path: &str, session: &Session, client: &Client) -> Answer {
+    fn own(&self, path: &str, session: &Session, client: &Client) -> Response {
         let header = session.req_header();
         let is_read = [Method::GET, Method::HEAD].contains(&header.method);
-        if let Some(answer) = self.origins.preflight(&header.method, &header.headers, "GET, HEAD") {
-            return answer;
+        if let Some(response) = self.origins.preflight(&header.method, &header.headers, "GET, HEAD")
+        {
+            return response;
         }
         if !is_read {
-            return Answer::method_not_allowed("GET, HEAD");
+            return Response::method_not_allowed("GET, HEAD");
         }
         match path {
-            LANDING_PATH => self.landing_page.answer(&header.headers, client),
-            "/healthz" => Answer::json(StatusCode::OK, r#"{"status":"alive"}"#),
+            LANDING_PATH => self.landing_page.response(&header.headers, client),
+            "/healthz" => Response::json(StatusCode::OK, r#"{"status":"alive"}"#),
             "/readyz" => {
                 let (status, report) = self.readiness(session.is_process_shutting_down());
-                Answer::json(status, report.to_string())
+                Response::json(status, report.to_string())
             }
-            _ => self.api.answer(&header.headers),
+            _ => self.api.response(&header.headers),
         }
     }
 
@@ -252,7 +253,7 @@ impl Gate {
         for service in self.upstreams.missing() {
             unready.insert(service.to_owned(), "no instance is up".into());
         }
-        let mut essential = self.upstreams.none_is_up();
+        let mut essential = self.upstreams.all_down();
         if !self.keys.is_loaded() {
             essential = true;
             unready.insert("keys".to_owned(), "core's keys have not been loaded yet".into());

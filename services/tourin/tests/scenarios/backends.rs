@@ -5,17 +5,17 @@ use std::time::Duration;
 use tourin::up::UpSettings;
 
 /// How long a scenario waits for something that must come true.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a view takes to the trend at most.
 pub const FRESH: Duration = Duration::from_secs(1);
 /// There is none.
 pub const MONGODB_MAY_BE_SLOW: bool = false;
 
 #[derive(Debug)]
-pub struct Corner;
+pub struct Backends;
 
-impl Corner {
-    pub async fn take(_settings: &mut UpSettings) -> Self {
+impl Backends {
+    pub async fn create(_settings: &mut UpSettings) -> Self {
         Self
     }
 }

@@ -1,4 +1,4 @@
-//! Where a scenario's mesh keeps its data: a corner of its own on each server of the test bed.
+//! Where a scenario's mesh keeps its data: a backends of its own on each server of the test bed.
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tourin_testbed::Proxy;
 use uuid::Uuid;
 
 /// How long a scenario waits for something that must come true.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const TIMEOUT: Duration = Duration::from_secs(40);
 /// How long a view takes to the trend at most, on a machine that has other things to do.
 pub const FRESH: Duration = Duration::from_secs(10);
 /// While one mesh writes its catalogue, the bed's MongoDB-protocol server now and then gives the other
@@ -25,14 +25,14 @@ pub const MONGODB_MAY_BE_SLOW: bool = true;
 static ROOM: Semaphore = Semaphore::const_new(2);
 
 /// Database, key prefixes and virtual host of one scenario; gone with this value.
-pub struct Corner {
+pub struct Backends {
     name: String,
     database: Option<TestDatabase>,
     _room: SemaphorePermit<'static>,
 }
 
-impl Corner {
-    pub async fn take(settings: &mut UpSettings) -> Self {
+impl Backends {
+    pub async fn create(settings: &mut UpSettings) -> Self {
         let room = ROOM.acquire().await.unwrap();
         let name = format!("scenario-{}", Uuid::now_v7().simple());
         let database = TestDatabase::create().await;
@@ -54,9 +54,9 @@ impl Corner {
     }
 
     /// Has the settings lead to the documents by a proxy, which can be slow.
-    pub async fn documents_by_a_proxy(settings: &mut UpSettings) -> Proxy {
+    pub async fn mongodb_by_proxy(settings: &mut UpSettings) -> Proxy {
         let servers = &mut settings.parts.recommendation.servers;
-        let url = servers.mongodb_url.take().expect("taken a corner");
+        let url = servers.mongodb_url.take().expect("with a MongoDB");
         let way = Proxy::open_to_url(url.expose()).await;
         servers.mongodb_url = Some(way.url(url.expose()).parse().unwrap());
         way
@@ -72,7 +72,7 @@ impl Corner {
     }
 }
 
-impl Drop for Corner {
+impl Drop for Backends {
     fn drop(&mut self) {
         let (name, database) = (self.name.clone(), self.database.take());
         // On a thread of its own: this one belongs to the scenario's runtime.
@@ -123,7 +123,7 @@ async fn make_virtual_host(name: &str) {
 
 async fn call_the_broker(method: Method, path: &str, body: Option<serde_json::Value>) {
     let url = format!("{}/api/{path}", server("TOURIN_AMQP_API_URL"));
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().unwrap();
     let mut request = client.request(method, url);
     if let Some(body) = body {
         request = request.json(&body);

@@ -11,52 +11,52 @@ use tourin_chassis::http::TRACE_RESPONSE_HEADER;
 use tourin_chassis::identity::REQUEST_ID_HEADER;
 use tourin_chassis::telemetry::{HttpRequest, Service, Text, method_name};
 
-use crate::answers::Answer;
 use crate::metrics::GatewayMetrics;
+use crate::responses::Response;
 
 /// What stands for a route that nobody could read.
-const UNREAD: &str = "unread";
+const MALFORMED: &str = "malformed";
 
 /// How a request is seen of which there is no head.
 #[derive(Debug, Clone)]
-pub struct Unread {
+pub struct MalformedRequests {
     service: Service,
     metrics: Arc<GatewayMetrics>,
 }
 
-impl Unread {
+impl MalformedRequests {
     /// For the gateway as `service`, counted in its `metrics`.
     pub fn new(service: Service, metrics: Arc<GatewayMetrics>) -> Self {
         Self { service, metrics }
     }
 
     /// The whole refusal of a request that began to come at `started`.
-    pub fn refuse(&self, answer: Answer, started: SystemTime) -> Bytes {
+    pub fn refuse(&self, response: Response, started: SystemTime) -> Bytes {
         // What came may be anything; nothing of it is taken over. This goes by `_OTHER`.
         let method = &Method::CONNECT;
         let request = HttpRequest {
             method,
-            route: Some(Text::from(UNREAD)),
+            route: Some(Text::from(MALFORMED)),
             started: Some(started),
             unwatched: false,
         };
         let span = self.service.server(&HeaderMap::new(), &request);
-        let status = answer.status.as_u16();
+        let status = response.status.as_u16();
         span.set_status(status);
-        if let Some(error) = answer.refusal_kind() {
+        if let Some(error) = response.refusal_kind() {
             self.metrics.refused(error);
             span.annotate("refused", &[("error", error)]);
         }
         let took = started.elapsed().unwrap_or_default();
         // From the head on, as for all requests; there was none.
         let answering = Duration::ZERO;
-        self.metrics.service.http().observe(UNREAD, method_name(method), status, answering);
+        self.metrics.service.http().observe(MALFORMED, method_name(method), status, answering);
 
         let _current = span.enter();
         let id = span.trace_id();
         tracing::info!(
             method = method_name(method),
-            route = UNREAD,
+            route = MALFORMED,
             status,
             duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             request_id = id.as_deref().unwrap_or("-"),
@@ -64,10 +64,10 @@ impl Unread {
         );
         let id = id.and_then(|id| HeaderValue::try_from(id).ok());
         let ids = [(REQUEST_ID_HEADER, id), (TRACE_RESPONSE_HEADER, span.trace_response())];
-        let with = |answer: Answer, (name, value): (_, Option<_>)| match value {
-            Some(value) => answer.with(name, value),
-            None => answer,
+        let with = |response: Response, (name, value): (_, Option<_>)| match value {
+            Some(value) => response.with(name, value),
+            None => response,
         };
-        ids.into_iter().fold(answer, with).to_wire()
+        ids.into_iter().fold(response, with).to_wire()
     }
 }

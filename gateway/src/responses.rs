@@ -19,7 +19,7 @@ use crate::messages;
 
 /// An answer that is the gateway's own.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct Response {
     /// The status.
     pub status: StatusCode,
     /// Headers besides content type, length and caching.
@@ -40,7 +40,7 @@ enum Body {
     },
 }
 
-impl Answer {
+impl Response {
     /// An answer without a body.
     pub fn empty(status: StatusCode) -> Self {
         Self { status, headers: Vec::new(), body: Body::Empty, cacheable: false }
@@ -124,14 +124,14 @@ impl Answer {
 
     /// 405 with the methods that there are.
     pub fn method_not_allowed(allow: &str) -> Self {
-        let answer = Self::refusal(
+        let response = Self::refusal(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             shared::method_not_allowed(),
         );
         match HeaderValue::from_str(allow) {
-            Ok(allow) => answer.with(ALLOW, allow),
-            Err(_) => answer,
+            Ok(allow) => response.with(ALLOW, allow),
+            Err(_) => response,
         }
     }
 
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn an_answer_as_bytes_has_all_its_headers() {
-        let wire = Answer::method_not_allowed("GET, HEAD").retry_after(Duration::ZERO).to_wire();
+        let wire = Response::method_not_allowed("GET, HEAD").retry_after(Duration::ZERO).to_wire();
         let wire = String::from_utf8(wire.to_vec()).unwrap();
         let (head, body) = wire.split_once("\r\n\r\n").unwrap();
         let lines: Vec<_> = head.split("\r\n").collect();
