@@ -75,10 +75,6 @@ pub struct DatabaseSettings {
     /// Connections that write to MySQL, at most
     #[arg(long, env = "TOURIN_MYSQL_WRITERS", value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
     pub mysql_writers: u32,
-    /// Most memory that the search index of a MySQL database may take in this process, in MiB (about
-    /// 230 for a million spots); a larger one, or with 0 any, is searched in the database, slower
-    #[arg(long, env = "TOURIN_SEARCH_MEMORY_MIB", value_name = "MIB", default_value_t = SEARCH_MEMORY_MIB, value_parser = value_parser!(u32).range(0..=1_048_576))]
-    pub search_memory_mib: u32,
     /// Redis 7 for sessions, refresh tokens and revocations (redis://[USER:PASSWORD@]HOST:PORT
     /// [/DATABASE], rediss:// for TLS); goes with --mysql-url, and every gateway is told the same
     /// [default: none; they are in the database]
@@ -103,9 +99,6 @@ pub struct EventSettings {
     #[arg(long, env = "TOURIN_AMQP_PREFIX", value_name = "TEXT", default_value = "")]
     pub amqp_prefix: String,
 }
-
-/// For two million spots.
-const SEARCH_MEMORY_MIB: u32 = 512;
 
 /// How tokens are signed and how long they hold.
 #[derive(Args, Clone, Debug)]
@@ -225,11 +218,6 @@ impl DatabaseSettings {
     pub fn pool_sizes(&self) -> PoolSizes {
         PoolSizes { readers: self.mysql_readers, writers: self.mysql_writers }
     }
-
-    /// The most bytes that the search index may take in memory.
-    pub(crate) fn search_memory_bytes(&self) -> usize {
-        usize::try_from(u64::from(self.search_memory_mib) << 20).unwrap_or(usize::MAX)
-    }
 }
 
 impl EventSettings {
@@ -255,7 +243,6 @@ impl Default for DatabaseSettings {
             mysql_url: None,
             mysql_readers: readers,
             mysql_writers: writers,
-            search_memory_mib: SEARCH_MEMORY_MIB,
             redis_url: None,
             session_redis_prefix: SESSION_REDIS_PREFIX.to_owned(),
         }
