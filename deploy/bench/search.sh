@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Searches by 100 clients at once over many spots in MariaDB, asked of core itself. Run it by
-# `deploy/bench.sh search [SPOTS [SECONDS]]`, within a test bed.
+# Searches and looks at the map by 100 clients at once over many spots, asked of core itself: on MariaDB, then on
+# SQLite. Run it by `deploy/bench.sh search [SPOTS [SECONDS]]`, within a test bed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 release=$1 spots=${2:-1000000} seconds=${3:-20}
@@ -12,24 +12,39 @@ trap '[ -z "$core" ] || kill "$core"; rm -rf "$work"' EXIT
 "$here/spots.py" spots "$spots" >"$work/spots.csv"
 "$here/spots.py" searches 20000 >"$work/searches.txt"
 "$here/spots.py" searches 20000 --rare >"$work/rare.txt"
+"$here/spots.py" maps 5000 >"$work/maps.txt"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
 # Only the database: sessions and events have nothing to do with it.
 unset TOURIN_REDIS_URL TOURIN_AMQP_URL TOURIN_MONGODB_URL
-TOURIN_REGISTRATION_SECRET=$(head -c 24 /dev/urandom | base64) TOURIN_NO_DEMO=true TOURIN_LOG=warn,tourin_registry_api=off \
-    "$release/core" --listen "127.0.0.1:$port" --data-dir "$work/core" &
-core=$!
-until curl -sf "http://127.0.0.1:$port/readyz" >/dev/null; do sleep 0.2; done
-"$release/tourin" import "$work/spots.csv" </dev/null
-# Core reads its search index anew once the catalogue has come to rest.
-sleep 20
+TOURIN_REGISTRATION_SECRET=$(head -c 24 /dev/urandom | base64)
+export TOURIN_REGISTRATION_SECRET TOURIN_NO_DEMO=true TOURIN_LOG=warn,tourin_registry_api=off
 
 run() {
     echo "$1:"
     PATHS=$work/$2 wrk -t2 -c100 -d"${seconds}s" -s "$here/paths.lua" "http://127.0.0.1:$port" | tail -n 1
 }
-run "searches, first pass" searches.txt
-run "searches, again" searches.txt
-run "searches, warm" searches.txt
-run "99 in 100 searches another one" rare.txt
-grep -E 'VmRSS|VmHWM' "/proc/$core/status"
+
+# Starts core on the database of the environment and measures it; its data folder is the argument.
+measure() {
+    "$release/tourin" import "$work/spots.csv" --data-dir "$1" </dev/null
+    "$release/core" --listen "127.0.0.1:$port" --data-dir "$1" &
+    core=$!
+    local began=$SECONDS
+    # Ready once the search index has been read.
+    until curl -sf "http://127.0.0.1:$port/readyz" >/dev/null; do sleep 0.2; done
+    echo "ready after $((SECONDS - began)) s"
+    run "searches, first pass" searches.txt
+    run "searches, again" searches.txt
+    run "99 in 100 searches another one" rare.txt
+    run "looks at the map" maps.txt
+    grep -E 'VmRSS|VmHWM' "/proc/$core/status"
+    kill "$core"
+    wait "$core" || true
+    core=
+}
+echo "on MariaDB"
+measure "$work/core"
+echo "on SQLite"
+unset TOURIN_MYSQL_URL
+measure "$work/core-sqlite"

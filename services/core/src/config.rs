@@ -77,10 +77,6 @@ pub struct DatabaseSettings {
     /// Connections that write to MySQL, at most
     #[arg(long, env = "TOURIN_MYSQL_WRITERS", value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
     pub mysql_writers: u32,
-    /// Most memory that the search index of a MySQL database may take in this process, in MiB (about
-    /// 230 for a million spots, so that the default does for two); a larger one, or with 0 any, is searched in the database, slower
-    #[arg(long, env = "TOURIN_SEARCH_MEMORY_MIB", value_name = "MIB", default_value_t = 512, value_parser = value_parser!(u32).range(0..=1_048_576))]
-    pub search_memory_mib: u32,
     /// The Redis that sessions are on; it goes with --mysql-url.
     #[command(flatten)]
     pub sessions: SessionRedisSettings,
@@ -204,11 +200,6 @@ impl DatabaseSettings {
     /// The most connections to the server.
     pub fn pool_sizes(&self) -> PoolSizes {
         PoolSizes { readers: self.mysql_readers, writers: self.mysql_writers }
-    }
-
-    /// The most bytes that the search index may take in memory.
-    pub(crate) fn search_memory_bytes(&self) -> usize {
-        usize::try_from(u64::from(self.search_memory_mib) << 20).unwrap_or(usize::MAX)
     }
 }
 

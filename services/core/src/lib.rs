@@ -51,9 +51,9 @@ use crate::config::TokenSettings;
 use crate::http::{AppState, messages};
 use crate::store::Store;
 use crate::store::key_files::{read_or_create_signing_key, read_previous_keys, read_signing_key};
-use crate::store::mysql::MysqlSpots;
+use crate::store::mysql::MysqlStore;
 use crate::store::redis::{MysqlRedisStore, RedisSessions};
-use crate::store::sqlite::SqliteSpots;
+use crate::store::sqlite::SqliteStore;
 
 /// The service's name in the registry and in identities.
 pub const SERVICE: &str = "core";
@@ -268,9 +268,9 @@ impl Core {
             let gauge = metrics::of_relay(&metrics, &sources, stats);
             tasks.spawn("outbox gauge", gauge.run(end.clone()));
         }
-        let most_bytes = settings.database.search_memory_bytes();
-        let searching = store.clone().keep_search_memory(most_bytes, end.clone());
-        tasks.spawn("search index", searching);
+        let read = health.register("search index");
+        read.set_unready("being read");
+        tasks.spawn("search index", store.clone().keep_search_index(read, end.clone()));
 
         let limits = HttpLimits::default();
         let verifier = IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
@@ -405,9 +405,9 @@ pub fn has_database(data_dir: &Path) -> bool {
 ///
 /// # Errors
 /// When the folder cannot be made or the database in it not be opened.
-pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteSpots> {
+pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteStore> {
     create_private(data_dir)?;
-    Ok(SqliteSpots::new(Store::open_sqlite(data_dir, 1).await?))
+    Store::open_sqlite(data_dir, 1).await
 }
 
 /// The tour spots in a database on a server, for an import beside services that may be running on
@@ -415,8 +415,8 @@ pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteSpots> {
 ///
 /// # Errors
 /// When the address is none, or the server refuses or does not answer.
-pub async fn open_spots_on_server(url: &MysqlUrl) -> anyhow::Result<MysqlSpots> {
-    Ok(MysqlSpots::new(Store::open_mysql_within(COMMAND_LIMIT, url).await?))
+pub async fn open_spots_on_server(url: &MysqlUrl) -> anyhow::Result<MysqlStore> {
+    Store::open_mysql_within(COMMAND_LIMIT, url).await
 }
 
 /// The outbox in a data folder, beside a service that may be running on it.

@@ -10,7 +10,7 @@ use super::StoreError;
 use crate::domain::geo::Bounds;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::{SpotFilter, SpotSort};
-use crate::domain::spot::{Spot, SpotDraft, SpotId};
+use crate::domain::spot::{Spot, SpotDraft, SpotId, SpotOverview};
 
 /// Most spots on the map when the settings do not say.
 pub const DEFAULT_MAP_SPOTS: usize = 500;
@@ -41,17 +41,17 @@ pub trait SpotStore: Send + Sync {
         filter: &SpotFilter,
         sort: SpotSort,
         page: PageRequest,
-    ) -> Result<Option<Page<Spot>>, StoreError>;
+    ) -> Result<Option<Page<SpotOverview>>, StoreError>;
 
-    /// The spots in a box that pass the filter, by id; when there are more than `most`, the choice
-    /// that [`crate::domain::geo::spread`] makes over the box's grid of at most `most` cells.
+    /// The spots in a box that pass the filter, by id; when there are more than `max`, the choice
+    /// that [`crate::domain::geo::spread`] makes over the box's grid of at most `max` cells.
     /// `None` when the filter names a member who does not exist.
     async fn map(
         &self,
         filter: &SpotFilter,
         bounds: &Bounds,
-        most: usize,
-    ) -> Result<Option<Vec<Spot>>, StoreError>;
+        max: usize,
+    ) -> Result<Option<Vec<SpotOverview>>, StoreError>;
 
     /// Adds or changes at most [`MAX_BATCH`] spots, in their order, with a [`upserted`] event for
     /// each that changes; all or nothing. An id that comes twice is changed twice.
@@ -124,7 +124,7 @@ impl Spots {
         filter: &SpotFilter,
         sort: SpotSort,
         page: PageRequest,
-    ) -> Result<Option<Page<Spot>>, StoreError> {
+    ) -> Result<Option<Page<SpotOverview>>, StoreError> {
         self.store.search(filter, sort, page).await
     }
 
@@ -136,7 +136,7 @@ impl Spots {
         &self,
         filter: &SpotFilter,
         bounds: &Bounds,
-    ) -> Result<Option<Vec<Spot>>, StoreError> {
+    ) -> Result<Option<Vec<SpotOverview>>, StoreError> {
         self.store.map(filter, bounds, self.map_spots).await
     }
 

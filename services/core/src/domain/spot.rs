@@ -266,6 +266,32 @@ pub struct Spot {
     pub content: SpotContent,
 }
 
+/// What a list or the map shows of a spot.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "the fields of a spot")]
+pub struct SpotOverview {
+    pub id: SpotId,
+    pub name: String,
+    pub address: String,
+    pub at: Coordinates,
+    pub tags: TagSet,
+    pub image_url: Option<String>,
+}
+
+impl Spot {
+    /// What a list shows of it.
+    pub fn overview(&self) -> SpotOverview {
+        SpotOverview {
+            id: self.id,
+            name: self.content.name.clone(),
+            address: self.content.address.clone(),
+            at: self.content.at,
+            tags: self.content.tags,
+            image_url: self.content.image_url.clone(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use unicode_normalization::UnicodeNormalization as _;

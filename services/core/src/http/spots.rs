@@ -19,7 +19,7 @@ use super::page::{self, PageOf, PageParams};
 use super::{AppState, messages};
 use crate::domain::geo::{Bounds, InvalidBounds};
 use crate::domain::search::{MAX_QUERY_CHARS, SearchText, SpotFilter, SpotSort, UnknownSort};
-use crate::domain::spot::{Spot, SpotId};
+use crate::domain::spot::{Spot, SpotId, SpotOverview};
 use crate::domain::tag::{Tag, TagSet};
 
 pub(super) fn router() -> OpenApiRouter<AppState> {
@@ -49,17 +49,17 @@ pub(super) struct TourSpotOverview {
     tags: Vec<Tag>,
 }
 
-impl From<&Spot> for TourSpotOverview {
-    fn from(spot: &Spot) -> Self {
-        let content = &spot.content;
+impl From<SpotOverview> for TourSpotOverview {
+    fn from(spot: SpotOverview) -> Self {
+        let SpotOverview { id, name, address, at, tags, image_url } = spot;
         Self {
-            id: spot.id.to_string(),
-            name: content.name().to_owned(),
-            address: content.address().to_owned(),
-            lat: content.at().lat(),
-            lng: content.at().lng(),
-            image_url: content.image_url().map(ToOwned::to_owned),
-            tags: content.tags().iter().collect(),
+            id: id.to_string(),
+            name,
+            address,
+            lat: at.lat(),
+            lng: at.lng(),
+            image_url,
+            tags: tags.iter().collect(),
         }
     }
 }
@@ -95,7 +95,8 @@ pub(super) struct TourSpot {
 
 impl From<&Spot> for TourSpot {
     fn from(spot: &Spot) -> Self {
-        let TourSpotOverview { id, name, address, lat, lng, image_url, tags } = spot.into();
+        let TourSpotOverview { id, name, address, lat, lng, image_url, tags } =
+            spot.overview().into();
         Self {
             id,
             name,
@@ -279,7 +280,7 @@ async fn list(
     let filter = filter(&params, &caller)?;
     let found = state.content.spots.search(&filter, sort, request).await?;
     let spots = found.ok_or_else(no_such_member)?;
-    Ok(page::answer(spots.map(|spot| TourSpotOverview::from(&spot))))
+    Ok(page::answer(spots.map(TourSpotOverview::from)))
 }
 
 /// Tour spots in a box of the map
@@ -307,7 +308,7 @@ async fn map(
     let filter = filter(&params, &caller)?;
     let found = state.content.spots.map(&filter, &bounds).await?;
     let spots = found.ok_or_else(no_such_member)?;
-    Ok(Json(spots.iter().map(TourSpotOverview::from).collect()))
+    Ok(Json(spots.into_iter().map(TourSpotOverview::from).collect()))
 }
 
 /// A tour spot

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::time::timeout;
-use tourin_chassis::health::{Outcomes, Trouble};
+use tourin_chassis::health::{Dependency, Outcomes, Trouble};
 use tourin_chassis::pruning::PassLog;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::{Database, MysqlUrl, PoolSizes};
 use tourin_shared_events::outbox::{OutboxStore, Wake};
 
-use super::mysql::{MysqlSpots, MysqlStore};
+use super::mysql::MysqlStore;
 use super::redis::MysqlRedisStore;
-use super::sqlite::{SqliteSpots, SqliteStore};
+use super::sqlite::SqliteStore;
 use super::traced::{MYSQL, SQLITE, Traced};
 use crate::app::accounts::AccountStore;
 use crate::app::bookmarks::BookmarkStore;
@@ -131,21 +131,12 @@ impl Store {
         }
     }
 
-    /// The spots, with a memory of recent searches of its own: ask once.
+    /// The spots.
     pub fn spots(&self) -> Arc<dyn SpotStore> {
         match self {
-            Self::Sqlite(store) => {
-                let spots = SqliteSpots::new(store.clone());
-                Arc::new(Traced::new(SQLITE.with(&store.outcomes), Arc::new(spots)))
-            }
-            Self::Mysql(store) => {
-                let spots = MysqlSpots::new(store.clone());
-                Arc::new(Traced::new(MYSQL.with(&store.outcomes), Arc::new(spots)))
-            }
-            Self::MysqlRedis(store) => {
-                let spots = MysqlSpots::new(store.mysql().clone());
-                Arc::new(Traced::new(MYSQL.with(&store.mysql().outcomes), Arc::new(spots)))
-            }
+            Self::Sqlite(store) => Arc::new(store.clone()),
+            Self::Mysql(store) => Arc::new(store.clone()),
+            Self::MysqlRedis(store) => Arc::new(store.mysql().clone()),
         }
     }
 
@@ -204,16 +195,12 @@ impl Store {
         }
     }
 
-    /// Keeps the search index of a database on a server in memory, at most so many bytes, until
-    /// `stop`. The embedded one has it at hand.
-    pub(crate) async fn keep_search_memory(self, most_bytes: usize, stop: Shutdown) {
+    /// Keeps the search index up to date until `stop`; `read` is ready once it has been read.
+    pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
         match self {
-            Self::Sqlite(_) => stop.begun().await,
-            Self::Mysql(_) | Self::MysqlRedis(_) if most_bytes == 0 => stop.begun().await,
-            Self::Mysql(store) => store.keep_search_memory(most_bytes, stop).await,
-            Self::MysqlRedis(store) => {
-                store.mysql().clone().keep_search_memory(most_bytes, stop).await;
-            }
+            Self::Sqlite(store) => store.keep_search_index(read, stop).await,
+            Self::Mysql(store) => store.keep_search_index(read, stop).await,
+            Self::MysqlRedis(store) => store.mysql().clone().keep_search_index(read, stop).await,
         }
     }
 
@@ -235,10 +222,10 @@ impl Store {
         }
     }
 
-    /// Spots in the search index in memory, and its bytes; `None` while there is none.
+    /// Spots in the search index, and its bytes; `None` before it was read.
     pub(crate) fn search_index(&self) -> Option<(u64, usize)> {
         match self {
-            Self::Sqlite(_) => None,
+            Self::Sqlite(store) => store.search_index(),
             Self::Mysql(store) => store.search_index(),
             Self::MysqlRedis(store) => store.mysql().search_index(),
         }

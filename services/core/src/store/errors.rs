@@ -1,5 +1,7 @@
 //! What a failure of an engine means to the caller of a port.
 
+use std::sync::Arc;
+
 use redis::RedisError;
 use tourin_chassis::health::Trouble;
 use tourin_shared_events::outbox::OutboxFull;
@@ -28,15 +30,20 @@ pub(super) fn of_engine(error: anyhow::Error) -> StoreError {
     }
 }
 
+/// What is behind a port's error, also behind one that several callers share.
+fn cause(error: &StoreError) -> &anyhow::Error {
+    let (StoreError::Unavailable(cause) | StoreError::Failed(cause)) = error;
+    cause.downcast_ref::<Arc<StoreError>>().map_or(cause, |shared| self::cause(shared))
+}
+
 /// The engine's error behind a port's, if there is one.
 pub(super) fn engine_error(error: &StoreError) -> Option<&sqlx::Error> {
-    let (StoreError::Unavailable(cause) | StoreError::Failed(cause)) = error;
-    cause.downcast_ref()
+    cause(error).downcast_ref()
 }
 
 /// What a failure says of its engine, in words for an operator and without anything of the request.
 pub(super) fn trouble(error: &StoreError) -> Trouble {
-    let (StoreError::Unavailable(cause) | StoreError::Failed(cause)) = error;
+    let cause = cause(error);
     let refusal = if let Some(error) = cause.downcast_ref::<sqlx::Error>() {
         sqlite::refusal(error).or_else(|| mysql::refusal(error))
     } else if let Some(error) = cause.downcast_ref::<RedisError>() {

@@ -4,11 +4,11 @@ mod engine;
 mod errors;
 mod feed;
 pub mod key_files;
-pub mod mysql;
+mod operation;
 mod passes;
 pub mod redis;
 mod spot_index;
-pub mod sqlite;
+mod sql;
 mod traced;
 
 #[cfg(test)]
@@ -18,3 +18,4 @@ mod contract;
 
 pub(crate) use self::engine::DATABASE_FILE;
 pub use self::engine::Store;
+pub use self::sql::{mysql, sqlite};

@@ -17,15 +17,13 @@ use crate::app::accounts::{AccountStore, Changed, Created, Credentials, Password
 use crate::app::bookmarks::{BookmarkStore, Placed, Removed};
 use crate::app::reviews::{Deleted, Liked, ReviewStore, Written};
 use crate::app::sessions::{OpenSession, Opened, Rotation, SessionStore};
-use crate::app::spots::{SpotStore, Upserted};
 use crate::domain::account::{Account, Member, MemberId, ProfileChange};
 use crate::domain::bookmark::Bookmark;
-use crate::domain::geo::Bounds;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::review::{Review, ReviewContent, ReviewId};
-use crate::domain::search::{SearchText, SpotFilter, SpotSort};
+use crate::domain::search::SearchText;
 use crate::domain::session::{SessionPolicy, SessionTimes};
-use crate::domain::spot::{Spot, SpotDraft, SpotId};
+use crate::domain::spot::SpotId;
 use crate::domain::token::{Salt, SessionId, TokenHash};
 
 /// An engine, by OpenTelemetry's name, and whom readiness asks how what is asked of it ends.
@@ -220,51 +218,6 @@ impl<S: SessionStore + ?Sized> SessionStore for Traced<S> {
 
     async fn prune(&self, policy: &SessionPolicy, now: DateTime<Utc>) -> Result<u64, StoreError> {
         self.engine.call("prune", "sessions", self.port.prune(policy, now)).await
-    }
-}
-
-#[async_trait]
-impl<S: SpotStore + ?Sized> SpotStore for Traced<S> {
-    async fn find(&self, id: SpotId) -> Result<Option<Spot>, StoreError> {
-        self.engine.call("select", "tour_spots", self.port.find(id)).await
-    }
-
-    async fn search(
-        &self,
-        filter: &SpotFilter,
-        sort: SpotSort,
-        page: PageRequest,
-    ) -> Result<Option<Page<Spot>>, StoreError> {
-        self.engine.call("search", "tour_spots", self.port.search(filter, sort, page)).await
-    }
-
-    async fn map(
-        &self,
-        filter: &SpotFilter,
-        bounds: &Bounds,
-        most: usize,
-    ) -> Result<Option<Vec<Spot>>, StoreError> {
-        self.engine.call("search map", "tour_spots", self.port.map(filter, bounds, most)).await
-    }
-
-    async fn upsert_batch(
-        &self,
-        drafts: &[SpotDraft],
-        now: DateTime<Utc>,
-    ) -> Result<Upserted, StoreError> {
-        self.engine.call("upsert", "tour_spots", self.port.upsert_batch(drafts, now)).await
-    }
-
-    async fn page_after(&self, after: Option<SpotId>, limit: u32) -> Result<Vec<Spot>, StoreError> {
-        self.engine.call("select", "tour_spots", self.port.page_after(after, limit)).await
-    }
-
-    async fn catalogue_was_loaded(&self) -> Result<bool, StoreError> {
-        self.engine.call("select", "catalogue", self.port.catalogue_was_loaded()).await
-    }
-
-    async fn mark_catalogue_loaded(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
-        self.engine.call("update", "catalogue", self.port.mark_catalogue_loaded(now)).await
     }
 }
 

@@ -14,7 +14,7 @@ use crate::app::spots::Upserted;
 use crate::domain::geo::Bounds;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::{SpotFilter, SpotSort};
-use crate::domain::spot::{Spot, SpotId};
+use crate::domain::spot::{Spot, SpotId, SpotOverview};
 use crate::domain::tag::Tag;
 
 /// Keeps what is written; nothing else is asked of it.
@@ -35,7 +35,7 @@ impl SpotStore for Shelf {
         _: &SpotFilter,
         _: SpotSort,
         _: PageRequest,
-    ) -> Result<Option<Page<Spot>>, StoreError> {
+    ) -> Result<Option<Page<SpotOverview>>, StoreError> {
         unreachable!("an import does not look")
     }
 
@@ -44,7 +44,7 @@ impl SpotStore for Shelf {
         _: &SpotFilter,
         _: &Bounds,
         _: usize,
-    ) -> Result<Option<Vec<Spot>>, StoreError> {
+    ) -> Result<Option<Vec<SpotOverview>>, StoreError> {
         unreachable!("an import does not look")
     }
 

@@ -8,7 +8,6 @@ use tourin_shared_events::outbox::OutboxStore;
 
 use super::refused;
 use crate::app::import::{Format, Observer, Progress, Rejected, import};
-use crate::store::sqlite::SqliteSpots;
 use crate::testing::{Answer, TestCore, service};
 
 struct Strict;
@@ -37,8 +36,7 @@ pub(super) async fn with_spots() -> TestCore {
 }
 
 async fn add(core: &TestCore, csv: &str) {
-    let spots = SqliteSpots::new(core.store.clone());
-    import(&spots, csv.as_bytes(), Format::Csv, &SystemClock, &mut Strict).await.unwrap();
+    import(&core.store, csv.as_bytes(), Format::Csv, &SystemClock, &mut Strict).await.unwrap();
 }
 
 fn encoded(query: &[(&str, &str)]) -> String {

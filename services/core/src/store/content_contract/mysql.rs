@@ -7,15 +7,14 @@ use tourin_shared_events::outbox::Wake;
 
 use super::*;
 use super::{bookmarks, model, reviews, spots};
-use crate::domain::geo::Bounds;
-use crate::store::mysql::{MysqlSpots, MysqlStore, explained};
+use crate::store::mysql::{MysqlStore, STATEMENTS};
 
 async fn open(home: &TestDatabase) -> (MysqlStore, Stores) {
     let store = MysqlStore::open(home.url(), PoolSizes::default(), Wake::new()).await.unwrap();
     let ports = Arc::new(store.clone());
     let stores = Stores {
         accounts: ports.clone(),
-        spots: Arc::new(MysqlSpots::new(store.clone())),
+        spots: ports.clone(),
         bookmarks: ports.clone(),
         reviews: ports.clone(),
         views: ports,
@@ -45,6 +44,8 @@ suite! {
     spots::an_edited_spot_is_found_by_its_new_words_only,
     spots::a_spot_of_other_rules_is_read_and_mended_by_importing_it_again,
     spots::the_catalogue_is_loaded_once,
+    spots::a_search_finds_what_was_committed_before_it,
+    spots::a_crowded_map_shows_spots_from_all_over_it,
     bookmarks::a_bookmark_commits_with_its_event_once,
     bookmarks::of_many_who_place_one_bookmark_at_once_one_makes_an_event,
     bookmarks::the_newest_bookmark_is_first_on_pages_without_gaps,
@@ -63,13 +64,8 @@ fn lists_and_maps_are_what_a_naive_look_finds() {
     model::check(|drafts, questions| {
         runtime.block_on(async {
             let home = TestDatabase::create().await;
-            let (store, mut stores) = open(&home).await;
-            let all = model::fill(&stores, drafts).await;
-            model::answers_about(&stores, &all, drafts, questions).await;
-            store.read_search_memory().await.unwrap();
-            // One that remembers no search.
-            stores.spots = Arc::new(MysqlSpots::new(store.clone()));
-            model::answers_about(&stores, &all, drafts, questions).await;
+            let (store, stores) = open(&home).await;
+            model::answers_as_the_model_does(&stores, drafts, questions).await;
             store.close().await;
             home.remove().await;
         });
@@ -77,7 +73,7 @@ fn lists_and_maps_are_what_a_naive_look_finds() {
 }
 
 /// The tables that grow with the catalogue, by the names that the statements give them.
-const LARGE: [&str; 6] = ["s", "g", "t", "tour_spots", "spot_grams", "spot_texts"];
+const LARGE: [&str; 2] = ["s", "tour_spots"];
 
 #[tokio::test]
 async fn no_search_reads_every_row() {
@@ -90,10 +86,7 @@ async fn no_search_reads_every_row() {
         })
         .collect();
     stores.add(&drafts).await;
-    sqlx::query("ANALYZE TABLE tour_spots, spot_grams, spot_texts")
-        .fetch_all(store.db.writer())
-        .await
-        .unwrap();
+    sqlx::query("ANALYZE TABLE tour_spots").fetch_all(store.db.writer()).await.unwrap();
     // The steps that read a whole table or a whole index.
     let whole = async |sql: &str| -> Vec<String> {
         let explained = sqlx::AssertSqlSafe(format!("EXPLAIN {sql}"));
@@ -115,92 +108,12 @@ async fn no_search_reads_every_row() {
     {
         assert!(!whole(sql).await.is_empty(), "the check can fail");
     }
-    let bounds = Bounds::new(33.2, 126.1, 37.5, 128.9).unwrap();
-    for sql in explained(&bounds) {
+    for sql in STATEMENTS {
+        // A value that stands for any: a list, or a number.
+        let (list, number) = ("JSON_TABLE('[1,2,3,500,700]'", "7");
+        let sql = sql.replace("JSON_TABLE(?", list).replace('?', number);
         let steps = whole(&sql).await;
         assert!(steps.is_empty(), "{steps:?}\n{sql}");
-    }
-    home.remove().await;
-}
-
-#[tokio::test]
-async fn an_index_in_memory_answers_nobody_once_the_catalogue_has_changed() {
-    let home = TestDatabase::create().await;
-    let (store, stores) = open(&home).await;
-    let found = async |text: &str| {
-        let filter = crate::domain::search::SpotFilter {
-            query: crate::domain::search::SearchText::new(text).unwrap(),
-            ..Default::default()
-        };
-        let sort = crate::domain::search::SpotSort::NameAscending;
-        let mut list = stores.spots.search(&filter, sort, page(1, 10)).await.unwrap().unwrap();
-        list.items.sort_by_key(|spot| spot.id);
-        let bounds = Bounds::new(-90.0, -180.0, 90.0, 180.0).unwrap();
-        let map = stores.spots.map(&filter, &bounds, 10).await.unwrap().unwrap();
-        assert_eq!(list.items, map, "{text}");
-        list.total
-    };
-    stores.add(&[draft(1, raw("경복궁", "서울")), draft(2, raw("창덕궁", "서울"))]).await;
-    store.read_search_memory().await.unwrap();
-    assert_eq!((found("경복궁").await, found("서울").await), (1, 2));
-    stores.add(&[draft(1, raw("해운대", "부산")), draft(3, raw("남산", "서울"))]).await;
-    assert_eq!((found("경복궁").await, found("서울").await, found("해운대").await), (0, 2, 1));
-    store.read_search_memory().await.unwrap();
-    assert_eq!((found("남산").await, found("부산").await, found("해운대").await), (1, 1, 1));
-    home.remove().await;
-}
-
-/// More spots than are read as a whole, in cells that are crowded and cells that are not.
-#[tokio::test]
-async fn a_crowded_map_shows_spots_from_all_over_it() {
-    let home = TestDatabase::create().await;
-    let (store, stores) = open(&home).await;
-    let drafts: Vec<_> = (0..9_000_i64)
-        .map(|id| {
-            // Nine of ten in one corner.
-            let spread = if id % 10 == 0 { 4.0 } else { 0.01 };
-            let along = |seed: i64| ((id * seed) % 10_007) as f64 / 10_007.0;
-            let (lat, lng) = (33.0 + spread * along(7_919), 126.0 + spread * along(104_729));
-            draft(id, RawSpot { lat, lng, ..raw("곳", "서울") })
-        })
-        .collect();
-    stores.add(&drafts).await;
-    let all: Vec<_> = drafts.iter().map(|draft| (draft.id, draft.content.at())).collect();
-    for (filter, most) in [
-        (crate::domain::search::SpotFilter::default(), 500),
-        (crate::domain::search::SpotFilter::default(), 7),
-        (
-            crate::domain::search::SpotFilter {
-                query: crate::domain::search::SearchText::new("서울").unwrap(),
-                ..Default::default()
-            },
-            300,
-        ),
-    ] {
-        let bounds = Bounds::new(33.0, 126.0, 37.0, 130.0).unwrap();
-        let groups = bounds.grid(most).into_iter().map(|range| {
-            let mut group: Vec<_> = all
-                .iter()
-                .map(|(id, at)| (crate::domain::geo::cell(*at), *id))
-                .filter(|(cell, _)| range.contains(cell))
-                .collect();
-            group.sort_unstable();
-            group
-        });
-        let mut expected: Vec<_> = crate::domain::geo::spread(groups.collect(), most)
-            .into_iter()
-            .map(|(_, id)| id)
-            .collect();
-        expected.sort_unstable();
-        for in_memory in [false, true] {
-            if in_memory {
-                store.read_search_memory().await.unwrap();
-            }
-            let found = stores.spots.map(&filter, &bounds, most).await.unwrap().unwrap();
-            let found: Vec<_> = found.iter().map(|spot| spot.id).collect();
-            assert_eq!(found, expected, "in memory: {in_memory}");
-        }
-        store.forget_search_memory();
     }
     home.remove().await;
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::app::import::load_catalogue;
 use crate::app::spots::Upserted;
-use crate::domain::geo::Bounds;
+use crate::domain::geo::{Bounds, cell, spread};
 use crate::domain::search::{SearchText, SpotFilter, SpotSort};
 use crate::domain::spot::Spot;
 
@@ -174,4 +174,58 @@ pub(super) async fn the_catalogue_is_loaded_once(stores: Stores) {
     assert_eq!(load_catalogue(&*stores.spots, &clock).await.unwrap(), None);
     let spot = stores.spots.find(first.id).await.unwrap().unwrap();
     assert_eq!(spot.content.name(), "편집된 이름", "an edit outlives a restart");
+}
+
+pub(super) async fn a_search_finds_what_was_committed_before_it(stores: Stores) {
+    let found = async |text: &str| {
+        let filter = SpotFilter { query: SearchText::new(text).unwrap(), ..Default::default() };
+        let sort = SpotSort::NameAscending;
+        let mut list = stores.spots.search(&filter, sort, page(1, 10)).await.unwrap().unwrap();
+        list.items.sort_by_key(|spot| spot.id);
+        let bounds = Bounds::new(-90.0, -180.0, 90.0, 180.0).unwrap();
+        let map = stores.spots.map(&filter, &bounds, 10).await.unwrap().unwrap();
+        assert_eq!(list.items, map, "{text}");
+        list.total
+    };
+    stores.add(&[draft(1, raw("경복궁", "서울")), draft(2, raw("창덕궁", "서울"))]).await;
+    assert_eq!((found("경복궁").await, found("서울").await), (1, 2));
+    stores.add(&[draft(1, raw("해운대", "부산")), draft(3, raw("남산", "서울"))]).await;
+    assert_eq!((found("경복궁").await, found("서울").await, found("해운대").await), (0, 2, 1));
+    assert_eq!((found("남산").await, found("부산").await, found("해운대").await), (1, 1, 1));
+}
+
+/// More spots than are looked up one by one, in cells that are crowded and cells that are not.
+pub(super) async fn a_crowded_map_shows_spots_from_all_over_it(stores: Stores) {
+    let drafts: Vec<_> = (0..22_000_i64)
+        .map(|id| {
+            // Nine of ten in one corner.
+            let spread = if id % 10 == 0 { 4.0 } else { 0.01 };
+            let along = |seed: i64| ((id * seed) % 10_007) as f64 / 10_007.0;
+            let (lat, lng) = (33.0 + spread * along(7_919), 126.0 + spread * along(104_729));
+            let address = if id % 20 == 0 { "서울 남산" } else { "서울" };
+            draft(id, RawSpot { lat, lng, ..raw("곳", address) })
+        })
+        .collect();
+    stores.add(&drafts).await;
+    let filter =
+        |text: &str| SpotFilter { query: SearchText::new(text).unwrap(), ..Default::default() };
+    for (text, most) in [("", 500), ("", 7), ("서울", 300), ("남산", 300)] {
+        let bounds = Bounds::new(33.0, 126.0, 37.0, 130.0).unwrap();
+        let groups = bounds.grid(most).into_iter().map(|range| {
+            let mut group: Vec<_> = drafts
+                .iter()
+                .filter(|draft| draft.content.address().contains(text))
+                .map(|draft| (cell(draft.content.at()), draft.id))
+                .filter(|(cell, _)| range.contains(cell))
+                .collect();
+            group.sort_unstable();
+            group
+        });
+        let mut expected: Vec<_> =
+            spread(groups.collect(), most).into_iter().map(|(_, id)| id).collect();
+        expected.sort_unstable();
+        let found = stores.spots.map(&filter(text), &bounds, most).await.unwrap().unwrap();
+        let found: Vec<_> = found.iter().map(|spot| spot.id).collect();
+        assert_eq!(found, expected, "{text} {most}");
+    }
 }

@@ -5,7 +5,7 @@ use tourin_shared_events::outbox::Wake;
 
 use super::*;
 use super::{bookmarks, model, reviews, spots};
-use crate::store::sqlite::{SqliteSpots, SqliteStore, statements};
+use crate::store::sqlite::{STATEMENTS, SqliteStore};
 
 async fn open(dir: &tempfile::TempDir) -> (SqliteStore, Stores) {
     let path = dir.path().join("core.sqlite3");
@@ -13,7 +13,7 @@ async fn open(dir: &tempfile::TempDir) -> (SqliteStore, Stores) {
     let ports = Arc::new(store.clone());
     let stores = Stores {
         accounts: ports.clone(),
-        spots: Arc::new(SqliteSpots::new(store.clone())),
+        spots: ports.clone(),
         bookmarks: ports.clone(),
         reviews: ports.clone(),
         views: ports,
@@ -42,6 +42,8 @@ suite! {
     spots::an_edited_spot_is_found_by_its_new_words_only,
     spots::a_spot_of_other_rules_is_read_and_mended_by_importing_it_again,
     spots::the_catalogue_is_loaded_once,
+    spots::a_search_finds_what_was_committed_before_it,
+    spots::a_crowded_map_shows_spots_from_all_over_it,
     bookmarks::a_bookmark_commits_with_its_event_once,
     bookmarks::of_many_who_place_one_bookmark_at_once_one_makes_an_event,
     bookmarks::the_newest_bookmark_is_first_on_pages_without_gaps,
@@ -96,7 +98,7 @@ async fn no_search_reads_every_row() {
     let drafts: Vec<_> =
         (0..300).map(|id| draft(id, raw(&format!("한강 공원 {id}"), "서울"))).collect();
     for _ in 0..2 {
-        for sql in statements() {
+        for sql in STATEMENTS {
             for step in explain(sql).await {
                 assert!(!reads_everything(&step), "{step}\n{sql}");
             }

@@ -10,8 +10,10 @@ use redis::aio::MultiplexedConnection;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 use tourin_chassis::clock::ManualClock;
 use tourin_chassis::config::ServerUrl;
+use tourin_chassis::health::Health;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::mysql::testing::TestDatabase;
@@ -430,13 +432,13 @@ async fn the_search_index_is_kept_in_memory_beside_redis_too() {
     let home = Home::new().await;
     let store = home.store().await;
     let stop = Shutdown::new();
-    let keeping = Store::MysqlRedis(store.clone()).keep_search_memory(1 << 20, stop.clone());
-    let keeping = tokio::spawn(keeping);
-    let began = Instant::now();
-    while !store.mysql().has_search_memory() {
-        assert!(began.elapsed() < Duration::from_secs(10), "it is never read");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let health = Health::new();
+    let read = health.register("search index");
+    let keeping =
+        tokio::spawn(Store::MysqlRedis(store.clone()).keep_search_index(read, stop.clone()));
+    let reading = health.until(|unready| unready.is_empty());
+    timeout(Duration::from_secs(10), reading).await.expect("it is never read");
+    assert_eq!(store.mysql().search_index().map(|(spots, _)| spots), Some(0));
     stop.begin();
     keeping.await.unwrap();
     home.remove().await;

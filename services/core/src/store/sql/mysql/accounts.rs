@@ -10,7 +10,7 @@ use tourin_shared_events::mysql::{is_unique_violation, to_micros};
 use super::member_content::lock_member;
 use super::revocations::end_sessions;
 use super::sessions::sessions_of;
-use super::{MysqlStore, member_content, record, retried};
+use super::{MysqlStore, member_content, record};
 use crate::app::StoreError;
 use crate::app::accounts::{AccountStore, Changed, Created, Credentials, PasswordChange};
 use crate::app::passwords::PasswordHash;

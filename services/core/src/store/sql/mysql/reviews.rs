@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tourin_shared_events::mysql::to_micros;
 
-use super::super::spot_index::json_numbers;
+use super::super::json_numbers;
 use super::member_content::{keep_member, member_exists, spot_exists};
-use super::{MysqlStore, numbers, record, retried, time};
+use super::{MysqlStore, record, time};
 use crate::app::StoreError;
 use crate::app::reviews::{Deleted, Liked, ReviewStore, Written, deleted, reviewed};
 use crate::domain::page::{Page, PageRequest};

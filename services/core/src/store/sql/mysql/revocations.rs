@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlConnection;
 use tourin_shared_events::mysql::to_micros;
 
-use super::{MysqlStore, retried, time};
+use super::{MysqlStore, time};
 use crate::app::StoreError;
 use crate::app::revocations::{Revocation, RevocationLog, RevocationPage};
 use crate::app::sessions::PRUNED_PER_PASS;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{MySql, QueryBuilder};
 
-use super::{MysqlStore, record, retried};
+use super::{MysqlStore, record};
 use crate::app::StoreError;
 use crate::app::views::{View, ViewStore};
 

@@ -1,55 +1,93 @@
 //! The embedded store: one SQLite file, one writer, WAL.
 
+/// Chooses this engine's version.
+macro_rules! either {
+    (sqlite: $sqlite:expr, mysql: $mysql:expr $(,)?) => {
+        $sqlite
+    };
+}
+macro_rules! numbers {
+    () => {
+        "(SELECT key AS k, value AS v FROM json_each(?)) AS w"
+    };
+}
+macro_rules! join {
+    () => {
+        " CROSS JOIN "
+    };
+}
+/// The planner needs no hint.
+macro_rules! by_index {
+    ($name:ident) => {
+        ""
+    };
+}
+/// There is one writer: nothing is in its way.
+macro_rules! retried {
+    ($attempt:expr) => {
+        $attempt.await
+    };
+}
+
 mod accounts;
 mod bookmarks;
-mod grams;
-mod map;
 mod member_content;
-mod pages;
 mod reviews;
 mod revocations;
-mod search;
 mod sessions;
+#[path = "../spot_writes.rs"]
+#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
 mod spot_writes;
+#[path = "../spots.rs"]
+#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
 mod spots;
 mod views;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow as Row;
+use sqlx::{Sqlite as Db, SqliteConnection as Connection, Transaction};
 use tourin_chassis::health::{Outcomes, Trouble};
 use tourin_shared_events::events::Outgoing;
 use tourin_shared_events::outbox::{SqliteOutbox, Wake, sqlite::append};
 use tourin_shared_events::sqlite::{Database, Migration, from_micros};
 
-pub use self::spots::SqliteSpots;
+use self::SqliteStore as Store;
 #[cfg(test)]
-pub(in crate::store) use self::spots::statements;
-use super::errors::{of_engine, trouble};
+pub(in crate::store) use self::spots::STATEMENTS;
 use crate::app::StoreError;
+use crate::store::errors::{of_engine, trouble};
+use crate::store::operation::operation;
+use crate::store::spot_index::LiveIndex;
 
 /// The steps of core's own schema; the outbox has its own, in the same file.
 const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
         description: "accounts, sessions, revocations",
-        sql: include_str!("../../../migrations/sqlite/0001_accounts.sql"),
+        sql: include_str!("../../../../migrations/sqlite/0001_accounts.sql"),
     },
     Migration {
         version: 2,
         description: "spots, bookmarks, reviews",
-        sql: include_str!("../../../migrations/sqlite/0002_spots.sql"),
+        sql: include_str!("../../../../migrations/sqlite/0002_spots.sql"),
     },
     Migration {
         version: 3,
         description: "passes of pruning",
-        sql: include_str!("../../../migrations/sqlite/0003_passes.sql"),
+        sql: include_str!("../../../../migrations/sqlite/0003_passes.sql"),
     },
     Migration {
         version: 4,
         description: "names to search by",
-        sql: include_str!("../../../migrations/sqlite/0004_member_names.sql"),
+        sql: include_str!("../../../../migrations/sqlite/0004_member_names.sql"),
+    },
+    Migration {
+        version: 5,
+        description: "search index in memory",
+        sql: include_str!("../../../../migrations/sqlite/0005_search_in_memory.sql"),
     },
 ];
 
@@ -66,6 +104,7 @@ pub struct SqliteStore {
     /// How what is asked of it ends.
     pub(crate) outcomes: Outcomes,
     outbox: SqliteOutbox,
+    index: Arc<LiveIndex>,
 }
 
 impl SqliteStore {
@@ -79,7 +118,7 @@ impl SqliteStore {
         db.migrate(MIGRATIONS, "core_migrations").await?;
         db.prepare_probe().await?;
         let outbox = SqliteOutbox::open(db.clone()).await?;
-        Ok(Self { db, wake, outcomes: Outcomes::default(), outbox })
+        Ok(Self { db, wake, outcomes: Outcomes::default(), outbox, index: Arc::default() })
     }
 
     /// The outbox that this store's transactions append to.
@@ -104,6 +143,20 @@ impl SqliteStore {
     pub(crate) fn committed(&self) {
         self.wake.notify();
     }
+
+    /// A reading transaction: everything in it is of one moment.
+    async fn snapshot(&self) -> sqlx::Result<Transaction<'static, Db>> {
+        self.db.reader().begin().await
+    }
+
+    async fn call<T>(
+        &self,
+        name: &'static str,
+        collection: &'static str,
+        run: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        operation("sqlite", &self.outcomes, (name, collection), run).await
+    }
 }
 
 /// A stored time; one that no date can be is a fault.
@@ -113,7 +166,7 @@ fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
 
 /// Appends events to the outbox, inside the transaction of the change that they tell of.
 async fn record(
-    conn: &mut SqliteConnection,
+    conn: &mut Connection,
     events: &[Outgoing],
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tourin_shared_events::sqlite::to_micros;
 
-use super::super::spot_index::json_numbers;
+use super::super::json_numbers;
 use super::member_content::{member_exists, spot_exists};
 use super::{SqliteStore, record, time};
 use crate::app::StoreError;

@@ -20,68 +20,28 @@
 //! - What only one understands goes into a comment that is code to it: `/*M!100100 ... */`,
 //!   `/*!80000 ... */`.
 
-mod accounts;
-mod bookmarks;
-mod endings;
-mod grams;
-mod map;
-mod member_content;
-mod pages;
-mod resident;
-mod reviews;
-mod revision;
-mod revocations;
-mod search;
-mod sessions;
-mod spot_writes;
-mod spots;
-mod views;
-
-use anyhow::Context as _;
-use chrono::{DateTime, Utc};
-use sqlx::mysql::MySqlConnection;
-use tourin_chassis::health::{Outcomes, Trouble};
-use tourin_chassis::telemetry::Span;
-use tourin_shared_events::events::Outgoing;
-use tourin_shared_events::mysql::{
-    Conflicts, Database, Migration, MysqlUrl, PoolSizes, bounded, from_micros,
-};
-use tourin_shared_events::outbox::{MysqlOutbox, Wake, mysql::append};
-
-pub(in crate::store) use self::endings::Ending;
-use self::resident::SearchMemory;
-pub use self::spots::MysqlSpots;
-#[cfg(test)]
-pub(in crate::store) use self::spots::explained;
-use super::errors::{engine_error, of_engine, trouble};
-use crate::app::StoreError;
-
-/// The steps of core's own schema; the outbox has its own, in the same database.
-const MIGRATIONS: &[Migration] = &[
-    Migration {
-        version: 1,
-        description: "accounts, sessions, revocations",
-        sql: include_str!("../../../migrations/mysql/0001_accounts.sql"),
-    },
-    Migration {
-        version: 2,
-        description: "spots, bookmarks, reviews",
-        sql: include_str!("../../../migrations/mysql/0002_spots.sql"),
-    },
-    Migration {
-        version: 3,
-        description: "passes of pruning",
-        sql: include_str!("../../../migrations/mysql/0003_passes.sql"),
-    },
-    Migration {
-        version: 4,
-        description: "names to search by",
-        sql: include_str!("../../../migrations/mysql/0004_member_names.sql"),
-    },
-];
-
-/// Runs one attempt at a port's operation, and again while it meets a conflict: an operation that
-/// the server rolled back has done nothing. Bounded in attempts, and each of them in time.
+/// Chooses this engine's version.
+macro_rules! either {
+    (sqlite: $sqlite:expr, mysql: $mysql:expr $(,)?) => {
+        $mysql
+    };
+}
+macro_rules! numbers {
+    () => {
+        "JSON_TABLE(?, '$[*]' COLUMNS (k FOR ORDINALITY, v BIGINT PATH '$')) AS w"
+    };
+}
+macro_rules! join {
+    () => {
+        " STRAIGHT_JOIN "
+    };
+}
+macro_rules! by_index {
+    ($name:ident) => {
+        concat!(" FORCE INDEX (", stringify!($name), ")")
+    };
+}
+/// An operation that the server rolled back has done nothing. Bounded in attempts, and each of them in time.
 macro_rules! retried {
     ($attempt:expr) => {{
         let mut conflicts = super::Retries::default();
@@ -93,16 +53,73 @@ macro_rules! retried {
         }
     }};
 }
-use retried;
 
-/// The numbers of a JSON array as a table `w` with the columns `k`, counting from 1, and `v`: the
-/// way to hand over a list as one value. To be joined with STRAIGHT_JOIN, so that it is read first.
-macro_rules! numbers {
-    () => {
-        "JSON_TABLE(?, '$[*]' COLUMNS (k FOR ORDINALITY, v BIGINT PATH '$')) AS w"
-    };
-}
-use numbers;
+mod accounts;
+mod bookmarks;
+mod endings;
+mod member_content;
+mod reviews;
+mod revocations;
+mod sessions;
+#[path = "../spot_writes.rs"]
+#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
+mod spot_writes;
+#[path = "../spots.rs"]
+#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
+mod spots;
+mod views;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use sqlx::mysql::{MySqlConnection as Connection, MySqlRow as Row};
+use sqlx::{MySql as Db, Transaction};
+use tourin_chassis::health::{Outcomes, Trouble};
+use tourin_chassis::telemetry::Span;
+use tourin_shared_events::events::Outgoing;
+use tourin_shared_events::mysql::{
+    Conflicts, Database, Migration, MysqlUrl, PoolSizes, bounded, from_micros,
+};
+use tourin_shared_events::outbox::{MysqlOutbox, Wake, mysql::append};
+
+use self::MysqlStore as Store;
+pub(in crate::store) use self::endings::Ending;
+#[cfg(test)]
+pub(in crate::store) use self::spots::STATEMENTS;
+use crate::app::StoreError;
+use crate::store::errors::{engine_error, of_engine, trouble};
+use crate::store::operation::operation;
+use crate::store::spot_index::LiveIndex;
+
+/// The steps of core's own schema; the outbox has its own, in the same database.
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        description: "accounts, sessions, revocations",
+        sql: include_str!("../../../../migrations/mysql/0001_accounts.sql"),
+    },
+    Migration {
+        version: 2,
+        description: "spots, bookmarks, reviews",
+        sql: include_str!("../../../../migrations/mysql/0002_spots.sql"),
+    },
+    Migration {
+        version: 3,
+        description: "passes of pruning",
+        sql: include_str!("../../../../migrations/mysql/0003_passes.sql"),
+    },
+    Migration {
+        version: 4,
+        description: "names to search by",
+        sql: include_str!("../../../../migrations/mysql/0004_member_names.sql"),
+    },
+    Migration {
+        version: 5,
+        description: "search index in memory",
+        sql: include_str!("../../../../migrations/mysql/0005_search_in_memory.sql"),
+    },
+];
 
 /// Core's ports on one database of a server. Clones share its connections.
 #[derive(Clone)]
@@ -113,7 +130,7 @@ pub struct MysqlStore {
     /// How what is asked of it ends.
     pub(crate) outcomes: Outcomes,
     outbox: MysqlOutbox,
-    memory: SearchMemory,
+    index: Arc<LiveIndex>,
 }
 
 impl MysqlStore {
@@ -134,8 +151,7 @@ impl MysqlStore {
         db.migrate(MIGRATIONS, "core_migrations").await?;
         let outbox = MysqlOutbox::open(db.clone()).await.context("the outbox")?;
         db.prepare_probe().await?;
-        let (outcomes, memory) = (Outcomes::default(), SearchMemory::default());
-        Ok(Self { db, wake, outcomes, outbox, memory })
+        Ok(Self { db, wake, outcomes: Outcomes::default(), outbox, index: Arc::default() })
     }
 
     /// The outbox that this store's transactions append to.
@@ -159,6 +175,20 @@ impl MysqlStore {
     /// Tells the relay that a transaction with events has committed.
     pub(crate) fn committed(&self) {
         self.wake.notify();
+    }
+
+    /// A reading transaction: everything in it is of one moment.
+    async fn snapshot(&self) -> sqlx::Result<Transaction<'static, Db>> {
+        self.db.snapshot().await
+    }
+
+    async fn call<T>(
+        &self,
+        name: &'static str,
+        collection: &'static str,
+        run: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        operation("mysql", &self.outcomes, (name, collection), run).await
     }
 }
 
@@ -189,7 +219,7 @@ fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
 /// Appends events to the outbox, inside the transaction of the change that they tell of. The last
 /// thing before the commit.
 async fn record(
-    conn: &mut MySqlConnection,
+    conn: &mut Connection,
     events: &[Outgoing],
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {

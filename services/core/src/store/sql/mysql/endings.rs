@@ -11,7 +11,7 @@ use tourin_shared_events::mysql::to_micros;
 use super::accounts::remove_member;
 use super::member_content::lock_member;
 use super::revocations::session_id;
-use super::{MysqlStore, member_content, retried, time};
+use super::{MysqlStore, member_content, time};
 use crate::app::StoreError;
 use crate::app::accounts::PasswordChange;
 use crate::app::sessions::OpenSession;

@@ -9,7 +9,7 @@ use tourin_shared_events::mysql::{is_unique_violation, to_micros};
 
 use super::member_content::{is_an_id, keep_member, member_exists, spot_exists};
 use super::spots::{spot_columns, spot_of};
-use super::{MysqlStore, record, retried, time};
+use super::{MysqlStore, record, time};
 use crate::app::StoreError;
 use crate::app::bookmarks::{BookmarkStore, Placed, Removed};
 use crate::domain::bookmark::Bookmark;

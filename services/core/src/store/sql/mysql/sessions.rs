@@ -9,7 +9,7 @@ use sqlx::mysql::MySqlConnection;
 use tourin_shared_events::mysql::to_micros;
 
 use super::revocations::{end_sessions, session_id};
-use super::{MysqlStore, retried, time};
+use super::{MysqlStore, time};
 use crate::app::StoreError;
 use crate::app::sessions::{OpenSession, Opened, PRUNED_PER_PASS, Rotation, SessionStore};
 use crate::domain::account::{Account, Email, MemberId, Name};

@@ -1,0 +1,332 @@
+//! Which spots have a text and a tag, their order by name, and where they are.
+//!
+//! A spot has a doc id: a dense number, given in the order of arrival. A posting list is the set of the doc
+//! ids of all spots with one gram or one tag, as a compressed bitmap.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use memchr::memmem::Finder;
+use roaring::{MultiOps as _, RoaringBitmap};
+
+use crate::domain::geo::{Bounds, cell, spread};
+use crate::domain::page::PageRequest;
+use crate::domain::search::{Gram, SearchText, SpotSort, fold, push_grams};
+use crate::domain::spot::{Coordinates, SpotId, SpotOverview};
+use crate::domain::tag::{Tag, TagSet};
+
+/// Of a query's grams, the rarest so many choose the spots whose text is compared.
+const RAREST: usize = 4;
+/// Up to so many matches are looked up one by one on the map; more are looked for in the box.
+const FEW: u64 = 20_000;
+
+/// The key of a tag's posting list: below all grams of texts.
+const fn tag_gram(tag: Tag) -> Gram {
+    -1 - tag as Gram
+}
+
+/// The index of all spots.
+#[derive(Default)]
+pub(in crate::store) struct SpotIndex {
+    /// By doc id.
+    docs: Vec<Doc>,
+    postings: HashMap<Gram, RoaringBitmap>,
+    /// The doc ids by name and spot id, and the rank of each doc id there.
+    by_name: Vec<u32>,
+    name_ranks: Vec<u32>,
+    /// The doc ids by cell and spot id.
+    by_cell: Vec<u32>,
+    /// Changed since the orders were made.
+    unordered: RoaringBitmap,
+}
+
+/// A spot as a list shows it, in little space.
+struct Doc {
+    id: SpotId,
+    at: Coordinates,
+    cell: i64,
+    tags: TagSet,
+    /// Name, address and image URL, one after the other.
+    text: Box<str>,
+    name_end: u32,
+    address_end: u32,
+    /// Name and address as queries are compared with them, where folding changes one.
+    folded: Option<Box<(String, String)>>,
+}
+
+impl Doc {
+    fn new(spot: &SpotOverview) -> Self {
+        let folded = (fold(&spot.name), fold(&spot.address));
+        let is_folded = folded.0 == spot.name && folded.1 == spot.address;
+        let image_url = spot.image_url.as_deref().unwrap_or_default();
+        let name_end = spot.name.len() as u32;
+        Self {
+            id: spot.id,
+            at: spot.at,
+            cell: cell(spot.at),
+            tags: spot.tags,
+            text: [&spot.name, &spot.address, image_url].concat().into(),
+            name_end,
+            address_end: name_end + spot.address.len() as u32,
+            folded: (!is_folded).then(|| Box::new(folded)),
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.text[..self.name_end as usize]
+    }
+
+    fn address(&self) -> &str {
+        &self.text[self.name_end as usize..self.address_end as usize]
+    }
+
+    fn folded(&self) -> (&str, &str) {
+        match self.folded.as_deref() {
+            Some((name, address)) => (name, address),
+            None => (self.name(), self.address()),
+        }
+    }
+
+    /// The keys of the posting lists that the spot is in, ascending.
+    fn grams(&self) -> Vec<Gram> {
+        let (name, address) = self.folded();
+        let mut grams: Vec<Gram> = self.tags.iter().map(tag_gram).collect();
+        push_grams(name, &mut grams);
+        push_grams(address, &mut grams);
+        grams.sort_unstable();
+        grams.dedup();
+        grams
+    }
+
+    fn contains(&self, query: &Finder<'_>) -> bool {
+        let (name, address) = self.folded();
+        query.find(name.as_bytes()).is_some() || query.find(address.as_bytes()).is_some()
+    }
+
+    fn overview(&self) -> SpotOverview {
+        let image_url = &self.text[self.address_end as usize..];
+        SpotOverview {
+            id: self.id,
+            name: self.name().to_owned(),
+            address: self.address().to_owned(),
+            at: self.at,
+            tags: self.tags,
+            image_url: (!image_url.is_empty()).then(|| image_url.to_owned()),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let folded = self.folded.as_deref().map_or(0, |(name, address)| name.len() + address.len());
+        size_of::<Self>() + self.text.len() + folded
+    }
+}
+
+/// A doc id that has been skipped: doc ids are dense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the spots' doc ids have a gap before {0}")]
+pub(in crate::store) struct DocIdGap(u32);
+
+impl SpotIndex {
+    /// How many spots there are.
+    pub(in crate::store) fn spots(&self) -> u64 {
+        self.docs.len() as u64
+    }
+
+    /// About what it takes, in bytes.
+    pub(in crate::store) fn bytes(&self) -> usize {
+        self.docs.iter().map(Doc::bytes).sum::<usize>()
+            + self.postings.values().map(|list| list.serialized_size() + 64).sum::<usize>()
+            + (self.by_name.len() + self.name_ranks.len() + self.by_cell.len()) * size_of::<u32>()
+    }
+
+    /// Adds a spot, whose doc id is the next one, or changes one. [`SpotIndex::order`] comes after the last.
+    ///
+    /// # Errors
+    /// [`DocIdGap`] when it is neither.
+    pub(in crate::store) fn put(&mut self, doc: u32, spot: &SpotOverview) -> Result<(), DocIdGap> {
+        let new = Doc::new(spot);
+        let grams = new.grams();
+        let mut before = Vec::new();
+        if let Some(old) = self.docs.get_mut(doc as usize) {
+            before = old.grams();
+            *old = new;
+        } else if doc as usize == self.docs.len() {
+            self.docs.push(new);
+        } else {
+            return Err(DocIdGap(doc));
+        }
+        for gram in before.iter().filter(|gram| grams.binary_search(gram).is_err()) {
+            if let Some(list) = self.postings.get_mut(gram) {
+                list.remove(doc);
+                if list.is_empty() {
+                    self.postings.remove(gram);
+                }
+            }
+        }
+        for gram in grams.iter().filter(|gram| before.binary_search(gram).is_err()) {
+            self.postings.entry(*gram).or_default().insert(doc);
+        }
+        self.unordered.insert(doc);
+        Ok(())
+    }
+
+    /// Puts what was added and changed into its place by name and on the map.
+    pub(in crate::store) fn order(&mut self) {
+        let changed = std::mem::take(&mut self.unordered);
+        let docs = &self.docs;
+        let doc = |id: u32| &docs[id as usize];
+        // The bytes of UTF-8 compare as code points do.
+        merge(&mut self.by_name, &changed, |one, other| {
+            (doc(one).name(), doc(one).id).cmp(&(doc(other).name(), doc(other).id))
+        });
+        merge(&mut self.by_cell, &changed, |one, other| {
+            (doc(one).cell, doc(one).id).cmp(&(doc(other).cell, doc(other).id))
+        });
+        self.name_ranks.resize(docs.len(), 0);
+        for (rank, doc) in (0..).zip(&self.by_name) {
+            self.name_ranks[*doc as usize] = rank;
+        }
+    }
+
+    /// The spots with this text and one of these tags.
+    pub(in crate::store) fn matching(
+        &self,
+        query: Option<&SearchText>,
+        tags: TagSet,
+    ) -> RoaringBitmap {
+        let lists_of_tags = tags.iter().filter_map(|tag| self.postings.get(&tag_gram(tag)));
+        let Some(query) = query else {
+            return lists_of_tags.union();
+        };
+        let lists: Option<Vec<_>> =
+            query.grams().iter().map(|gram| self.postings.get(gram)).collect();
+        let Some(mut lists) = lists else {
+            return RoaringBitmap::new();
+        };
+        lists.sort_by_cached_key(|list| list.len());
+        let mut found = lists.into_iter().take(RAREST).intersection();
+        if !tags.is_empty() {
+            found &= lists_of_tags.union();
+        }
+        if query.is_one_gram() {
+            return found;
+        }
+        let finder = Finder::new(query.as_str().as_bytes());
+        found.iter().filter(|doc| self.docs[*doc as usize].contains(&finder)).collect()
+    }
+
+    /// The spots of a page in their order, out of `matches` or of all spots.
+    pub(in crate::store) fn page(
+        &self,
+        matches: Option<&RoaringBitmap>,
+        sort: SpotSort,
+        page: PageRequest,
+    ) -> Vec<SpotOverview> {
+        let total = matches.map_or(self.spots(), RoaringBitmap::len);
+        let Some(left) = total.checked_sub(page.offset()).filter(|left| *left > 0) else {
+            return Vec::new();
+        };
+        let length = left.min(u64::from(page.size()));
+        // The page as seen from the end of the ascending list that is nearer.
+        let from_far_end = page.offset() > left - length;
+        let offset = if from_far_end { left - length } else { page.offset() };
+        let backwards = (sort == SpotSort::NameDescending) != from_far_end;
+        let (offset, length) = (offset as usize, length as usize);
+        let last = self.by_name.len() - 1;
+        let doc_at = |rank: usize| self.by_name[if backwards { last - rank } else { rank }];
+        let mut docs: Vec<u32> = match matches {
+            None => (offset..offset + length).map(doc_at).collect(),
+            Some(matches) if self.is_sorting_cheaper(total, offset + length) => {
+                let ranks = self.first_ranks(matches, backwards, offset + length);
+                ranks[offset..].iter().map(|rank| doc_at(*rank as usize)).collect()
+            }
+            Some(matches) => {
+                let names = (0..=last).map(doc_at).filter(|doc| matches.contains(*doc));
+                names.skip(offset).take(length).collect()
+            }
+        };
+        if from_far_end {
+            docs.reverse();
+        }
+        self.overviews(&docs)
+    }
+
+    /// Sorting looks at every match, walking at every name up to the page's end; how many these are if the
+    /// matches are spread evenly.
+    fn is_sorting_cheaper(&self, total: u64, end: usize) -> bool {
+        total <= (end as u64).saturating_mul(self.spots()) / total.max(1)
+    }
+
+    /// The ranks of the first `count` matches, seen from one end of the list or from the other.
+    fn first_ranks(&self, matches: &RoaringBitmap, backwards: bool, count: usize) -> Vec<u32> {
+        let last = self.name_ranks.len() as u32 - 1;
+        let rank = |doc: u32| self.name_ranks[doc as usize];
+        let mut ranks: Vec<u32> = matches
+            .iter()
+            .map(|doc| if backwards { last - rank(doc) } else { rank(doc) })
+            .collect();
+        if count < ranks.len() {
+            ranks.select_nth_unstable(count);
+            ranks.truncate(count);
+        }
+        ranks.sort_unstable();
+        ranks
+    }
+
+    /// At most `max` spots in the box, out of `matches` or of all spots, in no order; of more, those that
+    /// [`spread`] chooses.
+    pub(in crate::store) fn in_box(
+        &self,
+        matches: Option<&RoaringBitmap>,
+        bounds: &Bounds,
+        max: usize,
+    ) -> Vec<SpotOverview> {
+        let doc = |id: u32| &self.docs[id as usize];
+        let few: Vec<u32>;
+        let (by_cell, matches) = match matches {
+            Some(matches) if matches.len() <= FEW => {
+                let mut inside: Vec<u32> =
+                    matches.iter().filter(|id| bounds.contains(doc(*id).at)).collect();
+                inside.sort_unstable_by_key(|id| (doc(*id).cell, doc(*id).id));
+                few = inside;
+                (few.as_slice(), None)
+            }
+            matches => (self.by_cell.as_slice(), matches),
+        };
+        let of_cell = |codes: std::ops::RangeInclusive<i64>| {
+            let first = by_cell.partition_point(|id| doc(*id).cell < *codes.start());
+            let inside = by_cell[first..].iter().copied();
+            inside
+                .take_while(|id| doc(*id).cell <= *codes.end())
+                .filter(|id| bounds.contains(doc(*id).at))
+                .filter(|id| matches.is_none_or(|matches| matches.contains(*id)))
+                // `spread` takes no more.
+                .take(max)
+                .collect()
+        };
+        let groups = bounds.grid(max).into_iter().map(of_cell).collect();
+        self.overviews(&spread(groups, max))
+    }
+
+    fn overviews(&self, docs: &[u32]) -> Vec<SpotOverview> {
+        docs.iter().map(|doc| self.docs[*doc as usize].overview()).collect()
+    }
+}
+
+/// Takes the changed doc ids out of an ordered list and puts them where they belong now.
+fn merge(list: &mut Vec<u32>, changed: &RoaringBitmap, order: impl Fn(u32, u32) -> Ordering) {
+    let mut moved: Vec<u32> = changed.iter().collect();
+    moved.sort_unstable_by(|one, other| order(*one, *other));
+    list.retain(|doc| !changed.contains(*doc));
+    let mut merged = Vec::with_capacity(list.len() + moved.len());
+    let mut rest = list.as_slice();
+    for doc in moved {
+        let (before, after) =
+            rest.split_at(rest.partition_point(|other| order(*other, doc).is_lt()));
+        merged.extend_from_slice(before);
+        merged.push(doc);
+        rest = after;
+    }
+    merged.extend_from_slice(rest);
+    *list = merged;
+}

@@ -1,0 +1,99 @@
+//! The index against a look at every spot is in the stores' contract; here is what changes do to it.
+
+use proptest::prelude::*;
+use roaring::RoaringBitmap;
+
+use super::{LiveIndex, SpotIndex};
+use crate::domain::page::PageRequest;
+use crate::domain::search::{SearchText, SpotFilter, SpotSort};
+use crate::domain::spot::{Coordinates, SpotId, SpotOverview};
+use crate::domain::tag::{Tag, TagSet};
+
+fn spot(id: i64, name: &str) -> SpotOverview {
+    SpotOverview {
+        id: SpotId::new(id),
+        name: name.to_owned(),
+        address: "서울".to_owned(),
+        at: Coordinates::new(37.5, 127.0).unwrap(),
+        tags: TagSet::from_iter([Tag::History]),
+        image_url: None,
+    }
+}
+
+fn search(text: &str) -> SearchText {
+    SearchText::new(text).unwrap().unwrap()
+}
+
+#[test]
+fn a_gap_in_the_doc_ids_is_refused() {
+    let mut index = SpotIndex::default();
+    index.put(0, &spot(1, "경복궁")).unwrap();
+    let gap = index.put(2, &spot(2, "창덕궁")).unwrap_err();
+    assert_eq!(gap.to_string(), "the spots' doc ids have a gap before 2");
+}
+
+#[test]
+fn a_query_does_not_match_across_name_and_address_nor_by_the_image() {
+    let mut index = SpotIndex::default();
+    let image_url = Some("https://example.com/궁서".to_owned());
+    index.put(0, &SpotOverview { image_url, ..spot(1, "경복궁") }).unwrap();
+    index.order();
+    for (text, count) in [
+        ("궁", 1),
+        ("복궁", 1),
+        ("경복궁", 1),
+        ("서울", 1),
+        ("궁서", 0),
+        ("복궁서울", 0),
+        ("com", 0),
+    ] {
+        let found = index.matching(Some(&search(text)), TagSet::default());
+        assert_eq!(found.len(), count, "{text}");
+    }
+}
+
+proptest! {
+    /// An index that was changed step by step is the one that is made of the result.
+    #[test]
+    fn changes_leave_the_index_that_their_result_gives(
+        steps in proptest::collection::vec((0_u32..12, "[가-각A-Ca-c]{1,4}", 0_u16..4), 1..40),
+    ) {
+        let live = LiveIndex::default();
+        let mut result: Vec<SpotOverview> = Vec::new();
+        for (revision, (doc, name, tags)) in (1..).zip(steps) {
+            let doc = doc.min(result.len() as u32);
+            // Spot ids in another order than doc ids.
+            let id = i64::from((doc * 7) % 13);
+            let spot = SpotOverview { tags: TagSet::from_bits(tags | 1), ..spot(id, &name) };
+            match result.get_mut(doc as usize) {
+                Some(old) => *old = spot.clone(),
+                None => result.push(spot.clone()),
+            }
+            if revision == 1 {
+                let mut index = SpotIndex::default();
+                index.put(doc, &spot).unwrap();
+                index.order();
+                live.replace(revision, index);
+            } else {
+                live.apply(revision, vec![(doc, spot)]).unwrap();
+            }
+            prop_assert_eq!(live.revision(), Some(revision));
+        }
+        let mut made = SpotIndex::default();
+        for (doc, spot) in (0..).zip(&result) {
+            made.put(doc, spot).unwrap();
+        }
+        made.order();
+        let all = PageRequest::new(None, Some(100)).unwrap();
+        for text in ["", "가", "a", "각가", "aB", "서울"] {
+            let filter = SpotFilter { query: SearchText::new(text).unwrap(), ..SpotFilter::default() };
+            let matches: Option<RoaringBitmap> =
+                filter.query.as_ref().map(|query| made.matching(Some(query), filter.tags));
+            for sort in [SpotSort::NameAscending, SpotSort::NameDescending] {
+                let page = live.page(&filter, None, sort, all);
+                prop_assert_eq!(&page.items, &made.page(matches.as_ref(), sort, all));
+            }
+        }
+        prop_assert_eq!(live.size(), Some((made.spots(), made.bytes())));
+    }
+}

@@ -1,0 +1,39 @@
+//! The ports on a database: SQLite, or MySQL and MariaDB.
+//!
+//! Each statement stands once. The files beside this one are compiled twice, as modules of [`sqlite`] and of
+//! [`mysql`]: what they take from `super` is the engine's. Where the engines need different SQL, both versions
+//! stand together in `either!`; smaller differences have a macro each, at the head of both engines' files:
+//!
+//! | macro | stands for |
+//! |---|---|
+//! | `numbers!()` | a JSON array of numbers, bound as one value, as a table `w` with the columns `k` (position) and `v` |
+//! | `join!()` | a join that reads the left table first |
+//! | `by_index!(name)` | reads the table before it by this index |
+//! | `retried!(attempt)` | runs a future; again when the server rolled it back because of a conflict |
+
+/// Runs an operation of a port: in a span of its own, with its outcome told to readiness, and again after a
+/// conflict. The attempt is an expression that makes a future, evaluated for each attempt.
+macro_rules! operation {
+    ($store:expr, $operation:literal, $collection:literal, $attempt:expr) => {
+        $store.call($operation, $collection, async { retried!($attempt) }).await
+    };
+}
+
+pub mod mysql;
+pub mod sqlite;
+
+/// A JSON array of numbers: the way to hand a database a list as one value.
+fn json_numbers(numbers: impl IntoIterator<Item = i64>) -> String {
+    serde_json::Value::from_iter(numbers).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::json_numbers;
+
+    #[test]
+    fn numbers_are_a_json_array() {
+        assert_eq!(json_numbers([]), "[]");
+        assert_eq!(json_numbers([1, -2]), "[1,-2]");
+    }
+}

@@ -1,0 +1,325 @@
+//! Tour spots: reading them, and the search index over them. Changing them is in [`super::spot_writes`].
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use roaring::RoaringBitmap;
+use sqlx::Row as _;
+use tourin_chassis::health::Dependency;
+use tourin_chassis::shutdown::Shutdown;
+use tourin_shared_events::sqlite::to_micros;
+
+use super::member_content::member_exists;
+use super::{Connection, Row, Store, spot_writes};
+use crate::app::StoreError;
+use crate::app::spots::{SpotStore, Upserted};
+use crate::domain::geo::Bounds;
+use crate::domain::page::{Page, PageRequest};
+use crate::domain::search::{SpotFilter, SpotSort};
+use crate::domain::spot::{
+    Coordinates, RawSpot, Spot, SpotContent, SpotDraft, SpotId, SpotOverview,
+};
+use crate::domain::tag::TagSet;
+use crate::store::spot_index::SpotIndex;
+
+/// How often the index is brought up to date when nobody searches, so that the next search has little to wait
+/// for.
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// Spots per statement when the index is read whole.
+const READ_AT_ONCE: u32 = 20_000;
+/// Up to so many changed spots are put into the index; after more of them it is read whole.
+const MAX_CHANGES: u32 = 100_000;
+
+/// The columns that [`spot_of`] reads, of a table called `s`.
+macro_rules! spot_columns {
+    () => {
+        "s.id, s.version, s.name, s.address, s.lat, s.lng, s.tags, s.image_url, s.description, \
+         s.phone_number"
+    };
+}
+pub(super) use spot_columns;
+
+/// The columns that [`indexed`] reads.
+macro_rules! indexed_columns {
+    () => {
+        "s.doc_id, s.id, s.name, s.address, s.lat, s.lng, s.tags, s.image_url"
+    };
+}
+
+const BY_ID: &str = concat!("SELECT ", spot_columns!(), " FROM tour_spots AS s WHERE s.id = ?");
+const AFTER_ID: &str = concat!(
+    "SELECT ",
+    spot_columns!(),
+    " FROM tour_spots AS s",
+    by_index!(tour_spots_by_id),
+    " WHERE s.id > ? ORDER BY s.id LIMIT ?"
+);
+const REVISION: &str = "SELECT revision FROM catalogue";
+const INDEXED: &str = concat!(
+    "SELECT ",
+    indexed_columns!(),
+    " FROM tour_spots AS s WHERE s.doc_id >= ? ORDER BY s.doc_id LIMIT ?"
+);
+const CHANGED: &str = concat!(
+    "SELECT ",
+    indexed_columns!(),
+    " FROM tour_spots AS s",
+    by_index!(tour_spots_by_change),
+    " WHERE s.changed_in > ? LIMIT ?"
+);
+const BOOKMARKED: &str = concat!(
+    "SELECT s.doc_id FROM bookmarks AS b",
+    join!(),
+    "tour_spots AS s ON s.id = b.spot_id WHERE b.user_id = ?"
+);
+
+/// The spot in a row with the columns of [`spot_columns`].
+pub(super) fn spot_of(row: &Row) -> sqlx::Result<Spot> {
+    let version: i64 = row.try_get("version")?;
+    let content = SpotContent::trusted(RawSpot {
+        name: row.try_get("name")?,
+        address: row.try_get("address")?,
+        lat: row.try_get("lat")?,
+        lng: row.try_get("lng")?,
+        tags: TagSet::from_bits(row.try_get("tags")?),
+        image_url: row.try_get("image_url")?,
+        description: row.try_get("description")?,
+        phone_number: row.try_get("phone_number")?,
+    })
+    .map_err(|error| sqlx::Error::Decode(error.into()))?;
+    Ok(Spot { id: SpotId::new(row.try_get("id")?), version: version.cast_unsigned(), content })
+}
+
+/// A row of the index: the doc id and what a list shows.
+fn indexed(row: &Row) -> sqlx::Result<(u32, SpotOverview)> {
+    let doc: i64 = row.try_get("doc_id")?;
+    let spot = SpotOverview {
+        id: SpotId::new(row.try_get("id")?),
+        name: row.try_get("name")?,
+        address: row.try_get("address")?,
+        at: Coordinates::new(row.try_get("lat")?, row.try_get("lng")?)
+            .map_err(|error| sqlx::Error::Decode(error.into()))?,
+        tags: TagSet::from_bits(row.try_get("tags")?),
+        image_url: row.try_get("image_url")?,
+    };
+    let doc = u32::try_from(doc).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    Ok((doc, spot))
+}
+
+async fn revision(conn: &mut Connection) -> sqlx::Result<i64> {
+    sqlx::query_scalar(REVISION).fetch_one(conn).await
+}
+
+/// Runs what takes many milliseconds of a processor, not on a thread that serves.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.into()))
+}
+
+impl Store {
+    /// Keeps the search index up to date until `stop`, and says when it has been read for the first time.
+    pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
+        let keeping = async {
+            loop {
+                match self.refresh_search_index().await {
+                    Ok(()) => read.set_ready(),
+                    // A server that is away is the probe's to report.
+                    Err(error) => tracing::debug!(%error, "the search index was not refreshed"),
+                }
+                tokio::time::sleep(REFRESH_EVERY).await;
+            }
+        };
+        stop.token().run_until_cancelled(keeping).await;
+    }
+
+    /// Spots in the search index, and its bytes; `None` before it was read.
+    pub(crate) fn search_index(&self) -> Option<(u64, usize)> {
+        self.index.size()
+    }
+
+    async fn refresh_search_index(&self) -> Result<(), StoreError> {
+        self.index.up_to_date(|| refresh(self.clone())).await
+    }
+
+    /// The doc ids of what the filter's member has bookmarked, if it has one; `None` when there is no such
+    /// member.
+    async fn bookmarked(
+        &self,
+        filter: &SpotFilter,
+    ) -> Result<Option<Option<RoaringBitmap>>, StoreError> {
+        let Some(member) = &filter.bookmarked_by else {
+            return Ok(Some(None));
+        };
+        let mut snapshot = self.snapshot().await?;
+        if !member_exists(&mut snapshot, member).await? {
+            return Ok(None);
+        }
+        let docs: Vec<i64> =
+            sqlx::query_scalar(BOOKMARKED).bind(member).fetch_all(&mut *snapshot).await?;
+        snapshot.rollback().await?;
+        Ok(Some(Some(docs.into_iter().filter_map(|doc| u32::try_from(doc).ok()).collect())))
+    }
+}
+
+/// Brings the index up to the catalogue's revision of this moment.
+async fn refresh(store: Store) -> Result<(), StoreError> {
+    let known = store.index.revision();
+    let now = retried!(async {
+        Ok::<_, StoreError>(revision(&mut *store.db.reader().acquire().await?).await?)
+    })?;
+    match known {
+        Some(known) if known == now => Ok(()),
+        Some(known) if known < now => read_changes(&store, known).await,
+        // Never read, or the database is another one by now.
+        _ => read_whole(&store).await,
+    }
+}
+
+async fn read_changes(store: &Store, known: i64) -> Result<(), StoreError> {
+    let (now, changes) = retried!(async {
+        let mut snapshot = store.snapshot().await?;
+        let now = revision(&mut snapshot).await?;
+        let rows = sqlx::query(CHANGED)
+            .bind(known)
+            .bind(MAX_CHANGES + 1)
+            .fetch_all(&mut *snapshot)
+            .await?;
+        snapshot.rollback().await?;
+        let changes = rows.iter().map(indexed).collect::<sqlx::Result<Vec<_>>>()?;
+        Ok::<_, StoreError>((now, changes))
+    })?;
+    if changes.len() > MAX_CHANGES as usize {
+        return read_whole(store).await;
+    }
+    let index = store.index.clone();
+    let applied = off_thread(move || index.apply(now, changes)).await?;
+    applied.map_err(|error| StoreError::Failed(error.into()))
+}
+
+async fn read_whole(store: &Store) -> Result<(), StoreError> {
+    let began = Instant::now();
+    let mut snapshot = store.snapshot().await?;
+    let revision = revision(&mut snapshot).await?;
+    let mut index = SpotIndex::default();
+    loop {
+        let rows = sqlx::query(INDEXED)
+            .bind(index.spots().cast_signed())
+            .bind(READ_AT_ONCE)
+            .fetch_all(&mut *snapshot)
+            .await?;
+        if rows.is_empty() {
+            break;
+        }
+        index = off_thread(move || -> sqlx::Result<SpotIndex> {
+            for row in &rows {
+                let (doc, spot) = indexed(row)?;
+                index.put(doc, &spot).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            }
+            Ok(index)
+        })
+        .await??;
+    }
+    snapshot.rollback().await?;
+    let live = store.index.clone();
+    off_thread(move || {
+        index.order();
+        live.replace(revision, index);
+    })
+    .await?;
+    let spots = store.index.size().map_or(0, |(spots, _)| spots);
+    tracing::info!(spots, ms = began.elapsed().as_millis(), "search index read");
+    Ok(())
+}
+
+#[async_trait]
+impl SpotStore for Store {
+    async fn find(&self, id: SpotId) -> Result<Option<Spot>, StoreError> {
+        operation!(self, "select", "tour_spots", async {
+            let row = sqlx::query(BY_ID).bind(id.number()).fetch_optional(self.db.reader()).await?;
+            Ok(row.as_ref().map(spot_of).transpose()?)
+        })
+    }
+
+    async fn search(
+        &self,
+        filter: &SpotFilter,
+        sort: SpotSort,
+        page: PageRequest,
+    ) -> Result<Option<Page<SpotOverview>>, StoreError> {
+        operation!(self, "search", "tour_spots", async {
+            let Some(bookmarked) = self.bookmarked(filter).await? else {
+                return Ok(None);
+            };
+            self.refresh_search_index().await?;
+            Ok(Some(self.index.page(filter, bookmarked, sort, page)))
+        })
+    }
+
+    async fn map(
+        &self,
+        filter: &SpotFilter,
+        bounds: &Bounds,
+        max: usize,
+    ) -> Result<Option<Vec<SpotOverview>>, StoreError> {
+        operation!(self, "search map", "tour_spots", async {
+            let Some(bookmarked) = self.bookmarked(filter).await? else {
+                return Ok(None);
+            };
+            self.refresh_search_index().await?;
+            Ok(Some(self.index.map(filter, bookmarked, bounds, max)))
+        })
+    }
+
+    async fn upsert_batch(
+        &self,
+        drafts: &[SpotDraft],
+        now: DateTime<Utc>,
+    ) -> Result<Upserted, StoreError> {
+        operation!(self, "upsert", "tour_spots", async {
+            let mut transaction = self.db.write().await?;
+            let done = spot_writes::upsert(&mut transaction, drafts, now).await?;
+            transaction.commit().await?;
+            if done.changed > 0 {
+                self.committed();
+            }
+            Ok(done)
+        })
+    }
+
+    async fn page_after(&self, after: Option<SpotId>, limit: u32) -> Result<Vec<Spot>, StoreError> {
+        operation!(self, "select", "tour_spots", async {
+            let rows = sqlx::query(AFTER_ID)
+                .bind(after.map_or(-1, SpotId::number))
+                .bind(limit)
+                .fetch_all(self.db.reader())
+                .await?;
+            Ok(rows.iter().map(spot_of).collect::<sqlx::Result<_>>()?)
+        })
+    }
+
+    async fn catalogue_was_loaded(&self) -> Result<bool, StoreError> {
+        let loaded: Option<i64> = operation!(self, "select", "catalogue", async {
+            let read = sqlx::query_scalar("SELECT loaded_at FROM catalogue");
+            Ok(read.fetch_one(self.db.reader()).await?)
+        })?;
+        Ok(loaded.is_some())
+    }
+
+    async fn mark_catalogue_loaded(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        operation!(self, "update", "catalogue", async {
+            let mut transaction = self.db.write().await?;
+            sqlx::query("UPDATE catalogue SET loaded_at = ?")
+                .bind(to_micros(now))
+                .execute(&mut *transaction)
+                .await?;
+            Ok(transaction.commit().await?)
+        })
+    }
+}
+
+/// What this module asks, for the test of the query plans.
+#[cfg(test)]
+pub(in crate::store) const STATEMENTS: [&str; 7] =
+    [BY_ID, AFTER_ID, REVISION, INDEXED, CHANGED, BOOKMARKED, spot_writes::STORED];
