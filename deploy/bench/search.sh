@@ -15,8 +15,16 @@ trap '[ -z "$core" ] || kill "$core"; rm -rf "$work"' EXIT
 "$here/spots.py" maps 5000 >"$work/maps.txt"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
-# Only the database: sessions and events have nothing to do with it.
-unset TOURIN_REDIS_URL TOURIN_AMQP_URL TOURIN_MONGODB_URL
+# Sessions have nothing to do with it. Events go to a queue that keeps none.
+unset TOURIN_REDIS_URL TOURIN_MONGODB_URL
+export TOURIN_AMQP_PREFIX=search-bench.
+broker() {
+    curl -sf -o /dev/null -X "$1" -H 'Content-Type: application/json' -d "$3" "$TOURIN_AMQP_API_URL/api/$2"
+}
+exchange=search-bench.event.tour-spot.ex
+broker PUT "exchanges/%2F/$exchange" '{"type": "topic", "durable": true}'
+broker PUT "queues/%2F/search-bench" '{"durable": true, "arguments": {"x-max-length": 1}}'
+broker POST "bindings/%2F/e/$exchange/q/search-bench" '{"routing_key": "#"}'
 TOURIN_REGISTRATION_SECRET=$(head -c 24 /dev/urandom | base64)
 export TOURIN_REGISTRATION_SECRET TOURIN_NO_DEMO=true TOURIN_LOG=warn,tourin_registry_api=off
 
@@ -34,6 +42,8 @@ measure() {
     # Ready once the search index has been read.
     until curl -sf "http://127.0.0.1:$port/readyz" >/dev/null; do sleep 0.2; done
     echo "ready after $((SECONDS - began)) s"
+    # The import's events are sent meanwhile.
+    until curl -s "http://127.0.0.1:$port/metrics" | grep -q '^tourin_outbox_pending 0'; do sleep 1; done
     run "searches, first pass" searches.txt
     run "searches, again" searches.txt
     run "99 in 100 searches another one" rare.txt

@@ -3,8 +3,8 @@
 //! The life of an event, and who keeps it at each step:
 //!
 //! 1. A service appends an [`events::Outgoing`] to its [`outbox`] in the transaction of the change it tells of.
-//! 2. The [`outbox::Relay`] publishes it on the [`bus`] and marks it once the bus confirmed it; or, where services
-//!    run as separate processes on embedded stores, [`bus::feed`] follows the outbox over HTTP.
+//! 2. The [`outbox::Relay`] publishes it on the [`bus`] and marks it once the bus confirmed it. The bus is
+//!    [`bus::in_process`] where all services share a process, and [`bus::rabbitmq`] between processes.
 //! 3. A [`consumer::Consumer`] receives it, validates, expires, hands it to a [`consumer::Handler`] that commits the
 //!    effect together with the event's id, and only then acknowledges.
 //! 4. What cannot be handled ends in [`dead_letters`], never in a loop and never in silence.

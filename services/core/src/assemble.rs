@@ -5,7 +5,6 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_shared_events::outbox::Feed;
 
 use crate::app::accounts::Accounts;
 use crate::app::attempts::Attempts;
@@ -64,7 +63,7 @@ pub(crate) fn assemble(
         bookmarks: Bookmarks::new(store.bookmarks(), clock()),
         reviews: Reviews::new(store.reviews(), clock()),
         views: Views::new(store.views(), clock()),
-        feed: Arc::new(Feed::new(store.outbox(), store.wake(), stopping.token())),
+        events: Arc::new(store.outbox()),
     };
     Ok(AppState {
         accounts: Arc::new(accounts),

@@ -13,7 +13,7 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::RegistrationState;
 use tourin_shared_events::PassTime;
 use tourin_shared_events::bus::Publisher;
-use tourin_shared_events::outbox::{Pruner, Relay, RelayStats, Retention};
+use tourin_shared_events::outbox::{Relay, RelayStats};
 
 use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
@@ -24,9 +24,6 @@ use crate::store::redis::{Endings, MysqlRedisStore};
 /// How often sessions and revocations that are over are removed. A salt is kept at most this much
 /// longer than its grace.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
-/// How long events stay in the feed for processes that follow it: a follower may be down this long
-/// and miss nothing.
-const FEED_RETENTION: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// What readiness says of servers.
 pub(crate) struct Names {
@@ -34,17 +31,16 @@ pub(crate) struct Names {
     pub(crate) redis: Option<String>,
 }
 
-/// Starts everything that runs beside the requests. Events go to the publisher, and the relay's counters
-/// are answered; without one, other processes follow them over HTTP.
+/// Starts everything that runs beside the requests. Returns the counters of the relay, which sends events to the publisher.
 pub(crate) fn start(
     tasks: &Tasks,
     store: &Store,
     state: &AppState,
-    publisher: Option<Arc<dyn Publisher>>,
+    publisher: Arc<dyn Publisher>,
     clock: SharedClock,
     (health, names, metrics): (&Health, Names, &Metrics),
     readiness: &ReadinessSettings,
-) -> Option<Arc<RelayStats>> {
+) -> Arc<RelayStats> {
     let session_guard = PruneGuard::new("sessions", store.session_passes(), Arc::clone(&clock));
     let outbox_guard = PruneGuard::new("outbox", store.outbox_passes(), Arc::clone(&clock));
     PruneGuard::measure(vec![Arc::clone(&session_guard), Arc::clone(&outbox_guard)], metrics);
@@ -53,22 +49,10 @@ pub(crate) fn start(
         Box::pin(async move { guard.pass().await })
     });
     let events_clock: tourin_shared_events::Clock = Arc::new(move || clock.now());
-    let outbox = store.outbox();
-    let token = tasks.shutdown().token();
-    let relay = match publisher {
-        Some(publisher) => {
-            let relay =
-                Relay::new(outbox, publisher, store.wake(), events_clock).with_pruning(outbox_time);
-            let stats = relay.stats();
-            tasks.spawn("relay", relay.run(token));
-            Some(stats)
-        }
-        None => {
-            let pruner = Pruner::new(outbox, Retention::Feed(FEED_RETENTION), outbox_time);
-            tasks.spawn("feed pruner", async move { pruner.run(token).await });
-            None
-        }
-    };
+    let relay =
+        Relay::new(store.outbox(), publisher, store.wake(), events_clock).with_pruning(outbox_time);
+    let stats = relay.stats();
+    tasks.spawn("relay", relay.run(tasks.shutdown().token()));
     tasks.spawn(
         "session pruner",
         prune(
@@ -94,7 +78,7 @@ pub(crate) fn start(
     if let (Some(sessions), Some(name)) = (store.with_redis(), names.redis) {
         start_on_redis(tasks, sessions, health, name, readiness);
     }
-    relay
+    stats
 }
 
 /// Says whether the registry knows of this instance, until `stop`. Without it the instance goes on

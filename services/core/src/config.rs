@@ -85,8 +85,7 @@ pub struct DatabaseSettings {
 /// The broker that events go to.
 #[derive(Args, Clone, Debug, Default)]
 pub struct EventSettings {
-    /// RabbitMQ that events go to (amqp://USER:PASSWORD@HOST:PORT/VHOST, amqps for TLS)
-    /// [default: none; other services follow the events over HTTP]
+    /// RabbitMQ that events go to (amqp://USER:PASSWORD@HOST:PORT/VHOST, amqps for TLS); required
     #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Option<ServerUrl>,
     /// What the names of exchanges begin with, where meshes share a virtual host; the same in every

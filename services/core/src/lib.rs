@@ -39,7 +39,7 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::{Service, Span};
 use tourin_registry_api::{Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Publisher;
-use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::bus::rabbitmq::{NoBroker, RabbitBus, RabbitSettings};
 pub use tourin_shared_events::mysql::MysqlUrl;
 use tourin_shared_events::outbox::OutboxStore;
 use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
@@ -69,11 +69,16 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the process that the service runs in gives it.
 pub struct Dependencies {
-    /// Where events go. Without one, they go to the broker that the settings name; without that, too,
-    /// other processes follow them over HTTP (`/internal/events`).
+    /// Where events go: the bus in this process. `None`: to the broker that the settings name.
     pub publisher: Option<Arc<dyn Publisher>>,
     /// What time it is.
     pub clock: SharedClock,
+}
+
+/// Where events go.
+enum Events {
+    InProcess(Arc<dyn Publisher>),
+    Broker(RabbitSettings),
 }
 
 /// The core service at its address, with its store not yet open.
@@ -82,7 +87,8 @@ pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
     registry: RegistryClient,
-    broker: Option<RabbitSettings>,
+    events: Events,
+    clock: SharedClock,
     sessions: Option<RedisSessions>,
     keys: SigningKeys,
     held: File,
@@ -101,16 +107,17 @@ impl Bound {
     ///
     /// # Errors
     /// When the database cannot be used.
-    pub async fn open(self, dependencies: Dependencies) -> anyhow::Result<Core> {
+    pub async fn open(self) -> anyhow::Result<Core> {
         // What it logs meanwhile is its own.
         let service = Service::new(SERVICE).listening(self.address);
-        service.run(self.open_store(dependencies)).await
+        service.run(self.open_store()).await
     }
 
-    async fn open_store(self, dependencies: Dependencies) -> anyhow::Result<Core> {
-        let Self { settings, listener, address, registry, broker, sessions, keys, held } = self;
+    async fn open_store(self) -> anyhow::Result<Core> {
+        let Self { settings, listener, address, registry, events, clock, sessions, keys, held } =
+            self;
         let also = sessions.as_ref().map(|redis| format!(" and redis at {}", redis.address()));
-        let opening = open_store(&settings, sessions, &dependencies.clock);
+        let opening = open_store(&settings, sessions, &clock);
         let (listener, store) = match settings.database.mysql() {
             Some(url) => {
                 let (listener, meanwhile) = waiting::share(listener)?;
@@ -126,17 +133,17 @@ impl Bound {
         };
 
         let stopping = Shutdown::new();
-        let state = assemble::assemble(&settings, &store, keys, &dependencies.clock, &stopping)?;
+        let state = assemble::assemble(&settings, &store, keys, &clock, &stopping)?;
         Ok(Core {
             settings,
             listener,
             address,
             registry,
-            broker,
+            events,
             store,
             state,
             stopping,
-            dependencies,
+            clock,
             held,
         })
     }
@@ -148,11 +155,11 @@ pub struct Core {
     listener: TcpListener,
     address: SocketAddr,
     registry: RegistryClient,
-    broker: Option<RabbitSettings>,
+    events: Events,
     store: Store,
     state: AppState,
     stopping: Shutdown,
-    dependencies: Dependencies,
+    clock: SharedClock,
     /// Held for its effect: it keeps a second core out of the folder.
     held: File,
 }
@@ -163,19 +170,24 @@ impl Core {
     /// # Errors
     /// Those of both.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
-        Self::bind(settings).await?.open(dependencies).await
+        Self::bind(settings, dependencies).await?.open().await
     }
 
     /// Checks the settings, takes the data folder and the address.
     ///
     /// # Errors
-    /// When a setting is bad, the data folder cannot be used, or the address is taken.
-    pub async fn bind(settings: Settings) -> anyhow::Result<Bound> {
+    /// When a setting is bad, events have nowhere to go, the data folder cannot be used, or the address is taken.
+    pub async fn bind(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Bound> {
         settings.tokens.policy()?;
         if let Some(url) = settings.database.mysql() {
             url.options().context("--mysql-url")?;
         }
-        let broker = settings.events.broker()?;
+        let Dependencies { publisher, clock } = dependencies;
+        let events = match (publisher, settings.events.broker()?) {
+            (Some(publisher), _) => Events::InProcess(publisher),
+            (None, Some(broker)) => Events::Broker(broker),
+            (None, None) => return Err(NoBroker.into()),
+        };
         let redis = settings.database.redis()?;
         let sessions = redis
             .map(|url| RedisSessions::new(url, &settings.database.sessions.session_redis_prefix))
@@ -193,7 +205,7 @@ impl Core {
         // for the other's lock, and neither is half-way through.
         let listener = bind(settings.listen).await?;
         let address = listener.local_addr()?;
-        Ok(Bound { settings, listener, address, registry, broker, sessions, keys, held })
+        Ok(Bound { settings, listener, address, registry, events, clock, sessions, keys, held })
     }
 
     /// The address that it listens on.
@@ -217,11 +229,11 @@ impl Core {
             listener,
             address,
             registry,
-            broker,
+            events,
             store,
             state,
             stopping,
-            dependencies: Dependencies { publisher, clock },
+            clock,
             held,
         } = self;
         // Tasks outlive the last request: what it left behind (views, events) is still written.
@@ -229,8 +241,13 @@ impl Core {
         let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
         let metrics = Metrics::new(SERVICE);
         let health = Health::new();
-        let bus = broker.filter(|_| publisher.is_none()).map(RabbitBus::start);
-        let publisher = publisher.or_else(|| Some(Arc::new(bus.clone()?) as _));
+        let (publisher, bus): (Arc<dyn Publisher>, _) = match events {
+            Events::InProcess(publisher) => (publisher, None),
+            Events::Broker(broker) => {
+                let bus = RabbitBus::start(broker);
+                (Arc::new(bus.clone()), Some(bus))
+            }
+        };
         if let Some(bus) = bus.clone() {
             tasks.spawn(
                 "event bus watch",
@@ -264,10 +281,8 @@ impl Core {
             watched,
             &settings.readiness,
         );
-        if let Some(stats) = relay {
-            let gauge = metrics::of_relay(&metrics, &sources, stats);
-            tasks.spawn("outbox gauge", gauge.run(end.clone()));
-        }
+        let gauge = metrics::of_relay(&metrics, &sources, relay);
+        tasks.spawn("outbox gauge", gauge.run(end.clone()));
         let read = health.register("search index");
         read.set_unready("being read");
         tasks.spawn("search index", store.clone().keep_search_index(read, end.clone()));

@@ -10,7 +10,6 @@ use tourin_chassis::health::Dependency;
 use tourin_chassis::telemetry::Service;
 use tourin_registry_api::{Directory, OUT_OF_REACH};
 use tourin_shared_events::backoff::Backoff;
-use tourin_shared_events::bus::feed::FeedStats;
 
 use crate::app::ingest::{Guards, Ingest};
 use crate::app::ports::{PortError, SpotReplica};
@@ -47,19 +46,10 @@ pub(crate) struct ReplicaKeeper {
     pub(crate) directory: Directory,
     pub(crate) ready: Dependency,
     pub(crate) interval: Duration,
-    /// What the follower of core's feed has missed, where there is one.
-    pub(crate) feed: Option<Arc<FeedStats>>,
     /// Whose work it is, for traces.
     pub(crate) service: Service,
     /// Told once the first reading is over, well or not, or was waited for long enough.
     pub(crate) first_reading: watch::Sender<bool>,
-}
-
-/// When the catalogue was last read, and what had been missed of the feed before that.
-#[derive(Clone, Copy)]
-struct InStep {
-    at: Instant,
-    missed: u64,
 }
 
 impl ReplicaKeeper {
@@ -75,7 +65,7 @@ impl ReplicaKeeper {
         let mut changed = self.directory.changed();
         let mut failures = 0;
         let mut has_looked = false;
-        let mut last: Option<InStep> = None;
+        let mut last: Option<Instant> = None;
         let began = Instant::now();
         loop {
             if began.elapsed() >= FIRST_READING_LIMIT {
@@ -89,12 +79,11 @@ impl ReplicaKeeper {
             } else if core.is_empty() {
                 failures = 0;
             } else {
-                let missed = self.missed();
                 let stepped = self.step(last, failures).await;
                 self.first_reading.send_replace(true);
                 match stepped {
                     Ok(true) => {
-                        last = Some(InStep { at: Instant::now(), missed });
+                        last = Some(Instant::now());
                         self.ready.set_ready();
                         failures = 0;
                     }
@@ -142,11 +131,10 @@ impl ReplicaKeeper {
         }
     }
 
-    /// Reads the whole catalogue when that is due; returns whether it was. `failures` is how often it
-    /// could not be done since it was last.
-    async fn step(&self, last: Option<InStep>, failures: u32) -> Result<bool, PortError> {
-        let fresh = last
-            .is_some_and(|last| last.at.elapsed() < self.interval && last.missed == self.missed());
+    /// Reads the whole catalogue when that is due; returns whether it was. `last` is when it was last read,
+    /// `failures` how often it could not be read since then.
+    async fn step(&self, last: Option<Instant>, failures: u32) -> Result<bool, PortError> {
+        let fresh = last.is_some_and(|last| last.elapsed() < self.interval);
         if fresh && !self.resync.is_due().await? {
             return Ok(false);
         }
@@ -171,11 +159,6 @@ impl ReplicaKeeper {
             "the replica of spots is in step with core"
         );
         Ok(true)
-    }
-
-    /// How often events were missed because core had deleted them before they were read here.
-    fn missed(&self) -> u64 {
-        self.feed.as_ref().map_or(0, |stats| stats.snapshot().gaps)
     }
 
     /// The ids of core's instances, sorted.

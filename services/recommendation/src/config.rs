@@ -94,11 +94,11 @@ impl ServerSettings {
     }
 }
 
-/// Where events come from. Without a broker the service follows core's feed over HTTP.
+/// The broker that events come from.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BrokerSettings {
-    /// RabbitMQ that carries events, amqp://[user:password@]host[:port][/vhost], or amqps:// for TLS
-    /// [default: core's feed, over HTTP]
+    /// RabbitMQ that carries events, amqp://[user:password@]host[:port][/vhost], or amqps:// for TLS;
+    /// required
     #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Option<ServerUrl>,
     /// What the names of exchanges and queues begin with; the same for every service of a mesh

@@ -44,8 +44,7 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::Service;
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Subscriber;
-use tourin_shared_events::bus::feed::{FeedSettings, FeedStats, FeedSubscriber};
-use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
+use tourin_shared_events::bus::rabbitmq::{NoBroker, RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::consumer::ConsumerStats;
 use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
 
@@ -75,14 +74,16 @@ const TASKS_TIMEOUT_MS: u64 = 900;
 /// How long the broker gets to say good-bye, in milliseconds, once nothing is consumed any more.
 const GOODBYE_MS: u64 = 500;
 
-/// The bus's consuming side.
-type Events = Arc<dyn Subscriber>;
+/// Where events come from.
+enum Events {
+    InProcess(Arc<dyn Subscriber>),
+    Broker(RabbitSettings),
+}
 
-/// What the service is given by whoever runs it.
+/// What the process that the service runs in gives it.
 pub struct Dependencies {
     /// The bus to consume from. A bus that forgets what no queue has taken must know the queues of [`subscriptions`]
-    /// before anybody publishes. `None`: the broker that the settings name, or else core's feed over
-    /// HTTP, which services in separate processes on embedded stores follow.
+    /// before anybody publishes. `None`: the broker that the settings name.
     pub events: Option<Arc<dyn Subscriber>>,
     /// Stores shared with other replicas in this process. `None`: open the file in the data folder.
     pub stores: Option<Stores>,
@@ -91,7 +92,7 @@ pub struct Dependencies {
 }
 
 impl Dependencies {
-    /// No bus, stores of its own.
+    /// The broker that the settings name, stores of its own.
     pub fn new(clock: SharedClock) -> Self {
         Self { events: None, stores: None, clock }
     }
@@ -103,9 +104,7 @@ pub struct Recommendation {
     listener: TcpListener,
     addr: SocketAddr,
     registry: RegistryClient,
-    events: Option<Arc<dyn Subscriber>>,
-    /// The broker to start a bus on, when no bus was given.
-    broker: Option<RabbitSettings>,
+    events: Events,
     consumers: Vec<QueueConsumer>,
     ingest: Ingest,
     guards: Guards,
@@ -117,13 +116,18 @@ impl Recommendation {
     /// Opens the stores and binds the listener.
     ///
     /// # Errors
-    /// When the URL of the registry or of a server is not one, the data folder cannot be used, or the address cannot be
-    /// listened on.
+    /// When the URL of the registry or of a server is not one, events come from nowhere, the data folder cannot be used,
+    /// or the address cannot be listened on.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
         let secret = settings.mesh.access.registration_secret.expose();
         let registry = RegistryClient::new(&settings.mesh.access.registry_url, secret)
             .context("--registry-url")?;
         let broker = settings.broker.rabbitmq().context("--amqp-url")?;
+        let events = match (dependencies.events, broker) {
+            (Some(subscriber), _) => Events::InProcess(subscriber),
+            (None, Some(broker)) => Events::Broker(broker),
+            (None, None) => return Err(NoBroker.into()),
+        };
         let clock = dependencies.clock;
         let stores = match dependencies.stores {
             Some(stores) => stores,
@@ -148,8 +152,7 @@ impl Recommendation {
             listener,
             addr,
             registry,
-            broker: broker.filter(|_| dependencies.events.is_none()),
-            events: dependencies.events,
+            events,
             consumers: consumers::all(&ingest, ages, max_ahead, &guards),
             ingest,
             guards,
@@ -199,8 +202,7 @@ impl Recommendation {
         tasks.spawn("registry watch", watching);
         let secret = self.settings.mesh.access.registration_secret.clone();
         let core = Arc::new(CoreClient::new(directory.clone(), IdentitySigner::new(&secret))?);
-        let bus = self.start_bus(&tasks, &health);
-        let (subscriber, feed) = self.subscriber(&core)?;
+        let (subscriber, bus) = self.start_bus(&tasks, &health);
         tasks.spawn(
             "store watcher",
             background::watch_store(
@@ -215,7 +217,7 @@ impl Recommendation {
         let audit = self.audit(&subscriber);
         let (first_reading, is_read) = Prepared::later();
         self.consume(subscriber, (&documents, &is_read), &tasks, &health);
-        let keeper = self.replica_keeper(core, directory, feed, first_reading, service, &health);
+        let keeper = self.replica_keeper(core, directory, first_reading, service, &health);
         let token = tasks.shutdown().token();
         tasks.spawn("replica keeper", documents.then(keeper.run(token.clone()), token));
 
@@ -269,35 +271,22 @@ impl Recommendation {
         served.context("the listener failed").and(finished)
     }
 
-    /// Starts the bus on the broker, where the settings name one and no bus was given.
-    fn start_bus(&mut self, tasks: &Tasks, health: &Health) -> Option<RabbitBus> {
-        let settings = self.broker.take()?;
-        let address = settings.url.address();
-        let bus = RabbitBus::start(settings);
-        self.events = Some(Arc::new(bus.clone()));
-        let (ready, token) = (health.register("event bus"), tasks.shutdown().token());
-        tasks.spawn("event bus", broker::watch(bus.clone(), address, ready, token));
-        Some(bus)
-    }
-
-    /// The bus, or the follower of core's feed with its counters.
-    fn subscriber(
+    /// The consuming side of the bus, and the bus itself where it is on a broker: started here, and watched.
+    fn start_bus(
         &self,
-        core: &Arc<CoreClient>,
-    ) -> anyhow::Result<(Events, Option<Arc<FeedStats>>)> {
-        if let Some(events) = &self.events {
-            return Ok((Arc::clone(events), None));
+        tasks: &Tasks,
+        health: &Health,
+    ) -> (Arc<dyn Subscriber>, Option<RabbitBus>) {
+        match &self.events {
+            Events::InProcess(subscriber) => (Arc::clone(subscriber), None),
+            Events::Broker(settings) => {
+                let address = settings.url.address();
+                let bus = RabbitBus::start(settings.clone());
+                let (ready, token) = (health.register("event bus"), tasks.shutdown().token());
+                tasks.spawn("event bus", broker::watch(bus.clone(), address, ready, token));
+                (Arc::new(bus.clone()), Some(bus))
+            }
         }
-        let clock = Arc::clone(&self.clock);
-        let feed = FeedSubscriber::new(
-            Arc::clone(core) as _,
-            Arc::clone(&self.stores.cursor),
-            Arc::clone(&self.stores.dead_letters),
-            Arc::new(move || clock.now()),
-            FeedSettings::default(),
-        )?;
-        let stats = feed.stats();
-        Ok((Arc::new(feed), Some(stats)))
     }
 
     /// Has metrics tell of what is consumed and kept.
@@ -358,18 +347,15 @@ impl Recommendation {
                 consumers::HISTORY => documents.clone(),
                 _ => first_reading.clone(),
             };
-            // Where core's feed has got to is among the documents; a bus has no need of them.
-            let subscribe =
-                if self.events.is_some() { Prepared::already() } else { documents.clone() };
             let token = tasks.shutdown().token();
             let running = consumer.run(
                 Arc::clone(&subscriber),
                 Arc::clone(&self.clock),
                 health.register(queue),
                 begin,
-                token.clone(),
+                token,
             );
-            tasks.spawn(queue, subscribe.then(running, token));
+            tasks.spawn(queue, running);
         }
         let token = tasks.shutdown().token();
         let pruning = background::prune(self.ingest.clone(), self.guards.clone(), token);
@@ -380,7 +366,6 @@ impl Recommendation {
         &self,
         core: Arc<CoreClient>,
         directory: Directory,
-        feed: Option<Arc<FeedStats>>,
         first_reading: watch::Sender<bool>,
         service: &Service,
         health: &Health,
@@ -392,7 +377,6 @@ impl Recommendation {
             directory,
             ready: health.register(readiness::REPLICA),
             interval: Duration::from_secs(self.settings.resync_interval_s),
-            feed,
             service: service.clone(),
             first_reading,
         }
@@ -416,7 +400,7 @@ impl Recommendation {
         }
     }
 
-    fn audit(&self, events: &Events) -> Audit {
+    fn audit(&self, events: &Arc<dyn Subscriber>) -> Audit {
         Audit {
             trend: Arc::clone(&self.stores.trend),
             histories: Arc::clone(&self.stores.histories),
@@ -460,7 +444,6 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
             store::mongodb::open(url, rules.histories(), clock).await.context("--mongodb-url")?;
         stores.histories = documents.histories;
         stores.spots = documents.spots;
-        stores.cursor = documents.cursor;
         stores.history_passes = documents.passes;
         stores.document_server = Some(documents.server);
     }

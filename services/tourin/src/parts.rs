@@ -149,10 +149,10 @@ pub(crate) async fn core(
     };
     let mut settings = core_settings(settings, data_dir, context.mesh.clone());
     settings.listen = address;
-    let core = Core::bind(settings).await?;
+    let core = Core::bind(settings, dependencies).await?;
     // It says there what it waits for.
     context.shown.add(CORE, core.addr());
-    core.open(dependencies).await
+    core.open().await
 }
 
 /// Builds the replicas of recommendation, on stores that they share.

@@ -99,11 +99,10 @@ async fn ack(delivery: Delivery) {
 
 /// In the queue, handed out or waiting for its retry; and nothing once it is settled.
 pub async fn what_is_not_settled_is_backlog(fixture: &impl BusFixture) {
-    let backlog = async || fixture.subscriber().backlog().await.expect("a backlog");
     let deadline = Instant::now() + SOON;
     let waits = async |is_right: fn(u64) -> bool| {
         loop {
-            let waiting = backlog().await.waiting;
+            let waiting = fixture.subscriber().backlog().await.expect("a backlog");
             if is_right(waiting) {
                 return;
             }
@@ -210,7 +209,7 @@ pub async fn a_dropped_delivery_comes_again(fixture: &impl BusFixture) {
     ack(expect(&mut deliveries, "a", 2).await).await;
 }
 
-/// The envelope without the version, which the outbox adds where one feeds the bus.
+/// The envelope without the version, which the outbox adds.
 fn as_sent(body: &[u8]) -> Envelope {
     let mut envelope = Envelope::decode(body).expect("an envelope");
     if let Some(data) = envelope.data.as_object_mut() {

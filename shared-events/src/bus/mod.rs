@@ -7,14 +7,13 @@
 //!   delivery of that key is handed out on that queue, to any subscriber. Other keys go on meanwhile.
 //! * **Bind every type of a domain.** For each exchange some subscription must take every type, known or not: `user.#`
 //!   on the exchange of members, say. What becomes of an event that no binding matches depends on the bus. In memory
-//!   and from a feed all bindings are known, so nobody misses it and it is confirmed. A broker cannot tell a type that
-//!   nobody wants from a subscriber that has not come yet: the event is [`PublishError::Unroutable`], and its outbox
-//!   keeps it, and what comes after it of its key, until some queue takes it. Nothing is lost, and the key waits for as
-//!   long as it takes.
+//!   all bindings are known, so nobody misses it and it is confirmed. A broker cannot tell a type that nobody wants
+//!   from a subscriber that has not come yet: the event is [`PublishError::Unroutable`], and its outbox keeps it, and
+//!   what comes after it of its key, until some queue takes it. Nothing is lost, and the key waits for as long as it
+//!   takes.
 //! * **Declare before publishing.** A queue gets what is published once it is declared.
 //! * **Bounded.** A subscriber never holds more than its prefetch; a full queue makes publishers wait.
 
-pub mod feed;
 pub mod in_process;
 mod lanes;
 pub mod rabbitmq;
@@ -181,21 +180,13 @@ pub trait Subscriber: Send + Sync {
     /// bus is out of reach.
     async fn subscribe(&self, subscription: Subscription) -> Result<Deliveries, SubscribeError>;
 
-    /// What is to come for the queues of this subscriber.
+    /// How many events are still to come for the queues of this subscriber: those that wait, retries included, and
+    /// those that are handed out here and not settled. What another subscriber of the same queue has taken is in its
+    /// own backlog.
     ///
     /// # Errors
     /// When the bus is out of reach.
-    async fn backlog(&self) -> anyhow::Result<Backlog>;
-}
-
-/// What is to come for a subscriber's queues.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Events that wait, retries included, or are handed out here and not settled. What another subscriber of the same
-    /// queue has taken is in its own backlog.
-    pub waiting: u64,
-    /// Where events are read off a numbered log: each up to this number is settled, on every queue.
-    pub settled_to: Option<u64>,
+    async fn backlog(&self) -> anyhow::Result<u64>;
 }
 
 /// The deliveries of one subscriber. Dropping it ends the subscription; what other subscribers may have, they get.

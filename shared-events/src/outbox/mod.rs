@@ -1,8 +1,7 @@
 //! The outbox: events that are committed with the change they tell of, and leave from there.
 //!
-//! One table serves two ways out. The [`Relay`] publishes to a bus and marks each row once it is confirmed; the
-//! [`Feed`] lets other processes read the rows by sequence number, at their own pace. A crash between publishing and
-//! marking publishes again: consumers dedupe by event id.
+//! The [`Relay`] publishes to a bus and marks each row once it is confirmed. A crash between publishing and marking
+//! publishes again: consumers dedupe by event id.
 //!
 //! # Several relays
 //! Each row belongs to one of [`SHARDS`] shards, by its ordering key. A relay publishes the rows of the shards that it
@@ -17,7 +16,6 @@
 //! rare; nothing depends on it but work.
 
 mod backlog;
-mod feed;
 pub mod mysql;
 mod operator;
 mod prune;
@@ -38,10 +36,9 @@ use chrono::{DateTime, Utc};
 use crate::events::Outgoing;
 
 pub use backlog::{DEFAULT_MAX_PENDING, OutboxFull};
-pub use feed::{Feed, FeedEvent, FeedPage, MAX_PAGE_BYTES, MAX_PAGE_EVENTS};
 pub use mysql::MysqlOutbox;
 pub use operator::{Filter, Run, Selected, State, Stored};
-pub use prune::{Pruner, Retention};
+pub use prune::Pruner;
 pub use relay::{Relay, RelaySettings, RelaySnapshot, RelayStats};
 pub use shard::{SHARDS, Shard, shard_of};
 pub use sqlite::SqliteOutbox;
@@ -70,17 +67,6 @@ pub struct Depth {
     pub oldest: Option<DateTime<Utc>>,
     /// Events that were given up: the outbox's dead letters.
     pub rejected: u64,
-}
-
-/// What may be deleted. The conditions that are given must all hold; with none, nothing is deleted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PruneLimits {
-    /// Confirmed by the bus at this time or earlier.
-    pub published_until: Option<DateTime<Utc>>,
-    /// Recorded at this time or earlier.
-    pub recorded_until: Option<DateTime<Utc>>,
-    /// The most rows to delete in this call, so that the writer is not held for long.
-    pub rows: u32,
 }
 
 /// What a relay may work on.
@@ -129,7 +115,7 @@ impl Refusal {
     }
 }
 
-/// The outbox as the relay, the feed and operators see it. Appending is not part of the port: it happens inside the
+/// The outbox as the relay and operators see it. Appending is not part of the port: it happens inside the
 /// service's own transaction, by the adapter's own function (such as [`sqlite::append`]).
 #[async_trait]
 pub trait OutboxStore: Send + Sync {
@@ -160,15 +146,15 @@ pub trait OutboxStore: Send + Sync {
     /// Counts an attempt for each of these, keeps the reason, and moves those that are given up to the dead letters.
     async fn record_refusals(&self, refusals: &[Refusal], at: DateTime<Utc>) -> anyhow::Result<()>;
 
-    /// The feed: events above a sequence number whether confirmed or not, in order, at most `limit` of them and at
-    /// most about [`MAX_PAGE_BYTES`].
-    async fn page_after(&self, after: u64, limit: u32) -> anyhow::Result<FeedPage>;
+    /// Names the outbox's history of events. Another name means another database, or a copy that was restored.
+    async fn log_id(&self) -> anyhow::Result<String>;
 
     /// What waits. Counts rows: for a metric every few seconds, not for every event.
     async fn depth(&self) -> anyhow::Result<Depth>;
 
-    /// Deletes old rows and says how many.
-    async fn prune(&self, limits: &PruneLimits) -> anyhow::Result<u64>;
+    /// Deletes rows that the bus confirmed at this time or earlier, at most `limit` of them, so that the writer is not
+    /// held for long. Returns how many it deleted.
+    async fn prune(&self, published_until: DateTime<Utc>, limit: u32) -> anyhow::Result<u64>;
 
     /// Looks how many events wait, and has appending refused ([`OutboxFull`]) from `max_pending` on until nine tenths of
     /// it are reached again; without a bound nothing is refused. Answers whether it is refused now. Cheap unless much

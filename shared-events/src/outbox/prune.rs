@@ -1,4 +1,4 @@
-//! Keeps the outbox from growing for ever.
+//! Deletes rows that are past their retention, so that the outbox does not grow without end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,59 +6,34 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
-use super::{OutboxStore, PruneLimits};
+use super::OutboxStore;
 use crate::PassTime;
 
 /// How often old rows are looked for.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Rows deleted per transaction.
 const ROWS: u32 = 2_000;
-/// The writer's breathing space between two such transactions.
+/// The pause between two such transactions, in which others can write.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The most rows that one pass deletes: 8,000 for each second of its interval, more than an outbox of a million grows by. A
 /// clock that is wrong for longer than its check notices does not empty the outbox at once.
 const ROWS_PER_PASS: u64 = 500_000;
 
-/// How long rows are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retention {
-    /// A relay publishes them, nobody reads the feed: for this long after they were confirmed. Rows that are not
-    /// confirmed are kept whatever their age.
-    Published(Duration),
-    /// The feed is the only way out: for this long after they were recorded. A reader who stays away for longer misses
-    /// events, and is told so.
-    Feed(Duration),
-    /// Both: until confirmed and recorded this long ago.
-    Both {
-        /// After the confirmation.
-        published: Duration,
-        /// After the recording.
-        feed: Duration,
-    },
-}
-
-impl Default for Retention {
-    /// An hour after the confirmation.
-    fn default() -> Self {
-        Self::Published(Duration::from_secs(3_600))
-    }
-}
-
-/// Deletes what is past its retention, a little at a time.
+/// Deletes confirmed rows that are past their retention, a little at a time.
 pub struct Pruner {
     store: Arc<dyn OutboxStore>,
-    retention: Retention,
+    retention: Duration,
     time: PassTime,
 }
 
 impl Pruner {
-    /// A pruner of `store` by what `time` says.
-    pub fn new(store: Arc<dyn OutboxStore>, retention: Retention, time: PassTime) -> Self {
+    /// A pruner of `store` that keeps rows for `retention` after their confirmation, by the clock `time`.
+    pub fn new(store: Arc<dyn OutboxStore>, retention: Duration, time: PassTime) -> Self {
         Self { store, retention, time }
     }
 
-    /// Deletes what is past its retention now, in bounds, and says how many rows that was; none while the clock is not to
-    /// be trusted.
+    /// Deletes what is past its retention now, in bounds. Returns the number of rows; 0 while the clock is not to be
+    /// trusted.
     ///
     /// # Errors
     /// When the store cannot delete; what was deleted before stays so.
@@ -66,22 +41,14 @@ impl Pruner {
         let Some(now) = (self.time)().await? else {
             return Ok(0);
         };
-        let before = |age: Duration| {
-            TimeDelta::from_std(age).ok().and_then(|age| now.checked_sub_signed(age))
+        let until = TimeDelta::from_std(self.retention).ok();
+        let Some(until) = until.and_then(|age| now.checked_sub_signed(age)) else {
+            // It reaches back before the first time that can be written: nothing is that old.
+            return Ok(0);
         };
-        let (published_until, recorded_until) = match self.retention {
-            Retention::Published(age) => (before(age), None),
-            Retention::Feed(age) => (None, before(age)),
-            Retention::Both { published, feed } => match (before(published), before(feed)) {
-                (Some(published), Some(feed)) => (Some(published), Some(feed)),
-                // One of them reaches back before time itself: nothing is that old.
-                _ => return Ok(0),
-            },
-        };
-        let limits = PruneLimits { published_until, recorded_until, rows: ROWS };
         let mut total = 0;
         loop {
-            let deleted = self.store.prune(&limits).await?;
+            let deleted = self.store.prune(until, ROWS).await?;
             total += deleted;
             if deleted < u64::from(ROWS) || total >= ROWS_PER_PASS {
                 return Ok(total);
@@ -92,7 +59,6 @@ impl Pruner {
 
     /// Prunes once a minute until told to stop.
     pub async fn run(&self, shutdown: CancellationToken) {
-        self.unbind().await;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -106,16 +72,6 @@ impl Pruner {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-        }
-    }
-
-    /// Where the feed is the only way out nothing waits to be published. A bound that a relay of before left behind must
-    /// not refuse changes for ever.
-    async fn unbind(&self) {
-        if matches!(self.retention, Retention::Feed(_))
-            && let Err(error) = self.store.keep_bound(None).await
-        {
-            tracing::warn!(error = format!("{error:#}"), "outbox not opened");
         }
     }
 }

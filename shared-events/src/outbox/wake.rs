@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Tells the relay and waiting feed readers that there may be something new in the outbox. Carries no data: who is
-/// woken looks for himself. Clones are the same signal.
+/// Tells the relay that there may be something new in the outbox. Carries no data: the relay reads the outbox. Clones
+/// are the same signal.
 #[derive(Clone, Debug)]
 pub struct Wake(Arc<watch::Sender<u64>>);
 

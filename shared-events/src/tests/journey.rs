@@ -9,12 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::feed::{Fixed, Service};
 use super::outbox::Outbox;
 use super::{database, eventually, soon};
 use crate::bus::Subscriber as _;
 use crate::bus::contract::{users, view};
-use crate::bus::feed::{Cursor, CursorStore, FeedSettings, FeedSubscriber};
 use crate::bus::in_process::InProcessBus;
 use crate::consumer::{Consumer, Handler, HandlerError, Outcome, Received};
 use crate::dead_letters::MemoryDeadLetters;
@@ -28,8 +26,7 @@ const EFFECTS: &[Migration] = &[Migration {
     description: "effects",
     sql:
         "CREATE TABLE seen (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
-          CREATE TABLE effects (number INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT, spot TEXT);
-          CREATE TABLE cursors (queue TEXT PRIMARY KEY, log_id TEXT NOT NULL, seq INTEGER NOT NULL);",
+          CREATE TABLE effects (number INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT, spot TEXT);",
 }];
 
 /// Commits the effect and the event's id together.
@@ -127,77 +124,4 @@ async fn each_took_effect_once_and_in_order(effects: &Database) {
         let expected: Vec<String> = (0..60).map(|n: u32| n.to_string()).collect();
         assert_eq!(spots, expected, "{user}");
     }
-}
-
-#[async_trait]
-impl CursorStore for Effects {
-    async fn load(&self, queue: &str) -> anyhow::Result<Option<Cursor>> {
-        let cursor: Option<(String, i64)> =
-            sqlx::query_as("SELECT log_id, seq FROM cursors WHERE queue = ?")
-                .bind(queue)
-                .fetch_optional(self.0.reader())
-                .await?;
-        Ok(cursor.map(|(log_id, seq)| Cursor { log_id, seq: seq.unsigned_abs() }))
-    }
-
-    async fn save(&self, queue: &str, cursor: &Cursor) -> anyhow::Result<()> {
-        let mut transaction = self.0.write().await?;
-        sqlx::query("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)")
-            .bind(queue)
-            .bind(&cursor.log_id)
-            .bind(i64::try_from(cursor.seq)?)
-            .execute(&mut *transaction)
-            .await?;
-        Ok(transaction.commit().await?)
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_the_feed_too_with_the_cursor_next_to_the_effects() {
-    let service = Service::start().await;
-    let (effects, _folder) = database().await;
-    effects.migrate(EFFECTS, "effects_migrations").await.unwrap();
-    let handler = Arc::new(Effects(effects.clone()));
-    let follow = async || {
-        let endpoint = Arc::new(Fixed(service.base_url.clone()));
-        let dead_letters = Arc::new(MemoryDeadLetters::default());
-        let settings = FeedSettings { save_interval: Duration::ZERO, ..FeedSettings::default() };
-        let follower =
-            FeedSubscriber::new(endpoint, handler.clone(), dead_letters, system_clock(), settings);
-        let deliveries = follower.unwrap().subscribe(users("effects")).await.unwrap();
-        Consumer::new("effects", deliveries, handler.clone(), system_clock())
-    };
-    let writing = async {
-        for n in 0..60 {
-            let events: Vec<_> = (0..4).map(|user| view(&format!("user{user}"), n)).collect();
-            service.send(&events).await;
-        }
-    };
-    let dying = async {
-        for life in 0..4_u64 {
-            let mut tasks = JoinSet::new();
-            tasks.spawn(follow().await.run(CancellationToken::new()));
-            sleep(Duration::from_millis(7 + 11 * life)).await;
-        }
-        let consumer = follow().await;
-        let stats = consumer.stats();
-        let shutdown = CancellationToken::new();
-        let last_life = tokio::spawn(consumer.run(shutdown.clone()));
-        eventually(async || {
-            let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM effects")
-                .fetch_one(effects.reader())
-                .await
-                .unwrap();
-            if applied < 240 { Err(applied) } else { Ok(()) }
-        })
-        .await;
-        shutdown.cancel();
-        last_life.await.unwrap();
-        // Saving cursors and committing effects share one writer, and must not stand in each other's way.
-        assert_eq!(stats.snapshot().retried, 0);
-    };
-    soon(async { tokio::join!(writing, dying) }).await;
-    each_took_effect_once_and_in_order(&effects).await;
-    let cursor = handler.load("effects").await.unwrap().unwrap();
-    assert_eq!(cursor.seq, 240);
 }

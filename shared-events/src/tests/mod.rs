@@ -4,7 +4,6 @@ mod bus;
 mod consumer;
 mod dead_letters;
 mod events;
-mod feed;
 mod journey;
 mod mysql;
 mod outbox;

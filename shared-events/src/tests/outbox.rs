@@ -1,4 +1,4 @@
-//! The outbox in SQLite, and the feed and the pruner over it.
+//! The outbox in SQLite, and the pruner over it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,19 +6,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use tempfile::TempDir;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use super::{database, soon, statements_after_a_restore};
+use super::{database, statements_after_a_restore};
 use crate::bus::contract::view;
 use crate::events::Outgoing;
-use crate::outbox::contract::{self, OutboxFixture};
+use crate::outbox::contract::{self, OutboxFixture, recorded};
 use crate::outbox::sqlite::append;
-use crate::outbox::{
-    Feed, FeedPage, OutboxStore, Pruner, Retention, SHARDS, Shard, SqliteOutbox, Wake, shard_of,
-};
+use crate::outbox::{OutboxStore, Pruner, SHARDS, Shard, SqliteOutbox, shard_of};
 use crate::sqlite::Database;
 use crate::unchecked;
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 pub(super) struct Outbox {
     pub(super) database: Database,
@@ -71,14 +69,14 @@ async fn events_of_a_transaction_that_is_rolled_back_never_were() {
     append(&mut transaction, &[view("a", 1)], Utc::now()).await.unwrap();
     transaction.rollback().await.unwrap();
     assert!(outbox.store.pending(&[shard_of("a")], 0, 10).await.unwrap().is_empty());
-    assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+    assert!(recorded(&outbox.store).await.is_empty());
 }
 
 #[tokio::test]
 async fn another_database_is_another_log_and_the_same_one_stays_the_same() {
     let one = Outbox::new().await;
     let two = Outbox::new().await;
-    let log_id = async |store: &SqliteOutbox| store.page_after(0, 1).await.unwrap().log_id;
+    let log_id = async |store: &SqliteOutbox| store.log_id().await.unwrap();
     assert_ne!(log_id(&one.store).await, log_id(&two.store).await);
     let reopened = Database::open(&one.folder.path().join("test.db"), 1).await.unwrap();
     let reopened = SqliteOutbox::open(reopened).await.unwrap();
@@ -112,54 +110,10 @@ async fn polling_and_pruning_walk_an_index_and_not_the_table() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_feed_is_woken_by_a_commit() {
-    let outbox = Outbox::new().await;
-    let wake = Wake::new();
-    let feed = Feed::new(Arc::new(outbox.store.clone()), wake.clone(), CancellationToken::new());
-    let reader = tokio::spawn(async move { feed.page(0, 10, Duration::from_secs(15)).await });
-    outbox.append_now(&[view("a", 1)]).await;
-    wake.notify();
-    let page = soon(reader).await.unwrap().unwrap();
-    assert_eq!(page.events.len(), 1);
-}
-
-#[tokio::test]
-async fn a_reader_of_the_feed_sees_commits_that_nobody_signalled() {
-    let outbox = Outbox::new().await;
-    let wake = Wake::new();
-    let feed = Feed::new(Arc::new(outbox.store.clone()), wake, CancellationToken::new());
-    let reader = tokio::spawn(async move { feed.page(0, 10, Duration::from_secs(15)).await });
-    // As another process would.
-    let other = Database::open(&outbox.folder.path().join("test.db"), 1).await.unwrap();
-    let mut transaction = other.write().await.unwrap();
-    append(&mut transaction, &[view("a", 1)], Utc::now()).await.unwrap();
-    transaction.commit().await.unwrap();
-    assert_eq!(soon(reader).await.unwrap().unwrap().events.len(), 1);
-}
-
-#[tokio::test]
-async fn a_waiting_reader_of_the_feed_ends_with_its_patience_or_with_the_service() {
-    let outbox = Outbox::new().await;
-    let shutdown = CancellationToken::new();
-    let feed = Feed::new(Arc::new(outbox.store.clone()), Wake::new(), shutdown.clone());
-    let started = Instant::now();
-    let page = soon(feed.page(0, 10, Duration::from_millis(30))).await.unwrap();
-    assert!(page.events.is_empty() && started.elapsed() >= Duration::from_millis(30));
-    // A reader ahead of the log learns it at once.
-    let page = soon(feed.page(99, 10, Duration::from_secs(25))).await.unwrap();
-    assert_eq!(page.next, 0);
-    let waiting = tokio::spawn(async move { feed.page(0, 10, Duration::from_secs(25)).await });
-    shutdown.cancel();
-    assert!(soon(waiting).await.unwrap().unwrap().events.is_empty());
-    assert!(started.elapsed() < Duration::from_secs(20));
-}
-
-#[tokio::test]
-async fn each_way_out_has_its_retention() {
-    let hour = Duration::from_secs(3_600);
+async fn what_was_confirmed_long_ago_is_pruned() {
     let now = Utc::now();
     let old = now - TimeDelta::hours(2);
-    let pruned = async |retention: Retention| {
+    let pruned = async |retention: Duration| {
         let outbox = Outbox::new().await;
         // Two old ones, the first of them confirmed long ago; two young ones, the first of them confirmed just now.
         outbox.append(&[view("a", 1), view("a", 2)], old).await;
@@ -169,36 +123,36 @@ async fn each_way_out_has_its_retention() {
         let clock: crate::Clock = Arc::new(move || now);
         let pruner = Pruner::new(Arc::new(outbox.store.clone()), retention, unchecked(clock));
         let rows = pruner.prune().await.unwrap();
-        let left = outbox.store.page_after(0, 10).await.unwrap().events;
+        let left = recorded(&outbox.store).await;
         assert_eq!(4 - left.len() as u64, rows);
-        left.into_iter().map(|event| event.seq).collect::<Vec<_>>()
+        left.into_iter().map(|(stored, _)| stored.seq).collect::<Vec<_>>()
     };
-    assert_eq!(pruned(Retention::Published(hour)).await, [2, 3, 4]);
-    assert_eq!(pruned(Retention::Feed(hour)).await, [3, 4]);
-    let both = |published, feed| Retention::Both { published, feed };
-    assert_eq!(pruned(both(hour, hour)).await, [2, 3, 4]);
-    assert_eq!(pruned(both(hour, 3 * hour)).await, [1, 2, 3, 4]);
-    assert_eq!(pruned(both(Duration::ZERO, Duration::ZERO)).await, [2, 4]);
-    assert_eq!(pruned(Retention::Feed(Duration::MAX)).await, [1, 2, 3, 4]);
+    assert_eq!(pruned(HOUR).await, [2, 3, 4]);
+    assert_eq!(pruned(3 * HOUR).await, [1, 2, 3, 4]);
+    assert_eq!(pruned(Duration::ZERO).await, [2, 4]);
+    assert_eq!(pruned(Duration::MAX).await, [1, 2, 3, 4]);
 }
 
 #[tokio::test]
 async fn many_old_rows_are_pruned_in_steps() {
     let outbox = Outbox::new().await;
     let events: Vec<Outgoing> = (0..4_500).map(|n| view("a", n)).collect();
-    outbox.append(&events, Utc::now() - TimeDelta::hours(2)).await;
-    let retention = Retention::Feed(Duration::from_secs(3_600));
+    let old = Utc::now() - TimeDelta::hours(2);
+    outbox.append(&events, old).await;
+    outbox.store.mark_published(&(1..=4_500).collect::<Vec<_>>(), old).await.unwrap();
     let store = Arc::new(outbox.store.clone());
-    let pruner = Pruner::new(store, retention, unchecked(crate::system_clock()));
+    let pruner = Pruner::new(store, HOUR, unchecked(crate::system_clock()));
     assert_eq!(pruner.prune().await.unwrap(), 4_500);
-    assert!(outbox.store.page_after(0, 10).await.unwrap().events.is_empty());
+    assert!(recorded(&outbox.store).await.is_empty());
 }
 
 #[tokio::test]
 async fn after_a_copy_was_restored_new_versions_are_above_all_of_before() {
     let outbox = Outbox::new().await;
     outbox.append_now(&[view("a", 1)]).await;
-    let before = outbox.store.page_after(0, 1).await.unwrap();
+    let version =
+        async |store: &SqliteOutbox| recorded(store).await[0].1.envelope.version().unwrap();
+    let before = (outbox.store.log_id().await.unwrap(), version(&outbox.store).await);
     let mut transaction = outbox.database.write().await.unwrap();
     // The database is a minute old.
     sqlx::query("UPDATE outbox_versions SET base = base - 60000000")
@@ -210,23 +164,22 @@ async fn after_a_copy_was_restored_new_versions_are_above_all_of_before() {
     }
     transaction.commit().await.unwrap();
     let store = SqliteOutbox::open(outbox.database.clone()).await.unwrap();
-    let after = store.page_after(0, 1).await.unwrap();
-    assert_ne!(after.log_id, before.log_id);
-    let version = |page: &FeedPage| page.events[0].envelope["data"]["version"].as_u64().unwrap();
-    assert!(version(&after) >= version(&before), "as if it had been made just now");
+    assert_ne!(store.log_id().await.unwrap(), before.0);
+    assert!(version(&store).await >= before.1, "as if it had been made just now");
 }
 
 #[tokio::test]
 async fn nothing_is_pruned_while_the_clock_is_not_to_be_trusted() {
     let outbox = Outbox::new().await;
-    outbox.append(&[view("a", 1), view("a", 2)], Utc::now() - TimeDelta::days(40)).await;
+    let old = Utc::now() - TimeDelta::days(40);
+    outbox.append(&[view("a", 1), view("a", 2)], old).await;
+    outbox.store.mark_published(&[1, 2], old).await.unwrap();
     let store = Arc::new(outbox.store.clone());
     let doubtful: crate::PassTime = Arc::new(|| Box::pin(async { Ok(None) }));
-    let retention = Retention::Feed(Duration::from_secs(3_600));
-    let pruner = Pruner::new(store.clone(), retention, doubtful);
+    let pruner = Pruner::new(store.clone(), HOUR, doubtful);
     assert_eq!(pruner.prune().await.unwrap(), 0);
-    assert_eq!(outbox.store.page_after(0, 10).await.unwrap().events.len(), 2);
-    let pruner = Pruner::new(store, retention, unchecked(crate::system_clock()));
+    assert_eq!(recorded(&outbox.store).await.len(), 2);
+    let pruner = Pruner::new(store, HOUR, unchecked(crate::system_clock()));
     assert_eq!(pruner.prune().await.unwrap(), 2);
 }
 
@@ -260,7 +213,7 @@ async fn rows_of_an_older_version_are_kept_and_get_their_shards() {
         .unwrap();
     for _ in 0..2 {
         let store = SqliteOutbox::open(database.clone()).await.unwrap();
-        assert_eq!(store.page_after(0, 1).await.unwrap().log_id, log_id);
+        assert_eq!(store.log_id().await.unwrap(), log_id);
         let shards: Vec<Shard> = (0..SHARDS).collect();
         let pending = store.pending(&shards, 0, 1_000).await.unwrap();
         assert_eq!(pending.len(), 300);

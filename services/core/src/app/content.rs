@@ -1,10 +1,9 @@
 //! The use cases of spots, bookmarks, reviews and views, assembled.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use tourin_shared_events::outbox::{Depth, FeedPage};
+use tourin_shared_events::outbox::Depth;
 
 use super::StoreError;
 use super::bookmarks::Bookmarks;
@@ -12,17 +11,16 @@ use super::reviews::Reviews;
 use super::spots::Spots;
 use super::views::Views;
 
-/// The events in the order in which they were committed, for whoever follows them.
+/// The events that were committed, as services in other processes ask about them.
 #[async_trait]
 pub trait EventLog: Send + Sync {
-    /// At most `limit` of those above `after`. When there are none, waits up to `wait` for some, and
-    /// may still give an empty page.
+    /// Names the history of events. Another name means that the data was made anew or restored.
     ///
     /// # Errors
     /// When the store fails.
-    async fn page(&self, after: u64, limit: u32, wait: Duration) -> Result<FeedPage, StoreError>;
+    async fn id(&self) -> Result<String, StoreError>;
 
-    /// How many wait for the bus, where there is one.
+    /// How many wait for the bus.
     ///
     /// # Errors
     /// When the store fails.
@@ -40,6 +38,6 @@ pub struct Content {
     pub reviews: Reviews,
     /// Noting who looked at what. Its owner runs [`Views::run`] until after the last request.
     pub views: Views,
-    /// The events for services in other processes.
-    pub feed: Arc<dyn EventLog>,
+    /// The events that were committed.
+    pub events: Arc<dyn EventLog>,
 }

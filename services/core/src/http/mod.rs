@@ -1,10 +1,10 @@
 //! The service's HTTP face: parses at the edge, calls one use case, shapes the answer.
 
 mod auth;
+mod backlog;
 mod body;
 mod bookmarks;
 mod cookies;
-mod feed;
 mod jwks;
 mod members;
 pub(crate) mod messages;
@@ -45,7 +45,7 @@ pub struct AppState {
     pub keys: Arc<SigningKeys>,
     /// How the session's cookies are set.
     pub cookies: CookieSettings,
-    /// Spots, bookmarks, reviews, likes, views, the feed.
+    /// Spots, bookmarks, reviews, likes, views, the log of events.
     pub content: Content,
     /// Long polls end when this begins.
     pub shutdown: Shutdown,
@@ -61,7 +61,7 @@ pub fn router(state: AppState) -> axum::Router {
         .merge(spots::router())
         .merge(bookmarks::router())
         .merge(reviews::router())
-        .merge(feed::router())
+        .merge(backlog::router())
         .merge(resync::router());
     openapi::serve(routes).with_state(state)
 }

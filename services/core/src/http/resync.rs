@@ -1,5 +1,5 @@
-//! `/internal/tour-spots`: all spots, by id, for replicas that begin or doubt. A replica that
-//! follows the events meanwhile keeps the higher version of each spot.
+//! `/internal/tour-spots`: all spots, by id, for replicas that start or were away. A replica that
+//! consumes events meanwhile keeps the higher version of each spot.
 
 use axum::extract::State;
 use axum::routing::get;
@@ -25,6 +25,8 @@ impl Parameter for SpotId {
 
 #[derive(Serialize)]
 struct SpotsAnswer {
+    /// Names core's history of events. Versions of spots are comparable within one history only.
+    log_id: String,
     spots: Vec<TourSpotUpsert>,
     /// What to ask for next; null at the end.
     next: Option<String>,
@@ -40,6 +42,7 @@ async fn walk(
     let spots = state.content.spots.page_after(after, limit).await?;
     let full = spots.len() == limit as usize;
     Ok(Json(SpotsAnswer {
+        log_id: state.content.events.id().await?,
         next: spots.last().filter(|_| full).map(|spot| spot.id.to_string()),
         spots: spots.iter().map(upsert_payload).collect(),
     }))

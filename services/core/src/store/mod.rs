@@ -2,7 +2,7 @@
 
 mod engine;
 mod errors;
-mod feed;
+mod event_log;
 pub mod key_files;
 mod operation;
 mod passes;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::secret::Secret;
-use tourin_core::{Core, Settings};
+use tourin_core::{Core, Dependencies, Settings};
 
 use running::{RECOVERY, Running, SECRET, alone, hana, read, settings};
 
@@ -54,10 +54,10 @@ async fn a_stop_does_not_wait_for_those_who_wait_for_news() {
     let signer = IdentitySigner::new(&SECRET.parse::<Secret>().unwrap());
     let gateway = Subject::Service { name: "gateway".to_owned() };
     let mut followers = Vec::new();
-    for path in ["/internal/revocations", "/internal/events"] {
+    for _ in 0..2 {
         let identity = signer.sign(&gateway, "core");
         let request = format!(
-            "GET {path}?after=0&wait_ms=20000 HTTP/1.1\r\nhost: core\r\nconnection: close\r\n\
+            "GET /internal/revocations?after=0&wait_ms=20000 HTTP/1.1\r\nhost: core\r\nconnection: close\r\n\
              {IDENTITY_HEADER}: {}\r\n\r\n",
             identity.to_str().unwrap()
         );
@@ -96,6 +96,11 @@ async fn a_start_that_cannot_be_says_why_in_one_line() {
 
     let error = refused(dir.path(), &["--signing-key", file.to_str().unwrap()]).await;
     assert!(error.contains("--signing-key") && error.contains("PKCS#8"), "{error}");
+
+    let no_bus = Dependencies { publisher: None, ..alone() };
+    let error = Core::build(settings(dir.path(), &[]), no_bus).await.err().unwrap().to_string();
+    assert!(error.contains("--amqp-url (TOURIN_AMQP_URL) is missing"), "{error}");
+    assert!(error.contains("deploy/testbed.sh run"), "{error}");
 
     let error = refused(dir.path(), &["--registry-url", "nonsense"]).await;
     assert!(error.contains("--registry-url nonsense"), "{error}");

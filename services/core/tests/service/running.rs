@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use clap::Parser;
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -12,7 +13,10 @@ use tourin_chassis::clock::SystemClock;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_core::{Core, Dependencies, Settings};
+use tourin_core::{Core, Dependencies, MysqlUrl, Settings};
+use tourin_shared_events::bus::{PublishError, Publisher};
+use tourin_shared_events::events::{BookmarkTourspot, Event as _, Outgoing};
+use tourin_shared_events::outbox::contract::recorded;
 
 pub const SECRET: &str = "0123456789abcdef";
 /// How long the service may take to notice that a server is there again.
@@ -51,25 +55,40 @@ pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
     settings
 }
 
+/// A bus on which nobody listens.
+struct Nobody;
+
+#[async_trait]
+impl Publisher for Nobody {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        vec![Ok(()); batch.len()]
+    }
+}
+
 pub fn alone() -> Dependencies {
-    Dependencies { publisher: None, clock: Arc::new(SystemClock) }
+    Dependencies { publisher: Some(Arc::new(Nobody)), clock: Arc::new(SystemClock) }
 }
 
 /// A running service.
 pub struct Running {
     pub address: SocketAddr,
     pub client: reqwest::Client,
+    database: Option<MysqlUrl>,
     stop: Shutdown,
     service: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
     pub async fn start(settings: Settings) -> Self {
-        let core = Core::build(settings, alone()).await.unwrap();
+        let database = settings.database.mysql_url.clone();
+        let mut dependencies = alone();
+        // A broker that the settings name is used.
+        dependencies.publisher.take_if(|_| settings.events.amqp_url.is_some());
+        let core = Core::build(settings, dependencies).await.unwrap();
         let address = core.addr();
         let stop = Shutdown::new();
         let service = tokio::spawn(core.run_until_stopped(stop.clone()));
-        Self { address, client: reqwest::Client::new(), stop, service }
+        Self { address, client: reqwest::Client::new(), database, stop, service }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -96,30 +115,16 @@ impl Running {
         request.json(&json!({"tourSpotId": spot.to_string()})).send().await.unwrap()
     }
 
-    /// The bookmarks in the feed of events, as (member, spot), in its order.
+    /// The bookmarks in the outbox of its database on a server, as (member, spot), in its order.
     pub async fn bookmark_events(&self) -> Vec<(String, String)> {
-        let mut events = Vec::new();
-        let mut after = 0;
-        loop {
-            let path = format!("/internal/events?after={after}&limit=500&wait_ms=0");
-            let service = Subject::Service { name: "test".to_owned() };
-            let request =
-                self.client.get(self.url(&path)).header(IDENTITY_HEADER, identity(&service));
-            let (status, page) = read(request.send().await.unwrap()).await;
-            assert_eq!(status, 200, "{page}");
-            let of_page = page["events"].as_array().unwrap();
-            if of_page.is_empty() {
-                return events;
-            }
-            for event in of_page {
-                if event["routing_key"] == "user.bookmarkTourspot" {
-                    let data = &event["envelope"]["data"];
-                    let text = |name: &str| data[name].as_str().unwrap().to_owned();
-                    events.push((text("user_id"), text("tourspot_id")));
-                }
-            }
-            after = page["next"].as_u64().unwrap();
-        }
+        let outbox = tourin_core::open_outbox_on_server(self.database.as_ref().unwrap());
+        let events = recorded(&*outbox.await.unwrap()).await;
+        let bookmarks = events.into_iter().filter(|(row, _)| row.r#type == BookmarkTourspot::TYPE);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        bookmarks
+            .map(|(_, event)| event.envelope.data)
+            .map(|data| (text(&data["user_id"]), text(&data["tourspot_id"])))
+            .collect()
     }
 
     /// Asks until the answer has this status; its body.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
-use tourin_shared_events::bus::{Backlog, Subscriber};
+use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::consumer::ConsumerStats;
 
 use super::ports::{Deeds, HistoryStore, PortError, TrendStore};
@@ -51,17 +51,17 @@ impl Audit {
         Ok(Worth { at, values: self.trend.values(spots, at).await? })
     }
 
-    /// What is to come, and how many events are done with; effects are committed by then.
+    /// How many events are still to come, and how many are done with; effects are committed by then.
     ///
     /// # Errors
     /// When the bus is out of reach.
-    pub async fn backlog(&self) -> anyhow::Result<(Backlog, u64)> {
-        let backlog = self.events.backlog().await?;
+    pub async fn backlog(&self) -> anyhow::Result<(u64, u64)> {
+        let waiting = self.events.backlog().await?;
         let handled = self.consumers.iter().map(|(_, stats)| {
             let now = stats.snapshot();
             now.applied + now.duplicate + now.ignored + now.expired + now.dead_lettered
         });
-        Ok((backlog, handled.sum()))
+        Ok((waiting, handled.sum()))
     }
 
     /// What a member has viewed and bookmarked, up to [`MAX_DEEDS`] of each.

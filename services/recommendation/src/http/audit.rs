@@ -47,15 +47,11 @@ struct History {
 
 /// What `GET /internal/events/backlog` answers.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct EventBacklog {
     /// Events that wait for this instance or are in its hands.
     waiting: u64,
     /// Events that it is done with, since its start.
     handled: u64,
-    /// Where it follows core's log: every event up to this number is settled.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    settled_to: Option<u64>,
 }
 
 pub(super) fn router(audit: Audit) -> Router {
@@ -106,12 +102,12 @@ async fn backlog(
     State(audit): State<Audit>,
     _: ServiceCaller,
 ) -> Result<Json<EventBacklog>, ApiError> {
-    let (backlog, handled) = audit.backlog().await.map_err(|error| {
+    let (waiting, handled) = audit.backlog().await.map_err(|error| {
         tracing::info!(error = format!("{error:#}"), "the backlog cannot be read");
         ApiError::unavailable(
             Message::for_operators("the bus is out of reach; try again"),
             super::RETRY_AFTER,
         )
     })?;
-    Ok(Json(EventBacklog { waiting: backlog.waiting, handled, settled_to: backlog.settled_to }))
+    Ok(Json(EventBacklog { waiting, handled }))
 }

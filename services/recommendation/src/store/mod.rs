@@ -16,7 +16,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::pruning::PassLog;
-use tourin_shared_events::bus::feed::CursorStore;
 use tourin_shared_events::dead_letters::DeadLetterStore;
 
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
@@ -51,8 +50,6 @@ pub struct Stores {
     pub histories: Arc<dyn HistoryStore>,
     /// The replica of spots.
     pub spots: Arc<dyn SpotReplica>,
-    /// How far core's feed has been followed, for when there is no bus.
-    pub cursor: Arc<dyn CursorStore>,
     /// When the trend was pruned last, and the time of the server that it is on.
     pub trend_passes: Arc<dyn PassLog>,
     /// The same of the histories.
@@ -61,7 +58,7 @@ pub struct Stores {
     pub dead_letters: Arc<dyn DeadLetterStore>,
     /// The server of the trend, when it is not embedded.
     pub trend_server: Option<Arc<dyn Server>>,
-    /// The server of histories, spots and cursors, when they are not embedded.
+    /// The server of histories and spots, when they are not embedded.
     pub document_server: Option<Arc<dyn Server>>,
     /// The embedded file, while any of them is in it.
     pub embedded: Option<Arc<dyn Server>>,

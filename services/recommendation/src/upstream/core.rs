@@ -11,7 +11,6 @@ use serde::de::DeserializeOwned;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::{HttpCall, Span};
 use tourin_registry_api::{Directory, Instance};
-use tourin_shared_events::bus::feed::{Endpoint, Target};
 use tourin_shared_events::events::{Event, TourSpotUpsert};
 
 use crate::SERVICE;
@@ -22,11 +21,10 @@ use crate::domain::spot::Spot;
 pub const CORE: &str = "core";
 /// Longest time to connect, in milliseconds.
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
-/// How long an instance of core may take to appear, in milliseconds: at the start the registry has not
-/// said yet who is there.
-const APPEARANCE_TIMEOUT_MS: u64 = 1_000;
 /// Longest time for a whole answer, in milliseconds.
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
+/// Where core gives out its spots, page by page.
+const CATALOGUE: &str = "/internal/tour-spots";
 /// Spots on a page, the most that core gives.
 const PAGE_SPOTS: usize = 1_000;
 /// Largest answer that is read, in bytes (64 MiB): a page of spots with the longest texts.
@@ -124,21 +122,7 @@ fn unreached(error: anyhow::Error) -> PortError {
     PortError::unavailable(error)
 }
 
-#[async_trait]
-impl Endpoint for CoreClient {
-    async fn resolve(&self) -> anyhow::Result<Target> {
-        let limit = Duration::from_millis(APPEARANCE_TIMEOUT_MS);
-        let core = self.directory.wait_for(CORE, limit).await;
-        let base_url = core.context("no instance of core is up")?.base_url();
-        Ok(Target { base_url, headers: self.identity() })
-    }
-
-    fn service(&self) -> &'static str {
-        CORE
-    }
-}
-
-/// A page of the feed, for its log only.
+/// A page of the catalogue, for the name of core's log only.
 #[derive(Deserialize)]
 struct Log {
     log_id: String,
@@ -153,8 +137,7 @@ struct Page {
 #[async_trait]
 impl Catalogue for CoreClient {
     async fn log_id(&self) -> Result<String, PortError> {
-        let query = [("after", "0"), ("limit", "1"), ("wait_ms", "0")];
-        let log: Log = self.get("/internal/events", &query).await.map_err(unreached)?;
+        let log: Log = self.get(CATALOGUE, &[("limit", "1")]).await.map_err(unreached)?;
         Ok(log.log_id)
     }
 
@@ -162,7 +145,7 @@ impl Catalogue for CoreClient {
         let limit = PAGE_SPOTS.to_string();
         let mut query = vec![("limit", limit.as_str())];
         query.extend(after.map(|after| ("after", after)));
-        let page: Page = self.get("/internal/tour-spots", &query).await.map_err(unreached)?;
+        let page: Page = self.get(CATALOGUE, &query).await.map_err(unreached)?;
         let spots = page
             .spots
             .into_iter()

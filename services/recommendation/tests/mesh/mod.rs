@@ -17,16 +17,19 @@ use axum::routing::{any, get};
 use axum::{Json, Router};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
+use tourin_chassis::clock::SystemClock;
 use tourin_chassis::config::MeshSettings;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_recommendation::{Dependencies, Recommendation, SERVICE, Settings};
+use tourin_recommendation::{Dependencies, Recommendation, SERVICE, Settings, subscriptions};
+use tourin_shared_events::bus::in_process::InProcessBus;
+use tourin_shared_events::dead_letters::MemoryDeadLetters;
 use tourin_shared_events::events::{Outgoing, ViewTourspot};
 
 pub const SECRET: &str = "a secret of the mesh under test";
 
-/// A registry that knows one core, and that core: its catalogue and its feed.
+/// A registry that knows one core, and that core with its catalogue.
 #[derive(Clone)]
 pub struct FakeMesh {
     pub addr: SocketAddr,
@@ -37,7 +40,6 @@ pub struct FakeMesh {
 pub struct FakeState {
     pub log_id: String,
     pub spots: Vec<Value>,
-    pub events: Vec<Outgoing>,
     pub registered: Vec<String>,
     pub core: usize,
 }
@@ -53,7 +55,6 @@ impl FakeMesh {
             .route("/v1/instances/{service}/{id}", any(instance))
             .route("/v1/instances/{service}/{id}/{action}", any(instance))
             .route("/internal/tour-spots", get(tour_spots))
-            .route("/internal/events", get(events))
             .with_state(mesh.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         mesh
@@ -108,45 +109,8 @@ async fn tour_spots(State(mesh): State<FakeMesh>, headers: HeaderMap) -> impl In
     if !is_service(&headers) {
         return StatusCode::FORBIDDEN.into_response();
     }
-    let spots = mesh.state.lock().unwrap().spots.clone();
-    Json(json!({"spots": spots, "next": null})).into_response()
-}
-
-async fn events(
-    State(mesh): State<FakeMesh>,
-    headers: HeaderMap,
-    axum::extract::RawQuery(query): axum::extract::RawQuery,
-) -> impl IntoResponse {
-    if !is_service(&headers) {
-        return StatusCode::FORBIDDEN.into_response();
-    }
-    let query = query.unwrap_or_default();
-    let number = |name: &str| {
-        query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix(&format!("{name}=")))
-            .map_or(0, |value| value.parse::<usize>().unwrap())
-    };
-    let (after, end) =
-        (number("after"), Instant::now() + Duration::from_millis(number("wait_ms") as u64));
-    loop {
-        let page = {
-            let state = mesh.state.lock().unwrap();
-            let events: Vec<Value> = state.events.iter().enumerate().skip(after)
-                .map(|(seq, event)| json!({
-                    "seq": seq + 1, "exchange": event.exchange, "routing_key": event.routing_key,
-                    "ordering_key": event.ordering_key, "headers": event.headers, "envelope": event.envelope,
-                }))
-                .collect();
-            json!({"log_id": state.log_id, "events": events, "next": state.events.len(), "pruned": 0})
-        };
-        if page["events"].as_array().is_some_and(|events| !events.is_empty())
-            || Instant::now() >= end
-        {
-            return Json(page).into_response();
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let state = mesh.state.lock().unwrap();
+    Json(json!({"log_id": state.log_id, "spots": state.spots, "next": null})).into_response()
 }
 
 pub fn secret() -> Secret {
@@ -165,6 +129,21 @@ pub fn catalogue(count: u64, version: u64) -> Vec<Value> {
 pub fn settings(folder: &Path, registry_url: String) -> Settings {
     let mesh = MeshSettings::new(registry_url, secret());
     Settings::new("127.0.0.1:0".parse().unwrap(), folder, mesh)
+}
+
+/// A bus in this process with the queues of the service.
+pub fn bus() -> InProcessBus {
+    let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
+    for subscription in subscriptions() {
+        bus.declare(subscription).unwrap();
+    }
+    bus
+}
+
+/// What an instance on this bus, with stores of its own, is given.
+pub fn on(bus: &InProcessBus) -> Dependencies {
+    let clock = Arc::new(SystemClock);
+    Dependencies { events: Some(Arc::new(bus.clone())), ..Dependencies::new(clock) }
 }
 
 /// A running instance.

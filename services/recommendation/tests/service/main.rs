@@ -1,4 +1,4 @@
-//! The service as a whole: built, run and stopped, over a bus or over core's feed.
+//! The service as a whole: built, run and stopped.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -21,25 +21,28 @@ use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
 use mesh::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_bus_it_follows_core_and_goes_on_where_it_stopped() {
+async fn a_restart_keeps_what_was_counted_and_events_of_the_meantime_come_later() {
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
-    let clock = Arc::new(SystemClock);
-    let service =
-        Running::start(settings(folder.path(), mesh.url()), Dependencies::new(clock.clone())).await;
+    let bus = bus();
+    let service = Running::start(settings(folder.path(), mesh.url()), on(&bus)).await;
     eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
     eventually!(SOON, mesh.state.lock().unwrap().registered.len(), 1);
     assert_eq!(service.ids("/api/recommendations/personalized?k=100", "member01").await.len(), 9);
     assert!(service.trend().await.is_empty());
 
-    mesh.state.lock().unwrap().events.push(view("anon:abcd", 3));
-    eventually!(ONE_SECOND, service.trend().await, ["3"]);
+    assert_eq!(bus.publish(vec![view("anon:abcd", 3)]).await, [Ok(())]);
+    assert_eq!(service.trend().await, ["3"]);
     service.stop().await;
     assert!(mesh.state.lock().unwrap().registered.is_empty());
 
-    mesh.state.lock().unwrap().events.extend([view("anon:abcd", 4), view("anon:bbbb", 4)]);
-    let again = Running::start(settings(folder.path(), mesh.url()), Dependencies::new(clock)).await;
+    let meantime = tokio::spawn({
+        let (bus, events) = (bus.clone(), vec![view("anon:abcd", 4), view("anon:bbbb", 4)]);
+        async move { bus.publish(events).await }
+    });
+    let again = Running::start(settings(folder.path(), mesh.url()), on(&bus)).await;
     eventually!(SOON, again.trend().await, ["4", "3"]);
+    assert!(meantime.await.unwrap().iter().all(Result::is_ok));
     again.stop().await;
 }
 
@@ -47,8 +50,7 @@ async fn without_a_bus_it_follows_core_and_goes_on_where_it_stopped() {
 async fn when_core_comes_back_with_other_data_the_replica_follows() {
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 7)).await;
-    let dependencies = Dependencies::new(Arc::new(SystemClock));
-    let service = Running::start(settings(folder.path(), mesh.url()), dependencies).await;
+    let service = Running::start(settings(folder.path(), mesh.url()), on(&bus())).await;
     let all = "/api/recommendations/personalized?k=100";
     eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
     assert_eq!(service.ids(all, "member01").await.len(), 9);
@@ -115,22 +117,25 @@ async fn what_the_service_keeps_is_for_its_owner_only() {
 #[tokio::test]
 async fn what_cannot_work_is_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
-    let clock = Arc::new(SystemClock);
     let file = folder.path().join("a file");
     std::fs::write(&file, "not a folder").unwrap();
     let unusable = settings(&file, "http://127.0.0.1:1".to_owned());
-    let error =
-        Recommendation::build(unusable, Dependencies::new(clock.clone())).await.err().unwrap();
+    let bus = bus();
+    let error = Recommendation::build(unusable, on(&bus)).await.err().unwrap();
     assert!(format!("{error:#}").contains("--data-dir"), "{error:#}");
 
     let no_url = settings(folder.path(), "not a url".to_owned());
-    let error =
-        Recommendation::build(no_url, Dependencies::new(clock.clone())).await.err().unwrap();
+    let error = Recommendation::build(no_url, on(&bus)).await.err().unwrap();
     assert!(format!("{error:#}").contains("--registry-url"), "{error:#}");
 
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut in_use = settings(folder.path(), "http://127.0.0.1:1".to_owned());
     in_use.listen = taken.local_addr().unwrap();
-    let error = Recommendation::build(in_use, Dependencies::new(clock)).await.err().unwrap();
+    let error = Recommendation::build(in_use, on(&bus)).await.err().unwrap();
     assert!(format!("{error:#}").contains("taken"), "{error:#}");
+
+    let no_bus = settings(folder.path(), "http://127.0.0.1:1".to_owned());
+    let dependencies = Dependencies::new(Arc::new(SystemClock));
+    let error = Recommendation::build(no_bus, dependencies).await.err().unwrap().to_string();
+    assert!(error.contains("--amqp-url (TOURIN_AMQP_URL) is missing"), "{error}");
 }

@@ -217,8 +217,7 @@ async fn a_url_that_is_none_is_refused_without_being_repeated() {
         let parsed = |url: &str| -> ServerUrl { url.parse().unwrap() };
         settings.servers.redis_url = redis.map(parsed);
         settings.servers.mongodb_url = mongodb.map(parsed);
-        let dependencies = Dependencies::new(Arc::new(SystemClock));
-        let error = Recommendation::build(settings, dependencies).await.err().unwrap();
+        let error = Recommendation::build(settings, on(&bus())).await.err().unwrap();
         let text = format!("{error:#}");
         let flag = if redis.is_some() { "--redis-url" } else { "--mongodb-url" };
         assert!(text.contains(flag) && !text.contains("hunter2"), "{text}");

@@ -226,17 +226,11 @@ async fn a_long_wait_for_a_store_is_told_in_a_few_spans_and_what_follows_is_samp
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_cores_feed_the_trace_goes_on_and_a_resync_is_one_of_its_own() {
+async fn a_resync_is_a_trace_of_its_own() {
     let store = all_spans();
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
-    let dependencies = Dependencies::new(Arc::new(SystemClock));
-    let service = Running::start(settings(folder.path(), mesh.url()), dependencies).await;
-    let (event, id) = traced(view("anon:abcd", 3));
-    mesh.state.lock().unwrap().events.push(event);
-    let spans = trace(&store, &id, "process recommendation.trend", 1).await;
-    let consumer = spans.iter().find(|span| name(span) == "process recommendation.trend").unwrap();
-    assert_eq!(remote(consumer), "core");
+    let service = Running::start(settings(folder.path(), mesh.url()), on(&bus())).await;
     let query = TraceQuery {
         service: Some("recommendation".to_owned()),
         span: Some("resync of spots".to_owned()),

@@ -49,7 +49,7 @@ struct Pair {
     guards: Guards,
     stop: CancellationToken,
     _folder: tempfile::TempDir,
-    _corner: Backends,
+    _backends: Backends,
 }
 
 impl Drop for Pair {
@@ -125,7 +125,7 @@ impl Pair {
             guards,
             stop,
             _folder: folder,
-            _corner: backends,
+            _backends: backends,
         };
         pair.sign_up().await;
         pair

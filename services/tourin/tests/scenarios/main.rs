@@ -1,4 +1,6 @@
 //! The contract, row by row, through the real gateway of a whole mesh.
+//!
+//! Stores are embedded. Scenarios of separate processes need a broker: run them by `deploy/testbed.sh run -- COMMAND`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -20,4 +22,5 @@ mod separate_process_scenarios;
 mod session_scenarios;
 mod spot_scenarios;
 mod text_scenarios;
+mod virtual_host;
 mod world;

@@ -1,4 +1,4 @@
-//! The four services as separate processes, started by hand: the same mesh over HTTP.
+//! The four services as separate processes, started by hand: the same mesh, on embedded stores and a broker.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tourin_testbed::free_address;
+use uuid::Uuid;
 
 use crate::process::{Process, command};
+use crate::virtual_host::VirtualHost;
 use crate::world::{World, eventually, ids};
 
 const SECRET: &str = "a-secret-for-this-scenario";
 
+/// The processes end before their virtual host and their folder do.
 pub struct Services {
     registry_url: String,
     _registry: Process,
     gateway: Process,
     core: Process,
     recommendation: Vec<Process>,
+    broker: VirtualHost,
     folder: tempfile::TempDir,
 }
 
@@ -30,8 +34,14 @@ fn service(name: &str, registry_url: &str, listen: &str) -> std::process::Comman
     service
 }
 
-fn recommendation(registry_url: &str, folder: &Path, number: usize) -> Process {
+fn recommendation(
+    registry_url: &str,
+    broker: &VirtualHost,
+    folder: &Path,
+    number: usize,
+) -> Process {
     let mut process = service("recommendation", registry_url, "127.0.0.1:0");
+    process.env("TOURIN_AMQP_URL", broker.url());
     process.arg("--data-dir").arg(folder.join(format!("recommendation-{number}")));
     process.args(["--instance-id", &format!("recommendation-{number}")]);
     Process::start(process)
@@ -50,6 +60,7 @@ impl Services {
         core_flags: &[&str],
     ) -> (World, Self) {
         let folder = tempfile::tempdir().unwrap();
+        let broker = VirtualHost::make(&format!("scenario-{}", Uuid::now_v7().simple())).await;
         let registry_address = free_address().to_string();
         let registry_url = format!("http://{registry_address}");
         let gateway_address = free_address().to_string();
@@ -57,17 +68,25 @@ impl Services {
         gateway.args(gateway_flags);
         let gateway = Process::start(gateway);
         let recommendation = (1..=replicas)
-            .map(|number| recommendation(&registry_url, folder.path(), number))
+            .map(|number| recommendation(&registry_url, &broker, folder.path(), number))
             .collect();
         let mut core = service("core", &registry_url, "127.0.0.1:0");
+        core.env("TOURIN_AMQP_URL", broker.url());
         core.arg("--data-dir").arg(folder.path().join("core")).args(core_flags);
         let core = Process::start(core);
         let mut registry = command("registry");
         registry.env("TOURIN_REGISTRATION_SECRET", SECRET).args(["--listen", &registry_address]);
         let registry = Process::start(registry);
         let world = World::at(format!("http://{gateway_address}"));
-        let services =
-            Self { registry_url, _registry: registry, gateway, core, recommendation, folder };
+        let services = Self {
+            registry_url,
+            _registry: registry,
+            gateway,
+            core,
+            recommendation,
+            broker,
+            folder,
+        };
         services.wait_for(replicas).await;
         eventually(|| async {
             let ready = world.request(Method::GET, "/readyz").send().await;
@@ -78,6 +97,11 @@ impl Services {
         })
         .await;
         (world, services)
+    }
+
+    fn add_recommendation(&mut self, number: usize) {
+        let process = recommendation(&self.registry_url, &self.broker, self.folder.path(), number);
+        self.recommendation.push(process);
     }
 
     async fn instances(&self) -> Vec<Value> {
@@ -160,7 +184,7 @@ async fn a_stopped_replica_leaves_at_once_and_costs_no_request() {
     }
     assert!(start.elapsed() < Duration::from_millis(1_500), "{:?}", start.elapsed());
     // A replica that comes is used without anybody's doing.
-    services.recommendation.push(recommendation(&services.registry_url, services.folder.path(), 3));
+    services.add_recommendation(3);
     services.wait_for(2).await;
     for _ in 0..8 {
         world.get(&path).await.expect(200);
@@ -177,7 +201,7 @@ async fn events_wait_for_a_replica_that_was_away() {
     away.signal("KILL");
     drop(away);
     world.bookmark(&member, &spots[1]).await;
-    services.recommendation.push(recommendation(&services.registry_url, services.folder.path(), 1));
+    services.add_recommendation(1);
     eventually(|| async {
         let answer = world.get_as(&member, "/api/recommendations/trend").await;
         if answer.status != 200 {
@@ -193,6 +217,22 @@ async fn events_wait_for_a_replica_that_was_away() {
     .await;
 }
 
+#[test]
+fn a_service_without_a_broker_says_what_is_missing_and_how_to_give_it() {
+    for name in ["core", "recommendation"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut service = service(name, "http://127.0.0.1:9", "127.0.0.1:0");
+        service.arg("--data-dir").arg(folder.path().join("data"));
+        let output = service.output().unwrap();
+        assert!(!output.status.success(), "{name}: {output:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        for part in ["--amqp-url (TOURIN_AMQP_URL) is missing", "deploy/testbed.sh run -- "] {
+            assert!(error.contains(part), "{name}: {error}");
+        }
+        assert!(!folder.path().join("data").exists(), "{name} has begun nothing");
+    }
+}
+
 /// Told to stop while it waits for its database, a service has stopped cleanly: a supervisor must not
 /// take it for one with a bad setting.
 #[tokio::test(flavor = "multi_thread")]
@@ -202,6 +242,7 @@ async fn a_service_that_waits_for_its_database_can_be_stopped() {
     let address = free_address().to_string();
     let mut core = service("core", "http://127.0.0.1:9", &address);
     core.arg("--data-dir").arg(folder.path()).env("TOURIN_MYSQL_URL", &database);
+    core.env("TOURIN_AMQP_URL", format!("amqp://tourin:secret@{}", free_address()));
     let mut core = Process::start(core);
     let world = World::at(format!("http://{address}"));
     let unready = eventually(|| async { world.request(Method::GET, "/readyz").send().await }).await;

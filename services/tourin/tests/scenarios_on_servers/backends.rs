@@ -1,17 +1,16 @@
-//! Where a scenario's mesh keeps its data: a backends of its own on each server of the test bed.
+//! Where a scenario's mesh keeps its data: a database or a name of its own on each server of the test bed.
 
 use std::future::Future;
 use std::time::Duration;
 
 use redis::AsyncCommands as _;
-use reqwest::Method;
-use serde_json::json;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tourin::part_settings::PartSettings;
 use tourin::up::UpSettings;
 use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_testbed::Proxy;
 use uuid::Uuid;
+
+use crate::virtual_host::VirtualHost;
 
 /// How long a scenario waits for something that must come true.
 pub const TIMEOUT: Duration = Duration::from_secs(40);
@@ -21,36 +20,31 @@ pub const FRESH: Duration = Duration::from_secs(10);
 /// no answer for the 3 s that recommendation waits for a read. Its readers are told to come again.
 pub const MONGODB_MAY_BE_SLOW: bool = true;
 
-/// Meshes at once: each declares some 30 replicated queues, and the bed is one small machine.
-static ROOM: Semaphore = Semaphore::const_new(2);
-
 /// Database, key prefixes and virtual host of one scenario; gone with this value.
 pub struct Backends {
     name: String,
     database: Option<TestDatabase>,
-    _room: SemaphorePermit<'static>,
+    _broker: VirtualHost,
 }
 
 impl Backends {
     pub async fn create(settings: &mut UpSettings) -> Self {
-        let room = ROOM.acquire().await.unwrap();
         let name = format!("scenario-{}", Uuid::now_v7().simple());
+        let broker = VirtualHost::make(&name).await;
         let database = TestDatabase::create().await;
-        make_virtual_host(&name).await;
         let mongodb = with_path(&server("TOURIN_MONGODB_URL"), &name);
-        let amqp = with_path(&server("TOURIN_AMQP_URL"), &name);
         let mut parts = PartSettings::from_flags([
             format!("--redis-url={}", server("TOURIN_REDIS_URL")),
             format!("--recommendation-redis-prefix={name}:recommendation"),
             format!("--session-redis-prefix={name}:sessions"),
             format!("--mongodb-url={mongodb}"),
-            format!("--amqp-url={amqp}"),
+            format!("--amqp-url={}", broker.url()),
         ])
         .unwrap();
         parts.core.database.mysql_url = Some(database.url().clone());
         parts.gateway.listen = settings.parts.gateway.listen;
         settings.parts = parts;
-        Self { name, database: Some(database), _room: room }
+        Self { name, database: Some(database), _broker: broker }
     }
 
     /// Has the settings lead to the documents by a proxy, which can be slow.
@@ -78,7 +72,6 @@ impl Drop for Backends {
         // On a thread of its own: this one belongs to the scenario's runtime.
         let clearing = std::thread::spawn(move || {
             in_a_runtime(async {
-                call_the_broker(Method::DELETE, &format!("vhosts/{name}"), None).await;
                 drop_documents(&name).await;
                 delete_keys(&name).await;
                 if let Some(database) = database {
@@ -106,29 +99,11 @@ fn server(variable: &str) -> String {
     url
 }
 
-/// The same URL with another path, which names a database or a virtual host.
+/// The same URL with another path, which names a database.
 fn with_path(url: &str, path: &str) -> String {
     let mut url: reqwest::Url = url.parse().unwrap();
     url.set_path(path);
     url.into()
-}
-
-async fn make_virtual_host(name: &str) {
-    call_the_broker(Method::PUT, &format!("vhosts/{name}"), None).await;
-    let user = server("TOURIN_AMQP_URL").parse::<reqwest::Url>().unwrap().username().to_owned();
-    let everything = json!({"configure": ".*", "write": ".*", "read": ".*"});
-    let path = format!("permissions/{name}/{user}");
-    call_the_broker(Method::PUT, &path, Some(everything)).await;
-}
-
-async fn call_the_broker(method: Method, path: &str, body: Option<serde_json::Value>) {
-    let url = format!("{}/api/{path}", server("TOURIN_AMQP_API_URL"));
-    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().unwrap();
-    let mut request = client.request(method, url);
-    if let Some(body) = body {
-        request = request.json(&body);
-    }
-    request.send().await.unwrap().error_for_status().unwrap();
 }
 
 async fn drop_documents(database: &str) {

@@ -26,5 +26,7 @@ mod slow_store;
 mod spot_scenarios;
 #[path = "../scenarios/text_scenarios.rs"]
 mod text_scenarios;
+#[path = "../scenarios/virtual_host.rs"]
+mod virtual_host;
 #[path = "../scenarios/world.rs"]
 mod world;

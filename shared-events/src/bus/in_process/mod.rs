@@ -22,9 +22,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::replays::Replays;
 use super::styles::COMMAND_EXCHANGE;
-use super::{
-    Backlog, Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription,
-};
+use super::{Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription};
 use crate::bus::unsettled::Tries;
 use crate::dead_letters::DeadLetterStore;
 use crate::events::Outgoing;
@@ -204,9 +202,9 @@ impl Subscriber for InProcessBus {
     }
 
     /// Of every subscriber: they are in one process.
-    async fn backlog(&self) -> anyhow::Result<Backlog> {
+    async fn backlog(&self) -> anyhow::Result<u64> {
         let of_queue = |depth: QueueDepth| (depth.waiting + depth.unsettled) as u64;
-        Ok(Backlog { waiting: self.depths().into_iter().map(of_queue).sum(), settled_to: None })
+        Ok(self.depths().into_iter().map(of_queue).sum())
     }
 }
 

@@ -54,8 +54,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Backlog, Carrier, Deliveries, Delivery, DeliverySource, PublishError, Publisher,
-    SubscribeError, Subscriber, Subscription,
+    Carrier, Deliveries, Delivery, DeliverySource, PublishError, Publisher, SubscribeError,
+    Subscriber, Subscription,
 };
 use crate::events::Outgoing;
 use link::{LinkError, Links};
@@ -66,7 +66,7 @@ use stats::BusStats;
 use topology::Topology;
 
 pub use dead_letters::RabbitDeadLetters;
-pub use settings::{AmqpUrl, InvalidAmqpUrl, RabbitSettings};
+pub use settings::{AmqpUrl, InvalidAmqpUrl, NoBroker, RabbitSettings};
 pub use stats::{BusSnapshot, SubscriptionSnapshot};
 pub use wire::{CORRELATION_ID, REPLY_TO};
 
@@ -327,7 +327,7 @@ impl Subscriber for RabbitBus {
     }
 
     /// What lies at the broker is of all subscribers together.
-    async fn backlog(&self) -> anyhow::Result<Backlog> {
+    async fn backlog(&self) -> anyhow::Result<u64> {
         let inner = &self.0;
         let mailboxes: Vec<_> = self.mailboxes().iter().filter_map(Weak::upgrade).collect();
         let link = inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await?;
@@ -345,7 +345,7 @@ impl Subscriber for RabbitBus {
             let here = mailbox.snapshot();
             waiting += here.held + here.unsettled;
         }
-        Ok(Backlog { waiting, settled_to: None })
+        Ok(waiting)
     }
 }
 

@@ -18,6 +18,14 @@ pub struct AmqpUrl(AMQPUri);
 #[error("not an AMQP URL of the form amqp://user:password@host:port/vhost")]
 pub struct InvalidAmqpUrl;
 
+/// A service in a process of its own was given no broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "--amqp-url (TOURIN_AMQP_URL) is missing: services in separate processes exchange events over RabbitMQ. Give its URL, \
+     or start them by `deploy/testbed.sh run -- COMMAND` or `docker compose up`, which bring one; `tourin up` needs none"
+)]
+pub struct NoBroker;
+
 impl FromStr for AmqpUrl {
     type Err = InvalidAmqpUrl;
 

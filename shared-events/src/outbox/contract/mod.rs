@@ -14,7 +14,7 @@ pub use operators::*;
 pub use relays::*;
 
 use super::shard::all_shards;
-use super::{Depth, MAX_PAGE_BYTES, OutboxFull, OutboxStore, PruneLimits, VERSION};
+use super::{Depth, Filter, OutboxFull, OutboxStore, State, Stored, VERSION};
 use crate::bus::contract::view;
 use crate::events::Outgoing;
 
@@ -52,9 +52,8 @@ pub trait OutboxFixture: Send + Sync {
 pub async fn all<F: OutboxFixture>(mut fresh: impl AsyncFnMut() -> F) {
     what_is_appended_is_pending_in_order_until_marked(&fresh().await).await;
     an_event_has_one_version_on_every_way_out(&fresh().await).await;
-    the_feed_shows_everything_page_by_page(&fresh().await).await;
-    a_page_is_bounded_in_bytes(&fresh().await).await;
-    the_feed_says_what_it_no_longer_has(&fresh().await).await;
+    a_number_is_never_given_twice(&fresh().await).await;
+    an_outbox_has_one_name_of_its_own(&fresh().await, &fresh().await).await;
     what_is_unconfirmed_or_young_is_not_pruned(&fresh().await).await;
     relays_share_the_shards(&fresh().await).await;
     what_a_dead_relay_held_is_taken_over(&fresh().await).await;
@@ -103,6 +102,16 @@ async fn all_pending(store: &dyn OutboxStore, after: u64) -> Vec<(u64, Outgoing)
     pending.into_iter().map(|p| (p.seq, p.event)).collect()
 }
 
+/// All that the outbox has, confirmed or not, in the order of its numbers; at most 10,000 of each state.
+pub async fn recorded(store: &dyn OutboxStore) -> Vec<(Stored, Outgoing)> {
+    let mut seqs = Vec::new();
+    for state in [State::Pending, State::Rejected, State::Published] {
+        let filter = Filter { state, after: 0, limit: 10_000 };
+        seqs.extend(store.list(&filter).await.expect("a list").into_iter().map(|row| row.seq));
+    }
+    store.show(&seqs).await.expect("rows")
+}
+
 /// Nothing is changed on the way, and the order is that of the commits.
 pub async fn what_is_appended_is_pending_in_order_until_marked(fixture: &impl OutboxFixture) {
     let store = fixture.store();
@@ -126,7 +135,7 @@ pub async fn what_is_appended_is_pending_in_order_until_marked(fixture: &impl Ou
     assert_eq!(left, seqs.iter().copied().filter(|seq| seq % 2 == 1).collect::<Vec<_>>());
 }
 
-/// To the bus, to followers, to an operator, and again to the bus when it is replayed; whatever its time is.
+/// To the bus, to an operator, and again to the bus when it is replayed; whatever its time is.
 pub async fn an_event_has_one_version_on_every_way_out(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let mut sent = views(0..2);
@@ -139,9 +148,6 @@ pub async fn an_event_has_one_version_on_every_way_out(fixture: &impl OutboxFixt
     let (seqs, versions): (Vec<u64>, Vec<u64>) =
         pending.iter().map(|(seq, event)| (*seq, version_of(event))).unzip();
     assert!(versions[0] < versions[1], "{versions:?}");
-    let fed = store.page_after(0, 10).await.expect("a page").events;
-    let fed: Vec<_> = fed.iter().map(|event| event.envelope["data"][VERSION].as_u64()).collect();
-    assert_eq!(fed, [Some(versions[0]), Some(versions[1])]);
     let shown = store.show(&seqs).await.expect("shown");
     assert_eq!(shown.iter().map(|(_, event)| version_of(event)).collect::<Vec<_>>(), versions);
     store.mark_published(&seqs, at(3_601)).await.expect("mark");
@@ -150,89 +156,30 @@ pub async fn an_event_has_one_version_on_every_way_out(fixture: &impl OutboxFixt
     assert_eq!(again.iter().map(|(_, event)| version_of(event)).collect::<Vec<_>>(), versions[..1]);
 }
 
-/// Confirmed or not; the pages join up; the end is an empty page.
-pub async fn the_feed_shows_everything_page_by_page(fixture: &impl OutboxFixture) {
-    let store = fixture.store();
-    let empty = store.page_after(0, 10).await.expect("a page");
-    assert_eq!((empty.next, empty.pruned, empty.events.len()), (0, 0, 0));
-    let sent = views(0..25);
-    fixture.append(&sent, at(0)).await;
-    let first = all_pending(store, 0).await[0].0;
-    store.mark_published(&[first], at(0)).await.expect("mark");
-
-    let mut read = Vec::new();
-    let mut after = 0;
-    loop {
-        let page = store.page_after(after, 10).await.expect("a page");
-        assert_eq!(page.log_id, empty.log_id);
-        assert!(page.events.len() <= 10);
-        let last = page.events.last().map_or(after, |event| event.seq);
-        assert_eq!(page.next, last);
-        after = page.next;
-        if page.events.is_empty() {
-            break;
-        }
-        read.extend(page.events);
-    }
-    assert_eq!(read.len(), sent.len());
-    for (read, sent) in read.iter().zip(&sent) {
-        let mut envelope = read.envelope.clone();
-        envelope["data"].as_object_mut().and_then(|data| data.remove(VERSION)).expect("a version");
-        assert_eq!(envelope, serde_json::to_value(&sent.envelope).expect("JSON"));
-        assert_eq!(read.exchange, sent.exchange);
-        assert_eq!(read.routing_key, sent.routing_key);
-        assert_eq!(read.ordering_key, sent.ordering_key);
-        assert_eq!(read.headers, sent.headers);
-    }
-    let beyond = store.page_after(after + 100, 10).await.expect("a page");
-    assert_eq!((beyond.next, beyond.events.len()), (after, 0), "a reader ahead is set back");
-    let far_beyond = store.page_after(u64::MAX, 10).await.expect("a page");
-    assert_eq!((far_beyond.next, far_beyond.events.len()), (after, 0));
-}
-
-/// Large events make short pages, but never an empty one.
-pub async fn a_page_is_bounded_in_bytes(fixture: &impl OutboxFixture) {
-    let store = fixture.store();
-    let large = |n: u32, bytes: usize| {
-        let mut event = view("someone", n);
-        event.envelope.data["padding"] = "x".repeat(bytes).into();
-        event
-    };
-    let third = MAX_PAGE_BYTES / 3;
-    let sent = [large(0, third), large(1, third), large(2, third), large(3, 2 * MAX_PAGE_BYTES)];
-    fixture.append(&sent, at(0)).await;
-    let mut lengths = Vec::new();
-    let mut after = 0;
-    loop {
-        let page = store.page_after(after, 10).await.expect("a page");
-        if page.events.is_empty() {
-            break;
-        }
-        lengths.push(page.events.len());
-        after = page.next;
-    }
-    assert_eq!(lengths, [2, 1, 1]);
-}
-
-/// A reader can tell that he missed something, even when the outbox is empty by now.
-pub async fn the_feed_says_what_it_no_longer_has(fixture: &impl OutboxFixture) {
+/// Not even when the outbox is empty by now.
+pub async fn a_number_is_never_given_twice(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..3), at(0)).await;
-    fixture.append(&views(3..5), at(100)).await;
     let seqs: Vec<u64> = all_pending(store, 0).await.into_iter().map(|(seq, _)| seq).collect();
-    let until = |time| PruneLimits { recorded_until: Some(time), rows: 100, ..Default::default() };
-    assert_eq!(store.prune(&until(at(50))).await.expect("prune"), 3);
-    let page = store.page_after(0, 10).await.expect("a page");
-    assert_eq!((page.pruned, page.events[0].seq), (seqs[2], seqs[3]));
-    assert_eq!(store.prune(&until(at(100))).await.expect("prune"), 2);
-    let page = store.page_after(seqs[4], 10).await.expect("a page");
-    assert_eq!((page.pruned, page.next, page.events.len()), (seqs[4], seqs[4], 0));
-    fixture.append(&views(5..6), at(200)).await;
-    let page = store.page_after(seqs[4], 10).await.expect("a page");
-    assert!(page.events[0].seq > seqs[4], "a number is never given twice");
+    store.mark_published(&seqs, at(0)).await.expect("mark");
+    assert_eq!(store.prune(at(0), 100).await.expect("prune"), 3);
+    assert!(recorded(store).await.is_empty());
+    fixture.append(&views(3..4), at(1)).await;
+    assert!(all_pending(store, 0).await[0].0 > seqs[2]);
 }
 
-/// The conditions hold together, and the number of rows is a bound.
+/// By it, a replica learns that the database is another one.
+pub async fn an_outbox_has_one_name_of_its_own(
+    fixture: &impl OutboxFixture,
+    other: &impl OutboxFixture,
+) {
+    let name = fixture.store().log_id().await.expect("a name");
+    fixture.append(&views(0..3), at(0)).await;
+    assert_eq!(fixture.store().log_id().await.expect("a name"), name);
+    assert_ne!(other.store().log_id().await.expect("a name"), name);
+}
+
+/// The oldest confirmations go first, and the number of rows is a bound.
 pub async fn what_is_unconfirmed_or_young_is_not_pruned(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..6), at(0)).await;
@@ -241,25 +188,17 @@ pub async fn what_is_unconfirmed_or_young_is_not_pruned(fixture: &impl OutboxFix
     store.mark_published(&seqs[1..4], at(10)).await.expect("mark");
     store.mark_published(&seqs[4..5], at(90)).await.expect("mark");
     store.mark_published(&seqs[6..8], at(110)).await.expect("mark");
-    let prune = async |published: Option<i64>, recorded: Option<i64>, rows| {
-        let limits = PruneLimits {
-            published_until: published.map(at),
-            recorded_until: recorded.map(at),
-            rows,
-        };
-        store.prune(&limits).await.expect("prune")
-    };
+    let prune = async |published: i64, rows| store.prune(at(published), rows).await.expect("prune");
     let left = async || {
-        let page = store.page_after(0, 100).await.expect("a page");
-        page.events.into_iter().map(|event| event.seq).collect::<Vec<_>>()
+        recorded(store).await.into_iter().map(|(stored, _)| stored.seq).collect::<Vec<_>>()
     };
-    assert_eq!(prune(None, None, 100).await, 0);
-    assert_eq!(prune(Some(10), None, 2).await, 2);
-    assert_eq!(prune(Some(10), None, 2).await, 1);
+    assert_eq!(prune(9, 100).await, 0);
+    assert_eq!(prune(10, 2).await, 2);
+    assert_eq!(prune(10, 2).await, 1);
     assert_eq!(left().await, [seqs[0], seqs[4], seqs[5], seqs[6], seqs[7]]);
-    assert_eq!(prune(Some(1_000), Some(50), 100).await, 1);
+    assert_eq!(prune(90, 100).await, 1);
     assert_eq!(left().await, [seqs[0], seqs[5], seqs[6], seqs[7]]);
-    assert_eq!(prune(Some(1_000), None, 100).await, 2);
+    assert_eq!(prune(1_000, 100).await, 2);
     assert_eq!(left().await, [seqs[0], seqs[5]], "unconfirmed rows stay");
 }
 

@@ -108,9 +108,7 @@ pub async fn replay_and_discard_touch_a_frozen_set(fixture: &impl OutboxFixture)
     assert_eq!(pending().await, [all[0], all[2]]);
     assert_eq!(store.replay(&[], Run::Real).await.expect("replay"), Selected::default());
 
-    // The log did not go back, though its last rows are gone: followers stay where they are.
-    let page = store.page_after(all[5], 10).await.expect("a page");
-    assert_eq!((page.next, page.events.len()), (all[5], 0));
+    // A number is never given twice, though the last rows are gone.
     fixture.append(&views(6..7), at(3)).await;
     assert!(pending().await.last().is_some_and(|seq| *seq > all[5]));
 }

@@ -2,8 +2,8 @@
 //!
 //! # Order
 //! Numbers are given when rows are written, not when they are committed, so a lower one can appear after a higher one.
-//! Whoever reads with a place in the log would pass over it, the relay and the followers of the feed alike; so both see
-//! an event only once no lower number can appear any more ([`whole`]). Of two changes of the same thing the second waits
+//! A relay reads on from the last number that it saw and would pass over it; so it sees an event only once no lower
+//! number can appear any more ([`whole`]). Of two changes of the same thing the second waits
 //! for the first one's commit (they lock the same rows) before it gets its number, if events are appended last in their
 //! transaction: the order of numbers is the order of what depends on each other.
 
@@ -20,8 +20,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures::TryStreamExt as _;
-use sqlx::mysql::{MySqlConnection, MySqlRow};
+use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
@@ -30,10 +29,7 @@ pub use self::schema::{MIGRATIONS, MIGRATIONS_TABLE};
 use self::whole::Whole;
 use super::operator::Operation;
 use super::versions::{SELECT, Versions};
-use super::{
-    Claim, Depth, FeedEvent, FeedPage, Filter, MAX_PAGE_BYTES, OutboxStore, Pending, PruneLimits,
-    Refusal, Run, Selected, Shard, Stored,
-};
+use super::{Claim, Depth, Filter, OutboxStore, Pending, Refusal, Run, Selected, Shard, Stored};
 use crate::envelope::Envelope;
 use crate::events::Outgoing;
 use crate::mysql::{Conflicts, Database, bounded, from_micros, to_micros};
@@ -81,14 +77,6 @@ macro_rules! again_after_conflicts {
     }};
 }
 
-/// The log's state at one moment.
-struct State {
-    log_id: String,
-    pruned: u64,
-    /// The highest number that ever was, of those committed.
-    last: u64,
-}
-
 impl MysqlOutbox {
     /// Creates or updates the outbox's tables, and opens it.
     ///
@@ -128,68 +116,11 @@ impl MysqlOutbox {
         Ok(())
     }
 
-    async fn try_delete(&self, seqs: &str, highest: i64) -> sqlx::Result<u64> {
-        let mut transaction = self.database.write().await?;
-        let deleted = sqlx::query(concat!(
-            "DELETE o FROM ",
-            numbers!(),
-            " STRAIGHT_JOIN outbox AS o ON o.seq = w.v"
-        ))
-        .bind(seqs)
-        .execute(&mut *transaction)
-        .await?;
-        sqlx::query("UPDATE outbox_state SET pruned = GREATEST(pruned, ?) WHERE id = 1")
-            .bind(highest)
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
+    async fn try_delete(&self, seqs: &str) -> sqlx::Result<u64> {
+        let delete =
+            concat!("DELETE o FROM ", numbers!(), " STRAIGHT_JOIN outbox AS o ON o.seq = w.v");
+        let deleted = sqlx::query(delete).bind(seqs).execute(self.database.writer()).await?;
         Ok(deleted.rows_affected())
-    }
-
-    async fn try_page(&self, after: u64, limit: u32) -> anyhow::Result<FeedPage> {
-        // One snapshot, so that the rows and the log's state are of the same moment.
-        let mut snapshot = self.database.snapshot().await?;
-        let mut now = state(&mut snapshot).await?;
-        let mut whole = self.whole.known();
-        if now.last > after && now.last > whole {
-            snapshot.rollback().await?;
-            whole = self.whole.find(&self.database).await?;
-            snapshot = self.database.snapshot().await?;
-            now = state(&mut snapshot).await?;
-        }
-        let mut page = FeedPage {
-            log_id: now.log_id,
-            events: Vec::new(),
-            next: after.min(now.last),
-            pruned: now.pruned,
-        };
-        let mut bytes = 0;
-        let mut rows = sqlx::query(select!("WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"))
-            .bind(signed(after))
-            .bind(signed(whole))
-            .bind(limit)
-            .fetch(&mut *snapshot);
-        while let Some(row) = rows.try_next().await? {
-            let seq = unsigned(row.try_get("seq")?);
-            bytes += row.try_get::<&str, _>("data")?.len();
-            if bytes > MAX_PAGE_BYTES && !page.events.is_empty() {
-                break;
-            }
-            let event =
-                outgoing(&row, self.versions).with_context(|| format!("outbox row {seq}"))?;
-            page.next = seq;
-            page.events.push(FeedEvent {
-                seq,
-                exchange: event.exchange,
-                routing_key: event.routing_key,
-                ordering_key: event.ordering_key,
-                headers: event.headers,
-                envelope: serde_json::to_value(&event.envelope)?,
-            });
-        }
-        drop(rows);
-        snapshot.rollback().await?;
-        Ok(page)
     }
 }
 
@@ -219,16 +150,6 @@ fn signed(seq: u64) -> i64 {
 
 fn unsigned(seq: i64) -> u64 {
     u64::try_from(seq).unwrap_or(0)
-}
-
-async fn state(connection: &mut MySqlConnection) -> sqlx::Result<State> {
-    let (log_id, pruned, last): (String, i64, Option<i64>) = sqlx::query_as(
-        "SELECT log_id, pruned, (SELECT MAX(seq) FROM outbox) FROM outbox_state WHERE id = 1",
-    )
-    .fetch_one(connection)
-    .await?;
-    // What was deleted was given once, too.
-    Ok(State { log_id, pruned: unsigned(pruned), last: unsigned(last.unwrap_or(0).max(pruned)) })
 }
 
 #[async_trait]
@@ -308,15 +229,9 @@ impl OutboxStore for MysqlOutbox {
         Ok(())
     }
 
-    async fn page_after(&self, after: u64, limit: u32) -> anyhow::Result<FeedPage> {
-        let mut conflicts = Conflicts::default();
-        loop {
-            let page = bounded(self.try_page(after, limit)).await;
-            match page.as_ref().map_err(|error| error.downcast_ref()) {
-                Err(Some(error)) if conflicts.again(error).await => {}
-                _ => return page,
-            }
-        }
+    async fn log_id(&self) -> anyhow::Result<String> {
+        let reading = sqlx::query_scalar("SELECT log_id FROM outbox_state WHERE id = 1");
+        Ok(bounded(reading.fetch_one(self.database.reader())).await?)
     }
 
     async fn depth(&self) -> anyhow::Result<Depth> {
@@ -327,40 +242,20 @@ impl OutboxStore for MysqlOutbox {
         Ok(again_after_conflicts!(backlog::keep_bound(&self.database, max_pending))?)
     }
 
-    async fn prune(&self, limits: &PruneLimits) -> anyhow::Result<u64> {
-        let recorded = limits.recorded_until.map_or(i64::MAX, to_micros);
-        // By the index of confirmation times; without one, in the order of recording, as far as rows are old.
-        let sql = match (limits.published_until, limits.recorded_until) {
-            (None, None) => return Ok(0),
-            (Some(until), _) => format!(
-                "SELECT seq, recorded_at FROM outbox FORCE INDEX (outbox_waiting)
-                 WHERE published_at <= {} AND recorded_at <= {recorded}
-                 ORDER BY published_at, rejected_at, seq LIMIT ?",
-                to_micros(until)
-            ),
-            (None, Some(_)) => {
-                "SELECT seq, recorded_at FROM outbox ORDER BY seq LIMIT ?".to_owned()
-            }
-        };
-        let read = async {
-            sqlx::query_as(AssertSqlSafe(sql))
-                .persistent(false)
-                .bind(limits.rows)
-                .fetch_all(self.database.reader())
-                .await
-        };
-        let found: Vec<(i64, i64)> = bounded(read).await?;
-        let mut doomed =
-            found.into_iter().take_while(|(_, at)| *at <= recorded).map(|(seq, _)| seq);
+    async fn prune(&self, published_until: DateTime<Utc>, limit: u32) -> anyhow::Result<u64> {
+        let doomed = sqlx::query_scalar(
+            "SELECT seq FROM outbox FORCE INDEX (outbox_waiting) WHERE published_at <= ?
+             ORDER BY published_at, rejected_at, seq LIMIT ?",
+        )
+        .bind(to_micros(published_until))
+        .bind(limit);
+        let doomed: Vec<i64> = bounded(doomed.fetch_all(self.database.reader())).await?;
         let mut deleted = 0;
-        loop {
-            let seqs: Vec<i64> = doomed.by_ref().take(ROWS_PER_CHANGE).collect();
-            let Some(highest) = seqs.iter().max() else {
-                return Ok(deleted);
-            };
-            let json = serde_json::to_string(&seqs)?;
-            deleted += again_after_conflicts!(self.try_delete(&json, *highest))?;
+        for seqs in doomed.chunks(ROWS_PER_CHANGE) {
+            let json = serde_json::to_string(seqs)?;
+            deleted += again_after_conflicts!(self.try_delete(&json))?;
         }
+        Ok(deleted)
     }
 
     async fn list(&self, filter: &Filter) -> anyhow::Result<Vec<Stored>> {

@@ -131,15 +131,6 @@ async fn try_apply(
               SET o.published_at = NULL, o.rejected_at = NULL, o.attempts = 0, o.last_error = NULL"
         ),
         Operation::Discard => {
-            // The log's end is told by what is there and by what was pruned; it must not go back.
-            sqlx::query(
-                "UPDATE outbox_state SET pruned = GREATEST(pruned, ?)
-                 WHERE id = 1 AND (SELECT MAX(seq) FROM outbox) <= ?",
-            )
-            .bind(selected.touched.last())
-            .bind(selected.touched.last())
-            .execute(&mut *transaction)
-            .await?;
             concat!("DELETE o FROM ", numbers!(), " STRAIGHT_JOIN outbox AS o ON o.seq = w.v")
         }
     };

@@ -11,7 +11,7 @@ use futures::future::join3;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::{DEFAULT_MAX_PENDING, keep_bound};
-use super::{OutboxStore, Pruner, Retention, Wake};
+use super::{OutboxStore, Pruner, Wake};
 use crate::backoff::Backoff;
 use crate::bus::Publisher;
 use crate::consumer::counters;
@@ -42,8 +42,9 @@ pub struct RelaySettings {
     pub lease: Duration,
     /// How often it starts again from the oldest event that waits, for what was replayed. Default 5 s.
     pub rescan_interval: Duration,
-    /// How long rows are kept.
-    pub retention: Retention,
+    /// How long rows are kept after the bus confirmed them. Default 1 h. Rows that are not confirmed are kept
+    /// whatever their age.
+    pub retention: Duration,
     /// How long a stopping relay waits for confirmations. Default 1 s.
     pub drain_timeout: Duration,
 }
@@ -64,7 +65,7 @@ impl Default for RelaySettings {
             },
             lease: Duration::from_secs(2),
             rescan_interval: Duration::from_secs(5),
-            retention: Retention::default(),
+            retention: Duration::from_secs(3_600),
             drain_timeout: Duration::from_secs(1),
         }
     }

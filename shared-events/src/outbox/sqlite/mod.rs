@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures::TryStreamExt as _;
 use sqlx::{Row as _, sqlite::SqliteRow};
 use uuid::Uuid;
 
@@ -20,10 +19,7 @@ pub use self::schema::{MIGRATIONS, MIGRATIONS_TABLE};
 use super::backlog::refused_from;
 use super::operator::Operation;
 use super::versions::{SELECT, Versions};
-use super::{
-    Claim, Depth, FeedEvent, FeedPage, Filter, MAX_PAGE_BYTES, OutboxStore, Pending, PruneLimits,
-    Refusal, Run, Selected, Shard, Stored,
-};
+use super::{Claim, Depth, Filter, OutboxStore, Pending, Refusal, Run, Selected, Shard, Stored};
 use crate::envelope::Envelope;
 use crate::events::Outgoing;
 use crate::sqlite::{Database, from_micros, to_micros};
@@ -160,49 +156,9 @@ impl OutboxStore for SqliteOutbox {
         Ok(transaction.commit().await?)
     }
 
-    async fn page_after(&self, after: u64, limit: u32) -> anyhow::Result<FeedPage> {
-        // One transaction, so that the rows and the log's state are of the same moment.
-        let mut snapshot = self.database.reader().begin().await?;
-        let (log_id, pruned): (String, i64) =
-            sqlx::query_as("SELECT log_id, pruned FROM outbox_state")
-                .fetch_one(&mut *snapshot)
-                .await?;
-        let last: Option<i64> =
-            sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'")
-                .fetch_optional(&mut *snapshot)
-                .await?;
-        let mut page = FeedPage {
-            log_id,
-            events: Vec::new(),
-            next: after.min(unsigned(last.unwrap_or(0))),
-            pruned: unsigned(pruned),
-        };
-        let mut bytes = 0;
-        let mut rows = sqlx::query(select!("WHERE seq > ?1 ORDER BY seq LIMIT ?2"))
-            .bind(signed(after))
-            .bind(limit)
-            .fetch(&mut *snapshot);
-        while let Some(row) = rows.try_next().await? {
-            let seq = unsigned(row.try_get("seq")?);
-            bytes += row.try_get::<&str, _>("data")?.len();
-            if bytes > MAX_PAGE_BYTES && !page.events.is_empty() {
-                break;
-            }
-            let event =
-                outgoing(&row, self.versions).with_context(|| format!("outbox row {seq}"))?;
-            page.next = seq;
-            page.events.push(FeedEvent {
-                seq,
-                exchange: event.exchange,
-                routing_key: event.routing_key,
-                ordering_key: event.ordering_key,
-                headers: event.headers,
-                envelope: serde_json::to_value(&event.envelope)?,
-            });
-        }
-        drop(rows);
-        snapshot.rollback().await?;
-        Ok(page)
+    async fn log_id(&self) -> anyhow::Result<String> {
+        let reader = self.database.reader();
+        Ok(sqlx::query_scalar("SELECT log_id FROM outbox_state").fetch_one(reader).await?)
     }
 
     async fn depth(&self) -> anyhow::Result<Depth> {
@@ -257,44 +213,25 @@ impl OutboxStore for SqliteOutbox {
         Ok(now)
     }
 
-    async fn prune(&self, limits: &PruneLimits) -> anyhow::Result<u64> {
-        let published = limits.published_until.map(to_micros);
-        let recorded = limits.recorded_until.map(to_micros);
-        let doomed = match (published, recorded) {
-            (None, None) => return Ok(0),
-            (Some(_), _) => {
-                "SELECT seq FROM outbox INDEXED BY outbox_published
-                 WHERE published_at <= ?1 AND published_at IS NOT NULL AND (?2 IS NULL OR recorded_at <= ?2)
-                 ORDER BY published_at LIMIT ?3"
-            }
-            // Rows lie in the order of recording, so the walk ends at the first young one instead of the table's end.
-            (None, Some(_)) => {
-                "SELECT seq FROM outbox
-                 WHERE ?1 IS NULL AND seq < coalesce(
-                     (SELECT seq FROM outbox WHERE recorded_at > ?2 ORDER BY seq LIMIT 1), 9223372036854775807)
-                 ORDER BY seq LIMIT ?3"
-            }
-        };
+    async fn prune(&self, published_until: DateTime<Utc>, limit: u32) -> anyhow::Result<u64> {
         // Found without the writer; what is past its retention stays so.
-        let seqs: Vec<i64> = sqlx::query_scalar(doomed)
-            .bind(published)
-            .bind(recorded)
-            .bind(limits.rows)
-            .fetch_all(self.database.reader())
-            .await?;
-        let Some(highest) = seqs.iter().max() else {
+        let seqs: Vec<i64> = sqlx::query_scalar(
+            "SELECT seq FROM outbox INDEXED BY outbox_published
+             WHERE published_at <= ?1 AND published_at IS NOT NULL ORDER BY published_at LIMIT ?2",
+        )
+        .bind(to_micros(published_until))
+        .bind(limit)
+        .fetch_all(self.database.reader())
+        .await?;
+        if seqs.is_empty() {
             return Ok(0);
-        };
+        }
         let mut transaction = self.database.write().await?;
         let deleted =
             sqlx::query("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?1))")
                 .bind(serde_json::to_string(&seqs)?)
                 .execute(&mut *transaction)
                 .await?;
-        sqlx::query("UPDATE outbox_state SET pruned = max(pruned, ?1)")
-            .bind(highest)
-            .execute(&mut *transaction)
-            .await?;
         transaction.commit().await?;
         Ok(deleted.rows_affected())
     }

@@ -4,7 +4,7 @@ use axum::body::Body;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tourin_chassis::identity::Subject;
-use tourin_shared_events::outbox::OutboxStore;
+use tourin_shared_events::outbox::contract::recorded;
 
 use super::{answered, no_content, refused};
 use crate::testing::{PASSWORD, TestCore, session};
@@ -218,6 +218,6 @@ async fn a_deleted_account_leaves_nothing_but_the_fact() {
     refused(&member, 404, "not_found", "no such member");
     let again = core.call("POST", "/api/auth/delete-account", Some(&hana), None).await;
     refused(&again, 401, "unauthenticated", "the session has ended");
-    let feed = core.store.outbox().page_after(0, 100).await.unwrap();
-    assert_eq!(feed.events.last().unwrap().routing_key, "user.delete");
+    let events = recorded(&core.store.outbox()).await;
+    assert_eq!(events.last().unwrap().1.routing_key, "user.delete");
 }

@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::identity::Subject;
-use tourin_shared_events::outbox::OutboxStore;
+use tourin_shared_events::outbox::contract::recorded;
 
 use super::refused;
 use crate::app::import::{Format, Observer, Progress, Rejected, import};
@@ -283,17 +283,12 @@ async fn a_successful_look_is_a_view_by_whoever_looked() {
         core.call(method, path, subject, None).await;
     }
     core.state.content.views.flush().await.unwrap();
-    let views: Vec<_> = core
-        .store
-        .outbox()
-        .page_after(0, 500)
+    let views: Vec<_> = recorded(&core.store.outbox())
         .await
-        .unwrap()
-        .events
         .into_iter()
-        .filter(|event| event.routing_key == "user.viewTourspot")
-        .map(|event| {
-            let data = &event.envelope["data"];
+        .filter(|(_, event)| event.routing_key == "user.viewTourspot")
+        .map(|(_, event)| {
+            let data = &event.envelope.data;
             (data["user_id"].clone(), data["tourspot_id"].clone())
         })
         .collect();

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use tourin_shared_events::outbox::OutboxStore;
+use tourin_shared_events::outbox::contract::recorded;
 
 use crate::app::accounts::{AccountStore, Created, Credentials};
 use crate::app::bookmarks::BookmarkStore;
@@ -96,10 +97,7 @@ impl Stores {
     }
 
     async fn events(&self) -> Vec<(String, Value)> {
-        let feed = self.outbox.page_after(0, 500).await.unwrap();
-        feed.events
-            .into_iter()
-            .map(|mut event| (event.routing_key, event.envelope["data"].take()))
-            .collect()
+        let events = recorded(&*self.outbox).await;
+        events.into_iter().map(|(_, event)| (event.routing_key, event.envelope.data)).collect()
     }
 }

@@ -3,7 +3,8 @@
 use proptest::test_runner::{Config, TestRunner};
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::mysql::testing::TestDatabase;
-use tourin_shared_events::outbox::{OutboxStore, Wake};
+use tourin_shared_events::outbox::Wake;
+use tourin_shared_events::outbox::contract::recorded;
 
 use super::*;
 use super::{accounts, clocks, races, rotation, sessions};
@@ -67,8 +68,8 @@ async fn a_deletion_commits_with_its_event() {
     let mut heard = store.wake.listen();
     store.delete(&hana.account.id, at(1_000), at(3)).await.unwrap();
     heard.notified().await;
-    let feed = store.outbox().page_after(0, 10).await.unwrap();
-    assert_eq!(feed.events.last().unwrap().routing_key, "user.delete");
+    let events = recorded(&store.outbox()).await;
+    assert_eq!(events.last().unwrap().1.routing_key, "user.delete");
     home.remove().await;
 }
 

@@ -1,7 +1,8 @@
 //! The suite over SQLite, and what only SQLite has: the outbox in the same file.
 
 use proptest::test_runner::{Config, TestRunner};
-use tourin_shared_events::outbox::{OutboxStore, Wake};
+use tourin_shared_events::outbox::Wake;
+use tourin_shared_events::outbox::contract::recorded;
 
 use super::*;
 use super::{accounts, clocks, races, rotation, sessions};
@@ -66,11 +67,11 @@ async fn a_deletion_commits_with_its_event() {
     let mut heard = store.wake.listen();
     store.delete(&hana.account.id, at(1_000), at(3)).await.unwrap();
     heard.notified().await;
-    let feed = store.outbox().page_after(0, 10).await.unwrap();
-    let last = feed.events.last().unwrap();
+    let events = recorded(&store.outbox()).await;
+    let last = &events.last().unwrap().1;
     assert_eq!(last.routing_key, "user.delete");
     assert_eq!(last.ordering_key, "hana12345");
-    assert_eq!(last.envelope["data"]["user_id"], "hana12345");
+    assert_eq!(last.envelope.data["user_id"], "hana12345");
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! What every implementation of the stores' ports must do. Each suite is generic over the port; the
 //! tests below run them over each implementation.
 
-mod cursor;
 mod history;
 mod spots;
 mod trend;
@@ -11,7 +10,6 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::clock::ManualClock;
-use tourin_shared_events::bus::feed::CursorStore;
 
 use super::mongodb::TestDatabase;
 use super::{HistoryRules, Stores};
@@ -79,7 +77,6 @@ struct Bench {
     trend: Option<Arc<dyn TrendStore>>,
     histories: Option<Arc<dyn HistoryStore>>,
     spots: Option<Arc<dyn SpotReplica>>,
-    cursor: Option<Arc<dyn CursorStore>>,
     _folder: Option<tempfile::TempDir>,
     database: Option<TestDatabase>,
 }
@@ -92,7 +89,6 @@ impl Bench {
             trend: Some(stores.trend),
             histories: Some(stores.histories),
             spots: Some(stores.spots),
-            cursor: Some(stores.cursor),
             _folder: Some(folder),
             database: None,
         }
@@ -100,14 +96,7 @@ impl Bench {
 
     async fn on_redis() -> Self {
         let trend = open_redis(&test_servers::unique(), TrendRules::default(), start()).await;
-        Self {
-            trend: Some(trend),
-            histories: None,
-            spots: None,
-            cursor: None,
-            _folder: None,
-            database: None,
-        }
+        Self { trend: Some(trend), histories: None, spots: None, _folder: None, database: None }
     }
 
     async fn on_mongodb() -> Self {
@@ -117,7 +106,6 @@ impl Bench {
             trend: None,
             histories: Some(Arc::clone(&database.documents.histories)),
             spots: Some(Arc::clone(&database.documents.spots)),
-            cursor: Some(Arc::clone(&database.documents.cursor)),
             _folder: None,
             database: Some(database),
         }

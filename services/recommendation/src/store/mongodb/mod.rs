@@ -1,4 +1,4 @@
-//! Histories, the replica of spots and the feed's cursors on MongoDB 4.2 or newer.
+//! Histories and the replica of spots on MongoDB 4.2 or newer.
 //!
 //! There are no transactions over several documents, so that a single server without replica set
 //! will do. A member's whole history is one document, changed in one step; what follows from it
@@ -6,7 +6,6 @@
 //! nothing. Writes go out as `update` commands of many statements.
 
 mod connection;
-mod cursor;
 mod errors;
 mod history;
 mod member;
@@ -26,7 +25,6 @@ use mongodb::options::ClientOptions;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Outcomes;
 use tourin_chassis::pruning::PassLog;
-use tourin_shared_events::bus::feed::CursorStore;
 
 use self::connection::{Connection, Statement};
 use crate::app::ports::{HistoryStore, PortError, SpotReplica};
@@ -52,8 +50,6 @@ pub struct Documents {
     pub histories: Arc<dyn HistoryStore>,
     /// The replica of spots.
     pub spots: Arc<dyn SpotReplica>,
-    /// How far core's feed has been followed.
-    pub cursor: Arc<dyn CursorStore>,
     /// When the histories were pruned last.
     pub passes: Arc<dyn PassLog>,
     /// The server they live on.
@@ -89,7 +85,6 @@ async fn open_with(
     Ok(Documents {
         histories: Arc::new(history::MongoHistories::new(connection.clone(), recorder, rules)),
         spots: Arc::new(spots::MongoSpots::new(connection.clone())),
-        cursor: Arc::new(cursor::MongoCursor::new(connection.clone())),
         passes: Arc::new(passes::MongoPasses(connection.clone())),
         server: Arc::new(MongoServer {
             address: connection.address(),

@@ -1,6 +1,5 @@
 //! The embedded stores: one SQLite file, one writer, WAL.
 
-mod cursor;
 mod history;
 mod jump;
 mod passes;
@@ -51,6 +50,11 @@ const MIGRATIONS: &[Migration] = &[
         description: "versions, jumps of the clock, passes of pruning",
         sql: include_str!("../../../migrations/sqlite/0004_versions.sql"),
     },
+    Migration {
+        version: 5,
+        description: "no cursors of core's events",
+        sql: include_str!("../../../migrations/sqlite/0005_no_cursors.sql"),
+    },
 ];
 /// Connections that read at the same time.
 const READERS: u32 = 4;
@@ -94,8 +98,7 @@ pub async fn open(
             writer.clone(),
             history_rules,
         )),
-        spots: Arc::new(spots::SqliteSpots::new(db.clone(), writer.clone())),
-        cursor: Arc::new(cursor::SqliteCursor::new(db, writer)),
+        spots: Arc::new(spots::SqliteSpots::new(db, writer)),
         trend_passes: Arc::clone(&passes),
         history_passes: passes,
         dead_letters: Arc::new(dead_letters),

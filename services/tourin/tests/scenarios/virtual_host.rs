@@ -1,0 +1,68 @@
+//! A virtual host of a scenario's own on the test bed's RabbitMQ.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tourin_testbed::{Server, given};
+
+/// Meshes on the broker at once: each declares some 30 replicated queues, and the bed is one small machine.
+static ROOM: Semaphore = Semaphore::const_new(2);
+/// How long the broker may take for one request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(40);
+
+/// Gone with this value.
+pub struct VirtualHost {
+    name: String,
+    _room: SemaphorePermit<'static>,
+}
+
+impl VirtualHost {
+    /// Waits until there is room for one more, and makes it.
+    pub async fn make(name: &str) -> Self {
+        let room = ROOM.acquire().await.unwrap();
+        call_the_broker(Method::PUT, &format!("vhosts/{name}"), None).await;
+        let user = given(Server::Amqp).parse::<reqwest::Url>().unwrap().username().to_owned();
+        let everything = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        let path = format!("permissions/{name}/{user}");
+        call_the_broker(Method::PUT, &path, Some(everything)).await;
+        Self { name: name.to_owned(), _room: room }
+    }
+
+    /// For `--amqp-url`.
+    pub fn url(&self) -> String {
+        let mut url: reqwest::Url = given(Server::Amqp).parse().unwrap();
+        url.set_path(&self.name);
+        url.into()
+    }
+}
+
+impl Drop for VirtualHost {
+    fn drop(&mut self) {
+        let path = format!("vhosts/{}", self.name);
+        // On a thread of its own: this one belongs to the scenario's runtime.
+        let clearing = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(call_the_broker(Method::DELETE, &path, None));
+        });
+        let cleared = clearing.join();
+        if !std::thread::panicking() {
+            cleared.expect("the broker is left as it was");
+        }
+    }
+}
+
+async fn call_the_broker(method: Method, path: &str, body: Option<Value>) {
+    let api = std::env::var("TOURIN_AMQP_API_URL").unwrap_or_default();
+    assert!(
+        !api.is_empty(),
+        "TOURIN_AMQP_API_URL is not set: run it by deploy/testbed.sh run -- cargo test ..."
+    );
+    let client = reqwest::Client::builder().no_proxy().timeout(REQUEST_LIMIT).build().unwrap();
+    let mut request = client.request(method, format!("{api}/api/{path}"));
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    request.send().await.unwrap().error_for_status().unwrap();
+}
