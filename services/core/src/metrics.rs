@@ -93,7 +93,7 @@ fn of_connections(metrics: &Metrics, store: &Store) {
     let pools = store.clone();
     let help = "Connections that a pool may have";
     metrics.gauges_read("tourin_pool_connections_limit", help, move || {
-        labelled("pool", pools.pools().into_iter().map(|(pool, now)| (pool, now.most as u64)))
+        labelled("pool", pools.pools().into_iter().map(|(pool, now)| (pool, now.max as u64)))
     });
 }
 

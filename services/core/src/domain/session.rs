@@ -53,7 +53,7 @@ pub struct SessionTimes {
 
 /// What the presented refresh token is in its family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenPlace {
+pub enum TokenState {
     /// The one that may be used.
     Current,
     /// The one whose successor is current.
@@ -63,6 +63,18 @@ pub enum TokenPlace {
     },
     /// One whose successor has been used too: both cannot be in the hands of one honest client.
     UsedBefore,
+}
+
+impl TokenState {
+    /// The state of a token by what is stored of it: when it was used, whether its successor is current, and
+    /// whether the salt is there by which the successor can be given again.
+    pub fn of(used_at: Option<DateTime<Utc>>, is_successor_current: bool, has_salt: bool) -> Self {
+        match used_at {
+            None => Self::Current,
+            Some(at) if is_successor_current && has_salt => Self::JustUsed { at },
+            Some(_) => Self::UsedBefore,
+        }
+    }
 }
 
 /// What to do about a presented refresh token.
@@ -101,14 +113,14 @@ impl SessionPolicy {
     }
 
     /// What a refresh token presented at `now` is worth.
-    pub fn judge(&self, times: &SessionTimes, place: TokenPlace, now: DateTime<Utc>) -> Verdict {
+    pub fn judge(&self, times: &SessionTimes, state: TokenState, now: DateTime<Utc>) -> Verdict {
         if now >= self.expires_at(times) {
             return Verdict::Expired;
         }
-        match place {
-            TokenPlace::Current => Verdict::Rotate,
-            TokenPlace::JustUsed { at } if now - at < self.grace => Verdict::Repeat,
-            TokenPlace::JustUsed { .. } | TokenPlace::UsedBefore => Verdict::Reuse,
+        match state {
+            TokenState::Current => Verdict::Rotate,
+            TokenState::JustUsed { at } if now - at < self.grace => Verdict::Repeat,
+            TokenState::JustUsed { .. } | TokenState::UsedBefore => Verdict::Reuse,
         }
     }
 }
@@ -145,7 +157,7 @@ mod tests {
     fn the_grace_ends_on_the_dot() {
         let policy = SessionPolicy::default();
         let times = SessionTimes { started_at: at(0), renewed_at: at(100) };
-        let used = TokenPlace::JustUsed { at: at(100) };
+        let used = TokenState::JustUsed { at: at(100) };
         assert_eq!(policy.judge(&times, used, at(109)), Verdict::Repeat);
         assert_eq!(policy.judge(&times, used, at(110)), Verdict::Reuse);
         let none = SessionPolicy { grace: TimeDelta::zero(), ..policy };
@@ -162,16 +174,16 @@ mod tests {
             let times =
                 SessionTimes { started_at: at(started), renewed_at: at(started + renewed_after) };
             let now = at(started + renewed_after + now_after);
-            let place = match place {
-                0 => TokenPlace::Current,
-                1 => TokenPlace::JustUsed { at: now - TimeDelta::seconds(used_before) },
-                _ => TokenPlace::UsedBefore,
+            let state = match place {
+                0 => TokenState::Current,
+                1 => TokenState::JustUsed { at: now - TimeDelta::seconds(used_before) },
+                _ => TokenState::UsedBefore,
             };
-            let verdict = policy.judge(&times, place, now);
+            let verdict = policy.judge(&times, state, now);
             let over = now - times.started_at >= policy.absolute
                 || now - times.renewed_at >= policy.idle;
             prop_assert_eq!(verdict == Verdict::Expired, over);
-            prop_assert_eq!(verdict == Verdict::Rotate, !over && place == TokenPlace::Current);
+            prop_assert_eq!(verdict == Verdict::Rotate, !over && state == TokenState::Current);
             // A revocation outlasts every access token that was issued before it.
             prop_assert!(policy.revoked_until(now) > policy.access_expires_at(times.started_at, now));
         }

@@ -15,7 +15,6 @@ use tourin_shared_events::outbox::{OutboxStore, Wake};
 use super::mysql::MysqlStore;
 use super::redis::MysqlRedisStore;
 use super::sqlite::SqliteStore;
-use super::traced::{MYSQL, SQLITE, Traced};
 use crate::app::accounts::AccountStore;
 use crate::app::bookmarks::BookmarkStore;
 use crate::app::reviews::ReviewStore;
@@ -38,36 +37,27 @@ pub enum Store {
     MysqlRedis(MysqlRedisStore),
 }
 
-/// The port on whichever engine it is, with a span around each operation.
-macro_rules! port {
-    ($store:expr) => {
+/// Does something with the database, whichever engine it is.
+macro_rules! on_database {
+    ($store:expr, $database:ident => $do:expr) => {
         match $store {
-            Store::Sqlite(store) => {
-                Arc::new(Traced::new(SQLITE.with(&store.outcomes), Arc::new(store.clone())))
-            }
-            Store::Mysql(store) => {
-                Arc::new(Traced::new(MYSQL.with(&store.outcomes), Arc::new(store.clone())))
-            }
-            Store::MysqlRedis(store) => {
-                let mysql = store.mysql().clone();
-                Arc::new(Traced::new(MYSQL.with(&mysql.outcomes), Arc::new(mysql)))
+            Store::Sqlite($database) => $do,
+            Store::Mysql($database) => $do,
+            Store::MysqlRedis(both) => {
+                let $database = both.mysql();
+                $do
             }
         }
     };
 }
 
-/// The same for a port that is on Redis if there is one; that goes to two engines and makes the spans of
-/// each itself.
-macro_rules! session_port {
-    ($store:expr) => {
+/// The same where Redis has a part in it, if there is one.
+macro_rules! on_all {
+    ($store:expr, $engine:ident => $do:expr) => {
         match $store {
-            Store::Sqlite(store) => {
-                Arc::new(Traced::new(SQLITE.with(&store.outcomes), Arc::new(store.clone())))
-            }
-            Store::Mysql(store) => {
-                Arc::new(Traced::new(MYSQL.with(&store.outcomes), Arc::new(store.clone())))
-            }
-            Store::MysqlRedis(store) => Arc::new(store.clone()),
+            Store::Sqlite($engine) => $do,
+            Store::Mysql($engine) => $do,
+            Store::MysqlRedis($engine) => $do,
         }
     };
 }
@@ -114,130 +104,80 @@ impl Store {
 
     /// The accounts.
     pub fn accounts(&self) -> Arc<dyn AccountStore> {
-        session_port!(self)
+        on_all!(self, store => Arc::new(store.clone()))
     }
 
     /// The sessions.
     pub fn sessions(&self) -> Arc<dyn SessionStore> {
-        session_port!(self)
+        on_all!(self, store => Arc::new(store.clone()))
     }
 
     /// The log of revocations.
     pub fn revocations(&self) -> Arc<dyn RevocationLog> {
-        match self {
-            Self::Sqlite(store) => Arc::new(store.clone()),
-            Self::Mysql(store) => Arc::new(store.clone()),
-            Self::MysqlRedis(store) => Arc::new(store.clone()),
-        }
+        on_all!(self, store => Arc::new(store.clone()))
     }
 
     /// The spots.
     pub fn spots(&self) -> Arc<dyn SpotStore> {
-        match self {
-            Self::Sqlite(store) => Arc::new(store.clone()),
-            Self::Mysql(store) => Arc::new(store.clone()),
-            Self::MysqlRedis(store) => Arc::new(store.mysql().clone()),
-        }
+        on_database!(self, store => Arc::new(store.clone()))
     }
 
     /// The bookmarks.
     pub fn bookmarks(&self) -> Arc<dyn BookmarkStore> {
-        port!(self)
+        on_database!(self, store => Arc::new(store.clone()))
     }
 
     /// The reviews and their likes.
     pub fn reviews(&self) -> Arc<dyn ReviewStore> {
-        port!(self)
+        on_database!(self, store => Arc::new(store.clone()))
     }
 
     /// The views.
     pub fn views(&self) -> Arc<dyn ViewStore> {
-        match self {
-            Self::Sqlite(store) => Arc::new(store.clone()),
-            Self::Mysql(store) => Arc::new(store.clone()),
-            Self::MysqlRedis(store) => Arc::new(store.mysql().clone()),
-        }
+        on_database!(self, store => Arc::new(store.clone()))
     }
 
     /// The outbox that its transactions append to.
     pub fn outbox(&self) -> Arc<dyn OutboxStore> {
-        match self {
-            Self::Sqlite(store) => Arc::new(store.outbox()),
-            Self::Mysql(store) => Arc::new(store.outbox()),
-            Self::MysqlRedis(store) => Arc::new(store.mysql().outbox()),
-        }
+        on_database!(self, store => Arc::new(store.outbox()))
     }
 
     /// When sessions and their revocations were pruned last, and the time of the server that they are on.
     pub fn session_passes(&self) -> Arc<dyn PassLog> {
-        match self {
-            Self::Sqlite(store) => Arc::new(store.clone()),
-            Self::Mysql(store) => Arc::new(store.clone()),
-            Self::MysqlRedis(store) => Arc::new(store.clone()),
-        }
+        on_all!(self, store => Arc::new(store.clone()))
     }
 
     /// The same of the outbox.
     pub fn outbox_passes(&self) -> Arc<dyn PassLog> {
-        match self {
-            Self::Sqlite(store) => Arc::new(store.clone()),
-            Self::Mysql(store) => Arc::new(store.clone()),
-            Self::MysqlRedis(store) => Arc::new(store.mysql().clone()),
-        }
+        on_database!(self, store => Arc::new(store.clone()))
     }
 
     /// The signal that its transactions give when they have appended to the outbox.
     pub fn wake(&self) -> Wake {
-        match self {
-            Self::Sqlite(store) => store.wake.clone(),
-            Self::Mysql(store) => store.wake.clone(),
-            Self::MysqlRedis(store) => store.mysql().wake.clone(),
-        }
+        on_database!(self, store => store.wake.clone())
     }
 
     /// Keeps the search index up to date until `stop`; `read` is ready once it has been read.
     pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
-        match self {
-            Self::Sqlite(store) => store.keep_search_index(read, stop).await,
-            Self::Mysql(store) => store.keep_search_index(read, stop).await,
-            Self::MysqlRedis(store) => store.mysql().clone().keep_search_index(read, stop).await,
-        }
-    }
-
-    /// Its pools of connections to the database, by name, each with what it may have at most.
-    pub(crate) fn pools(&self) -> Vec<(&'static str, PoolUse)> {
-        let of_mysql = |store: &MysqlStore| {
-            vec![
-                ("readers", PoolUse::of(store.db.reader())),
-                ("writers", PoolUse::of(store.db.writer())),
-            ]
-        };
-        match self {
-            Self::Sqlite(store) => vec![
-                ("readers", PoolUse::of(store.db.reader())),
-                ("writers", PoolUse::of(store.db.writer())),
-            ],
-            Self::Mysql(store) => of_mysql(store),
-            Self::MysqlRedis(store) => of_mysql(store.mysql()),
-        }
+        on_database!(&self, store => store.clone().keep_search_index(read, stop).await);
     }
 
     /// Spots in the search index, and its bytes; `None` before it was read.
     pub(crate) fn search_index(&self) -> Option<(u64, usize)> {
-        match self {
-            Self::Sqlite(store) => store.search_index(),
-            Self::Mysql(store) => store.search_index(),
-            Self::MysqlRedis(store) => store.mysql().search_index(),
-        }
+        on_database!(self, store => store.search_index())
+    }
+
+    /// Its pools of connections to the database, by name, each with what it may have at most.
+    pub(crate) fn pools(&self) -> Vec<(&'static str, PoolUse)> {
+        on_database!(self, store => vec![
+            ("readers", PoolUse::of(store.db.reader())),
+            ("writers", PoolUse::of(store.db.writer())),
+        ])
     }
 
     /// How what is asked of the database ends.
     pub(crate) fn outcomes(&self) -> Outcomes {
-        match self {
-            Self::Sqlite(store) => store.outcomes.clone(),
-            Self::Mysql(store) => store.outcomes.clone(),
-            Self::MysqlRedis(store) => store.mysql().outcomes.clone(),
-        }
+        on_database!(self, store => store.outcomes.clone())
     }
 
     /// Makes a small write, to know whether the database takes one.
@@ -245,20 +185,12 @@ impl Store {
     /// # Errors
     /// What is wrong with it.
     pub(crate) async fn write_probe(&self) -> Result<(), Trouble> {
-        match self {
-            Self::Sqlite(store) => store.write_probe().await,
-            Self::Mysql(store) => store.write_probe().await,
-            Self::MysqlRedis(store) => store.mysql().write_probe().await,
-        }
+        on_database!(self, store => store.write_probe().await)
     }
 
     /// Closes the connections once they are given back.
     pub async fn close(&self) {
-        match self {
-            Self::Sqlite(store) => store.close().await,
-            Self::Mysql(store) => store.close().await,
-            Self::MysqlRedis(store) => store.mysql().close().await,
-        }
+        on_database!(self, store => store.close().await)
     }
 }
 
@@ -267,7 +199,7 @@ impl Store {
 pub(crate) struct PoolUse {
     pub(crate) open: usize,
     pub(crate) idle: usize,
-    pub(crate) most: usize,
+    pub(crate) max: usize,
 }
 
 impl PoolUse {
@@ -275,7 +207,7 @@ impl PoolUse {
         Self {
             open: pool.size() as usize,
             idle: pool.num_idle(),
-            most: pool.options().get_max_connections() as usize,
+            max: pool.options().get_max_connections() as usize,
         }
     }
 }

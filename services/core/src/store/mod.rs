@@ -5,11 +5,9 @@ mod errors;
 mod event_log;
 pub mod key_files;
 mod operation;
-mod passes;
 pub mod redis;
 mod spot_index;
 mod sql;
-mod traced;
 
 #[cfg(test)]
 mod content_contract;

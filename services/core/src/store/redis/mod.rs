@@ -44,7 +44,6 @@ use uuid::Uuid;
 pub use self::endings::Endings;
 pub use self::store::MysqlRedisStore;
 use super::errors::trouble;
-use super::traced::REDIS;
 use crate::app::StoreError;
 
 /// The waits between attempts to reach the server at the start.
@@ -215,7 +214,7 @@ impl RedisSessions {
                 result => result.map_err(failed),
             }
         };
-        REDIS.with(&self.outcomes).call(operation, "sessions", asking).await
+        super::operation::operation("redis", &self.outcomes, (operation, "sessions"), asking).await
     }
 
     /// Runs a script. Once more when the connection turns out to be broken: every script bears being
@@ -234,7 +233,7 @@ impl RedisSessions {
                 result => result.map_err(failed),
             }
         };
-        REDIS.with(&self.outcomes).call(operation, "sessions", running).await
+        super::operation::operation("redis", &self.outcomes, (operation, "sessions"), running).await
     }
 }
 

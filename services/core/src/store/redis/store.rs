@@ -11,11 +11,10 @@
 //! after that, has a lower one and still the verified password, it is another account of the same
 //! id, made after the first was deleted; it takes the known epoch over.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::pruning::{PassLog, StoreTimes};
 use tourin_chassis::telemetry::Span;
 
 use super::RedisSessions;
@@ -30,7 +29,6 @@ use crate::domain::search::SearchText;
 use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 use crate::store::mysql::{Ending, MysqlStore};
-use crate::store::traced::{MYSQL, Traced};
 
 /// Attempts to open a session while its account's epoch keeps being raised.
 const OPEN_ATTEMPTS: usize = 4;
@@ -39,16 +37,13 @@ const OPEN_ATTEMPTS: usize = 4;
 #[derive(Clone)]
 pub struct MysqlRedisStore {
     mysql: MysqlStore,
-    /// The same, with spans.
-    accounts: Traced<MysqlStore>,
     redis: RedisSessions,
     clock: SharedClock,
 }
 
 impl MysqlRedisStore {
     pub(crate) fn new(mysql: MysqlStore, redis: RedisSessions, clock: SharedClock) -> Self {
-        let accounts = Traced::new(MYSQL.with(&mysql.outcomes), Arc::new(mysql.clone()));
-        Self { mysql, accounts, redis, clock }
+        Self { mysql, redis, clock }
     }
 
     /// Where everything but sessions and revocations is.
@@ -64,14 +59,6 @@ impl MysqlRedisStore {
     /// Where the sessions are.
     pub(crate) fn sessions(&self) -> &RedisSessions {
         &self.redis
-    }
-
-    /// The time by Redis' own clock.
-    ///
-    /// # Errors
-    /// When it does not tell.
-    pub(crate) async fn redis_time(&self) -> Result<DateTime<Utc>, StoreError> {
-        self.redis.time().await
     }
 
     /// Ends the sessions of accounts whose change was committed and left at that; says of how many
@@ -106,8 +93,7 @@ impl MysqlRedisStore {
     async fn settle_now(&self, ending: &Ending) -> Vec<SessionId> {
         match self.redis.settle(ending, ending.revoked_until).await {
             Ok(ended) => {
-                let forgetting = self.mysql.forget_ending(ending);
-                if let Err(error) = MYSQL.call("delete", "endings", forgetting).await {
+                if let Err(error) = self.mysql.forget_ending(ending).await {
                     tracing::warn!(%error, "sessions that are ended will be ended again");
                 }
                 ended
@@ -124,8 +110,7 @@ impl MysqlRedisStore {
 #[async_trait]
 impl SessionStore for MysqlRedisStore {
     async fn open(&self, open: OpenSession, policy: &SessionPolicy) -> Result<Opened, StoreError> {
-        let reading = self.mysql.verified_epoch(&open);
-        let mut epoch = MYSQL.call("select", "accounts", reading).await?;
+        let mut epoch = self.mysql.verified_epoch(&open).await?;
         for _ in 0..OPEN_ATTEMPTS {
             let Some(of_account) = epoch else {
                 return Ok(Opened::Stale);
@@ -134,8 +119,7 @@ impl SessionStore for MysqlRedisStore {
                 OpenedAt::Open(ended) => return Ok(Opened::Open { ended }),
                 OpenedAt::Behind(known) => {
                     Span::current().annotate("retry", &[("reason", "epoch_behind")]);
-                    let raising = self.mysql.raise_epoch(&open, known);
-                    epoch = MYSQL.call("raise epoch", "accounts", raising).await?;
+                    epoch = self.mysql.raise_epoch(&open, known).await?;
                 }
             }
         }
@@ -181,7 +165,7 @@ impl SessionStore for MysqlRedisStore {
         if times.is_none_or(|times| now >= policy.expires_at(&times)) {
             return Ok(None);
         }
-        Ok(self.accounts.credentials(member).await?.map(|credentials| credentials.account))
+        Ok(self.mysql.credentials(member).await?.map(|credentials| credentials.account))
     }
 
     async fn end(
@@ -223,19 +207,19 @@ impl AccountStore for MysqlRedisStore {
         credentials: &Credentials,
         now: DateTime<Utc>,
     ) -> Result<Created, StoreError> {
-        self.accounts.create(credentials, now).await
+        self.mysql.create(credentials, now).await
     }
 
     async fn is_taken(&self, id: &MemberId) -> Result<bool, StoreError> {
-        self.accounts.is_taken(id).await
+        self.mysql.is_taken(id).await
     }
 
     async fn member(&self, id: &MemberId) -> Result<Option<Member>, StoreError> {
-        self.accounts.member(id).await
+        self.mysql.member(id).await
     }
 
     async fn credentials(&self, id: &MemberId) -> Result<Option<Credentials>, StoreError> {
-        self.accounts.credentials(id).await
+        self.mysql.credentials(id).await
     }
 
     async fn update_profile(
@@ -244,12 +228,11 @@ impl AccountStore for MysqlRedisStore {
         change: &ProfileChange,
         now: DateTime<Utc>,
     ) -> Result<Option<Account>, StoreError> {
-        self.accounts.update_profile(id, change, now).await
+        self.mysql.update_profile(id, change, now).await
     }
 
     async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError> {
-        let changing = self.mysql.change_password_and_note(&change);
-        match MYSQL.call("change password", "accounts", changing).await? {
+        match self.mysql.change_password_and_note(&change).await? {
             Some(ending) => Ok(Changed::Changed { ended: self.settle_now(&ending).await }),
             None => Ok(Changed::Stale),
         }
@@ -261,8 +244,7 @@ impl AccountStore for MysqlRedisStore {
         revoked_until: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<SessionId>>, StoreError> {
-        let deleting = self.mysql.delete_and_note(id, revoked_until, now);
-        match MYSQL.call("delete", "accounts", deleting).await? {
+        match self.mysql.delete_and_note(id, revoked_until, now).await? {
             Some(ending) => Ok(Some(self.settle_now(&ending).await)),
             None => Ok(None),
         }
@@ -273,6 +255,19 @@ impl AccountStore for MysqlRedisStore {
         query: Option<&SearchText>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        self.accounts.members(query, page).await
+        self.mysql.members(query, page).await
+    }
+}
+
+/// What is pruned is in Redis, whose clock counts; the passes are noted in MySQL.
+#[async_trait]
+impl PassLog for MysqlRedisStore {
+    async fn times(&self, what: &str) -> anyhow::Result<StoreTimes> {
+        let times = self.mysql.times(what).await?;
+        Ok(StoreTimes { server: Some(self.redis.time().await?), ..times })
+    }
+
+    async fn passed(&self, what: &str, at: DateTime<Utc>) -> anyhow::Result<()> {
+        self.mysql.passed(what, at).await
     }
 }

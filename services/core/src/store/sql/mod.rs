@@ -9,6 +9,7 @@
 //! | `numbers!()` | a JSON array of numbers, bound as one value, as a table `w` with the columns `k` (position) and `v` |
 //! | `join!()` | a join that reads the left table first |
 //! | `by_index!(name)` | reads the table before it by this index |
+//! | `for_update!()`, `in_share_mode!()` | lock the rows until the transaction ends |
 //! | `retried!(attempt)` | runs a future; again when the server rolled it back because of a conflict |
 
 /// Runs an operation of a port: in a span of its own, with its outcome told to readiness, and again after a
@@ -19,7 +20,9 @@ macro_rules! operation {
     };
 }
 
+#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
 pub mod mysql;
+#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
 pub mod sqlite;
 
 /// A JSON array of numbers: the way to hand a database a list as one value.

@@ -5,13 +5,12 @@
 //! come back when it is asked for sessions again.
 
 use chrono::{DateTime, Utc};
-use sqlx::mysql::MySqlConnection;
 use tourin_shared_events::mysql::to_micros;
 
-use super::accounts::remove_member;
+use super::accounts::{remove_member, replace_password};
 use super::member_content::lock_member;
 use super::revocations::session_id;
-use super::{MysqlStore, member_content, time};
+use super::{Connection, MysqlStore, member_content, time};
 use crate::app::StoreError;
 use crate::app::accounts::PasswordChange;
 use crate::app::sessions::OpenSession;
@@ -50,7 +49,7 @@ struct EndingRow {
 
 /// Notes that the member's sessions below the account's epoch are to be ended.
 async fn note(
-    conn: &mut MySqlConnection,
+    conn: &mut Connection,
     member: &MemberId,
     keep: Option<SessionId>,
     revoked_until: DateTime<Utc>,
@@ -83,6 +82,21 @@ async fn note(
     Ok(Ending { id: noted.last_insert_id(), member, epoch, keep, noted_at: now, revoked_until })
 }
 
+/// Gives a new account an epoch: what is still to be ended of an account of this id that was deleted is not the
+/// new one's.
+pub(super) async fn begin_above_noted(conn: &mut Connection, id: &MemberId) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE members SET sessions_epoch = \
+             (SELECT COALESCE(MAX(epoch), 0) FROM session_endings WHERE member_id = ?) \
+         WHERE id = ?",
+    )
+    .bind(id.as_str())
+    .bind(id.as_str())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 impl MysqlStore {
     /// The account's epoch if the verified password is still its own; replaces the hash if a fresh
     /// one is given.
@@ -90,33 +104,28 @@ impl MysqlStore {
         &self,
         open: &OpenSession,
     ) -> Result<Option<i64>, StoreError> {
-        let known: Option<(String, i64)> = retried!(async {
-            Ok(sqlx::query_as("SELECT password_hash, sessions_epoch FROM members WHERE id = ?")
-                .bind(open.member.as_str())
-                .fetch_optional(self.db.reader())
-                .await?)
-        })?;
-        let Some((hash, epoch)) = known else {
-            return Ok(None);
-        };
-        if hash != open.verified.0 {
-            return Ok(None);
-        }
-        let Some(fresh) = &open.rehashed else {
-            return Ok(Some(epoch));
-        };
-        let replaced = retried!(async {
+        operation!(self, "select", "accounts", async {
+            let known: Option<(String, i64)> =
+                sqlx::query_as("SELECT password_hash, sessions_epoch FROM members WHERE id = ?")
+                    .bind(open.member.as_str())
+                    .fetch_optional(self.db.reader())
+                    .await?;
+            let Some((hash, epoch)) = known.filter(|(hash, _)| *hash == open.verified.0) else {
+                return Ok(None);
+            };
+            let Some(fresh) = &open.rehashed else {
+                return Ok(Some(epoch));
+            };
             let replaced = sqlx::query(
                 "UPDATE members SET password_hash = ? WHERE id = ? AND password_hash = ?",
             )
             .bind(&fresh.0)
             .bind(open.member.as_str())
-            .bind(&open.verified.0)
+            .bind(hash)
             .execute(self.db.writer())
             .await?;
-            Ok(replaced.rows_affected())
-        })?;
-        Ok((replaced > 0).then_some(epoch))
+            Ok((replaced.rows_affected() > 0).then_some(epoch))
+        })
     }
 
     /// The account's epoch, raised to `known` if it is below, if the verified password is still the
@@ -127,7 +136,7 @@ impl MysqlStore {
         known: i64,
     ) -> Result<Option<i64>, StoreError> {
         let hash = open.rehashed.as_ref().unwrap_or(&open.verified);
-        retried!(async {
+        operation!(self, "raise epoch", "accounts", async {
             let mut tx = self.db.write().await?;
             let raised = sqlx::query(
                 "UPDATE members SET sessions_epoch = GREATEST(sessions_epoch, ?) \
@@ -156,19 +165,9 @@ impl MysqlStore {
         &self,
         change: &PasswordChange,
     ) -> Result<Option<Ending>, StoreError> {
-        retried!(async {
+        operation!(self, "change password", "accounts", async {
             let mut tx = self.db.write().await?;
-            let changed = sqlx::query(
-                "UPDATE members SET password_hash = ?, updated_at = ? \
-                 WHERE id = ? AND password_hash = ?",
-            )
-            .bind(&change.replacement.0)
-            .bind(to_micros(change.now))
-            .bind(change.member.as_str())
-            .bind(&change.verified.0)
-            .execute(&mut *tx)
-            .await?;
-            if changed.rows_affected() == 0 {
+            if !replace_password(&mut tx, change).await? {
                 return Ok(None);
             }
             let keep = Some(change.keep);
@@ -187,7 +186,7 @@ impl MysqlStore {
         revoked_until: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<Option<Ending>, StoreError> {
-        retried!(async {
+        operation!(self, "delete", "accounts", async {
             let mut tx = self.db.write().await?;
             if !lock_member(&mut tx, id.as_str()).await? {
                 return Ok(None);
@@ -217,7 +216,7 @@ impl MysqlStore {
 
     /// Removes the note: the sessions are ended.
     pub(in crate::store) async fn forget_ending(&self, ending: &Ending) -> Result<(), StoreError> {
-        retried!(async {
+        operation!(self, "delete", "endings", async {
             sqlx::query("DELETE FROM session_endings WHERE id = ?")
                 .bind(ending.id)
                 .execute(self.db.writer())

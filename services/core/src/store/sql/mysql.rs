@@ -41,6 +41,17 @@ macro_rules! by_index {
         concat!(" FORCE INDEX (", stringify!($name), ")")
     };
 }
+macro_rules! for_update {
+    () => {
+        " FOR UPDATE"
+    };
+}
+/// Others may hold the row in this way too, and nobody change it.
+macro_rules! in_share_mode {
+    () => {
+        " LOCK IN SHARE MODE"
+    };
+}
 /// An operation that the server rolled back has done nothing. Bounded in attempts, and each of them in time.
 macro_rules! retried {
     ($attempt:expr) => {{
@@ -54,19 +65,27 @@ macro_rules! retried {
     }};
 }
 
+#[path = "accounts.rs"]
 mod accounts;
+#[path = "bookmarks.rs"]
 mod bookmarks;
+#[path = "endings.rs"]
 mod endings;
+#[path = "member_content.rs"]
 mod member_content;
+#[path = "passes.rs"]
+mod passes;
+#[path = "reviews.rs"]
 mod reviews;
+#[path = "revocations.rs"]
 mod revocations;
+#[path = "sessions.rs"]
 mod sessions;
-#[path = "../spot_writes.rs"]
-#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
+#[path = "spot_writes.rs"]
 mod spot_writes;
-#[path = "../spots.rs"]
-#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
+#[path = "spots.rs"]
 mod spots;
+#[path = "views.rs"]
 mod views;
 
 use std::sync::Arc;
@@ -97,27 +116,27 @@ const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
         description: "accounts, sessions, revocations",
-        sql: include_str!("../../../../migrations/mysql/0001_accounts.sql"),
+        sql: include_str!("../../../migrations/mysql/0001_accounts.sql"),
     },
     Migration {
         version: 2,
         description: "spots, bookmarks, reviews",
-        sql: include_str!("../../../../migrations/mysql/0002_spots.sql"),
+        sql: include_str!("../../../migrations/mysql/0002_spots.sql"),
     },
     Migration {
         version: 3,
         description: "passes of pruning",
-        sql: include_str!("../../../../migrations/mysql/0003_passes.sql"),
+        sql: include_str!("../../../migrations/mysql/0003_passes.sql"),
     },
     Migration {
         version: 4,
         description: "names to search by",
-        sql: include_str!("../../../../migrations/mysql/0004_member_names.sql"),
+        sql: include_str!("../../../migrations/mysql/0004_member_names.sql"),
     },
     Migration {
         version: 5,
         description: "search index in memory",
-        sql: include_str!("../../../../migrations/mysql/0005_search_in_memory.sql"),
+        sql: include_str!("../../../migrations/mysql/0005_search_in_memory.sql"),
     },
 ];
 

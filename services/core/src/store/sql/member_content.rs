@@ -1,9 +1,9 @@
 //! What a member owns here, as a whole: whether there is a member, and removing it with one.
 
 use chrono::{DateTime, Utc};
-use sqlx::mysql::MySqlConnection;
 use tourin_shared_events::events::Outgoing;
 
+use super::Connection;
 use crate::app::bookmarks::unbookmarked;
 use crate::app::reviews::deleted;
 use crate::domain::account::MemberId;
@@ -17,23 +17,24 @@ pub(super) fn is_an_id(user_id: &str) -> bool {
 }
 
 /// Whether there is an account with this id.
-pub(super) async fn member_exists(conn: &mut MySqlConnection, user_id: &str) -> sqlx::Result<bool> {
+pub(super) async fn member_exists(conn: &mut Connection, user_id: &str) -> sqlx::Result<bool> {
     find_member("SELECT 1 FROM members WHERE id = ?", conn, user_id).await
 }
 
 /// The same, and the account stays until the transaction ends. Many may keep it at once.
-pub(super) async fn keep_member(conn: &mut MySqlConnection, user_id: &str) -> sqlx::Result<bool> {
-    find_member("SELECT 1 FROM members WHERE id = ? LOCK IN SHARE MODE", conn, user_id).await
+pub(super) async fn keep_member(conn: &mut Connection, user_id: &str) -> sqlx::Result<bool> {
+    find_member(concat!("SELECT 1 FROM members WHERE id = ?", in_share_mode!()), conn, user_id)
+        .await
 }
 
 /// The same, and until the transaction ends nobody else changes or keeps the account.
-pub(super) async fn lock_member(conn: &mut MySqlConnection, user_id: &str) -> sqlx::Result<bool> {
-    find_member("SELECT 1 FROM members WHERE id = ? FOR UPDATE", conn, user_id).await
+pub(super) async fn lock_member(conn: &mut Connection, user_id: &str) -> sqlx::Result<bool> {
+    find_member(concat!("SELECT 1 FROM members WHERE id = ?", for_update!()), conn, user_id).await
 }
 
 async fn find_member(
     sql: &'static str,
-    conn: &mut MySqlConnection,
+    conn: &mut Connection,
     user_id: &str,
 ) -> sqlx::Result<bool> {
     if !is_an_id(user_id) {
@@ -44,7 +45,7 @@ async fn find_member(
 }
 
 /// Whether there is a spot with this id. Spots are never removed.
-pub(super) async fn spot_exists(conn: &mut MySqlConnection, spot: SpotId) -> sqlx::Result<bool> {
+pub(super) async fn spot_exists(conn: &mut Connection, spot: SpotId) -> sqlx::Result<bool> {
     let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM tour_spots WHERE id = ?")
         .bind(spot.number())
         .fetch_optional(conn)
@@ -56,7 +57,7 @@ pub(super) async fn spot_exists(conn: &mut MySqlConnection, spot: SpotId) -> sql
 /// who is locked ([`lock_member`]). The events this causes come back, in order, to be appended in
 /// the same transaction; likes have none.
 pub(super) async fn erase(
-    conn: &mut MySqlConnection,
+    conn: &mut Connection,
     user_id: &str,
     now: DateTime<Utc>,
 ) -> sqlx::Result<Vec<Outgoing>> {
@@ -65,19 +66,29 @@ pub(super) async fn erase(
             .bind(user_id)
             .fetch_all(&mut *conn)
             .await?;
-    // Whoever likes one of these reviews, or counts the likes of one, waits for it.
-    let reviews: Vec<(i64, i64)> =
-        sqlx::query_as("SELECT spot_id, id FROM reviews WHERE user_id = ? ORDER BY id FOR UPDATE")
-            .bind(user_id)
-            .fetch_all(&mut *conn)
-            .await?;
+    // A transaction that likes one of these reviews, or counts the likes of one, waits for this lock.
+    let reviews: Vec<(i64, i64)> = sqlx::query_as(concat!(
+        "SELECT spot_id, id FROM reviews WHERE user_id = ? ORDER BY id",
+        for_update!()
+    ))
+    .bind(user_id)
+    .fetch_all(&mut *conn)
+    .await?;
     for statement in [
         "DELETE FROM bookmarks WHERE user_id = ?",
-        "DELETE l FROM reviews AS r STRAIGHT_JOIN review_likes AS l ON l.review_id = r.id
-         WHERE r.user_id = ?",
+        either!(
+            sqlite: "DELETE FROM review_likes
+                     WHERE review_id IN (SELECT id FROM reviews WHERE user_id = ?)",
+            mysql: "DELETE l FROM reviews AS r
+                    STRAIGHT_JOIN review_likes AS l ON l.review_id = r.id WHERE r.user_id = ?",
+        ),
         "DELETE FROM reviews WHERE user_id = ?",
-        "UPDATE review_likes AS l STRAIGHT_JOIN reviews AS r ON r.id = l.review_id
-         SET r.like_count = r.like_count - 1 WHERE l.user_id = ?",
+        either!(
+            sqlite: "UPDATE reviews SET like_count = like_count - 1
+                     WHERE id IN (SELECT review_id FROM review_likes WHERE user_id = ?)",
+            mysql: "UPDATE review_likes AS l STRAIGHT_JOIN reviews AS r ON r.id = l.review_id
+                    SET r.like_count = r.like_count - 1 WHERE l.user_id = ?",
+        ),
         "DELETE FROM review_likes WHERE user_id = ?",
     ] {
         sqlx::query(statement).bind(user_id).execute(&mut *conn).await?;

@@ -22,25 +22,43 @@ macro_rules! by_index {
         ""
     };
 }
-/// There is one writer: nothing is in its way.
+/// There is one writer, which has the whole file: nothing needs a lock.
+macro_rules! for_update {
+    () => {
+        ""
+    };
+}
+macro_rules! in_share_mode {
+    () => {
+        ""
+    };
+}
+/// Nor is anything rolled back because of another transaction.
 macro_rules! retried {
     ($attempt:expr) => {
         $attempt.await
     };
 }
 
+#[path = "accounts.rs"]
 mod accounts;
+#[path = "bookmarks.rs"]
 mod bookmarks;
+#[path = "member_content.rs"]
 mod member_content;
+#[path = "passes.rs"]
+mod passes;
+#[path = "reviews.rs"]
 mod reviews;
+#[path = "revocations.rs"]
 mod revocations;
+#[path = "sessions.rs"]
 mod sessions;
-#[path = "../spot_writes.rs"]
-#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
+#[path = "spot_writes.rs"]
 mod spot_writes;
-#[path = "../spots.rs"]
-#[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
+#[path = "spots.rs"]
 mod spots;
+#[path = "views.rs"]
 mod views;
 
 use std::path::Path;
@@ -67,27 +85,32 @@ const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
         description: "accounts, sessions, revocations",
-        sql: include_str!("../../../../migrations/sqlite/0001_accounts.sql"),
+        sql: include_str!("../../../migrations/sqlite/0001_accounts.sql"),
     },
     Migration {
         version: 2,
         description: "spots, bookmarks, reviews",
-        sql: include_str!("../../../../migrations/sqlite/0002_spots.sql"),
+        sql: include_str!("../../../migrations/sqlite/0002_spots.sql"),
     },
     Migration {
         version: 3,
         description: "passes of pruning",
-        sql: include_str!("../../../../migrations/sqlite/0003_passes.sql"),
+        sql: include_str!("../../../migrations/sqlite/0003_passes.sql"),
     },
     Migration {
         version: 4,
         description: "names to search by",
-        sql: include_str!("../../../../migrations/sqlite/0004_member_names.sql"),
+        sql: include_str!("../../../migrations/sqlite/0004_member_names.sql"),
     },
     Migration {
         version: 5,
         description: "search index in memory",
-        sql: include_str!("../../../../migrations/sqlite/0005_search_in_memory.sql"),
+        sql: include_str!("../../../migrations/sqlite/0005_search_in_memory.sql"),
+    },
+    Migration {
+        version: 6,
+        description: "columns as in MySQL",
+        sql: include_str!("../../../migrations/sqlite/0006_columns_as_in_mysql.sql"),
     },
 ];
 
@@ -157,6 +180,11 @@ impl SqliteStore {
     ) -> Result<T, StoreError> {
         operation("sqlite", &self.outcomes, (name, collection), run).await
     }
+}
+
+/// Runs an operation of the database. What a statement waits for is bounded by the file's own time-outs.
+async fn bounded<T>(operation: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    operation.await
 }
 
 /// A stored time; one that no date can be is a fault.

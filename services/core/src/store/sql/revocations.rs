@@ -1,0 +1,106 @@
+//! The revocation log, and ending sessions so that it knows.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tourin_shared_events::mysql::to_micros;
+
+use super::{Connection, Store, time};
+use crate::app::StoreError;
+use crate::app::revocations::{Revocation, RevocationLog, RevocationPage};
+use crate::app::sessions::PRUNED_PER_PASS;
+use crate::domain::token::SessionId;
+
+/// Removes sessions with their refresh tokens and appends them to the log.
+pub(super) async fn end_sessions(
+    conn: &mut Connection,
+    sessions: &[SessionId],
+    until: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    for session in sessions {
+        let id = session.to_string();
+        sqlx::query("DELETE FROM sessions WHERE id = ?").bind(&id).execute(&mut *conn).await?;
+    }
+    // MySQL gives numbers before the commit. Held until then, this lock makes the order of numbers the order in
+    // which they appear, so that a follower that goes on from the last number misses none.
+    either!(
+        sqlite: (),
+        mysql: sqlx::query("SELECT id FROM revocation_log WHERE id = 1 FOR UPDATE")
+            .execute(&mut *conn)
+            .await?,
+    );
+    for session in sessions {
+        sqlx::query("INSERT INTO revocations (session_id, until) VALUES (?, ?)")
+            .bind(session.to_string())
+            .bind(to_micros(until))
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(())
+}
+
+/// A stored session id; one that does not read is a fault.
+pub(super) fn session_id(text: &str) -> Result<SessionId, StoreError> {
+    SessionId::parse(text)
+        .ok_or_else(|| StoreError::Failed(anyhow::anyhow!("a stored session id does not read")))
+}
+
+#[async_trait]
+impl RevocationLog for Store {
+    async fn page_after(
+        &self,
+        after: u64,
+        limit: u32,
+        now: DateTime<Utc>,
+    ) -> Result<RevocationPage, StoreError> {
+        retried!(async {
+            let log_id: String = sqlx::query_scalar(either!(
+                sqlite: "SELECT id FROM revocation_log",
+                mysql: "SELECT log_id FROM revocation_log",
+            ))
+            .fetch_one(self.db.reader())
+            .await?;
+            let rows: Vec<(i64, String, i64)> = sqlx::query_as(
+                "SELECT seq, session_id, until FROM revocations \
+                 WHERE seq > ? AND until > ? ORDER BY seq LIMIT ?",
+            )
+            // A number beyond what the database counts to is beyond the end of the log.
+            .bind(i64::try_from(after).unwrap_or(i64::MAX))
+            .bind(to_micros(now))
+            .bind(limit)
+            .fetch_all(self.db.reader())
+            .await?;
+            let entries = rows
+                .into_iter()
+                .map(|(seq, session, until)| {
+                    Ok(Revocation {
+                        seq: seq.unsigned_abs(),
+                        session: session_id(&session)?,
+                        until: time(until)?,
+                    })
+                })
+                .collect::<Result<Vec<_>, StoreError>>()?;
+            let next = entries.last().map_or(after, |last| last.seq);
+            Ok(RevocationPage { log_id, next, entries })
+        })
+    }
+
+    async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
+        retried!(async {
+            let mut tx = self.db.write().await?;
+            let pruned = sqlx::query(either!(
+                sqlite: "DELETE FROM revocations WHERE seq IN
+                         (SELECT seq FROM revocations WHERE until <= ? LIMIT ?)",
+                mysql: "DELETE FROM revocations WHERE until <= ? ORDER BY until LIMIT ?",
+            ))
+            .bind(to_micros(now))
+            .bind(PRUNED_PER_PASS)
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(pruned.rows_affected())
+        })
+    }
+}
