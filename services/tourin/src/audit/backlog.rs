@@ -1,5 +1,5 @@
-//! What is still on its way from a write to its effects: in core's outbox, at the broker, in the hands
-//! of the recommendation service.
+//! Events between a write and its effects: in core's outbox, at the broker, in the recommendation
+//! service.
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,34 +7,34 @@ use serde::Deserialize;
 
 use super::observation::{CORE, Observer, RECOMMENDATION};
 
-/// By how much core's clock may be ahead of the audit's for an event of the audit's to be known as one
-/// that may be (milliseconds). Younger events in the outbox are somebody else's.
+/// By how much core's clock may be ahead of the audit's (milliseconds). Events that are younger than the
+/// last write by more than this are other traffic.
 const CLOCKS_DIFFER_MS: i64 = 5_000;
 
-/// What waits, as far as the mesh can tell.
+/// The waiting events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Events that core has committed and the bus has not taken; without a bus, those that core's log
-    /// is ahead of the slowest reader.
+    /// Events in core's outbox that the bus has not confirmed; without a bus, those that the slowest
+    /// reader of core's log has not read.
     pub outbox: u64,
-    /// Events that wait for a consumer or are in its hands, at the instance that has the most.
+    /// Events that wait for a consumer or are being handled, at the instance with the most.
     pub queues: u64,
-    /// Events that consumers are done with.
+    /// Events that consumers have handled.
     pub handled: u64,
-    /// No event of the audit's waits anywhere.
+    /// Whether no event of the audit waits anywhere.
     pub is_drained: bool,
 }
 
-/// What must be gone before nothing of the audit's is on its way.
+/// Decides when no event of the audit waits any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DrainCheck {
     last_write: DateTime<Utc>,
-    /// The end of core's log once the last write was in it.
+    /// The end of core's log after the last write.
     log_end: Option<u64>,
     is_drained: bool,
 }
 
-/// What core says.
+/// Core's response.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct CoreBacklog {
     pending: u64,
@@ -42,7 +42,7 @@ struct CoreBacklog {
     last: u64,
 }
 
-/// What an instance of recommendation says.
+/// The response of an instance of recommendation.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ConsumerBacklog {
@@ -52,12 +52,12 @@ struct ConsumerBacklog {
 }
 
 impl DrainCheck {
-    /// The audit has made its last write.
+    /// Called after the audit's last write.
     pub fn now() -> Self {
         Self { last_write: Utc::now(), log_end: None, is_drained: false }
     }
 
-    /// Weighs what core said, and after it each consumer.
+    /// Combines the responses of core and, read after it, of the consumers.
     fn judge(&mut self, core: CoreBacklog, consumers: &[ConsumerBacklog]) -> Backlog {
         let queues = consumers.iter().map(|each| each.waiting).max().unwrap_or_default();
         // Consumers that follow core's log need no bus: nothing leaves the outbox then.
@@ -71,7 +71,7 @@ impl DrainCheck {
                 (core.pending, core.pending == 0 || is_younger)
             }
         };
-        // Once drained, what comes is of others.
+        // Once drained, later events are other traffic.
         self.is_drained |= has_left && queues == 0 && !consumers.is_empty();
         Backlog {
             outbox,
@@ -83,7 +83,7 @@ impl DrainCheck {
 }
 
 impl Observer {
-    /// What waits.
+    /// Reads the backlog.
     ///
     /// # Errors
     /// When an instance cannot be asked.
@@ -91,7 +91,7 @@ impl Observer {
         const PATH: &str = "/internal/events/backlog";
         let cores = self.instances_of(CORE).await?;
         let (_, core) = cores.first().context("no core")?;
-        // First core: what has left its outbox by then is with a consumer, or done with.
+        // Core first: an event that has left its outbox is at a consumer, or handled.
         let core = self.read(CORE, *core, PATH).await.context("what waits at core")?;
         let mut consumers = Vec::new();
         for (instance, address) in self.instances_of(RECOMMENDATION).await? {

@@ -20,7 +20,7 @@ pub const PASSWORD: &str = "Tour1n!pass";
 pub struct World {
     /// Runs as long as the scenario. Goes before what it runs on.
     mesh: Option<Mesh>,
-    _corner: Option<Backends>,
+    _backends: Option<Backends>,
     http: reqwest::Client,
     pub url: String,
 }
@@ -112,7 +112,7 @@ impl World {
         change(&mut settings);
         let mesh = Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts");
         let url = mesh.url();
-        Self { mesh: Some(mesh), _corner: Some(backends), ..Self::at(url) }
+        Self { mesh: Some(mesh), _backends: Some(backends), ..Self::at(url) }
     }
 
     /// Once recommendation has every spot. A replica of spots that takes long to fill answers before.
@@ -135,7 +135,7 @@ impl World {
             .timeout(TIMEOUT)
             .build()
             .unwrap();
-        Self { mesh: None, _corner: None, http, url }
+        Self { mesh: None, _backends: None, http, url }
     }
 
     /// Where operators look at a mesh of the scenario's own.

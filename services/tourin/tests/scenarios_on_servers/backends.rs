@@ -1,4 +1,5 @@
-//! Where a scenario's mesh keeps its data: a backends of its own on each server of the test bed.
+//! The backends of a scenario's mesh: a database, key prefixes and a virtual host of its own on the
+//! servers of the test bed.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,16 +16,16 @@ use uuid::Uuid;
 
 /// How long a scenario waits for something that must come true.
 pub const TIMEOUT: Duration = Duration::from_secs(40);
-/// How long a view takes to the trend at most, on a machine that has other things to do.
+/// Longest time from a view to the trend, on a loaded machine.
 pub const FRESH: Duration = Duration::from_secs(10);
-/// While one mesh writes its catalogue, the bed's MongoDB-protocol server now and then gives the other
-/// no answer for the 3 s that recommendation waits for a read. Its readers are told to come again.
+/// While one mesh writes its catalogue, the bed's MongoDB-protocol server sometimes does not answer the
+/// other within the 3 s of recommendation's reads, which are then answered 503.
 pub const MONGODB_MAY_BE_SLOW: bool = true;
 
-/// Meshes at once: each declares some 30 replicated queues, and the bed is one small machine.
+/// Concurrent meshes: each declares about 30 replicated queues.
 static ROOM: Semaphore = Semaphore::const_new(2);
 
-/// Database, key prefixes and virtual host of one scenario; gone with this value.
+/// Database, key prefixes and virtual host of one scenario; removed with this value.
 pub struct Backends {
     name: String,
     database: Option<TestDatabase>,
