@@ -37,7 +37,7 @@ build:
 
 # Run a benchmark; without a name, list them
 bench name="" *args:
-    {{ if name == "" { "sed -n '4,9p' deploy/bench.sh" } else { "deploy/bench.sh " + name + " " + args } }}
+    {{ if name == "" { "sed -n '/^#   deploy/p' deploy/bench.sh" } else { "deploy/bench.sh " + name + " " + args } }}
 
 # Build the image and run the mesh with its servers in containers
 compose *args:

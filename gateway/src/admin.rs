@@ -1,5 +1,5 @@
-//! The listener for operators: metrics, health and the log's filter. Not on the clients' listener,
-//! which strangers reach.
+//! The listener for operators: metrics, health and the log's filter. Separate from the clients'
+//! listener, which is public.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use tourin_chassis::shutdown::Shutdown;
 use crate::admission::AdmissionFilter;
 use crate::mesh_client::GATEWAY;
 
-/// The key under which an instance's entry in the registry names the address of this listener.
+/// The metadata key of this listener's address in the registry.
 pub const ADMIN_ADDRESS: &str = "admin";
 
-/// What open requests get when the gateway stops.
+/// Time for open requests when the gateway stops.
 const DRAIN: Duration = Duration::from_millis(200);
-/// Operators and their programs are few.
+/// Operators' requests at once.
 const CONCURRENT_REQUESTS: usize = 32;
 
-/// What operators are told of the gateway's state.
+/// The state that readiness reports.
 #[derive(Clone)]
 pub struct ReadinessState {
-    /// What it knows of the services.
+    /// The admission filter, with the data that it uses.
     pub admission: Arc<AdmissionFilter>,
-    /// Begins when the gateway stops, and is unready from then on.
+    /// Begins when the gateway stops; it is unready from then on.
     pub stopping: Shutdown,
 }
 

@@ -1,5 +1,4 @@
-//! Letting requests in: everything that is decided from a request's header, in order, before a
-//! byte goes to a service.
+//! Admission of requests: all checks on a request's head, before a byte goes to a service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,11 +30,11 @@ use crate::responses::Response;
 use crate::routes::{Access, OPENAPI_PATH, RouteTable};
 use crate::upstreams::Upstreams;
 
-/// What the gateway answers itself.
+/// Paths that the gateway serves itself.
 const OWN_PATHS: [&str; 3] = ["/healthz", "/readyz", OPENAPI_PATH];
 
-/// For how long a gateway that has just started waits for the services of its routes before it
-/// counts as ready without those that are missing. A service may have a route and never come.
+/// How long a new gateway is unready because a routed service has no instance. A service may have a
+/// route and never be started.
 const SERVICES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bounds on requests.
@@ -43,53 +42,53 @@ const SERVICES_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct RequestLimits {
     /// Longest request target.
     pub uri_bytes: usize,
-    /// Most header fields.
+    /// Maximum number of header fields.
     pub header_count: usize,
-    /// Largest body, unless the route says otherwise.
+    /// Largest body, unless the route has its own limit.
     pub body_bytes: u64,
-    /// Wait for an answer's first byte, unless the route says otherwise.
+    /// Wait for a response's first byte, unless the route has its own limit.
     pub first_byte_timeout: Duration,
-    /// Time for a whole request, unless the route says otherwise.
+    /// Time for a whole request, unless the route has its own limit.
     pub total_timeout: Duration,
 }
 
-/// What decides.
+/// The checks and the data that they use.
 pub struct AdmissionFilter {
     /// Where requests go.
     pub routes: Arc<RouteTable>,
-    /// Who is calling.
+    /// Checks tokens and sessions.
     pub authenticator: Authenticator,
-    /// The instances.
+    /// The services' instances.
     pub upstreams: Arc<Upstreams>,
-    /// Other sites' pages.
+    /// The cross-origin policy.
     pub origins: OriginPolicy,
-    /// Proxies that are believed.
+    /// Proxies whose forwarding headers are used.
     pub trusted_proxies: Vec<IpNet>,
-    /// Signs who a request is for.
+    /// Signs the caller's identity for services.
     pub signer: IdentitySigner,
-    /// Calls per client.
+    /// Calls per client and minute.
     pub rates: Arc<RateLimits>,
-    /// Requests at once.
+    /// Concurrent requests.
     pub concurrency: ConcurrencyLimit,
     /// The merged API description.
     pub api: Arc<ApiDescription>,
-    /// What a browser is shown at `/`.
+    /// The page at `/`.
     pub landing_page: LandingPage,
-    /// Bounds.
+    /// Bounds on requests.
     pub limits: RequestLimits,
-    /// Whether token keys are there.
+    /// The token keys, for readiness.
     pub keys: Arc<crate::auth::keys::KeyStore>,
-    /// Whether the registry is in reach.
+    /// Whether the registry can be reached.
     pub registry: watch::Receiver<bool>,
-    /// When it started.
+    /// When the gateway started.
     pub started: Instant,
-    /// Whether everything has been there at once, for which the first client waits a while.
+    /// Whether it has been ready once.
     pub was_ready: AtomicBool,
 }
 
 impl AdmissionFilter {
-    /// Where a request's path leads: noted in its context, before anything is decided, so that
-    /// whatever is decided is traced under its route.
+    /// Finds the route of a request and notes it in its context, so that any response is traced
+    /// under its route. Gives the canonical path.
     ///
     /// # Errors
     /// What is wrong with the path.
@@ -109,11 +108,11 @@ impl AdmissionFilter {
         Ok(path)
     }
 
-    /// Lets a request in (its context then says where it goes), or gives the answer to it. `path` is
-    /// what [`AdmissionFilter::locate`] gave.
+    /// Admits a request, whose context then has its destination. `path` is the result of
+    /// [`AdmissionFilter::locate`].
     ///
     /// # Errors
-    /// The answer, which need not be a refusal: what the gateway serves itself comes this way too.
+    /// The response to send instead: a refusal, or a page that the gateway serves itself.
     pub async fn admit(
         &self,
         session: &mut Session,
@@ -140,7 +139,7 @@ impl AdmissionFilter {
             Client::of(connection.peer, asked.clone(), &header.headers, &self.trusted_proxies);
 
         if header.method == Method::OPTIONS && header.raw_path() == b"*" {
-            // Asks what the server as a whole can do (RFC 9110, 9.3.7).
+            // The capabilities of the whole server (RFC 9110, 9.3.7).
             let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             return Err(Response::empty(StatusCode::NO_CONTENT).with(ALLOW, methods));
         }
@@ -184,7 +183,7 @@ impl AdmissionFilter {
         let Caller { subject, renewal } =
             self.authenticator.admit(access, &credentials, client.address).await?;
         ctx.renewal = renewal;
-        if !self.upstreams.has_any(&route.service) {
+        if !self.upstreams.is_up(&route.service) {
             return Err(Response::unavailable(messages::no_instance_is_up(&route.service)));
         }
         let identity = self.signer.sign(&subject, &route.service);
@@ -201,8 +200,8 @@ impl AdmissionFilter {
         Ok(())
     }
 
-    /// What is asked for is what was judged: the canonical path, with the query as it came, at the
-    /// host that counts. Without one `Host` is empty, as RFC 9112 (3.2) has it.
+    /// Rewrites the request to what was checked: the canonical path, the query as it came, and the
+    /// effective host. Without a host `Host` is empty (RFC 9112, 3.2).
     fn rewrite(
         &self,
         session: &mut Session,
@@ -225,7 +224,7 @@ impl AdmissionFilter {
         Ok(())
     }
 
-    /// The gateway's own paths.
+    /// The response at one of the gateway's own paths.
     fn own(&self, path: &str, session: &Session, client: &Client) -> Response {
         let header = session.req_header();
         let is_read = [Method::GET, Method::HEAD].contains(&header.method);
@@ -247,7 +246,7 @@ impl AdmissionFilter {
         }
     }
 
-    /// Whether the gateway can serve, with what is missing.
+    /// The gateway's readiness, with what is missing.
     pub fn readiness(&self, stopping: bool) -> (StatusCode, serde_json::Value) {
         let mut unready = serde_json::Map::new();
         for service in self.upstreams.missing() {
@@ -276,15 +275,14 @@ impl AdmissionFilter {
             && (self.was_ready.load(Ordering::Relaxed)
                 || self.started.elapsed() >= SERVICES_TIMEOUT)
         {
-            // One service's outage is not the gateway's: taken out of a load balancer it would take
-            // the others' calls along. At the start it waits for all, but not for ever.
+            // One service's outage must not take the gateway out of a load balancer, because the
+            // other services' calls would be lost too.
             (StatusCode::OK, "degraded")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "unready")
         };
         let mut report = serde_json::json!({"status": word, "unready": unready});
         if !*self.registry.borrow() {
-            // As a service's own report has it: it goes on with what it knows.
             report["missed"] = serde_json::json!({"registry": OUT_OF_REACH});
         }
         (status, report)
@@ -294,7 +292,7 @@ impl AdmissionFilter {
 /// The path as it came over the wire, in origin form or in absolute form.
 fn raw_path(target: &[u8]) -> &[u8] {
     let (path, default): (_, &[u8]) = match raw_target_authority(target) {
-        // An authority needs no path after it.
+        // The path may be empty in absolute form.
         RawTargetAuthority::Absolute { path_and_query, .. } => (path_and_query, b"/"),
         _ => (target, b""),
     };
@@ -302,12 +300,12 @@ fn raw_path(target: &[u8]) -> &[u8] {
     if end == 0 { default } else { &path[..end] }
 }
 
-/// The bytes of a request's body, as its head declares them; `None` when it is chunked.
+/// The declared length of a request's body in bytes; `None` when it is chunked.
 fn declared_body(header: &RequestHeader) -> Option<u64> {
     if header.headers.contains_key(TRANSFER_ENCODING) {
         return None;
     }
     let Some(digits) = header.headers.get(CONTENT_LENGTH) else { return Some(0) };
-    // They are digits alone, so what cannot be read is too large.
+    // `check_framing` allows digits alone, so a number that does not parse is too large.
     Some(digits.to_str().ok().and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX))
 }

@@ -1,4 +1,4 @@
-//! The host and port that a request is for: `Host`, and the authority of a target in absolute form.
+//! The requested host and port: `Host`, or the authority of a target in absolute form.
 
 use std::net::Ipv6Addr;
 
@@ -12,19 +12,19 @@ use tourin_chassis::http::Message;
 use crate::messages;
 use crate::responses::Response;
 
-/// `uri-host [ ":" port ]`, as RFC 9110 (7.2) takes it from RFC 3986 (3.2.2 and 3.2.3). An empty
-/// host is none, which http and https URIs must have (RFC 9110, 4.2.1).
+/// `uri-host [ ":" port ]` (RFC 9110, 7.2; RFC 3986, 3.2.2 and 3.2.3). The host must not be empty (RFC
+/// 9110, 4.2.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
-    /// As it was written.
+    /// As received.
     text: String,
-    /// In the spelling that is the same for all that mean the same.
+    /// In canonical form.
     host: String,
     port: Option<u16>,
 }
 
 impl Authority {
-    /// Reads one.
+    /// Parses an authority.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -44,7 +44,7 @@ impl Authority {
         let port = match port.strip_prefix(':') {
             None if port.is_empty() => None,
             None => return Err(messages::ipv6_with_more()),
-            // A port may be left out after its colon.
+            // The port may be missing after the colon.
             Some("") => None,
             Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
                 Some(digits.parse().map_err(|_| messages::port_too_large())?)
@@ -54,7 +54,7 @@ impl Authority {
         Ok(Self { text: text.to_owned(), host: canonical_host(host)?, port })
     }
 
-    /// As it was written.
+    /// As received.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -64,7 +64,7 @@ impl Authority {
         &self.host
     }
 
-    /// The port, where a scheme whose own is `default` needs none.
+    /// The port, or the scheme's `default`.
     pub fn port_or(&self, default: u16) -> u16 {
         self.port.unwrap_or(default)
     }
@@ -117,12 +117,12 @@ fn canonical_host(host: &str) -> Result<String, Message> {
     Ok(canonical)
 }
 
-/// The authority of a request. That of a target in absolute form counts and `Host` does not (RFC
-/// 9112, 3.2.2), but an invalid `Host` is refused even so, and a missing one where HTTP/1.1 asks for
-/// it (3.2). `target` is what the connection has taken off the target.
+/// The authority of a request. That of a target in absolute form wins over `Host` (RFC 9112, 3.2.2). An
+/// invalid `Host` is refused in any case, and a missing one in HTTP/1.1 (3.2). `target` is the authority
+/// that the connection removed from the request line.
 ///
 /// # Errors
-/// The 400 to answer with.
+/// The 400 response.
 pub fn of_request(
     header: &RequestHeader,
     target: Option<Bytes>,

@@ -1,10 +1,9 @@
-//! Who is calling, by address, and what services are told about it.
+//! The client's address, scheme and host, and the headers that pass them on to services.
 //!
-//! A stranger's `X-Forwarded-*` and `Forwarded` say nothing and are replaced. A trusted proxy's are
-//! believed, from the right up to the first address that is not a trusted proxy's itself; whatever
-//! is left of that was written by strangers. `Forwarded` counts when there is one, `X-Forwarded-*`
-//! when not: one of the two is the proxy's and the other may be the client's own, so a proxy that
-//! writes the one must remove the other.
+//! `X-Forwarded-*` and `Forwarded` are used if they come from a trusted proxy, and replaced otherwise.
+//! They are read from the right up to the first address that is no trusted proxy; further left is what
+//! the client wrote. `Forwarded` wins over `X-Forwarded-*`. The other one may be the client's own, so a
+//! proxy that writes one must remove the other.
 
 mod forwarded;
 
@@ -16,14 +15,14 @@ use ipnet::IpNet;
 use crate::authority::Authority;
 use forwarded::Element;
 
-/// The chain of addresses, nearest last.
+/// The chain of addresses, the nearest last.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The scheme that the client used.
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The host that the client asked for.
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Most hops that are read from a trusted proxy's header.
+/// Maximum number of hops that are read.
 const MAX_HOPS: usize = 32;
 
 /// Reads a network (`10.0.0.0/8`), or one address.
@@ -36,21 +35,21 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "expected an address or a network such as 10.0.0.0/8".to_owned())
 }
 
-/// What is known of the client.
+/// A client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     /// Its address.
     pub address: IpAddr,
     /// `http` or `https`, as the client used it.
     pub scheme: &'static str,
-    /// The host that it asked for, with the port if it is not the scheme's own.
+    /// The requested host, with the port if it is not the scheme's default.
     pub host: Option<Authority>,
-    /// The addresses that the request came by, the nearest last.
+    /// The addresses on the way, the nearest last.
     chain: Vec<IpAddr>,
 }
 
 impl Client {
-    /// Reads what a request for `host` says of its client, believing only `trusted` proxies.
+    /// The client of a request for `host`, by the headers of `trusted` proxies.
     pub fn of(
         peer: SocketAddr,
         host: Option<Authority>,
@@ -68,7 +67,7 @@ impl Client {
         } else {
             x_forwarded_elements(headers)
         };
-        // From the nearest outward: each hop is vouched for by the trusted one before it.
+        // From the nearest outward: each element was written by a trusted proxy.
         for element in &said {
             if let Some(scheme) = &element.proto {
                 client.scheme = if scheme.eq_ignore_ascii_case("https") { "https" } else { "http" };
@@ -88,7 +87,7 @@ impl Client {
         client
     }
 
-    /// The headers by which services are told, in place of whatever came in.
+    /// The forwarding headers for services.
     pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         let hops: Vec<String> = self.chain.iter().map(ToString::to_string).collect();
         let mut forwarded: Vec<String> = self
@@ -120,7 +119,7 @@ impl Client {
     }
 }
 
-/// What proxies say in `Forwarded`, the nearest first.
+/// The elements of `Forwarded`, the nearest first.
 fn forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
     let lines: Vec<_> = headers.get_all(http::header::FORWARDED).iter().collect();
     lines
@@ -131,8 +130,8 @@ fn forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
         .collect()
 }
 
-/// What proxies say in `X-Forwarded-*`, the nearest first. Where a proxy sets the scheme or the host
-/// instead of adding its own, there are fewer of these than hops.
+/// The elements of `X-Forwarded-*`, the nearest first. If a proxy replaces the scheme or the host and
+/// does not append, there are fewer of these than addresses.
 fn x_forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
     let [mut peers, mut protos, mut hosts] = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST]
         .map(|name| listed(headers, &name).into_iter());
@@ -144,8 +143,8 @@ fn x_forwarded_elements(headers: &HeaderMap) -> Vec<Element> {
     .collect()
 }
 
-/// The entries of a list over all its lines, the last first. These lists know no quotes: one that a
-/// client has sent must not swallow what a proxy has added.
+/// The entries of a list over all its lines, the last first. Quotes have no meaning here: an open quote
+/// of the client must not hide what a proxy appended.
 fn listed(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let mut entries: Vec<_> = headers
         .get_all(name)

@@ -1,4 +1,4 @@
-//! The gateway's settings. Every bound is named with its unit.
+//! The gateway's settings.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,11 +12,10 @@ use crate::client_address::parse_network;
 use crate::landing_page::parse_page_url;
 use crate::origin::Origin;
 
-/// What to do with calls that need a session when core has not said for too long which sessions
-/// have ended.
+/// What to do with calls that need a session while the list of ended sessions is stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StalePolicy {
-    /// Serve by what is known: a session ended meanwhile lives on until its token expires.
+    /// Serve by the known list: a session that ended since works until its token expires.
     Serve,
     /// Answer 503 until core is back.
     Deny,
@@ -25,7 +24,7 @@ pub enum StalePolicy {
 /// The gateway's settings; `main` adds logging and the configuration file.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// The gateway's place in the mesh.
+    /// Registry, secret and instance.
     #[command(flatten)]
     pub mesh: MeshSettings,
     /// Address to listen on; port 0 takes a free one
@@ -56,7 +55,7 @@ pub struct Settings {
         value_delimiter = ','
     )]
     pub allowed_origins: Vec<Origin>,
-    /// Address or network (`10.0.0.0/8`) of proxies that are believed; repeatable. Forwarded counts
+    /// Address or network (`10.0.0.0/8`) of trusted proxies; repeatable. Forwarded counts
     /// when it is there, X-Forwarded-For, -Proto and -Host when not, so a proxy must set or remove
     /// Forwarded itself
     #[arg(long, env = "TOURIN_GATEWAY_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',', value_parser = parse_network)]
@@ -69,7 +68,7 @@ pub struct Settings {
     #[arg(long, env = "TOURIN_GATEWAY_METRICS_URL", value_name = "URL", value_parser = parse_page_url)]
     pub metrics_url: Option<String>,
 
-    /// Who must have issued an access token (`iss`)
+    /// Issuer that an access token must have (`iss`)
     #[arg(
         long,
         env = "TOURIN_GATEWAY_TOKEN_ISSUER",
@@ -77,7 +76,7 @@ pub struct Settings {
         default_value = "tourin-core"
     )]
     pub token_issuer: String,
-    /// Whom an access token must be meant for (`aud`)
+    /// Audience that an access token must have (`aud`)
     #[arg(
         long,
         env = "TOURIN_GATEWAY_TOKEN_AUDIENCE",
@@ -88,7 +87,7 @@ pub struct Settings {
     /// Seconds by which core's clock may differ from this one's
     #[arg(long, env = "TOURIN_GATEWAY_TOKEN_LEEWAY_S", value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(0..=60))]
     pub token_leeway_s: u64,
-    /// Verified tokens that are remembered until they expire
+    /// Verified tokens that are cached until they expire
     #[arg(long, env = "TOURIN_GATEWAY_TOKEN_CACHE_ENTRIES", value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(0..=10_000_000))]
     pub token_cache_entries: u64,
     /// Seconds after a token's expiry in which a session that is carried by cookies still renews
@@ -113,11 +112,11 @@ pub struct Settings {
     /// Milliseconds to connect to an instance before the next one is tried
     #[arg(long, env = "TOURIN_GATEWAY_CONNECT_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..=60_000))]
     pub connect_timeout_ms: u64,
-    /// Milliseconds to wait for the first byte of an answer, and between any two of its parts; more
-    /// than the services' own 10 s, so that their word counts
+    /// Milliseconds to wait for the first byte of a response, and between any two of its parts; more
+    /// than the services' own 10 s, so that their own time-outs come first
     #[arg(long, env = "TOURIN_GATEWAY_FIRST_BYTE_TIMEOUT_MS", value_name = "MS", default_value_t = 12_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub first_byte_timeout_ms: u64,
-    /// Milliseconds that a request and its answer may take altogether
+    /// Milliseconds that a request and its response may take altogether
     #[arg(long, env = "TOURIN_GATEWAY_TOTAL_TIMEOUT_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub total_timeout_ms: u64,
     /// Instances tried for one request, the first included
@@ -137,13 +136,13 @@ pub struct Settings {
     /// Largest request head, in bytes
     #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_BYTES", value_name = "BYTES", default_value_t = 32 << 10, value_parser = parse_count)]
     pub header_limit_bytes: usize,
-    /// Most header fields in a request (Pingora itself stops at 256)
+    /// Maximum number of header fields in a request (Pingora's own limit is 256)
     #[arg(long, env = "TOURIN_GATEWAY_HEADER_LIMIT_COUNT", value_name = "N", default_value_t = 100, value_parser = parse_count)]
     pub header_limit_count: usize,
     /// Milliseconds from the first byte of a request's head to its last
     #[arg(long, env = "TOURIN_GATEWAY_HEADER_READ_TIMEOUT_MS", value_name = "MS", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=600_000))]
     pub header_read_timeout_ms: u64,
-    /// Milliseconds for which a client may stall in the middle of a request's body or of its answer
+    /// Milliseconds for which a client may stall in the middle of a request's body or of its response
     #[arg(long, env = "TOURIN_GATEWAY_CLIENT_STALL_MS", value_name = "MS", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=600_000))]
     pub client_stall_ms: u64,
     /// Milliseconds for which a new connection may stay silent before its first request
@@ -164,7 +163,7 @@ pub struct Settings {
     #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "N", default_value_t = 512, value_parser = parse_count)]
     pub max_connections_per_client: usize,
 
-    /// Threads that move requests [default: one per processor, at most 16]
+    /// Worker threads [default: one per processor, at most 16]
     #[arg(long, env = "TOURIN_GATEWAY_THREADS", value_name = "N", value_parser = parse_count)]
     pub gateway_threads: Option<usize>,
     /// Milliseconds that requests in flight get to finish when the gateway stops

@@ -1,13 +1,12 @@
-//! One client's connection, with the bounds that Pingora leaves to its user.
+//! The stream of a client's connection, with bounds that Pingora does not have.
 //!
-//! Pingora bounds each read of a request's head but not all of them together, so that a client that
-//! sends a byte now and then holds a connection for ever; it takes heads of up to 1 MiB; and what it
-//! refuses itself (a head that does not parse) it answers without a body. This stream sits under
-//! Pingora's HTTP session, watches for the head's end, and puts that right: the whole head has one
-//! deadline and one size, an idle connection is closed, and refusals are in the contract's words.
-//! Request lines that its parser is too narrow for are made plain on the way ([`request_line`]).
-//! Pingora bounds no exchange as a whole either; here reads and writes that wait end with the
-//! request's time, and Pingora's with them.
+//! This stream lies under Pingora's HTTP session and adds:
+//! - one deadline and one size limit for a whole head. Pingora bounds each read alone, so a slow client
+//!   could hold a connection for ever, and allows heads of 1 MiB;
+//! - a time-out of idle connections;
+//! - refusals with a body in place of Pingora's empty ones, for heads that do not parse;
+//! - request lines that Pingora's parser does not accept ([`request_line`]);
+//! - a deadline for the whole exchange, at which waiting reads and writes fail.
 
 mod head;
 mod request_line;
@@ -37,14 +36,13 @@ use crate::messages;
 use crate::responses::Response;
 use head::{Head, HeadProgress};
 
-/// Written bytes that are gathered before they go out (bytes): a small answer is one packet.
+/// Write buffer (bytes): a small response is one packet.
 const WRITE_BUFFER_BYTES: usize = 8 << 10;
-/// What is still read of a request that has been refused before its end, so that the client sees
-/// the refusal and not a reset: so much (bytes) ...
+/// Bytes that are still read after an early refusal, so that the client gets it and no reset.
 const LINGER_BYTES: usize = 8 << 20;
-/// ... for so long.
+/// How long they are read.
 const LINGER: Duration = Duration::from_millis(1_000);
-/// Thrown away at a time (bytes).
+/// Size of a discarding read (bytes).
 const DISCARD_BYTES: usize = 4 << 10;
 
 /// Bounds of a connection.
@@ -52,7 +50,7 @@ const DISCARD_BYTES: usize = 4 << 10;
 pub struct ConnectionLimits {
     /// Largest head.
     pub head_bytes: usize,
-    /// Largest target: for the words of refusals, for it is the gate that checks it.
+    /// Largest target, for the text of refusals; the admission filter checks it.
     pub target_bytes: usize,
     /// From a head's first byte to its last.
     pub head_timeout: Duration,
@@ -62,20 +60,19 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// What the proxy and the stream tell each other.
+/// State that the proxy and the stream share.
 #[derive(Debug)]
 pub struct Connection {
-    /// The other end.
+    /// The client's address.
     pub peer: SocketAddr,
-    /// Whether the proxy has taken the current request on; what Pingora writes before that is a
-    /// refusal of its own.
+    /// Whether the proxy has the current request. What Pingora writes before that is its own refusal.
     admitted: AtomicBool,
     linger: AtomicBool,
-    /// When the current request and its answer must be over.
+    /// The deadline of the current exchange.
     deadline: Mutex<Option<Instant>>,
-    /// The authority of the current request's target, when that came in absolute form.
+    /// The authority of the current request's target, if it was in absolute form.
     authority: Mutex<Option<Bytes>>,
-    /// Bytes of the current request's body, as its head declares them.
+    /// Declared length of the current request's body.
     body_bytes: AtomicU64,
 }
 
@@ -92,7 +89,7 @@ impl Connection {
         })
     }
 
-    /// The proxy has the request now.
+    /// Notes that the proxy has the request.
     pub fn admit(&self) {
         self.admitted.store(true, Ordering::Relaxed);
     }
@@ -101,7 +98,7 @@ impl Connection {
         self.admitted.load(Ordering::Relaxed)
     }
 
-    /// The current request and its answer must be over by then.
+    /// Sets the deadline of the current exchange.
     pub fn end_by(&self, deadline: Instant) {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
     }
@@ -110,18 +107,18 @@ impl Connection {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The authority of the current request's target, when that came in absolute form: Pingora has
-    /// only the rest of it.
+    /// The authority of the current request's target, if it was in absolute form: Pingora gets the
+    /// target without it.
     pub fn target_authority(&self) -> Option<Bytes> {
         self.authority.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the current request's head says of its body: its bytes, `None` when it is chunked.
+    /// Notes the declared length of the current request's body; `None` when it is chunked.
     pub fn expect_body(&self, bytes: Option<u64>) {
         self.body_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// The answer comes before the request's end: do not cut the connection under it.
+    /// Reads on for a while after the response, because the request was not read whole.
     pub fn linger(&self) {
         self.linger.store(true, Ordering::Relaxed);
     }
@@ -131,36 +128,35 @@ impl Connection {
 enum Phase {
     /// Waiting for a head, or reading one.
     Head(Head),
-    /// Past the head: body, answer.
+    /// After the head: body and response.
     Open,
-    /// The head was refused; its answer goes out ...
+    /// The head was refused; these bytes of the response are still to be written.
     Refusing(Bytes),
-    /// ... and what still comes in is thrown away for a while (so many bytes), then reading fails.
-    /// Pingora closes without a word when a head cannot be read, so this cannot be left to
-    /// [`Shutdown`].
+    /// At most so many bytes are still read and discarded, then reading fails. Not left to
+    /// [`Shutdown`], which Pingora does not call when a head cannot be read.
     Discarding(usize),
 }
 
-/// The stream under one Pingora session after another.
+/// The stream under the Pingora sessions of one connection.
 pub struct GuardedStream {
     io: BufWriter<TcpStream>,
     phase: Phase,
     limits: ConnectionLimits,
     connection: Arc<Connection>,
     timer: Pin<Box<Sleep>>,
-    /// When the current head began to come.
+    /// When the current head's first byte came.
     head_began: Option<SystemTime>,
     malformed: Arc<MalformedRequests>,
-    /// Our words in place of Pingora's refusal.
+    /// Written in place of Pingora's refusal.
     substitute: Option<Bytes>,
-    /// What has come of the request line while that is still to be looked at.
+    /// The request line as far as it has come, while it is not complete.
     line: Option<Vec<u8>>,
-    /// What is to be read in place of what came.
+    /// The normalised request line, to be read in place of the received one.
     normalized: Bytes,
     /// Bytes given to Pingora since the current head's end.
     after_head: u64,
-    /// Whether every head begins where one is read: Pingora has kept nothing of one that came early.
-    /// Only then is a request line looked at, or part of a body might be taken for one.
+    /// Whether the next read begins with a head, because Pingora has buffered none of it. Otherwise
+    /// request lines are not normalised: a part of a body could be taken for one.
     is_aligned: bool,
 }
 
@@ -171,7 +167,7 @@ impl std::fmt::Debug for GuardedStream {
 }
 
 impl GuardedStream {
-    /// Guards an accepted connection. What is refused here is seen through `malformed`.
+    /// Wraps an accepted connection. Refusals here are recorded by `malformed`.
     pub fn new(
         tcp: TcpStream,
         limits: ConnectionLimits,
@@ -194,7 +190,7 @@ impl GuardedStream {
         }
     }
 
-    /// Makes ready for the connection's next request.
+    /// Prepares for the connection's next request.
     pub fn next_request(&mut self) {
         self.phase = Phase::Head(Head::default());
         self.head_began = None;
@@ -208,9 +204,9 @@ impl GuardedStream {
         *self.connection.deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// A refusal of what never becomes a request that the proxy could log.
+    /// A refusal of a request that the proxy never gets.
     fn refusal(&self, response: Response) -> Bytes {
-        // A pipelined head came with the request before it, and not by this way.
+        // A pipelined head was buffered by Pingora, so its beginning was not seen here.
         self.malformed.refuse(response, self.head_began.unwrap_or_else(SystemTime::now))
     }
 
@@ -218,8 +214,9 @@ impl GuardedStream {
         self.phase = Phase::Refusing(self.refusal(response));
     }
 
-    /// Sees to the request line among what has just been read, from `before` on in `buf`. Nothing of it
-    /// is left there while it is held back, or where it is read from [`Self::normalized`] instead.
+    /// Normalises the request line in the bytes just read, which are those from `before` on in `buf`.
+    /// They are removed from `buf` while the line is incomplete, or when they will be read from
+    /// [`Self::normalized`].
     fn normalize_line(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> Result<(), Response> {
         let Some(mut start) = self.line.take() else { return Ok(()) };
         let read = &buf.filled()[before..];
@@ -238,8 +235,8 @@ impl GuardedStream {
         Ok(())
     }
 
-    /// In place of waiting: fails once the exchange has had all of its time. The timer is the head's
-    /// before that.
+    /// Polled when a read or write is pending: fails at the exchange's deadline. The timer is the head's
+    /// before the proxy sets the deadline.
     fn poll_deadline<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let Some(deadline) = self.connection.deadline() else {
             return Poll::Pending;
@@ -271,7 +268,7 @@ impl AsyncRead for GuardedStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if matches!(this.phase, Phase::Head(_)) && this.connection.is_admitted() {
-            // A pipelined head came with the request before it, and not by this way.
+            // A pipelined head was buffered by Pingora, so its end was not seen here.
             this.phase = Phase::Open;
         }
         loop {
@@ -332,7 +329,7 @@ impl AsyncRead for GuardedStream {
                             let quiet = head.seen == 0;
                             ready!(this.timer.as_mut().poll(cx));
                             if quiet {
-                                // Idle for long enough: the end of the stream, as far as Pingora sees.
+                                // The idle time-out looks like the stream's end to Pingora.
                                 return Poll::Ready(Ok(()));
                             }
                             this.refuse(Response::client_too_slow());
@@ -347,7 +344,7 @@ impl AsyncRead for GuardedStream {
                     if !done {
                         return Poll::Pending;
                     }
-                    // Flushes, and says that no more will come.
+                    // Flushes, and closes the writing side.
                     ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
                     this.timer.as_mut().reset(Instant::now() + LINGER);
                     this.phase = Phase::Discarding(LINGER_BYTES);
@@ -390,7 +387,7 @@ impl AsyncWrite for GuardedStream {
         }
         if this.substitute.is_none() {
             let response = if bytes.get(9..12) == Some(b"405") {
-                // Only CONNECT is refused like this, which has no path to tell the methods of.
+                // Pingora answers 405 to CONNECT alone.
                 Response::no_tunnel()
             } else {
                 Response::malformed(messages::unreadable_request())
@@ -406,7 +403,7 @@ impl AsyncWrite for GuardedStream {
         if let Some(wire) = this.substitute.take() {
             let rest = ready!(this.poll_send(cx, wire))?;
             let done = rest.is_empty();
-            // Stays there, empty, so that nothing more of Pingora's is let through.
+            // Kept when empty, so that no more of Pingora's bytes are written.
             this.substitute = Some(rest);
             if !done {
                 return Poll::Pending;
@@ -432,7 +429,7 @@ impl Shutdown for GuardedStream {
         {
             return;
         }
-        // Closing with unread bytes resets the connection, and the client may lose the answer.
+        // Closing with unread bytes resets the connection, and the client could lose the response.
         let drain = async {
             let mut sink = [0; DISCARD_BYTES];
             let mut left = LINGER_BYTES;

@@ -1,18 +1,17 @@
-//! File descriptors: how many there are, and how many client connections that is enough for.
+//! The limit of open files, and the number of client connections that it allows.
 //!
-//! A process starts with a soft limit that is often 1,024, and running out of descriptors stops
-//! everything at once: accepting, reaching services, and in the all-in-one the stores too.
+//! The soft limit is often 1,024. A process without descriptors cannot accept, connect to services, or,
+//! in the all-in-one, open its stores.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Left for everything that does not grow with the clients: listeners, stores, the mesh's own calls.
+/// Descriptors for everything else: listeners, stores, calls inside the mesh.
 const RESERVED: u64 = 200;
-/// Descriptors that one client connection may cost: itself, the connection to an instance, and in
-/// the all-in-one the instance's own end of that.
+/// Descriptors per client connection: its own, the connection to an instance, and in the all-in-one the
+/// instance's end of that.
 const PER_CONNECTION: u64 = 3;
 
-/// Raises this process's soft limit to its hard one; gives the limit that holds then, `None` when
-/// there is none.
+/// Raises the soft limit of open files to the hard one, and gives the new limit; `None` if unlimited.
 pub fn raise_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -22,7 +21,7 @@ pub fn raise_limit() -> Option<u64> {
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(error) => {
-            // Some systems state a hard limit that they do not grant.
+            // Some systems do not grant their stated hard limit.
             tracing::debug!(%error, soft = limit.current, "cannot raise the limit of open files");
             limit.current
         }
@@ -39,8 +38,8 @@ pub struct ConnectionCounts {
 }
 
 impl ConnectionCounts {
-    /// These bounds, or as much of them as a `limit` of descriptors leaves room for. A bound that has
-    /// to shrink leaves at least half of all places to other clients.
+    /// Reduces the bounds to what `limit` descriptors allow. A reduced bound per client is at most half
+    /// of the total.
     #[must_use]
     pub fn within(self, limit: Option<u64>) -> Self {
         let Some(limit) = limit else {

@@ -1,4 +1,4 @@
-//! What a client is told when an exchange has failed, by the error that Pingora has for it.
+//! The responses to failed exchanges, by Pingora's error.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::attempt::is_connect_failure;
 use crate::messages;
 use crate::responses::Response;
 
-/// The answer to an error that nobody has passed judgement on yet; none for a client that has gone.
+/// The response to an error; `None` if the client is gone.
 pub fn response(error: &Error) -> Option<Response> {
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, kind) => client_error(kind),
@@ -23,8 +23,8 @@ pub fn response(error: &Error) -> Option<Response> {
     }
 }
 
-/// The answer when an exchange has ended on the client's side; none for a client that has gone.
-/// `deadline` is when the exchange must be over, `body_done` whether the request has been read whole.
+/// The response when an exchange ended on the client's side; `None` if the client is gone. `deadline`
+/// is the exchange's, and `body_done` says whether the whole request was read.
 pub fn ended_downstream(
     error: &Error,
     deadline: Option<Instant>,
@@ -36,7 +36,7 @@ pub fn ended_downstream(
     if deadline.is_none_or(|deadline| Instant::now() < deadline) {
         return client_error(error.etype());
     }
-    // The stream has ended it, whoever it waited for: also a client that does not take its answer.
+    // The stream ended it at the deadline, also when a client did not read its response.
     let is_writing = matches!(error.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
     Some(if body_done && !is_writing {
         Response::upstream_too_slow()
@@ -45,7 +45,7 @@ pub fn ended_downstream(
     })
 }
 
-/// What a client is told of an error of its own; nothing when it has gone.
+/// The response to a client's own error; `None` if it is gone.
 fn client_error(kind: &ErrorType) -> Option<Response> {
     match kind {
         ErrorType::ReadTimedout => Some(Response::client_too_slow()),

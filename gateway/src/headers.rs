@@ -1,4 +1,4 @@
-//! Which headers are let in, passed on and let out.
+//! Headers of requests and responses on their way through the gateway.
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, SERVER, TE, TRAILER,
@@ -15,11 +15,11 @@ use crate::client_address::Client;
 use crate::messages;
 use crate::responses::Response;
 
-/// Longest request id that is taken from a client (bytes).
+/// Longest request id that is accepted from a client (bytes).
 const MAX_REQUEST_ID_BYTES: usize = 64;
 
-/// Headers by which proxies and frameworks pass on who somebody is, where they come from, or what
-/// they really asked for. From a stranger they are claims, so none comes through.
+/// Headers by which proxies and frameworks pass on identity, address, method or path. A client could
+/// forge them, so they are removed.
 const CLAIMS: &[&str] = &[
     "client-ip",
     "cf-connecting-ip",
@@ -46,10 +46,10 @@ const CLAIMS: &[&str] = &[
 const CLAIM_PREFIXES: &[&str] =
     &["x-tourin-", "x-user-", "x-auth-", "x-forwarded-", "x-authenticated-"];
 
-/// Refuses requests whose end two readers could see in different places.
+/// Refuses ambiguous framing, by which requests could be smuggled.
 ///
-/// `raw` is the head as it came: Pingora itself drops a `Content-Length` that stands beside a
-/// `Transfer-Encoding`, as RFC 9112 allows, and nobody would notice.
+/// `raw` is the head as received: Pingora drops a `Content-Length` beside a `Transfer-Encoding`, as
+/// RFC 9112 allows, so `headers` would not show it.
 ///
 /// # Errors
 /// The 400 to answer with.
@@ -63,8 +63,8 @@ pub fn check_framing(raw: &[u8], headers: &HeaderMap) -> Result<(), Response> {
             .map(<[u8]>::trim_ascii)
             .collect();
         let chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
-        // Without a last chunk, or with two, the end is in doubt; a coding that is only not known
-        // here is the server's lack, and not the client's fault (RFC 9112, 6.1 and 6.3).
+        // If chunked is not last, or comes twice, the end is ambiguous: 400. An unknown coding
+        // before it is 501 (RFC 9112, 6.1 and 6.3).
         if !codings.last().is_some_and(chunked) || codings.iter().filter(|c| chunked(c)).count() > 1
         {
             return Err(Response::malformed(messages::invalid_transfer_encoding()));
@@ -91,8 +91,7 @@ fn has_field(raw: &[u8], name: &[u8]) -> bool {
     })
 }
 
-/// The request's id: the client's own when it is harmless to log, else that of its trace, else a new
-/// one.
+/// The request's id: the client's own if it is safe to log, else the trace's, else a new one.
 pub fn request_id(headers: &HeaderMap, trace: Option<&str>) -> HeaderValue {
     let harmless = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
@@ -110,7 +109,7 @@ pub fn request_id(headers: &HeaderMap, trace: Option<&str>) -> HeaderValue {
     }
 }
 
-/// Takes the protocol switch off before Pingora looks at it: nothing behind the gateway switches.
+/// Removes `Upgrade` before Pingora reads it: no service supports it.
 pub fn forbid_upgrade(request: &mut RequestHeader) {
     request.remove_header(&UPGRADE);
 }
@@ -120,8 +119,8 @@ fn is_older(session: &Session) -> bool {
     session.req_header().version < Version::HTTP_11
 }
 
-/// Holds to what the request says of its connection, and to what its version knows. Pingora reads the
-/// first line of `Connection` alone, and takes `keep-alive` among other tokens for nothing.
+/// Applies `Connection` and the request's version. Pingora reads the first `Connection` line alone, and
+/// ignores `keep-alive` among other tokens.
 pub fn apply_version(session: &mut Session) {
     let has = |token| fields::has_token(&session.req_header().headers, &CONNECTION, token);
     let (close, keep_alive) = (has("close"), has("keep-alive"));
@@ -130,28 +129,27 @@ pub fn apply_version(session: &mut Session) {
     }
     if is_older(session) {
         if keep_alive && !close {
-            session.set_keepalive(Some(0)); // Without a limit; the stream has one.
+            session.set_keepalive(Some(0)); // No limit here; the stream has one.
         }
-        // It knows no interim answers (RFC 9110, 15.2), and expects none whatever it says (10.1.1).
+        // HTTP/1.0 has no interim responses (RFC 9110, 15.2 and 10.1.1).
         session.set_ignore_info_resp(true);
         session.req_header_mut().remove_header(&EXPECT);
     }
 }
 
-/// Makes a service's answer one that the client's version knows: before HTTP/1.1 there are no chunks
-/// (RFC 9112, 6.1), and a body without a length ends with its connection.
+/// Removes chunked coding for HTTP/1.0 clients (RFC 9112, 6.1); the body then ends with the
+/// connection.
 pub fn downgrade_response(session: &mut Session, response: &mut ResponseHeader) {
     if is_older(session) && response.remove_header(&TRANSFER_ENCODING).is_some() {
         session.set_keepalive(None);
     }
 }
 
-/// Makes a client's header one that a service may see: claims about identity and origin are gone,
-/// so are the access token (its meaning travels as the signed identity), hop-by-hop headers, and the
-/// trace context, whose place `trace` takes.
+/// Prepares a request's headers for a service: removes forgeable headers, the access token, hop-by-hop
+/// headers and the client's trace context; adds the signed identity, the client's address and `trace`.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be written; none of those set here.
+/// Pingora's, which the headers set here do not cause.
 pub fn prepare_request(
     request: &mut RequestHeader,
     request_id: &HeaderValue,
@@ -185,13 +183,13 @@ pub fn prepare_request(
 }
 
 fn is_claim(name: &HeaderName) -> bool {
-    // Some servers read `_` as `-`.
+    // Some servers treat `_` as `-`.
     let name = name.as_str().replace('_', "-");
     CLAIMS.contains(&name.as_str()) || CLAIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    // Transfer-Encoding stays with Pingora, which frames the body anew.
+    // Pingora sets Transfer-Encoding when it frames the body.
     [CONNECTION, TE, TRAILER, UPGRADE].contains(name)
         || [
             "keep-alive",
@@ -204,7 +202,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
-    // Cookies of others may have any bytes.
+    // Other sites' cookies may have any bytes.
     let is_ours = |pair: &&[u8]| {
         let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
         name.trim_ascii() == b"access_token"
@@ -225,10 +223,10 @@ fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
     Ok(())
 }
 
-/// Makes a service's header one that a client may see.
+/// Prepares a response's headers for a client: removes hop-by-hop and internal headers, adds the ids.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be written; none of those set here.
+/// Pingora's, which the headers set here do not cause.
 pub fn prepare_response(
     response: &mut ResponseHeader,
     request_id: &HeaderValue,
@@ -251,7 +249,7 @@ pub fn prepare_response(
     for name in &unwanted {
         response.remove_header(name);
     }
-    // The service's own tells of its span, which the client did not call.
+    // The service's own names its span; the client called the gateway.
     response.remove_header(&TRACE_RESPONSE_HEADER);
     if let Some(value) = trace_response {
         response.insert_header(TRACE_RESPONSE_HEADER, value)?;

@@ -1,4 +1,4 @@
-//! What a person sees who opens the gateway's URL in a browser.
+//! The page at the gateway's URL.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,12 +13,12 @@ use tourin_chassis::http::fields;
 use crate::client_address::Client;
 use crate::responses::Response;
 
-/// Where it is.
+/// Its path.
 pub const LANDING_PATH: &str = "/";
 
 const TEMPLATE: &str = include_str!("landing_page.html");
 
-/// The page, ready but for the URL by which the visitor came.
+/// The page, without the visitor's URL.
 #[derive(Debug)]
 pub struct LandingPage {
     html: String,
@@ -26,7 +26,7 @@ pub struct LandingPage {
 }
 
 impl LandingPage {
-    /// The page, with links to where traces and metrics are shown, if anywhere.
+    /// The page, with links to traces and metrics if there are any.
     pub fn new(traces_url: Option<&str>, metrics_url: Option<&str>) -> Self {
         let links = [
             (traces_url, "Traces of the last requests", "최근 요청의 추적"),
@@ -38,7 +38,7 @@ impl LandingPage {
                 "<li><a href=\"{url}\">{english}</a> · <span lang=\"ko\">{korean}</span></li>\n"
             ))
         });
-        // Nothing is loaded and nothing runs; the one style is known by its hash.
+        // The page loads and runs nothing; its style is allowed by hash.
         let style =
             TEMPLATE.split_once("<style>").and_then(|(_, rest)| rest.split_once("</style>"));
         let hash = STANDARD.encode(Sha256::digest(style.map_or("", |(style, _)| style)));
@@ -53,7 +53,7 @@ impl LandingPage {
         }
     }
 
-    /// The answer to a visitor whose browser asks for a page; to others there is nothing here.
+    /// The page for browsers; 404 for other clients.
     pub fn response(&self, headers: &HeaderMap, client: &Client) -> Response {
         let response = if prefers_html(headers) {
             Response::html(self.html.replace("{{url}}", &escaped(&base_url(client))))
@@ -68,10 +68,10 @@ impl LandingPage {
     }
 }
 
-/// A URL of a page to link to: http or https, without a user's name.
+/// Checks the URL of a link: http or https, without user information.
 ///
 /// # Errors
-/// What is expected, in words.
+/// The expected form.
 pub fn parse_page_url(text: &str) -> Result<String, String> {
     let expected = || "expected a URL such as https://traces.example/".to_owned();
     let uri: Uri = text.parse().map_err(|_| expected())?;
@@ -80,7 +80,7 @@ pub fn parse_page_url(text: &str) -> Result<String, String> {
     if is_page { Ok(text.to_owned()) } else { Err(expected()) }
 }
 
-/// The URL by which the visitor came, as far as a shell takes it literally.
+/// The visitor's URL, or `$URL` if it has characters that a shell could interpret.
 fn base_url(client: &Client) -> String {
     let is_literal = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
     match client.host.as_ref().map(|host| host.as_str()) {
@@ -93,15 +93,15 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-/// Whether HTML is asked for by name, and no less than JSON. `*/*` alone is what programs send.
+/// Whether HTML is accepted by name, and not less than JSON. Programs send `*/*` alone.
 fn prefers_html(headers: &HeaderMap) -> bool {
     let html = quality(headers, &["text/html", "text/*"]);
     let json = quality(headers, &["application/json", "application/*", "*/*"]);
     html.is_some_and(|html| html > 0 && html >= json.unwrap_or(0))
 }
 
-/// The weight in `Accept` of the first of these media ranges that it has (RFC 9110, 12.5.1): so the
-/// most specific one comes first.
+/// The weight in thousandths of the first of these media ranges that `Accept` has (RFC 9110, 12.4.2 and
+/// 12.5.1), so the most specific one comes first. Malformed elements are ignored.
 fn quality(headers: &HeaderMap, ranges: &[&str]) -> Option<u32> {
     let weight_of = |range: &str| {
         let mut accepted = fields::weighted(headers, &ACCEPT);

@@ -1,11 +1,11 @@
 //! Tourin's gateway: one URL in front of the services.
 //!
-//! The request path is Pingora's proxy with the phases of [`proxy`], in an accept loop of its own
-//! ([`server`]). Beside it run the followers that keep what requests are judged by: instances
-//! ([`upstreams`]), token keys and ended sessions ([`auth`]), the API description ([`openapi`]).
-//! A request asks none of them over the network, but for a token signed with a key not seen before.
+//! Requests go through Pingora's proxy with the phases of [`proxy`], in an accept loop of our own
+//! ([`server`]). Background tasks keep the data current that requests are checked by: instances
+//! ([`upstreams`]), token keys and ended sessions ([`auth`]), the API description ([`openapi`]). A
+//! request waits for the network only if its token has an unknown key or has to be renewed.
 //!
-//! TLS ends in front of the gateway; it speaks HTTP/1.1 on both sides.
+//! TLS ends in front of the gateway, which speaks HTTP/1.1 on both sides.
 
 pub mod admin;
 pub mod admission;
@@ -74,12 +74,12 @@ use routes::RouteTable;
 use server::{DataPlane, ServerSettings};
 use upstreams::Upstreams;
 
-/// Idle connections to instances that are kept, over all of them.
+/// Idle connections to all instances together that are kept open.
 const UPSTREAM_POOL: usize = 256;
-/// What background tasks get to end.
+/// Time for background tasks to end.
 const TASKS_END: Duration = Duration::from_millis(500);
 
-/// A gateway that is bound and about to serve.
+/// A gateway, bound but not yet serving.
 pub struct Gateway {
     settings: Settings,
     routes: RouteTable,
@@ -93,14 +93,14 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Reads the routes and binds the listener. Connections wait from now on; they are served by
+    /// Reads the routes and binds the listeners. Connections wait until
     /// [`Gateway::run_until_stopped`].
     ///
     /// # Errors
-    /// A route table that cannot be read or used, a URL of the registry or of Redis that is none, an
-    /// address that cannot be had; each names its flag.
+    /// An invalid route table, an invalid URL of the registry or of Redis, or an address that cannot
+    /// be bound; each names its flag.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
-        // Before anything is opened, so that nothing here runs out.
+        // Before any file is opened.
         let open_files = descriptors::raise_limit();
         let routes = load_routes(&settings)?;
         check_mesh(&settings)?;
@@ -137,18 +137,18 @@ impl Gateway {
         })
     }
 
-    /// The address of the operators' listener, with the real port.
+    /// The bound address of the operators' listener.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
     }
 
-    /// The address that it listens on, with the real port.
+    /// The bound address of the clients' listener.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Serves until `shutdown` begins, then drains: within [`Settings::drain_timeout_ms`] and half a
-    /// second more.
+    /// Serves until `shutdown` begins, then drains for at most [`Settings::drain_timeout_ms`] and half
+    /// a second more.
     ///
     /// # Errors
     /// When the data plane fails.
@@ -159,12 +159,12 @@ impl Gateway {
         let id = settings.mesh.instance_id_or_new(GATEWAY);
         let service = Service::new(GATEWAY).listening(addr);
         let metrics = Arc::new(GatewayMetrics::new(&routes));
-        // The followers outlive the drain: requests in flight need what they know, and leaving the
-        // registry waits for this gateway's own acknowledgement too.
+        // Background tasks outlive the drain: requests in flight need their data, and leaving the
+        // registry waits for this gateway's own acknowledgement.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).of_service(&service).or_stop(shutdown.clone());
         let stop = end.token();
-        // Also when this future is dropped half-way.
+        // Also when this future is dropped.
         let _end = end.token().drop_guard();
 
         let (directory, watching) = Directory::watch(registry.clone(), id.clone(), stop.clone());
@@ -235,7 +235,7 @@ impl Gateway {
 
         let served = tokio::select! {
             () = shutdown.begun() => {
-                // Nobody reaches a gateway through the registry, so leaving it need not come first.
+                // Clients do not find gateways by the registry, so the order does not matter.
                 let (stopped, _) = tokio::join!(data_plane.stop(), registration.leave());
                 stopped
             }
@@ -247,7 +247,7 @@ impl Gateway {
     }
 }
 
-/// What the registry would refuse, said at the start instead of again and again.
+/// Checks at the start what the registry would refuse later.
 fn check_mesh(settings: &Settings) -> anyhow::Result<()> {
     if let Some(id) = &settings.mesh.instance_id {
         instance_id(id).with_context(|| format!("--instance-id {id:?}"))?;
@@ -265,8 +265,7 @@ fn load_routes(settings: &Settings) -> anyhow::Result<RouteTable> {
     RouteTable::parse(&text).with_context(|| format!("--routes {shown}"))
 }
 
-/// The address at which others reach a listener: where it listens on every address, that by which
-/// the instance is known.
+/// The address at which others reach a listener: the advertised IP if it listens on all addresses.
 fn reachable(listening: SocketAddr, advertised: SocketAddr) -> SocketAddr {
     if listening.ip().is_unspecified() {
         SocketAddr::new(advertised.ip(), listening.port())
@@ -285,7 +284,7 @@ fn connection_limits(settings: &Settings) -> ConnectionLimits {
     }
 }
 
-/// Puts together what judges requests, and starts what keeps it current.
+/// Builds the admission filter, and starts the tasks that keep its data current.
 fn start_admission(
     settings: &Settings,
     routes: RouteTable,
@@ -299,7 +298,7 @@ fn start_admission(
     let signer = IdentitySigner::new(secret);
     let mesh = MeshClient::new(signer.clone(), directory.clone())?;
 
-    let upstreams = Arc::new(Upstreams::new(routes.services()));
+    let upstreams = Arc::new(Upstreams::new(routes.services(), directory.clone()));
     let keys = Arc::new(KeyStore::default());
     let revocations = Arc::new(Revocations::new(
         Duration::from_millis(settings.revocation_stale_ms),
@@ -317,7 +316,7 @@ fn start_admission(
             tasks.spawn($name, async move { what.$method($($argument,)* stop).await });
         }};
     }
-    follow!("upstreams", upstreams, follow, directory);
+    follow!("upstreams", upstreams, follow);
     follow!("token keys", keys, follow, mesh);
     match stream {
         Some(stream) => follow!("ended sessions", revocations, follow_stream, stream),

@@ -1,5 +1,4 @@
-//! How much is let in: connections per client, calls per client on routes that ask for it, and
-//! requests at once.
+//! Limits: connections per client, calls per client and minute, concurrent requests.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::routes::RouteTable;
 
-/// Clients counted apart, per route. More share one count, so that memory stays bounded.
+/// Clients counted separately, per route. Further clients share one count, so that memory is bounded.
 const MAX_CLIENTS: usize = 100_000;
-/// Clients that have been quiet for long enough are forgotten this often.
+/// Pause between two evictions of idle clients.
 const EVICT_EVERY: Duration = Duration::from_secs(10);
-/// Stands for all clients beyond [`MAX_CLIENTS`].
+/// The key of all clients beyond [`MAX_CLIENTS`].
 const OVERFLOW: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// Calls per client address and minute.
@@ -27,7 +26,7 @@ pub struct RateLimits {
 }
 
 impl RateLimits {
-    /// The limits that the table asks for.
+    /// The limits of the route table.
     pub fn new(table: &RouteTable) -> Self {
         let limited = table.iter().filter_map(|route| {
             let quota = Quota::per_minute(route.rate_per_minute?);
@@ -39,7 +38,7 @@ impl RateLimits {
     /// Counts a call.
     ///
     /// # Errors
-    /// How long the client has to wait, when it has called too often.
+    /// The time to wait, when the client has called too often.
     pub fn check(&self, template: &str, client: IpAddr) -> Result<(), Duration> {
         let Some(limiter) = self.by_template.get(template) else {
             return Ok(());
@@ -48,7 +47,7 @@ impl RateLimits {
         limiter.check_key(&key).map_err(|not_until| not_until.wait_time_from(self.clock.now()))
     }
 
-    /// Forgets quiet clients now and then, until `stop`.
+    /// Evicts idle clients until `stop`.
     pub async fn evict_idle(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -62,8 +61,8 @@ impl RateLimits {
     }
 }
 
-/// What one client is told apart by: its IPv4 address, or the /64 of its IPv6 address, for who has
-/// one of those has them all.
+/// The key of a client: its IPv4 address, or the /64 of its IPv6 address, because a subscriber usually
+/// has a whole /64.
 pub fn network_of(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -74,7 +73,7 @@ pub fn network_of(client: IpAddr) -> IpAddr {
     }
 }
 
-/// Connections of each client at once.
+/// Open connections by client.
 #[derive(Debug, Clone)]
 pub struct ClientConnections {
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
@@ -82,12 +81,12 @@ pub struct ClientConnections {
 }
 
 impl ClientConnections {
-    /// At most `limit` of each client.
+    /// At most `limit` per client.
     pub fn new(limit: usize) -> Self {
         Self { open: Arc::default(), limit }
     }
 
-    /// A place for a connection from `client` until it is dropped; `None` when it has all of its own.
+    /// Counts a connection from `client` until the value is dropped; `None` at the limit.
     pub fn try_add(&self, client: IpAddr) -> Option<ClientConnection> {
         let client = network_of(client);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +99,7 @@ impl ClientConnections {
     }
 }
 
-/// One connection's place among those of its client.
+/// A counted connection.
 #[derive(Debug)]
 pub struct ClientConnection {
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
@@ -119,7 +118,7 @@ impl Drop for ClientConnection {
     }
 }
 
-/// Requests at once.
+/// A limit on concurrent requests.
 #[derive(Debug, Clone)]
 pub struct ConcurrencyLimit {
     permits: Arc<Semaphore>,
@@ -127,18 +126,18 @@ pub struct ConcurrencyLimit {
 }
 
 impl ConcurrencyLimit {
-    /// At most `limit` at once.
+    /// At most `limit` requests.
     pub fn new(limit: usize) -> Self {
         let limit = limit.min(Semaphore::MAX_PERMITS);
         Self { permits: Arc::new(Semaphore::new(limit)), limit }
     }
 
-    /// Places taken now.
+    /// Requests under way.
     pub fn in_use(&self) -> usize {
         self.limit.saturating_sub(self.permits.available_permits())
     }
 
-    /// A place for a request until it is dropped; `None` when all are taken.
+    /// A permit, held until it is dropped; `None` at the limit.
     pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.permits).try_acquire_owned().ok()
     }

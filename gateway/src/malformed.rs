@@ -1,6 +1,5 @@
-//! Requests whose head could not be read, or asks for a tunnel (CONNECT). They never reach the proxy,
-//! and are seen all the same: in a trace, a line of the log and the counts, with the ids that every
-//! answer has.
+//! Malformed requests and CONNECT. They never reach the proxy, so their trace, log line, metrics and
+//! ids are made here.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,10 +13,10 @@ use tourin_chassis::telemetry::{HttpRequest, Service, Text, method_name};
 use crate::metrics::GatewayMetrics;
 use crate::responses::Response;
 
-/// What stands for a route that nobody could read.
+/// The route's name for requests without a readable path.
 const MALFORMED: &str = "malformed";
 
-/// How a request is seen of which there is no head.
+/// Refuses malformed requests, and traces, logs and counts them.
 #[derive(Debug, Clone)]
 pub struct MalformedRequests {
     service: Service,
@@ -25,14 +24,14 @@ pub struct MalformedRequests {
 }
 
 impl MalformedRequests {
-    /// For the gateway as `service`, counted in its `metrics`.
+    /// Spans are `service`'s.
     pub fn new(service: Service, metrics: Arc<GatewayMetrics>) -> Self {
         Self { service, metrics }
     }
 
-    /// The whole refusal of a request that began to come at `started`.
+    /// The refusal, as bytes, of a request whose first byte came at `started`.
     pub fn refuse(&self, response: Response, started: SystemTime) -> Bytes {
-        // What came may be anything; nothing of it is taken over. This goes by `_OTHER`.
+        // Nothing of the request is used. CONNECT is recorded as `_OTHER`.
         let method = &Method::CONNECT;
         let request = HttpRequest {
             method,
@@ -48,7 +47,7 @@ impl MalformedRequests {
             span.annotate("refused", &[("error", error)]);
         }
         let took = started.elapsed().unwrap_or_default();
-        // From the head on, as for all requests; there was none.
+        // Measured from the end of the head, as for all requests; there was no head.
         let answering = Duration::ZERO;
         self.metrics.service.http().observe(MALFORMED, method_name(method), status, answering);
 

@@ -1,5 +1,5 @@
-//! The gateway's own calls to services: keys, ended sessions, API descriptions, and new access tokens
-//! for sessions that are carried by cookies. Only the last are on the path of clients' requests.
+//! The gateway's own calls to services: token keys, ended sessions, API descriptions, and renewals of
+//! sessions by cookie. Client requests wait for renewals and unknown keys alone.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub const GATEWAY: &str = "gateway";
 pub const CORE: &str = "core";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
-/// Instances that a call which bears being done twice is made to.
+/// Attempts of a repeatable call.
 const POST_ATTEMPTS: u32 = 2;
 
 /// Calls services as a member of the mesh. Cheap to clone.
@@ -37,7 +37,7 @@ impl MeshClient {
     /// When the HTTP client cannot be set up.
     pub fn new(signer: IdentitySigner, directory: Directory) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
-            // The mesh's own traffic stays in the mesh, whatever the environment says of proxies.
+            // Traffic inside the mesh ignores the environment's proxy settings.
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
@@ -46,16 +46,15 @@ impl MeshClient {
         Ok(Self { http, signer, directory })
     }
 
-    /// Where instances are found.
+    /// The directory of instances.
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    /// The body of a successful answer by one instance of `service`.
+    /// The body of a successful response of one instance of `service`.
     ///
     /// # Errors
-    /// When there is no instance, it does not answer with success within `limit`, or the body has
-    /// more than `max_bytes`.
+    /// No instance, no successful response within `limit`, or a body of more than `max_bytes`.
     pub async fn get(
         &self,
         service: &str,
@@ -69,12 +68,12 @@ impl MeshClient {
         read(response, &instance, max_bytes).await
     }
 
-    /// Posts JSON to one instance of `service`, and once more, to the next one if there is one, unless
-    /// the first refuses: only for what bears being done twice. Each attempt is a span of the current trace,
-    /// under `path`, which therefore has nothing of anybody in it. Gives the answer's body.
+    /// Posts JSON to an instance of `service`, and to the next one if the first fails without a 4xx
+    /// status; so the call must be repeatable. Each attempt is a span of the current trace, named by
+    /// `path`, which must have no personal data in it. Gives the response's body.
     ///
     /// # Errors
-    /// As [`MeshClient::get`], of the last attempt; all together take no longer than `limit`.
+    /// As [`MeshClient::get`], of the last attempt. `limit` is for all attempts together.
     pub async fn post(
         &self,
         service: &str,

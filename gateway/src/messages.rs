@@ -1,4 +1,4 @@
-//! What the gateway says itself, besides what the services say too
+//! The gateway's own messages, besides those that services have too
 //! ([`tourin_chassis::http::messages`]).
 
 tourin_chassis::messages! {

@@ -1,5 +1,5 @@
-//! What the gateway counts, besides its requests: tries towards instances, refusals, connections,
-//! and how old what it judges by is.
+//! The gateway's metrics besides those of its requests: attempts towards instances, refusals,
+//! connections, and the age of token keys and revocations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub enum TryOutcome {
     BrokenOff,
     /// No answer in time.
     TimedOut,
-    /// Given up for the client's sake: it went away, or sent what is not taken.
+    /// Ended by the client: it left, or sent what is refused.
     Abandoned,
 }
 
@@ -168,7 +168,7 @@ impl GatewayMetrics {
         self.refusals.increase(error);
     }
 
-    /// Has what the gateway judges by read whenever somebody asks.
+    /// Registers gauges that read the gateway's state at each scrape.
     pub fn read_state(
         &self,
         upstreams: Arc<Upstreams>,

@@ -1,4 +1,4 @@
-//! One API description for the one URL: the services' parts, merged.
+//! The API description of the mesh: the services' descriptions, merged.
 
 mod responses;
 
@@ -24,7 +24,7 @@ use crate::routes::{Access, OPENAPI_PATH, RouteTable};
 
 const PART_PATH: &str = "/internal/openapi.json";
 const REFRESH_EVERY: Duration = Duration::from_secs(60);
-/// The pause before asking again services that have not given their part yet.
+/// The pause before services whose description is missing are asked again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const FETCH_TIMEOUT: Duration = Duration::from_millis(2_000);
 const MAX_PART_BYTES: usize = 8 << 20;
@@ -35,14 +35,14 @@ struct Document {
     etag: HeaderValue,
 }
 
-/// The description as it is known now.
+/// The current description.
 #[derive(Default)]
 pub struct ApiDescription {
     document: ArcSwapOption<Document>,
 }
 
 impl ApiDescription {
-    /// The answer to a request for it.
+    /// The response to a request for the description.
     pub fn response(&self, headers: &HeaderMap) -> Response {
         let Some(document) = self.document.load_full() else {
             return Response::unavailable(messages::no_description_yet());
@@ -77,7 +77,8 @@ impl ApiDescription {
                         parts.insert(service, part);
                     }
                     Err(error) => {
-                        // What was known of it stays. One that is not there is heard of when it comes.
+                        // The previous part stays. A service without instances wakes this task when it
+                        // registers.
                         complete &= mesh.directory().instances(&service).is_empty();
                         tracing::debug!(
                             service,
@@ -114,12 +115,12 @@ async fn fetch(mesh: &MeshClient, service: &str) -> anyhow::Result<Value> {
     Ok(serde_json::from_slice(&part)?)
 }
 
-/// One document of the parts: what is routed to the service that describes it, with the gateway's
-/// own answers and who may call added.
+/// Merges the parts: the calls that are routed to the service that describes them, with the gateway's
+/// own responses and access rules added.
 pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     let mut paths = Map::new();
     let mut components: Map<String, Value> = Map::new();
-    // Before the parts', which have the same.
+    // Before those of the parts, which have the same schema.
     set_component(&mut components, "schemas", "ErrorBody", json!(ErrorBody::schema()));
     responses::add_components(&mut components);
     let mut tags = Vec::new();
@@ -172,7 +173,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     })
 }
 
-/// The call that answers this document.
+/// The description of the call for this document.
 fn own_description() -> Value {
     let validators = json!({
         "ETag": {"description": "Names this version of the document.", "schema": {"type": "string"}},
@@ -205,8 +206,7 @@ fn own_description() -> Value {
     operation
 }
 
-/// Who may make a call, as OpenAPI says it. Of what anybody may call, a session that there is counts
-/// where the route says so, or the service.
+/// The `security` of a call. A public call takes a session if the route or the service says so.
 fn security(access: &Access, described: Option<&Value>) -> Value {
     let takes_a_session = || {
         let ways = described.and_then(Value::as_array).into_iter().flatten();
@@ -231,7 +231,7 @@ fn add_path(
 ) {
     let Some(route) = routes.find(&sample(&template)).filter(|route| *route.service == *service)
     else {
-        return; // Not reachable by this way, such as a service's /internal paths.
+        return; // Not routed, such as a service's /internal paths.
     };
     let Some(operations) = item.as_object_mut() else {
         return;
@@ -268,8 +268,8 @@ fn sample(template: &str) -> String {
     path
 }
 
-/// Moves a part's components over; gives new names to those whose names another part has taken for
-/// something else.
+/// Merges a part's components. Those whose names are taken by different ones get new names, which are
+/// returned.
 fn take_components(
     service: &str,
     part: &Value,
@@ -279,7 +279,7 @@ fn take_components(
     let mut renamed = BTreeMap::new();
     for (kind, named) in &own {
         if kind == "securitySchemes" {
-            continue; // Who may call is the gateway's to say.
+            continue; // The gateway has its own.
         }
         for (name, value) in named.as_object().into_iter().flatten() {
             let taken = into.get(kind).and_then(|known| known.get(name));

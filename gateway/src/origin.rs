@@ -1,18 +1,17 @@
-//! Requests that another site makes a browser send.
+//! Protection against cross-site request forgery, and CORS.
 //!
-//! A browser adds its cookies to any request, whichever page asked for it. So a call that changes
-//! something and leans on cookies must come from this host's own pages or from an origin that the
-//! operator allows. Callers that are no browsers send none of the headers by which that shows and
-//! pass; a bearer token is never added by a browser by itself and passes too.
+//! A browser adds cookies to every request, also to those of other sites' pages. So an unsafe call that
+//! is authorised by cookies must come from this host's own pages or from an allowed origin. Clients that
+//! are no browsers send none of the headers that are checked, and pass. Bearer tokens pass too, because
+//! a browser does not add them by itself.
 //!
-//! `Sec-Fetch-Site` is the browser's own word on that, which no page can forge, and holds whatever a
-//! proxy on the way has made of `Host`. Browsers send it to https and to localhost; without it the
-//! page's `Origin` is compared with the host that was asked for.
+//! `Sec-Fetch-Site` is set by the browser, cannot be forged by a page, and does not depend on what a
+//! proxy makes of `Host`. Browsers send it to https and to localhost. Without it `Origin` is compared
+//! with the requested host.
 //!
-//! Log-in and sign-up lean on no cookie (the route table says so: `anonymous`), so that one which is
-//! left over cannot stand in their way. Another site's page cannot log its visitor in to an account of
-//! its own choice all the same: the body must be application/json, which a form cannot send, and
-//! which a script may only send after a preflight that is refused here.
+//! Log-in and sign-up use no cookie (`anonymous` in the route table), so a stale one does not matter.
+//! Another site's page still cannot log its visitor in: the body must be application/json, which a form
+//! cannot send and a script may send only after a preflight, which is refused here.
 
 use std::fmt;
 use std::str::FromStr;
@@ -40,7 +39,7 @@ const EXPOSED_HEADERS: &str = "location, retry-after, etag, www-authenticate, x-
 /// How long a browser may remember a preflight, in seconds.
 const PREFLIGHT_MAX_AGE_S: u32 = 600;
 
-/// Where a page comes from: scheme, host and port.
+/// A page's origin: scheme, host and port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
@@ -49,9 +48,9 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Whether this is a page of the host that was asked for.
+    /// Whether the origin is the requested host's own.
     fn is_of(&self, asked: &Authority) -> bool {
-        // Without a port the host means the scheme's own, and only the page knows the scheme.
+        // Without a port in `Host`, the default depends on the scheme, which only the page knows.
         default_port(&self.scheme)
             .is_some_and(|default| asked.host() == self.host && asked.port_or(default) == self.port)
     }
@@ -92,30 +91,30 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The origins that are let in from elsewhere.
+/// The cross-origin policy.
 #[derive(Debug, Clone, Default)]
 pub struct OriginPolicy {
     allowed: Vec<Origin>,
 }
 
 impl OriginPolicy {
-    /// A policy that lets these in besides the gateway's own host.
+    /// Allows these origins besides the requested host.
     pub fn new(allowed: Vec<Origin>) -> Self {
         Self { allowed }
     }
 
-    /// The request's `Origin`, when it is one that the operator allows.
+    /// The request's `Origin`, if it is an allowed one.
     pub fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let value = only_origin(headers)?;
         let origin: Origin = value.to_str().ok()?.parse().ok()?;
         self.allowed.contains(&origin).then(|| value.clone())
     }
 
-    /// Lets a call pass, or refuses it as another site's. `asked` is the host that the client asked
-    /// for; `by_cookie` says whether the call leans on cookies alone.
+    /// Refuses an unsafe call that comes from another site. `asked` is the requested host; `by_cookie`
+    /// says whether the call is authorised by cookies.
     ///
     /// # Errors
-    /// The 403 to answer with.
+    /// The 403 response.
     pub fn check(
         &self,
         method: &Method,
@@ -142,11 +141,10 @@ impl OriginPolicy {
         }
     }
 
-    /// Marks an answer for the page that asked, if it is `allowed_origin`'s, and for caches, if it would
-    /// have been another one for another origin's page or for none.
+    /// Adds the CORS headers for `allowed_origin`, and `Vary` if the response depends on the origin.
     ///
     /// # Errors
-    /// Pingora's, for a header that cannot be written; none of those set here.
+    /// Pingora's, which the headers set here do not cause.
     pub fn mark(
         &self,
         response: &mut ResponseHeader,
@@ -165,7 +163,7 @@ impl OriginPolicy {
         Ok(())
     }
 
-    /// The answer to a preflight, when the request is one.
+    /// The response to a preflight request; `None` for other requests.
     pub fn preflight(&self, method: &Method, headers: &HeaderMap, allow: &str) -> Option<Response> {
         let asks =
             headers.contains_key(ORIGIN) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
@@ -185,10 +183,10 @@ impl OriginPolicy {
     }
 }
 
-/// Adds a field's name to `Vary`, beside those that are there.
+/// Adds a field's name to `Vary`.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be written; a list of names can.
+/// Pingora's, which a list of names does not cause.
 pub fn vary(response: &mut ResponseHeader, name: &HeaderName) -> pingora::Result<()> {
     let mut names: Vec<&[u8]> = fields::elements(&response.headers, &VARY).collect();
     let is_named =
@@ -201,13 +199,13 @@ pub fn vary(response: &mut ResponseHeader, name: &HeaderName) -> pingora::Result
     response.insert_header(VARY, names)
 }
 
-/// The origin of the page that is named. Its path may be anything.
 /// `Origin`, unless there are several: a browser sends one (RFC 6454, 7.3).
 fn only_origin(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut origins = headers.get_all(ORIGIN).iter();
     origins.next().filter(|_| origins.next().is_none())
 }
 
+/// The origin in a `Referer`, whose path may have any bytes.
 fn referring_origin(referer: &HeaderValue) -> Option<Origin> {
     let bytes = referer.as_bytes();
     let start = bytes.windows(3).position(|window| window == b"://")? + 3;

@@ -1,9 +1,8 @@
-//! One spelling per path.
+//! Canonical paths.
 //!
-//! Access is decided by path, so the gateway must read a path the way the service behind it will.
-//! Both get the same canonical spelling: unreserved characters plain, everything else
-//! percent-encoded in upper case. What has no canonical spelling in one reading (dot segments, empty
-//! segments, an encoded slash, backslash or NUL) names nothing, and is not forwarded.
+//! Access depends on the path, so gateway and service must read it in the same way. Both get the
+//! canonical form: unreserved characters plain, everything else percent-encoded in upper case. Ambiguous
+//! paths (dot segments, empty segments, an encoded slash, backslash or NUL) are not forwarded.
 
 use std::fmt::Write;
 
@@ -12,11 +11,11 @@ use std::fmt::Write;
 pub enum PathError {
     /// Not a path at all: broken percent-encoding, control characters, no leading slash.
     Malformed,
-    /// A path that could be read in two ways, so that nothing can be found under it.
+    /// A path that can be read in two ways; answered as not found.
     Ambiguous,
 }
 
-/// The canonical spelling of a request's path.
+/// The canonical form of a request's path.
 ///
 /// # Errors
 /// See [`PathError`].
@@ -27,12 +26,11 @@ pub fn canonical(raw: &[u8]) -> Result<String, PathError> {
     let mut path = String::with_capacity(raw.len());
     let mut segment = Vec::new();
     let mut ambiguous = false;
-    // Everything after the leading slash, segment by segment.
     let mut segments = raw[1..].split(|byte| *byte == b'/').peekable();
     while let Some(encoded) = segments.next() {
         decode(encoded, &mut segment)?;
         let last = segments.peek().is_none();
-        // A trailing slash leaves an empty last segment; it is part of the path's name.
+        // A trailing slash makes an empty last segment, which is allowed.
         ambiguous |= (segment.is_empty() && !last)
             || segment == b"."
             || segment == b".."
@@ -81,10 +79,10 @@ fn encode(segment: &[u8], into: &mut String) {
     }
 }
 
-/// Whether a canonical path belongs to the mesh itself and is never routed.
+/// Whether a canonical path is internal to the mesh and never routed.
 pub fn is_internal(path: &str) -> bool {
     let first = path[1..].split('/').next().unwrap_or_default();
-    // Percent-encoding is gone; letter case is not, and no service routes by it.
+    // Any letter case, to be safe.
     ["internal", "healthz", "readyz", "metrics"].iter().any(|name| first.eq_ignore_ascii_case(name))
 }
 

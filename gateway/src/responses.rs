@@ -1,8 +1,8 @@
-//! What the gateway says itself, above all its refusals: `{"error", "message", "traceId"}` with the
-//! right status, in the same words for the same thing as the services.
+//! Responses that the gateway makes itself, mostly refusals: `{"error", "message", "traceId"}`, with
+//! the codes and messages that services use too.
 //!
-//! A refusal becomes text when it is sent, inside the request's span and in the language that the
-//! client prefers, so that the code that decides on one need not know of traces and languages.
+//! A refusal is rendered when it is sent, inside the request's span and in the client's language. The
+//! code that refuses knows neither.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tourin_chassis::http::{ErrorBody, Language, Message, messages as shared};
 
 use crate::messages;
 
-/// An answer that is the gateway's own.
+/// A response made by the gateway.
 #[derive(Debug, Clone)]
 pub struct Response {
     /// The status.
@@ -30,7 +30,7 @@ pub struct Response {
 
 #[derive(Debug, Clone)]
 enum Body {
-    /// As for 204 and 304.
+    /// For 204 and 304.
     Empty,
     Json(Bytes),
     Html(Bytes),
@@ -41,29 +41,29 @@ enum Body {
 }
 
 impl Response {
-    /// An answer without a body.
+    /// A response without a body.
     pub fn empty(status: StatusCode) -> Self {
         Self { status, headers: Vec::new(), body: Body::Empty, cacheable: false }
     }
 
-    /// JSON.
+    /// A JSON response.
     pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Self {
         Self { body: Body::Json(body.into()), ..Self::empty(status) }
     }
 
-    /// A page.
+    /// An HTML page.
     pub fn html(body: impl Into<Bytes>) -> Self {
         Self { body: Body::Html(body.into()), ..Self::empty(StatusCode::OK) }
     }
 
-    /// The same with one more header.
+    /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 
-    /// The same, not marked as private; whoever uses this says how long it may be kept.
+    /// Leaves `Cache-Control` to the caller; responses are `no-store` otherwise.
     #[must_use]
     pub fn cacheable(mut self) -> Self {
         self.cacheable = true;
@@ -74,7 +74,7 @@ impl Response {
         Self { body: Body::Refusal { error, message }, ..Self::empty(status) }
     }
 
-    /// The kind of refusal, as its body names it; `None` for what is none.
+    /// The error code of a refusal; `None` for other responses.
     pub fn refusal_kind(&self) -> Option<&'static str> {
         match self.body {
             Body::Refusal { error, .. } => Some(error),
@@ -82,7 +82,7 @@ impl Response {
         }
     }
 
-    /// The body as text, with the trace that is current here.
+    /// The body, with the id of the current trace.
     fn body(&self, language: Language) -> Bytes {
         match &self.body {
             Body::Empty => Bytes::new(),
@@ -96,12 +96,12 @@ impl Response {
         }
     }
 
-    /// 400: not of the form that HTTP asks for.
+    /// 400: not valid HTTP.
     pub fn malformed(message: Message) -> Self {
         Self::refusal(StatusCode::BAD_REQUEST, "malformed", message)
     }
 
-    /// 401. `shown` says whether there was a token at all.
+    /// 401. `shown` says whether the request had a token.
     pub fn unauthenticated(message: Message, shown: bool) -> Self {
         let challenge = if shown {
             "Bearer realm=\"tourin\", error=\"invalid_token\""
@@ -122,7 +122,7 @@ impl Response {
         Self::refusal(StatusCode::NOT_FOUND, "not_found", shared::no_such_path())
     }
 
-    /// 405 with the methods that there are.
+    /// 405 with the allowed methods.
     pub fn method_not_allowed(allow: &str) -> Self {
         let response = Self::refusal(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -164,12 +164,12 @@ impl Response {
         Self::refusal(StatusCode::URI_TOO_LONG, "too_large", messages::target_too_long(limit_bytes))
     }
 
-    /// 431; the message is about which limit it was.
+    /// 431; the message names the limit.
     pub fn head_too_large(message: Message) -> Self {
         Self::refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", message)
     }
 
-    /// 505: another major version than that of HTTP/1.1.
+    /// 505: a major version other than 1.
     pub fn version_not_supported() -> Self {
         Self::refusal(
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
@@ -184,45 +184,44 @@ impl Response {
             .retry_after(after)
     }
 
-    /// 501: a transfer coding that the gateway does not know.
+    /// 501: an unknown transfer coding.
     pub fn unknown_transfer_encoding() -> Self {
         let message = messages::unknown_transfer_encoding();
         Self::refusal(StatusCode::NOT_IMPLEMENTED, "unsupported", message)
     }
 
-    /// 502: an instance broke off or made no sense.
+    /// 502: an instance broke off its response, or it was not HTTP.
     pub fn bad_gateway() -> Self {
         Self::refusal(StatusCode::BAD_GATEWAY, "bad_gateway", messages::service_broke_off())
             .retry_after(Duration::from_secs(1))
     }
 
-    /// 503: nobody there to answer; nothing was done.
+    /// 503: no instance or store can answer; nothing was done.
     pub fn unavailable(message: Message) -> Self {
         Self::refusal(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
             .retry_after(Duration::from_secs(1))
     }
 
-    /// 504: the answer did not come in time.
+    /// 504: the response did not come in time.
     pub fn upstream_too_slow() -> Self {
         Self::refusal(StatusCode::GATEWAY_TIMEOUT, "timeout", messages::service_too_slow())
     }
 
-    /// 500: a fault of ours.
+    /// 500: a fault of the gateway.
     pub fn internal() -> Self {
         Self::refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal", shared::internal())
     }
 
     fn retry_after(self, after: Duration) -> Self {
-        // Whole seconds, rounded up: a client that waits this long is not refused again.
+        // Rounded up, so that a client that waits this long is not refused again.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         self.with(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
 
-    /// Header and body as Pingora sends them, with the trace that is current here, for a client that
-    /// prefers `language`.
+    /// Head and body for Pingora, in `language` and with the id of the current trace.
     ///
     /// # Errors
-    /// Never for the statuses and headers made here; Pingora's signature asks for it.
+    /// Pingora's, which the statuses and headers made here do not cause.
     pub fn render(&self, language: Language) -> pingora::Result<(ResponseHeader, Bytes)> {
         let body = self.body(language);
         let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 9))?;
@@ -247,8 +246,8 @@ impl Response {
         Ok((head, body))
     }
 
-    /// The whole answer as bytes, with the trace that is current here, for a connection that is closed
-    /// after it. In English: what it answers was no request with an `Accept-Language`.
+    /// The whole response as bytes, for a connection that is closed after it. In English, because no
+    /// `Accept-Language` could be read.
     pub fn to_wire(&self) -> Bytes {
         let body = self.body(Language::English);
         let reason = self.status.canonical_reason().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The route table: which service answers a path, and who may call it.
+//! The route table: the service of each path, and who may call it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -11,44 +11,41 @@ use toml::Spanned;
 
 use crate::path;
 
-/// The table that is built in.
+/// The built-in table.
 pub const BUILT_IN: &str = include_str!("../routes.toml");
-/// Where the gateway serves the merged API description itself.
+/// The path of the merged API description, which the gateway serves itself.
 pub const OPENAPI_PATH: &str = "/api/openapi.json";
 
 /// Who may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
-    /// Anybody; a valid token is passed on, one that is bad or cannot be judged just now is as good
-    /// as none.
+    /// Anybody. A valid token counts; an invalid one, or one that cannot be checked now, is ignored.
     Public,
-    /// Anybody, but the answer depends on who it is: like [`Access::Public`], except that a token
-    /// which cannot be judged just now is refused with 503, and not taken for a visitor's.
+    /// Like [`Access::Public`], for responses that depend on the caller: a token that cannot be checked
+    /// now is answered 503.
     Optional,
-    /// Anybody, for a call that ends a session: it must not need the live token that it exists to
-    /// end. A token with a good signature is passed on although it has expired, and is not renewed;
-    /// one that is bad is as good as none, one that cannot be judged just now is refused with 503.
-    /// Without a bearer token the call must come from an own page even if no cookie came with it.
+    /// Anybody, for calls that end a session. A token with a valid signature counts although it has
+    /// expired, and is not renewed; an invalid one is ignored; one that cannot be checked now is
+    /// answered 503. Without a bearer token the call must come from an own page, also without cookies.
     Ending,
-    /// Anybody, as a visitor: tokens and cookies are not looked at, so that one which is left over makes no
-    /// difference.
+    /// Anybody, as a visitor: tokens and cookies are ignored, so that stale ones do not matter.
     Anonymous,
-    /// Whoever has a session.
+    /// Callers with a session.
     Session,
-    /// Whoever has a session with this role.
+    /// Callers with a session and this role.
     Role(String),
 }
 
-/// One entry of the table.
+/// An entry of the table.
 #[derive(Debug)]
 pub struct Route {
-    /// The template as written; the name under which requests are logged.
+    /// The path template, under which requests are logged.
     pub template: Arc<str>,
     /// The service's name in the registry.
     pub service: Arc<str>,
     /// Largest request body in bytes, when not the gateway's default.
     pub body_limit_bytes: Option<u64>,
-    /// Wait for an answer's first byte, when not the gateway's default.
+    /// Wait for a response's first byte, when not the gateway's default.
     pub first_byte_timeout: Option<Duration>,
     /// Time for the whole request, when not the gateway's default.
     pub total_timeout: Option<Duration>,
@@ -58,7 +55,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// Who may call with this method; `None` when nobody can.
+    /// Who may call with this method; `None` if the route does not have it.
     pub fn access(&self, method: &Method) -> Option<&Access> {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         self.methods.iter().find(|(known, _)| known == method).map(|(_, access)| access)
@@ -77,11 +74,11 @@ impl Route {
     }
 }
 
-/// A table that cannot be used, with the line that says why.
+/// An invalid table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct RouteError {
-    /// Counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
     /// What is wrong, with the field's name and its value.
     pub reason: String,
@@ -105,11 +102,10 @@ struct RawRoute {
     rate_per_minute: Option<Spanned<u32>>,
 }
 
-/// The routes, ready to be looked up.
+/// The routes.
 ///
-/// Templates with `{*rest}` live in a router of their own that is asked second: matchit takes a
-/// catch-all and a `{name}` in one place for a conflict, and so the rule is plain too: a full
-/// template wins over a prefix.
+/// Templates with `{*rest}` are in a second router, which is asked after the first: matchit refuses a
+/// catch-all and a `{name}` at the same position. So a full template wins over a prefix.
 #[derive(Debug)]
 pub struct RouteTable {
     exact: matchit::Router<Arc<Route>>,
@@ -121,7 +117,7 @@ impl RouteTable {
     /// Reads a table.
     ///
     /// # Errors
-    /// [`RouteError`] for the first thing in it that is wrong.
+    /// [`RouteError`] for the first fault.
     pub fn parse(text: &str) -> Result<Self, RouteError> {
         let raw: RawTable = toml::from_str(text).map_err(|error| RouteError {
             line: line_at(text, error.span().map_or(0, |span| span.start)),
@@ -253,7 +249,7 @@ fn parse_access(text: &str) -> Option<Access> {
 }
 
 fn check_template(template: &str) -> Result<(), &'static str> {
-    // Fixed text must be in canonical form, or no request would ever match it.
+    // Fixed text that is not canonical would never match.
     let mut plain = String::new();
     let mut in_parameter = false;
     for character in template.chars() {

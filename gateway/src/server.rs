@@ -1,12 +1,10 @@
-//! The thread and the loop that Pingora's proxy runs in.
+//! The accept loop around Pingora's proxy.
 //!
-//! The proxy is Pingora's; the accept loop is ours, which `pingora::proxy::http_proxy` is made for.
-//! Pingora's own `Server` would bind its listener late and panic when it cannot, sleep through a
-//! whole grace period of whole seconds and then cut what is still in flight, and give no way to
-//! bound a request's head. Here the listener is bound before anything else starts, a stop closes
-//! idle connections at once and waits for just the requests in flight, and any number of gateways
-//! live in one process. Like Pingora's server it has a thread and a runtime of its own, so that
-//! other work in the process (password hashing in the all-in-one) does not hold requests up.
+//! Pingora's `Server` is not used: it binds late and panics if that fails, always sleeps for its whole
+//! grace period, and does not let us wrap the stream. Here the listener is bound first, a stop closes
+//! idle connections at once and waits for the requests in flight, and several gateways can run in one
+//! process. The loop has a thread and a runtime of its own, so that other work in the process, such as
+//! password hashing in the all-in-one, does not delay requests.
 
 use std::io;
 use std::net::TcpListener as StdListener;
@@ -30,31 +28,31 @@ use crate::malformed::MalformedRequests;
 use crate::metrics::ConnectionMetrics;
 use crate::proxy::Proxy;
 
-/// The pause after a failed accept; running out of file descriptors must not become a busy loop.
+/// The pause after a failed accept: without one, a lack of file descriptors causes a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// What keeps happening to connections is logged this often.
+/// Minimum time between two log lines of one kind.
 const LOG_EVERY: Duration = Duration::from_secs(1);
-/// What tasks get to notice that their runtime ends.
+/// Time for tasks to end with their runtime.
 const RUNTIME_END: Duration = Duration::from_millis(100);
-/// Pingora's own keep-alive bound (seconds); the stream's idle time-out is shorter and decides.
+/// Pingora's keep-alive time-out (seconds); the stream's idle time-out is shorter.
 const KEEP_ALIVE_S: u64 = 3_600;
 
-/// How the data plane runs.
+/// Settings of the data plane.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
     /// Worker threads.
     pub threads: usize,
-    /// Client connections at once.
+    /// Limits on client connections.
     pub connections: ConnectionCounts,
-    /// Proxies, which connect for many clients and so are not counted as one.
+    /// Proxies, to which the limit per client does not apply.
     pub trusted_proxies: Vec<IpNet>,
-    /// What requests in flight get when it stops.
+    /// Time for requests in flight at the stop.
     pub drain_timeout: Duration,
     /// Bounds of each connection.
     pub limits: ConnectionLimits,
-    /// Where connections are counted.
+    /// Counts of connections.
     pub metrics: ConnectionMetrics,
-    /// How requests are seen that the proxy never gets.
+    /// Refuses and records malformed requests.
     pub malformed: Arc<MalformedRequests>,
 }
 
@@ -65,7 +63,7 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
-    /// Starts serving on `listener`, on a thread of its own.
+    /// Serves `listener` on a new thread.
     ///
     /// # Errors
     /// When the operating system gives no thread.
@@ -80,14 +78,14 @@ impl DataPlane {
             .name("gateway".to_owned())
             .spawn(move || {
                 let result = run(listener, proxy, &settings, stopping);
-                // Nobody listens any more when the gateway was dropped without being stopped.
+                // The receiver is gone if the gateway was dropped.
                 let _ = end.send(result);
             })
             .context("cannot start the gateway's thread")?;
         Ok(Self { stop, ended })
     }
 
-    /// Waits for an end that nobody asked for.
+    /// Waits until it fails.
     ///
     /// # Errors
     /// Always: why it ended.
@@ -99,7 +97,7 @@ impl DataPlane {
         }
     }
 
-    /// Stops accepting, lets requests in flight finish within the drain's bound, and ends.
+    /// Stops accepting, and drains requests in flight.
     ///
     /// # Errors
     /// When the data plane had failed.
@@ -141,7 +139,7 @@ async fn serve(
         let accepted = tokio::select! {
             _ = stopping.wait_for(|stop| *stop) => break,
             accepted = async {
-                // Without a place, connections wait in the kernel's queue.
+                // At the limit, connections wait in the kernel's queue.
                 let permit = Arc::clone(&permits).acquire_owned().await;
                 (permit, listener.accept().await)
             } => accepted,
@@ -171,7 +169,7 @@ async fn serve(
         let proxy = Arc::clone(&proxy);
         let stopping = stopping.clone();
         let (limits, malformed) = (settings.limits, Arc::clone(&settings.malformed));
-        // Small answers must not wait for the peer's acknowledgement. A socket that refuses works too.
+        // Small responses must not wait for the peer's acknowledgement. A failure is harmless.
         if let Err(error) = tcp.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
@@ -184,7 +182,7 @@ async fn serve(
         });
     }
     drop(listener);
-    // Wakes idle connections, which close; those with a request in flight close after its answer.
+    // Closes idle connections; the others close after their response.
     proxy.http_cleanup().await;
     connections.close();
     if tokio::time::timeout(settings.drain_timeout, connections.wait()).await.is_err() {
@@ -196,7 +194,7 @@ async fn serve(
     Ok(())
 }
 
-/// A connection in the count of those that are open.
+/// Counts an open connection until it is dropped.
 struct OpenConnection(Gauge);
 
 impl OpenConnection {
@@ -212,7 +210,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// Lets what happens over and over be logged now and then.
+/// Limits how often a repeated event is logged.
 #[derive(Debug, Default)]
 struct LogThrottle {
     logged: Option<Instant>,
@@ -220,7 +218,7 @@ struct LogThrottle {
 }
 
 impl LogThrottle {
-    /// It happens. When it is to be logged: how often it was not since the last time.
+    /// Records an event. `Some` if it is to be logged, with the number of unlogged ones before it.
     fn record(&mut self, now: Instant) -> Option<u64> {
         if self.logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_EVERY) {
             self.unlogged += 1;
@@ -231,7 +229,7 @@ impl LogThrottle {
     }
 }
 
-/// One connection's requests, one after the other.
+/// Serves the requests of one connection.
 async fn serve_connection(
     proxy: &Arc<HttpProxy<Proxy>>,
     stream: GuardedStream,
@@ -240,7 +238,7 @@ async fn serve_connection(
 ) {
     let mut session = ServerSession::new_http1(Box::new(stream));
     session.set_keepalive(Some(KEEP_ALIVE_S));
-    // Without this, a client that sends its next request early loses the answer to this one.
+    // Without this, a client that pipelines loses the response to the first request.
     session.set_pipelining_enabled(true);
     loop {
         session.set_connection_user_context(Some(Box::new(Arc::clone(connection))));
@@ -249,7 +247,7 @@ async fn serve_connection(
         };
         let (stream, settings) = reused.consume();
         let Ok(mut stream) = stream.into_any().downcast::<GuardedStream>() else {
-            return; // Pingora gives back what it was given.
+            return; // Never: Pingora returns the stream that it was given.
         };
         stream.next_request();
         session = ServerSession::new_http1(stream);

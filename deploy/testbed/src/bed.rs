@@ -50,7 +50,7 @@ impl Bed {
     pub async fn with(servers: &[Server]) -> Self {
         let mut command = Command::new(script());
         command.args(["run", "--", "sh", "-c", KEEPER]);
-        // The servers of whoever runs the tests are not for stopping.
+        // Servers that are given by the environment must not be stopped.
         command.env_remove("TOURIN_AMQP_API_URL").env_remove(STATE);
         for server in Server::ALL {
             if servers.contains(&server) {
@@ -136,7 +136,7 @@ impl Bed {
     ///
     /// RabbitMQ 3.10 answers a declaration before the name of the queue's replica is on the disk. A
     /// broker that is killed in that half second knows the queue and not its replica when it is back,
-    /// and leaves whoever asks for the queue without an answer.
+    /// and does not answer calls for the queue.
     ///
     /// # Panics
     ///

@@ -5,7 +5,7 @@
 //!   it is for everybody else.
 //! - [`given`]: where the servers are that the caller of the tests has running.
 //!
-//! What cannot be had fails the test; nothing here returns an error.
+//! A failure here fails the test; nothing returns an error.
 
 mod bed;
 mod proxy;
@@ -73,11 +73,11 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
-/// The URL of the server that whoever runs the tests has given them.
+/// The URL of a server that is given to the tests by the environment.
 ///
 /// # Panics
 ///
-/// If there is none.
+/// Without one.
 pub fn given(server: Server) -> String {
     let variable = server.variable();
     match std::env::var(variable) {

@@ -1,4 +1,4 @@
-//! A TCP proxy that a test cuts, closes, delays and deafens.
+//! A TCP proxy by which a test cuts, refuses, delays and drops.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,15 +15,15 @@ use crate::{authority, with_authority};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1_024;
-/// The most that goes on at once, in bytes.
+/// Size of a read (bytes).
 const PIECE: usize = 64 * 1_024;
 
-/// Where the connection is cut that sends a request next.
+/// When a connection is cut, relative to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// The server never hears of the request.
+    /// Before the server gets the request.
     BeforeRequest,
-    /// The server has answered it; its answer is lost.
+    /// After the server has responded; the response is lost.
     AfterRequest,
 }
 
@@ -33,16 +33,16 @@ enum Order {
     Cut,
 }
 
-/// How what passes is treated.
+/// The proxy's current behaviour.
 #[derive(Default)]
 struct Manner {
     target: String,
     delay: Duration,
-    /// What the server says is lost.
+    /// Whether the server's bytes are dropped.
     deaf: bool,
-    /// Connections on which something was lost since.
+    /// Connections on which bytes were dropped since then.
     unheard: usize,
-    /// Connections that were begun under another number carry nothing any more.
+    /// Connections that were opened under another number transfer nothing any more.
     silences: u64,
     /// Where a connection is to be cut.
     cut_at: Option<CutAt>,
@@ -139,41 +139,40 @@ impl Proxy {
         self.order(Order::Close).await;
     }
 
-    /// Cuts every connection: whatever was on its way is lost. New ones are welcome.
+    /// Cuts all connections; bytes on the way are lost. New connections are accepted.
     pub async fn cut(&self) {
         self.order(Order::Cut).await;
     }
 
-    /// From now on each piece waits so long before it goes on, in both directions.
+    /// Delays all bytes from now on, in both directions.
     pub fn delay(&self, delay: Duration) {
         self.manner().delay = delay;
     }
 
-    /// The server hears, but is not heard, until the next cut.
+    /// Drops the server's bytes until the next cut.
     pub fn deafen(&self) {
         let mut manner = self.manner();
         manner.deaf = true;
         manner.unheard = 0;
     }
 
-    /// On how many connections something of the server's was lost since the last
-    /// [`Proxy::deafen`].
+    /// The number of connections on which bytes were dropped since the last [`Proxy::deafen`].
     pub fn unheard(&self) -> usize {
         self.manner().unheard
     }
 
-    /// Connections that are open stay open and carry nothing any more; new ones work.
+    /// Open connections stay open and transfer nothing any more; new ones work.
     pub fn silence(&self) {
         self.manner().silences += 1;
     }
 
-    /// New connections go to another server.
+    /// Connects new connections to another server.
     pub fn lead_to(&self, target: impl ToString) {
         self.manner().target = target.to_string();
     }
 
-    /// Cuts, once, the first connection that sends `request` after it has sent `after`: a client's
-    /// other connections, which may send the same request for reasons of their own, stay whole.
+    /// Cuts, once, the first connection that sends `request` after it has sent `after`. Other connections
+    /// that send the same request are not cut.
     pub fn cut_at(&self, after: &'static [u8], request: &'static [u8], cut: Cut) {
         let mut manner = self.manner();
         manner.cuts += 1;
@@ -184,7 +183,7 @@ impl Proxy {
         lock(&self.manner)
     }
 
-    /// Comes back when it is done.
+    /// Returns when it is done.
     async fn order(&self, order: Order) {
         let (done, is_done) = oneshot::channel();
         assert!(self.orders.send((order, done)).is_ok(), "the proxy's thread runs");

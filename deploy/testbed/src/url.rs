@@ -17,7 +17,7 @@ pub fn authority(url: &str) -> String {
         Some("redis") => 6379,
         Some("mongodb") => 27017,
         Some("amqp") => 5672,
-        scheme => panic!("nobody knows the port of {scheme:?}"),
+        scheme => panic!("no default port for {scheme:?}"),
     };
     format!("{host}:{port}")
 }

@@ -1,10 +1,10 @@
 //! The keys that tokens are verified with: core's public ones, by `kid`.
 //!
-//! They are fetched from any instance of core at start, again every few minutes, and at once when a
-//! token names a `kid` that is not known, so that a new key works the moment core signs with it.
-//! Made-up kids cost at most one fetch per cool-down, whoever asks and however often: there is one
-//! fetcher, and everybody waits for the same fetch. Nobody is told that there is no such key before
-//! core has been asked after they came; so many may wait for that, and more are sent away.
+//! They are fetched from any instance of core at start, every few minutes, and at once when a token
+//! has an unknown `kid`, so that a new key works immediately. There is one fetcher with a cool-down,
+//! and all requests wait for the same fetch, so made-up kids cost at most one fetch per cool-down. A
+//! `kid` counts as unknown only after a fetch that began after the request. The number of waiting
+//! requests is bounded.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,38 +21,38 @@ use tokio_util::sync::CancellationToken;
 use crate::mesh_client::{CORE, MeshClient};
 
 const JWKS_PATH: &str = "/.well-known/jwks.json";
-/// Keys of one issuer that are kept; a sane one has two or three.
+/// Maximum number of keys; an issuer usually has two or three.
 const MAX_KEYS: usize = 64;
-/// The least time between two fetches.
+/// Minimum time between two fetches.
 const COOL_DOWN: Duration = Duration::from_millis(1_000);
-/// A fetch without anybody's asking, so that a withdrawn key is forgotten.
+/// Pause between regular fetches, by which withdrawn keys are dropped.
 const REFRESH_EVERY: Duration = Duration::from_secs(300);
 /// The pause after a failed fetch.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// How long a request waits for a fetch that it asked for: the cool-down, the fetch, and some more.
+/// Longest wait of a request for a fetch: the cool-down, the fetch, and a margin.
 const LOOKUP_WAIT: Duration = Duration::from_millis(3_000);
-/// Requests that wait for a fetch at once.
+/// Maximum number of requests that wait for a fetch.
 const MAX_WAITING: usize = 256;
 const FETCH_TIMEOUT: Duration = Duration::from_millis(1_500);
 const MAX_JWKS_BYTES: usize = 256 << 10;
 
-/// A public key and the one algorithm that it is for.
+/// A public key and its algorithm.
 #[derive(Debug)]
 pub struct Key {
-    /// From the key itself, never from a token.
+    /// The key's own, never a token's.
     pub algorithm: Algorithm,
-    /// What verifies.
+    /// The key.
     pub decoding: DecodingKey,
 }
 
-/// What a `kid` stands for.
+/// The result of a look-up.
 #[derive(Debug, Clone)]
 pub enum Lookup {
     /// A key.
     Found(Arc<Key>),
-    /// Nothing, says core.
+    /// Core has no such key.
     Unknown,
-    /// Core could not be asked, so nothing is known.
+    /// Core could not be asked.
     Unavailable,
 }
 
@@ -94,12 +94,12 @@ impl KeyStore {
         self.progress.borrow().loaded.is_some()
     }
 
-    /// How long ago the last successful fetch was; `None` when there has been none.
+    /// Time since the last successful fetch; `None` before the first.
     pub fn age(&self) -> Option<Duration> {
         self.progress.borrow().loaded.map(|at| at.elapsed())
     }
 
-    /// Changes whenever a key was taken away, so that nothing verified by it may be believed.
+    /// Grows whenever a key is withdrawn, which invalidates tokens verified with it.
     pub fn withdrawals(&self) -> u64 {
         self.withdrawn.load(Ordering::Acquire)
     }
@@ -119,7 +119,7 @@ impl KeyStore {
             return Lookup::Unavailable;
         };
         self.wanted.notify_one();
-        // A fetch that began before does not say that there is no such key now.
+        // An earlier fetch does not prove that the key is unknown now.
         let asked = progress.wait_for(|progress| {
             progress.began.is_some_and(|began| began >= came) || self.find(kid).is_some()
         });
@@ -138,10 +138,10 @@ impl KeyStore {
         self.keys.load().get(kid).cloned()
     }
 
-    /// Takes over the keys of a JWKS document. Keys that are no signature keys of ours are left out.
+    /// Replaces the keys by those of a JWKS document. Keys of other kinds are ignored.
     ///
     /// # Errors
-    /// When it is not one, or has no usable key: the keys known before stay.
+    /// When the document is invalid or has no usable key; the previous keys stay.
     pub fn install(&self, document: &[u8]) -> anyhow::Result<()> {
         #[derive(Deserialize)]
         struct Document {
@@ -203,7 +203,7 @@ impl KeyStore {
         }
     }
 
-    /// Somebody wants a key, and the cool-down is over.
+    /// Waits until a request wants a key and the cool-down is over.
     async fn wanted_again(&self) {
         self.wanted.notified().await;
         let ended = self.progress.borrow().ended;
@@ -245,7 +245,7 @@ fn usable(jwk: &Jwk) -> Option<(String, Arc<Key>)> {
         Some(_) => return None,
     };
     let decoding = DecodingKey::from_jwk(jwk).ok()?;
-    // jsonwebtoken cuts an Ed25519 key out of whatever is there, and panics when that is too short.
+    // jsonwebtoken panics on an Ed25519 key that is too short.
     let expected_bytes = if algorithm == Algorithm::EdDSA { 32 } else { 65 };
     let whole = decoding.try_get_as_bytes().is_ok_and(|bytes| bytes.len() == expected_bytes);
     (declared == algorithm && whole).then(|| (kid, Arc::new(Key { algorithm, decoding })))

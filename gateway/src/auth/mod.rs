@@ -1,4 +1,4 @@
-//! Who is calling, and whether they may.
+//! Authentication and authorisation of requests.
 
 pub mod keys;
 pub mod revocation;
@@ -26,25 +26,25 @@ use revocation::{Freshness, Revocations};
 use sliding::{Outcome, Renewal, SlidingSessions};
 use tokens::{Member, TokenError, TokenVerifier};
 
-/// How long a call that anybody may make waits for an expired cookie to be renewed; it is a visitor's
-/// then. Core is not on the way of such calls to other services.
+/// How long a public call waits for the renewal of an expired cookie before it counts as a visitor's.
+/// Short, because such a call need not depend on core.
 const PUBLIC_RENEWAL_WAIT: Duration = Duration::from_millis(300);
 const ACCESS_COOKIE: &str = "access_token";
 const REFRESH_COOKIE: &str = "refresh_token";
-/// Most tokens of one request that are looked at.
+/// Maximum number of tokens that are checked per request.
 const MAX_TOKENS: usize = 4;
 
-/// What a request shows to say who is calling.
+/// The tokens of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Credentials<'a> {
-    /// The first that is good counts.
+    /// The first valid one counts.
     tokens: Vec<&'a str>,
-    /// Whether it leans on cookies, which a browser adds by itself.
+    /// Whether they came in cookies, which a browser adds by itself.
     pub by_cookie: bool,
 }
 
 impl<'a> Credentials<'a> {
-    /// Reads them. A bearer token wins over cookies.
+    /// Reads the tokens. A bearer token wins over cookies.
     pub fn of(headers: &'a HeaderMap) -> Self {
         let tokens: Vec<_> = fields::bearer_tokens(headers).take(MAX_TOKENS).collect();
         if !tokens.is_empty() {
@@ -56,33 +56,33 @@ impl<'a> Credentials<'a> {
         Self { tokens, by_cookie }
     }
 
-    /// Whether another site's page must not make the call: it leans on cookies, or its answer removes
-    /// them whether they came or not.
+    /// Whether the call must come from an own page: it is authorised by cookies, or its response
+    /// removes cookies.
     pub fn need_own_site(&self, access: &Access) -> bool {
         self.by_cookie || (*access == Access::Ending && self.tokens.is_empty())
     }
 }
 
-/// Decides who a caller is and whether they may call.
+/// Authenticates callers and checks their access.
 pub struct Authenticator {
-    /// Judges tokens.
+    /// Verifies tokens.
     pub tokens: Arc<TokenVerifier>,
-    /// Knows ended sessions.
+    /// Ended sessions.
     pub revocations: Arc<Revocations>,
     /// Renews sessions that are carried by cookies.
     pub sliding: Arc<SlidingSessions>,
     /// Salts visitors' pseudonyms.
     pub secret: Secret,
-    /// The time.
+    /// Current time.
     pub clock: SharedClock,
 }
 
-/// Who is calling, and may.
+/// An admitted caller.
 #[derive(Debug)]
 pub struct Caller {
-    /// On whose behalf the request goes on.
+    /// The identity that services get.
     pub subject: Subject,
-    /// The new access token that its answer may take along.
+    /// The renewal whose new cookie may go on the response.
     pub renewal: Option<Renewal>,
 }
 
@@ -93,11 +93,11 @@ impl From<Subject> for Caller {
 }
 
 impl Authenticator {
-    /// Who is calling, if they may.
+    /// Authenticates the caller and checks its access.
     ///
     /// # Errors
-    /// The answer to give instead: 401 without a good token, 403 without the role, 503 while that
-    /// cannot be judged. Never a 401 for a fault of ours.
+    /// 401 without a valid token, 403 without the role, 503 while tokens cannot be checked. Never 401
+    /// for a fault of the mesh.
     pub async fn admit(
         &self,
         access: &Access,
@@ -123,7 +123,7 @@ impl Authenticator {
                 }
                 _ => Ok(Caller { subject: subject(&member), renewal }),
             },
-            // A bad token is as good as none here; one that cannot be judged must not pass for good.
+            // An invalid token counts as none here. Under `Optional` an undetermined one is refused.
             (Access::Public | Access::Anonymous, credential)
             | (Access::Optional, credential @ (Credential::Missing | Credential::Invalid(_))) => {
                 if !matches!(credential, Credential::Missing) {
@@ -145,8 +145,8 @@ impl Authenticator {
         Subject::Visitor { pseudonym }
     }
 
-    /// The session that a token names, for a call that ends it: also one that has expired. `None` when
-    /// it names none, or one that is known to have ended.
+    /// The session to end: that of a token with a valid signature, expired or not. `None` if there is
+    /// none, or if it is known to have ended.
     async fn name(&self, credentials: &Credentials<'_>) -> Result<Option<Subject>, Response> {
         for token in &credentials.tokens {
             match self.tokens.verify(token).await {
@@ -164,12 +164,11 @@ impl Authenticator {
         Ok(None)
     }
 
-    /// Puts a new access token's cookie on the answer, if it is there by now; the next answer takes it
-    /// otherwise. Not where the answer sets or removes that cookie itself, nor once the session has
-    /// ended, by this very answer perhaps.
+    /// Puts the new cookie on the response if the renewal is done; otherwise a later response gets it.
+    /// Not if the response sets that cookie itself, nor if the session has ended.
     ///
     /// # Errors
-    /// Pingora's, for a header that cannot be written; none of those set here.
+    /// Pingora's, which the headers set here do not cause.
     pub async fn put_cookie(
         &self,
         renewal: Renewal,
@@ -184,11 +183,11 @@ impl Authenticator {
             return Ok(());
         }
         head.append_header(SET_COOKIE, renewed.cookie.clone())?;
-        // One client's token must not come out of a cache for another.
+        // A cache must not give one client's token to another.
         head.insert_header(CACHE_CONTROL, "no-store")
     }
 
-    /// A browser may hold several cookies of one name, of which a stale one comes first.
+    /// Checks all tokens: a browser may send several cookies of one name, a stale one first.
     async fn authenticate(&self, credentials: &Credentials<'_>, max_wait: Duration) -> Credential {
         let mut verdict = Credential::Missing;
         for token in &credentials.tokens {
@@ -205,15 +204,15 @@ impl Authenticator {
         verdict
     }
 
-    /// A token is renewed if it `slides`: a bearer token is its client's to renew. An expired one waits no
-    /// longer than `max_wait` for that.
+    /// Checks a token, and renews it if it `slides`: cookies do, bearer tokens are renewed by their
+    /// clients. An expired one waits for the renewal for at most `max_wait`.
     async fn authenticate_token(
         &self,
         token: &str,
         slides: bool,
         max_wait: Duration,
     ) -> Credential {
-        // The reason goes into the trace, where it tells apart what the client sees as one.
+        // The trace has the exact reason; the client gets one message for several.
         let because = |reason| Span::current().annotate("token_refused", &[("reason", reason)]);
         let bad = |reason, message| {
             because(reason);
@@ -263,7 +262,7 @@ impl Authenticator {
         }
         let outcome = tokio::time::timeout(max_wait, renewal.outcome()).await;
         match outcome.unwrap_or(Outcome::Unavailable) {
-            // It may have ended while core was asked.
+            // The session may have ended meanwhile.
             Outcome::Renewed(renewed) if !self.revocations.has_ended(&renewed.member.session) => {
                 let member = Arc::clone(&renewed.member);
                 Credential::Valid(member, Some(Renewal::Done(Outcome::Renewed(renewed))))
@@ -276,15 +275,15 @@ impl Authenticator {
     }
 }
 
-/// What a request's credentials are worth.
+/// The result of checking a request's tokens.
 enum Credential {
-    /// There are none.
+    /// No tokens.
     Missing,
-    /// A session that has not ended, as far as the policy asks to know, and its renewal if one is due.
+    /// A live session, and its renewal if one is due.
     Valid(Arc<Member>, Option<Renewal>),
-    /// Not good; trying again will not help. With the answer where a session is needed.
+    /// Invalid or ended. With the response for calls that need a session.
     Invalid(Response),
-    /// That cannot be said just now, and it is our fault. With the answer to give.
+    /// Cannot be checked now, because of a fault of the mesh. With the response.
     Undetermined(Response),
 }
 

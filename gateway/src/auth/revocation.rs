@@ -1,10 +1,10 @@
-//! Sessions that have ended before their tokens expired.
+//! Sessions that ended before their tokens expired.
 //!
-//! Core keeps a log of them: a stream in Redis ([`stream`]), or where there is no Redis, one in its
-//! database, which is followed by long poll. Each gateway reads it from where it left off and keeps
-//! the ids until the tokens would have expired anyway. So no request asks anybody, and nothing is
-//! missed across a reconnect. An answer of core that ends sessions says so in a header too, which
-//! this gateway takes to heart before the client has the answer.
+//! Core keeps a log of them: a stream in Redis ([`stream`]), or a table in its database that is
+//! followed by long poll. Each gateway reads the log from its own cursor and keeps the ids until the
+//! tokens have expired. So a check needs no network, and a reconnect misses nothing. A response of
+//! core that ends sessions also names them in a header, which is applied before the client gets the
+//! response.
 
 pub mod stream;
 
@@ -21,14 +21,14 @@ use tourin_chassis::pruning::PruneGuard;
 use crate::config::StalePolicy;
 use crate::mesh_client::{CORE, MeshClient};
 
-/// Ended sessions that are remembered. With tokens of 10 minutes this holds 300 endings a second.
+/// Ended sessions that are kept. With tokens of 10 minutes that is enough for 300 a second.
 const MAX_SESSIONS: usize = 200_000;
-/// How long a session named in a header is remembered, unless the log gives a later end: longer than
-/// any access token lives, for which core takes a day at the most.
+/// How long a session named in a header is kept, unless the log gives a later time: longer than an
+/// access token lives, which is a day at most.
 const HEADER_TTL: TimeDelta = TimeDelta::hours(25);
-/// Longest wait of one long poll.
+/// Longest wait of a long poll.
 const MAX_POLL: Duration = Duration::from_secs(20);
-/// What a poll may take beyond the wait that it asked for.
+/// Time for a poll besides its wait.
 const POLL_MARGIN: Duration = Duration::from_millis(2_000);
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ const MAX_PAGE_BYTES: usize = 16 << 20;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Page {
-    /// Another one means another log: numbers start anew.
+    /// Changes when the log is replaced and its numbers start again.
     log_id: String,
     /// Where the next page starts.
     next: u64,
@@ -52,14 +52,14 @@ struct Entry {
     until: DateTime<Utc>,
 }
 
-/// Whether the list can be relied on.
+/// Whether the list may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// It is current, or old and meant to be used all the same.
+    /// Current, or stale under [`StalePolicy::Serve`].
     Usable,
-    /// It has not been loaded yet.
+    /// Not loaded yet.
     Loading,
-    /// It is too old.
+    /// Stale under [`StalePolicy::Deny`].
     Stale,
 }
 
@@ -68,7 +68,7 @@ struct Contact {
     last: Option<Instant>,
 }
 
-/// The sessions that have ended.
+/// The ended sessions.
 #[derive(Debug)]
 pub struct Revocations {
     sessions: RwLock<HashMap<String, DateTime<Utc>>>,
@@ -81,7 +81,7 @@ pub struct Revocations {
 }
 
 impl Revocations {
-    /// An empty list that counts as not loaded.
+    /// An empty list, not loaded yet.
     pub fn new(stale_after: Duration, when_stale: StalePolicy, clock: SharedClock) -> Self {
         Self {
             sessions: RwLock::default(),
@@ -94,7 +94,7 @@ impl Revocations {
         }
     }
 
-    /// Says by which time ended sessions may be forgotten.
+    /// Gives the time by which expired entries are deleted.
     pub fn guard(&self) -> Arc<PruneGuard> {
         Arc::clone(&self.guard)
     }
@@ -110,17 +110,17 @@ impl Revocations {
         self.last_contact().is_some()
     }
 
-    /// How long ago core, or Redis, last said that nothing is missing here; `None` when never.
+    /// Time since the list was last known to be complete; `None` before the first time.
     pub fn age(&self) -> Option<Duration> {
         self.last_contact().map(|at| at.elapsed())
     }
 
-    /// How many ended sessions are remembered.
+    /// Number of ended sessions in the list.
     pub fn count(&self) -> usize {
         self.sessions.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether calls that need a session can be judged now.
+    /// Whether calls that need a session can be checked at `now`.
     pub fn freshness(&self, now: Instant) -> Freshness {
         let last = self.last_contact();
         let silent_for = now.saturating_duration_since(last.unwrap_or(self.started));
@@ -135,7 +135,7 @@ impl Revocations {
         self.contact.read().unwrap_or_else(PoisonError::into_inner).last
     }
 
-    /// Ends the sessions that an answer of core names, separated by commas.
+    /// Adds the sessions in core's header, which is a comma-separated list.
     pub fn revoke_listed(&self, header: &str) {
         let until = self.clock.now() + HEADER_TTL;
         let named = header.split(',').map(str::trim).filter(|name| !name.is_empty());
@@ -145,12 +145,12 @@ impl Revocations {
     fn end(&self, ended: impl Iterator<Item = (String, DateTime<Utc>)>) {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         for (session, until) in ended {
-            // A header and the log tell of the same session, in either order.
+            // A header and the log may name the same session, in either order.
             let known = sessions.entry(session).or_insert(until);
             *known = until.max(*known);
         }
         if sessions.len() > MAX_SESSIONS {
-            // Those whose tokens expire first have the least left to do harm with.
+            // Those whose tokens expire first are dropped first.
             let mut ends: Vec<_> = sessions.values().copied().collect();
             let (_, cut, _) = ends.select_nth_unstable(sessions.len() - MAX_SESSIONS);
             let cut = *cut;
@@ -162,7 +162,8 @@ impl Revocations {
         }
     }
 
-    /// Forgets sessions whose tokens have expired by `now`, the time of a checked clock: core tells of each session once.
+    /// Deletes sessions whose tokens have expired by `now`, the time of a checked clock: core names each
+    /// session once.
     fn prune(&self, now: DateTime<Utc>) {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, until| *until > now);
@@ -173,11 +174,11 @@ impl Revocations {
         contact.last = Some(Instant::now());
     }
 
-    /// Forgets what has expired, every now and then, for ever.
+    /// Deletes expired entries from time to time; never returns.
     async fn keep_pruned(&self) {
         loop {
             tokio::time::sleep(PRUNE_EVERY).await;
-            // In memory there is nothing that could fail.
+            // In memory nothing can fail.
             if let Ok(Some(now)) = self.guard.pass().await {
                 self.prune(now);
             }
@@ -197,7 +198,7 @@ impl Revocations {
     async fn follow_log(&self, mesh: MeshClient) {
         let mut membership = mesh.directory().changed();
         let mut cursor = Cursor::default();
-        // Several polls must fit into the bound, or a quiet log would look stale.
+        // Several polls must fit into the bound, so that a log without entries is not stale.
         let max_wait = MAX_POLL.min(self.stale_after / 3);
         loop {
             match read(&mesh, &cursor, max_wait).await {
@@ -217,10 +218,10 @@ impl Revocations {
         }
     }
 
-    /// Takes a page over; whether that brings the list up to date.
+    /// Applies a page; true if the list is complete then.
     fn apply(&self, cursor: &mut Cursor, page: Page) -> bool {
         if cursor.log.as_deref().is_some_and(|log| log != page.log_id) {
-            // Numbers of another log mean nothing here. What is known stays: ended is ended.
+            // The cursor is of another log. Known sessions stay: an ended session stays ended.
             tracing::info!("core's log of ended sessions is a new one; reading it from its start");
             *cursor = Cursor { log: Some(page.log_id), ..Cursor::default() };
             return false;
@@ -232,12 +233,12 @@ impl Revocations {
     }
 }
 
-/// Where the follower is in core's log.
+/// The follower's position in core's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Cursor {
     log: Option<String>,
     after: u64,
-    /// Whether the log's end has been seen; until then nobody waits for more.
+    /// Whether the log's end has been read; until then a poll does not wait.
     caught_up: bool,
 }
 

@@ -1,13 +1,13 @@
-//! Sessions that are carried by cookies slide: while a client is active, its access token is replaced
-//! before, or for a bounded while after, it expires.
+//! Sliding renewal of sessions by cookie: an active client's access token is replaced before it
+//! expires, or within a bounded time after.
 //!
-//! Core is asked for a new token by the session that the old one names, whose signature has been
-//! verified. Nothing is used up by that, so repeats, prefetches and many calls at once do no harm.
-//! Core alone decides whether the session is open; an ended one is never renewed.
+//! Core issues a new token for the session in the old one, whose signature has been verified. That
+//! consumes nothing, so repeated and concurrent calls are harmless. Core decides whether the session
+//! is open; an ended one is never renewed.
 //!
-//! Each gateway asks for a session once at a time. Everybody else waits for that answer or goes on
-//! with a token that is still good. The answer is kept until the new token is due itself, for calls
-//! that were on their way with the old one.
+//! A gateway sends one request per session at a time. Other calls wait for it, or go on with a token
+//! that is still valid. The outcome is cached until the new token is due itself, for calls that still
+//! have the old one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,37 +31,37 @@ use crate::mesh_client::{CORE, MeshClient};
 
 /// Where core issues access tokens of open sessions.
 const PATH: &str = "/internal/access-tokens";
-/// How long core may take, all attempts together; so long may a call with an expired token wait.
+/// Time-out of core for all attempts together, and so the longest wait of a call with an expired token.
 const TIMEOUT: Duration = Duration::from_millis(3_000);
-/// Most bytes of core's answer: twice the longest token, and the cookie's attributes.
+/// Largest response of core (bytes): twice the longest token, and the cookie's attributes.
 const MAX_RESPONSE_BYTES: usize = 20 << 10;
-/// Requests at once that wait for core or have it asked. One more goes on with its token while that
-/// lasts, and is answered 503 if it has expired.
+/// Maximum number of pending renewals. A further call goes on with its token, or is answered 503 if that
+/// has expired.
 const MAX_PENDING: usize = 4_096;
-/// Sessions whose renewal is remembered.
+/// Sessions whose outcome is cached.
 const MAX_SESSIONS: u64 = 20_000;
-/// How long it is remembered that a session is not open, which it will not be again.
+/// How long it is cached that a session has ended.
 const ENDED_TTL: Duration = Duration::from_secs(60);
-/// How long it is remembered that core could not be asked, so that not every call waits for it.
+/// How long a failure is cached, so that not every call waits for core.
 const FAILURE_TTL: Duration = Duration::from_millis(500);
 
 /// A session with its new token.
 #[derive(Debug)]
 pub struct Renewed {
-    /// Whom the new token speaks for.
+    /// The member of the new token.
     pub member: Arc<Member>,
-    /// What sets it in the browser; core's, and marked as sensitive.
+    /// Core's `Set-Cookie` value, marked as sensitive.
     pub cookie: HeaderValue,
 }
 
-/// What became of a renewal.
+/// The outcome of a renewal.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// There is a new token.
+    /// A new token.
     Renewed(Arc<Renewed>),
-    /// The session is not open, says core.
+    /// The session is not open.
     Ended,
-    /// Core could not be asked, or made no sense.
+    /// Core did not answer, or not as expected.
     Unavailable,
 }
 
@@ -75,26 +75,26 @@ impl Outcome {
     }
 }
 
-/// A renewal that a request may get the outcome of.
+/// A renewal, done or pending.
 #[derive(Debug)]
 pub enum Renewal {
-    /// The outcome is there.
+    /// Done.
     Done(Outcome),
-    /// Core is being asked.
+    /// Core has been asked.
     Pending(JoinHandle<Option<Outcome>>),
 }
 
 impl Renewal {
-    /// The outcome, once it is there.
+    /// Waits for the outcome.
     pub async fn outcome(self) -> Outcome {
         match self {
             Self::Done(outcome) => outcome,
-            // Without one the gateway is stopping, or a fault has been logged.
+            // `None` when the gateway is stopping; a panic is logged elsewhere.
             Self::Pending(task) => task.await.ok().flatten().unwrap_or(Outcome::Unavailable),
         }
     }
 
-    /// The session with its new token, if that is there by now; waits for nothing.
+    /// The new token, if the renewal is done; does not wait.
     pub async fn if_done(self) -> Option<Arc<Renewed>> {
         if let Self::Pending(task) = &self
             && !task.is_finished()
@@ -108,7 +108,7 @@ impl Renewal {
     }
 }
 
-/// By an outcome, how long it is remembered.
+/// How long an outcome is cached.
 struct OutcomeTtl {
     clock: SharedClock,
 }
@@ -146,14 +146,13 @@ pub struct SlidingSessions {
     outcomes: Cache<String, Outcome>,
     idle: TimeDelta,
     clock: SharedClock,
-    /// Where core is asked, whatever thread the request is on: connections to core live as long as
-    /// the runtime that opened them.
+    /// The runtime of the connections to core; requests may run on another one.
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
-/// What it takes to ask core.
+/// Requests new tokens from core.
 struct TokenClient {
     mesh: MeshClient,
     tokens: Arc<TokenVerifier>,
@@ -161,8 +160,8 @@ struct TokenClient {
 }
 
 impl SlidingSessions {
-    /// Renews by asking core through `mesh`, up to `idle` after a token's expiry. Must be called
-    /// inside the tokio runtime that `mesh` is used in. Ends what is under way with `stop`.
+    /// Renews through `mesh`, up to `idle` after a token's expiry. Must be called inside the tokio
+    /// runtime in which `mesh` is used. `stop` ends pending renewals.
     pub fn new(
         mesh: MeshClient,
         tokens: Arc<TokenVerifier>,
@@ -185,7 +184,7 @@ impl SlidingSessions {
         }
     }
 
-    /// Whether a good token is due to be renewed.
+    /// Whether a valid token is due for renewal.
     pub fn is_due(&self, member: &Member) -> bool {
         self.clock.now() >= member.renew_from
     }
@@ -195,7 +194,7 @@ impl SlidingSessions {
         self.clock.now() - member.expires_at < self.idle
     }
 
-    /// Has the session renewed, as a part of the current trace, unless it just was.
+    /// Renews the session as a part of the current trace, or gives the cached outcome.
     pub async fn renew(&self, member: &Arc<Member>) -> Renewal {
         if let Some(known) = self.outcomes.get(&member.session).await {
             return Renewal::Done(known);
@@ -209,13 +208,13 @@ impl SlidingSessions {
             let key = member.session.clone();
             outcomes.get_with(key, client.renew(&member)).await
         };
-        // Not dropped with the request: others may wait for it, and the next one can use it.
+        // Not dropped with the request: other requests may wait for it.
         let renewing = Span::current().run(renewing);
         let renewing = self.stop.clone().run_until_cancelled_owned(renewing);
         Renewal::Pending(self.tasks.spawn_on(renewing, &self.runtime))
     }
 
-    /// Waits until `stop`, and then for what is under way, which ends with it.
+    /// Waits for `stop`, then for pending renewals to end.
     pub async fn drain(&self, stop: CancellationToken) {
         stop.cancelled().await;
         self.tasks.close();
@@ -240,21 +239,21 @@ impl TokenClient {
     async fn try_renew(&self, old: &Member) -> anyhow::Result<Option<Renewed>> {
         let asked = TokenRequest { member: &old.id, session: &old.session };
         let response = self.mesh.post(CORE, PATH, &asked, TIMEOUT, MAX_RESPONSE_BYTES).await?;
-        // What does not read is not repeated in the error: it may hold a token.
+        // The parser's error is dropped, because it may contain a token.
         let issued: Option<TokenResponse> =
-            serde_json::from_slice(&response).ok().context("core's response does not read")?;
+            serde_json::from_slice(&response).ok().context("core's response cannot be read")?;
         let Some(issued) = issued else {
             return Ok(None);
         };
         let verified = self.tokens.verify(&issued.access_token).await;
-        let member = verified.ok().context("core's new token is not good")?;
+        let member = verified.ok().context("core's new token is invalid")?;
         ensure!(
             (&member.id, &member.session) == (&old.id, &old.session),
             "core's new token is another session's"
         );
         let mut cookie = HeaderValue::try_from(issued.set_cookie)
             .ok()
-            .context("core's cookie is no header's value")?;
+            .context("core's cookie is not a valid header value")?;
         cookie.set_sensitive(true);
         Ok(Some(Renewed { member, cookie }))
     }

@@ -1,4 +1,4 @@
-//! Access tokens: what makes one good.
+//! Verification of access tokens.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,32 +13,32 @@ use tourin_chassis::clock::SharedClock;
 
 use super::keys::{KeyStore, Lookup};
 
-/// A longer token is not read at all (bytes). Core's have a few hundred.
+/// Longest token (bytes). Core's have a few hundred.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
-/// Whom a good token speaks for.
+/// The member of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// The member's id.
     pub id: String,
     /// The session that the token belongs to.
     pub session: String,
-    /// What the member may do beyond a member's own.
+    /// The member's roles.
     pub roles: Vec<String>,
-    /// From when on the token is due to be renewed, where it is carried by a cookie: half its life.
+    /// When the token is due for renewal, if it came in a cookie: after half its life.
     pub renew_from: DateTime<Utc>,
-    /// When the token stops being good.
+    /// When the token expires.
     pub expires_at: DateTime<Utc>,
 }
 
-/// Why a token is not believed.
+/// Why a token is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenError {
-    /// It is not good, and trying again will not help.
+    /// Invalid.
     Invalid,
-    /// Its time is over; it was good, and spoke for this member.
+    /// Valid until it expired.
     Expired(Arc<Member>),
-    /// The keys to judge it by cannot be had just now.
+    /// The keys cannot be fetched.
     KeysUnavailable,
 }
 
@@ -53,16 +53,16 @@ struct Claims {
     roles: Vec<String>,
 }
 
-/// What a token must say.
+/// Rules for tokens.
 #[derive(Debug, Clone)]
 pub struct TokenRules {
     /// `iss`.
     pub issuer: String,
     /// `aud`.
     pub audience: String,
-    /// By how much clocks may differ.
+    /// Allowed difference of clocks.
     pub leeway: Duration,
-    /// Good tokens that are remembered.
+    /// Verified tokens that are cached.
     pub cache_entries: u64,
 }
 
@@ -91,8 +91,7 @@ struct CachedToken {
     withdrawals: u64,
 }
 
-/// Tells good tokens from bad ones. Good ones are remembered until they expire, so that a signature
-/// is checked once per token, not once per request.
+/// Verifies tokens. Valid ones are cached until they expire, so a signature is checked once per token.
 pub struct TokenVerifier {
     keys: Arc<KeyStore>,
     cache: Cache<TokenDigest, CachedToken>,
@@ -110,7 +109,7 @@ impl TokenVerifier {
             validation.set_issuer(&[&rules.issuer]);
             validation.set_audience(&[&rules.audience]);
             validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-            // Times are judged below, by the clock that is passed in.
+            // Times are checked below, by the clock that is passed in.
             validation.validate_exp = false;
             validation
         };
@@ -127,7 +126,7 @@ impl TokenVerifier {
         }
     }
 
-    /// Whom the token speaks for.
+    /// The member of a token.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -148,14 +147,14 @@ impl TokenVerifier {
     }
 
     async fn check(&self, token: &str) -> Result<Member, TokenError> {
-        // An algorithm that is not known, "none" above all, does not even parse.
+        // Unknown algorithms, such as "none", do not parse.
         let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
         let validation = match header.alg {
             Algorithm::EdDSA => &self.eddsa,
             Algorithm::ES256 => &self.es256,
             _ => return Err(TokenError::Invalid),
         };
-        // Extensions that must be understood (RFC 7515, 4.1.11) are not.
+        // No critical extension is supported (RFC 7515, 4.1.11).
         if header.crit.is_some() {
             return Err(TokenError::Invalid);
         }
@@ -165,7 +164,7 @@ impl TokenVerifier {
             Lookup::Unknown => return Err(TokenError::Invalid),
             Lookup::Unavailable => return Err(TokenError::KeysUnavailable),
         };
-        // The key says what it is for; a token that says otherwise is an attempt.
+        // The key has one algorithm; a token with another one is forged.
         if key.algorithm != header.alg {
             return Err(TokenError::Invalid);
         }

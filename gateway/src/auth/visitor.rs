@@ -1,10 +1,9 @@
 //! Pseudonyms for visitors without a session.
 //!
-//! Services may count a visitor, not know one: a pseudonym is a keyed hash of the visitor's network
-//! (IPv4 address, IPv6 /64) under a key that changes every day (UTC), so that it is the same within
-//! a day at every gateway, tells nothing of the address, and cannot be followed from one day to the
-//! next. Nothing else goes into it: what a client says of itself, such as its User-Agent, would let
-//! one visitor be as many as it likes. Visitors behind one address are one.
+//! Services count visitors without identifying them. A pseudonym is a keyed hash of the visitor's
+//! network (IPv4 address, IPv6 /64). The key changes every day (UTC), so a pseudonym is the same at
+//! every gateway for a day, and cannot be linked to the next day's. The User-Agent is left out: a
+//! client could choose it to count many times. Visitors behind one address count as one.
 
 use std::net::IpAddr;
 

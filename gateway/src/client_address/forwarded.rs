@@ -1,35 +1,34 @@
-//! `Forwarded`, as RFC 7239 writes it.
+//! A parser of `Forwarded` (RFC 7239).
 
 use tourin_chassis::http::fields;
 
-/// What one proxy says of the client that connected to it.
+/// One element: what a proxy knows of the client that connected to it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Element {
-    /// Who that was: an address, with or without a port, or a name that means nothing here.
+    /// `for`: an address, with or without a port, or an obfuscated name.
     pub peer: Option<String>,
-    /// The scheme that was used.
+    /// `proto`.
     pub proto: Option<String>,
-    /// The host that was asked for.
+    /// `host`.
     pub host: Option<String>,
 }
 
 impl Element {
-    /// One that says nothing that can be read.
+    /// An element that cannot be read.
     fn unreadable() -> Self {
         Self { peer: Some("unknown".to_owned()), ..Self::default() }
     }
 }
 
-/// The elements of one header line in their order. One that is not of the RFC's form tells nothing,
-/// and spoils no other, except where a quote is left open, which swallows what the proxy added: then
-/// nothing in the line does.
+/// The elements of a header line. A malformed element is unreadable and does not affect the others,
+/// except for an open quote: it could hide what a proxy appended, so the whole line is unreadable.
 pub(super) fn parse(line: &[u8]) -> Vec<Element> {
     let elements = fields::split_unquoted(line, b',').map(<[u8]>::trim_ascii);
-    // Lists may have empty places (RFC 9110, 5.6.1); they are no hops.
+    // Lists may have empty elements (RFC 9110, 5.6.1).
     let elements = elements.filter(|element| !element.is_empty());
     let read = |element: &[u8]| std::str::from_utf8(element).ok().and_then(element_of);
     let elements: Vec<_> = elements.map(|raw| read(raw).ok_or(raw)).collect();
-    // An open quote reaches to the line's end, and so into its last element.
+    // An open quote reaches to the end of the line, so it shows in the last element.
     if matches!(elements.last(), Some(Err(last)) if leaves_quote_open(last)) {
         return vec![Element::unreadable()];
     }
@@ -37,7 +36,7 @@ pub(super) fn parse(line: &[u8]) -> Vec<Element> {
 }
 
 fn leaves_quote_open(element: &[u8]) -> bool {
-    // With the quote closed, a comma after it separates.
+    // With the quote closed, a comma after it would separate two elements.
     let closed = [element, b","].concat();
     fields::split_unquoted(&closed, b',').count() == 1
 }
@@ -59,7 +58,7 @@ fn element_of(text: &str) -> Option<Element> {
             if let Some(field) = field
                 && field.replace(value).is_some()
             {
-                return None; // Said twice: which of the two is not for us to choose.
+                return None; // A repeated parameter is ambiguous.
             }
             rest = after.trim_start_matches(BLANK);
         }
@@ -76,8 +75,8 @@ fn is_token(character: char) -> bool {
     character.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(character)
 }
 
-/// A token or a quoted string, and what follows it. Some proxies leave the quotes of `host:port` and
-/// of addresses away, so colons and brackets pass as a token here.
+/// A token or a quoted string, and the rest. Some proxies do not quote `host:port` and IPv6 addresses, so
+/// colons and brackets are allowed in a token.
 fn value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text

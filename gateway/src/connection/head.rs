@@ -1,21 +1,21 @@
-//! Where a request's head ends.
+//! Finds the end of a request's head.
 
-/// A head on its way in.
+/// A partly received head.
 #[derive(Debug, Default)]
 pub(super) struct Head {
-    /// Bytes so far.
+    /// Bytes received.
     pub seen: usize,
     started: bool,
     lines: usize,
-    /// Whether nothing but a carriage return has come since the last line feed.
+    /// Whether only a carriage return has come since the last line feed.
     at_line_start: bool,
 }
 
-/// What has become of a head by some more bytes.
+/// The state of a head after more bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HeadProgress {
     Incomplete,
-    /// So many bytes came after its end.
+    /// With the number of bytes after its end.
     Complete {
         rest: usize,
     },
@@ -25,7 +25,7 @@ pub(super) enum HeadProgress {
 }
 
 impl Head {
-    /// Goes on with what has come; a head has at most `limit` bytes.
+    /// Takes more bytes; a head has at most `limit`.
     pub fn feed(&mut self, bytes: &[u8], limit: usize) -> HeadProgress {
         for (at, &byte) in bytes.iter().enumerate() {
             self.seen += 1;

@@ -1,24 +1,24 @@
-//! The first line of a request, in the forms that Pingora's parser does not take.
+//! Normalises request lines that Pingora's parser refuses.
 //!
-//! Pingora refuses a minor version above that of HTTP/1.1, which is to be served as HTTP/1.1 (RFC
-//! 9110, 2.5), and a target in absolute form whose authority is not byte for byte that of `Host`,
-//! which is to be ignored (RFC 9112, 3.2.2). So the line is put into the plain form before Pingora
-//! sees it, and the authority is kept for the gate.
+//! Pingora refuses minor versions above HTTP/1.1, which must be served as HTTP/1.1 (RFC 9110, 2.5). It
+//! also refuses a target in absolute form whose authority differs from `Host`, although `Host` must be
+//! ignored then (RFC 9112, 3.2.2). So Pingora gets a line in origin form with a known version, and the
+//! admission filter gets the authority.
 
 use bytes::Bytes;
 
 use crate::responses::Response;
 
-/// A line as Pingora takes it, and the authority that was in it.
+/// A normalised line, and the authority that was in it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RequestLine {
-    /// With all that came after the line.
+    /// The line, and the bytes that followed it.
     pub bytes: Bytes,
-    /// The authority of a target in absolute form, as it came.
+    /// The authority of a target in absolute form.
     pub authority: Option<Bytes>,
 }
 
-/// Whether the first line is here whole and already plain, as nearly all are.
+/// Whether the first line is complete and already normalised, as nearly all are.
 pub(super) fn is_normalized(start: &[u8]) -> bool {
     let Some(end) = start.iter().position(|byte| *byte == b'\n') else { return false };
     let line = start[..end].strip_suffix(b"\r").unwrap_or(&start[..end]);
@@ -27,11 +27,11 @@ pub(super) fn is_normalized(start: &[u8]) -> bool {
         && (line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0"))
 }
 
-/// The first line in the plain form; `None` while it is not here whole. What cannot be read is left
-/// as it is, for Pingora to refuse.
+/// Normalises the first line; `None` while it is incomplete. An unreadable line is not changed, so that
+/// Pingora refuses it.
 ///
 /// # Errors
-/// The answer to a request of another major version.
+/// The response to another major version.
 pub(super) fn normalize(start: &[u8]) -> Option<Result<RequestLine, Response>> {
     let unchanged =
         || Some(Ok(RequestLine { bytes: Bytes::copy_from_slice(start), authority: None }));
@@ -39,7 +39,7 @@ pub(super) fn normalize(start: &[u8]) -> Option<Result<RequestLine, Response>> {
     let skipped = start.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     let text = &start[skipped..];
     let Some(end) = text.iter().position(|byte| *byte == b'\n') else {
-        // A request in another protocol may have no line at all.
+        // Another protocol may have no lines at all.
         let is_text = text.iter().all(|byte| !byte.is_ascii_control() || *byte == b'\r');
         return if is_text { None } else { unchanged() };
     };
@@ -77,7 +77,7 @@ fn absolute<'a>(method: &[u8], target: &'a [u8]) -> Option<(&'a [u8], Vec<u8>)> 
     let end = after.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#'));
     let (authority, path) = after.split_at(end.unwrap_or(after.len()));
     let path = match path {
-        // What OPTIONS asks of the server as a whole (RFC 9112, 3.2.4).
+        // OPTIONS for the whole server (RFC 9112, 3.2.4).
         [] if method == b"OPTIONS" => b"*".to_vec(),
         [b'/', ..] => path.to_vec(),
         _ => [b"/", path].concat(),

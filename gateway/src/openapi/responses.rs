@@ -1,5 +1,4 @@
-//! What the description says of every call's answers: the gateway's own refusals, which the services
-//! do not know, and the headers.
+//! The gateway's part of every call's responses: its own refusals, and the headers.
 
 use std::collections::BTreeSet;
 
@@ -9,11 +8,11 @@ use serde_json::{Map, Value, json};
 use super::set_component;
 use crate::routes::{Access, Route};
 
-/// A header of answers.
+/// A response header.
 struct Header {
     name: &'static str,
     description: &'static str,
-    /// Whether every answer has it.
+    /// Whether every response has it.
     everywhere: bool,
 }
 
@@ -21,7 +20,7 @@ const fn header(name: &'static str, description: &'static str, everywhere: bool)
     Header { name, description, everywhere }
 }
 
-/// The headers of every answer, and of every answer with a certain status.
+/// The headers of all responses, and of those with certain statuses.
 const HEADERS: [Header; 8] = [
     header(
         "X-Request-Id",
@@ -41,11 +40,11 @@ const HEADERS: [Header; 8] = [
     header("Cache-Control", "Whether and how long the response may be kept.", true),
     header("Content-Language", "The language of the message: `ko` or `en`.", false),
     header("Retry-After", "Seconds after which to try again.", false),
-    header("WWW-Authenticate", "How to show who is calling (RFC 6750).", false),
+    header("WWW-Authenticate", "How to authenticate (RFC 6750).", false),
     header("Accept", "The media types that the call takes.", false),
 ];
 
-/// The names of a status's headers beyond those of every answer.
+/// The headers of a status besides those of all responses.
 fn particular(status: &str) -> &'static [&'static str] {
     match status {
         "401" => &["Content-Language", "WWW-Authenticate"],
@@ -57,19 +56,19 @@ fn particular(status: &str) -> &'static [&'static str] {
     }
 }
 
-/// A refusal of the gateway's own, or of any service.
+/// A refusal of the gateway, or of any service.
 struct Refusal {
     status: &'static str,
     /// Its name among the components.
     name: &'static str,
     description: &'static str,
-    /// Whether a call can be answered with it.
+    /// Whether a call can have this response.
     applies: fn(&Call<'_>) -> bool,
 }
 
-/// What decides which refusals a call can be answered with.
+/// The properties of a call that decide which refusals it can have.
 pub(super) struct Call<'a> {
-    /// Where the gateway takes it; `None` when the gateway answers it itself.
+    /// Its route; `None` if the gateway serves it itself.
     pub(super) route: Option<&'a Route>,
     /// Who may make it.
     pub(super) access: &'a Access,
@@ -119,7 +118,7 @@ const REFUSALS: [Refusal; 14] = [
     refusal("default", "Failure", "Any other refusal or failure", |_| true),
 ];
 
-/// Puts what the calls refer to among the components.
+/// Adds the components that calls refer to.
 pub(super) fn add_components(components: &mut Map<String, Value>) {
     for Header { name, description, everywhere } in HEADERS {
         let mut header = json!({"description": description, "schema": {"type": "string"}});
@@ -141,7 +140,7 @@ pub(super) fn add_components(components: &mut Map<String, Value>) {
     }
 }
 
-/// Drops the answers and headers that no call refers to, as with a route table of few calls.
+/// Drops responses and headers that no call refers to.
 pub(super) fn drop_unused(paths: &Map<String, Value>, components: &mut Map<String, Value>) {
     for kind in ["responses", "headers"] {
         let mut used = BTreeSet::new();
@@ -165,7 +164,7 @@ fn references(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Completes the answers of a call.
+/// Completes the responses of a call.
 pub(super) fn complete(call: &Call<'_>, operation: &mut Map<String, Value>) {
     let responses = operation.entry("responses").or_insert_with(|| json!({}));
     let Some(responses) = responses.as_object_mut() else { return };

@@ -1,4 +1,4 @@
-//! Who is who.
+//! Authentication.
 
 use serde_json::json;
 

@@ -8,8 +8,8 @@ use rand::{Rng, SeedableRng};
 /// First pause (milliseconds), before jitter.
 const BASE_MS: u64 = 100;
 
-/// Pauses of 50 to 100 ms, then twice that, and so on up to a bound. The random half keeps the
-/// many that lost the same registry from coming back in step.
+/// Pauses of 50 to 100 ms, then twice that, and so on up to a bound. The random half spreads the
+/// clients that lost the registry at the same moment.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     longest: Duration,
@@ -23,7 +23,7 @@ impl Backoff {
     }
 
     fn with_rng(longest: Duration, rng: SmallRng) -> Self {
-        // A bound of zero would turn a dead registry into a busy loop.
+        // With a bound of zero, a dead registry would cause a busy loop.
         let longest = longest.max(Duration::from_millis(10));
         Self { longest, next: longest.min(Duration::from_millis(BASE_MS)), rng }
     }
@@ -36,7 +36,7 @@ impl Backoff {
         half + half.mul_f64(self.rng.random_range(0.0..=1.0))
     }
 
-    /// After a success, start small again.
+    /// Starts again with the shortest pause, after a success.
     pub(crate) fn reset(&mut self) {
         self.next = self.longest.min(Duration::from_millis(BASE_MS));
     }

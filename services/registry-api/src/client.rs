@@ -1,4 +1,4 @@
-//! One call, one answer.
+//! Single calls to the registry.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,14 +11,13 @@ use serde::de::DeserializeOwned;
 use crate::instance::Instance;
 use crate::wire::{AckRequest, Departure, MAX_WAIT_MS, RegisterRequest, Registered, Snapshot};
 
-/// A connection to the registry takes at most this long (milliseconds).
+/// Longest time to connect to the registry (milliseconds).
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
-/// A call takes at most this long (milliseconds), apart from what it was asked to wait.
+/// Longest time of a call (milliseconds), besides the wait that it asks for.
 const REQUEST_TIMEOUT_MS: u64 = 2_000;
-/// An answer is read up to this size (bytes). 5,000 instances with all the
-/// metadata that is allowed fit.
+/// Largest response that is read (bytes): 5,000 instances with all the metadata that is allowed.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
-/// How much of an error's message is kept (characters).
+/// Longest message of an error that is kept (characters).
 const MAX_MESSAGE_CHARS: usize = 200;
 
 /// The address of the registry is not usable.
@@ -32,7 +31,7 @@ pub struct InvalidRegistryUrl {
 /// Why a call did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// No answer: not there, too slow, or cut.
+    /// No response: not reachable, too slow, or cut off.
     #[error("the registry cannot be reached: {0}")]
     Unreachable(String),
     /// The registration secret is not the registry's.
@@ -52,14 +51,23 @@ pub enum ClientError {
         /// What the registry said.
         message: String,
     },
-    /// The answer made no sense.
-    #[error("the registry's answer is not understood: {0}")]
+    /// The response cannot be read.
+    #[error("the registry's response is not understood: {0}")]
     Malformed(String),
 }
 
-/// Talks to one registry. Cheap to clone; clones share connections.
+/// A client of one registry. Cheap to clone; clones share connections.
 ///
-/// Proxy settings of the environment are ignored: the mesh's own traffic stays in the mesh.
+/// Proxy settings of the environment are ignored, because traffic of the mesh stays in the mesh.
+///
+/// ```
+/// use tourin_registry_api::RegistryClient;
+///
+/// // Opens no connection yet.
+/// assert!(RegistryClient::new("http://127.0.0.1:8500", "a-secret-of-the-mesh").is_ok());
+/// let error = RegistryClient::new("https://registry.example", "a-secret-of-the-mesh").unwrap_err();
+/// assert!(error.to_string().contains("it must be http://host:port"));
+/// ```
 #[derive(Clone)]
 pub struct RegistryClient {
     http: reqwest::Client,
@@ -74,9 +82,9 @@ impl fmt::Debug for RegistryClient {
 }
 
 impl RegistryClient {
-    /// A client of the registry at `base_url` (`http://host:port`, no path needed), which shows
-    /// `secret` (the registration secret) with every call: what is open to strangers too has more
-    /// room for those who hold it. Opens no connection.
+    /// A client of the registry at `base_url` (`http://host:port`). It sends the registration
+    /// `secret` with every call, also with calls that need none: the registry has separate, larger
+    /// limits for authenticated clients. Opens no connection.
     ///
     /// # Errors
     /// [`InvalidRegistryUrl`] when `base_url` is not an `http://` URL with a host.
@@ -102,10 +110,10 @@ impl RegistryClient {
         })
     }
 
-    /// Registers `instance`, or renews its lease when it is registered as it is.
+    /// Registers `instance`, or renews its lease if nothing about it has changed.
     ///
     /// # Errors
-    /// [`ClientError::Conflict`] when another address holds the id by a live lease; others as they say.
+    /// [`ClientError::Conflict`] when another address holds a live lease for the id.
     pub async fn register(
         &self,
         instance: &Instance,
@@ -124,7 +132,7 @@ impl RegistryClient {
     /// Renews the lease of an instance.
     ///
     /// # Errors
-    /// [`ClientError::Unknown`] when the registry does not know it (any more): register again.
+    /// [`ClientError::Unknown`] when the registry does not know it: register again.
     pub async fn renew(&self, service: &str, id: &str) -> Result<(), ClientError> {
         let path = format!("{}/renew", instance_path(service, id));
         self.send(self.write(Method::POST, &path)).await?;
@@ -135,7 +143,7 @@ impl RegistryClient {
     /// live watcher has acknowledged that.
     ///
     /// # Errors
-    /// [`ClientError::Unknown`] when the registry does not know it; others as they say.
+    /// [`ClientError::Unknown`] when the registry does not know it.
     pub async fn drain(
         &self,
         service: &str,
@@ -146,11 +154,11 @@ impl RegistryClient {
         self.depart(Method::POST, &path, wait).await
     }
 
-    /// Takes an instance out at once and waits up to `wait` (at most [`MAX_WAIT_MS`]) until every
+    /// Removes an instance at once and waits up to `wait` (at most [`MAX_WAIT_MS`]) until every
     /// live watcher has acknowledged that.
     ///
     /// # Errors
-    /// [`ClientError::Unknown`] when the registry does not know it; others as they say.
+    /// [`ClientError::Unknown`] when the registry does not know it.
     pub async fn deregister(
         &self,
         service: &str,
@@ -160,10 +168,10 @@ impl RegistryClient {
         self.depart(Method::DELETE, &instance_path(service, id), wait).await
     }
 
-    /// What the registry knows, of one service or of all.
+    /// The instances of one service or of all.
     ///
     /// # Errors
-    /// As they say.
+    /// See [`ClientError`].
     pub async fn list(&self, service: Option<&str>) -> Result<Snapshot, ClientError> {
         let mut request = self.read("/v1/instances");
         if let Some(service) = service {
@@ -172,17 +180,17 @@ impl RegistryClient {
         decode(self.send(request.timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))).await?).await
     }
 
-    /// Says that everything up to `version` is in effect at `watcher`, which must be watching.
+    /// Acknowledges that everything up to `version` is in effect at `watcher`.
     ///
     /// # Errors
-    /// [`ClientError::Unknown`] when no such watcher is connected; others as they say.
+    /// [`ClientError::Unknown`] when no such watcher is connected.
     pub async fn ack(&self, watcher: &str, version: u64) -> Result<(), ClientError> {
         let path = format!("/v1/watchers/{watcher}/ack");
         self.send(self.write(Method::PUT, &path).json(&AckRequest { version })).await?;
         Ok(())
     }
 
-    /// Opens the watch. The answer's body has no end and no total time-out.
+    /// Opens the watch. The response's body has no end and no total time-out.
     pub(crate) async fn watch(
         &self,
         from: u64,
@@ -196,7 +204,7 @@ impl RegistryClient {
         let opening = self.send(request);
         match tokio::time::timeout(Duration::from_millis(REQUEST_TIMEOUT_MS), opening).await {
             Ok(response) => response,
-            Err(_) => Err(ClientError::Unreachable("no answer in time".to_owned())),
+            Err(_) => Err(ClientError::Unreachable("no response in time".to_owned())),
         }
     }
 
@@ -246,7 +254,7 @@ impl RegistryClient {
 }
 
 fn instance_path(service: &str, id: &str) -> String {
-    // Both are held to plain characters by `limits`; nothing to escape.
+    // `limits` allows no character that would need escaping.
     format!("/v1/instances/{service}/{id}")
 }
 

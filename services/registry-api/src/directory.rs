@@ -1,4 +1,4 @@
-//! Who is there: a local copy of the registry's knowledge that follows every change.
+//! A local copy of the registry's instances that follows every change.
 
 mod follower;
 
@@ -16,20 +16,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::RegistryClient;
 use crate::instance::{Instance, Status};
-use crate::membership::Membership;
 use follower::Follower;
 
-/// What a report says of a registry that is away.
-pub const OUT_OF_REACH: &str = "it is out of reach; what it said last holds";
+/// What a readiness report says of a registry that cannot be reached.
+pub const OUT_OF_REACH: &str = "unreachable; the last known instances stay in use";
 
 /// Bounds of a [`Directory`].
 #[derive(Clone, Copy, Debug)]
 pub struct DirectorySettings {
-    /// How long instances known from before a restart of the registry are kept while they have not
-    /// registered again. One lease (3 s): whoever lives has had three heartbeats to do so.
+    /// How long instances from before a restart of the registry are kept without registering again.
+    /// One lease (3 s), which is three heartbeats.
     pub settle: Duration,
-    /// A watch without a sign of life for this long is taken for dead (5 s; the registry gives one
-    /// every [`crate::wire::KEEP_ALIVE_MS`]).
+    /// A watch that is silent for this long counts as dead (5 s; the registry sends something every
+    /// [`crate::wire::KEEP_ALIVE_MS`]).
     pub idle_timeout: Duration,
     /// Longest pause between two attempts to connect (1 s).
     pub max_backoff: Duration,
@@ -45,12 +44,26 @@ impl Default for DirectorySettings {
     }
 }
 
-/// Who is there. Cheap to clone; clones share everything.
+/// The registered instances. Cheap to clone; clones share everything.
 ///
-/// It follows the registry's watch, resumes it from the version it has, and goes on with what it
-/// knows for as long as the registry is gone. After a restart of the registry, instances that were
-/// known before stay for [`DirectorySettings::settle`] so that a registry that knows nobody yet
-/// does not empty every gateway; then the registry is believed.
+/// It follows the registry's watch and resumes it from the version it has. While the registry is
+/// away, it keeps what it knows. A restarted registry begins empty, so the instances from before
+/// stay for [`DirectorySettings::settle`].
+///
+/// ```
+/// use tourin_registry_api::{Directory, Instance};
+///
+/// let address = "127.0.0.1:8081".parse().unwrap();
+/// let directory = Directory::fixed([
+///     Instance::new("core", "core-1", address),
+///     Instance::new("core", "core-2", address),
+/// ]);
+/// // Round robin, without the instances that have just failed.
+/// assert_eq!(directory.pick("core").unwrap().id, "core-1");
+/// assert_eq!(directory.pick("core").unwrap().id, "core-2");
+/// assert_eq!(directory.pick_except("core", &["core-1".to_owned()]).unwrap().id, "core-2");
+/// assert!(directory.pick("recommendation").is_none());
+/// ```
 #[derive(Clone)]
 pub struct Directory {
     shared: Arc<Shared>,
@@ -64,26 +77,27 @@ struct Shared {
     acknowledged: watch::Sender<u64>,
 }
 
-/// One consistent state of knowledge, ready for readers.
+/// The membership at one version.
 #[derive(Default)]
 struct View {
     version: u64,
     all: Arc<[Instance]>,
-    up: HashMap<String, Upstreams>,
+    up: HashMap<String, Pool>,
 }
 
-struct Upstreams {
+/// The instances of one service that are up; never empty.
+struct Pool {
     instances: Arc<[Instance]>,
-    /// Outlives the view, so that a change of membership does not restart the round.
-    turn: Arc<AtomicUsize>,
+    /// Shared with the pool before, so that a change of membership does not restart round robin.
+    next: Arc<AtomicUsize>,
 }
 
 impl Directory {
-    /// Watches under the name `watcher` (see [`crate::limits::instance_id`]; unique, for instance
-    /// the instance's own id). Draining and leaving instances wait until this watcher acknowledged,
-    /// so **[`Directory::acknowledge`] must be called** after every change; who has nothing to
-    /// acknowledge uses [`Directory::follow`]. The future does the work: the caller spawns it. It
-    /// ends when `stop` is cancelled.
+    /// Watches under the unique name `watcher` (see [`crate::limits::instance_id`]), such as the
+    /// instance's own id. Instances that drain or leave wait for this watcher, so
+    /// **[`Directory::acknowledge`] must be called** after every change; a caller with nothing to
+    /// acknowledge uses [`Directory::follow`]. The caller spawns the future, which does the work
+    /// and ends when `stop` is cancelled.
     pub fn watch(
         client: RegistryClient,
         watcher: impl Into<String>,
@@ -92,7 +106,7 @@ impl Directory {
         Self::with_settings(client, Some(watcher.into()), DirectorySettings::default(), stop)
     }
 
-    /// Follows without a name: nobody waits for this one. Otherwise like [`Directory::watch`].
+    /// Like [`Directory::watch`], without a name: no instance waits for this watcher.
     pub fn follow(
         client: RegistryClient,
         stop: CancellationToken,
@@ -108,55 +122,65 @@ impl Directory {
         settings: DirectorySettings,
         stop: CancellationToken,
     ) -> (Self, BoxFuture<'static, ()>) {
-        let shared = Arc::new(Shared {
-            view: ArcSwap::default(),
-            changed: watch::Sender::new(0),
-            connected: watch::Sender::new(false),
-            acknowledged: watch::Sender::new(0),
-        });
+        let shared = Arc::new(Shared::default());
         let follower = Follower::new(client, watcher, settings, Arc::clone(&shared));
         (Self { shared }, Box::pin(follower.run(stop)))
+    }
+
+    /// A directory of exactly these instances, without a registry: for tests and examples.
+    pub fn fixed(instances: impl IntoIterator<Item = Instance>) -> Self {
+        let shared = Arc::new(Shared::default());
+        shared.publish(0, instances.into_iter().collect());
+        Self { shared }
     }
 
     /// The instances of `service` that are up, sorted by id.
     pub fn instances(&self, service: &str) -> Arc<[Instance]> {
         match self.shared.view.load().up.get(service) {
-            Some(upstreams) => Arc::clone(&upstreams.instances),
+            Some(pool) => Arc::clone(&pool.instances),
             None => Arc::default(),
         }
     }
 
-    /// Every instance known, draining ones too, sorted by service and id.
+    /// All instances, draining ones too, sorted by service and id.
     pub fn all(&self) -> Arc<[Instance]> {
         Arc::clone(&self.shared.view.load().all)
     }
 
-    /// The version of what is known; 0 until the first snapshot.
+    /// The registry's version that this copy has; 0 until the first snapshot.
     pub fn version(&self) -> u64 {
         self.shared.view.load().version
     }
 
-    /// The version, with a wake-up whenever something may have changed. A wake-up can come with the
-    /// same version as before (when a settle period ends).
+    /// The version, with a wake-up at every change. The end of a settle period wakes with the same
+    /// version as before.
     ///
-    /// Read the version here *before* reading the instances, and acknowledge that one: what is read
-    /// is then at least as new as what is acknowledged.
+    /// Read the version here *before* the instances, and acknowledge that one: the instances are
+    /// then at least as new.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
     }
 
-    /// Whether the watch is open, and every change of that. For reports only, which say
-    /// [`OUT_OF_REACH`] where it is not: what is known is served either way.
+    /// Whether the watch is open, with a wake-up at every change. For reports
+    /// ([`OUT_OF_REACH`]); instances are served either way.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.shared.connected.subscribe()
     }
 
-    /// The next of the instances of `service` that are up, round robin; none when there is none.
+    /// The next instance of `service` that is up, round robin.
     pub fn pick(&self, service: &str) -> Option<Instance> {
+        self.pick_except(service, &[])
+    }
+
+    /// Like [`Directory::pick`], without the instances whose ids are `excluded`.
+    pub fn pick_except(&self, service: &str, excluded: &[String]) -> Option<Instance> {
         let view = self.shared.view.load();
-        let upstreams = view.up.get(service)?;
-        let turn = upstreams.turn.fetch_add(1, Ordering::Relaxed);
-        upstreams.instances.get(turn % upstreams.instances.len()).cloned()
+        let Pool { instances, next } = view.up.get(service)?;
+        let start = next.fetch_add(1, Ordering::Relaxed);
+        (0..instances.len())
+            .map(|step| &instances[start.wrapping_add(step) % instances.len()])
+            .find(|instance| !excluded.contains(&instance.id))
+            .cloned()
     }
 
     /// Like [`Directory::pick`], but waits up to `limit` for an instance to appear.
@@ -176,9 +200,8 @@ impl Directory {
         timeout(limit, appears).await.ok().flatten()
     }
 
-    /// Says that everything up to `version` is in effect here. Returns at once; the follower tells
-    /// the registry, repeats it after a reconnect, and skips versions that a later one covers.
-    /// Without effect on a directory that only follows.
+    /// Acknowledges that everything up to `version` is in effect here. Returns at once; the follower
+    /// sends the latest version, again after a reconnect. No effect without a watcher's name.
     pub fn acknowledge(&self, version: u64) {
         self.shared.acknowledged.send_replace(version);
     }
@@ -194,26 +217,67 @@ impl fmt::Debug for Directory {
     }
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            view: ArcSwap::default(),
+            changed: watch::Sender::new(0),
+            connected: watch::Sender::new(false),
+            acknowledged: watch::Sender::new(0),
+        }
+    }
+}
+
 impl Shared {
-    /// Makes what is known visible, then wakes whoever waits for it.
-    fn publish(&self, known: &Membership) {
+    /// Makes a membership visible, then wakes the readers, also when the version is the same.
+    fn publish(&self, version: u64, all: Vec<Instance>) {
         let previous = self.view.load();
         let mut by_service: HashMap<&str, Vec<Instance>> = HashMap::new();
-        for instance in known.instances().filter(|i| i.status == Status::Up) {
+        for instance in all.iter().filter(|instance| instance.status == Status::Up) {
             by_service.entry(&instance.service).or_default().push(instance.clone());
         }
         let up = by_service
             .into_iter()
             .map(|(service, instances)| {
-                let turn = previous.up.get(service).map(|u| Arc::clone(&u.turn));
-                let upstreams =
-                    Upstreams { instances: instances.into(), turn: turn.unwrap_or_default() };
-                (service.to_owned(), upstreams)
+                let next = previous.up.get(service).map(|pool| Arc::clone(&pool.next));
+                let pool = Pool { instances: instances.into(), next: next.unwrap_or_default() };
+                (service.to_owned(), pool)
             })
             .collect();
-        let view = View { version: known.version(), all: known.instances().cloned().collect(), up };
-        self.view.store(Arc::new(view));
-        // Wakes even when the version is the same.
-        self.changed.send_replace(known.version());
+        self.view.store(Arc::new(View { version, all: all.into(), up }));
+        self.changed.send_replace(version);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cores(ids: &[&str]) -> Vec<Instance> {
+        let address = "127.0.0.1:1".parse().unwrap();
+        ids.iter().map(|id| Instance::new("core", *id, address)).collect()
+    }
+
+    #[test]
+    fn round_robin_goes_on_across_changes() {
+        let directory = Directory::fixed(cores(&["a", "b", "c"]));
+        let pick = || directory.pick("core").unwrap().id;
+        assert_eq!([pick(), pick(), pick(), pick()], ["a", "b", "c", "a"]);
+        directory.shared.publish(1, cores(&["a", "b"]));
+        let mut picked = [pick(), pick()];
+        picked.sort();
+        assert_eq!(picked, ["a", "b"]);
+        directory.shared.publish(2, Vec::new());
+        assert!(directory.pick("core").is_none());
+    }
+
+    #[test]
+    fn excluded_instances_are_not_picked() {
+        let directory = Directory::fixed(cores(&["a", "b"]));
+        for _ in 0..4 {
+            assert_eq!(directory.pick_except("core", &["a".to_owned()]).unwrap().id, "b");
+        }
+        assert!(directory.pick_except("core", &["a".to_owned(), "b".to_owned()]).is_none());
+        assert!(directory.pick("unknown").is_none());
     }
 }

@@ -1,22 +1,22 @@
-//! One running copy of a service.
+//! A running copy of a service.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Whether an instance wants new requests.
+/// Whether an instance takes new requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Takes requests.
     #[default]
     Up,
-    /// Finishes what it has and wants nothing new.
+    /// Finishes the requests it has and takes no new ones.
     Draining,
 }
 
-/// One running copy of a service, known by its service's name and an id that it chose itself.
+/// A running copy of a service, identified by the service's name and an id that it chose itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// The service's name; see [`crate::limits::service_name`].
@@ -25,9 +25,9 @@ pub struct Instance {
     pub id: String,
     /// Where others reach it over HTTP.
     pub address: SocketAddr,
-    /// Whether it wants new requests.
+    /// Whether it takes new requests.
     pub status: Status,
-    /// What the service wants to be known of it; see [`crate::limits::metadata`].
+    /// What other programs may need to know about it; see [`crate::limits::metadata`].
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }

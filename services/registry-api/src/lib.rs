@@ -1,16 +1,14 @@
 //! Wire types and client of Tourin's registry.
 //!
-//! | you are | you use |
-//! |---|---|
-//! | an instance that wants to be found | [`Registration`]: registers, renews, re-registers, leaves |
-//! | somebody who looks for instances | [`Directory`]: follows every change, keeps the last knowledge |
-//! | a tool | [`RegistryClient`]: one call, one answer |
-//! | the registry itself | [`wire`], [`limits`] |
+//! - [`Registration`] keeps an instance registered: it registers, renews, registers again, leaves.
+//! - [`Directory`] finds instances: it follows every change and keeps the last known state.
+//! - [`RegistryClient`] makes single calls, for tools.
+//! - [`wire`] and [`limits`] are what registry and clients agree on.
 //!
-//! Every change of membership has a number, its *version*. Versions grow by one with each change
-//! and start at the registry's start time in microseconds since the Unix epoch, so that they grow
-//! across restarts too. The start value is the *epoch*: two snapshots with different epochs come
-//! from different lives of the registry, which remembers nothing between them.
+//! Every change of membership has a *version*. Versions grow by one with each change. They start at
+//! the registry's start time in microseconds since the Unix epoch, so they also grow across
+//! restarts. The first version is the *epoch*: snapshots with different epochs are from different
+//! runs of the registry, which remembers nothing between them.
 
 pub mod limits;
 pub mod wire;

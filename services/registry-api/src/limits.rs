@@ -1,4 +1,12 @@
-//! What the registry accepts. Checked there; here so that a client can check first.
+//! What the registry accepts. Clients can check the same rules first.
+//!
+//! ```
+//! use tourin_registry_api::limits::{instance_id, lease_ms, service_name};
+//!
+//! assert!(service_name("tour-spots").is_ok() && instance_id("core-018f").is_ok());
+//! let error = lease_ms(100).unwrap_err();
+//! assert_eq!(error.to_string(), "lease_ms is 200 to 300000");
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -14,9 +22,9 @@ pub const MAX_METADATA_NAME_BYTES: usize = 64;
 pub const MAX_METADATA_VALUE_BYTES: usize = 512;
 /// Longest metadata of one instance, names and values together (bytes).
 pub const MAX_METADATA_BYTES: usize = 4_096;
-/// Shortest lease (milliseconds): a few heartbeats must fit in, and so must a scheduling hiccup.
+/// Shortest lease (milliseconds): a few heartbeats and a scheduling delay must fit.
 pub const MIN_LEASE_MS: u64 = 200;
-/// Longest lease (milliseconds): longer, and the dead stay in the list for minutes.
+/// Longest lease (milliseconds): a killed instance stays listed for that long.
 pub const MAX_LEASE_MS: u64 = 300_000;
 
 /// A value that the registry does not accept; the message says which and what is allowed.

@@ -1,4 +1,4 @@
-//! What a directory knows, and how snapshots and changes alter it. No I/O, no clock of its own.
+//! The state of a directory, and how snapshots and changes alter it. No I/O; time is passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::wire::{Change, ChangeKind, Snapshot};
 /// Service and id.
 type Key = (String, String);
 
-/// The change cannot be applied to what is known: something in between was missed.
+/// A change cannot be applied because an earlier one is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("version {got} came after version {known}")]
 pub(crate) struct Gap {
@@ -17,15 +17,14 @@ pub(crate) struct Gap {
     got: u64,
 }
 
-/// What is known of who is there.
+/// The known instances.
 ///
 /// # After a restart of the registry
-/// A registry remembers nothing across restarts, so the first snapshot of a new epoch says little:
-/// the instances may well be there and about to register again. Instances known from before that
-/// the snapshot lacks are therefore kept, *unconfirmed*, for a settle period of one lease. An
-/// instance that registers again is confirmed; one that is reported down goes; whatever is still
-/// unconfirmed when the period ends goes too. While the watch is cut the period stands still: it
-/// starts anew with the next connection. A snapshot of the same epoch is trusted at once.
+/// A restarted registry knows no instance until each registers again. Instances that the first
+/// snapshot of a new epoch lacks are therefore kept, *unconfirmed*, for a settle period of one lease.
+/// An instance that registers again is confirmed; one that is reported down is removed. Those still
+/// unconfirmed at the period's end are removed. The period starts anew with each connection. A
+/// snapshot of the same epoch replaces everything at once.
 #[derive(Debug, Default)]
 pub(crate) struct Membership {
     epoch: u64,
@@ -36,17 +35,17 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The registry's life that this knowledge is from; 0 when there is none yet.
+    /// The epoch of the last snapshot; 0 before the first.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The last version that is in here; 0 when there is none yet.
+    /// The last version applied; 0 before the first snapshot.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
-    /// Everything known, sorted by service and id.
+    /// All instances, sorted by service and id.
     pub(crate) fn instances(&self) -> impl Iterator<Item = &Instance> {
         self.instances.values()
     }
@@ -56,7 +55,7 @@ impl Membership {
         self.settles_at
     }
 
-    /// A watch was opened: the settle period, if one runs, starts anew.
+    /// Restarts a running settle period, because a watch was opened.
     pub(crate) fn connected(&mut self, now: Instant, settle: Duration) {
         if self.settles_at.is_some() {
             self.settles_at = Some(now + settle);
@@ -87,7 +86,7 @@ impl Membership {
         self.version = snapshot.version;
     }
 
-    /// Applies the next change; one that is known already is ignored.
+    /// Applies the next change; an older one is ignored.
     pub(crate) fn apply(&mut self, change: Change) -> Result<(), Gap> {
         if change.version <= self.version {
             return Ok(());
@@ -114,7 +113,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Lets unconfirmed instances go when the settle period is over. True when any went.
+    /// Removes unconfirmed instances once the settle period is over. True when any were removed.
     pub(crate) fn settle(&mut self, now: Instant) -> bool {
         if self.settles_at.is_none_or(|at| now < at) {
             return false;

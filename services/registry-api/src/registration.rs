@@ -1,4 +1,4 @@
-//! Keeps one instance known to the registry.
+//! Keeps one instance registered.
 
 use std::time::Duration;
 
@@ -12,27 +12,47 @@ use crate::backoff::Backoff;
 use crate::client::{ClientError, RegistryClient};
 use crate::instance::{Instance, Status};
 
-/// [`Registration::leave`] and [`Registration::drain`] take at most this long (milliseconds).
+/// Longest time of [`Registration::leave`] and [`Registration::drain`] (milliseconds).
 const LEAVE_TIMEOUT_MS: u64 = 2_000;
-/// Of that, this much is for the way there and back (milliseconds).
+/// Part of that which is left for the network (milliseconds).
 const ROUND_TRIP_MS: u64 = 200;
 
-/// How far a [`Registration`] has come.
+/// The state of a [`Registration`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistrationState {
-    /// Not known to the registry, and trying; the last failure if there was one.
+    /// Trying to register; with the last failure if there was one.
     Registering(Option<ClientError>),
-    /// Known to the registry, as far as the last heartbeat says.
+    /// Registered, according to the last heartbeat.
     Registered,
-    /// The last heartbeats failed; the lease may run out. Keeps trying.
+    /// The last heartbeats failed and the lease may expire. Keeps trying.
     Unreachable(ClientError),
 }
 
-/// Keeps one instance known to the registry: registers (again and again until it succeeds), renews
-/// the lease with every heartbeat, registers again when the registry forgot it.
+/// Keeps one instance registered: retries until it is, renews the lease with every heartbeat, and
+/// registers again when the registry has forgotten it.
 ///
-/// Heartbeats end when the token is cancelled, when [`Registration::leave`] is called, or when this
-/// is dropped. Only `leave` tells the registry; otherwise the lease runs out.
+/// Heartbeats end with the token, with [`Registration::leave`], or with a drop. Only `leave` tells
+/// the registry; otherwise the lease expires.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tokio_util::sync::CancellationToken;
+/// use tourin_registry_api::{Instance, Registration, RegistrationState, RegistryClient};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// // Nothing listens there: the registration keeps trying.
+/// let client = RegistryClient::new("http://127.0.0.1:1", "a-secret-of-the-mesh").unwrap();
+/// let instance = Instance::new("core", "core-1", "127.0.0.1:8081".parse().unwrap());
+/// let (heartbeat, lease) = (Duration::from_secs(1), Duration::from_secs(3));
+/// let stop = CancellationToken::new();
+/// let registration = Registration::start(client, instance, heartbeat, lease, stop);
+/// assert!(!registration.registered(Duration::from_millis(50)).await);
+/// assert!(matches!(*registration.state().borrow(), RegistrationState::Registering(_)));
+/// assert!(!registration.leave().await);
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Registration {
     client: RegistryClient,
@@ -45,12 +65,11 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Starts to register `instance`, in the background, and returns at once. Must be called
-    /// within a tokio runtime.
+    /// Registers `instance` in the background and returns at once. Must be called within a tokio
+    /// runtime.
     ///
-    /// The lease should be three heartbeats or more, so that one lost heartbeat does no harm.
-    /// What the registry holds an id and a name to is in [`crate::limits`]; it refuses others, and
-    /// this goes on trying and saying so.
+    /// The lease should be three heartbeats or more, so that one may be lost. A name or id outside
+    /// of [`crate::limits`] is refused by the registry again and again; the log says so.
     pub fn start(
         client: RegistryClient,
         instance: Instance,
@@ -81,21 +100,21 @@ impl Registration {
         Self { client, service, id, status, state, heartbeats, stop: stop.drop_guard() }
     }
 
-    /// How far it has come, and every change of that.
+    /// The state, with a wake-up at every change.
     pub fn state(&self) -> watch::Receiver<RegistrationState> {
         self.state.clone()
     }
 
-    /// Waits until the registry knows the instance; false when `limit` passed first.
+    /// Waits until the instance is registered; false when `limit` passed first.
     pub async fn registered(&self, limit: Duration) -> bool {
         let mut state = self.state.clone();
         let known = state.wait_for(|state| *state == RegistrationState::Registered);
         matches!(timeout(limit, known).await, Ok(Ok(_)))
     }
 
-    /// Announces that the instance wants nothing new; the lease is still renewed. Returns true once
-    /// every live watcher acknowledged, false after 2 s or when the registry cannot be told now
-    /// (it is told when it is back).
+    /// Announces that the instance takes no new requests; the lease is still renewed. True once every
+    /// live watcher has acknowledged it; false after 2 s, or when the registry is unreachable (it is
+    /// told later).
     pub async fn drain(&self) -> bool {
         self.status.send_replace(Status::Draining);
         let limit = Duration::from_millis(LEAVE_TIMEOUT_MS);
@@ -105,7 +124,7 @@ impl Registration {
     }
 
     /// Ends the heartbeats and deregisters. Keep serving until this returns: true once every live
-    /// watcher acknowledged, false after 2 s or at once when the registry is not there.
+    /// watcher has acknowledged it; false after 2 s, or at once when the registry is unreachable.
     pub async fn leave(self) -> bool {
         let Self { client, service, id, heartbeats, stop, .. } = self;
         drop(stop);
@@ -113,7 +132,7 @@ impl Registration {
             warn!(service, id, "the heartbeats ended by a panic");
         }
         let end = Instant::now() + Duration::from_millis(LEAVE_TIMEOUT_MS);
-        // Two attempts: a kept-alive connection may turn out to be dead with the first.
+        // Two attempts: the first may meet a dead kept-alive connection.
         for _ in 0..2 {
             let left = end.saturating_duration_since(Instant::now());
             let wait = left.saturating_sub(Duration::from_millis(ROUND_TRIP_MS));
@@ -122,7 +141,7 @@ impl Registration {
                     info!(service, id, acknowledged = departure.acknowledged, "left the registry");
                     return departure.acknowledged;
                 }
-                // Never registered, expired, or the registry restarted: it is not listed.
+                // Never registered, expired, or the registry has restarted: it is not listed.
                 Ok(Err(ClientError::Unknown)) => return true,
                 Ok(Err(ClientError::Unreachable(reason))) => debug!(reason, "could not leave"),
                 Ok(Err(error)) => {
@@ -132,12 +151,12 @@ impl Registration {
                 Err(_) => break,
             }
         }
-        info!(service, id, "the registry is not there to be told; the lease runs out");
+        info!(service, id, "the registry is unreachable; the lease will expire");
         false
     }
 }
 
-/// The background half.
+/// The background task.
 struct Heartbeats {
     client: RegistryClient,
     instance: Instance,
@@ -170,7 +189,7 @@ impl Heartbeats {
                         "registered"
                     );
                     self.progress.send_replace(RegistrationState::Registered);
-                    // Drain was asked for while the request was on its way.
+                    // `drain` may have been called meanwhile.
                     if *self.wanted_status.borrow() == self.instance.status {
                         return;
                     }
@@ -200,19 +219,19 @@ impl Heartbeats {
                 }
                 Err(error) => {
                     self.report(RegistrationState::Unreachable(error));
-                    // Sooner than the next heartbeat: the lease is running.
+                    // Sooner than the next heartbeat, because the lease is running.
                     pause = self.backoff.pause();
                 }
             }
         }
     }
 
-    /// An attempt that hangs must leave time for another within the lease.
+    /// A hanging attempt must leave time for another one within the lease.
     fn attempt_timeout(&self) -> Duration {
         self.heartbeat.max(Duration::from_millis(100))
     }
 
-    /// Publishes the state, and logs it when it is another than before.
+    /// Publishes the state, and logs a change.
     fn report(&self, state: RegistrationState) {
         let service = &self.instance.service;
         let id = &self.instance.id;
@@ -245,6 +264,6 @@ async fn in_time<T>(
 ) -> Result<T, ClientError> {
     match timeout(limit, attempt).await {
         Ok(result) => result,
-        Err(_) => Err(ClientError::Unreachable("no answer in time".to_owned())),
+        Err(_) => Err(ClientError::Unreachable("no response in time".to_owned())),
     }
 }

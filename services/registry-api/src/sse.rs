@@ -23,9 +23,17 @@ pub enum ParseError {
     NotUtf8,
 }
 
-/// Takes the stream in pieces of any size and gives the events that are complete.
+/// Parses a stream in pieces of any size. Holds at most twice the bound: one unfinished line and the
+/// data before it.
 ///
-/// Holds at most twice the bound: one unfinished line and the data before it.
+/// ```
+/// use tourin_registry_api::sse::Parser;
+///
+/// let mut parser = Parser::new(1_024);
+/// assert!(parser.push(b"event: change\ndata: {\"version\"").unwrap().is_empty());
+/// let events = parser.push(b": 7}\n\n").unwrap();
+/// assert_eq!((events[0].name.as_str(), events[0].data.as_str()), ("change", r#"{"version": 7}"#));
+/// ```
 #[derive(Debug)]
 pub struct Parser {
     max_event_bytes: usize,
@@ -56,10 +64,10 @@ impl Parser {
         }
     }
 
-    /// Takes the next piece and gives the events that it completes, in order.
+    /// The events that the next piece completes, in order.
     ///
     /// # Errors
-    /// [`ParseError`]; the stream is then of no more use.
+    /// [`ParseError`]; the stream cannot be used any further.
     pub fn push(&mut self, mut piece: &[u8]) -> Result<Vec<Event>, ParseError> {
         let mut events = Vec::new();
         if self.after_cr && !piece.is_empty() {
@@ -117,7 +125,7 @@ impl Parser {
                 self.data.push_str(value);
             }
             "id" if !value.contains('\0') => self.id = value.to_owned(),
-            // A comment (empty field name), `retry`, or something we do not know.
+            // A comment (empty field name), `retry`, or an unknown field.
             _ => {}
         }
         Ok(None)

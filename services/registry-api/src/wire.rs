@@ -1,6 +1,6 @@
-//! What goes over the wire. JSON, snake case.
+//! The registry's HTTP API. JSON, snake case.
 //!
-//! | call | who | body -> answer |
+//! | call | who | body -> response |
 //! |---|---|---|
 //! | `PUT /v1/instances/{service}/{id}` | secret | [`RegisterRequest`] -> [`Registered`]; 409 held by another address |
 //! | `POST /v1/instances/{service}/{id}/renew` | secret | -> 204; 404 unknown: register again |
@@ -25,28 +25,28 @@ pub const SNAPSHOT_EVENT: &str = "snapshot";
 /// Name of the watch event whose data is a [`Change`].
 pub const CHANGE_EVENT: &str = "change";
 
-/// A silent watch carries a comment this often (milliseconds).
+/// A silent watch sends a comment this often (milliseconds).
 pub const KEEP_ALIVE_MS: u64 = 1_000;
 
 /// Longest time that a draining or leaving instance waits for acknowledgements (milliseconds).
 pub const MAX_WAIT_MS: u64 = 2_000;
 
-/// Everything the registry knows at one version.
+/// The registry's state at one version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The life of the registry that this comes from; see the crate's documentation.
+    /// The registry's run that this comes from; see the crate's documentation.
     pub epoch: u64,
-    /// The last change that is in here.
+    /// The last change in it.
     pub version: u64,
     /// Sorted by service, then id.
     pub instances: Vec<Instance>,
 }
 
-/// Why an instance went.
+/// Why an instance is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DownReason {
-    /// It said goodbye.
+    /// It deregistered.
     Left,
     /// It did not renew its lease in time.
     Expired,
@@ -56,9 +56,9 @@ pub enum DownReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ChangeKind {
-    /// It is there and takes requests; also when only its address or metadata changed.
+    /// It takes requests; also when only its address or metadata changed.
     Up,
-    /// It is there and wants nothing new.
+    /// It takes no new requests.
     Draining,
     /// It is gone.
     Down {
@@ -85,10 +85,10 @@ pub struct Change {
 pub struct RegisterRequest {
     /// Where others reach the instance.
     pub address: SocketAddr,
-    /// How long it stays without being renewed (milliseconds);
+    /// How long it stays registered without renewal (milliseconds);
     /// between [`crate::limits::MIN_LEASE_MS`] and [`crate::limits::MAX_LEASE_MS`].
     pub lease_ms: u64,
-    /// [`Status::Up`] unless told.
+    /// [`Status::Up`] by default.
     #[serde(default)]
     pub status: Status,
     /// See [`crate::limits::metadata`].
@@ -96,19 +96,19 @@ pub struct RegisterRequest {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Answer to a registration.
+/// Response to a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registered {
     /// A version in which the instance is known.
     pub version: u64,
 }
 
-/// Answer to a drain or a deregistration.
+/// Response to a drain or a deregistration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Departure {
     /// The version that took the instance out of service.
     pub version: u64,
-    /// Whether every live watcher acknowledged that version within the time given.
+    /// Whether every live watcher acknowledged that version in time.
     pub acknowledged: bool,
 }
 

@@ -23,7 +23,7 @@ pub struct Settings {
     /// Secret shared by the mesh (16 characters or more): only its holders may register
     #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub registration_secret: Secret,
-    /// Most instances at once
+    /// Maximum number of instances
     #[arg(
         long,
         env = "TOURIN_REGISTRY_MAX_INSTANCES",
@@ -32,7 +32,7 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=5_000)
     )]
     pub max_instances: u32,
-    /// Most watchers that hold the secret, with a name or without
+    /// Maximum number of authenticated watchers, named or not
     #[arg(
         long,
         env = "TOURIN_REGISTRY_MAX_WATCHERS",
@@ -41,7 +41,7 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=10_000)
     )]
     pub max_watchers: u32,
-    /// Most watchers that do not
+    /// Maximum number of anonymous watchers
     #[arg(
         long,
         env = "TOURIN_REGISTRY_MAX_ANONYMOUS_WATCHERS",
@@ -62,7 +62,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults, with the two that have none or often differ.
+    /// The defaults, at an address and with a secret.
     pub fn new(listen: SocketAddr, registration_secret: Secret) -> Self {
         let defaults =
             defaults(&[&format!("--registration-secret={}", registration_secret.expose())]);

@@ -1,8 +1,8 @@
 //! Tourin's registry: discovery of service instances.
 //!
-//! Instances hold leases; watchers hear of every change, in order, and say when it is in effect.
-//! Everything is in memory: after a restart the instances register again within a heartbeat, and
-//! the watchers bridge the gap (see [`tourin_registry_api::Directory`]).
+//! Instances hold leases. Watchers get every change in order, and acknowledge it when it is in effect.
+//! Everything is in memory: after a restart instances register again within a heartbeat, and watchers
+//! keep the last known instances until then (see [`tourin_registry_api::Directory`]).
 
 pub mod app;
 pub mod config;
@@ -25,14 +25,14 @@ use tourin_chassis::telemetry::Service;
 use crate::app::Discovery;
 pub use crate::config::Settings;
 
-/// Its name in traces, metrics and identities.
+/// The name in traces, metrics and identities.
 const SERVICE: &str = "registry";
 /// Largest request body (bytes): a registration with all the metadata that is allowed, escaped.
 const MAX_BODY_BYTES: usize = 16 * 1024;
-/// How long open requests may go on after the stop (milliseconds).
+/// Time for open requests after the stop (milliseconds).
 const DRAIN_TIMEOUT_MS: u64 = 2_500;
 
-/// The registry, built and bound but not yet running.
+/// The registry, bound but not yet serving.
 #[derive(Debug)]
 pub struct Registry {
     listener: TcpListener,
@@ -45,7 +45,7 @@ impl Registry {
     /// Binds the listener.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// When the address cannot be bound.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
         let listener = bind(settings.listen).await?;
         let addr = listener.local_addr()?;
@@ -53,16 +53,15 @@ impl Registry {
         Ok(Self { listener, addr, discovery, settings })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Serves until `stop`; then ends the watches, lets open requests finish, and returns within
-    /// three seconds.
+    /// Serves until `stop`, then ends the watches and drains open requests, within three seconds.
     ///
     /// # Errors
-    /// When the listener fails for good.
+    /// When the listener fails.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
         let Self { listener, addr, discovery, settings } = self;
         let service = Service::new(SERVICE).listening(addr);
@@ -81,7 +80,7 @@ impl Registry {
     }
 }
 
-/// The registry's metrics. Heartbeats are among its requests; what changes is who is there.
+/// The registry's metrics, besides those of its requests.
 fn measured(discovery: &Arc<Discovery>) -> Metrics {
     let metrics = Metrics::new(SERVICE);
     let asked = Arc::clone(discovery);

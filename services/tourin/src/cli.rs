@@ -37,14 +37,14 @@ pub enum Command {
     DemoTraffic(Run<DemoTrafficSettings>),
     /// Check that no acknowledged write is lost and none has its effect twice
     Audit(Run<AuditSettings>),
-    /// Look at events that wait or were given up; replay or discard them
+    /// Look at waiting events and dead letters; replay or discard them
     Events(Run<EventsCommand>),
     /// Show or change what a running service logs
     LogLevel(Run<LogLevelSettings>),
 }
 
-/// A command's settings with what every command has. Those that end with their work begin no traces and
-/// are told of logs alone; but an import's trace goes on in the mesh.
+/// A command's settings, with those that all commands have. Most commands make no traces and have log
+/// settings alone; an import's trace goes on in the mesh.
 #[derive(Debug, clap::Args)]
 pub struct Run<S: clap::Args, T: clap::Args = LogSettings> {
     #[allow(missing_docs, reason = "its help is its fields'")]
@@ -72,7 +72,7 @@ impl Command {
         log.into()
     }
 
-    /// Where this command keeps its traces itself.
+    /// The memory store of this command's traces, if it has one.
     pub fn trace_store(&self) -> Option<MemoryStore> {
         match self {
             Self::Up(run) => run.settings.operator.trace_store(&run.telemetry.traces),
@@ -81,7 +81,7 @@ impl Command {
     }
 }
 
-/// `args` with `up` put in where no command is named.
+/// Inserts `up` into `args` if they have no command.
 pub fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
     let is_for_all =
         |arg: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|known| arg == known);

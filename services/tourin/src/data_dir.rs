@@ -1,4 +1,4 @@
-//! The folder that keeps an all-in-one's data.
+//! The data folder of an all-in-one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -9,24 +9,23 @@ use anyhow::{Context, bail};
 use tempfile::{NamedTempFile, TempDir};
 use tourin_chassis::secret::Secret;
 
-/// Says how to enter the mesh that runs on the data.
+/// The file with the access to the mesh that runs on the data.
 pub const MESH_FILE: &str = "mesh.toml";
 
-/// A data folder, held by this process until dropped.
+/// A data folder, locked by this process until dropped.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    // Held for their effect: the lock keeps other all-in-ones out; the temporary folder goes away
-    // with this value.
+    // Held for their `Drop`.
     _lock: File,
     _temporary: Option<TempDir>,
 }
 
 impl DataDir {
-    /// Opens the folder at `path`, making it when it is not there.
+    /// Opens the folder at `path`; creates it if it does not exist.
     ///
     /// # Errors
-    /// When it cannot be made or written to, or another process holds it.
+    /// When it cannot be created or written to, or another process has locked it.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         Self::hold(path, None)
     }
@@ -43,7 +42,7 @@ impl DataDir {
 
     fn hold(path: &Path, temporary: Option<TempDir>) -> anyhow::Result<Self> {
         let shown = path.display();
-        // Only the owner may read it: it holds keys and people's addresses.
+        // Only the owner may read it: it has keys and e-mail addresses in it.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -69,13 +68,13 @@ impl DataDir {
         Ok(Self { path, _lock: lock, _temporary: temporary })
     }
 
-    /// Where it is.
+    /// The folder's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The secret that the mesh on this data shares, made at the first call. Kept, because the
-    /// pseudonyms of anonymous visitors derive from it.
+    /// The secret of the mesh on this data, made at the first call. It is kept because visitors'
+    /// pseudonyms are derived from it.
     ///
     /// # Errors
     /// When it cannot be read or written.
@@ -94,13 +93,12 @@ impl DataDir {
         }
     }
 
-    /// Leaves word for this program's other commands of how to enter the mesh that runs on this
-    /// data: a file that their `--config` takes.
+    /// Writes the access to the mesh on this data into a file for the `--config` of other commands.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn describe_mesh(&self, registry_url: &str, secret: &Secret) -> anyhow::Result<()> {
-        // Neither holds a quote: an address of ours, and random letters and digits.
+        // Neither has quotes in it: an address, and random letters and digits.
         let secret = secret.expose();
         self.write(
             MESH_FILE,
@@ -108,17 +106,17 @@ impl DataDir {
         )
     }
 
-    /// Whether it goes with the process.
+    /// Whether it is removed with the process.
     pub(crate) fn is_temporary(&self) -> bool {
         self._temporary.is_some()
     }
 
-    /// What a file in the folder says, if it is there and can be read.
+    /// The text of a file in the folder, if it can be read.
     pub(crate) fn read(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.path.join(name)).ok()
     }
 
-    /// Writes a file in the folder, in the place of one that is there.
+    /// Writes or replaces a file in the folder.
     pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
         let path = self.path.join(name);
         let draft = self.draft(text)?;
@@ -126,8 +124,8 @@ impl DataDir {
         Ok(())
     }
 
-    /// A file on its way into the folder, whole or not at all: half a secret would stop every later
-    /// start. Its mode is 0600.
+    /// A temporary file that replaces another one atomically: half a secret would stop every later start.
+    /// Its mode is 0600.
     fn draft(&self, text: &str) -> anyhow::Result<NamedTempFile> {
         let written = NamedTempFile::new_in(&self.path).and_then(|mut draft| {
             draft.write_all(text.as_bytes())?;

@@ -1,4 +1,4 @@
-//! `tourin demo-traffic`: members who browse and bookmark, through the gateway only.
+//! `tourin demo-traffic`: members who browse and bookmark, through the gateway.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,10 +16,9 @@ use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 use tourin_chassis::shutdown::Shutdown;
 
-/// How many spots the demo's members choose from. They choose by Zipf's law, so that a trend has
-/// something to show.
+/// How many spots the members choose from, by Zipf's law so that there is a trend.
 const SPOTS: usize = 100;
-/// The chance that somebody who looks at a spot bookmarks it.
+/// The probability that a viewed spot is bookmarked.
 const BOOKMARK_CHANCE: f64 = 0.2;
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
 
@@ -48,7 +47,7 @@ pub struct DemoTrafficSettings {
     pub seed: u64,
 }
 
-/// What the traffic came to.
+/// Counts of the traffic.
 #[derive(Debug, Default)]
 pub struct TrafficStats {
     views: AtomicU64,
@@ -70,13 +69,13 @@ impl TrafficStats {
     pub fn recommendations(&self) -> u64 {
         self.recommendations.load(Ordering::Relaxed)
     }
-    /// Calls that were not answered as the contract says.
+    /// Calls that failed.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 }
 
-/// `tourin demo-traffic`: plays the traffic and prints what it came to; exit code 1 when a call failed.
+/// `tourin demo-traffic`: makes the traffic and prints its counts; exit code 1 when a call failed.
 ///
 /// # Errors
 /// As [`run`].
@@ -96,7 +95,7 @@ pub async fn run_and_print(
     Ok(if stats.failures() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Plays the traffic until its time is over or `stop` is given.
+/// Makes the traffic until its time is over or `stop` begins.
 ///
 /// # Errors
 /// When the gateway is out of reach, has no spots, or lets no member sign up. Single failures later
@@ -168,7 +167,7 @@ struct Member {
 
 impl Member {
     async fn sign_up(client: &Client, gateway: &str, rng: &mut StdRng) -> anyhow::Result<Self> {
-        // Random, so that a second run does not meet the members of the first.
+        // Random, so that a second run does not have the same members.
         let id = format!("demo{:09}", rand::rng().random_range(0..1_000_000_000_u32));
         let password = format!("Demo!{:08}", rng.random_range(0..100_000_000_u32));
         let member = Self {
@@ -206,7 +205,7 @@ impl Member {
         Ok(())
     }
 
-    /// One thing that a member does; what fails is counted.
+    /// One visit of a member; failures are counted.
     async fn act(&self, spots: &[String], stats: &TrafficStats, rng: &mut StdRng) {
         let Some(spot) = choose(spots, rng) else {
             return;
@@ -239,7 +238,7 @@ impl Member {
             done.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        // An access token lives for minutes; a long demo outlives it.
+        // The access token expires during a long demo.
         if answer.status() == StatusCode::UNAUTHORIZED && self.log_in().await.is_ok() {
             return;
         }
@@ -248,8 +247,8 @@ impl Member {
     }
 }
 
-/// Chooses by Zipf's law: the second spot half as often as the first, and so on. Inverse of the
-/// continuous cumulative distribution, which is close enough for a demo.
+/// Chooses by Zipf's law: the second spot half as often as the first, and so on. Inverts the continuous
+/// cumulative distribution, which is close enough for a demo.
 fn choose<'a>(spots: &'a [String], rng: &mut StdRng) -> Option<&'a String> {
     let rank = ((spots.len() + 1) as f64).powf(rng.random::<f64>()) as usize - 1;
     spots.get(rank.min(spots.len().saturating_sub(1)))

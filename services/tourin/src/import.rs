@@ -1,4 +1,4 @@
-//! `tourin import`: tour spots from a file into core's store.
+//! `tourin import`: imports tour spots from a file into core's store.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_core::MysqlUrl;
 use tourin_core::app::import::{Format, Observer, Progress, Rejected, import, import_span};
 
-/// Whose the import's trace is.
+/// The service name of the import's trace.
 const PROGRAM: &str = "import";
-/// Bad rows that are printed one by one; the rest are counted only.
+/// Maximum number of bad rows that are printed; the rest are counted.
 const PRINTED_REJECTIONS: u64 = 1_000;
 const LAST_PRINTED: u64 = PRINTED_REJECTIONS + 1;
 
@@ -38,10 +38,10 @@ pub struct ImportSettings {
     pub mysql_url: Option<MysqlUrl>,
 }
 
-/// Runs the import and prints what it came to. Exit code 1 when rows were left out.
+/// Runs the import and prints its counts. Exit code 1 when rows were rejected.
 ///
 /// # Errors
-/// When the file or the store cannot be used, or the import broke off.
+/// When the file or the store cannot be used, or the import fails half-way.
 pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<ExitCode> {
     let shown = settings.source.display();
     let Some(format) = settings.format.or_else(|| Format::of_path(&settings.source)) else {
@@ -126,7 +126,7 @@ impl Observer for Console {
             LAST_PRINTED => "more bad rows are counted, not printed".to_owned(),
             _ => return,
         };
-        // Whoever reads the report may stop reading (`| head`); the import goes on.
+        // The import goes on if the reader of the report stops (`| head`).
         let _unread = self.bar.suspend(|| writeln!(std::io::stderr(), "{line}"));
     }
 

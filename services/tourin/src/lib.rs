@@ -1,7 +1,7 @@
 //! The Tourin mesh in one process, and the operator's command line.
 //!
-//! The only crate that links every service. It swaps adapters (embedded stores, an in-process bus),
-//! never logic or middleware: a request still crosses the gateway and a service over loopback.
+//! The only crate that links every service. It chooses adapters (embedded stores, an in-process bus) and
+//! changes no logic or middleware: a request crosses the gateway and a service over loopback.
 
 pub mod audit;
 pub mod cli;

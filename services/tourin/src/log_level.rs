@@ -1,4 +1,4 @@
-//! `tourin log-level`: what a running service logs, asked or changed.
+//! `tourin log-level`: reads or sets the log filter of a running service.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -11,13 +11,13 @@ use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_gateway::admin::ADMIN_ADDRESS;
 use tourin_registry_api::{Instance, RegistryClient};
 
-/// What an instance gets to answer, in milliseconds.
+/// Longest wait for an instance's response, in milliseconds.
 const TIMEOUT_MS: u64 = 5_000;
-/// The name by which the command line enters the mesh.
+/// The command line's name towards services.
 const OPERATOR: &str = "tourin";
 const REGISTRY: &str = "registry";
 
-/// Which service, and what it is to log.
+/// The service and its log filter.
 #[derive(Debug, Clone, Args)]
 pub struct LogLevelSettings {
     /// gateway, registry, core or recommendation. In `tourin up` they share one process and so one
@@ -36,7 +36,7 @@ pub struct LogLevelSettings {
     pub mesh: MeshAccess,
 }
 
-/// Asks or changes, and prints what is logged by each instance. Exit code 1 when one did not answer.
+/// Reads or sets the filter, and prints it for each instance. Exit code 1 when one did not answer.
 ///
 /// # Errors
 /// When the registry does not answer, or knows no such instance.
@@ -77,7 +77,7 @@ async fn call(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
     bail!("{status}: {}", body["message"].as_str().unwrap_or("no reason given"))
 }
 
-/// The instances' names and URLs.
+/// The instances' ids and URLs.
 async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, String)>> {
     let base = settings.mesh.registry_url.trim_end_matches('/');
     if settings.service == REGISTRY {
@@ -98,7 +98,7 @@ async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, Str
     Ok(targets)
 }
 
-/// Where an instance is asked what clients may not ask: a gateway has a listener of its own for it.
+/// The URL for internal calls: a gateway has a separate listener for operators.
 fn operators_url(instance: &Instance) -> String {
     match instance.metadata.get(ADMIN_ADDRESS) {
         Some(admin) => format!("http://{admin}"),

@@ -1,4 +1,4 @@
-//! The whole mesh in one process, from its start to its stop.
+//! The mesh in one process: start, run, stop.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -17,13 +17,13 @@ use crate::data_dir::DataDir;
 use crate::parts::{self, ServiceContext, StatelessParts};
 use crate::up::UpSettings;
 
-/// How long the parts may take to find each other at the start, in milliseconds.
+/// Time for the parts to become ready at the start, in milliseconds.
 const READY_TIMEOUT_MS: u64 = 10_000;
-/// How long the whole stop may take, in milliseconds, unless the parts' drain time-outs together are
-/// longer; what is left then is dropped.
+/// Time for the whole stop, in milliseconds, unless the parts' drain time-outs together are longer. What
+/// is left is dropped.
 const STOP_TIMEOUT_MS: u64 = 4_500;
 
-/// A mesh that runs.
+/// A running mesh.
 #[derive(Debug)]
 pub struct Mesh {
     url: String,
@@ -35,7 +35,7 @@ pub struct Mesh {
     stop_timeout: Duration,
 }
 
-/// What a part is, in the order in which they stop: who calls before who is called.
+/// The kinds of parts, in the order of their stop: callers before the called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
     Operator,
@@ -57,7 +57,7 @@ impl Role {
     }
 }
 
-/// One service of the mesh, running.
+/// A running part of the mesh.
 #[derive(Debug)]
 struct Part {
     role: Role,
@@ -76,18 +76,17 @@ impl Part {
 }
 
 impl Mesh {
-    /// Starts every part and waits until the gateway can serve. A service that waits for its server
-    /// keeps nobody else from answering. `stop` ends the wait: then services may be missing from the
-    /// mesh, which is there to be stopped.
+    /// Starts every part and waits until the gateway is ready. A service that waits for its server does
+    /// not block the others. `stop` ends the wait; the mesh may then lack services.
     ///
     /// # Errors
-    /// When a setting is bad, the folder or the address cannot be had, or the parts do not find each
-    /// other in time.
+    /// A bad setting, a folder or an address that cannot be used, or parts that do not become ready in
+    /// time.
     pub async fn start(settings: UpSettings, stop: Shutdown) -> anyhow::Result<Self> {
         Self::start_with(settings, None, stop).await
     }
 
-    /// [`Mesh::start`], and shows the traces in `traces`, into which the process's spans go.
+    /// Like [`Mesh::start`], and shows the process's traces, which are in `traces`.
     ///
     /// # Errors
     /// Those of [`Mesh::start`].
@@ -127,7 +126,7 @@ impl Mesh {
         };
         let whole = async {
             mesh.start_services(&settings, &mut context).await?;
-            // What is embedded is there at once. A server is waited for, whose logs say so.
+            // Embedded stores are ready at once. For servers the wait has no limit; the log names them.
             let limit = if settings.parts.has_servers() {
                 Duration::MAX
             } else {
@@ -138,7 +137,7 @@ impl Mesh {
                 failed = mesh.part_ended() => Err(failed),
             }
         };
-        // A server may be away for as long as it likes; whoever waits may not like it.
+        // A server may be away for long.
         let whole = tokio::select! {
             whole = whole => whole,
             () = stop.begun() => Ok(()),
@@ -150,13 +149,13 @@ impl Mesh {
         Err(error)
     }
 
-    /// Starts core and recommendation, each as soon as it has what it needs.
+    /// Starts core and recommendation, each as soon as its stores are open.
     async fn start_services(
         &mut self,
         settings: &UpSettings,
         context: &mut ServiceContext,
     ) -> anyhow::Result<()> {
-        // Reserved until here, so that nobody else takes them while the front is built.
+        // Reserved until here, so that no other process takes them.
         let addresses = context.take_addresses(settings);
         let context = &*context;
         let Self { data_dir, parts, .. } = self;
@@ -188,28 +187,28 @@ impl Mesh {
         self.url.clone()
     }
 
-    /// Where the registry answers.
+    /// The registry's URL.
     pub fn registry_url(&self) -> String {
         self.registry_url.clone()
     }
 
-    /// Where metrics and readiness are shown, and traces where they are kept here.
+    /// The operators' URL: metrics, readiness, and traces that are kept in memory.
     pub fn operator_url(&self) -> String {
         self.operator_url.clone()
     }
 
-    /// The folder that keeps the data.
+    /// The data folder.
     pub fn data_dir(&self) -> &DataDir {
         &self.data_dir
     }
 
-    /// Waits until a part ends by itself, which none should; says which and why. The part is gone
-    /// then; the others run on until [`Mesh::stop`].
+    /// Waits until a part ends by itself, which is a failure; says which and why. The other parts run on
+    /// until [`Mesh::stop`].
     pub async fn part_ended(&mut self) -> anyhow::Error {
         first_ended(&mut self.parts).await
     }
 
-    /// Stops the parts, who calls before who is called, so that what is in flight finishes.
+    /// Stops the parts, callers first, so that requests in flight finish.
     ///
     /// # Errors
     /// When a part failed, or did not stop in time.
@@ -248,7 +247,7 @@ fn stop_timeout(settings: &UpSettings) -> Duration {
     Duration::from_millis(drains.max(STOP_TIMEOUT_MS))
 }
 
-/// Takes the first part out that ends; says which and why.
+/// Removes the first part that ends; says which and why.
 async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
     let running = parts.iter_mut().map(|part| &mut part.running);
     let (ended, index, _) = futures::future::select_all(running).await;
@@ -261,20 +260,20 @@ async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
     reason.context(format!("{} stopped unasked", part.role.name()))
 }
 
-/// What the gateway may be without when the start is over: services that a route names and that are
-/// not run here. Their calls are answered 503.
+/// Whether a missing service is not run here, so that the start does not wait for it. Its calls are
+/// answered 503.
 fn is_elsewhere(missing: &str) -> bool {
     !["core", "recommendation", "keys", "sessions", "gateway"].contains(&missing)
 }
 
-/// Whether the gateway's report on its readiness names nothing that is to be waited for.
+/// Whether the gateway's readiness report lacks nothing that is run here.
 fn is_whole(report: &str) -> bool {
     let report: Value = serde_json::from_str(report).unwrap_or_default();
     let missing = report["unready"].as_object();
     missing.is_some_and(|missing| missing.keys().all(|name| is_elsewhere(name)))
 }
 
-/// Waits until the gateway says that it can serve what is run here.
+/// Waits until the gateway is ready for all that is run here.
 async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
     let mut last = String::from("no answer yet");
@@ -299,8 +298,7 @@ async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
 /// `tourin up`: runs until told to stop.
 ///
 /// # Errors
-/// As [`Mesh::start`]. What fails later, a stop that takes too long among it, is logged, and the exit
-/// code is 1.
+/// As [`Mesh::start`]. A later failure, or a stop that takes too long, is logged and gives exit code 1.
 pub async fn up(
     settings: UpSettings,
     traces: Option<MemoryStore>,
@@ -314,7 +312,7 @@ pub async fn up(
         () = stop.begun() => None,
         failed = mesh.part_ended() => Some(failed),
     };
-    // Also after a failure: what the other parts hold (views not yet written) is still good.
+    // Also after a failure, so that the other parts write what they have buffered.
     let failed = failed.or(mesh.stop().await.err());
     Ok(match failed {
         None => ExitCode::SUCCESS,
@@ -325,7 +323,7 @@ pub async fn up(
     })
 }
 
-/// Says where everything is, and three lines that a newcomer can paste.
+/// Prints the addresses, and three commands to try.
 fn print_banner(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
     let operator = &mesh.operator_url;

@@ -1,6 +1,5 @@
-//! What the all-in-one shows to whoever runs it, on a listener of its own: the traces that it keeps
-//! where no collector takes them, and each part's metrics and readiness, whose own listeners have a
-//! new port at every start.
+//! The all-in-one's listener for operators: the traces that are kept in memory without a collector, and
+//! the metrics and readiness of all parts.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,16 +20,16 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TraceSettings;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 
-/// What a part gets to answer with its metrics or its readiness, in milliseconds.
+/// Longest wait for a part's metrics or readiness, in milliseconds.
 const PART_TIMEOUT_MS: u64 = 2_000;
-/// What open requests get at the stop, in milliseconds.
+/// Time for open requests at the stop, in milliseconds.
 const DRAIN_TIMEOUT_MS: u64 = 200;
 
-/// The listener for operators, and what is kept for them.
+/// Settings of the operators' listener, and of the traces in memory.
 #[derive(Debug, Clone, Args)]
 pub struct OperatorSettings {
-    /// Where traces, metrics and readiness are shown, in the clear and to whoever reaches it; port 0
-    /// takes a free one, which the start names
+    /// Address on which traces, metrics and readiness are shown, without TLS or authentication; port 0
+    /// takes a free one, which the start prints
     #[arg(
         long,
         env = "TOURIN_OPERATOR_LISTEN",
@@ -58,7 +57,7 @@ impl Default for OperatorSettings {
 }
 
 impl OperatorSettings {
-    /// Where traces are kept in memory; `None` where a collector takes them or none are wanted.
+    /// The store of traces in memory; `None` with a collector, or when it is switched off.
     pub fn trace_store(&self, traces: &TraceSettings) -> Option<MemoryStore> {
         if traces.has_collector() || self.trace_memory_spans == 0 {
             return None;
@@ -78,12 +77,12 @@ pub(crate) struct Operator {
     router: Router,
 }
 
-/// The parts of the mesh that have been built, and where each answers `/metrics` and `/readyz`.
+/// The addresses of the built parts for `/metrics` and `/readyz`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PartAddresses(Arc<Mutex<BTreeMap<String, SocketAddr>>>);
 
 impl PartAddresses {
-    /// One more part has its address.
+    /// Adds a part.
     pub fn add(&self, part: impl Into<String>, address: SocketAddr) {
         self.lock().insert(part.into(), address);
     }
@@ -96,7 +95,7 @@ impl PartAddresses {
         self.lock().clone()
     }
 
-    /// The paths of their metrics, a line each.
+    /// The paths of their metrics, one per line.
     fn paths(&self) -> String {
         self.lock().keys().map(|part| format!("/metrics/{part}\n")).collect()
     }
@@ -110,7 +109,7 @@ impl Operator {
     /// Binds the listener.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// When the address cannot be bound.
     pub async fn build(
         settings: &OperatorSettings,
         traces: Option<&MemoryStore>,
@@ -140,7 +139,7 @@ impl Operator {
     /// Serves until `stop`.
     ///
     /// # Errors
-    /// When the listener fails for good.
+    /// When the listener fails.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
         tracing::info!(addr = %self.addr, "operators' page listening");
         let drain = Duration::from_millis(DRAIN_TIMEOUT_MS);
@@ -159,7 +158,7 @@ async fn list(State(parts): State<Parts>) -> String {
     parts.addresses.paths()
 }
 
-/// Whether every part can serve, with what each says of itself.
+/// The readiness of every part; 200 if all are ready.
 async fn readiness(State(parts): State<Parts>) -> Response {
     let asked = parts.addresses.all().into_iter().map(|(part, address)| {
         let client = parts.client.clone();
@@ -185,7 +184,7 @@ async fn readiness(State(parts): State<Parts>) -> Response {
     (status, Json(said)).into_response()
 }
 
-/// A part's metrics as it gives them.
+/// A part's metrics, unchanged.
 async fn metrics(State(parts): State<Parts>, Path(part): Path<String>) -> Response {
     let Some(address) = parts.addresses.of(&part) else {
         let known = parts.addresses.paths().replace('\n', " ");

@@ -1,5 +1,5 @@
-//! The parts of the mesh, each on its own loopback listener as a process of its own would have it,
-//! over what is embedded or over the servers that the settings name.
+//! Builds the parts of the mesh, each on its own loopback listener, on embedded stores or on the servers
+//! in the settings.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,24 +21,24 @@ use crate::up::UpSettings;
 
 const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// What needs no server, built and bound but not yet running: it answers while the services wait for
-/// theirs.
+/// The parts without stores, bound but not yet serving. They serve while the others wait for their
+/// servers.
 pub(crate) struct StatelessParts {
     /// The one URL that clients know.
     pub url: String,
-    /// Where the registry answers.
+    /// The registry's URL.
     pub registry_url: String,
-    /// Where the gateway says whether it is ready: its listener for operators, so that what is asked
-    /// until then counts with no client's requests.
+    /// The gateway's readiness, on its listener for operators, so that these requests are not counted as
+    /// clients'.
     pub readiness_url: String,
     pub gateway: Gateway,
     pub registry: Registry,
     pub operator: Operator,
-    /// What the services are built with.
+    /// Shared by the services.
     pub context: ServiceContext,
 }
 
-/// What the services have in common.
+/// What the services share.
 pub(crate) struct ServiceContext {
     mesh: MeshAccess,
     bus: Option<Arc<InProcessBus>>,
@@ -47,14 +47,14 @@ pub(crate) struct ServiceContext {
     ports: Ports,
 }
 
-/// Where the services listen.
+/// The addresses of the services.
 pub(crate) struct Addresses {
     pub core: SocketAddr,
     pub replicas: Vec<SocketAddr>,
 }
 
 impl ServiceContext {
-    /// Where the services listen, which they do at once: until now nobody else could take it.
+    /// Releases the reserved addresses, which the services bind at once.
     pub(crate) fn take_addresses(&mut self, settings: &UpSettings) -> Addresses {
         let replicas = 1..=settings.replicas.recommendation;
         Addresses {
@@ -74,7 +74,7 @@ fn replica(number: usize) -> String {
     format!("recommendation-{number}")
 }
 
-/// Finds an address for each part that has not got one by its settings, and remembers it.
+/// Reserves an address for each part without a configured one, and saves it.
 fn reserve(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Ports> {
     let mut ports = Ports::of(data_dir);
     for (part, wanted) in [
@@ -93,10 +93,10 @@ fn reserve(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Ports> {
     Ok(ports)
 }
 
-/// Builds what needs no server.
+/// Builds the parts without stores.
 ///
 /// # Errors
-/// When a setting is bad, or the folder or the address cannot be had.
+/// When a setting is bad, or the folder or an address cannot be used.
 pub(crate) async fn stateless(
     settings: &UpSettings,
     traces: Option<&MemoryStore>,
@@ -134,10 +134,10 @@ pub(crate) async fn stateless(
     Ok(StatelessParts { url, registry_url, readiness_url, gateway, registry, operator, context })
 }
 
-/// Builds core. Waits for the servers that the settings name for it, for as long as it takes.
+/// Builds core. Waits for its servers without a limit.
 ///
 /// # Errors
-/// When a setting is bad, or the folder cannot be had.
+/// When a setting is bad, or the folder cannot be used.
 pub(crate) async fn core(
     settings: &UpSettings,
     data_dir: &DataDir,
@@ -150,7 +150,7 @@ pub(crate) async fn core(
     let mut settings = core_settings(settings, data_dir, context.mesh.clone());
     settings.listen = address;
     let core = Core::bind(settings, dependencies).await?;
-    // It says there what it waits for.
+    // Its readiness says what it waits for.
     context.shown.add(CORE, core.addr());
     core.open().await
 }
@@ -158,7 +158,7 @@ pub(crate) async fn core(
 /// Builds the replicas of recommendation, on stores that they share.
 ///
 /// # Errors
-/// When a setting is bad, or the folder cannot be had.
+/// When a setting is bad, or the folder cannot be used.
 pub(crate) async fn replicas(
     settings: &UpSettings,
     data_dir: &DataDir,
@@ -181,7 +181,7 @@ pub(crate) async fn replicas(
     Ok(replicas)
 }
 
-/// The bus in this process; none where a broker is named, to which the services connect themselves.
+/// The bus in this process; `None` with a broker, to which the services connect themselves.
 async fn embedded_bus(
     settings: &UpSettings,
     data_dir: &DataDir,
@@ -191,7 +191,7 @@ async fn embedded_bus(
     }
     let letters = dead_letters::open(data_dir.path()).await?;
     let bus = InProcessBus::new(Arc::new(letters));
-    // Before anything is published: what is confirmed was offered to every queue.
+    // Before anything is published: a confirmed event must have reached every queue.
     for subscription in tourin_recommendation::subscriptions() {
         bus.declare(subscription)?;
     }
@@ -221,8 +221,7 @@ fn core_settings(
     core
 }
 
-/// Sessions move to Redis together with the accounts' move to MySQL; until then a Redis is for the
-/// trend alone.
+/// Sessions are in Redis only if accounts are in MySQL; otherwise Redis is for the trend alone.
 fn has_sessions_on_redis(settings: &UpSettings) -> bool {
     settings.parts.core.database.mysql().is_some()
 }

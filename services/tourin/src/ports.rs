@@ -1,8 +1,8 @@
-//! The ports of the mesh's parts, the same at the next start where they can be.
+//! The ports of the mesh's parts.
 //!
-//! What was told where a part answers (an audit, a browser's tab, Prometheus) goes on after a restart.
-//! The data folder remembers the ports. One that somebody else has taken meanwhile is replaced by a
-//! free one, and the log says so.
+//! They are saved in the data folder and used again at the next start, so that an audit, a browser or
+//! Prometheus goes on after a restart. A port that another process has taken is replaced, and the log
+//! says so.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -13,24 +13,23 @@ use rand::Rng;
 
 use crate::data_dir::DataDir;
 
-/// The file in the data folder that keeps them: a JSON object, by part.
+/// The file in the data folder: a JSON object by part.
 const FILE: &str = "ports.json";
-/// The kernel's range of ports for outgoing connections. Any of them may be taken at a restart.
+/// The kernel's range of ports for outgoing connections, any of which may be in use at a restart.
 const OUTGOING: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// Ports that parts listen on, as far as the kernel does not take them for outgoing connections: above
-/// what servers have by habit, below the kernel's range unless that is set otherwise.
+/// Ports that parts listen on: above the usual ports of servers, below the kernel's default range.
 const PREFERRED: Range<u16> = 15_000..32_000;
 /// Ports that are tried before the kernel is asked for one.
 const TRIES: usize = 200;
 
-/// Who listens where.
+/// The ports by part.
 #[derive(Debug)]
 pub(crate) struct Ports {
     remembered: BTreeMap<String, u16>,
-    /// Held until the part itself takes its address.
+    /// Bound until the part binds its address.
     held: BTreeMap<String, TcpListener>,
     outgoing: Range<u32>,
-    /// Whether there will be a next start.
+    /// Whether the data folder outlives the process.
     is_kept: bool,
 }
 
@@ -53,8 +52,8 @@ impl Ports {
         }
     }
 
-    /// Chooses where a part listens: at `wanted`, or, when its port is 0, at the port of the last
-    /// start or a free one.
+    /// Reserves an address for a part: `wanted`, or, if its port is 0, the port of the last start or a
+    /// free one.
     pub fn reserve(&mut self, part: &str, wanted: SocketAddr) {
         if wanted.port() != 0 || !self.is_kept {
             return;
@@ -65,7 +64,7 @@ impl Ports {
             self.held.insert(part.to_owned(), listener);
             return;
         }
-        // Without one the part asks the kernel itself, which says what is wrong.
+        // Without a free port the part binds port 0 itself, and reports the error.
         let Some((port, listener)) = self.free(at) else { return };
         if let Some(last) = last {
             tracing::warn!(
@@ -79,13 +78,13 @@ impl Ports {
         self.held.insert(part.to_owned(), listener);
     }
 
-    /// Where the part listens, which it does at once.
+    /// Releases the address of a part, which binds it at once.
     pub fn release(&mut self, part: &str, wanted: SocketAddr) -> SocketAddr {
         let reserved = self.held.remove(part).and_then(|listener| listener.local_addr().ok());
         reserved.unwrap_or(wanted)
     }
 
-    /// Remembers them for the next start.
+    /// Saves the ports for the next start.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -97,7 +96,7 @@ impl Ports {
         data_dir.write(FILE, &text)
     }
 
-    /// A port that nobody has, and that outgoing connections do not take if there are such.
+    /// A free port, if possible outside of the kernel's range.
     fn free(&self, at: impl Fn(u16) -> SocketAddr) -> Option<(u16, TcpListener)> {
         let mut random = rand::rng();
         let candidates = (0..TRIES).map(|_| random.random_range(PREFERRED));
@@ -112,7 +111,7 @@ impl Ports {
     }
 }
 
-/// The range in the kernel's words, `32768\t60999`; empty where it says nothing.
+/// Parses the kernel's range, `32768\t60999`; empty if it cannot be read.
 fn range(text: &str) -> Range<u32> {
     let mut ends = text.split_whitespace().map_while(|end| end.parse::<u32>().ok());
     match (ends.next(), ends.next()) {

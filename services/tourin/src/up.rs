@@ -8,16 +8,16 @@ use clap::Args;
 use crate::operator::OperatorSettings;
 use crate::part_settings::PartSettings;
 
-/// The most replicas of a service in one process: each has its own listener and heartbeat.
+/// Maximum number of replicas of a service in one process: each has its own listener and heartbeat.
 const MAX_REPLICAS: usize = 16;
 
 /// Settings of the all-in-one.
 #[derive(Debug, Clone, Args)]
 pub struct UpSettings {
-    /// Folder that keeps the data; made when it is not there
+    /// Folder that keeps the data; created if it does not exist
     #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
     pub data_dir: PathBuf,
-    /// Keep the data in a temporary folder that goes with the process; wins over --data-dir
+    /// Keep the data in a temporary folder, removed with the process; wins over --data-dir
     #[arg(long, env = "TOURIN_EPHEMERAL")]
     pub ephemeral: bool,
     /// How many instances of a service to run; `recommendation` from 1 to 16
@@ -28,16 +28,16 @@ pub struct UpSettings {
         default_value = "recommendation=1"
     )]
     pub replicas: Replicas,
-    /// Traces and metrics for whoever runs it.
+    /// The operators' listener.
     #[command(flatten)]
     pub operator: OperatorSettings,
-    /// All settings of the parts but what `up` decides.
+    /// The settings of the parts, without those that `up` sets itself.
     #[command(flatten)]
     pub parts: PartSettings,
 }
 
 impl UpSettings {
-    /// A mesh on a free port and a temporary folder, otherwise with the defaults.
+    /// The defaults, on a free port and a temporary folder.
     pub fn ephemeral() -> Self {
         let mut parts = PartSettings::default();
         parts.gateway.listen.set_port(0);
@@ -51,7 +51,7 @@ impl UpSettings {
     }
 }
 
-/// How many instances of each service that can have several.
+/// The number of instances by service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replicas {
     /// Instances of the recommendation service.

@@ -11,14 +11,12 @@
 //!
 //! An entry has two fields. `session` is the session's id, as in the `sid` of its tokens. `until` is
 //! when its last token expires, in microseconds since the epoch. Readers ignore other fields. Core
-//! removes entries whose `until` is past, from the oldest on: whoever reads from the beginning reads
-//! no more than what still matters.
+//! removes entries whose `until` is past, from the oldest on.
 //!
-//! # What is missed: nothing
-//! The place in the stream is kept across reconnects. With every look it is made sure that it is
-//! still a place in the same stream; if not (Redis was emptied, or is another one), the stream is
-//! read from its beginning. To read an entry twice does no harm, for an ended session stays ended.
-//! Entries that were removed before they were read have expired.
+//! # Guarantee: no entry is missed
+//! The cursor is kept across reconnects. Before each read it is validated against the stream's
+//! identity and newest entry. If Redis was emptied or replaced, the stream is read from its
+//! beginning. Reading an entry twice is harmless, and an entry that was removed unread has expired.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -34,19 +32,19 @@ use tourin_chassis::config::ServerUrl;
 
 use super::{RETRY_AFTER, Revocations};
 
-/// How long a connection may take to be made.
+/// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
-/// Longest wait for an entry before the connection is used anew, which shows whether it works.
+/// Longest wait for an entry. The next command then shows whether the connection still works.
 const MAX_WAIT: Duration = Duration::from_millis(2_000);
-/// What an answer may take beyond the wait that was asked for.
+/// Time for a response besides the wait.
 const ANSWER_MARGIN: Duration = Duration::from_millis(1_000);
-/// Most entries of one answer.
+/// Maximum number of entries per read.
 const BATCH: usize = 1_000;
 
-/// One entry as Redis gives it: its id, then fields and values by turns.
+/// An entry of Redis: its id, then field, value, field, value.
 type RawEntry = (String, Vec<String>);
 
-/// Where the stream is.
+/// The stream's location.
 #[derive(Clone)]
 pub struct RevocationStream {
     client: Client,
@@ -61,11 +59,11 @@ impl fmt::Debug for RevocationStream {
 }
 
 impl RevocationStream {
-    /// The stream under `prefix` in the Redis at `url`. Connects to nothing yet.
+    /// The stream under `prefix` in the Redis at `url`. Does not connect yet.
     ///
     /// # Errors
-    /// When the URL is not one of Redis, or the prefix would put keys into different slots. Names
-    /// the flag and does not repeat the URL.
+    /// When the URL is invalid, or the prefix would put keys into different slots. Names the flag,
+    /// without the URL.
     pub fn new(url: &ServerUrl, prefix: &str) -> anyhow::Result<Self> {
         let client = Client::open(url.expose()).ok().context(
             "--redis-url: expected redis://[user:password@]host[:port][/database], or rediss:// for TLS",
@@ -105,7 +103,7 @@ impl RevocationStream {
         Ok((log, newest.first().and_then(|(id, _)| id.parse().ok())))
     }
 
-    /// The entries after `after`, oldest first; waits for some when there are none.
+    /// The entries after `after`, oldest first; waits for one if there is none.
     async fn read(
         &self,
         connection: &mut MultiplexedConnection,
@@ -115,7 +113,7 @@ impl RevocationStream {
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(BATCH);
         if let Some(wait) = wait {
-            // Zero would mean: for ever.
+            // Zero would mean for ever.
             read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
         }
         read.arg("STREAMS").arg(&self.stream).arg(after.to_string());
@@ -146,23 +144,22 @@ impl FromStr for EntryId {
     }
 }
 
-/// Where the reader is.
+/// The reader's position.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Cursor {
     log: Option<String>,
     /// The last entry that was read.
     after: EntryId,
-    /// Whether the stream's end has been seen; until then nobody waits for more.
+    /// Whether the stream's end has been read; until then a read does not wait.
     caught_up: bool,
 }
 
 impl Cursor {
-    /// Makes sure that it is a place in the stream that `log` names and whose newest entry is
-    /// `newest`: goes to the beginning if not.
+    /// Resets itself to the beginning unless it fits the stream with the identity `log` and the newest
+    /// entry `newest`.
     fn validate(&mut self, log: Option<String>, newest: Option<EntryId>) {
         let is_another = self.log.is_some() && self.log != log;
-        // Nothing is left of the stream, or only what is older than the place: it was lost. Or it
-        // has all expired, and then there is nothing to read twice.
+        // The stream was lost, or all of it has expired and nothing is read twice.
         let is_ahead = newest.unwrap_or_default() < self.after;
         if is_another {
             tracing::warn!("the stream of ended sessions is a new one; reading it from its start");
@@ -174,7 +171,7 @@ impl Cursor {
     }
 }
 
-/// The session that an entry says has ended and when its tokens expire; `None` when it says neither.
+/// The ended session of an entry, and when its tokens expire; `None` if the entry is malformed.
 fn read_entry(fields: &[String]) -> Option<(String, DateTime<Utc>)> {
     let field = |name: &str| {
         let mut pairs = fields.chunks_exact(2);
@@ -185,7 +182,7 @@ fn read_entry(fields: &[String]) -> Option<(String, DateTime<Utc>)> {
 }
 
 impl Revocations {
-    /// Reads the stream until `stop`, reconnecting for as long as it takes.
+    /// Reads the stream until `stop`, and reconnects without end.
     pub async fn follow_stream(&self, stream: RevocationStream, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -208,14 +205,14 @@ impl Revocations {
         }
     }
 
-    /// Reads on from `place` over one connection, until that fails.
+    /// Reads from `cursor` over one connection until it fails.
     async fn read_on(
         &self,
         stream: &RevocationStream,
         cursor: &mut Cursor,
         was_reading: &mut bool,
     ) -> RedisResult<Infallible> {
-        // Several waits must fit into the bound, or a quiet stream would look stale.
+        // Several waits must fit into the bound, so that a stream without entries is not stale.
         let max_wait = MAX_WAIT.min(self.stale_after / 3);
         let mut connection = stream.connect(max_wait).await?;
         loop {

@@ -1,4 +1,4 @@
-//! The background half of a directory: holds the watch open and sends acknowledgements.
+//! The background task of a directory: keeps the watch open and sends acknowledgements.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::wire::{CHANGE_EVENT, SNAPSHOT_EVENT};
 enum WatchError {
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("the answer is not a stream of events")]
+    #[error("the response is not a stream of events")]
     NotAStream,
     #[error("the registry closed the watch")]
     Closed,
@@ -38,7 +38,7 @@ enum WatchError {
 }
 
 impl WatchError {
-    /// Whether resuming from the same version would end the same way.
+    /// Whether resuming from the same version would fail again.
     fn wants_snapshot(&self) -> bool {
         matches!(self, Self::Unparseable(_) | Self::NotUnderstood(_) | Self::Missed(_))
     }
@@ -50,10 +50,10 @@ pub(super) struct Follower {
     settings: DirectorySettings,
     shared: Arc<Shared>,
     known: Membership,
-    /// The number of the open watch; 0 while none is.
+    /// The number of the open watch; 0 while none is open.
     session: watch::Sender<u64>,
     sessions: u64,
-    /// Ask for a snapshot rather than for changes.
+    /// Ask for a snapshot, not for changes.
     needs_snapshot: bool,
 }
 
@@ -102,7 +102,7 @@ impl Follower {
             self.shared.connected.send_if_modified(|on| std::mem::replace(on, false));
             self.needs_snapshot = end.wants_snapshot();
             if self.sessions != sessions {
-                // It had been open: what failed before is over.
+                // The watch had been open, so an earlier failure is over.
                 backoff.reset();
                 logged = false;
             }
@@ -145,8 +145,8 @@ impl Follower {
                     let events = parser.push(&piece)?;
                     if !events.is_empty() {
                         let taken = self.take(events);
-                        // Also what came before one that could not be taken.
-                        self.shared.publish(&self.known);
+                        // Also the events before one that could not be applied.
+                        self.publish();
                         taken?;
                     }
                 }
@@ -155,11 +155,15 @@ impl Follower {
                 {
                     if self.known.settle(Instant::now()) {
                         info!("instances that did not register again after the restart are gone");
-                        self.shared.publish(&self.known);
+                        self.publish();
                     }
                 }
             }
         }
+    }
+
+    fn publish(&self) {
+        self.shared.publish(self.known.version(), self.known.instances().cloned().collect());
     }
 
     fn take(&mut self, events: Vec<Event>) -> Result<(), WatchError> {
@@ -170,14 +174,14 @@ impl Follower {
                     self.known.replace(snapshot, Instant::now(), self.settings.settle);
                 }
                 CHANGE_EVENT => self.known.apply(serde_json::from_str(&event.data)?)?,
-                other => debug!(event = other, "an event of a kind not known here"),
+                other => debug!(event = other, "an unknown kind of event"),
             }
         }
         Ok(())
     }
 }
 
-/// Tells the registry the latest acknowledged version, once per watch and whenever it changes.
+/// Sends the latest acknowledged version, once per watch and at every change.
 async fn send_acks(
     client: RegistryClient,
     watcher: Option<String>,

@@ -1,5 +1,5 @@
-//! Use cases: one per call, plus the sweeper. All state is behind one lock that is never held
-//! across an await; who waits is woken by channels that carry no data worth keeping.
+//! Use cases: one per call, and the sweeper. All state is behind one lock, which is never held across
+//! an await. Channels wake waiting tasks, which then read the state.
 
 mod watch;
 
@@ -19,12 +19,12 @@ use crate::domain::{Catalogue, CatalogueLimits, RegisterError, Unknown, WatcherL
 
 pub use watch::{Watch, WatchItem};
 
-/// The sweeper looks at least this often (milliseconds), and at the moment the next lease ends.
+/// Longest pause of the sweeper (milliseconds); it also wakes when the next lease ends.
 const SWEEP_MS: u64 = 100;
-/// Who asked for a shorter wait than this (milliseconds) says nothing about the watchers.
+/// Shortest wait (milliseconds) after which a watcher counts as too slow.
 const MIN_BLAMING_WAIT_MS: u64 = 1_000;
 
-/// Bounds of [`Discovery`].
+/// Limits of [`Discovery`].
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Of instances and their changes.
@@ -33,16 +33,16 @@ pub struct Limits {
     pub watchers: WatcherLimits,
 }
 
-/// Who is there, and who wants to know.
+/// The registered instances and the watchers.
 #[derive(Debug)]
 pub struct Discovery {
     state: Mutex<State>,
     clock: SharedClock,
     /// The catalogue's version.
     version: signal::Sender<u64>,
-    /// A watcher acknowledged or went.
+    /// A watcher has acknowledged or left.
     progress: signal::Sender<()>,
-    /// A watch was replaced by a newer one of the same name.
+    /// A newer watch has replaced one of the same name.
     replaced: signal::Sender<()>,
 }
 
@@ -53,7 +53,7 @@ struct State {
 }
 
 impl Discovery {
-    /// An empty registry, whose epoch is the clock's time now.
+    /// An empty registry, whose epoch is the current time.
     pub fn new(limits: Limits, clock: SharedClock) -> Arc<Self> {
         let catalogue = Catalogue::new(limits.catalogue, clock.now());
         Arc::new(Self {
@@ -65,7 +65,7 @@ impl Discovery {
         })
     }
 
-    /// Registers or renews an instance; gives a version in which it is known.
+    /// Registers or renews an instance; gives a version that includes it.
     ///
     /// # Errors
     /// [`RegisterError`].
@@ -83,7 +83,7 @@ impl Discovery {
         Ok(version)
     }
 
-    /// How many instances each service has, those that drain apart.
+    /// The number of instances by service and status.
     pub fn instance_counts(&self) -> BTreeMap<(String, &'static str), usize> {
         let mut counts = BTreeMap::new();
         for instance in self.list(None).instances {
@@ -96,7 +96,7 @@ impl Discovery {
         counts
     }
 
-    /// How many watches are open.
+    /// The number of open watches.
     pub fn watcher_count(&self) -> usize {
         self.state().watchers.count()
     }
@@ -104,7 +104,7 @@ impl Discovery {
     /// Renews a lease.
     ///
     /// # Errors
-    /// [`Unknown`] when there is none.
+    /// [`Unknown`] without a live lease.
     pub fn renew(&self, service: &str, id: &str) -> Result<(), Unknown> {
         self.change(|catalogue, now| catalogue.renew(service, id, now))
     }
@@ -124,7 +124,7 @@ impl Discovery {
         Ok(self.acknowledged(version, wait).await)
     }
 
-    /// Takes an instance out, then waits for the watchers.
+    /// Removes an instance, then waits for the watchers.
     ///
     /// # Errors
     /// [`Unknown`] when it is not there.
@@ -139,7 +139,7 @@ impl Discovery {
         Ok(self.acknowledged(version, wait).await)
     }
 
-    /// What is known, of one service or all.
+    /// The instances of one service or of all.
     pub fn list(&self, service: Option<&str>) -> Snapshot {
         self.change(|catalogue, now| {
             catalogue.expire(now);
@@ -156,7 +156,7 @@ impl Discovery {
         known
     }
 
-    /// Lets leases end when they end, until the shutdown.
+    /// Expires leases until `stop`.
     pub async fn sweep(self: Arc<Self>, stop: Shutdown) {
         loop {
             let now = self.clock.now();
@@ -177,7 +177,7 @@ impl Discovery {
         }
     }
 
-    /// Waits until every watcher that is waited for has acknowledged `version`.
+    /// Waits until every watcher that is not too slow has acknowledged `version`.
     async fn acknowledged(&self, version: u64, wait: Duration) -> Departure {
         let mut progress = self.progress.subscribe();
         let everybody = async {
@@ -196,11 +196,10 @@ impl Discovery {
         Departure { version, acknowledged }
     }
 
-    /// Does something with the catalogue and wakes the watchers when that made a new version.
+    /// Changes the catalogue, and wakes the watchers if there is a new version.
     fn change<T>(&self, act: impl FnOnce(&mut Catalogue, DateTime<Utc>) -> T) -> T {
         let mut state = self.state();
-        // Read under the lock: calls in another order than their times would look like a clock
-        // that was set back.
+        // Read under the lock, so that times are in the order of the calls.
         let now = self.clock.now();
         let result = act(&mut state.catalogue, now);
         let version = state.catalogue.version();
@@ -214,7 +213,7 @@ impl Discovery {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The catalogue's methods leave it whole at every point that could panic.
+        // A panic cannot leave the catalogue half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

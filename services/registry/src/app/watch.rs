@@ -1,4 +1,4 @@
-//! One watcher's view of the changes.
+//! An open watch.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use tracing::{debug, info};
 use super::Discovery;
 use crate::domain::{Session, Since, TooManyWatchers, WatcherKind};
 
-/// What a watcher is told.
+/// An item of a watch.
 #[derive(Clone, Debug)]
 pub enum WatchItem {
-    /// Everything; only ever the first.
+    /// All instances; only as the first item.
     Snapshot(Snapshot),
     /// The next change.
     Change(Arc<Change>),
 }
 
-/// An open watch: first a snapshot unless the changes alone will do, then every change in order.
+/// An open watch: a snapshot first, unless the watcher can resume, then every change in order.
 ///
-/// Nothing is queued for a watcher but a batch of the catalogue's own history, so that a slow one
-/// costs no memory. One that falls out of the history is dropped, comes back, and gets a snapshot.
+/// Changes are read from the shared history in batches, so a slow watcher costs no memory. A watch that
+/// falls behind the history ends; the watcher comes back and gets a snapshot.
 #[derive(Debug)]
 pub struct Watch {
     discovery: Arc<Discovery>,
@@ -37,8 +37,8 @@ pub struct Watch {
 }
 
 impl Discovery {
-    /// Opens a watch for somebody who knows `version` of `epoch` (0 when not known). It ends with
-    /// `stop`, when it is too slow, or when a newer one has the same name.
+    /// Opens a watch for a watcher that has `version` of `epoch` (0: unknown). It ends with `stop`, when
+    /// it is too slow, or when a newer one has the same name.
     ///
     /// # Errors
     /// [`TooManyWatchers`].
@@ -53,7 +53,7 @@ impl Discovery {
         let mut state = self.state();
         let session = state.watchers.join(watcher)?;
         let (first, version) = match state.catalogue.since(version, epoch) {
-            // The changes themselves are taken when they are asked for.
+            // `next` reads the changes.
             Since::Changes(_) => (None, version),
             Since::NeedsSnapshot => {
                 let snapshot = state.catalogue.snapshot(None);
@@ -78,7 +78,7 @@ impl Discovery {
 }
 
 impl Watch {
-    /// The next item; none when the watch has ended.
+    /// The next item; `None` when the watch has ended.
     pub async fn next(&mut self) -> Option<WatchItem> {
         if let Some(snapshot) = self.first.take() {
             return Some(WatchItem::Snapshot(snapshot));
@@ -120,7 +120,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.discovery.state().watchers.leave(&self.session);
-        // Whoever waits for this watcher need not any more.
+        // Draining instances need not wait for this watcher any more.
         self.discovery.progress.send_replace(());
     }
 }

@@ -1,4 +1,4 @@
-//! Who is there, until when, and every change of that.
+//! Instances, their leases, and the numbered changes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,16 +8,16 @@ use tourin_registry_api::{ChangeKind, DownReason, Instance, Snapshot, Status};
 
 use super::history::{History, Since};
 
-/// When the registry itself did not look for longer than this, or the clock went back by more,
-/// leases start anew (see [`Catalogue`]).
+/// Leases start anew when the registry was paused for longer than this, or the clock was set back by
+/// more (see [`Catalogue`]).
 const MAX_PAUSE: TimeDelta = TimeDelta::seconds(1);
 
 /// Bounds of a [`Catalogue`].
 #[derive(Clone, Copy, Debug)]
 pub struct CatalogueLimits {
-    /// Most instances at once.
+    /// Maximum number of instances.
     pub instances: usize,
-    /// Most changes kept for watchers that resume.
+    /// Maximum number of changes kept for watchers that resume.
     pub history: usize,
 }
 
@@ -32,10 +32,10 @@ pub enum RegisterError {
         /// The holder's address.
         held_by: SocketAddr,
     },
-    /// There are as many instances as there may be.
+    /// The limit of instances is reached.
     #[error("the registry holds as many instances as it may ({limit})")]
     Full {
-        /// How many that is.
+        /// The limit.
         limit: usize,
     },
 }
@@ -45,20 +45,18 @@ pub enum RegisterError {
 #[error("no such instance")]
 pub struct Unknown;
 
-/// Who is there, until when, and every change of that.
+/// The registered instances, their leases, and the changes.
 ///
-/// - An instance is there from its registration until its lease ends or it leaves. A lease ends
-///   exactly its length after the last registration or renewal; from that moment on every call
-///   takes the instance for gone.
-/// - A service and id belong to one address at a time. The same address may register again, with
-///   other metadata, or after a restart; another one only when the lease has ended.
-/// - Every difference makes one change with the next version; a call that changes nothing (a renewal,
-///   the same registration again) makes none. Applying the changes after a version to what was
-///   known at that version gives what is known now.
-/// - Only time in which the registry ran counts against a lease. When nobody called for more than a
-///   second (the machine slept, the process was stopped) or the clock was set back by more than
-///   that, every lease starts anew: the instances had no way to renew. The sweeper calls ten times
-///   a second.
+/// - An instance is registered until its lease ends or it leaves. A lease ends exactly its length after
+///   the last registration or renewal.
+/// - A service and id belong to one address at a time. That address may register again, also with other
+///   metadata; another one only after the lease has ended.
+/// - Every difference is one change with the next version. A renewal, or the same registration again,
+///   is no change. The changes after a version, applied to the state at that version, give the
+///   current state.
+/// - A lease counts only time in which the registry ran. If no call came for more than a second (the
+///   machine slept, the process was stopped), or the clock was set back by more than that, every lease
+///   starts anew, because instances could not renew. The sweeper calls ten times a second.
 #[derive(Debug)]
 pub struct Catalogue {
     leases: BTreeMap<(String, String), Lease>,
@@ -75,9 +73,9 @@ struct Lease {
 }
 
 impl Catalogue {
-    /// An empty one. Its epoch, and first version, is `now` in microseconds since the Unix epoch.
+    /// An empty catalogue. Its epoch and first version is `now` in microseconds since the Unix epoch.
     pub fn new(limits: CatalogueLimits, now: DateTime<Utc>) -> Self {
-        // A version of 0 means "knows nothing"; a clock before 1970 must not make one.
+        // Version 0 means unknown; a clock before 1970 must not give it.
         let epoch = u64::try_from(now.timestamp_micros()).unwrap_or(0).max(1);
         Self {
             leases: BTreeMap::new(),
@@ -87,16 +85,16 @@ impl Catalogue {
         }
     }
 
-    /// The latest change's version; the epoch when there was none.
+    /// The version of the last change; the epoch before the first.
     pub fn version(&self) -> u64 {
         self.history.version()
     }
 
-    /// Registers an instance, or renews it when it is known as it is. Gives the version in which
-    /// it is known.
+    /// Registers an instance, or renews its lease if nothing about it has changed. Gives a version that
+    /// includes it.
     ///
     /// # Errors
-    /// [`RegisterError`] when the id is somebody else's or there is no room.
+    /// [`RegisterError`] when another address holds the id, or the limit is reached.
     pub fn register(
         &mut self,
         instance: Instance,
@@ -128,7 +126,7 @@ impl Catalogue {
         Ok(self.version())
     }
 
-    /// Lets the lease run its whole length again.
+    /// Renews a lease.
     ///
     /// # Errors
     /// [`Unknown`] when there is no such live lease.
@@ -139,8 +137,7 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Marks an instance as wanting nothing new. Its lease goes on as before. Gives a version in
-    /// which that is known.
+    /// Marks an instance as draining; its lease goes on. Gives a version that includes the change.
     ///
     /// # Errors
     /// [`Unknown`] when there is no such live lease.
@@ -154,7 +151,7 @@ impl Catalogue {
         Ok(self.version())
     }
 
-    /// Takes an instance out at once. Gives the version that did.
+    /// Removes an instance at once. Gives the version of that change.
     ///
     /// # Errors
     /// [`Unknown`] when there is no such live lease.
@@ -171,7 +168,7 @@ impl Catalogue {
         Ok(self.version())
     }
 
-    /// Takes out every instance whose lease has ended; gives them.
+    /// Removes the instances whose leases have ended, and gives them.
     pub fn expire(&mut self, now: DateTime<Utc>) -> Vec<Instance> {
         let pause = now - self.last_call;
         self.last_call = now;
@@ -190,12 +187,12 @@ impl Catalogue {
         gone
     }
 
-    /// When the next lease ends, if there is one.
+    /// When the next lease ends.
     pub fn next_expiry(&self) -> Option<DateTime<Utc>> {
         self.leases.values().map(|lease| lease.ends_at).min()
     }
 
-    /// Everything known, or what is known of one service.
+    /// The instances of all services or of one.
     pub fn snapshot(&self, service: Option<&str>) -> Snapshot {
         let instances = self
             .leases
@@ -207,7 +204,7 @@ impl Catalogue {
         Snapshot { epoch: self.history.epoch(), version: self.version(), instances }
     }
 
-    /// What a watcher gets that knows `version` of `epoch` (0: not known).
+    /// How a watcher that has `version` of `epoch` (0: unknown) catches up.
     pub fn since(&self, version: u64, epoch: u64) -> Since {
         self.history.since(version, epoch)
     }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use tourin_registry_api::{Change, ChangeKind, Instance};
 
-/// What a watcher gets that is at some version.
+/// How a watcher catches up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// The changes after that version, in order, without a gap; empty when there are none.
+    /// By the changes after its version, in order and without a gap.
     Changes(Vec<Arc<Change>>),
-    /// The version is too old, from another epoch, or from the future.
+    /// By a snapshot: its version is too old, of another epoch, or in the future.
     NeedsSnapshot,
 }
 
-/// A bounded run of changes without a gap.
+/// The last changes, without a gap.
 #[derive(Debug)]
 pub(super) struct History {
     epoch: u64,
@@ -36,7 +36,7 @@ impl History {
         self.version
     }
 
-    /// Numbers a change and keeps it; the oldest goes when there are too many.
+    /// Numbers and keeps a change; drops the oldest one above the limit.
     pub(super) fn record(&mut self, kind: ChangeKind, instance: Instance) {
         self.version += 1;
         self.changes.push_back(Arc::new(Change { version: self.version, kind, instance }));

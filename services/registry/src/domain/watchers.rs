@@ -1,35 +1,35 @@
-//! Who watches, and how far each has got.
+//! Open watches and their acknowledgements.
 
 use std::collections::BTreeMap;
 
 /// Bounds of [`Watchers`].
 #[derive(Clone, Copy, Debug)]
 pub struct WatcherLimits {
-    /// Most watchers that hold the secret, with a name or without.
+    /// Maximum number of authenticated watchers, named or not.
     pub authenticated: usize,
-    /// Most watchers that do not. A bound of their own: strangers cannot take the mesh's places.
+    /// Maximum number of anonymous watchers, separate so that they cannot use up the mesh's limit.
     pub anonymous: usize,
 }
 
-/// Who opens a watch.
+/// A kind of watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatcherKind<'a> {
-    /// Somebody who holds the secret and will acknowledge under this name.
+    /// Authenticated, and acknowledges under this name.
     Named(&'a str),
-    /// Somebody who holds the secret and only follows.
+    /// Authenticated, without acknowledgements.
     Unnamed,
-    /// Somebody who does not hold it.
+    /// Without the secret.
     Anonymous,
 }
 
-/// There are as many watchers of this kind as there may be.
+/// The limit of watchers of this kind is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there are as many watchers as there may be ({limit})")]
 pub struct TooManyWatchers {
     limit: usize,
 }
 
-/// One open watch. Given back with [`Watchers::leave`].
+/// An open watch; ended by [`Watchers::leave`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
     kind: SessionKind,
@@ -43,11 +43,10 @@ enum SessionKind {
     Anonymous,
 }
 
-/// Who watches, and how far each has got.
+/// The open watches, and the versions that they have acknowledged.
 ///
-/// Only named watchers acknowledge, and only they are waited for. A watcher that let a wait run out
-/// is not waited for again until it has caught up, so that one that hangs delays one departure
-/// and not all of them.
+/// Draining instances wait for named watchers alone. A watcher that caused a time-out is skipped until
+/// it has caught up, so that a hanging one delays one departure and not all of them.
 #[derive(Debug)]
 pub struct Watchers {
     named: BTreeMap<String, Watcher>,
@@ -61,12 +60,12 @@ pub struct Watchers {
 struct Watcher {
     session: u64,
     acknowledged: u64,
-    /// The version that it was waited for in vain.
+    /// The version at which a wait for it timed out.
     timed_out: Option<u64>,
 }
 
 impl Watchers {
-    /// Nobody yet.
+    /// No watches.
     pub fn new(limits: WatcherLimits) -> Self {
         Self { named: BTreeMap::new(), unnamed: 0, anonymous: 0, limits, sessions: 0 }
     }
@@ -76,8 +75,8 @@ impl Watchers {
         self.named.len() + self.unnamed + self.anonymous
     }
 
-    /// Opens a watch. One of the same name ends by that ([`Watchers::is_open`] says so): the
-    /// watcher has lost it, or it would not ask for another.
+    /// Opens a watch. It replaces one of the same name, which the watcher must have lost; see
+    /// [`Watchers::is_open`].
     ///
     /// # Errors
     /// [`TooManyWatchers`].
@@ -121,7 +120,7 @@ impl Watchers {
         }
     }
 
-    /// False when a newer watch took this one's name.
+    /// False when a newer watch has replaced this one.
     pub fn is_open(&self, session: &Session) -> bool {
         match &session.kind {
             SessionKind::Named(name) => {
@@ -131,8 +130,7 @@ impl Watchers {
         }
     }
 
-    /// Notes that everything up to `version` is in effect at the watcher. False when no such
-    /// watcher is here.
+    /// Notes an acknowledgement of everything up to `version`. False when there is no such watcher.
     pub fn acknowledge(&mut self, name: &str, version: u64) -> bool {
         let Some(watcher) = self.named.get_mut(name) else {
             return false;
@@ -144,12 +142,12 @@ impl Watchers {
         true
     }
 
-    /// Whether everybody who is waited for has acknowledged `version`.
+    /// Whether all named watchers but skipped ones have acknowledged `version`.
     pub fn all_acknowledged(&self, version: u64) -> bool {
         self.named.values().all(|w| w.acknowledged >= version || w.timed_out.is_some())
     }
 
-    /// Those who have not acknowledged `version` are not waited for until they have.
+    /// Skips the watchers that have not acknowledged `version` until they have; gives their names.
     pub fn stop_waiting_for(&mut self, version: u64) -> Vec<String> {
         let late = self.named.iter_mut().filter(|(_, w)| w.acknowledged < version);
         late.map(|(name, watcher)| {

@@ -1,4 +1,4 @@
-//! Who may write: whoever shows the registration secret.
+//! Authentication by the registration secret.
 
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use tourin_chassis::http::{ApiError, Message, fields};
 use tourin_chassis::secret::Secret;
 
-/// The caller showed the secret. Extracted before the body is read.
+/// The caller sent the secret. Extracted before the body is read.
 pub(super) struct SecretHolder;
 
 impl<S> FromRequestParts<S> for SecretHolder
@@ -26,8 +26,8 @@ where
     }
 }
 
-/// Whether the caller showed the secret. A wrong one is refused even where none is needed: it is a
-/// mistake that should not go unnoticed.
+/// Whether the caller sent the secret. A wrong one is refused also where none is needed, so that the
+/// mistake is noticed.
 pub(super) struct MaybeSecretHolder(pub(super) bool);
 
 impl<S> FromRequestParts<S> for MaybeSecretHolder

@@ -83,7 +83,7 @@ pub(super) async fn list(
     Ok(Json(discovery.list(service.as_deref())))
 }
 
-/// How long to wait for acknowledgements: not at all unless told, never longer than the bound.
+/// How long to wait for acknowledgements: 0 by default, at most [`MAX_WAIT_MS`].
 fn wait(params: &Params) -> Result<Duration, ApiError> {
     let wait_ms: u64 = params.one("wait_ms")?.unwrap_or(0);
     if wait_ms > MAX_WAIT_MS {
@@ -100,7 +100,7 @@ fn unknown(error: Unknown) -> ApiError {
     ApiError::not_found(english(error))
 }
 
-/// The registry's clients are the mesh's own programs and its operators.
+/// A message in English: the registry's clients are programs and operators.
 pub(super) fn english(text: impl ToString) -> Message {
     Message::for_operators(text.to_string())
 }

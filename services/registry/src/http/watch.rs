@@ -42,7 +42,7 @@ pub(super) async fn open(
             )));
         }
     };
-    // An `EventSource` resumes by this header.
+    // The header by which an `EventSource` resumes.
     let resumed = || headers.get("last-event-id")?.to_str().ok()?.parse().ok();
     let from = from.or_else(resumed).unwrap_or(0);
     let watch = discovery

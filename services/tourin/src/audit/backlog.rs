@@ -1,5 +1,5 @@
-//! What is still on its way from a write to its effects: in core's outbox, at the broker, in the hands
-//! of the recommendation service.
+//! Events between a write and its effects: in core's outbox, at the broker, in the recommendation
+//! service.
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,38 +7,38 @@ use serde::Deserialize;
 
 use super::observation::{CORE, Observer, RECOMMENDATION};
 
-/// By how much core's clock may be ahead of the audit's for an event of the audit's to be known as one
-/// that may be (milliseconds). Younger events in the outbox are somebody else's.
+/// By how much core's clock may be ahead of the audit's (milliseconds). Events that are younger than the
+/// last write by more than this are other traffic.
 const CLOCKS_DIFFER_MS: i64 = 5_000;
 
-/// What waits, as far as the mesh can tell.
+/// The waiting events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Events that core has committed and the bus has not taken.
     pub outbox: u64,
-    /// Events that wait for a consumer or are in its hands, at the instance that has the most.
+    /// Events that wait for a consumer or are being handled, at the instance with the most.
     pub queues: u64,
-    /// Events that consumers are done with.
+    /// Events that consumers have handled.
     pub handled: u64,
-    /// No event of the audit's waits anywhere.
+    /// Whether no event of the audit waits anywhere.
     pub is_drained: bool,
 }
 
-/// What must be gone before nothing of the audit's is on its way.
+/// Decides when no event of the audit waits any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DrainCheck {
     last_write: DateTime<Utc>,
     is_drained: bool,
 }
 
-/// What core says.
+/// Core's response.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct CoreBacklog {
     pending: u64,
     oldest: Option<DateTime<Utc>>,
 }
 
-/// What an instance of recommendation says.
+/// The response of an instance of recommendation.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct ConsumerBacklog {
     waiting: u64,
@@ -46,12 +46,12 @@ struct ConsumerBacklog {
 }
 
 impl DrainCheck {
-    /// The audit has made its last write.
+    /// Called after the audit's last write.
     pub fn now() -> Self {
         Self { last_write: Utc::now(), is_drained: false }
     }
 
-    /// Weighs what core said, and after it each consumer.
+    /// Combines the responses of core and, read after it, of the consumers.
     fn judge(&mut self, core: CoreBacklog, consumers: &[ConsumerBacklog]) -> Backlog {
         let queues = consumers.iter().map(|each| each.waiting).max().unwrap_or_default();
         let last_write = self.last_write + TimeDelta::milliseconds(CLOCKS_DIFFER_MS);
@@ -69,7 +69,7 @@ impl DrainCheck {
 }
 
 impl Observer {
-    /// What waits.
+    /// Reads the backlog.
     ///
     /// # Errors
     /// When an instance cannot be asked.
@@ -77,7 +77,7 @@ impl Observer {
         const PATH: &str = "/internal/events/backlog";
         let cores = self.instances_of(CORE).await?;
         let (_, core) = cores.first().context("no core")?;
-        // First core: what has left its outbox by then is with a consumer, or done with.
+        // Core first: an event that has left its outbox is at a consumer, or handled.
         let core = self.read(CORE, *core, PATH).await.context("what waits at core")?;
         let mut consumers = Vec::new();
         for (instance, address) in self.instances_of(RECOMMENDATION).await? {

@@ -1,18 +1,16 @@
-//! What was done against what is there.
+//! Compares what was done with what the mesh shows.
 //!
 //! # What is compared
-//! - *Store*: an acknowledged bookmark or review is listed once, one that was removed is not.
-//! - *Trend*: the score of each spot is what it was before, plus one bookmark's weight for each
-//!   member who bookmarked it, decayed since. Each member bookmarks a spot once, so that nothing is
-//!   left out as a repetition. The score is a sum: of a lost and a doubled effect at one spot the
-//!   trend shows neither, which is why the audit spreads its writes over many spots.
-//! - *Replica*: each member's history in the recommendation service equals the acknowledged state.
-//!   Whoever has written about a spot has viewed it, also when the review is deleted; the audit's
-//!   members view nothing else.
+//! - *Store*: an acknowledged bookmark or review is listed once, a removed one is not.
+//! - *Trend*: a spot's score is its score from before, plus one bookmark's weight for each member who
+//!   bookmarked it, both decayed. Each member bookmarks a spot once, so no bookmark is ignored as a
+//!   repetition. The score is a sum, in which a lost and a doubled effect at one spot cancel out, so
+//!   the audit spreads its writes over many spots.
+//! - *Replica*: each member's history in the recommendation service equals the acknowledged state. A
+//!   review counts as a view, also after it is deleted; the audit's members view nothing else.
 //!
-//! Of a write whose outcome is unknown the store's word is taken, and its effects must agree with it.
-//! Spots that the audit does not touch must show no change. Somebody else's traffic on the same
-//! spots looks like an effect without a cause: the audit cannot tell the two apart.
+//! If a write's outcome is unknown, the store decides, and the effects must agree with it. Untouched
+//! spots must show no change. Other traffic on the same spots looks like an effect without a cause.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,34 +23,34 @@ mod replica;
 #[cfg(test)]
 mod tests;
 
-/// A row of the table: one kind of thing, counted.
+/// A row of the report's table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Row {
-    /// What clients were told is done.
+    /// Writes that were acknowledged.
     pub acknowledged: u64,
-    /// What clients do not know of.
+    /// Writes whose outcome is unknown to the client.
     pub unknown: u64,
-    /// What is as it was asked for.
+    /// Writes that the mesh shows.
     pub found: u64,
-    /// What was acknowledged and is not there.
+    /// Acknowledged writes that the mesh does not show.
     pub missing: u64,
-    /// What is there more often than it was done.
+    /// Effects that occurred more often than the write.
     pub doubled: u64,
-    /// What is there and was not done.
+    /// Effects without a write.
     pub uncaused: u64,
-    /// What is as it was asked for, and was not when it was due.
+    /// Effects that came after they were due.
     pub late: u64,
-    /// What is not there, while events wait that may bring it.
+    /// Missing effects whose events may still wait.
     pub waiting: u64,
 }
 
 impl Row {
-    /// Counts as late what was amiss in `due`, the same row when effects were due, and is not now.
+    /// Counts as late what was wrong in `due`, the same row when effects were due, and is right now.
     pub(super) fn late_since(&mut self, due: Self) {
         self.late = (due.missing + due.uncaused).saturating_sub(self.missing + self.uncaused);
     }
 
-    /// What is missing may still come.
+    /// Counts what is missing as waiting.
     fn mark_waiting(&mut self) {
         self.waiting = std::mem::take(&mut self.missing);
     }
@@ -76,7 +74,7 @@ impl Row {
         Verdict::Right
     }
 
-    /// The larger of each count, for several instances that should agree.
+    /// The worse count of each column, for instances that should agree.
     fn worst(self, other: Self) -> Self {
         Self {
             acknowledged: self.acknowledged.max(other.acknowledged),
@@ -97,7 +95,7 @@ enum Verdict {
     Uncaused,
 }
 
-/// The table, and each difference in words.
+/// The table, and a text for each difference.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Comparison {
     /// Bookmarks that were to stay.
@@ -112,22 +110,22 @@ pub struct Comparison {
     pub trend_effects: Row,
     /// Bookmarks in the recommendation service's own histories.
     pub replica_entries: Row,
-    /// What is not as it should be.
+    /// The differences.
     pub differences: Vec<String>,
-    /// How many of them an event that is still to come would mend.
+    /// How many of them a waiting event could mend.
     pub mendable: usize,
 }
 
-/// What the mesh shows afterwards.
+/// What the mesh shows.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
-    /// What the store lists.
+    /// The store's lists.
     pub store: Store,
-    /// The effects by instance of the recommendation service; each must show all of them.
+    /// The effects by instance of the recommendation service; each instance must show all.
     pub effects: BTreeMap<String, Effects>,
 }
 
-/// Compares. `before` are the scores of the spots, touched or not, before the first write.
+/// Compares. `before` are the scores of touched and untouched spots before the first write.
 pub fn compare(ledger: &Ledger, before: &Scores, observed: &Observed) -> Comparison {
     let mut comparison = Comparison::default();
     comparison.compare_bookmarks(ledger, &observed.store);
@@ -154,7 +152,7 @@ fn listed(store: &Store, member: &str, spot: SpotId) -> usize {
     of_member.iter().filter(|listed| **listed == spot).count()
 }
 
-/// Whether a bookmark was placed: its own word, else the store's.
+/// Whether a bookmark was placed: by its outcome, or by the store if that is unknown.
 fn was_placed(bookmark: &Bookmark, is_listed: bool) -> bool {
     match bookmark.placed {
         Outcome::Acknowledged => true,
@@ -163,7 +161,7 @@ fn was_placed(bookmark: &Bookmark, is_listed: bool) -> bool {
     }
 }
 
-/// Whether a bookmark should be there now: its own word, else the store's.
+/// Whether a bookmark should exist now: by its outcome, or by the store if that is unknown.
 fn should_be_there(bookmark: &Bookmark, is_listed: bool) -> bool {
     match bookmark.removed {
         Some(Outcome::Acknowledged) => false,
@@ -177,13 +175,13 @@ impl Comparison {
         self.differences.push(text);
     }
 
-    /// A difference that an event that is still to come would mend.
+    /// Notes a difference that a waiting event could mend.
     fn differ_for_now(&mut self, text: String) {
         self.mendable += 1;
         self.differ(text);
     }
 
-    /// Effects that are not there may still come.
+    /// Counts missing effects as waiting.
     pub(super) fn mark_waiting(&mut self) {
         self.trend_effects.mark_waiting();
         self.replica_entries.mark_waiting();
@@ -193,7 +191,7 @@ impl Comparison {
         for ((member, spot), bookmark) in ledger.bookmarks() {
             let times = listed(store, member, *spot);
             let what = format!("bookmark of spot {spot} by {member}");
-            // Refused to be removed, it stays.
+            // If its removal was refused, the bookmark stays.
             if let Some(removed) = bookmark.removed.filter(|removed| *removed != Outcome::Refused) {
                 if let Verdict::Missing = self.removals.count(removed, times == 0) {
                     self.differ(format!("{what}: removed, and still listed"));
@@ -227,7 +225,7 @@ impl Comparison {
         }
         for (content, review) in ledger.reviews() {
             let ids = seen.remove(content.as_str()).unwrap_or_default();
-            // Under its own number, when that is known.
+            // By its id, if that is known.
             let is_there = match &review.id {
                 Some(id) => ids.contains(&id.as_str()),
                 None => !ids.is_empty(),

@@ -1,5 +1,4 @@
-//! Requests through gateways: round them, past those that cannot be reached, again where that can
-//! do no harm.
+//! Requests through several gateways, round robin, with retries where these are safe.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,9 +8,9 @@ use rand::Rng;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 
-/// A connection to a gateway takes at most this long (milliseconds).
+/// Longest time to connect to a gateway (milliseconds).
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
-/// The pause before the second attempt, in milliseconds; it doubles with each more.
+/// The pause before the second attempt, in milliseconds; it doubles with each further one.
 const FIRST_PAUSE_MS: u64 = 100;
 /// The longest pause between two attempts, in milliseconds.
 const LONGEST_PAUSE_MS: u64 = 1_000;
@@ -25,13 +24,13 @@ pub struct Call {
     pub path: String,
     /// Its body, as JSON.
     pub body: Option<Value>,
-    /// The access token of who makes it.
+    /// The caller's access token.
     pub token: Option<String>,
-    /// Whether doing it twice is the same as doing it once.
+    /// Whether it is idempotent.
     pub idempotent: bool,
 }
 
-// A body may hold a password, and the token is one.
+// Neither body nor token, which are secret.
 impl std::fmt::Debug for Call {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Call({} {})", self.method, self.path)
@@ -39,35 +38,34 @@ impl std::fmt::Debug for Call {
 }
 
 impl Call {
-    /// A visitor reads.
+    /// A read without a session.
     pub fn get(path: impl Into<String>) -> Self {
         Self { method: Method::GET, path: path.into(), body: None, token: None, idempotent: true }
     }
 
-    /// Somebody sends `body`; sending it twice may do it twice.
+    /// A call with a body that is not idempotent.
     pub fn post(path: impl Into<String>, body: Value) -> Self {
         Self { method: Method::POST, body: Some(body), idempotent: false, ..Self::get(path) }
     }
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub enum Reply {
-    /// An answer, whole.
+    /// A complete response.
     Response {
         /// Its status.
         status: StatusCode,
         /// Its body.
         body: Vec<u8>,
-        /// Whether an attempt before it may have reached a service, so that a refusal now does not
-        /// say that nothing has happened.
+        /// Whether an earlier attempt may have taken effect, so that a refusal now does not exclude it.
         after_ambiguous: bool,
     },
-    /// No answer, for this reason; what was asked for may have happened.
+    /// No response, for this reason; the request may have taken effect.
     NoResponse(String),
 }
 
-/// What happened to requests, counted.
+/// Counts of attempts.
 #[derive(Debug, Default)]
 pub struct Traffic {
     failures: AtomicU64,
@@ -75,7 +73,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Attempts that were not answered, or with a 5xx status.
+    /// Attempts without a response, or with a 5xx status.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
@@ -96,12 +94,12 @@ pub struct Gateways {
     traffic: Traffic,
 }
 
-/// How one attempt went.
+/// The result of an attempt.
 enum Attempt {
     Answered(StatusCode, Vec<u8>),
-    /// Nothing was sent: any request may be made again.
+    /// Nothing was sent, so a retry is safe.
     NotSent(String),
-    /// Sent, and cut.
+    /// Sent, and the connection was lost.
     Cut(String),
     TimedOut,
 }
@@ -130,9 +128,9 @@ impl Gateways {
         &self.traffic
     }
 
-    /// Makes a request. Another gateway, or the same after a pause, is tried when nothing was sent;
-    /// an idempotent request also after a cut connection, 502 and 503. A time-out is not tried
-    /// again: whoever is slow is not helped by more.
+    /// Makes a request. It is retried at the next gateway, after a pause once all were tried, if nothing
+    /// was sent; an idempotent one also after a lost connection, 502 and 503. A time-out is not
+    /// retried: more requests do not help a slow service.
     pub async fn call(&self, call: &Call) -> Reply {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut reply = Reply::NoResponse("not tried".to_owned());
@@ -140,7 +138,7 @@ impl Gateways {
         for attempt in 0..self.tries {
             if attempt > 0 {
                 self.traffic.retries.fetch_add(1, Ordering::Relaxed);
-                // Once round the gateways at once: one of them may be gone.
+                // No pause until each gateway was tried once.
                 if attempt as usize >= self.urls.len() {
                     tokio::time::sleep(pause(attempt)).await;
                 }
@@ -175,7 +173,7 @@ impl Gateways {
         reply
     }
 
-    /// Reads JSON as a visitor.
+    /// Reads JSON without a session.
     ///
     /// # Errors
     /// When there is no answer, or another than 200 with JSON.
@@ -213,7 +211,7 @@ impl Gateways {
     }
 }
 
-/// The innermost cause says more than "error sending request".
+/// The innermost cause, which says more than "error sending request".
 fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {

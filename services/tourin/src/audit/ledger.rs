@@ -1,66 +1,66 @@
-//! What the audit has done: every write with its outcome.
+//! All writes of the audit with their outcomes.
 //!
-//! An outcome is what the client was told. A request that was cut or timed out is *unknown*: the
-//! write may have happened or not, and both are right, as long as the rest of the mesh agrees.
+//! The outcome of a request that was cut or timed out is *unknown*: the write may have happened or not,
+//! and both are right if all parts of the mesh agree.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// For how long a service may still work on a request whose client has given up, in seconds: its
-/// own limit for a request is 10 s.
+/// How long a service may go on with a request whose client has timed out, in seconds: its own limit is
+/// 10 s.
 const SERVICE_TIMEOUT_S: i64 = 15;
 
 /// A spot's number.
 pub type SpotId = u64;
 
-/// What a client knows of a write.
+/// The outcome of a write, as its client knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was confirmed: it must not be lost.
+    /// Confirmed: it must not be lost.
     Acknowledged,
-    /// No answer, or one that leaves open what happened.
+    /// No response, or one that does not say whether it happened.
     Unknown,
-    /// It was refused: it must not have happened.
+    /// Refused: it must not have happened.
     Refused,
 }
 
-/// When something happened, as far as a client can tell.
+/// The time of a write, between request and response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeRange {
-    /// The request was made then.
+    /// When the request was made.
     pub from: DateTime<Utc>,
-    /// It cannot have happened later; `None` while there is no answer.
+    /// The latest time at which it can have happened; `None` before the response.
     pub to: Option<DateTime<Utc>>,
 }
 
-/// A bookmark that the audit placed, and perhaps removed.
+/// A bookmark of the audit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bookmark {
-    /// How placing it went.
+    /// The outcome of placing it.
     pub placed: Outcome,
     /// When it was placed.
     pub when: TimeRange,
-    /// How removing it went; `None` when that was not tried.
+    /// The outcome of removing it; `None` when not tried.
     pub removed: Option<Outcome>,
 }
 
-/// A review that the audit wrote, and perhaps deleted.
+/// A review of the audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Review {
     /// Its author.
     pub member: String,
-    /// What it is about.
+    /// Its spot.
     pub spot: SpotId,
-    /// How writing it went.
+    /// The outcome of writing it.
     pub written: Outcome,
     /// Its number, when writing was acknowledged.
     pub id: Option<String>,
-    /// How deleting it went; `None` when that was not tried.
+    /// The outcome of deleting it; `None` when not tried.
     pub deleted: Option<Outcome>,
 }
 
-/// Every write of an audit. One entry for each bookmark and review, so that the schedule bounds it.
+/// All writes of an audit, one entry per bookmark and review; bounded by the schedule.
 #[derive(Debug, Default)]
 pub struct Ledger {
     bookmarks: BTreeMap<(String, SpotId), Bookmark>,
@@ -71,14 +71,14 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Notes that a bookmark is about to be placed. Until it is answered its outcome is unknown.
+    /// Notes a bookmark before it is placed. Its outcome is unknown until the response.
     pub fn placing(&mut self, member: &str, spot: SpotId, from: DateTime<Utc>) {
         let when = TimeRange { from, to: None };
         let bookmark = Bookmark { placed: Outcome::Unknown, when, removed: None };
         self.bookmarks.insert((member.to_owned(), spot), bookmark);
     }
 
-    /// Notes how placing a bookmark went.
+    /// Notes the outcome of placing a bookmark.
     pub fn placed(&mut self, member: &str, spot: SpotId, outcome: Outcome, at: DateTime<Utc>) {
         let key = (member.to_owned(), spot);
         if let Some(bookmark) = self.bookmarks.get_mut(&key) {
@@ -93,29 +93,28 @@ impl Ledger {
         }
     }
 
-    /// Takes an acknowledged bookmark that nobody has tried to remove, the oldest, and notes that it
-    /// is about to be removed.
+    /// Takes the oldest acknowledged bookmark for removal.
     pub fn removing(&mut self) -> Option<(String, SpotId)> {
         let key = self.removable.pop_front()?;
         self.bookmarks.get_mut(&key)?.removed = Some(Outcome::Unknown);
         Some(key)
     }
 
-    /// Notes how removing a bookmark went.
+    /// Notes the outcome of removing a bookmark.
     pub fn removed(&mut self, member: &str, spot: SpotId, outcome: Outcome) {
         if let Some(bookmark) = self.bookmarks.get_mut(&(member.to_owned(), spot)) {
             bookmark.removed = Some(outcome);
         }
     }
 
-    /// Notes that a review is about to be written.
+    /// Notes a review before it is written.
     pub fn writing(&mut self, member: &str, spot: SpotId, content: &str) {
         let member = member.to_owned();
         let review = Review { member, spot, written: Outcome::Unknown, id: None, deleted: None };
         self.reviews.insert(content.to_owned(), review);
     }
 
-    /// Notes how writing a review went; `id` is its number when it was acknowledged.
+    /// Notes the outcome of writing a review, with its id if it was acknowledged.
     pub fn written(&mut self, content: &str, outcome: Outcome, id: Option<String>) {
         if let Some(review) = self.reviews.get_mut(content) {
             review.written = outcome;
@@ -126,8 +125,7 @@ impl Ledger {
         }
     }
 
-    /// Takes an acknowledged review that nobody has tried to delete, the oldest, and notes that it
-    /// is about to be deleted: its content, author and number.
+    /// Takes the oldest acknowledged review for deletion: its content, author and id.
     pub fn deleting(&mut self) -> Option<(String, String, String)> {
         let content = self.deletable.pop_front()?;
         let review = self.reviews.get_mut(&content)?;
@@ -136,7 +134,7 @@ impl Ledger {
         Some((content, review.member.clone(), id))
     }
 
-    /// Notes how deleting a review went.
+    /// Notes the outcome of deleting a review.
     pub fn deleted(&mut self, content: &str, outcome: Outcome) {
         if let Some(review) = self.reviews.get_mut(content) {
             review.deleted = Some(outcome);

@@ -1,4 +1,4 @@
-//! The audit's own members: signed up for it, logged in, with tokens that stay good.
+//! The audit's members, with valid tokens.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::gateways::{Call, Gateways, Reply};
 
-/// Sign-ups and log-ins at once: each costs a core a password hash.
+/// Concurrent sign-ups and log-ins: each costs core a password hash.
 const AT_ONCE: usize = 4;
-/// A token is renewed when it holds no longer than this.
+/// A token is replaced this long before it expires.
 const RENEW_BEFORE: Duration = Duration::from_secs(60);
 
 /// A member with a session.
@@ -53,7 +53,7 @@ pub async fn sign_up(gateways: &Gateways, count: u16) -> anyhow::Result<Vec<Memb
 
 impl Member {
     async fn sign_up(gateways: &Gateways) -> anyhow::Result<Self> {
-        // Random, so that an audit does not meet the members of another.
+        // Random, so that two audits do not have the same members.
         let id = format!("audit{:011}", rand::rng().random_range(0..100_000_000_000_u64));
         let password = format!("Audit!{:08}", rand::rng().random_range(0..100_000_000_u32));
         let body = json!({
@@ -72,7 +72,7 @@ impl Member {
         Ok(Self { id, password, session: Mutex::new(session), logging_in })
     }
 
-    /// A token that holds for a while yet; logs in again when the one at hand does not.
+    /// A token that is valid for a while; logs in again if necessary.
     ///
     /// # Errors
     /// When logging in again fails.
@@ -81,7 +81,7 @@ impl Member {
             return Ok(token);
         }
         let _turn = self.logging_in.lock().await;
-        // Somebody else may have done it while this one waited.
+        // Another task may have logged in meanwhile.
         if let Some(token) = self.good_token() {
             return Ok(token);
         }
@@ -100,7 +100,7 @@ impl Member {
 
 async fn log_in(gateways: &Gateways, id: &str, password: &str) -> anyhow::Result<Session> {
     let mut call = Call::post("/api/auth/login", json!({"id": id, "password": password}));
-    // A session more does no harm.
+    // A second session is harmless.
     call.idempotent = true;
     let asked = Instant::now();
     let body: Value = match gateways.call(&call).await {
@@ -110,7 +110,7 @@ async fn log_in(gateways: &Gateways, id: &str, password: &str) -> anyhow::Result
     };
     let token = body["accessToken"].as_str().context("no accessToken after a log-in")?.to_owned();
     let seconds = body["expiresIn"].as_u64().context("no expiresIn after a log-in")?;
-    // A token that holds for less than the margin would be renewed for each request.
+    // A token with a shorter life would be replaced for each request.
     let holds = Duration::from_secs(seconds).max(RENEW_BEFORE + Duration::from_secs(5));
     Ok(Session { token, until: asked + holds })
 }

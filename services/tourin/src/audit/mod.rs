@@ -1,15 +1,14 @@
-//! `tourin audit`: whether a mesh does what it says.
+//! `tourin audit`: checks that a mesh neither loses nor repeats a write.
 //!
-//! Members of the audit's own place and remove bookmarks and write and delete reviews at a set rate
-//! through one or more gateways. The audit remembers what was acknowledged, and compares afterwards:
-//! every acknowledged write is in the store, each has had its effect in the trend and in the
-//! recommendation service's replica once, and no effect is there without a cause.
+//! The audit's own members place and remove bookmarks and write and delete reviews, at a set rate
+//! through one or more gateways. Afterwards the audit checks that every acknowledged write is in the
+//! store, that each has had its effect in the trend and in the recommendation service's replica once,
+//! and that there are no other effects.
 //!
-//! It looks at pages of lists only, never at a spot's own page, which would be a view. Spots are a
-//! random choice of the catalogue; those whose score moves before the start are left out, for
-//! somebody else's traffic on them cannot be told from an effect without a cause. The clocks of the
-//! audit and of the mesh must agree to within what the trend's half-life makes of a quarter of a
-//! view.
+//! It reads lists alone, because a spot's own page would be a view. Spots are chosen at random. Those
+//! whose score moves before the start are left out, because other traffic looks like an unexpected
+//! effect. The clocks of audit and mesh may differ by as much as it takes the trend to decay by a
+//! quarter of a view.
 
 pub mod backlog;
 pub mod comparison;
@@ -43,18 +42,17 @@ use schedule::LoadGenerator;
 pub use settings::AuditSettings;
 use settling::{Progress, Sample, Settling, WaitOutcome};
 
-/// Spots of the catalogue that are considered.
+/// Maximum number of spots that are considered.
 const CATALOGUE: usize = 5_000;
-/// Spots that are watched and not touched.
+/// Spots that are observed and not written about.
 const UNTOUCHED: usize = 50;
-/// Between two looks at scores before the start, by which other traffic shows (milliseconds).
+/// Time between the two readings of scores that show other traffic (milliseconds).
 const SCORE_INTERVAL_MS: u64 = 500;
-/// Between two looks at the mesh while effects arrive (milliseconds).
+/// Time between two observations while effects arrive (milliseconds).
 const SETTLE_POLL_MS: u64 = 500;
-/// Between two words on how the wait goes (milliseconds).
+/// Time between two log lines during the wait (milliseconds).
 const LOG_EVERY_MS: u64 = 5_000;
-/// After everything agreed once it must agree again (milliseconds later): what a broker delivers a
-/// second time comes late.
+/// Everything must agree twice, this much apart (milliseconds): a broker's second deliveries come late.
 const CONFIRM_AFTER_MS: u64 = 2_000;
 
 /// An audit whose members are ready to begin.
@@ -63,7 +61,7 @@ pub struct Audit {
     settings: AuditSettings,
     load: Arc<LoadGenerator>,
     observer: Observer,
-    /// Touched and not.
+    /// Touched and untouched ones.
     spots: Vec<SpotId>,
     before: Scores,
     notes: Vec<String>,
@@ -106,7 +104,7 @@ impl Audit {
         &self.load.spots
     }
 
-    /// The spots whose scores it watches: these, and some that nobody should touch.
+    /// The spots whose scores it observes: the touched ones, and some untouched ones.
     pub fn watched(&self) -> &[SpotId] {
         &self.spots
     }
@@ -125,23 +123,23 @@ impl Audit {
         self.load.run(self.settings.requests(), rate, in_flight, stop).await
     }
 
-    /// How the wait for effects goes.
+    /// The progress of the wait for effects.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
 
-    /// Waits until what is there agrees with what was done, or nothing is to come any more that could
-    /// make it agree, and reports. See [`settling`].
+    /// Waits until the mesh shows what was done, or no more effects can come, and reports. See
+    /// [`settling`].
     pub async fn conclude(&self) -> Report {
         let start = Instant::now();
         let mut until = backlog::DrainCheck::now();
         let mut settling = Settling::new(self.settings.settle, self.settings.max_wait);
         let (outcome, seen) = loop {
-            // First what waits: what no longer does has had its effect when the mesh is looked at.
+            // The backlog first: an event that has left it has had its effect by the observation.
             let backlog = self.observer.backlog(&mut until).await;
             let seen = self.observe().await;
             if let Err(error) = &backlog {
-                tracing::debug!(error = format!("{error:#}"), "it is not known what waits");
+                tracing::debug!(error = format!("{error:#}"), "the backlog cannot be read");
             }
             let sample = Sample {
                 elapsed: start.elapsed(),
@@ -195,8 +193,8 @@ impl Audit {
     }
 }
 
-/// `tourin audit`: audits and prints the report; exit code 1 when there is a difference, 3 when it is
-/// open whether there is one.
+/// `tourin audit`: audits and prints the report. Exit code 1 with differences, 3 when they may be late
+/// effects.
 ///
 /// # Errors
 /// When the audit cannot begin.
@@ -215,7 +213,7 @@ pub async fn run_and_print(settings: AuditSettings, stop: &Shutdown) -> anyhow::
     Ok(report.exit_code())
 }
 
-/// Says again and again how the wait goes, while it goes on.
+/// Logs the progress of the wait; never returns.
 async fn log_progress(progress: watch::Receiver<Progress>) -> Infallible {
     let mut ticks = tokio::time::interval(Duration::from_millis(LOG_EVERY_MS));
     ticks.tick().await;
@@ -228,7 +226,7 @@ async fn log_progress(progress: watch::Receiver<Progress>) -> Infallible {
     }
 }
 
-/// The spots whose scores do not move by themselves, with these scores.
+/// The spots without other traffic, and their scores.
 async fn quiet_spots(
     observer: &Observer,
     mut spots: Vec<SpotId>,
@@ -253,8 +251,8 @@ async fn quiet_spots(
     Ok((spots, again))
 }
 
-/// How many of `quiet` spots the members write about: as many as the bookmarks need, and no more
-/// than leave some that nobody touches.
+/// How many of the `quiet` spots the members write about: enough for the bookmarks, with some left
+/// untouched.
 fn own_spots(
     settings: &AuditSettings,
     quiet: usize,

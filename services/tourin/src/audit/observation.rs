@@ -1,5 +1,5 @@
-//! What the mesh shows afterwards: the store by its public lists, the effects by the recommendation
-//! service's internal ones.
+//! Observes the mesh: the store by its public lists, the effects by internal calls of the recommendation
+//! service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,18 +23,18 @@ use super::ledger::SpotId;
 
 pub(super) const CORE: &str = "core";
 pub(super) const RECOMMENDATION: &str = "recommendation";
-/// What the audit calls itself towards services.
+/// The audit's name towards services.
 const AUDITOR: &str = "auditor";
-/// A read of effects takes at most this long (milliseconds).
+/// Longest time of a read of effects (milliseconds).
 const EFFECTS_TIMEOUT_MS: u64 = 5_000;
-/// Items on a page of a list.
+/// Items per page.
 const PAGE: usize = 100;
-/// Spots in one question for scores.
+/// Spots per call for scores.
 const SCORES_AT_ONCE: usize = 500;
-/// Lists read at once.
+/// Concurrent reads.
 const AT_ONCE: usize = 8;
 
-/// A review as its spot lists it.
+/// A listed review.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeenReview {
@@ -46,30 +46,30 @@ pub struct SeenReview {
     pub content: String,
 }
 
-/// What the store holds of the audit's members.
+/// The store's data of the audit's members.
 #[derive(Debug, Clone, Default)]
 pub struct Store {
-    /// The bookmarks of each member, as listed.
+    /// The listed bookmarks of each member.
     pub bookmarks: BTreeMap<String, Vec<SpotId>>,
-    /// Their reviews, each number once.
+    /// Their listed reviews, each id once.
     pub reviews: Vec<SeenReview>,
 }
 
-/// The trend's scores as one instance tells them.
+/// The trend's scores at one instance.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Scores {
-    /// When they are worth that.
+    /// The time of the scores.
     pub at: DateTime<Utc>,
     /// Milliseconds in which a score halves.
     pub half_life_ms: u64,
-    /// What one counts, by kind.
+    /// The weights of effects.
     pub weights: Weights,
-    /// By spot; a spot that nothing counted for may be left out.
+    /// By spot; without an entry, a spot's score is 0.
     pub scores: BTreeMap<SpotId, f64>,
 }
 
-/// How much a thing that a person does counts for the trend.
+/// The weights of effects in the trend.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Weights {
     /// A bookmark.
@@ -78,7 +78,7 @@ pub struct Weights {
     pub view: f64,
 }
 
-/// A member's history as one instance tells it.
+/// A member's history at one instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     /// Spots that the member has bookmarked.
@@ -93,7 +93,7 @@ struct HistoryResponse {
     viewed: Vec<Value>,
 }
 
-/// The effects as one instance of the recommendation service tells them.
+/// The effects at one instance of the recommendation service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effects {
     /// The trend.
@@ -121,7 +121,7 @@ pub async fn catalogue(gateways: &Gateways, max: usize) -> anyhow::Result<Vec<Sp
     Ok(spots.into_iter().take(max).collect())
 }
 
-/// Reads what the store holds of these members, and of reviews of these spots.
+/// Reads the bookmarks of these members, and their reviews of these spots.
 ///
 /// # Errors
 /// When a list cannot be read.
@@ -140,8 +140,7 @@ pub async fn store(
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await?;
-    // A review moves to the next page when somebody else writes one meanwhile: its number tells it
-    // from a second one with the same words.
+    // A review moves to the next page when another one is written meanwhile, so it may be read twice.
     let mut seen = BTreeSet::new();
     let reviews = lists
         .into_iter()
@@ -179,7 +178,7 @@ async fn whole_list(gateways: &Gateways, path: &str) -> anyhow::Result<Vec<Value
     Ok(whole)
 }
 
-/// An id: a number, in JSON a string or a number.
+/// An id, which is a string or a number in JSON.
 fn number(id: &Value) -> anyhow::Result<SpotId> {
     let parsed = match id {
         Value::String(text) => text.parse().ok(),
@@ -188,16 +187,16 @@ fn number(id: &Value) -> anyhow::Result<SpotId> {
     parsed.with_context(|| format!("{id} is no spot's id"))
 }
 
-/// Looks at effects, as a part of the mesh.
+/// Reads effects, as a service of the mesh.
 #[derive(Debug)]
 pub struct Observer {
     connection: Mutex<Arc<MeshConnection>>,
-    /// Says anew where the entrance is when the mesh has been restarted.
+    /// Read again when the mesh has been restarted.
     mesh_file: Option<PathBuf>,
     client: reqwest::Client,
 }
 
-/// How to enter the mesh.
+/// Access to a mesh.
 #[derive(Debug)]
 struct MeshConnection {
     access: MeshAccess,
@@ -213,7 +212,7 @@ impl MeshConnection {
     }
 }
 
-/// What `tourin up` leaves in its data folder.
+/// The file that `tourin up` writes into its data folder.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct MeshFile {
@@ -225,7 +224,7 @@ impl MeshFile {
     fn read(path: &Path) -> anyhow::Result<MeshAccess> {
         let shown = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-        // The parser's words would repeat the line, which may hold the secret.
+        // The parser's error would quote the line, which may contain the secret.
         let file: Self = toml::from_str(&text)
             .ok()
             .with_context(|| format!("{shown} does not say how to enter a mesh"))?;
@@ -238,11 +237,10 @@ impl MeshFile {
 }
 
 impl Observer {
-    /// An observer in this mesh. It follows the mesh over a restart where `mesh_file` is what says how
-    /// to enter it.
+    /// An observer of this mesh. It follows a restarted mesh if its access is from `mesh_file`.
     ///
     /// # Errors
-    /// When the registry's URL is none.
+    /// When the registry's URL is invalid.
     pub fn new(mesh: &MeshAccess, mesh_file: Option<&Path>) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -261,12 +259,12 @@ impl Observer {
         Arc::clone(&self.connection.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads again how to enter the mesh. `None` when that is as before, or cannot be told.
+    /// Reads the mesh file again. `None` if it is unchanged, or cannot be read.
     fn moved(&self) -> Option<Arc<MeshConnection>> {
         let access = match MeshFile::read(self.mesh_file.as_deref()?) {
             Ok(access) => access,
             Err(error) => {
-                tracing::debug!(error = format!("{error:#}"), "the mesh's file says nothing");
+                tracing::debug!(error = format!("{error:#}"), "the mesh's file cannot be read");
                 return None;
             }
         };
@@ -304,7 +302,7 @@ impl Observer {
         Ok(snapshot.instances.into_iter().map(|found| (found.id, found.address)).collect())
     }
 
-    /// The scores of these spots as the instance at `address` tells them.
+    /// The scores of these spots at an instance.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -315,7 +313,7 @@ impl Observer {
             let path = format!("/internal/trend/scores?ids={}", ids.join(","));
             let mut part: Scores = self.read(RECOMMENDATION, address, &path).await?;
             if let Some(whole) = &mut whole {
-                // As of one time: that of the first part.
+                // All at the time of the first part.
                 let factor = part.decay(whole.at);
                 whole
                     .scores
@@ -328,7 +326,7 @@ impl Observer {
         whole.context("no spots to look at")
     }
 
-    /// The effects as the instance at `address` tells them.
+    /// The effects at an instance.
     ///
     /// # Errors
     /// When one cannot be read.
@@ -353,7 +351,7 @@ impl Observer {
         Ok(Effects { scores, histories })
     }
 
-    /// Asks an instance of a service.
+    /// Calls an instance of a service.
     pub(super) async fn read<T: DeserializeOwned>(
         &self,
         service: &str,
@@ -369,7 +367,7 @@ impl Observer {
 }
 
 impl Scores {
-    /// What is left at [`Scores::at`] of one unit at `time`.
+    /// The factor by which a score decays from `time` to [`Scores::at`].
     pub fn decay(&self, time: DateTime<Utc>) -> f64 {
         let age_ms = (self.at - time).num_microseconds().unwrap_or(i64::MAX) as f64 / 1e3;
         (-age_ms / self.half_life_ms.max(1) as f64).exp2()

@@ -1,4 +1,4 @@
-//! What an audit came to, for people and for exit codes.
+//! The report of an audit.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -9,56 +9,59 @@ use super::comparison::{Comparison, Row};
 use super::schedule::RequestStats;
 use super::settling::WaitOutcome;
 
-/// What a shell sees when it is open whether there is a difference.
+/// Exit code when all differences may be late effects.
 const OPEN: u8 = 3;
-/// Differences that are named; the rest are counted.
+/// Maximum number of differences that are printed.
 const NAMED: usize = 20;
 
-/// The table's, from left to right; what is late is found.
+/// The table's columns. Late effects are also found.
 const COLUMNS: [&str; 8] =
     ["acknowledged", "unknown", "found", "late", "waiting", "missing", "doubled", "uncaused"];
 
-/// What an audit came to.
+/// The report.
 #[derive(Debug)]
 pub struct Report {
-    /// The table; of what could be read last.
+    /// The last comparison.
     pub comparison: Comparison,
-    /// How the requests went.
+    /// Statistics of the requests.
     pub stats: RequestStats,
-    /// Attempts that were not answered, or with a 5xx status; a request may have had several.
+    /// Attempts without a response or with a 5xx status; a request may have several.
     pub failed_attempts: u64,
     /// Attempts after the first of a request.
     pub retries: u64,
-    /// From the last answer until effects had arrived, or until the audit gave up.
+    /// From the last response until effects had arrived, or until the wait ended.
     pub settled_in: Duration,
-    /// Why the wait for effects was over.
+    /// Why the wait for effects ended.
     pub outcome: WaitOutcome,
-    /// What waited in the end, as far as it could be told.
+    /// The last backlog, if it could be read.
     pub backlog: Option<Backlog>,
-    /// Effects were due within this time after the last answer.
+    /// Time after the last response in which effects were due.
     pub due_in: Duration,
-    /// From the last answer until the last of what was late had come.
+    /// From the last response until the last late effect.
     pub late_by: Option<Duration>,
-    /// Why the mesh could not be looked at in the end, if it could not.
+    /// Why the last observation failed, if it did.
     pub unseen: Option<String>,
-    /// What else a reader should know.
+    /// Notes for the reader.
     pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Whether everything was looked at and is as it should be.
+    /// Whether everything was observed and agrees.
     pub fn is_clean(&self) -> bool {
         self.unseen.is_none() && self.comparison.differences.is_empty()
     }
 
-    /// Whether all differences may still go: events wait, or may, that would mend them.
+    /// Whether all differences may be effects that are still to come.
     pub fn is_open(&self) -> bool {
         let Comparison { differences, mendable, .. } = &self.comparison;
-        let is_given_up = matches!(self.outcome, WaitOutcome::Stalled | WaitOutcome::OutOfTime);
-        is_given_up && self.unseen.is_none() && !self.is_clean() && differences.len() == *mendable
+        let has_ended_early = matches!(self.outcome, WaitOutcome::Stalled | WaitOutcome::OutOfTime);
+        has_ended_early
+            && self.unseen.is_none()
+            && !self.is_clean()
+            && differences.len() == *mendable
     }
 
-    /// 0 when there is no difference, late or not; 3 when it is open whether there is one; else 1.
+    /// 0 without a difference, 3 when all may be effects that are still to come, else 1.
     pub fn exit_code(&self) -> ExitCode {
         if self.is_clean() {
             ExitCode::SUCCESS
@@ -69,7 +72,7 @@ impl Report {
         }
     }
 
-    /// What was late and what may still come, where something was or may.
+    /// Writes what was late and what may still come.
     fn lateness(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(late_by) = self.late_by {
             writeln!(
@@ -90,12 +93,12 @@ impl Report {
         }
     }
 
-    /// Requests that were not answered with success in the end.
+    /// Requests that failed after all attempts.
     pub fn failed(&self) -> u64 {
         self.stats.failed.values().sum()
     }
 
-    /// The time within which this share of the successful requests was answered.
+    /// The latency of this quantile of the successful requests.
     pub fn latency(&self, share: f64) -> Duration {
         let mut sorted = self.stats.latencies.clone();
         sorted.sort_unstable();

@@ -1,5 +1,5 @@
-//! What members do, and when: an open loop. Each request has its time, and is made then whether or
-//! not earlier ones have been answered, so that a mesh that is slow does not get less to do.
+//! The load generator, an open loop: requests are made at their times whether or not earlier ones have
+//! been answered, so a slow mesh does not get less load.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,22 +19,22 @@ use super::gateways::{Call, Gateways, Reply};
 use super::ledger::{Ledger, Outcome, SpotId};
 use super::members::Member;
 
-/// Of 100 requests so many each: placing, removing, writing, deleting; the rest read
-/// recommendations. What cannot be done, because nothing is there to remove, is a read as well.
+/// Of 100 requests so many of each kind; the rest read recommendations. A request that is not possible,
+/// because there is nothing to remove, is a read too.
 const PLACE: u32 = 50;
 const REMOVE: u32 = 12;
 const WRITE: u32 = 16;
 const DELETE: u32 = 7;
-/// Kinds of failure that are told apart.
+/// Maximum number of kinds of failure that are counted separately.
 const FAILURE_KINDS: usize = 20;
 
-/// Requests that the schedule makes bookmarks of, at the most.
+/// Upper estimate of the bookmarks among so many requests.
 pub fn bookmarks_in(requests: u64) -> u64 {
-    // A tenth more than on average.
+    // A tenth above the average.
     requests * u64::from(PLACE) * 11 / 1_000 + 1
 }
 
-/// What a member does.
+/// A member's action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
     Place { member: usize, spot: SpotId },
@@ -44,16 +44,16 @@ enum Action {
     Read { member: usize, path: &'static str },
 }
 
-/// How the requests went.
+/// Statistics of the requests.
 #[derive(Debug, Clone, Default)]
 pub struct RequestStats {
     /// Requests made.
     pub requests: u64,
-    /// Requests that were not made, because too many waited for their answers.
+    /// Requests that were skipped, because too many were in flight.
     pub not_made: u64,
-    /// Requests that were not answered with success in the end, by what came instead.
+    /// Failed requests, by kind of failure.
     pub failed: BTreeMap<String, u64>,
-    /// From the time a request was due to its answer, of those that succeeded.
+    /// Time from when a request was due to its response, for successful ones.
     pub latencies: Vec<Duration>,
 }
 
@@ -66,40 +66,40 @@ impl RequestStats {
     }
 }
 
-/// The members at work.
+/// Makes the members' requests.
 #[derive(Debug)]
 pub struct LoadGenerator {
-    /// Where requests go.
+    /// The gateways.
     pub gateways: Gateways,
-    /// Who makes them.
+    /// The members.
     pub members: Vec<Member>,
     /// The spots they are about.
     pub spots: Vec<SpotId>,
-    /// What reviews begin with, so that they are this audit's.
+    /// Prefix of reviews, unique to this audit.
     pub run: String,
     ledger: Mutex<Ledger>,
     stats: Mutex<RequestStats>,
 }
 
 impl LoadGenerator {
-    /// Members who have not done anything.
+    /// A generator that has not made any request.
     pub fn new(gateways: Gateways, members: Vec<Member>, spots: Vec<SpotId>, run: String) -> Self {
         let (ledger, stats) = Default::default();
         Self { gateways, members, spots, run, ledger, stats }
     }
 
-    /// What has been done.
+    /// The writes so far.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the requests went.
+    /// The statistics so far.
     pub fn stats(&self) -> MutexGuard<'_, RequestStats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes `requests` requests, `rate` in a second, at most `in_flight` at once, until all are
-    /// made and answered or given up; `stop` ends it sooner.
+    /// Makes `requests` requests, `rate` per second, at most `in_flight` at once, until all have ended;
+    /// `stop` ends it sooner.
     ///
     /// # Errors
     /// When a request's task fails, which none should.
@@ -140,7 +140,7 @@ impl LoadGenerator {
         Ok(())
     }
 
-    /// Chooses what is done next, and notes a write before it is made.
+    /// Chooses the next action, and notes a write in the ledger before it is made.
     fn choose(&self, choice: &mut Choice, number: u64) -> Action {
         let kind = choice.rng.random_range(0..100);
         let mut ledger = self.ledger();
@@ -182,7 +182,7 @@ impl LoadGenerator {
                 self.gateways.call(&call).await
             }
             Err(error) => {
-                // Nothing was sent, so nothing has happened.
+                // Nothing was sent.
                 self.note(&action, Outcome::Refused, &[]);
                 self.stats().fail(format!("no token: {error:#}"));
                 return;
@@ -257,11 +257,11 @@ impl Action {
         }
     }
 
-    /// The status that says that it is done.
+    /// Whether the status says that it is done.
     fn is_done(&self, status: StatusCode) -> bool {
         match self {
             Self::Place { .. } | Self::Write { .. } => status == StatusCode::CREATED,
-            // An earlier attempt, or one that a gateway made again, has done it.
+            // 404: an earlier attempt, or a gateway's retry, has done it.
             Self::Remove { .. } | Self::Delete { .. } => {
                 matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_FOUND)
             }
@@ -270,7 +270,7 @@ impl Action {
     }
 }
 
-/// What the client knows after a reply, and how it failed if it did.
+/// The outcome of an action by its reply, and the kind of failure if it failed.
 fn judge(action: &Action, reply: &Reply) -> (Outcome, Option<String>) {
     match reply {
         Reply::Response { status, .. } if action.is_done(*status) => (Outcome::Acknowledged, None),
@@ -283,7 +283,7 @@ fn judge(action: &Action, reply: &Reply) -> (Outcome, Option<String>) {
     }
 }
 
-/// Chance, and the pairs of member and spot that are left.
+/// Random choices, and the remaining pairs of member and spot.
 struct Choice {
     rng: StdRng,
     members: usize,
@@ -296,7 +296,7 @@ impl Choice {
         Self { rng: StdRng::from_os_rng(), members, spots, pairs: 0 }
     }
 
-    /// The next pair, each once: one member after the other, each at another spot.
+    /// The next pair, each once: members in turn, each at a different spot.
     fn next_pair(&mut self) -> Option<(usize, usize)> {
         if self.pairs >= self.members * self.spots {
             return None;

@@ -1,4 +1,4 @@
-//! What an audit is told.
+//! Settings of an audit.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub struct AuditSettings {
     #[allow(missing_docs, reason = "its help is its fields'")]
     #[command(flatten)]
     pub mesh: MeshAccess,
-    /// The mesh.toml that says so, if one does: it is read again when the registry is gone, for
-    /// `tourin up` writes it anew when it starts again.
+    /// The mesh.toml with the access, if there is one: it is read again when the registry is gone,
+    /// because `tourin up` rewrites it at its start.
     #[arg(skip)]
     pub mesh_file: Option<PathBuf>,
     /// How long to make requests, such as 20s, 500ms or 2m
@@ -77,14 +77,14 @@ impl AuditSettings {
         }
     }
 
-    /// Requests that the schedule makes room for.
+    /// The number of requests.
     pub(super) fn requests(&self) -> u64 {
         let requests = self.duration.as_millis() * u128::from(self.rate) / 1_000;
         u64::try_from(requests).unwrap_or(u64::MAX).max(1)
     }
 }
 
-/// The longest time that an audit may be told.
+/// The longest time in a setting.
 const LONGEST: Duration = Duration::from_secs(24 * 3_600);
 
 /// A number and its unit: `ms`, `s` or `m`.

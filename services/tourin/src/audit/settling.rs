@@ -1,49 +1,49 @@
-//! How long the audit waits for effects, and what it makes of those that are not there.
+//! The wait for effects.
 //!
-//! Effects are due some time after the last answer. What is not there then is *late* as long as an event
-//! that may cause it still waits, in core's outbox or for a consumer, and *missing* once none does:
-//! an effect is committed before its event is done with. A backlog that does not move, or that has not
-//! gone after the longest wait, leaves it open.
+//! Effects are due some time after the last response. One that comes later is *late*. One that has not
+//! come when no event waits any more, in core's outbox or for a consumer, is *missing*: an effect is
+//! committed before its event leaves the backlog. If the backlog stands still, or remains after the
+//! longest wait, it is open which of the two it is.
 
 use std::time::Duration;
 
 use super::backlog::Backlog;
 use super::comparison::Comparison;
 
-/// What one look at the mesh came to.
+/// One observation of the mesh.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample<'a> {
-    /// Since the last answer.
+    /// Time since the last response.
     pub elapsed: Duration,
-    /// What waits, looked at first; `None` when that cannot be told.
+    /// The backlog, read first; `None` if it could not be read.
     pub backlog: Option<Backlog>,
-    /// How things stand; `None` when the mesh could not be looked at.
+    /// The comparison; `None` if the mesh could not be observed.
     pub seen: Option<&'a Comparison>,
 }
 
-/// Why the wait is over.
+/// Why the wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitOutcome {
-    /// Everything is as it should be, and was so a moment before.
+    /// Everything agreed twice in a row.
     Agreed,
-    /// No event waits any more: nothing is to come.
+    /// No event waits any more.
     Drained,
-    /// Events wait, or may, and for as long as effects are due nothing has moved.
+    /// Events may wait, and nothing has changed for the time in which effects are due.
     Stalled,
-    /// Events wait and move, and the longest wait is over.
+    /// Events still move at the end of the longest wait.
     OutOfTime,
 }
 
-/// How the wait goes.
+/// The progress of the wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Since the last answer.
+    /// Time since the last response.
     pub elapsed: Duration,
-    /// Whether what comes from now on is late.
+    /// Whether effects that come from now on are late.
     pub is_overdue: bool,
-    /// Differences at the last look.
+    /// Differences in the last observation.
     pub differences: usize,
-    /// What waits, as far as it can be told.
+    /// The backlog, if it could be read.
     pub backlog: Option<Backlog>,
 }
 
@@ -52,18 +52,18 @@ pub struct Progress {
 pub(super) struct Settling {
     settle: Duration,
     max_wait: Duration,
-    /// What was there when effects were due.
+    /// The comparison when effects were due.
     due: Option<Comparison>,
-    /// When it did at the last look.
+    /// The time of the last observation, if everything agreed in it.
     agreed_at: Option<Duration>,
     moved_at: Duration,
-    /// When something that was missing came for the last time.
+    /// When a missing effect last came.
     came_at: Duration,
     progress: Progress,
 }
 
 impl Settling {
-    /// Effects are due after `settle`; the wait is over after `max_wait` at the latest.
+    /// Effects are due after `settle`; the wait ends after `max_wait` at the latest.
     pub fn new(settle: Duration, max_wait: Duration) -> Self {
         Self {
             settle,
@@ -76,7 +76,7 @@ impl Settling {
         }
     }
 
-    /// Takes a look into account. `Some` ends the wait.
+    /// Takes an observation. `Some` ends the wait.
     pub fn sample(&mut self, sample: Sample<'_>) -> Option<WaitOutcome> {
         let Sample { elapsed, backlog, seen } = sample;
         let before = self.progress;
@@ -112,22 +112,22 @@ impl Settling {
         }
     }
 
-    /// From the last answer until everything agreed, or until the wait was over.
+    /// Time from the last response until everything agreed, or until the wait ended.
     pub fn settled_in(&self) -> Duration {
         self.agreed_at.unwrap_or(self.progress.elapsed)
     }
 
-    /// How it goes.
+    /// The progress.
     pub fn progress(&self) -> Progress {
         self.progress
     }
 
-    /// From the last answer until the last of what was to come had come, when that was too late.
+    /// Time from the last response until the last late effect.
     pub fn late_by(&self) -> Option<Duration> {
         self.due.as_ref().and(Some(self.came_at)).filter(|came_at| *came_at >= self.settle)
     }
 
-    /// Says in `comparison`, which was made in the end, what was late.
+    /// Marks the late effects in the last comparison.
     pub fn mark_late(&self, comparison: &mut Comparison) {
         if let Some(due) = &self.due {
             comparison.trend_effects.late_since(due.trend_effects);

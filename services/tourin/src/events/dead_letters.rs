@@ -1,4 +1,4 @@
-//! `tourin events dead-letters`: events that consumers gave up.
+//! `tourin events dead-letters`: events that failed all their retries.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,11 +19,11 @@ use super::table::{one_line, print, time};
 
 /// The file in the data folder in which the all-in-one's bus keeps dead letters.
 const FILE: &str = "dead-letters.db";
-/// The files that may have some: a recommendation service by itself keeps its own in its database.
+/// The files that may have dead letters: a recommendation service by itself has them in its database.
 const FILES: [&str; 2] = [FILE, "recommendation.db"];
-/// Connections that read at once: the bus writes, a person reads.
+/// Read connections.
 const READERS: u32 = 1;
-/// How long the broker may take to take its leave.
+/// Longest time to close the connection to the broker.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where the dead letters are.
@@ -40,7 +40,7 @@ pub struct DeadLetterSource {
     pub amqp_prefix: String,
 }
 
-/// What can be done with dead letters.
+/// Actions on dead letters.
 #[derive(Debug, Clone, Subcommand)]
 pub enum DeadLettersAction {
     /// List them, newest first; the mesh may be running
@@ -51,7 +51,7 @@ pub enum DeadLettersAction {
         /// How many at the most
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
-        /// Only those given up before this one, for the next page
+        /// Only those before this one, for the next page
         #[arg(long, value_name = "ID")]
         before: Option<Uuid>,
     },
@@ -64,7 +64,7 @@ pub enum DeadLettersAction {
         #[arg(value_name = "ID", required = true)]
         ids: Vec<Uuid>,
     },
-    /// Give exactly these to the queue that gave them up, once more
+    /// Deliver exactly these once more to the queue that dead-lettered them
     Replay {
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
@@ -87,12 +87,12 @@ pub enum DeadLettersAction {
 /// Opens the dead letters in a data folder.
 ///
 /// # Errors
-/// When the file cannot be opened or is not what it should be.
+/// When the file cannot be opened.
 pub async fn open(data_dir: &Path) -> anyhow::Result<SqliteDeadLetters> {
     SqliteDeadLetters::open(Database::open(&data_dir.join(FILE), READERS).await?).await
 }
 
-/// Runs the command. Exit code 1 when one that was named is gone or could not be done.
+/// Runs the command. Exit code 1 when one of the ids is gone or failed.
 ///
 /// # Errors
 /// When the dead letters cannot be found or read.
@@ -131,7 +131,7 @@ impl Action {
     }
 }
 
-/// Every place where letters of the mesh may be.
+/// All stores that may have dead letters of the mesh.
 struct DeadLetters {
     stores: Vec<Arc<dyn DeadLetterStore>>,
     bus: Option<RabbitBus>,
@@ -182,7 +182,7 @@ impl DeadLetters {
         Ok(None)
     }
 
-    /// What becomes of each of the letters: the answer of the store that has it.
+    /// The result for each letter, from the store that has it.
     async fn settle(&self, ids: &[Uuid], action: Action) -> anyhow::Result<Vec<Settled>> {
         let mut answers = vec![Settled::Gone; ids.len()];
         for store in &self.stores {
@@ -236,7 +236,7 @@ async fn list(stores: &DeadLetters, limit: u32, before: Option<Uuid>) -> anyhow:
         found.extend(store.list(limit, before).await?);
         count += store.count().await?;
     }
-    // Newest first, as each store lists them: the ids begin with the time.
+    // Newest first: the ids begin with the time.
     found.sort_by_key(|letter| std::cmp::Reverse(letter.id));
     found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     let lines: Vec<String> = found.iter().map(line).collect();
@@ -272,7 +272,7 @@ async fn show(stores: &DeadLetters, ids: &[Uuid]) -> anyhow::Result<ExitCode> {
     Ok(if gone == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All that is known of a letter; a body that is no JSON as the text that it may be.
+/// A letter as JSON; a body that is not JSON as text.
 fn whole(letter: &DeadLetter) -> Value {
     let body = serde_json::from_slice::<Value>(&letter.body)
         .unwrap_or_else(|_| json!(String::from_utf8_lossy(&letter.body)));

@@ -1,7 +1,7 @@
-//! `tourin events`: what waits in the outbox, and what was given up.
+//! `tourin events`: the outbox, and dead letters.
 //!
-//! Replaying and discarding work on a set that is named, id by id, and never on whatever happens to
-//! be there: what comes in meanwhile is not touched, and what has gone is reported.
+//! Replay and discard take ids and never "all", so that events which arrive meanwhile are not touched.
+//! Ids that are gone are reported.
 
 pub mod dead_letters;
 pub mod outbox;
@@ -32,7 +32,7 @@ pub enum EventsSubject {
         #[command(subcommand)]
         action: OutboxAction,
     },
-    /// Events that were given up after their retries
+    /// Events that failed all their retries
     DeadLetters {
         /// What to do with them.
         #[command(subcommand)]
@@ -40,10 +40,10 @@ pub enum EventsSubject {
     },
 }
 
-/// Runs the command. Exit code 1 when something that was named could not be done.
+/// Runs the command. Exit code 1 when it failed for one of the ids.
 ///
 /// # Errors
-/// When the store cannot be found or read, or the set is none.
+/// When the store cannot be found or read, or the ids are invalid.
 pub async fn run(command: &EventsCommand) -> anyhow::Result<ExitCode> {
     match &command.command {
         EventsSubject::Outbox { action } => outbox::run(action).await,

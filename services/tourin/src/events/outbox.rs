@@ -14,7 +14,7 @@ use tourin_shared_events::outbox::{Filter, OutboxStore, Run, Selected, State, St
 use super::selection::Selection;
 use super::table::{one_line, print, time};
 
-/// Where the outbox is.
+/// The location of the outbox.
 #[derive(Debug, Clone, Args)]
 pub struct OutboxSource {
     /// Folder that keeps the data of `tourin up`, or of a `core` by itself
@@ -25,7 +25,7 @@ pub struct OutboxSource {
     pub mysql_url: Option<MysqlUrl>,
 }
 
-/// What can be done with the outbox.
+/// Actions on the outbox.
 #[derive(Debug, Clone, Subcommand)]
 pub enum OutboxAction {
     /// List events, oldest first; the mesh may be running
@@ -52,7 +52,7 @@ pub enum OutboxAction {
         #[arg(value_name = "SEQ", required = true)]
         ids: Vec<u64>,
     },
-    /// Have exactly these published again; consumers know events that they have had
+    /// Publish exactly these again; consumers ignore events that they have handled
     Replay {
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
@@ -61,7 +61,7 @@ pub enum OutboxAction {
         #[command(flatten)]
         selection: Selection,
     },
-    /// Delete exactly these for good, as far as the bus has not confirmed them
+    /// Delete exactly these for good, unless the bus has confirmed them
     Discard {
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
@@ -72,14 +72,14 @@ pub enum OutboxAction {
     },
 }
 
-/// What has become of the events to list.
+/// The state of the events to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StateFilter {
     /// They wait for the bus.
     Pending,
     /// The bus cannot carry them.
     Rejected,
-    /// The bus has confirmed them; they are kept for a while.
+    /// The bus has confirmed them, and they are kept for a while.
     Published,
 }
 
@@ -93,7 +93,7 @@ impl From<StateFilter> for State {
     }
 }
 
-/// Runs the command. Exit code 1 when something that was named is not there or not in a state for it.
+/// Runs the command. Exit code 1 when one of the ids does not exist or is in the wrong state.
 ///
 /// # Errors
 /// When there is no outbox, or it cannot be read.

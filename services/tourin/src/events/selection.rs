@@ -1,4 +1,4 @@
-//! The exact set of events that an operator names.
+//! The ids that an operator gives.
 
 use std::io::Read;
 use std::str::FromStr;
@@ -6,12 +6,12 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use clap::Args;
 
-/// The most that one command takes, so that a slip of the pen stays small.
+/// Maximum number of ids per command, so that a mistake stays small.
 const MAX_IDS: usize = 10_000;
-/// The most bytes of a list that are read: a line of a listing is some 200.
+/// Maximum size of a list (bytes): a line of a listing has about 200.
 const MAX_LIST_BYTES: u64 = 8 << 20;
 
-/// Which events, and whether it is meant.
+/// The selected events.
 #[derive(Debug, Clone, Args)]
 pub struct Selection {
     /// The events' ids, as `list` shows them at the beginning of its lines
@@ -29,7 +29,7 @@ impl Selection {
     /// The ids, each once, in the order given.
     ///
     /// # Errors
-    /// When the file cannot be read, a line begins with no id, or there is none or too many.
+    /// When the file cannot be read, a line does not begin with an id, or there are none or too many.
     pub fn ids<T: FromStr + PartialEq>(&self, what: &str) -> anyhow::Result<Vec<T>> {
         let text = match self.from.as_deref() {
             Some("-") => read(std::io::stdin().lock()).context("cannot read standard input")?,
@@ -60,7 +60,7 @@ impl Selection {
 fn read(source: impl Read) -> std::io::Result<String> {
     let mut text = String::new();
     source.take(MAX_LIST_BYTES + 1).read_to_string(&mut text)?;
-    // Half a line could name another event.
+    // A cut line could be another id.
     if text.len() as u64 > MAX_LIST_BYTES {
         return Err(std::io::Error::other(format!("it has more than {MAX_LIST_BYTES} bytes")));
     }

@@ -1,20 +1,20 @@
-//! How listings look: a line per event that begins with its id, so that it can be piped on.
+//! Listings: one line per event, which begins with its id, so that the output can be piped.
 
 use std::io::Write;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-/// Prints lines to standard output, and a closing word to standard error, so that it does not get
-/// into what is piped on. A reader that has read enough (`| head`) ends it.
+/// Prints lines to standard output, and a summary to standard error, which is not piped. A closed pipe
+/// (`| head`) ends the output without an error.
 ///
 /// # Errors
-/// When standard output takes no more for another reason.
+/// When writing fails for another reason.
 pub fn print(lines: &[String], closing: &str) -> std::io::Result<()> {
     match print_lines(lines) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
         printed => printed?,
     }
-    // Nobody needs it who has closed standard error.
+    // Standard error may be closed.
     writeln!(std::io::stderr(), "{closing}").ok();
     Ok(())
 }
@@ -32,7 +32,7 @@ pub fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// An error's text in one line, whatever it has in it.
+/// An error's text in one line.
 pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

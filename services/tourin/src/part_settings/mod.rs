@@ -1,13 +1,12 @@
-//! The settings of the mesh's parts, all of which `tourin up` takes.
+//! The settings of the mesh's parts, as settings of `tourin up`.
 //!
-//! Nothing is listed twice: the flags, variables and file keys of `up` are made of the parts' own, and
-//! what is given is read by the parts' own commands. So a setting that a part gets is one of `up` by
-//! that alone. Left out is what `up` decides itself ([`MANAGED`]).
+//! The flags, variables and file keys of `up` are generated from the parts' commands, which also parse
+//! the values. So a new setting of a part is one of `up` without more code. [`MANAGED`] lists the
+//! exceptions.
 //!
-//! A flag that several parts have is one setting where it is the same variable in each, such as
-//! `--redis-url`. Where each part has a variable of its own, such as for `--drain-timeout-ms`, `up` has
-//! the flag for all of them, and one for each part with the part's name in front
-//! (`--core-drain-timeout-ms`), which wins.
+//! A flag that several parts have with the same variable, such as `--redis-url`, is one setting. If each
+//! part has its own variable, as for `--drain-timeout-ms`, `up` has the flag for all parts, and one per
+//! part with the part's name in front (`--core-drain-timeout-ms`), which wins.
 
 use std::ffi::OsString;
 
@@ -21,7 +20,7 @@ const CORE: &str = "core";
 const RECOMMENDATION: &str = "recommendation";
 const REGISTRY: &str = "registry";
 
-/// A part and how its own command takes its settings.
+/// A part, and how its arguments are added to a command.
 struct Part {
     name: &'static str,
     heading: &'static str,
@@ -39,10 +38,10 @@ const PARTS: [Part; 4] = [
     Part { name: REGISTRY, heading: "Registry", augment: tourin_registry::Settings::augment_args },
 ];
 
-/// What the parts have in common, in the help of `up`.
+/// The help's heading of flags that several parts have.
 const SEVERAL: &str = "Several parts";
 
-/// Flags of parts that are none of `up`, and why.
+/// Flags of parts that `up` sets itself, and why.
 const MANAGED: [(&str, &[&str], &str); 6] = [
     ("listen", &[CORE, RECOMMENDATION, REGISTRY], "only the gateway and operators are for others"),
     ("data-dir", &[CORE, RECOMMENDATION], "the --data-dir of `up` keeps all data"),
@@ -56,7 +55,7 @@ const MANAGED: [(&str, &[&str], &str); 6] = [
     ("instance-id", &[GATEWAY, CORE, RECOMMENDATION], "one name would be that of every instance"),
 ];
 
-/// Variables that `up` reads before the part's own: they are as old as `up`.
+/// Shorter variables, which `up` reads before the part's own.
 const SHORT_VARIABLES: [(&str, &str); 4] = [
     ("listen", "TOURIN_LISTEN"),
     ("routes", "TOURIN_ROUTES"),
@@ -64,7 +63,7 @@ const SHORT_VARIABLES: [(&str, &str); 4] = [
     ("trusted-proxies", "TOURIN_TRUSTED_PROXIES"),
 ];
 
-/// What `up -h` shows of the parts' settings; `up --help` shows all.
+/// Flags of parts that `up -h` shows; `up --help` shows all.
 const COMMON_FLAGS: [&str; 13] = [
     "listen",
     "no-demo",
@@ -81,7 +80,7 @@ const COMMON_FLAGS: [&str; 13] = [
     "amqp-url",
 ];
 
-/// What a flag of several parts means to all of them together.
+/// Help of flags whose meaning differs between parts.
 const SHARED_HELP: [(&str, &str); 2] = [
     (
         "redis-url",
@@ -96,7 +95,7 @@ const SHARED_HELP: [(&str, &str); 2] = [
     ),
 ];
 
-/// The settings of each part, but for what `up` decides.
+/// The settings of each part, without those that `up` sets itself.
 #[derive(Debug, Clone)]
 pub struct PartSettings {
     /// The gateway's.
@@ -112,7 +111,7 @@ pub struct PartSettings {
 impl Default for PartSettings {
     /// The defaults of each part.
     fn default() -> Self {
-        // All of it is decided by `up`. Nobody knows the secret, should it ever be used.
+        // `up` replaces all of these. The secret is random, to be safe.
         let mesh = MeshSettings::new("", Secret::random());
         let anywhere = || std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
@@ -125,10 +124,10 @@ impl Default for PartSettings {
 }
 
 impl PartSettings {
-    /// The settings that these flags of `up` make, and the environment for what they leave open.
+    /// The settings by these flags of `up`, and by the environment for others.
     ///
     /// # Errors
-    /// When a flag is none of the parts', or its value is bad.
+    /// When a flag is unknown, or its value is bad.
     pub fn from_flags<T: Into<OsString> + Clone>(
         flags: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {
@@ -141,7 +140,7 @@ impl PartSettings {
         ServerUrl::given(self.core.events.amqp_url.as_ref()).is_some()
     }
 
-    /// Whether anything is kept on a server, or goes through one.
+    /// Whether any server is used.
     pub fn has_servers(&self) -> bool {
         let servers = &self.recommendation.servers;
         self.has_broker()
@@ -151,13 +150,12 @@ impl PartSettings {
     }
 }
 
-/// A part's flag as `up` has it.
+/// A flag of a part in `up`.
 struct PartFlag {
     part: &'static Part,
     /// The flag in the part's own command.
     own: Arg,
-    /// The flag of `up` that is for this part alone, where the flag of that name is for several with
-    /// a variable each.
+    /// The flag of `up` for this part alone, if several parts have the flag with different variables.
     qualified: Option<String>,
 }
 
@@ -167,12 +165,12 @@ impl PartFlag {
     }
 }
 
-/// The id of a flag in `up`: no field of its own settings has one like it.
+/// The id of a flag in `up`, distinct from the fields of its own settings.
 fn id(long: &str) -> String {
     format!("part:{long}")
 }
 
-/// The parts' flags, without those that `up` decides.
+/// The parts' flags, without managed ones.
 fn part_flags() -> Vec<PartFlag> {
     let mut all: Vec<PartFlag> = Vec::new();
     for part in &PARTS {
@@ -201,7 +199,7 @@ fn is_managed(part: &str, long: &str) -> bool {
     MANAGED.iter().any(|(flag, parts, _)| *flag == long && parts.contains(&part))
 }
 
-/// The arguments of `up` that the parts' flags make, each once.
+/// The arguments of `up` for the parts' flags, each once.
 fn arguments() -> Vec<Arg> {
     let part_flags = part_flags();
     let mut arguments: Vec<Arg> = Vec::new();
@@ -217,7 +215,7 @@ fn arguments() -> Vec<Arg> {
         }
         let mut argument = one.own.clone().id(id(&long));
         if one.qualified.is_some() {
-            // Each part checks the value by its own bounds.
+            // Each part checks its own bounds.
             argument = Arg::new(id(&long))
                 .action(one.own.get_action().clone())
                 .long(long.clone())
@@ -245,7 +243,7 @@ fn arguments() -> Vec<Arg> {
 
 impl Args for PartSettings {
     fn augment_args(command: Command) -> Command {
-        // In the order in which they are added, and not in that of their own commands.
+        // In the order in which they are added here.
         command.args(arguments().into_iter().map(|arg| arg.display_order(None::<usize>)))
     }
 
@@ -271,13 +269,13 @@ impl FromArgMatches for PartSettings {
     }
 }
 
-/// Has a part's own command read what was given to `up`.
+/// Parses a part's settings from the arguments of `up`.
 fn parse_part<S: Args>(
     part_flags: &[PartFlag],
     part: &str,
     given: &ArgMatches,
 ) -> Result<S, clap::Error> {
-    // It must have one, and `up` decides which.
+    // Required, and replaced by `up`.
     let secret = format!("--registration-secret={}", Secret::random().expose());
     let mut passed_on = vec![OsString::from(secret)];
     for one in part_flags.iter().filter(|one| one.part.name == part) {
@@ -287,7 +285,7 @@ fn parse_part<S: Args>(
             passed_on.extend(flags(&one.own, &id, given));
         }
     }
-    // What the environment says is in what was given.
+    // `up` has already read the environment.
     let command = S::augment_args(Command::new("up").no_binary_name(true))
         .mut_args(|arg| arg.env(None::<&'static str>));
     S::from_arg_matches(&command.try_get_matches_from(passed_on)?)
@@ -297,7 +295,7 @@ fn is_given(matches: &ArgMatches, id: &str) -> bool {
     matches!(matches.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
 }
 
-/// What was given for a flag, as the part's own command takes it.
+/// The value of a flag, as arguments of the part's command.
 fn flags(own: &Arg, id: &str, given: &ArgMatches) -> Vec<OsString> {
     let flag = format!("--{}", own.get_long().unwrap_or_default());
     if matches!(own.get_action(), ArgAction::SetTrue) {
@@ -311,8 +309,8 @@ fn flags(own: &Arg, id: &str, given: &ArgMatches) -> Vec<OsString> {
     given.get_raw(id).into_iter().flatten().map(with).collect()
 }
 
-/// `args` with what a part's own variable says where `up` has a shorter one for the same setting, and
-/// neither that nor a flag is given. `value_of` reads a variable.
+/// Adds flags for variables of parts for which `up` has a shorter one, if neither that nor the flag is
+/// given. `value_of` reads a variable.
 pub fn with_parts_variables(
     mut args: Vec<OsString>,
     value_of: impl Fn(&str) -> Option<OsString>,

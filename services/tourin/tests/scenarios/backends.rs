@@ -1,4 +1,4 @@
-//! Where a scenario's mesh keeps its data: in its own folder, with nothing to clear away.
+//! The backends of a scenario's mesh: embedded stores in its own temporary folder.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use tourin::up::UpSettings;
 
 /// How long a scenario waits for something that must come true.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a view takes to the trend at most.
+/// Longest time from a view to the trend.
 pub const FRESH: Duration = Duration::from_secs(1);
-/// There is none.
+/// There is no MongoDB.
 pub const MONGODB_MAY_BE_SLOW: bool = false;
 
 #[derive(Debug)]

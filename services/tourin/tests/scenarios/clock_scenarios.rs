@@ -212,7 +212,7 @@ fn draft(id: i64) -> SpotDraft {
     SpotDraft { id: SpotId::new(id), content: SpotContent::new(raw).unwrap() }
 }
 
-// On several threads: a backends is cleared by a drop that blocks, while the tasks here give back what they hold.
+// On several threads: dropping `Backends` blocks, while tasks here still release connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_taken_back_after_the_clock_was_corrected_stays_taken_back() {
     let pair = Pair::start().await;

@@ -1,4 +1,5 @@
-//! Where a scenario's mesh keeps its data: a database or a name of its own on each server of the test bed.
+//! The backends of a scenario's mesh: a database, key prefixes and a virtual host of its own on the
+//! servers of the test bed.
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,10 +15,10 @@ use crate::virtual_host::VirtualHost;
 
 /// How long a scenario waits for something that must come true.
 pub const TIMEOUT: Duration = Duration::from_secs(40);
-/// How long a view takes to the trend at most, on a machine that has other things to do.
+/// Longest time from a view to the trend, on a loaded machine.
 pub const FRESH: Duration = Duration::from_secs(10);
-/// While one mesh writes its catalogue, the bed's MongoDB-protocol server now and then gives the other
-/// no answer for the 3 s that recommendation waits for a read. Its readers are told to come again.
+/// While one mesh writes its catalogue, the bed's MongoDB-protocol server sometimes does not answer the
+/// other within the 3 s of recommendation's reads, which are then answered 503.
 pub const MONGODB_MAY_BE_SLOW: bool = true;
 
 /// Database, key prefixes and virtual host of one scenario; gone with this value.

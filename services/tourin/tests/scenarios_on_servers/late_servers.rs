@@ -35,7 +35,7 @@ async fn core_waits_for_mysql(operators: &World) {
 async fn who_comes_before_the_database_is_told_so() {
     let mut settings = UpSettings::ephemeral();
     let backends = Backends::create(&mut settings).await;
-    let way = backends.unreachable_database(&mut settings);
+    let proxy = backends.unreachable_database(&mut settings);
     settings.parts.gateway.listen = free_address();
     settings.operator.operator_listen = free_address();
     let world = World::at(format!("http://{}", settings.parts.gateway.listen));
@@ -55,7 +55,7 @@ async fn who_comes_before_the_database_is_told_so() {
     core_waits_for_mysql(&operators).await;
     assert!(!starting.is_finished(), "it waits");
 
-    way.open().await;
+    proxy.open().await;
     let mesh = tokio::time::timeout(TIMEOUT, starting).await.unwrap().unwrap().unwrap();
     world.get("/api/tour-spots").await.expect(200);
     mesh.stop().await.unwrap();
@@ -66,7 +66,7 @@ async fn who_comes_before_the_database_is_told_so() {
 async fn a_mesh_that_waits_for_its_database_can_be_stopped() {
     let mut settings = UpSettings::ephemeral();
     let backends = Backends::create(&mut settings).await;
-    let _way = backends.unreachable_database(&mut settings);
+    let _proxy = backends.unreachable_database(&mut settings);
     settings.operator.operator_listen = free_address();
     let operators = World::at(format!("http://{}", settings.operator.operator_listen));
     let stop = Shutdown::new();

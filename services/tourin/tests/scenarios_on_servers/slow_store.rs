@@ -14,7 +14,7 @@ use crate::backends::Backends;
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_slow_store_keeps_back_is_late_and_not_missing() {
     let mut settings = UpSettings::ephemeral();
-    let _corner = Backends::create(&mut settings).await;
+    let _backends = Backends::create(&mut settings).await;
     let way = Backends::mongodb_by_proxy(&mut settings).await;
     let mesh = Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts");
     let settle = Duration::from_secs(2);

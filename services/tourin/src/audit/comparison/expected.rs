@@ -1,23 +1,23 @@
-//! What a spot's score should be by what was done.
+//! The expected growth of a spot's score.
 
 use super::super::ledger::Bookmark;
 use super::super::observation::Scores;
 
-/// What is left of an effect is lost in the noise of adding up when it is less than that.
+/// A smaller rest of an effect is lost in rounding.
 const TOO_SMALL: f64 = 1e-6;
 
-/// What a spot's score should have grown by.
+/// The expected growth of a score.
 #[derive(Debug, Default)]
 pub(super) struct Expected {
     pub(super) effects: u64,
-    /// By when each may have happened at the earliest and at the latest.
+    /// The bounds, by the earliest and the latest time of each effect.
     min: f64,
     pub(super) max: f64,
     /// The smallest of the effects.
     smallest: Option<f64>,
 }
 
-/// How far a score is off what it should be, in effects.
+/// The deviation of a score, in effects.
 pub(super) struct Deviation {
     pub(super) missing: u64,
     pub(super) surplus: u64,
@@ -35,8 +35,8 @@ impl Expected {
         self.smallest = Some(self.smallest.map_or(min, |smallest| smallest.min(min)));
     }
 
-    /// How far the growth is off, in whole effects. Half of the smallest thing that can happen to a
-    /// spot, a view, is the least that counts.
+    /// The deviation of a growth, in whole effects. The tolerance is half of the smallest effect, which
+    /// is a view.
     pub(super) fn off(&self, grown: f64, before: &Scores, scores: &Scores) -> Deviation {
         let weights = scores.weights;
         let oldest = weights.bookmark * scores.decay(before.at);

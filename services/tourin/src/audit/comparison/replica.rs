@@ -1,4 +1,4 @@
-//! The recommendation service's own histories.
+//! Compares the recommendation service's histories.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,7 @@ impl Comparison {
                 (false, 1..) => {
                     row.uncaused += 1;
                     let text = format!("{what}: there, and should not be");
-                    // The event of its removal may be on its way.
+                    // The event of its removal may still wait.
                     match bookmark.removed {
                         Some(Outcome::Acknowledged | Outcome::Unknown) => self.differ_for_now(text),
                         Some(Outcome::Refused) | None => self.differ(text),
@@ -66,7 +66,7 @@ impl Comparison {
         row
     }
 
-    /// Reviews have made their authors know the spots, and nothing else has.
+    /// Compares views: reviews count as views, and there are no other ones.
     fn compare_views(
         &mut self,
         ledger: &Ledger,
