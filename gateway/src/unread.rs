@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use tourin_chassis::http::TRACE_RESPONSE_HEADER;
 use tourin_chassis::identity::REQUEST_ID_HEADER;
-use tourin_chassis::telemetry::{HttpRequest, Service, Text, method_name};
+use tourin_chassis::telemetry::{HttpRequest, Service, method_name};
 
 use crate::answers::Answer;
 use crate::metrics::GatewayMetrics;
@@ -34,24 +34,20 @@ impl Unread {
     pub fn refuse(&self, answer: Answer, started: SystemTime) -> Bytes {
         // What came may be anything; nothing of it is taken over. This goes by `_OTHER`.
         let method = &Method::CONNECT;
-        let request = HttpRequest {
-            method,
-            route: Some(Text::from(UNREAD)),
-            started: Some(started),
-            unwatched: false,
-        };
-        let span = self.service.server(&HeaderMap::new(), &request);
+        let request = HttpRequest::new(method, Some(UNREAD));
+        let mut trace = self.service.deferred(&HeaderMap::new(), &request, started);
         let status = answer.status.as_u16();
-        span.set_status(status);
         if let Some(error) = answer.refusal_kind() {
             self.metrics.refused(error);
-            span.annotate("refused", &[("error", error)]);
+            trace.span().annotate("refused", &[("error", error)]);
         }
         let took = started.elapsed().unwrap_or_default();
         // From the head on, as for all requests; there was none.
         let answering = Duration::ZERO;
         self.metrics.service.http().observe(UNREAD, method_name(method), status, answering);
 
+        trace.finish(&request, status, std::iter::empty);
+        let span = trace.span();
         let _current = span.enter();
         let id = span.trace_id();
         tracing::info!(
