@@ -1,54 +1,71 @@
-//! One try of a request towards one instance: its span and its counts.
+//! One try of a request towards one instance: its facts, of which a span is made if the request's spans
+//! are kept, and its counts.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora::{Error, ErrorSource, ErrorType};
-use tourin_chassis::telemetry::{HttpCall, Span, Text};
+use tourin_chassis::telemetry::{DeferredRequest, FinishedCall, HttpCall, SpanId};
 use tourin_registry_api::Instance;
 
 use crate::metrics::{TryOutcome, UpstreamMetrics};
 use crate::responses::Response;
 use crate::routes::Route;
 
-/// A try under way. Dropping it ends its span.
+/// A try, under way or over.
 #[derive(Debug)]
 pub struct Attempt {
-    span: Span,
+    /// Where it went.
+    pub instance: Instance,
+    span: SpanId,
+    headers: Vec<(HeaderName, HeaderValue)>,
     began: Instant,
+    began_at: SystemTime,
+    took: Option<Duration>,
+    status: Option<u16>,
+    failed: Option<&'static str>,
+    abandoned: Option<&'static str>,
     counts: Option<Arc<UpstreamMetrics>>,
     settled: bool,
 }
 
 impl Attempt {
-    /// Begins the try number `number`, from 1, of the request whose span is `request`.
+    /// Begins a try of `request`.
     pub fn begin(
-        request: &Span,
-        (method, route): (&Method, &Route),
-        instance: &Instance,
-        number: usize,
+        request: &DeferredRequest,
+        instance: Instance,
         counts: Option<Arc<UpstreamMetrics>>,
     ) -> Self {
-        let span = request.http_client(&HttpCall {
-            method,
-            route: Text::from(&route.template),
-            service: Text::from(&route.service),
-            instance: Some(&instance.id),
-            address: Some(instance.address),
-            resend_count: u32::try_from(number.saturating_sub(1)).unwrap_or(u32::MAX),
-        });
-        Self { span, began: Instant::now(), counts, settled: false }
+        let (span, headers) = request.new_call();
+        Self {
+            instance,
+            span,
+            headers,
+            began: Instant::now(),
+            began_at: SystemTime::now(),
+            took: None,
+            status: None,
+            failed: None,
+            abandoned: None,
+            counts,
+            settled: false,
+        }
     }
 
     /// The headers by which the service continues the trace.
-    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
-        self.span.headers()
+    pub fn take_headers(&mut self) -> Vec<(HeaderName, HeaderValue)> {
+        std::mem::take(&mut self.headers)
+    }
+
+    /// Whether it is under way.
+    pub fn is_open(&self) -> bool {
+        self.took.is_none()
     }
 
     /// The head of the answer is there.
     pub fn answered(&mut self, status: u16) {
-        self.span.set_status(status);
+        self.status = Some(status);
         if let Some(counts) = &self.counts {
             counts.answered_after(self.began.elapsed());
         }
@@ -61,18 +78,50 @@ impl Attempt {
     pub fn failed(&mut self, error: &Error, verdict: Option<&Response>) -> &'static str {
         let (outcome, reason) = judge(error, verdict);
         if outcome == TryOutcome::Abandoned {
-            self.span.annotate("abandoned", &[("reason", reason)]);
+            self.abandoned = Some(reason);
         } else {
-            self.span.set_error(reason);
+            self.failed = Some(reason);
         }
         self.settle(outcome);
+        self.end();
         reason
+    }
+
+    /// The instance has done its part, or nobody waits for it any more.
+    pub fn end(&mut self) {
+        self.took.get_or_insert_with(|| self.began.elapsed());
+        self.settle(TryOutcome::Abandoned);
     }
 
     /// The request is sent again, for this reason.
     pub fn retried(&self) {
         if let Some(counts) = &self.counts {
             counts.retried();
+        }
+    }
+
+    /// As the trace shows it; `number` of those before it.
+    pub fn as_call<'a>(
+        &'a self,
+        method: &'a Method,
+        route: &'a Route,
+        number: usize,
+    ) -> FinishedCall<'a> {
+        FinishedCall {
+            id: self.span,
+            call: HttpCall {
+                method,
+                route: &route.template,
+                service: &route.service,
+                instance: Some(&self.instance.id),
+                address: Some(self.instance.address),
+                resend_count: u32::try_from(number).unwrap_or(u32::MAX),
+            },
+            started: self.began_at,
+            took: self.took.unwrap_or_else(|| self.began.elapsed()),
+            status: self.status,
+            error: self.failed,
+            abandoned: self.abandoned,
         }
     }
 

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use pingora::http::RequestHeader;
 use tokio::sync::OwnedSemaphorePermit;
-use tourin_chassis::telemetry::{HttpRequest, Service, Span, Text};
-use tourin_registry_api::Instance;
+use tourin_chassis::telemetry::{DeferredRequest, HttpRequest, Service, Span};
 
 use crate::attempt::Attempt;
 use crate::auth::sliding::Renewal;
@@ -25,9 +24,9 @@ pub struct RequestContext {
     /// How long it took until the answer's head went out.
     pub answered_after: Option<Duration>,
     /// The request in the trace; none before [`RequestContext::begin`].
-    pub span: Arc<Span>,
-    /// The try under way.
-    pub attempt: Option<Attempt>,
+    pub trace: Option<DeferredRequest>,
+    /// The tries towards instances. The last one may be under way.
+    pub attempts: Vec<Attempt>,
     /// The client's connection.
     pub connection: Option<Arc<Connection>>,
     /// The id that goes with it everywhere.
@@ -38,12 +37,8 @@ pub struct RequestContext {
     pub admitted: Option<Admitted>,
     /// The new access token that the answer takes along, if it is there by then.
     pub renewal: Option<Renewal>,
-    /// The instance that it went to last.
-    pub instance: Option<Instance>,
     /// Instances (by id) that are not tried again.
     pub excluded: Vec<String>,
-    /// Attempts made.
-    pub tries: usize,
     /// Whether this attempt's head has gone out, as far as this side can tell.
     pub head_sent: bool,
     /// Body bytes seen in this attempt.
@@ -54,6 +49,8 @@ pub struct RequestContext {
     pub route: Option<Arc<Route>>,
     /// The gateway's own path that it asked for, if it did.
     pub own_path: Option<&'static str>,
+    /// What stands for the request's span before it begins.
+    no_span: Span,
 }
 
 /// A request that goes to a service.
@@ -80,58 +77,82 @@ impl Default for RequestContext {
             started: Instant::now(),
             started_at: SystemTime::now(),
             answered_after: None,
-            span: Arc::new(Span::none()),
-            attempt: None,
+            trace: None,
+            attempts: Vec::new(),
             connection: None,
             request_id: HeaderValue::from_static("unknown"),
             cross_origin: None,
             admitted: None,
             renewal: None,
-            instance: None,
             excluded: Vec::new(),
-            tries: 0,
             head_sent: false,
             body_bytes: 0,
             verdict: None,
             route: None,
             own_path: None,
+            no_span: Span::none(),
         }
     }
 }
 
 impl RequestContext {
-    /// Begins the request's span, once it is known where its path leads.
+    /// Begins the request's part of the trace, once it is known where its path leads.
     pub fn begin(&mut self, service: &Service, header: &RequestHeader) {
-        let request = HttpRequest {
-            method: &header.method,
-            route: Some(self.template()),
-            started: Some(self.started_at),
-            // Probes come every few seconds and tell nothing.
-            unwatched: self.own_path.is_some_and(|path| path.ends_with('z')),
+        let request = self.request(&header.method);
+        self.trace = Some(service.deferred(&header.headers, &request, self.started_at));
+    }
+
+    /// It is over, answered with `status`.
+    pub fn finish(&mut self, method: &Method, status: u16) {
+        let Some(mut trace) = self.trace.take() else { return };
+        let attempts = || {
+            let route = self.route.as_deref().into_iter();
+            route.flat_map(|route| {
+                let attempts = self.attempts.iter().enumerate();
+                attempts.map(move |(number, attempt)| attempt.as_call(method, route, number))
+            })
         };
-        self.span = Arc::new(service.server(&header.headers, &request));
+        trace.finish(&self.request(method), status, attempts);
+    }
+
+    fn request<'a>(&'a self, method: &'a Method) -> HttpRequest<'a> {
+        HttpRequest {
+            method,
+            route: Some(self.route_name()),
+            // Probes come every few seconds and tell nothing.
+            unsampled: self.own_path.is_some_and(|path| path.ends_with('z')),
+        }
+    }
+
+    /// The request's span, for its ids and for notes.
+    pub fn span(&self) -> &Span {
+        self.trace.as_ref().map_or(&self.no_span, DeferredRequest::span)
+    }
+
+    /// The try under way.
+    pub fn open_attempt(&mut self) -> Option<&mut Attempt> {
+        self.attempts.last_mut().filter(|attempt| attempt.is_open())
     }
 
     /// The try under way has failed; `again` says whether there will be another one.
     pub fn attempt_failed(&mut self, error: &pingora::Error, again: bool) {
-        let Some(mut attempt) = self.attempt.take() else { return };
-        let reason = attempt.failed(error, self.verdict.as_ref());
-        if again {
-            attempt.retried();
-            let instance = self.instance.as_ref().map_or("-", |instance| instance.id.as_str());
-            self.span.annotate("retry", &[("reason", reason), ("failed", instance)]);
+        let verdict = self.verdict.take();
+        if let Some(attempt) = self.open_attempt() {
+            let reason = attempt.failed(error, verdict.as_ref());
+            if again {
+                attempt.retried();
+                let failed = attempt.instance.id.clone();
+                self.span().annotate("retry", &[("reason", reason), ("failed", &failed)]);
+            }
         }
+        self.verdict = verdict;
     }
 
     /// The template under which the request is logged: no ids, no query.
     pub fn route_name(&self) -> &str {
-        self.template().as_str()
-    }
-
-    fn template(&self) -> Text<'_> {
         match &self.route {
-            Some(route) => Text::from(&route.template),
-            None => Text::from(self.own_path.unwrap_or("unmatched")),
+            Some(route) => &route.template,
+            None => self.own_path.unwrap_or("unmatched"),
         }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use tourin_chassis::http::TRACE_RESPONSE_HEADER;
 use tourin_chassis::identity::REQUEST_ID_HEADER;
-use tourin_chassis::telemetry::{HttpRequest, Service, Text, method_name};
+use tourin_chassis::telemetry::{HttpRequest, Service, method_name};
 
 use crate::metrics::GatewayMetrics;
 use crate::responses::Response;
@@ -33,24 +33,20 @@ impl MalformedRequests {
     pub fn refuse(&self, response: Response, started: SystemTime) -> Bytes {
         // Nothing of the request is used. CONNECT is recorded as `_OTHER`.
         let method = &Method::CONNECT;
-        let request = HttpRequest {
-            method,
-            route: Some(Text::from(MALFORMED)),
-            started: Some(started),
-            unwatched: false,
-        };
-        let span = self.service.server(&HeaderMap::new(), &request);
+        let request = HttpRequest::new(method, Some(MALFORMED));
+        let mut trace = self.service.deferred(&HeaderMap::new(), &request, started);
         let status = response.status.as_u16();
-        span.set_status(status);
         if let Some(error) = response.refusal_kind() {
             self.metrics.refused(error);
-            span.annotate("refused", &[("error", error)]);
+            trace.span().annotate("refused", &[("error", error)]);
         }
         let took = started.elapsed().unwrap_or_default();
         // Measured from the end of the head, as for all requests; there was no head.
         let answering = Duration::ZERO;
         self.metrics.service.http().observe(MALFORMED, method_name(method), status, answering);
 
+        trace.finish(&request, status, std::iter::empty);
+        let span = trace.span();
         let _current = span.enter();
         let id = span.trace_id();
         tracing::info!(

@@ -10,7 +10,7 @@ use http::header::CONTENT_TYPE;
 use reqwest::{RequestBuilder, Response};
 use serde::Serialize;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_chassis::telemetry::{HttpCall, Span, Text};
+use tourin_chassis::telemetry::{HttpCall, Span};
 use tourin_registry_api::{Directory, Instance};
 
 /// The gateway's name in the registry.
@@ -88,8 +88,8 @@ impl MeshClient {
             let instance = self.pick(service)?;
             let span = Span::current().http_client(&HttpCall {
                 method: &Method::POST,
-                route: Text::from(path),
-                service: Text::from(service),
+                route: path,
+                service,
                 instance: Some(&instance.id),
                 address: Some(instance.address),
                 resend_count,

@@ -76,10 +76,10 @@ impl Proxy {
     ) -> Result<()> {
         if let Some(error) = answer.refusal_kind() {
             self.metrics.refused(error);
-            ctx.span.annotate("refused", &[("error", error)]);
+            ctx.span().annotate("refused", &[("error", error)]);
         }
         let (mut head, body) = {
-            let _current = ctx.span.enter();
+            let _current = ctx.span().enter();
             answer.render(Language::preferred(&session.req_header().headers))?
         };
         ctx.answered_after.get_or_insert_with(|| ctx.started.elapsed());
@@ -87,7 +87,7 @@ impl Proxy {
             self.admission.authenticator.put_cookie(renewal, &mut head).await?;
         }
         head.insert_header("x-request-id", ctx.request_id.clone())?;
-        if let Some(value) = ctx.span.trace_response() {
+        if let Some(value) = ctx.span().trace_response() {
             head.insert_header(TRACE_RESPONSE_HEADER, value)?;
         }
         let method = &session.req_header().method;
@@ -153,9 +153,9 @@ impl ProxyHttp for Proxy {
         headers::apply_version(session);
         let path = self.admission.locate(session.req_header(), ctx);
         ctx.begin(&self.service, session.req_header());
-        let trace = ctx.span.trace_id();
+        let trace = ctx.span().trace_id();
         ctx.request_id = headers::request_id(&session.req_header().headers, trace.as_deref());
-        let span = Arc::clone(&ctx.span);
+        let span = ctx.span().handle();
         let Err(answer) = span.run(self.admission.admit(session, ctx, path)).await else {
             if let (Some(connection), Some(admitted)) = (&ctx.connection, &ctx.admitted) {
                 connection.end_by(admitted.deadline.into());
@@ -166,14 +166,12 @@ impl ProxyHttp for Proxy {
         Ok(true)
     }
 
-    async fn upstream_peer(
-        &self,
-        session: &mut Session,
-        ctx: &mut Self::CTX,
-    ) -> Result<Box<HttpPeer>> {
-        ctx.attempt = None;
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+        if let Some(attempt) = ctx.open_attempt() {
+            attempt.end();
+        }
         check_deadline(ctx)?;
-        let Some(admitted) = &ctx.admitted else {
+        let (Some(admitted), Some(trace)) = (&ctx.admitted, &ctx.trace) else {
             return Err(verdict(ctx, Response::internal()));
         };
         let Some(instance) = self.admission.upstreams.pick(&admitted.route.service, &ctx.excluded)
@@ -199,15 +197,8 @@ impl ProxyHttp for Proxy {
         options.write_timeout = Some(wait);
         options.idle_timeout = Some(self.limits.idle_timeout);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        ctx.tries += 1;
-        ctx.attempt = Some(Attempt::begin(
-            &ctx.span,
-            (&session.req_header().method, &admitted.route),
-            &instance,
-            ctx.tries,
-            self.metrics.upstream(&admitted.route.service).cloned(),
-        ));
-        ctx.instance = Some(instance);
+        let counts = self.metrics.upstream(&admitted.route.service).cloned();
+        ctx.attempts.push(Attempt::begin(trace, instance, counts));
         Ok(Box::new(peer))
     }
 
@@ -223,7 +214,7 @@ impl ProxyHttp for Proxy {
         let Some(admitted) = &ctx.admitted else {
             return Err(verdict(ctx, Response::internal()));
         };
-        let trace = ctx.attempt.as_ref().map(Attempt::headers).unwrap_or_default();
+        let trace = ctx.attempts.last_mut().map(Attempt::take_headers).unwrap_or_default();
         headers::prepare_request(
             request,
             &ctx.request_id,
@@ -260,7 +251,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         if !response.status.is_informational()
-            && let Some(attempt) = &mut ctx.attempt
+            && let Some(attempt) = ctx.open_attempt()
         {
             attempt.answered(response.status.as_u16());
         }
@@ -284,9 +275,9 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
-        if end {
-            // The instance has done its part, however slowly the client reads.
-            ctx.attempt = None;
+        // The instance has done its part, however slowly the client reads.
+        if end && let Some(attempt) = ctx.open_attempt() {
+            attempt.end();
         }
         Ok(None)
     }
@@ -303,7 +294,7 @@ impl ProxyHttp for Proxy {
                 self.admission.authenticator.put_cookie(renewal, response).await?;
             }
         }
-        headers::prepare_response(response, &ctx.request_id, ctx.span.trace_response())?;
+        headers::prepare_response(response, &ctx.request_id, ctx.span().trace_response())?;
         let method = &session.req_header().method;
         self.admission.origins.mark(response, method, ctx.cross_origin.as_ref())?;
         headers::downgrade_response(session, response);
@@ -332,12 +323,12 @@ impl ProxyHttp for Proxy {
         mut error: Box<Error>,
     ) -> Box<Error> {
         // Nothing was sent, so any method may go elsewhere.
-        let again = ctx.tries < self.limits.tries;
+        let again = ctx.attempts.len() < self.limits.tries;
         error.set_retry(again);
         ctx.attempt_failed(&error, again);
-        let _current = ctx.span.enter();
-        if let Some(instance) = &ctx.instance {
-            tracing::warn!(instance = instance.id, tries = ctx.tries, error = %error.etype().as_str(), "cannot connect");
+        let _current = ctx.span().enter();
+        if let Some(Attempt { instance, .. }) = ctx.attempts.last() {
+            tracing::warn!(instance = instance.id, tries = ctx.attempts.len(), error = %error.etype().as_str(), "cannot connect");
             ctx.excluded.push(instance.id.clone());
         }
         error
@@ -361,18 +352,20 @@ impl ProxyHttp for Proxy {
         let nothing_sent = *error.etype() == ErrorType::WriteError && !ctx.head_sent;
         let repeatable =
             session.req_header().method.is_idempotent() && !session.retry_buffer_truncated();
-        let again =
-            lost && unanswered && ctx.tries < self.limits.tries && (repeatable || nothing_sent);
+        let again = lost
+            && unanswered
+            && ctx.attempts.len() < self.limits.tries
+            && (repeatable || nothing_sent);
         error.set_retry(again);
         if ctx.verdict.is_none() {
             let deadline = ctx.admitted.as_ref().map(|admitted| admitted.deadline);
             ctx.verdict = failures::ended_downstream(&error, deadline, session.is_body_done());
         }
         ctx.attempt_failed(&error, again);
-        let _current = ctx.span.enter();
-        if let Some(instance) = &ctx.instance {
+        let _current = ctx.span().enter();
+        if let Some(Attempt { instance, .. }) = ctx.attempts.last() {
             tracing::warn!(
-                instance = instance.id, tries = ctx.tries, client_reused, again,
+                instance = instance.id, tries = ctx.attempts.len(), client_reused, again,
                 error = %error.etype().as_str(), "an attempt failed"
             );
             // A connection that went stale while idle says nothing of its instance.
@@ -395,7 +388,7 @@ impl ProxyHttp for Proxy {
         if let Some(answer) = &answer
             && answer.status == StatusCode::INTERNAL_SERVER_ERROR
         {
-            let _current = ctx.span.enter();
+            let _current = ctx.span().enter();
             tracing::error!(request_id = ?ctx.request_id, %error, "a fault in the gateway");
         }
         let error_code = match answer {
@@ -425,21 +418,22 @@ impl ProxyHttp for Proxy {
             answered_after,
         );
         if status == CLIENT_GONE {
-            ctx.span.annotate("client_gone", &[]);
+            ctx.span().annotate("client_gone", &[]);
         }
-        ctx.span.set_status(status);
-        let _current = ctx.span.enter();
+        let current = ctx.span().enter();
         tracing::info!(
             %method,
             route = ctx.route_name(),
             status,
             duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            instance = ctx.instance.as_ref().map_or("-", |instance| instance.id.as_str()),
-            tries = ctx.tries,
+            instance = ctx.attempts.last().map_or("-", |attempt| attempt.instance.id.as_str()),
+            tries = ctx.attempts.len(),
             request_id = ctx.request_id.to_str().unwrap_or("-"),
             error = error.map(Error::etype).filter(|kind| **kind != VERDICT).map(ErrorType::as_str),
             "request"
         );
+        drop(current);
+        ctx.finish(method, status);
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {

@@ -78,7 +78,7 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
     console.bar.finish_and_clear();
     let done = done?.with_context(|| format!("{shown}: the import broke off"));
     let done = done.inspect_err(|_| span.set_error("broken_off"))?;
-    span.end();
+    drop(span);
     writeln!(
         std::io::stdout(),
         "{} rows: {} imported, {} unchanged, {} rejected",

@@ -38,7 +38,7 @@ pub(super) async fn observe(
     let method = request.method().clone();
     // The mesh talking to itself: heartbeats and long polls would drown what clients do.
     let internal = route.starts_with("/internal/") || route.starts_with("/v1/");
-    let seen = HttpRequest { unwatched: internal, ..HttpRequest::new(&method, Some(route)) };
+    let seen = HttpRequest { unsampled: internal, ..HttpRequest::new(&method, Some(route)) };
     let span = observer.service.server(request.headers(), &seen);
     let request_id = request_id(&request).or_else(|| {
         // One id for both where the caller brought none.

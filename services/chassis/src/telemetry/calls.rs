@@ -1,52 +1,15 @@
-//! What a span is told about the call that it stands for.
+//! What a span says of the request or the call that it stands for.
 
+use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::Method;
+use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::{Context, KeyValue};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::subject::Subject;
-
-/// A text that a span keeps. What its owner shares is kept without a copy, which is for what is said
-/// of every request.
-#[derive(Debug, Clone, Copy)]
-pub struct Text<'a>(Source<'a>);
-
-#[derive(Debug, Clone, Copy)]
-enum Source<'a> {
-    Shared(&'a Arc<str>),
-    Borrowed(&'a str),
-}
-
-impl<'a> Text<'a> {
-    /// The text itself.
-    pub fn as_str(self) -> &'a str {
-        match self.0 {
-            Source::Shared(text) => text,
-            Source::Borrowed(text) => text,
-        }
-    }
-
-    fn keep(self) -> Arc<str> {
-        match self.0 {
-            Source::Shared(text) => Arc::clone(text),
-            Source::Borrowed(text) => text.into(),
-        }
-    }
-}
-
-impl<'a> From<&'a Arc<str>> for Text<'a> {
-    fn from(text: &'a Arc<str>) -> Self {
-        Self(Source::Shared(text))
-    }
-}
-
-impl<'a> From<&'a str> for Text<'a> {
-    fn from(text: &'a str) -> Self {
-        Self(Source::Borrowed(text))
-    }
-}
+use super::names;
+use super::span::Span;
 
 /// A method's name, for spans and labels. One that HTTP does not know is a stranger's text and goes by
 /// `_OTHER`.
@@ -63,33 +26,51 @@ pub fn method_name(method: &Method) -> &'static str {
     }
 }
 
+/// A span of `tracing` for a call of something else.
+fn client_span(name: &str, attributes: Vec<KeyValue>) -> tracing::Span {
+    let span = tracing::info_span!(parent: None, "call", otel.kind = "client", otel.name = name);
+    for KeyValue { key, value, .. } in attributes {
+        span.set_attribute(key, value);
+    }
+    span
+}
+
+fn peer(service: &str, address: Option<SocketAddr>) -> impl Iterator<Item = KeyValue> {
+    let address = address.into_iter().flat_map(|address| {
+        [
+            KeyValue::new(names::SERVER_ADDRESS, address.ip().to_string()),
+            KeyValue::new(names::SERVER_PORT, i64::from(address.port())),
+        ]
+    });
+    [KeyValue::new(names::PEER_SERVICE, service.to_owned())].into_iter().chain(address)
+}
+
 /// A request that came in.
 #[derive(Debug, Clone)]
 pub struct HttpRequest<'a> {
     /// Its method.
     pub method: &'a Method,
     /// The template of its route; `None` where it has none.
-    pub route: Option<Text<'a>>,
-    /// When it came, if that was before the span is made.
-    pub started: Option<SystemTime>,
+    pub route: Option<&'a str>,
     /// Whether it joins a caller's trace but starts none: the mesh's own heartbeats and long polls.
-    pub unwatched: bool,
+    pub unsampled: bool,
 }
 
 impl<'a> HttpRequest<'a> {
-    /// A request for `route` that has just come.
+    /// A request for `route`.
     pub fn new(method: &'a Method, route: Option<&'a str>) -> Self {
-        Self { method, route: route.map(Text::from), started: None, unwatched: false }
-    }
-}
-
-impl HttpRequest<'_> {
-    pub(super) fn method_name(&self) -> &'static str {
-        method_name(self.method)
+        Self { method, route, unsampled: false }
     }
 
-    pub(super) fn subject(&self) -> Subject {
-        Subject::Request { method: self.method_name(), route: self.route.map(Text::keep) }
+    pub(super) fn name(&self) -> String {
+        let method = method_name(self.method);
+        self.route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"))
+    }
+
+    pub(super) fn attributes(&self) -> Vec<KeyValue> {
+        let method = KeyValue::new(names::HTTP_METHOD, method_name(self.method));
+        let route = self.route.map(|route| KeyValue::new(names::HTTP_ROUTE, route.to_owned()));
+        [method].into_iter().chain(route).collect()
     }
 }
 
@@ -99,9 +80,9 @@ pub struct HttpCall<'a> {
     /// Its method.
     pub method: &'a Method,
     /// The template of its route, without ids.
-    pub route: Text<'a>,
+    pub route: &'a str,
     /// The called service's name in the mesh.
-    pub service: Text<'a>,
+    pub service: &'a str,
     /// The called instance's id, where one was chosen.
     pub instance: Option<&'a str>,
     /// The called instance's address.
@@ -111,15 +92,24 @@ pub struct HttpCall<'a> {
 }
 
 impl HttpCall<'_> {
-    pub(super) fn subject(&self) -> Subject {
-        Subject::Call {
-            method: method_name(self.method),
-            route: self.route.keep(),
-            service: self.service.keep(),
-            instance: self.instance.map(Box::from),
-            address: self.address,
-            resend_count: self.resend_count,
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", method_name(self.method), self.route)
+    }
+
+    pub(super) fn attributes(&self) -> Vec<KeyValue> {
+        let mut attributes: Vec<_> = peer(self.service, self.address).collect();
+        attributes.push(KeyValue::new(names::HTTP_METHOD, method_name(self.method)));
+        attributes.push(KeyValue::new(names::HTTP_ROUTE, self.route.to_owned()));
+        let instance = self.instance.map(|id| KeyValue::new(names::INSTANCE, id.to_owned()));
+        attributes.extend(instance);
+        if self.resend_count > 0 {
+            attributes.push(KeyValue::new(names::HTTP_RESEND, i64::from(self.resend_count)));
         }
+        attributes
+    }
+
+    pub(super) fn span(&self) -> tracing::Span {
+        client_span(&self.name(), self.attributes())
     }
 }
 
@@ -131,57 +121,42 @@ pub struct DbCall<'a> {
     /// What is done, as a fixed word or two: `select`, `zincrby`, `place bookmark`.
     pub operation: &'static str,
     /// The table, collection or kind of key.
-    pub collection: Option<&'a str>,
-    /// The database.
-    pub namespace: Option<&'a str>,
-    /// The server's address, where it is known.
-    pub address: Option<SocketAddr>,
+    pub collection: &'a str,
 }
 
 impl<'a> DbCall<'a> {
     /// A call with what every call has.
     pub fn new(system: &'static str, operation: &'static str, collection: &'a str) -> Self {
-        Self { system, operation, collection: Some(collection), namespace: None, address: None }
+        Self { system, operation, collection }
     }
 
-    pub(super) fn subject(&self) -> Subject {
-        Subject::Db {
-            system: self.system,
-            operation: self.operation,
-            collection: self.collection.map(Box::from),
-            namespace: self.namespace.map(Box::from),
-            address: self.address,
-        }
+    pub(super) fn span(&self) -> tracing::Span {
+        let attributes = vec![
+            KeyValue::new(names::DB_SYSTEM, self.system),
+            KeyValue::new(names::DB_OPERATION, self.operation),
+            KeyValue::new(names::DB_COLLECTION, self.collection.to_owned()),
+        ];
+        client_span(&format!("{} {}", self.operation, self.collection), attributes)
     }
 }
 
-/// An event on its way.
-#[derive(Debug, Clone)]
-pub struct Message<'a> {
-    /// `rabbitmq`, or `tourin` for the bus within a process; the broker's name in Zipkin.
-    pub system: &'static str,
-    /// The exchange that it is sent to, or the queue that it was read from.
-    pub destination: &'a str,
-    /// The event's type.
-    pub event_type: &'a str,
-    /// The event's id.
-    pub id: &'a str,
-    /// Which delivery it is, from 1; 0 for one that is sent.
-    pub attempt: u32,
-    /// The broker's address, where it is known.
-    pub address: Option<SocketAddr>,
-}
-
-impl Message<'_> {
-    pub(super) fn subject(&self, operation: &'static str) -> Subject {
-        Subject::Message {
-            operation,
-            system: self.system,
-            destination: self.destination.into(),
-            event_type: self.event_type.into(),
-            id: self.id.into(),
-            attempt: self.attempt,
-            address: self.address,
-        }
+/// Runs an operation of a database or a cache within a client span. `class` says in a fixed word of
+/// which kind a failure is.
+///
+/// The span is not current within the operation: what is recorded there for later, such as an event
+/// in the outbox, belongs to the work that asked for it and not to the call.
+pub async fn db_call<T, E>(
+    call: DbCall<'_>,
+    class: impl FnOnce(&E) -> &'static str,
+    operation: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    if !Context::map_current(|context| context.span().is_recording()) {
+        return operation.await;
     }
+    let span = Span::current().db(&call);
+    let result = operation.await;
+    if let Err(error) = &result {
+        span.set_error(class(error));
+    }
+    result
 }

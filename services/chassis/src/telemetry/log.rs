@@ -1,25 +1,27 @@
 //! Logs: structured, human or JSON, on standard error so that standard output stays the program's
 //! own. Every line of a request's work carries its service and its trace id.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use chrono::{SecondsFormat, Utc};
 use opentelemetry::Context;
+use opentelemetry_sdk::trace::SdkTracer;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use super::span::{Origin, current_trace_id};
+use super::service::Scope;
+use super::span::current_trace_id;
 use crate::config::{LogFormat, LogSettings};
 
 /// What libraries may log at most, whatever the filter says: beyond it are whole requests, answers and
@@ -40,8 +42,11 @@ const OURS: [&str; 4] = ["gateway", "core", "recommendation", "registry"];
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Starts logging for this process; a second call changes nothing.
-pub(super) fn init(settings: &LogSettings) -> Result<(), String> {
+/// Starts logging for this process, and the layer by which `tracing`'s spans go to `tracer`. A second
+/// call changes nothing.
+///
+/// Each of the two has a filter of its own: what is logged does not decide what is traced.
+pub(super) fn init(settings: &LogSettings, tracer: SdkTracer) -> Result<(), String> {
     let filter = parse(&settings.log)
         .map_err(|error| format!("invalid value '{}' for '--log': {error}", settings.log))?;
     let (filter, handle) = reload::Layer::new(filter);
@@ -49,27 +54,57 @@ pub(super) fn init(settings: &LogSettings) -> Result<(), String> {
         .with_writer(std::io::stderr)
         // Colours are for a person's terminal, not for a file or a pipe.
         .with_ansi(std::io::stderr().is_terminal());
-    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_within_bounds));
-    // An error here means only that a subscriber is installed already.
-    let installed = match settings.log_format {
-        LogFormat::Text => registry.with(lines.event_format(TextLine)).try_init(),
-        LogFormat::Json => registry.with(lines.event_format(JsonLine)).try_init(),
+    let lines = match settings.log_format {
+        LogFormat::Text => lines.event_format(TextLine).boxed(),
+        LogFormat::Json => lines.event_format(JsonLine).boxed(),
     };
-    if installed.is_ok() {
+    let lines = lines.with_filter(filter.and(filter_fn(is_line)));
+    let registry = tracing_subscriber::registry().with(lines).with(span_layer(tracer));
+    // An error here means only that a subscriber is installed already.
+    if registry.try_init().is_ok() {
         FILTER.set(handle).ok();
     }
     Ok(())
+}
+
+/// Hands our own spans of `tracing` to `tracer`. Libraries' spans stay out, and so do events: a line of
+/// the log is no annotation, which is made on purpose ([`super::Span::annotate`]).
+pub(super) fn span_layer<S>(tracer: SdkTracer) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let is_ours = |metadata: &Metadata<'_>| {
+        metadata.is_span() && *metadata.level() <= Level::INFO && is_ours(metadata.target())
+    };
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO))
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(filter).map_err(|error| error.to_string())
 }
 
+fn root(target: &str) -> &str {
+    target.split("::").next().unwrap_or(target)
+}
+
+fn is_ours(target: &str) -> bool {
+    root(target).starts_with("tourin") || OURS.contains(&root(target))
+}
+
+fn is_line(metadata: &Metadata<'_>) -> bool {
+    metadata.is_event() && is_within_bounds(metadata)
+}
+
 fn is_within_bounds(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    let root = target.split("::").next().unwrap_or(target);
     // What comes by the `log` crate is asked for by its own target before it goes by this one.
-    if root.starts_with("tourin") || root == "log" || OURS.contains(&root) {
+    if is_ours(target) || root(target) == "log" {
         return true;
     }
     let bound = BOUNDS.iter().find(|(name, _)| target.starts_with(name));
@@ -92,14 +127,14 @@ pub fn set_log_filter(filter: &str) -> Result<(), String> {
 }
 
 fn current_service() -> Option<&'static str> {
-    Context::map_current(|context| Origin::of(context).map(|origin| origin.service))
+    Context::map_current(|context| Scope::of(context).map(|scope| scope.service))
 }
 
 fn now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// `TIME LEVEL [service,trace] span{fields}: message fields`
+/// `TIME LEVEL [service,trace] message fields`
 struct TextLine;
 
 impl<S, N> FormatEvent<S, N> for TextLine
@@ -132,16 +167,6 @@ where
             (None, Some(trace)) => write!(writer, "[,{trace}] ")?,
             (None, None) => {}
         }
-        for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
-            writer.write_str(span.name())?;
-            let extensions = span.extensions();
-            if let Some(fields) = extensions.get::<FormattedFields<N>>()
-                && !fields.is_empty()
-            {
-                write!(writer, "{{{fields}}}")?;
-            }
-            writer.write_str(": ")?;
-        }
         ctx.format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
@@ -157,7 +182,7 @@ where
 {
     fn format_event(
         &self,
-        ctx: &FmtContext<'_, S, N>,
+        _: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
@@ -170,16 +195,6 @@ where
         }
         if let Some(trace) = current_trace_id() {
             line.insert("trace_id".to_owned(), trace.into());
-        }
-        let mut scope = String::new();
-        for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
-            let extensions = span.extensions();
-            let fields = extensions.get::<FormattedFields<N>>().map_or("", |f| f.as_str());
-            let comma = if scope.is_empty() { "" } else { " " };
-            write!(scope, "{comma}{}{{{fields}}}", span.name())?;
-        }
-        if !scope.is_empty() {
-            line.insert("scope".to_owned(), scope.into());
         }
         event.record(&mut Fields(&mut line));
         let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
@@ -200,7 +215,7 @@ impl Fields<'_> {
         }
         // A field of an event does not take the place of the line's own.
         let name = match field.name() {
-            name @ ("timestamp" | "level" | "target" | "service" | "trace_id" | "scope")
+            name @ ("timestamp" | "level" | "target" | "service" | "trace_id")
                 if self.0.contains_key(name) =>
             {
                 format!("fields.{name}")
@@ -311,9 +326,7 @@ mod tests {
                 .with_writer(move || writer.clone())
                 .event_format(TextLine);
             let subscriber = tracing_subscriber::registry()
-                .with(parse(filter).unwrap())
-                .with(filter_fn(is_within_bounds))
-                .with(lines);
+                .with(lines.with_filter(parse(filter).unwrap().and(filter_fn(is_line))));
             tracing::subscriber::with_default(subscriber, || {
                 tracing::error!(target: "pingora_proxy", "whole");
                 tracing::warn!(target: "pingora_core::protocols::http", "whole");

@@ -1,50 +1,65 @@
 //! Logs and traces.
 //!
-//! [`init`] starts both for the process, once: logs on standard error, and the pipeline that spans
-//! go through when they end (`processor`, `export`). Spans are made by [`Service`] and [`Span`] and
-//! recorded by `record`; they are spans to OpenTelemetry's API, so that code which knows only that
-//! (shared-events) takes part through `opentelemetry::global` and the current `Context`. What such
-//! code starts is recorded by `opentelemetry_sdk`.
+//! [`init`] starts both for the process, once: logs on standard error, and the pipeline of spans.
+//! Spans are OpenTelemetry's, recorded by its SDK: requests, events and named work begin by its API
+//! ([`Service`], shared-events), what is below them by `tracing`, whose spans `tracing-opentelemetry`
+//! hands on. The gateway's requests are built afterwards ([`DeferredRequest`]). A span that has ended
+//! goes through [`tail`] to a batch of each destination ([`export`]).
 //!
-//! What a span costs, and why the `tracing` bridge is not used for spans, is in
-//! docs/decisions/0009-zipkin-reporter.md.
+//! docs/decisions/0009-spans.md says why it is made so.
 
 mod calls;
-pub mod codec;
+mod collector;
+mod deferred;
 mod export;
-mod finished;
 mod log;
 pub mod memory;
 pub mod names;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod privacy;
-mod processor;
-mod record;
+mod propagation;
 mod sampler;
+mod service;
 mod settings;
 mod span;
-mod subject;
+mod tail;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod within;
+mod zipkin;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanLimits};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-pub use self::calls::{DbCall, HttpCall, HttpRequest, Message, Text, method_name};
-pub use self::codec::{Codec, Propagation, TRACE_HEADERS};
-use self::export::Collector;
+pub use opentelemetry::SpanId;
+
+pub use self::calls::{DbCall, HttpCall, HttpRequest, db_call, method_name};
+use self::collector::Collector;
+pub use self::deferred::{DeferredRequest, FinishedCall};
 pub use self::export::ExportCounters;
-pub use self::export::zipkin::{Annotation, Endpoint, ZipkinSpan};
+use self::export::{Bounds, Destination};
 pub use self::log::{log_filter, set_log_filter};
 use self::memory::MemoryStore;
+pub use self::propagation::{Propagation, Propagator, TRACE_HEADERS};
+use self::service::Parts;
+pub use self::service::Service;
 pub use self::settings::{DEFAULT_RATIO, RouteRatio, TelemetrySettings, TraceSettings};
-use self::span::Origin;
-pub use self::span::{Service, Span, current_trace_id};
-pub use self::within::{db_call, part};
+pub use self::span::{Span, current_trace_id};
+use self::tail::{Keep, TailProcessor};
+pub use self::zipkin::{Annotation, Endpoint, ZipkinSpan};
+use self::zipkin::{Receiver, ZipkinExporter};
+
+/// Attributes that are kept of one span.
+const MAX_ATTRIBUTES: u32 = 32;
+/// Annotations that are kept of one span.
+const MAX_EVENTS: u32 = 64;
 
 static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
 
@@ -52,7 +67,8 @@ static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
 fn pipeline() -> &'static Pipeline {
     static NONE: OnceLock<Pipeline> = OnceLock::new();
     PIPELINE.get().unwrap_or_else(|| {
-        NONE.get_or_init(|| Pipeline::assemble(&TraceSettings::default(), Vec::new(), 0.0))
+        let parts = || Arc::new(Pipeline::assemble(&TraceSettings::default(), Vec::new(), 0.0));
+        NONE.get_or_init(|| Pipeline { parts: parts(), destinations: Destinations::default() })
     })
 }
 
@@ -60,7 +76,7 @@ fn pipeline() -> &'static Pipeline {
 /// nothing.
 ///
 /// # Errors
-/// When a setting is not valid, with what is wrong in it; when the export thread cannot be started.
+/// When a setting is not valid, with what is wrong in it.
 pub fn init(settings: impl Into<TelemetrySettings>) -> Result<(), String> {
     init_with(settings, None)
 }
@@ -74,13 +90,14 @@ pub fn init_with(
     memory: Option<MemoryStore>,
 ) -> Result<(), String> {
     let settings = settings.into();
-    log::init(&settings.log)?;
     if PIPELINE.get().is_some() {
         return Ok(());
     }
     let pipeline = Pipeline::start(&settings.traces, memory)?;
-    opentelemetry::global::set_tracer_provider(pipeline.provider.clone());
-    opentelemetry::global::set_text_map_propagator((*pipeline.codec).clone());
+    let provider = &pipeline.parts.provider;
+    log::init(&settings.log, provider.tracer("tourin"))?;
+    opentelemetry::global::set_tracer_provider(provider.clone());
+    opentelemetry::global::set_text_map_propagator(propagator(&settings.traces));
     // Another thread may have been first; then this pipeline ends unused.
     PIPELINE.set(pipeline).ok();
     Ok(())
@@ -114,12 +131,7 @@ pub struct TraceStats {
 /// their own.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// For code that knows OpenTelemetry's API alone.
-    provider: SdkTracerProvider,
-    recorder: Arc<record::Recorder>,
-    codec: Arc<Codec>,
-    outlets: Vec<export::Outlet>,
-    not_kept_back: Arc<AtomicU64>,
+    parts: Arc<Parts>,
     destinations: Destinations,
 }
 
@@ -145,112 +157,122 @@ impl Pipeline {
     /// Starts what `settings` ask for, and export into `memory` if given.
     ///
     /// # Errors
-    /// When a URL is not one, or the export thread cannot be started.
+    /// When a URL is not one, or OTLP is asked for and not built in.
     pub fn start(settings: &TraceSettings, memory: Option<MemoryStore>) -> Result<Self, String> {
         let timeout = Duration::from_millis(settings.trace_export_timeout_ms);
-        let mut sinks = Vec::new();
-        if let Some(url) = given(&settings.zipkin_url) {
-            let collector = Collector::new("zipkin-url", url, "/api/v2/spans", timeout)?;
-            sinks.push(export::Sink::Zipkin(collector));
-        }
-        if let Some(url) = given(&settings.otlp_url) {
-            let collector = Collector::new("otlp-url", url, "/v1/traces", timeout)?;
-            sinks.push(export::Sink::Otlp(collector));
-        }
-        let ratio = match (sinks.is_empty(), &memory) {
-            (true, None) => 0.0,
-            _ => settings.trace_ratio.unwrap_or(DEFAULT_RATIO),
+        let collector = |setting: &str, url: &Option<String>, path| {
+            let url = given(url);
+            url.map(|url| Collector::new(setting, url, path, timeout)).transpose()
         };
-        sinks.extend(memory.map(export::Sink::Memory));
-        let places = sinks.iter().map(export::Sink::place).collect();
-        let bounds = export::Bounds {
+        let zipkin = collector("zipkin-url", &settings.zipkin_url, "/api/v2/spans")?;
+        let otlp = collector("otlp-url", &settings.otlp_url, "/v1/traces")?;
+        if otlp.is_some() && cfg!(not(feature = "otlp")) {
+            return Err(
+                "'--otlp-url' needs a program that was built with the feature 'otlp'".into()
+            );
+        }
+        let bounds = Bounds {
             queue_spans: settings.trace_queue_spans as usize,
             batch_spans: settings.trace_batch_spans as usize,
             flush_interval: Duration::from_millis(settings.trace_flush_interval_ms),
         };
-        let outlets = export::start(sinks, bounds)
-            .map_err(|error| format!("cannot start the export of traces: {error}"))?;
-        let pipeline = Self::assemble(settings, outlets, ratio);
-        Ok(Self { destinations: Destinations { places, ratio }, ..pipeline })
+        let (mut to, mut places) = (Vec::new(), Vec::new());
+        if let Some(collector) = zipkin {
+            places.push(format!("zipkin at {}", collector.place()));
+            let exporter = ZipkinExporter::new(Receiver::Collector(collector))?;
+            to.push(Destination::start("zipkin", exporter, bounds));
+        }
+        #[cfg(feature = "otlp")]
+        if let Some(collector) = otlp {
+            places.push(format!("otlp at {}", collector.place()));
+            to.push(Destination::start("otlp", otlp::OtlpExporter(collector), bounds));
+        }
+        if let Some(store) = memory {
+            places.push("this process's memory".to_owned());
+            let exporter = ZipkinExporter::new(Receiver::Memory(store))?;
+            // A store in this process has no reason to wait.
+            let flush_interval = bounds.flush_interval.min(MEMORY_FLUSH_INTERVAL);
+            to.push(Destination::start("memory", exporter, Bounds { flush_interval, ..bounds }));
+        }
+        let ratio = if to.is_empty() { 0.0 } else { settings.trace_ratio.unwrap_or(DEFAULT_RATIO) };
+        let parts = Arc::new(Self::assemble(settings, to, ratio));
+        Ok(Self { parts, destinations: Destinations { places, ratio } })
     }
 
-    fn assemble(settings: &TraceSettings, outlets: Vec<export::Outlet>, ratio: f64) -> Self {
+    fn assemble(settings: &TraceSettings, to: Vec<Destination>, ratio: f64) -> Parts {
         let slow = settings.trace_slow_ms;
-        let keep = processor::Keep {
+        let keep = Keep {
             failed: settings.trace_keep_failed,
             slower_than: (slow > 0).then(|| Duration::from_millis(slow)),
         };
-        let exports = !outlets.is_empty();
+        let exports = !to.is_empty();
         let sampler = sampler::Sampler {
             ratio,
             routes: if exports { settings.trace_route.clone() } else { Vec::new() },
             record_unsampled: exports && keep.anything(),
         };
-        let not_kept_back = Arc::new(AtomicU64::new(0));
         let limits = SpanLimits {
-            max_attributes_per_span: record::MAX_ATTRIBUTES as u32,
-            max_events_per_span: record::MAX_EVENTS as u32,
+            max_attributes_per_span: MAX_ATTRIBUTES,
+            max_events_per_span: MAX_EVENTS,
             ..SpanLimits::default()
         };
+        let tail = exports.then(|| TailProcessor::new(to, keep));
         let builder = SdkTracerProvider::builder()
-            .with_resource(opentelemetry_sdk::Resource::builder_empty().build())
+            .with_resource(Resource::builder_empty().build())
             .with_sampler(sampler.clone())
             .with_span_limits(limits);
-        // Without a destination a caller's sampled trace is passed on and not recorded.
-        let processor = exports.then(|| {
-            Arc::new(processor::Processor::new(outlets.clone(), keep, not_kept_back.clone()))
-        });
-        let provider = match &processor {
-            Some(processor) => {
-                builder.with_span_processor(processor::ForSdk(processor.clone())).build()
-            }
+        let provider = match &tail {
+            Some(tail) => builder.with_span_processor(tail.clone()).build(),
             None => builder.build(),
         };
-        let recorder = Arc::new(record::Recorder::new(sampler, processor));
-        let codec = Arc::new(Codec::new(&settings.trace_accept, &settings.trace_propagation));
-        Self {
-            provider,
-            recorder,
-            codec,
-            outlets,
-            not_kept_back,
-            destinations: Destinations::default(),
-        }
+        Parts { provider, sampler, tail, propagator: propagator(settings) }
     }
 
     /// A service whose spans go this way.
     pub fn service(&self, name: &'static str) -> Service {
-        Service::of(Origin {
-            service: name,
-            local: None,
-            recorder: self.recorder.clone(),
-            codec: self.codec.clone(),
-        })
+        Service::with(Arc::clone(&self.parts), name, None)
+    }
+
+    /// OpenTelemetry's side of it, for code that knows that alone.
+    pub fn provider(&self) -> &SdkTracerProvider {
+        &self.parts.provider
+    }
+
+    /// Has `tracing`'s spans on this thread go this way until the guard is dropped, for a pipeline that
+    /// is not the process's.
+    #[must_use = "it holds as long as the guard lives"]
+    pub fn enter(&self) -> tracing::subscriber::DefaultGuard {
+        let layer = log::span_layer(self.parts.provider.tracer("tourin"));
+        tracing_subscriber::registry().with(layer).set_default()
     }
 
     /// Sends what has ended so far, for `limit` at most.
     pub async fn flush(&self, limit: Duration) {
-        let all = async {
-            for outlet in &self.outlets {
-                outlet.flush().await;
-            }
-        };
-        if tokio::time::timeout(limit, all).await.is_err() {
+        let provider = self.parts.provider.clone();
+        let (done, flushed) = tokio::sync::oneshot::channel();
+        // Not a task of the runtime's, which would wait for it when it stops. The SDK gives up after 5 s.
+        std::thread::spawn(move || done.send(provider.force_flush().is_ok()));
+        if !matches!(tokio::time::timeout(limit, flushed).await, Ok(Ok(_))) {
             tracing::warn!("the last spans were not taken in time");
         }
     }
 
     /// How the export is going.
     pub fn stats(&self) -> TraceStats {
+        let tail = self.parts.tail.as_ref();
+        let destinations = tail.map_or(&[][..], TailProcessor::destinations);
         TraceStats {
-            destinations: self
-                .outlets
-                .iter()
-                .map(|outlet| (outlet.name, outlet.counters.clone()))
-                .collect(),
-            not_kept_back: self.not_kept_back.load(Ordering::Relaxed),
+            destinations: destinations.iter().map(|to| (to.name, to.counters.clone())).collect(),
+            not_kept_back: tail.map_or(0, TailProcessor::not_buffered),
         }
     }
+}
+
+/// Milliseconds that a span waits on its way to a store in this process.
+const MEMORY_FLUSH_INTERVAL: Duration = Duration::from_millis(20);
+
+fn propagator(settings: &TraceSettings) -> Propagator {
+    Propagator::new(&settings.trace_accept, &settings.trace_propagation)
 }
 
 /// A setting that is there and not blank.

@@ -4,7 +4,11 @@
 
 use std::borrow::Cow;
 
-use super::names::EXPORTED;
+use opentelemetry::trace::Status;
+use opentelemetry::{KeyValue, Value};
+use opentelemetry_sdk::trace::SpanData;
+
+use super::names;
 
 /// Longest value that is exported, in characters.
 const MAX_VALUE_CHARS: usize = 256;
@@ -12,13 +16,41 @@ const MAX_VALUE_CHARS: usize = 256;
 const MIN_KEY_BYTES: usize = 40;
 const REMOVED: &str = "[removed]";
 
-/// Whether an attribute of this name is exported as a tag.
-pub(super) fn is_exported(name: &str) -> bool {
-    EXPORTED.contains(&name)
+/// What an exporter makes endpoints and resources of, besides the tags.
+const ENDPOINTS: [&str; 3] = [names::SERVICE, names::LOCAL, names::PEER_SERVICE];
+
+/// Leaves of a span what may go out.
+pub(super) fn clean_span(span: &mut SpanData) {
+    span.name = clean(&span.name).into_owned().into();
+    span.attributes.retain(|pair| {
+        let name = pair.key.as_str();
+        names::EXPORTED.contains(&name) || ENDPOINTS.contains(&name)
+    });
+    for pair in &mut span.attributes {
+        // An address is neither a secret nor a person's.
+        if pair.key.as_str() != names::LOCAL {
+            clean_value(pair);
+        }
+    }
+    for event in &mut span.events.events {
+        event.name = clean(&event.name).into_owned().into();
+        event.attributes.iter_mut().for_each(clean_value);
+    }
+    if let Status::Error { description } = &mut span.status {
+        let reason = if description.is_empty() { "failed" } else { &**description };
+        *description = clean(reason).into_owned().into();
+    }
+}
+
+fn clean_value(pair: &mut KeyValue) {
+    if let Value::String(_) | Value::Array(_) = &pair.value {
+        let cleaned = clean(&pair.value.as_str()).into_owned();
+        pair.value = cleaned.into();
+    }
 }
 
 /// `value` as it may go out.
-pub(super) fn clean(value: &str) -> Cow<'_, str> {
+fn clean(value: &str) -> Cow<'_, str> {
     if is_plain(value) {
         return Cow::Borrowed(value);
     }

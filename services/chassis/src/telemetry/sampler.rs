@@ -2,16 +2,19 @@
 //!
 //! A caller's decision holds. A trace that starts here is sampled by its route's ratio, else by the
 //! general one, from its trace id, so that processes with the same ratio agree. What is not sampled
-//! is recorded nevertheless where failed and slow requests are to be kept; see
-//! [`super::processor`]. Where not, it costs ids and nothing else. A span that repeats what others
-//! said ([`names::REPEAT`]) is not sampled whatever its trace is, and recorded all the same.
+//! is recorded nevertheless where failed and slow requests are to be kept; see [`super::tail`]. Where
+//! not, it costs ids and nothing else. A span that repeats what earlier ones said
+//! ([`names::REPEAT`]) is not sampled whatever its trace is, and recorded all the same.
+//!
+//! Requests, events and named work begin a trace. A span within a service that has no parent begins
+//! none: what a timer does (probes, pruning) is not worth one.
 
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
 
-use super::codec::{Above, CallersDecision};
 use super::names;
+use super::propagation::HeadDecision;
 use super::settings::RouteRatio;
 
 /// The sampler of a process.
@@ -24,21 +27,35 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// What becomes of a span of `trace`. `route` is asked for only where it counts.
-    pub fn decide<R: AsRef<str>>(
+    /// What becomes of a span of `trace` below what `parent` holds.
+    pub fn decide(
         &self,
-        above: Above<'_>,
+        parent: &Context,
         trace: TraceId,
-        route: impl FnOnce() -> Option<R>,
+        kind: &SpanKind,
+        route: Option<&str>,
     ) -> SamplingDecision {
-        let sampled = match (above.span, above.decision) {
-            (Some(span), Some(CallersDecision::Deferred)) if span.is_remote() => {
-                self.by_ratio(trace, route)
+        let span = parent.span();
+        let above = span.span_context();
+        let decision = parent.get::<HeadDecision>();
+        let sampled = if above.is_valid() {
+            match decision {
+                Some(HeadDecision::Deferred) if above.is_remote() => self.by_ratio(trace, route),
+                // Its parent was dropped, by us.
+                _ if !above.is_sampled() && !above.is_remote() && !span.is_recording() => {
+                    return SamplingDecision::Drop;
+                }
+                _ => above.is_sampled(),
             }
-            (Some(span), _) => span.is_sampled(),
-            (None, Some(CallersDecision::Unwatched)) => return SamplingDecision::Drop,
-            (None, Some(CallersDecision::ForNewTrace(sampled))) => sampled,
-            (None, _) => self.by_ratio(trace, route),
+        } else {
+            match decision {
+                Some(HeadDecision::Unsampled) => return SamplingDecision::Drop,
+                Some(HeadDecision::ForNewTrace(sampled)) => *sampled,
+                None if matches!(kind, SpanKind::Internal | SpanKind::Client) => {
+                    return SamplingDecision::Drop;
+                }
+                _ => self.by_ratio(trace, route),
+            }
         };
         match (sampled, self.record_unsampled) {
             (true, _) => SamplingDecision::RecordAndSample,
@@ -47,13 +64,9 @@ impl Sampler {
         }
     }
 
-    fn by_ratio<R: AsRef<str>>(&self, trace: TraceId, route: impl FnOnce() -> Option<R>) -> bool {
-        let of_route = || {
-            let route = route()?;
-            self.routes.iter().find(|entry| entry.matches(route.as_ref())).map(|entry| entry.ratio)
-        };
-        let own = if self.routes.is_empty() { None } else { of_route() };
-        in_ratio(trace, own.unwrap_or(self.ratio))
+    fn by_ratio(&self, trace: TraceId, route: Option<&str>) -> bool {
+        let of_route = self.routes.iter().find(|entry| route.is_some_and(|r| entry.matches(r)));
+        in_ratio(trace, of_route.map_or(self.ratio, |entry| entry.ratio))
     }
 }
 
@@ -71,31 +84,25 @@ impl ShouldSample for Sampler {
         parent: Option<&Context>,
         trace: TraceId,
         _: &str,
-        _: &SpanKind,
+        kind: &SpanKind,
         attributes: &[KeyValue],
         _: &[Link],
     ) -> SamplingResult {
         let none = Context::new();
         let parent = parent.unwrap_or(&none);
-        let route = || {
-            let route = attributes.iter().find(|pair| pair.key.as_str() == names::HTTP_ROUTE)?;
-            Some(route.value.as_str())
-        };
-        let span = parent.span();
-        let above = Above {
-            span: Some(span.span_context()).filter(|above| above.is_valid()),
-            decision: parent.get().copied(),
-        };
-        let repeats = attributes.iter().any(|pair| pair.key.as_str() == names::REPEAT);
-        let decision = match self.decide(above, trace, route) {
+        let attribute = |name| attributes.iter().find(|pair| pair.key.as_str() == name);
+        let route = attribute(names::HTTP_ROUTE).map(|route| route.value.as_str());
+        let decision = match self.decide(parent, trace, kind, route.as_deref()) {
+            decision if attribute(names::REPEAT).is_none() => decision,
             // Until it is known whether it says something new.
-            SamplingDecision::RecordAndSample if repeats => SamplingDecision::RecordOnly,
+            SamplingDecision::RecordAndSample => SamplingDecision::RecordOnly,
+            _ if self.record_unsampled => SamplingDecision::RecordOnly,
             decision => decision,
         };
         SamplingResult {
             decision,
             attributes: Vec::new(),
-            trace_state: above.span.map(|above| above.trace_state().clone()).unwrap_or_default(),
+            trace_state: parent.span().span_context().trace_state().clone(),
         }
     }
 }
@@ -154,23 +161,48 @@ mod tests {
         assert_eq!(decide(&sampler(1.0, false), &none, "/feed/x"), Drop);
         assert_eq!(decide(&sampler(0.0, false), &caller(true), "/feed"), RecordAndSample);
         assert_eq!(decide(&sampler(1.0, false), &caller(false), "/login"), Drop);
-        let deferred = caller(false).with_value(CallersDecision::Deferred);
+        let deferred = caller(false).with_value(HeadDecision::Deferred);
         assert_eq!(decide(&sampler(1.0, false), &deferred, "/other"), RecordAndSample);
-        let denied = none.with_value(CallersDecision::ForNewTrace(false));
+        let denied = none.with_value(HeadDecision::ForNewTrace(false));
         assert_eq!(decide(&sampler(1.0, false), &denied, "/login"), Drop);
     }
 
     #[test]
-    fn what_is_unwatched_joins_traces_and_starts_none() {
-        let unwatched = |context: Context| context.with_value(CallersDecision::Unwatched);
+    fn what_starts_no_trace_joins_one() {
+        let internal = |context: Context| context.with_value(HeadDecision::Unsampled);
         assert_eq!(
-            decide(&sampler(1.0, true), &unwatched(Context::new()), "/login"),
+            decide(&sampler(1.0, true), &internal(Context::new()), "/login"),
             SamplingDecision::Drop
         );
         assert_eq!(
-            decide(&sampler(0.0, true), &unwatched(caller(true)), "/x"),
+            decide(&sampler(0.0, true), &internal(caller(true)), "/x"),
             SamplingDecision::RecordAndSample
         );
+    }
+
+    #[test]
+    fn what_has_no_parent_begins_a_trace_only_if_it_is_a_request_an_event_or_named_work() {
+        let decide = |context: &Context, kind| {
+            sampler(1.0, true).decide(context, TraceId::from(7u128), &kind, None)
+        };
+        let none = Context::new();
+        for kind in [SpanKind::Server, SpanKind::Consumer, SpanKind::Producer] {
+            assert_eq!(decide(&none, kind), SamplingDecision::RecordAndSample);
+        }
+        for kind in [SpanKind::Internal, SpanKind::Client] {
+            assert_eq!(decide(&none, kind), SamplingDecision::Drop);
+        }
+        let work = none.with_value(HeadDecision::ByRatio);
+        assert_eq!(decide(&work, SpanKind::Internal), SamplingDecision::RecordAndSample);
+        // Below what is not recorded nothing is.
+        let dropped = Context::new().with_remote_span_context(SpanContext::new(
+            TraceId::from(7u128),
+            SpanId::from(7u64),
+            TraceFlags::default(),
+            false,
+            TraceState::default(),
+        ));
+        assert_eq!(decide(&dropped, SpanKind::Client), SamplingDecision::Drop);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::codec::Propagation;
+use super::propagation::Propagation;
 use crate::config::LogSettings;
 
 /// Part of the traces that is sampled unless said otherwise: who tries a mesh looks for the trace of the request just made.
@@ -41,8 +41,8 @@ pub struct TraceSettings {
     /// Zipkin server to send spans to, such as http://127.0.0.1:9411 [default: none]
     #[arg(long, env = "TOURIN_ZIPKIN_URL", value_name = "URL")]
     pub zipkin_url: Option<String>,
-    /// Collector to send spans to by OTLP over HTTP as JSON, such as http://127.0.0.1:4318
-    /// [default: none]
+    /// Collector to send spans to by OTLP over HTTP as JSON, such as http://127.0.0.1:4318; for a
+    /// program that was built with the feature 'otlp' [default: none]
     #[arg(long, env = "TOURIN_OTLP_URL", value_name = "URL")]
     pub otlp_url: Option<String>,
     /// Formats of trace context sent to the next hop, separated by commas

@@ -1,7 +1,7 @@
 use http::Method;
 
 use super::super::memory::{MemoryLimits, MemoryStore};
-use super::super::{Pipeline, Propagation, TraceSettings};
+use super::super::{HttpRequest, Pipeline, Propagation, Service, TraceSettings};
 use super::*;
 
 fn service() -> Service {
@@ -19,7 +19,7 @@ fn nothing_of_the_pipeline_shows_with_a_service() {
 
 #[test]
 fn parts_follow_what_was_decided_for_the_request_however_they_are_reached() {
-    let sampled_of = |ratio: f64, header: (&'static str, &'static str), unwatched: bool| {
+    let sampled_of = |ratio: f64, header: (&'static str, &'static str), unsampled: bool| {
         let settings = TraceSettings {
             trace_ratio: Some(ratio),
             trace_keep_failed: false,
@@ -27,11 +27,13 @@ fn parts_follow_what_was_decided_for_the_request_however_they_are_reached() {
             ..TraceSettings::default()
         };
         let store = MemoryStore::new(MemoryLimits::default());
-        let service = Pipeline::start(&settings, Some(store)).unwrap().service("core");
+        let pipeline = Pipeline::start(&settings, Some(store)).unwrap();
+        let _spans = pipeline.enter();
+        let service = pipeline.service("core");
         let mut headers = HeaderMap::new();
         headers.insert(header.0, HeaderValue::from_static(header.1));
         let mut asked = HttpRequest::new(&Method::GET, Some("/a"));
-        asked.unwatched = unwatched;
+        asked.unsampled = unsampled;
         let request = service.server(&headers, &asked);
         let direct = request.child("direct");
         let found = {
@@ -119,7 +121,7 @@ async fn a_services_background_tasks_know_whose_they_are() {
     let (seen, see) = tokio::sync::oneshot::channel();
     tasks.spawn("asks", async move {
         // As code does that knows OpenTelemetry's API alone.
-        let whose = Context::map_current(|context| Origin::of(context).map(|o| o.service));
+        let whose = Context::map_current(|context| Scope::of(context).map(|scope| scope.service));
         seen.send(whose).unwrap();
         stop.begun().await;
     });

@@ -10,6 +10,7 @@ use opentelemetry::{Context, KeyValue, global};
 use tourin_chassis::config::{LogFormat, LogSettings};
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{self, Service, TelemetrySettings};
+use tracing::Instrument as _;
 
 use crate::readers::all;
 
@@ -47,6 +48,18 @@ async fn hop(headers: &mut BTreeMap<String, String>, kind: SpanKind, name: &'sta
     async { tokio::task::yield_now().await }.with_context(context).await;
 }
 
+/// A span of ours and one of a library, each with a line of the log.
+async fn within_it() {
+    let ours = tracing::info_span!(target: "tourin_core::app", "step", spot = 7);
+    async {
+        tracing::warn!("no annotation");
+        let library = tracing::info_span!(target: "sqlx::query", "theirs");
+        async { tracing::error!("no failure") }.instrument(library).await;
+    }
+    .instrument(ours)
+    .await;
+}
+
 #[tokio::test]
 async fn spans_by_opentelemetrys_own_api_are_the_services() {
     let store = MemoryStore::new(MemoryLimits::default());
@@ -59,6 +72,8 @@ async fn spans_by_opentelemetrys_own_api_are_the_services() {
     let request = core.work("request");
     request.inject_event(&mut headers);
     let trace = request.trace_id().unwrap();
+    // The log shows warnings only, which is nothing to the trace.
+    request.run(within_it()).await;
     drop(request);
     core.run(hop(&mut headers, SpanKind::Producer, "send")).await;
     recommendation.run(hop(&mut headers, SpanKind::Consumer, "process")).await;
@@ -72,6 +87,11 @@ async fn spans_by_opentelemetrys_own_api_are_the_services() {
     assert_eq!((service("send"), service("process")), ("core".into(), "recommendation".into()));
     assert_eq!(by_name["send"].parent_id.as_ref(), Some(&by_name["request"].id));
     assert_eq!(by_name["process"].parent_id.as_ref(), Some(&by_name["send"].id));
+    let step = by_name["step"];
+    assert_eq!(step.parent_id.as_ref(), Some(&by_name["request"].id));
+    assert_eq!(service("step"), "core");
+    assert!(step.annotations.is_empty() && step.tags.is_empty(), "{step:?}");
+    assert_eq!(by_name.len(), 4, "{by_name:?}");
     let remote = by_name["process"].remote_endpoint.clone().unwrap();
     assert_eq!(remote.service_name.as_deref(), Some("rabbitmq"));
     assert!(!by_name["send"].tags.contains_key("body"));

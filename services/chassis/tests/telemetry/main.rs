@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod collectors;
+mod deferred;
 mod global;
 mod readers;
 mod spans;

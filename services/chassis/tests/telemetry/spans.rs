@@ -1,17 +1,40 @@
 //! One suite for every place that shows traces.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry::trace::{SpanKind, TraceContextExt as _, Tracer as _, TracerProvider as _};
+use opentelemetry::{Context, KeyValue};
 use serde_json::{Value, json};
-use tourin_chassis::telemetry::{DbCall, HttpCall, HttpRequest, Message, Pipeline};
+use tourin_chassis::telemetry::{
+    DbCall, HttpCall, HttpRequest, Pipeline, Propagator, Service, Span, names,
+};
 
 use crate::readers::{Reader, in_memory, real, through_a_collector};
+
+/// A span of an event, as code makes it that knows OpenTelemetry's API alone.
+fn event(
+    pipeline: &Pipeline,
+    service: &Service,
+    headers: &BTreeMap<String, String>,
+    kind: SpanKind,
+    name: &'static str,
+    attributes: Vec<KeyValue>,
+) -> Context {
+    let headers: HashMap<String, String> = headers.clone().into_iter().collect();
+    let parent = Propagator::default().extract_with_context(&service.context(), &headers);
+    let tracer = pipeline.provider().tracer("events");
+    let builder = tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
+    let span = builder.start_with_context(&tracer, &parent);
+    parent.with_span(span)
+}
 
 /// A journey as the mesh makes it: client, gateway, core, its database, the outbox, RabbitMQ,
 /// recommendation, Redis. Returns the trace's id.
 async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
+    let _spans = pipeline.enter();
     let name = |service: &str| -> &'static str { format!("{service}{suffix}").leak() };
     let gateway = pipeline.service(name("gateway")).listening("127.0.0.1:8080".parse().unwrap());
     let core = pipeline.service(name("core")).listening("127.0.0.1:8081".parse().unwrap());
@@ -24,8 +47,8 @@ async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
     let trace = at_gateway.trace_id().unwrap();
     let call = HttpCall {
         method: &post,
-        route: route.into(),
-        service: name("core").into(),
+        route,
+        service: name("core"),
         instance: None,
         address: Some("127.0.0.1:8081".parse().unwrap()),
         resend_count: 0,
@@ -43,7 +66,7 @@ async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
     let mut row = BTreeMap::new();
     at_core
         .run(async {
-            let span = tourin_chassis::telemetry::Span::current();
+            let span = Span::current();
             let database = span.db(&DbCall::new("mysql", "insert", "bookmarks"));
             tokio::time::sleep(Duration::from_millis(2)).await;
             drop(database);
@@ -57,27 +80,32 @@ async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
     at_gateway.set_status(204);
     drop(at_gateway);
 
-    let message = Message {
-        system: broker,
-        destination: "event.user.ex",
-        event_type: "user.bookmarkTourspot",
-        id: "0197f5a2-7c1e-7a54-9d2b-5b0a8b1f2c3d",
-        attempt: 0,
-        address: Some("127.0.0.1:5672".parse().unwrap()),
+    let broker = |destination: &str, attributes: &[KeyValue]| {
+        let of_broker = [
+            KeyValue::new(names::MESSAGING_SYSTEM, "rabbitmq"),
+            KeyValue::new(names::PEER_SERVICE, broker),
+            KeyValue::new(names::MESSAGING_DESTINATION, destination.to_owned()),
+            KeyValue::new(names::SERVER_ADDRESS, "127.0.0.1"),
+            KeyValue::new(names::SERVER_PORT, 5672),
+        ];
+        [&of_broker, attributes].concat()
     };
-    let sent = core.producer(&row, &message);
-    let mut on_the_wire = BTreeMap::new();
-    sent.inject_event(&mut on_the_wire);
-    drop(sent);
-    let received = recommendation.consumer(
-        &on_the_wire,
-        &Message { destination: "recommendation.trend.q", attempt: 1, ..message },
-    );
-    let redis = received.db(&DbCall::new("redis", "zincrby", "trend"));
+    let exchange = broker("event.user.ex", &[]);
+    let sent = event(pipeline, &core, &row, SpanKind::Producer, "send event.user.ex", exchange);
+    let mut on_the_wire = HashMap::new();
+    Propagator::default().inject_context(&sent, &mut on_the_wire);
+    sent.span().end();
+    let queue = "recommendation.trend.q";
+    let queue = broker(queue, &[KeyValue::new(names::OUTCOME, "applied")]);
+    let on_the_wire = on_the_wire.into_iter().collect();
+    let name = "process recommendation.trend.q";
+    let received = event(pipeline, &recommendation, &on_the_wire, SpanKind::Consumer, name, queue);
+    let handled = received.clone().attach();
+    let redis = Span::current().db(&DbCall::new("redis", "zincrby", "trend"));
+    drop(handled);
     tokio::time::sleep(Duration::from_millis(1)).await;
     drop(redis);
-    received.set_outcome("applied");
-    drop(received);
+    received.span().end();
     pipeline.flush(Duration::from_secs(10)).await;
     trace
 }
@@ -152,7 +180,7 @@ async fn shows_the_journey(pipeline: Pipeline, reader: Reader, suffix: &'static 
     // Only what the list of names allows.
     for span in &spans {
         for tag in span["tags"].as_object().into_iter().flatten().map(|(name, _)| name) {
-            let known = tourin_chassis::telemetry::names::EXPORTED.contains(&tag.as_str());
+            let known = names::EXPORTED.contains(&tag.as_str());
             assert!(known || tag == "error", "{tag} went out");
         }
     }

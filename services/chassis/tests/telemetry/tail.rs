@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method};
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{
-    HttpCall, HttpRequest, Pipeline, Service, Span, TraceSettings, ZipkinSpan, part,
+    HttpCall, HttpRequest, Pipeline, Service, Span, TraceSettings, ZipkinSpan,
 };
 
 use crate::readers::all;
@@ -33,8 +33,8 @@ fn call(request: &Span, resend_count: u32) -> Span {
     let address = Some(format!("127.0.0.2:{}", 9_000 + resend_count).parse().unwrap());
     request.http_client(&HttpCall {
         method: &GET,
-        route: ROUTE.into(),
-        service: "core".into(),
+        route: ROUTE,
+        service: "core",
         instance: Some(if resend_count == 0 { "core-1" } else { "core-2" }),
         address,
         resend_count,
@@ -56,6 +56,7 @@ fn notes(span: &ZipkinSpan) -> Vec<&str> {
 #[tokio::test]
 async fn a_request_that_failed_after_a_retry_is_told_whole() {
     let (pipeline, store) = start(all());
+    let _spans = pipeline.enter();
     let request = unsampled(&pipeline);
     let first = call(&request, 0);
     first.set_error("connect_refused");
@@ -108,6 +109,7 @@ async fn a_request_that_failed_after_a_retry_is_told_whole() {
 #[tokio::test]
 async fn a_request_that_a_retry_made_good_is_let_go() {
     let (pipeline, store) = start(all());
+    let _spans = pipeline.enter();
     let request = unsampled(&pipeline);
     call(&request, 0).set_error("connect_refused");
     request.annotate("retry", &[("reason", "connect_refused")]);
@@ -121,11 +123,13 @@ async fn a_request_that_a_retry_made_good_is_let_go() {
 #[tokio::test]
 async fn a_slow_request_has_what_was_noted_within_it() {
     let (pipeline, store) = start(TraceSettings { trace_slow_ms: 20, ..all() });
+    let _spans = pipeline.enter();
     let request = unsampled(&pipeline);
     request
         .run(async {
             Span::current().annotate("fall_back", &[("to", "visitor")]);
-            part("verify").annotate("waited", &[]);
+            let verify = tracing::info_span!(target: "tourin", "verify");
+            verify.in_scope(|| Span::current().annotate("waited", &[]));
             tokio::time::sleep(Duration::from_millis(30)).await;
         })
         .await;
@@ -143,6 +147,7 @@ async fn a_slow_request_has_what_was_noted_within_it() {
 #[tokio::test]
 async fn a_part_that_outlives_its_request_is_exported_if_somebody_asks() {
     let (pipeline, store) = start(all());
+    let _spans = pipeline.enter();
     let request = unsampled(&pipeline);
     let late = request.child("late");
     request.set_status(200);
@@ -157,6 +162,7 @@ async fn a_part_that_outlives_its_request_is_exported_if_somebody_asks() {
 #[tokio::test]
 async fn a_part_that_outlives_its_request_is_let_go() {
     let (pipeline, store) = start(all());
+    let _spans = pipeline.enter();
     let request = unsampled(&pipeline);
     let late = request.child("late");
     request.set_status(500);

@@ -29,6 +29,7 @@ async fn exported(pipeline: &Pipeline, store: &MemoryStore, trace: &str) -> usiz
 #[tokio::test]
 async fn an_unsampled_request_has_a_trace_id_and_is_exported_only_if_it_failed() {
     let (pipeline, store) = start(&unsampled());
+    let _spans = pipeline.enter();
     let service = pipeline.service("demo");
     for (status, expected) in [(200, 0), (404, 0), (503, 2)] {
         let span = request(&service);
@@ -43,6 +44,7 @@ async fn an_unsampled_request_has_a_trace_id_and_is_exported_only_if_it_failed()
 #[tokio::test]
 async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
     let (pipeline, store) = start(&TraceSettings { trace_slow_ms: 20, ..unsampled() });
+    let _spans = pipeline.enter();
     let service = pipeline.service("demo");
     let slow = request(&service);
     let trace = slow.trace_id().unwrap();
@@ -65,6 +67,7 @@ async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
 #[tokio::test]
 async fn a_failed_request_of_too_many_parts_is_told_with_the_first_of_them() {
     let (pipeline, store) = start(&unsampled());
+    let _spans = pipeline.enter();
     let request = request(&pipeline.service("demo"));
     let trace = request.trace_id().unwrap();
     for _ in 0..200 {
@@ -99,6 +102,7 @@ async fn services_in_one_process_keep_a_failed_trace_whole() {
 async fn with_nothing_to_keep_an_unsampled_request_makes_no_spans() {
     let settings = TraceSettings { trace_keep_failed: false, trace_slow_ms: 0, ..unsampled() };
     let (pipeline, store) = start(&settings);
+    let _spans = pipeline.enter();
     let span = request(&pipeline.service("demo"));
     assert!(!span.is_recording());
     let child = span.db(&DbCall::new("mysql", "select", "spots"));
@@ -116,7 +120,7 @@ async fn the_mesh_talking_to_itself_joins_traces_and_starts_none() {
     let (pipeline, store) = start(&all());
     let service = pipeline.service("registry");
     let quiet =
-        HttpRequest { unwatched: true, ..HttpRequest::new(&Method::PUT, Some("/v1/instances")) };
+        HttpRequest { unsampled: true, ..HttpRequest::new(&Method::PUT, Some("/v1/instances")) };
     let alone = service.server(&HeaderMap::new(), &quiet);
     assert!(!alone.is_recording());
     let caller = pipeline.service("gateway").work("register");

@@ -7,7 +7,6 @@ use argon2::password_hash::rand_core::OsRng;
 use argon2::password_hash::{Output, ParamsString, PasswordHash as Phc, Salt, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use tokio::sync::Semaphore;
-use tourin_chassis::telemetry::part;
 
 use crate::domain::password::{Password, opaque};
 
@@ -165,12 +164,12 @@ impl Passwords {
         .await
     }
 
+    /// The costly part of a log-in: waiting for a turn, and computing.
+    #[tracing::instrument(name = "password hash", skip_all)]
     async fn in_turn<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Vec<Block>) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, HashingError> {
-        // The costly part of a log-in: waiting for a turn, and computing.
-        let _span = part("password hash");
         let place = tokio::time::timeout(self.wait, Arc::clone(&self.places).acquire_owned())
             .await
             .map_err(|_| HashingError::Busy)?

@@ -80,8 +80,8 @@ impl CoreClient {
         let span = match current.trace_id() {
             Some(_) => current.http_client(&HttpCall {
                 method: &Method::GET,
-                route: path.into(),
-                service: CORE.into(),
+                route: path,
+                service: CORE,
                 instance: Some(&core.id),
                 address: Some(core.address),
                 resend_count: 0,

@@ -40,8 +40,8 @@ pub struct Used {
     pub export: Duration,
 }
 
-/// That thread's name.
-const EXPORT_THREAD: &str = "trace-export";
+/// The name of the SDK's thread for it, as far as Linux keeps it.
+const EXPORT_THREAD: &str = "OpenTelemetry.T";
 
 /// Spans taken by the collector, and lost on the way.
 #[derive(Debug, Clone, Copy, Default)]

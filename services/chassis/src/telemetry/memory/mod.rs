@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::links::Link;
 pub use self::query::TraceQuery;
-use super::export::zipkin::ZipkinSpan;
+use super::zipkin::ZipkinSpan;
 
 /// Bounds of a [`MemoryStore`]. The oldest traces go first.
 #[derive(Debug, Clone, Copy)]

@@ -1,0 +1,137 @@
+//! A collector that spans are posted to, as the exporters' HTTP client.
+
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use tokio::runtime::{Builder, Runtime};
+
+/// Times that a batch is offered to the collector before it is dropped.
+const TRIES: u32 = 3;
+/// Pause before the second try; it doubles for the third.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// A collector. A clone is the same one.
+#[derive(Debug, Clone)]
+pub(super) struct Collector {
+    url: String,
+    /// For an operator: a URL may carry a password.
+    authority: String,
+    client: reqwest::Client,
+    /// The exporting thread's own: an asynchronous client that is polled without a runtime stalls
+    /// (open-telemetry/opentelemetry-rust#2739). Made by that thread, and dropped there.
+    runtime: Arc<Mutex<Option<Runtime>>>,
+}
+
+/// Why a batch was not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}, at {at}")]
+struct NotTaken {
+    what: String,
+    at: String,
+}
+
+impl Collector {
+    /// At `url`, which was set as `setting`, with `path` where it names none.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the setting.
+    pub fn new(setting: &str, url: &str, path: &str, timeout: Duration) -> Result<Self, String> {
+        // Bounded, and without the mesh's own middleware.
+        let client = reqwest::Client::builder()
+            .timeout(timeout)
+            .connect_timeout(timeout)
+            .pool_max_idle_per_host(1)
+            .no_proxy()
+            .build()
+            .map_err(|error| format!("cannot make a client for the trace collector: {error}"))?;
+        let url = collector_url(setting, url, path)?;
+        let uri = url.parse::<http::Uri>().unwrap_or_default();
+        let port = uri.port_u16().unwrap_or(80);
+        let authority = format!("{}:{port}", uri.host().unwrap_or_default());
+        Ok(Self { url, authority, client, runtime: Arc::default() })
+    }
+
+    /// Where it is, without credentials.
+    pub fn place(&self) -> String {
+        format!("http://{}", self.authority)
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Posts until the collector takes it, refuses it or has failed [`TRIES`] times.
+    async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, NotTaken> {
+        let (head, body) = request.into_parts();
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let request = self.client.post(&self.url).headers(head.headers.clone());
+            let what = match request.body(body.clone()).send().await {
+                Ok(answer) => {
+                    let status = answer.status();
+                    if status.is_success() {
+                        return Ok(Response::new(Bytes::new()));
+                    }
+                    let what = format!("the collector answered {status}");
+                    if !status.is_server_error() && status.as_u16() != 429 {
+                        return Err(self.not_taken(what));
+                    }
+                    what
+                }
+                // Without the URL, which may carry a password.
+                Err(error) => innermost(&error.without_url()),
+            };
+            if attempt == TRIES {
+                return Err(self.not_taken(what));
+            }
+            // Collectors that come back meet their clients spread out.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+            pause *= 2;
+        }
+        Err(self.not_taken("not tried".to_owned()))
+    }
+
+    fn not_taken(&self, what: String) -> NotTaken {
+        NotTaken { what, at: self.authority.clone() }
+    }
+}
+
+#[async_trait]
+impl HttpClient for Collector {
+    /// Blocks the thread, which is the exporter's own.
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        let runtime = match &mut *runtime {
+            Some(runtime) => runtime,
+            none => none.insert(Builder::new_current_thread().enable_all().build()?),
+        };
+        Ok(runtime.block_on(self.post(request))?)
+    }
+}
+
+fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+fn collector_url(setting: &str, url: &str, path: &str) -> Result<String, String> {
+    let parsed = url
+        .parse::<http::Uri>()
+        .map_err(|error| format!("invalid value for '--{setting}': {error}"))?;
+    if parsed.scheme_str() != Some("http") || parsed.host().is_none() {
+        return Err(format!(
+            "invalid value for '--{setting}': expected http://HOST:PORT (for TLS, a collector on this machine that forwards)"
+        ));
+    }
+    if parsed.path().trim_end_matches('/').is_empty() {
+        let base = url.trim_end_matches('/');
+        return Ok(format!("{base}{path}"));
+    }
+    Ok(url.to_owned())
+}

@@ -1,0 +1,186 @@
+//! Where a service's spans begin.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use opentelemetry::context::{FutureExt, WithContext};
+use opentelemetry::trace::{
+    SpanContext, SpanKind, TraceContextExt, TraceFlags, Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::trace::{
+    IdGenerator, RandomIdGenerator, SamplingDecision, SdkTracer, SdkTracerProvider,
+};
+
+use super::calls::HttpRequest;
+use super::names;
+use super::propagation::{HeadDecision, Propagator};
+use super::sampler::Sampler;
+use super::span::Span;
+use super::tail::TailProcessor;
+
+/// What the spans of a pipeline are made with.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub provider: SdkTracerProvider,
+    pub sampler: Sampler,
+    /// `None` where nothing is exported: then there are ids and no spans.
+    pub tail: Option<TailProcessor>,
+    pub propagator: Propagator,
+}
+
+/// Whose spans they are. It travels in the context, for what is found there.
+#[derive(Debug)]
+pub(super) struct Scope {
+    pub service: &'static str,
+    pub local: Option<SocketAddr>,
+    pub parts: Arc<Parts>,
+}
+
+impl Scope {
+    /// The one of a context.
+    pub fn of(context: &Context) -> Option<&Arc<Self>> {
+        context.get()
+    }
+
+    /// What each span says of its service.
+    pub fn attributes(&self) -> impl Iterator<Item = KeyValue> {
+        let local = self.local.map(|local| KeyValue::new(names::LOCAL, local.to_string()));
+        [KeyValue::new(names::SERVICE, self.service)].into_iter().chain(local)
+    }
+
+    /// The ids of a new span below `parent`, and what becomes of it.
+    pub fn new_span(
+        &self,
+        parent: &Context,
+        kind: &SpanKind,
+        route: Option<&str>,
+    ) -> (SpanContext, SamplingDecision) {
+        let above = parent.span();
+        let above = above.span_context();
+        let ids = RandomIdGenerator::default();
+        let trace = if above.is_valid() { above.trace_id() } else { ids.new_trace_id() };
+        let decision = self.parts.sampler.decide(parent, trace, kind, route);
+        let is_sampled = decision == SamplingDecision::RecordAndSample;
+        let flags = TraceFlags::default().with_sampled(is_sampled);
+        let state = above.trace_state().clone();
+        (SpanContext::new(trace, ids.new_span_id(), flags, false, state), decision)
+    }
+}
+
+/// A service (of which one process may run several) as the start of spans.
+///
+/// What begins here has a remote parent or none, and ends when its answer is out: these spans are
+/// made by OpenTelemetry's API. Those below them are spans of `tracing`.
+#[derive(Clone)]
+pub struct Service {
+    scope: Arc<Scope>,
+    tracer: SdkTracer,
+    base: Context,
+}
+
+/// Without the pipeline.
+impl fmt::Debug for Service {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_tuple("Service").field(&self.name()).finish()
+    }
+}
+
+impl Service {
+    /// The service `name`, with the process's pipeline; see [`super::init`].
+    pub fn new(name: &'static str) -> Self {
+        super::pipeline().service(name)
+    }
+
+    pub(super) fn with(
+        parts: Arc<Parts>,
+        service: &'static str,
+        local: Option<SocketAddr>,
+    ) -> Self {
+        let tracer = parts.provider.tracer("tourin");
+        let scope = Arc::new(Scope { service, local, parts });
+        Self { base: Context::new().with_value(Arc::clone(&scope)), tracer, scope }
+    }
+
+    /// The same with the address that it listens on, for Zipkin's local endpoint.
+    #[must_use]
+    pub fn listening(&self, address: SocketAddr) -> Self {
+        Self::with(Arc::clone(&self.scope.parts), self.scope.service, Some(address))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.scope.service
+    }
+
+    /// The context in which background tasks run, so that their spans and log lines are this
+    /// service's.
+    pub fn context(&self) -> Context {
+        self.base.clone()
+    }
+
+    /// Runs a background task's future with the context of this service.
+    pub fn run<F: Future>(&self, future: F) -> WithContext<F> {
+        future.with_context(self.base.clone())
+    }
+
+    /// A request that came in, continuing the caller's trace.
+    pub fn server(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Span {
+        let parent = self.caller(headers, request);
+        self.start(&parent, SpanKind::Server, request.name(), request.attributes(), request.route)
+    }
+
+    /// A trace that starts within: a timer's or an operator's work. `name` says what, in a few fixed
+    /// words.
+    pub fn work(&self, name: &'static str) -> Span {
+        let parent = self.base.with_value(HeadDecision::ByRatio);
+        self.start(&parent, SpanKind::Internal, name.to_owned(), Vec::new(), None)
+    }
+
+    /// The context of who sent a request.
+    pub(super) fn caller(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Context {
+        let caller = self.scope.parts.propagator.extract_headers(&self.base, headers);
+        if request.unsampled && !caller.has_active_span() {
+            return caller.with_value(HeadDecision::Unsampled);
+        }
+        caller
+    }
+
+    pub(super) fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
+    fn start(
+        &self,
+        parent: &Context,
+        kind: SpanKind,
+        name: String,
+        attributes: Vec<KeyValue>,
+        route: Option<&str>,
+    ) -> Span {
+        if self.scope.parts.tail.is_none() {
+            let (ids, _) = self.scope.new_span(parent, &kind, route);
+            return Span::found(parent.with_remote_span_context(ids));
+        }
+        let builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
+        let span = self.tracer.build_with_context(builder, parent);
+        Span::entry(parent.with_span(span))
+    }
+}
+
+/// Puts the trace context of `context` into an event's headers, in the place of what they have.
+pub(super) fn inject_event(context: &Context, headers: &mut BTreeMap<String, String>) {
+    let Some(scope) = Scope::of(context) else { return };
+    for name in &super::TRACE_HEADERS {
+        headers.remove(name.as_str());
+    }
+    for (name, value) in scope.parts.propagator.headers(context) {
+        if let Ok(value) = value.to_str() {
+            headers.insert(name.to_string(), value.to_owned());
+        }
+    }
+}

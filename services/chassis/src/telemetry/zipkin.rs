@@ -1,0 +1,203 @@
+//! Zipkin's v2 JSON, by `opentelemetry-zipkin`, with what that crate leaves out: who a span is of and
+//! who is on the other side, and the facts of annotations. It hands its body to an HTTP client of
+//! ours, and nothing else in Tourin knows the crate; docs/decisions/0009-spans.md says what
+//! takes its place once it is gone.
+
+#![allow(deprecated, reason = "decision 9 says until when the crate is used")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use async_trait::async_trait;
+use opentelemetry::trace::Event;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+use serde::{Deserialize, Serialize};
+
+use super::collector::Collector;
+use super::memory::MemoryStore;
+use super::names;
+
+/// Tag of a failure's reason; there if and only if the span failed.
+const ERROR: &str = "error";
+
+/// Who takes the spans.
+#[derive(Debug)]
+pub(super) enum Receiver {
+    Collector(Collector),
+    /// It takes what a Zipkin server would be sent, so that there is one conversion.
+    Memory(MemoryStore),
+}
+
+/// Exports spans to `Receiver`.
+#[derive(Debug)]
+pub(super) struct ZipkinExporter(opentelemetry_zipkin::ZipkinExporter);
+
+impl ZipkinExporter {
+    /// # Errors
+    /// When the collector's URL is not one.
+    pub fn new(receiver: Receiver) -> Result<Self, String> {
+        let url = match &receiver {
+            Receiver::Collector(collector) => collector.url().to_owned(),
+            Receiver::Memory(_) => "http://memory".to_owned(),
+        };
+        opentelemetry_zipkin::ZipkinExporter::builder()
+            .with_collector_endpoint(url)
+            .with_http_client(receiver)
+            .build()
+            .map(Self)
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl SpanExporter for ZipkinExporter {
+    async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
+        for event in batch.iter_mut().flat_map(|span| &mut span.events.events) {
+            event.name = annotation_text(event).into();
+        }
+        self.0.export(batch).await
+    }
+}
+
+/// An event as one line of text: `retry attempt=2 reason=connect_refused`.
+fn annotation_text(event: &Event) -> String {
+    let mut text = event.name.to_string();
+    for pair in &event.attributes {
+        // Writing to a String does not fail.
+        let _written = write!(text, " {}={}", pair.key, pair.value);
+    }
+    text
+}
+
+#[async_trait]
+impl HttpClient for Receiver {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let mut spans: Vec<ZipkinSpan> = serde_json::from_slice(request.body())?;
+        spans.iter_mut().for_each(complete);
+        match self {
+            Self::Collector(collector) => {
+                let body = serde_json::to_vec(&spans)?;
+                collector.send_bytes(request.map(|_| body.into())).await
+            }
+            Self::Memory(store) => {
+                store.insert(spans);
+                Ok(Response::new(Bytes::new()))
+            }
+        }
+    }
+}
+
+/// Moves names and addresses to where Zipkin looks for them, and takes out what the crate adds.
+fn complete(span: &mut ZipkinSpan) {
+    span.parent_id.take_if(|parent| parent.bytes().all(|digit| digit == b'0'));
+    span.name = span.name.take().map(|name| name.to_lowercase());
+    span.duration = span.duration.map(|took| took.max(1));
+    let tags = &mut span.tags;
+    let local = tags.remove(names::LOCAL).and_then(|at| at.parse::<SocketAddr>().ok());
+    span.local_endpoint = Endpoint {
+        service_name: tags.remove(names::SERVICE).map(|name| name.to_lowercase()),
+        port: local.map(|at| at.port()),
+        ..Endpoint::default()
+    }
+    // "All addresses" is not one.
+    .at(local.map(|at| at.ip()).filter(|ip| !ip.is_unspecified()))
+    .filled();
+    let system = || tags.get(names::DB_SYSTEM).or_else(|| tags.get(names::MESSAGING_SYSTEM));
+    let peer = tags.get(names::PEER_SERVICE).or_else(system).map(|name| name.to_lowercase());
+    let peer_ip = tags.get(names::SERVER_ADDRESS).and_then(|ip| ip.parse().ok());
+    let peer_port = tags.get(names::SERVER_PORT).filter(|_| peer_ip.is_some());
+    span.remote_endpoint = Endpoint {
+        service_name: peer,
+        port: peer_port.and_then(|port| port.parse().ok()),
+        ..Endpoint::default()
+    }
+    .at(peer_ip)
+    .filled();
+    tags.retain(|name, _| name == ERROR || names::EXPORTED.contains(&name.as_str()));
+}
+
+/// A span as Zipkin keeps and shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZipkinSpan {
+    /// 32 hexadecimal digits.
+    pub trace_id: String,
+    /// 16 hexadecimal digits; absent for a root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_id: Option<String>,
+    /// 16 hexadecimal digits.
+    pub id: String,
+    /// `CLIENT`, `SERVER`, `PRODUCER` or `CONSUMER`; absent for work within a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// What was done, in lower case as Zipkin keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Start in microseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<u64>,
+    /// In microseconds, 1 at least: Zipkin takes 0 for unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<u64>,
+    /// Whose span it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_endpoint: Option<Endpoint>,
+    /// Who is on the other side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_endpoint: Option<Endpoint>,
+    /// What happened on the way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub annotations: Vec<Annotation>,
+    /// Attributes; `error` if and only if it failed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A place in the network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// In lower case, as Zipkin keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_name: Option<String>,
+    /// IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<String>,
+    /// IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<String>,
+    /// TCP port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+impl Endpoint {
+    fn at(mut self, ip: Option<IpAddr>) -> Self {
+        let of_its_kind = match ip {
+            Some(IpAddr::V6(_)) => &mut self.ipv6,
+            _ => &mut self.ipv4,
+        };
+        *of_its_kind = ip.map(|ip| ip.to_string());
+        self
+    }
+
+    /// `None` if nothing is known of it.
+    fn filled(mut self) -> Option<Self> {
+        self.port = self.port.filter(|port| *port > 0);
+        (self != Self::default()).then_some(self)
+    }
+}
+
+/// A moment in a span.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Annotation {
+    /// Microseconds since 1970.
+    pub timestamp: u64,
+    /// What happened.
+    pub value: String,
+}
+
+#[cfg(test)]
+pub(super) mod tests;
