@@ -1,4 +1,4 @@
-//! The service as a whole: built, run and stopped, over a bus or over core's feed.
+//! The complete service: built, run and stopped, with a bus or with core's feed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -21,7 +21,7 @@ use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
 use mesh::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_bus_it_follows_core_and_goes_on_where_it_stopped() {
+async fn without_a_bus_it_follows_core_and_resumes_where_it_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
     let clock = Arc::new(SystemClock);
@@ -103,7 +103,7 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
 }
 
 #[tokio::test]
-async fn what_the_service_keeps_is_for_its_owner_only() {
+async fn the_data_folder_is_readable_by_its_owner_only() {
     let place = tempfile::tempdir().unwrap();
     let settings = settings(&place.path().join("data"), "http://127.0.0.1:1".to_owned());
     let _stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
@@ -113,7 +113,7 @@ async fn what_the_service_keeps_is_for_its_owner_only() {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_refused_before_anything_runs() {
+async fn invalid_settings_are_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Arc::new(SystemClock);
     let file = folder.path().join("a file");

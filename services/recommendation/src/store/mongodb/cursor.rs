@@ -1,4 +1,4 @@
-//! How far core's feed has been followed, on MongoDB.
+//! The position in core's feed, on MongoDB.
 
 use async_trait::async_trait;
 use mongodb::bson::doc;
@@ -9,7 +9,7 @@ use super::connection::{Connection, Statement};
 
 const CURSORS: &str = "feed_cursors";
 
-/// [`CursorStore`] on MongoDB, in the database of the effects.
+/// [`CursorStore`] on MongoDB, in the same database as the effects.
 pub(super) struct MongoCursor(Connection);
 
 impl MongoCursor {

@@ -1,4 +1,4 @@
-//! How far core's feed has been followed, on SQLite.
+//! The position in core's feed, on SQLite.
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
@@ -7,7 +7,7 @@ use tourin_shared_events::sqlite::Database;
 
 use super::writer::{Change, Writer};
 
-/// [`CursorStore`] on SQLite, in the file of the effects.
+/// [`CursorStore`] on SQLite, in the same file as the effects.
 pub(super) struct SqliteCursor {
     db: Database,
     writer: Writer,
