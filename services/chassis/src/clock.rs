@@ -34,7 +34,7 @@ impl ManualClock {
         Self(Mutex::new(start))
     }
 
-    /// Moves the clock on.
+    /// Advances the clock.
     pub fn advance(&self, by: TimeDelta) {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *now += by;

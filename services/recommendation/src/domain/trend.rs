@@ -74,7 +74,6 @@ pub fn rank(mut entries: Vec<Ranked>) -> Vec<Ranked> {
     entries
 }
 
-/// Larger numbers first.
 struct Descending(f64);
 
 impl Ord for Descending {

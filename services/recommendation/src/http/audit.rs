@@ -18,7 +18,6 @@ use crate::domain::spot::SpotId;
 /// The maximum number of spots in one request.
 const MAX_IDS: usize = 1_000;
 
-/// The response of `GET /internal/trend/scores`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Scores {
@@ -38,14 +37,12 @@ struct Weights {
     view: f64,
 }
 
-/// The response of `GET /internal/histories/{member}`.
 #[derive(Serialize)]
 struct History {
     bookmarked: Vec<String>,
     viewed: Vec<String>,
 }
 
-/// The response of `GET /internal/events/backlog`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct EventBacklog {

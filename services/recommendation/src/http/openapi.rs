@@ -39,7 +39,6 @@ pub(super) fn describe(routes: OpenApiRouter<Recommender>) -> OpenApiRouter<Reco
     OpenApiRouter::with_openapi(Document::openapi()).merge(routes)
 }
 
-/// The routes and their document.
 pub(super) fn serve(routes: OpenApiRouter<Recommender>) -> Router<Recommender> {
     let (router, document) = routes.split_for_parts();
     let json = document.to_json().expect("a document made at compile time can be written as JSON");

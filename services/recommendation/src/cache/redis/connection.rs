@@ -30,7 +30,6 @@ impl Connection {
         &self.address
     }
 
-    /// The counters of the server.
     pub(super) fn stats(&self) -> Arc<ServerStats> {
         Arc::clone(&self.stats)
     }
@@ -44,13 +43,11 @@ impl Connection {
         call.invoke_async(&mut self.manager.clone()).await.map_err(failed)
     }
 
-    /// Makes a small write.
     pub(super) async fn write_probe(&self, key: &str) -> Result<(), PortError> {
         self.stats.count();
         write_probe(&self.manager, key).await.map_err(failed)
     }
 
-    /// Sends a command.
     pub(super) async fn query<T: FromRedisValue>(
         &self,
         command: &redis::Cmd,

@@ -7,14 +7,12 @@ use tourin_chassis::pruning::{PassLog, StoreTimes};
 
 use super::connection::Connection;
 
-/// [`PassLog`] on Redis, in its own hash.
 pub(super) struct RedisPasses {
     connection: Connection,
     key: String,
 }
 
 impl RedisPasses {
-    /// Passes stored under `key`.
     pub(super) fn new(connection: Connection, key: String) -> Self {
         Self { connection, key }
     }

@@ -58,7 +58,6 @@ macro_rules! script {
 }
 pub(super) use script;
 
-/// [`TrendStore`] on Redis.
 pub(super) struct RedisTrend {
     connection: Connection,
     recorder: Recorder,
@@ -94,7 +93,6 @@ impl Scripts {
 pub(super) struct Keys(String);
 
 impl Keys {
-    /// The keys under `prefix`.
     pub(super) fn new(prefix: &str) -> Self {
         Self(format!("{prefix}:{{trend}}"))
     }
@@ -200,7 +198,6 @@ impl RedisTrend {
         Ok(true)
     }
 
-    /// Milliseconds from now until `until`.
     fn ttl_ms(&self, until: DateTime<Utc>) -> i64 {
         (until - self.clock.now()).num_milliseconds().max(SHORTEST_TTL_MS)
     }

@@ -203,7 +203,6 @@ impl Connection {
         with_timeout(timeout_ms, with_permit).await
     }
 
-    /// Creates missing indexes.
     pub(super) async fn create_indexes(&self, indexes: &[Index]) -> Result<(), PortError> {
         for index in indexes {
             let options = IndexOptions::builder()
@@ -218,7 +217,6 @@ impl Connection {
         Ok(())
     }
 
-    /// Finds one document.
     pub(super) async fn get<T: DeserializeOwned + Send + Sync + Unpin>(
         &self,
         collection: &str,
@@ -249,7 +247,6 @@ impl Connection {
         self.run(READ_TIMEOUT_MS, async { found.await?.try_collect().await }).await
     }
 
-    /// Runs an aggregation over a collection.
     pub(super) async fn aggregate<T: DeserializeOwned + Send + Sync + Unpin>(
         &self,
         collection: &str,

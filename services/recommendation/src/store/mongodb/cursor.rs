@@ -13,7 +13,6 @@ const CURSORS: &str = "feed_cursors";
 pub(super) struct MongoCursor(Connection);
 
 impl MongoCursor {
-    /// The cursors in this database.
     pub(super) fn new(connection: Connection) -> Self {
         Self(connection)
     }

@@ -76,7 +76,6 @@ pub(super) fn indexes() -> [Index; 4] {
     ]
 }
 
-/// [`HistoryStore`] on MongoDB.
 pub(super) struct MongoHistories {
     connection: Connection,
     recorder: Recorder,
@@ -84,7 +83,6 @@ pub(super) struct MongoHistories {
 }
 
 impl MongoHistories {
-    /// The histories in this database.
     pub(super) fn new(connection: Connection, recorder: Recorder, rules: HistoryRules) -> Self {
         Self { connection, recorder, rules }
     }

@@ -69,7 +69,6 @@ impl Item {
         }
     }
 
-    /// The spot and the interaction.
     pub(super) fn parts(self) -> (i64, Interaction) {
         (self.s, self.interaction())
     }
@@ -105,7 +104,6 @@ impl Member {
         self
     }
 
-    /// Applies an event.
     pub(super) fn record(&mut self, event: &HistoryEvent) -> Kept {
         let stamp = Stamp::from(event.occurred);
         if self.forgotten().is_some_and(|order| order.forgets(stamp)) {
@@ -172,7 +170,6 @@ impl Member {
         removed
     }
 
-    /// Whether there is something to write.
     pub(super) fn is_changed(&self) -> bool {
         self.is_changed
     }

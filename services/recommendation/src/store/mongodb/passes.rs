@@ -10,7 +10,6 @@ use tourin_chassis::pruning::{PassLog, StoreTimes};
 use super::connection::{Connection, Statement};
 use super::history::STATE;
 
-/// [`PassLog`] on MongoDB.
 pub(super) struct MongoPasses(pub(super) Connection);
 
 #[derive(Deserialize)]

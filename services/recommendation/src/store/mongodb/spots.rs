@@ -51,11 +51,9 @@ pub(super) fn indexes() -> [Index; 2] {
     ]
 }
 
-/// [`SpotReplica`] on MongoDB.
 pub(super) struct MongoSpots(Connection);
 
 impl MongoSpots {
-    /// The replica in this database.
     pub(super) fn new(connection: Connection) -> Self {
         Self(connection)
     }

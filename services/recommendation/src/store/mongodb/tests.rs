@@ -404,7 +404,7 @@ async fn a_tls_url_connects_with_tls() {
     let error = reading.await.unwrap().unwrap_err();
     assert!(matches!(error, PortError::Unavailable(_)), "{error}");
 
-    // A URL with a port is refused before any DNS lookup.
+    // This URL is refused before any DNS lookup.
     let unsupported: ServerUrl = "mongodb+srv://user:hunter2@there:27017".parse().unwrap();
     let error =
         open_with(&unsupported, HistoryRules::default(), clock, |_| {}).await.err().unwrap();

@@ -14,7 +14,6 @@ pub(super) struct SqliteCursor {
 }
 
 impl SqliteCursor {
-    /// The cursors in `db`.
     pub(super) fn new(db: Database, writer: Writer) -> Self {
         Self { db, writer }
     }

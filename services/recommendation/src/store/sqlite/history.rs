@@ -17,7 +17,6 @@ use crate::domain::spot::SpotId;
 use crate::store::HistoryRules;
 use crate::store::interaction::{Interaction, Stamp};
 
-/// [`HistoryStore`] on SQLite.
 pub(super) struct SqliteHistories {
     db: Database,
     writer: Writer,
@@ -25,7 +24,6 @@ pub(super) struct SqliteHistories {
 }
 
 impl SqliteHistories {
-    /// The histories in `db`.
     pub(super) fn new(db: Database, writer: Writer, rules: HistoryRules) -> Self {
         Self { db, writer, rules }
     }

@@ -15,7 +15,6 @@ pub(super) struct SqlitePasses {
 }
 
 impl SqlitePasses {
-    /// The passes in `db`.
     pub(super) fn new(db: Database, writer: Writer) -> Self {
         Self { db, writer }
     }

@@ -15,20 +15,17 @@ use crate::domain::spot::{Place, Spot, SpotId};
 /// from a town (about 5 km) to the complete Earth.
 const HALF_WIDTHS: [f64; 6] = [0.05, 0.2, 0.8, 3.2, 12.8, 360.0];
 
-/// [`SpotReplica`] on SQLite.
 pub(super) struct SqliteSpots {
     db: Database,
     writer: Writer,
 }
 
 impl SqliteSpots {
-    /// The replica in `db`.
     pub(super) fn new(db: Database, writer: Writer) -> Self {
         Self { db, writer }
     }
 }
 
-/// A spot's columns.
 #[derive(FromRow)]
 struct Row {
     id: i64,

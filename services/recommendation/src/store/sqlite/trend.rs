@@ -23,7 +23,6 @@ use crate::store::interaction::Stamp;
 /// of their scores.
 const TIES: usize = 64;
 
-/// [`TrendStore`] on SQLite.
 pub(super) struct SqliteTrend {
     db: Database,
     writer: Writer,
