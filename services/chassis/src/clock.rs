@@ -1,17 +1,17 @@
-//! Time as a dependency, so that rules that depend on it can be tested without waiting.
+//! Time as a dependency: rules that depend on it are tested without waiting.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// Where a rule takes the time from.
+/// A source of the time.
 pub trait Clock: Send + Sync + Debug {
     /// The time now.
     fn now(&self) -> DateTime<Utc>;
 }
 
-/// A clock that is shared by the parts of a service.
+/// A clock shared by the parts of a service.
 pub type SharedClock = Arc<dyn Clock>;
 
 /// The operating system's clock.
@@ -24,7 +24,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when told to.
+/// A clock for tests. It moves only by [`ManualClock::advance`].
 #[derive(Debug)]
 pub struct ManualClock(Mutex<DateTime<Utc>>);
 
@@ -34,7 +34,7 @@ impl ManualClock {
         Self(Mutex::new(start))
     }
 
-    /// Moves the clock on.
+    /// Advances the clock.
     pub fn advance(&self, by: TimeDelta) {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *now += by;

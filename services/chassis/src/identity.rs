@@ -1,9 +1,8 @@
-//! The identity that travels with a request: signed and short-lived.
+//! The signed, short-lived identity of a request.
 //!
-//! The gateway strips whatever identity a stranger sends, then adds its own for the one service
-//! that the request goes to. A service that calls another's `/internal` routes signs itself the
-//! same way. A request without a valid signature has no identity. The key is derived from the
-//! secret that the mesh shares.
+//! The gateway removes any identity that a client sends and adds its own, valid for one service
+//! only. A service that calls `/internal` routes of another signs its own identity in the same way.
+//! The key is derived from the secret that the mesh shares.
 
 use std::sync::Arc;
 
@@ -20,20 +19,20 @@ use crate::secret::Secret;
 
 /// Carries the signed identity from the gateway to a service.
 pub const IDENTITY_HEADER: HeaderName = HeaderName::from_static("x-tourin-identity");
-/// Carries the request's id; the gateway sets it.
+/// Carries the request's id. The gateway sets it.
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
-/// On an answer of core: ids of sessions that it ended, separated by commas. The gateway revokes
-/// them at once and takes the header off.
+/// In core's responses: ids of the sessions that it ended, separated by commas. The gateway revokes
+/// them at once and removes the header.
 pub const SESSION_ENDED_HEADER: HeaderName = HeaderName::from_static("x-tourin-session-ended");
 
-/// How long a signed identity holds, in seconds: longer than any hop inside the mesh takes, short
-/// enough that a captured one is soon worthless.
+/// How long a signed identity is valid, in seconds: longer than any hop inside the mesh, and short
+/// enough to make a captured one useless soon.
 pub const IDENTITY_TTL_S: i64 = 30;
 /// How far the clocks of the mesh's machines may differ, in seconds.
 const CLOCK_LEEWAY_S: u64 = 5;
 const PURPOSE: &str = "tourin/identity/v1";
 
-/// Who a request is made for.
+/// On whose behalf a request is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Subject {
@@ -43,17 +42,17 @@ pub enum Subject {
         id: String,
         /// The session's id.
         session: String,
-        /// What the member may do beyond a member's own.
+        /// The member's roles.
         roles: Vec<String>,
     },
     /// An anonymous visitor.
     Visitor {
-        /// A salted pseudonym: neither an address nor a member's id.
+        /// A salted pseudonym, neither an address nor a member's id.
         pseudonym: String,
     },
-    /// A part of the mesh itself.
+    /// A service of the mesh.
     Service {
-        /// Its service's name.
+        /// The service's name.
         name: String,
     },
 }
@@ -84,7 +83,7 @@ impl IdentitySigner {
         Self { key: EncodingKey::from_secret(&secret.derive_key(PURPOSE)) }
     }
 
-    /// The header's value for a request to `audience`, the service's name.
+    /// The header's value for a request to the service named `audience`.
     pub fn sign(&self, subject: &Subject, audience: &str) -> HeaderValue {
         let claims = Claims {
             aud: audience.to_owned(),
@@ -110,8 +109,8 @@ impl std::fmt::Debug for IdentityVerifier {
 }
 
 impl IdentityVerifier {
-    /// A verifier for `service` with the key derived from the mesh's secret. Identities for other
-    /// services are refused.
+    /// A verifier for `service` with the key derived from the mesh's secret. It refuses identities
+    /// for other services.
     pub fn new(secret: &Secret, service: &'static str) -> Self {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_audience(&[service]);
@@ -121,8 +120,8 @@ impl IdentityVerifier {
         Self { inner: Arc::new((key, validation)) }
     }
 
-    /// Who the header's value says that the request is for; `None` when its signature, audience or
-    /// time is not right.
+    /// The subject in the header's value, or `None` when its signature, audience or time is
+    /// invalid.
     pub fn verify(&self, value: &HeaderValue) -> Option<Subject> {
         let (key, validation) = &*self.inner;
         let token = value.to_str().ok()?;
@@ -130,7 +129,7 @@ impl IdentityVerifier {
     }
 }
 
-/// Takes the identity off the request and puts what it proves into the request's extensions.
+/// Removes the identity header and puts the verified subject into the request's extensions.
 pub(crate) async fn verify_identity(
     State(verifier): State<IdentityVerifier>,
     mut request: Request,
@@ -142,7 +141,7 @@ pub(crate) async fn verify_identity(
                 request.extensions_mut().insert(subject);
             }
             None => {
-                // Only the mesh's own programs can send one: the gateway takes strangers' off.
+                // For operators: the gateway removes clients' identities, so only services send one.
                 let message =
                     Message::for_operators("the request's internal identity is not valid");
                 return ApiError::forbidden(message).into_response();
@@ -152,7 +151,7 @@ pub(crate) async fn verify_identity(
     next.run(request).await
 }
 
-/// Who a request is made for; `None` when it did not come through the gateway.
+/// The subject of a request, or `None` when it did not come through the gateway.
 #[derive(Debug, Clone)]
 pub struct Caller(pub Option<Subject>);
 
@@ -164,14 +163,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// A member with a live session; others are answered 401.
+/// A member with a live session. Other callers are answered 401.
 #[derive(Debug, Clone)]
 pub struct MemberCaller {
     /// The member's id.
     pub id: String,
     /// The session's id.
     pub session: String,
-    /// What the member may do beyond a member's own.
+    /// The member's roles.
     pub roles: Vec<String>,
 }
 
@@ -186,7 +185,7 @@ impl<S: Send + Sync> FromRequestParts<S> for MemberCaller {
     }
 }
 
-/// A part of the mesh itself; others are answered 403.
+/// A service of the mesh. Other callers are answered 403.
 #[derive(Debug, Clone)]
 pub struct ServiceCaller {
     /// The calling service's name.

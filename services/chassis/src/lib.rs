@@ -1,5 +1,5 @@
-//! What every Tourin service needs and no domain knows: configuration, logging, HTTP serving,
-//! health, shutdown, and the signed identity that travels between the gateway and the services.
+//! What every Tourin service shares: configuration, telemetry, HTTP serving, health, shutdown, and
+//! the signed identity between the gateway and the services.
 
 pub mod clock;
 pub mod config;

@@ -1,4 +1,4 @@
-//! The life of a service that is a process of its own: build, run, stop.
+//! The life of a service in its own process: build, run, stop.
 
 use std::future::Future;
 use std::io::Write;
@@ -9,17 +9,17 @@ use crate::config::warn_of_unknown_variables;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{self, TelemetrySettings};
 
-/// What a shell sees when a setting or the machine stood in the way of starting.
+/// Exit code when a setting or the machine prevents the start.
 pub const CANNOT_START: u8 = 2;
 
-/// How long a stopping process waits for its last spans to be taken.
+/// How long a stopping process waits for the export of its last spans.
 pub const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// Starts logs and traces, builds the service, and runs it until SIGINT or SIGTERM.
 ///
-/// Exit code 0 after a clean stop, which may come while the service is still being built (it may wait
-/// for a server), [`CANNOT_START`] with one line on standard error when it could not be built, 1 when
-/// it failed later.
+/// The exit code is 0 after a clean stop, [`CANNOT_START`] when the build fails (with one line on
+/// standard error), and 1 when the service fails later. A stop during the build, which may wait for
+/// a server, is clean.
 pub async fn run<S, B, R>(
     telemetry: impl Into<TelemetrySettings>,
     build: B,
@@ -57,9 +57,10 @@ where
     }
 }
 
-/// A start that cannot be: one line, whatever the log's settings, and [`CANNOT_START`].
+/// Refuses to start: one line on standard error, independent of the log's settings, and
+/// [`CANNOT_START`].
 pub fn refuse(error: &anyhow::Error) -> ExitCode {
-    // Whoever has closed standard error is not told; a panic would not tell either.
+    // If standard error is closed there is no place left to report to.
     writeln!(std::io::stderr(), "error: {error:#}").ok();
     ExitCode::from(CANNOT_START)
 }

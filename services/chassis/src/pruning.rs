@@ -1,16 +1,17 @@
-//! Deleting for good by a clock that is checked.
+//! Permanent deletion by age, with a checked clock.
 //!
-//! A clock that is weeks ahead for a minute makes everything look old. What is read by it is wrong for that minute; what
-//! is deleted by it is gone. So every pass that deletes what is old asks a [`PruneGuard`] for the time, which compares the
-//! service's clock
+//! A clock that is weeks ahead, if only for a minute, makes every record look old, and a deletion
+//! cannot be undone. So every pruning pass asks a [`PruneGuard`] for the time. The guard compares
+//! the service's clock with
 //!
-//! - with the clock of the store's server, where it has one: they may differ by [`MAX_SKEW`],
-//! - with the time of the pass before, which the store keeps: a clock that is more than [`MAX_STEP`] later is believed once
-//!   [`CONFIRMING_PASSES`] passes in a row have found it going on from there. Before the first pass of all a server that
-//!   agrees is enough; without a server it is as doubtful as a jump.
+//! - the clock of the store's server, if it has one: they may differ by [`MAX_SKEW`].
+//! - the time of the previous pass, which the store keeps: a clock that is more than [`MAX_STEP`]
+//!   later is trusted after [`CONFIRMING_PASSES`] passes in a row that find it advancing. For the
+//!   first pass ever, a server that agrees is enough; without a server it is treated as a jump.
 //!
-//! After an outage of the service, too, the clock is much later than at the pass before. Nothing can tell the two apart but
-//! patience, and pruning can wait. A pass that is refused deletes nothing, says so in the log, and counts it.
+//! After an outage of the service the clock is also much later than at the previous pass. Only
+//! waiting distinguishes the two cases, and pruning can wait. A refused pass deletes nothing, is
+//! logged and is counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,34 +22,34 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 
-/// What the clocks of a service and of its store's server may differ by: 2 minutes.
+/// How far the clocks of a service and of its store's server may differ: 2 minutes.
 pub const MAX_SKEW: TimeDelta = TimeDelta::minutes(2);
-/// How much later than the pass before a pass may be without a doubt: 10 minutes. Passes are a minute apart; a restart
-/// fits in between.
+/// How much later than the previous pass a pass may be without confirmation: 10 minutes. Passes are
+/// a minute apart, and a restart fits in between.
 pub const MAX_STEP: TimeDelta = TimeDelta::minutes(10);
-/// Passes in a row that find a doubtful clock going on before it is believed: 10, about as many minutes.
+/// Passes in a row that must find a doubtful clock advancing: 10, about 10 minutes.
 pub const CONFIRMING_PASSES: u32 = 10;
 
-/// What a store knows of the time.
+/// The times that a store knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreTimes {
-    /// The time now by the clock of its server; `None` where it has no other clock than ours.
+    /// The time by its server's clock; `None` for a store without a server.
     pub server: Option<DateTime<Utc>>,
-    /// When the last pass was, by the clock that it was made by; `None` before the first.
+    /// The time of the last pass, by the clock of that pass; `None` before the first.
     pub last_pass: Option<DateTime<Utc>>,
 }
 
-/// A store that remembers when its passes were.
+/// A store that keeps the time of its last pruning pass.
 #[async_trait]
 pub trait PassLog: Send + Sync {
-    /// What it knows of the time, with the last pass over `what`.
+    /// The server's time and the last pass over `what`.
     async fn times(&self, what: &str) -> anyhow::Result<StoreTimes>;
 
-    /// Remembers a pass over `what`.
+    /// Stores a pass over `what`.
     async fn passed(&self, what: &str, at: DateTime<Utc>) -> anyhow::Result<()>;
 }
 
-/// Of what has no store and ends with the process: nothing is known of before.
+/// For state in memory, which ends with the process.
 #[async_trait]
 impl PassLog for Mutex<StoreTimes> {
     async fn times(&self, _: &str) -> anyhow::Result<StoreTimes> {
@@ -64,14 +65,14 @@ impl PassLog for Mutex<StoreTimes> {
 /// Why a pass is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Refusal {
-    /// The store's server tells another time.
+    /// The clock of the store's server differs.
     #[error("the clock is {0} s ahead of the store's server")]
     Disagrees(i64),
-    /// The clock is much later than at the pass before.
-    #[error("the clock is {0} s later than at the pass before")]
+    /// The clock is much later than at the previous pass.
+    #[error("the clock is {0} s later than at the previous pass")]
     Jumped(i64),
-    /// Nobody knows of a pass before.
-    #[error("no pass before is known to compare the clock with")]
+    /// There is no previous pass.
+    #[error("there is no previous pass to compare the clock with")]
     First,
 }
 
@@ -83,7 +84,7 @@ impl Refusal {
     }
 }
 
-/// Where a doubtful clock was seen last, and in how many passes.
+/// The last time of a doubtful clock, and the passes that saw it advance.
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
     at: DateTime<Utc>,
@@ -93,13 +94,13 @@ struct Sighting {
 #[derive(Debug, Default)]
 struct State {
     doubtful: Option<Sighting>,
-    /// The last pass that was not refused.
+    /// The last accepted pass.
     passed: Option<DateTime<Utc>>,
-    /// The kind of the last refusal, until a pass is made again.
+    /// The kind of the last refusal, until a pass is accepted.
     refused: Option<usize>,
 }
 
-/// Says by which time a pass may delete for good, if at all.
+/// Decides whether a pass may delete, and by which time.
 pub struct PruneGuard {
     what: &'static str,
     log: Arc<dyn PassLog>,
@@ -115,21 +116,22 @@ impl std::fmt::Debug for PruneGuard {
 }
 
 impl PruneGuard {
-    /// A guard of the passes over `what`, a word for the log, the metric and the store, whose passes `log` remembers.
+    /// A guard of the passes over `what`, a name for the log, the metric and the store. `log` keeps
+    /// the time of the passes.
     pub fn new(what: &'static str, log: Arc<dyn PassLog>, clock: SharedClock) -> Arc<Self> {
         Arc::new(Self { what, log, clock, state: Mutex::default(), refusals: Default::default() })
     }
 
-    /// A guard of what is in memory only.
+    /// A guard of state in memory.
     pub fn in_memory(what: &'static str, clock: SharedClock) -> Arc<Self> {
         Self::new(what, Arc::new(Mutex::new(StoreTimes::default())), clock)
     }
 
-    /// The time that a pass may delete by now; `None` when it may delete nothing. To be asked once by each pass, about a
-    /// minute apart.
+    /// The time by which a pass may delete, or `None` when it must delete nothing. Each pass calls
+    /// this once, about once a minute.
     ///
     /// # Errors
-    /// When the store does not say what it knows of the time.
+    /// When the store fails.
     pub async fn pass(&self) -> anyhow::Result<Option<DateTime<Utc>>> {
         let times = self.log.times(self.what).await?;
         let now = self.clock.now();
@@ -151,19 +153,19 @@ impl PruneGuard {
         }
     }
 
-    /// Whether a pass was made lately, so that a clock that tells `now` need not be doubted.
+    /// Whether a recent pass has confirmed a clock that shows `now`.
     pub fn vouches_for(&self, now: DateTime<Utc>) -> bool {
         self.state().passed.is_some_and(|passed| now.signed_duration_since(passed) <= MAX_STEP)
     }
 
-    /// How many passes it has refused.
+    /// The number of refused passes.
     pub fn refused(&self) -> u64 {
         self.refusals.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
-    /// Has the metrics tell how often the passes of these guards were refused.
+    /// Registers the number of refused passes of these guards as a metric.
     pub fn measure(guards: Vec<Arc<Self>>, metrics: &Metrics) {
-        let help = "Passes that deleted nothing because the clock was not to be trusted";
+        let help = "Passes that deleted nothing because the clock was not trusted";
         metrics.counters_read("tourin_pruning_refused", help, move || {
             let readings = guards.iter().flat_map(|guard| {
                 Refusal::REASONS.iter().zip(&guard.refusals).map(|(reason, count)| {
@@ -187,7 +189,7 @@ impl PruneGuard {
         }
         // A clock that went back makes nothing look old.
         let step = times.last_pass.map(|last| now.signed_duration_since(last));
-        // Before the first pass there is nothing else to compare with than a server that agrees.
+        // Before the first pass only the server's clock can confirm ours.
         if step.map_or(times.server.is_some(), |step| step <= MAX_STEP) {
             state.doubtful = None;
             return Ok(());
@@ -205,7 +207,8 @@ impl PruneGuard {
         Err(step.map_or(Refusal::First, |step| Refusal::Jumped(step.num_seconds())))
     }
 
-    /// Says so once for each kind, until a pass is made again. A store that is new has nothing that is old: no warning.
+    /// Logs each kind once until a pass is accepted. The first pass over a new store is no reason to
+    /// warn: the store has no old records.
     fn refuse(&self, refusal: Refusal) {
         let kind = refusal.index();
         self.refusals[kind].fetch_add(1, Ordering::Relaxed);
@@ -240,7 +243,7 @@ mod tests {
     }
 
     impl World {
-        /// A store that was pruned just now.
+        /// A store with a pass just now.
         fn new() -> Self {
             let clock = Arc::new(ManualClock::new(start()));
             let times = StoreTimes { server: None, last_pass: Some(start()) };
@@ -278,13 +281,13 @@ mod tests {
     async fn a_clock_that_is_weeks_ahead_for_some_minutes_deletes_nothing() {
         let mut world = World::new();
         assert!(!world.pass_after(TimeDelta::days(40)).await);
-        // A restart in between changes nothing: the store remembers the last pass.
+        // A restart changes nothing: the store keeps the last pass.
         world.restarted();
         for _ in 0..3 {
             assert!(!world.pass_after(TimeDelta::minutes(1)).await);
         }
         assert!(!world.guard.vouches_for(world.clock.now()));
-        // It is right again, and pruning goes on at once.
+        // The clock is right again, and pruning resumes at once.
         assert!(world.pass_after(-TimeDelta::days(40)).await);
         assert!(world.pass_after(TimeDelta::minutes(1)).await);
         assert!(world.guard.vouches_for(world.clock.now()));
@@ -292,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_an_outage_the_clock_is_believed_once_it_has_gone_on_for_some_passes() {
+    async fn after_an_outage_the_clock_is_trusted_once_it_has_advanced_for_some_passes() {
         let world = World::new();
         assert!(!world.pass_after(TimeDelta::days(7)).await);
         for _ in 1..CONFIRMING_PASSES {
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_clock_that_keeps_jumping_is_never_believed() {
+    async fn a_clock_that_keeps_jumping_is_never_trusted() {
         let world = World::new();
         for _ in 0..3 * CONFIRMING_PASSES {
             assert!(!world.pass_after(TimeDelta::days(1)).await);
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_with_another_time_is_believed_as_little_as_we_are() {
+    async fn a_server_with_another_time_makes_the_clock_doubtful() {
         let world = World::new();
         let server = |ahead: TimeDelta| {
             world.store.lock().unwrap().server = Some(world.clock.now() + ahead);
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_pass_of_all_is_as_doubtful_as_a_jump() {
+    async fn the_first_pass_without_a_server_is_treated_as_a_jump() {
         let world = World::new();
         *world.store.lock().unwrap() = StoreTimes::default();
         for _ in 0..CONFIRMING_PASSES {
@@ -340,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_pass_of_all_is_made_where_a_server_tells_the_same_time() {
+    async fn the_first_pass_is_accepted_if_the_server_has_the_same_time() {
         let world = World::new();
         let server = |ahead: TimeDelta| {
             let server = Some(world.clock.now() + ahead);

@@ -1,4 +1,4 @@
-//! A connection to Redis with bounds on everything.
+//! A connection to Redis with limits and timeouts.
 
 use std::time::Duration;
 
@@ -10,30 +10,30 @@ use redis::{Client, ErrorKind, IntoConnectionInfo as _, RedisError, ServerErrorK
 
 use crate::config::ServerUrl;
 
-/// How long a connection may take to be made.
+/// How long connecting may take.
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
-/// How long an answer may take. A script goes on in the server after that, so that a retry finds
-/// either nothing done or all of it.
+/// How long a response may take. The server completes a script even after that, so a retry finds
+/// either no effect or the complete one.
 const RESPONSE_TIMEOUT_MS: u64 = 2_000;
-/// How long what was sent may stay unacknowledged by the other host before the connection is given up.
+/// How long sent data may stay unacknowledged before the connection is closed.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_MS: u64 = 5_000;
-/// How long a connection may be idle before the other host is asked whether it is there.
+/// How long a connection may be idle before the first keep-alive probe.
 const PROBE_AFTER_MS: u64 = 2_000;
-/// How long until it is asked again.
+/// The interval between keep-alive probes.
 const PROBE_INTERVAL_MS: u64 = 1_000;
-/// The longest wait between two attempts of the connection to heal itself.
+/// The longest wait between two attempts to reconnect.
 const RECONNECT_MAX_MS: u64 = 500;
-/// Attempts of the connection to heal itself before waiting callers are told.
+/// Attempts to reconnect before waiting callers get an error.
 const RECONNECT_ATTEMPTS: usize = 1;
-/// Commands in flight on the connection; more wait for their turn.
+/// Commands in flight on the connection. More are queued.
 const IN_FLIGHT: usize = 1_024;
 
-/// A connection to the Redis at `url`, which heals itself and whose clones share it, and the server's
-/// host and port, without credentials. Nothing is sent before the first use.
+/// A connection to the Redis at `url`, and the server's host and port without credentials. The
+/// connection reconnects by itself, and its clones share it. Nothing is sent before the first use.
 ///
 /// # Errors
-/// When the URL is not one of Redis. Does not repeat it.
+/// When the URL is not a Redis URL. The message does not repeat it.
 pub fn connection(url: &ServerUrl) -> anyhow::Result<(ConnectionManager, String)> {
     let server =
         url.expose().into_connection_info().ok().context(
@@ -54,26 +54,26 @@ pub fn connection(url: &ServerUrl) -> anyhow::Result<(ConnectionManager, String)
     Ok((connection, address))
 }
 
-/// A connection whose other side is gone without a word (its machine, a firewall's memory) would look
-/// whole for a quarter of an hour: answers that do not come do not make the manager connect anew, for a
-/// script may only be slow. The kernel gives it up instead.
+/// Without these settings a connection whose peer vanished (its machine, a firewall's state) would
+/// look open for a quarter of an hour. A response timeout does not make the manager reconnect,
+/// because a script may only be slow. With them the kernel closes the connection.
 fn tcp_settings() -> TcpSettings {
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_millis(PROBE_AFTER_MS))
         .with_interval(Duration::from_millis(PROBE_INTERVAL_MS));
     let settings = TcpSettings::default().set_nodelay(true).set_keepalive(probes);
-    // Where it is missing, what was sent and not received is given up by the system's own bounds.
+    // Other systems use their own limits for unacknowledged data.
     #[cfg(target_os = "linux")]
     let settings = settings.set_user_timeout(Duration::from_millis(UNACKNOWLEDGED_MS));
     settings
 }
 
-/// Whether every other command would meet the same failure, and trying again later may help.
+/// Whether every other command would fail in the same way, and a later retry may succeed.
 pub fn is_down(error: &RedisError) -> bool {
     error.is_io_error() || condition(error).is_some()
 }
 
-/// Why a server that answers refuses every command of a kind, in words for an operator.
+/// Why a server that answers refuses all commands of a kind, for operators.
 fn condition(error: &RedisError) -> Option<&'static str> {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
     match error.kind() {
@@ -81,7 +81,7 @@ fn condition(error: &RedisError) -> Option<&'static str> {
         ErrorKind::Server(ReadOnly) => Some("read-only"),
         ErrorKind::Server(BusyLoading) => Some("still loading its data"),
         ErrorKind::Server(MasterDown) => Some("cut off from its master"),
-        ErrorKind::Server(ClusterDown | TryAgain) => Some("its cluster is not whole"),
+        ErrorKind::Server(ClusterDown | TryAgain) => Some("its cluster is incomplete"),
         _ => match error.code()? {
             "OOM" => Some("out of memory"),
             "MISCONF" => Some("it cannot write to its disk"),
@@ -96,11 +96,11 @@ fn condition(error: &RedisError) -> Option<&'static str> {
 /// How long the key of [`write_probe`] lives, in milliseconds.
 const PROBE_TTL_MS: u64 = 60_000;
 
-/// Writes a key that expires, to see whether the server takes writes: one that is out of memory, read-only or without
-/// a disk answers PING all the same. Several may write the same key.
+/// Writes a key that expires. PING is not enough: a server that is out of memory, read-only or
+/// without a disk still answers it. Several processes may write the same key.
 ///
 /// # Errors
-/// Those of a write; [`refusal`] puts them into words.
+/// Those of a write. [`refusal`] describes them.
 pub async fn write_probe(connection: &ConnectionManager, key: &str) -> Result<(), RedisError> {
     redis::cmd("SET")
         .arg(key)
@@ -111,7 +111,8 @@ pub async fn write_probe(connection: &ConnectionManager, key: &str) -> Result<()
         .await
 }
 
-/// Why a server that answers refuses the work, in words for an operator; `None` for one that does not answer.
+/// Why a server that answers refuses the work, for operators. `None` for a server that does not
+/// answer.
 pub fn refusal(error: &RedisError) -> Option<&'static str> {
     condition(error).or_else(|| match error.code()? {
         "WRONGPASS" | "NOPERM" => Some("it refuses the log-in"),

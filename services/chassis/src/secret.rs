@@ -1,4 +1,4 @@
-//! Secrets that do not show themselves.
+//! Secrets that are never printed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,10 +10,10 @@ use rand::RngCore;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// The fewest characters a secret may have. 16 random base64 characters are 96 bits.
+/// The minimum length of a secret. 16 random base64 characters are 96 bits.
 pub const MIN_SECRET_CHARS: usize = 16;
 
-/// A shared secret. Its `Debug` output is redacted, it has no `Display`, and it is compared in
+/// A shared secret. Its `Debug` output is redacted, it has no `Display`, and comparison takes
 /// constant time.
 #[derive(Clone)]
 pub struct Secret(String);
@@ -26,22 +26,21 @@ impl Secret {
         Self(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// Whether `candidate` is this secret, in time that does not depend on where they differ.
+    /// Whether `candidate` is this secret. Takes constant time.
     pub fn matches(&self, candidate: &str) -> bool {
         self.0.as_bytes().ct_eq(candidate.as_bytes()).into()
     }
 
-    /// A key for one purpose. Keys of different purposes tell nothing of each other or of the
-    /// secret: HMAC-SHA-256 as a key derivation function, with the purpose as its message.
+    /// A key for one purpose. A key reveals neither the secret nor the keys of other purposes:
+    /// HMAC-SHA-256 is used as a key derivation function, with the purpose as its message.
     pub fn derive_key(&self, purpose: &str) -> [u8; 32] {
-        // HMAC takes keys of any length, so this cannot fail.
         let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(self.0.as_bytes())
             .expect("HMAC accepts a key of any length");
         mac.update(purpose.as_bytes());
         mac.finalize().into_bytes().into()
     }
 
-    /// The secret itself, for the one place that must send it.
+    /// The secret itself, for the code that must send it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -69,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_hides_itself_and_compares_whole() {
+    fn a_secret_is_redacted_and_compared_completely() {
         let secret: Secret = "0123456789abcdef".parse().unwrap();
         assert_eq!(format!("{secret:?}"), "Secret(..)");
         assert!(secret.matches("0123456789abcdef"));

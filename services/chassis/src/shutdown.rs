@@ -1,4 +1,4 @@
-//! Stopping in order: one signal that everybody sees, and an owner for every background task.
+//! Orderly shutdown: one shared signal, and an owner for every background task.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -18,12 +18,12 @@ use crate::telemetry::Service;
 pub struct Shutdown(CancellationToken);
 
 impl Shutdown {
-    /// A signal that nobody has given yet.
+    /// A signal that is not given yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A signal that SIGINT (Ctrl-C) or SIGTERM gives. Must be called inside a tokio runtime; the
+    /// A signal that SIGINT (Ctrl-C) or SIGTERM gives. Must be called inside a tokio runtime. The
     /// listening task ends with the signal.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl Shutdown {
         tokio::spawn(async move {
             tokio::select! {
                 _ = interrupt.recv() => tracing::info!("interrupted; draining"),
-                _ = terminate.recv() => tracing::info!("asked to terminate; draining"),
+                _ = terminate.recv() => tracing::info!("terminated; draining"),
                 () = given.begun() => {}
             }
             given.begin();
@@ -45,7 +45,7 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// Gives the signal. Giving it again changes nothing.
+    /// Gives the signal. Further calls change nothing.
     pub fn begin(&self) {
         self.0.cancel();
     }
@@ -60,7 +60,7 @@ impl Shutdown {
         self.0.cancelled().await;
     }
 
-    /// The signal as a token, for crates that know only tokio-util.
+    /// The signal as tokio-util's token, for crates without chassis.
     pub fn token(&self) -> CancellationToken {
         self.0.clone()
     }
@@ -68,9 +68,9 @@ impl Shutdown {
 
 /// The owner of a service's background tasks.
 ///
-/// A task must end soon after the [`Shutdown`] that its owner was made with. One that ends before
-/// is a failure, for nothing would do its work any more: it is logged, the service is stopped where
-/// [`Tasks::or_stop`] says so, and [`Tasks::finish`] tells of it.
+/// A task must end soon after the owner's [`Shutdown`]. A task that ends before has failed, because
+/// its work is not done any more: this is logged, stops the service if [`Tasks::or_stop`] was
+/// called, and [`Tasks::finish`] returns it as an error.
 #[derive(Debug, Clone)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -94,22 +94,22 @@ impl Tasks {
         }
     }
 
-    /// The same, whose tasks' log lines and spans are `service`'s.
+    /// Attributes the tasks' log lines and spans to `service`.
     #[must_use]
     pub fn of_service(mut self, service: &Service) -> Self {
         self.context = service.context();
         self
     }
 
-    /// The same, but a task that ends too early begins `stop`: a service without its relay, say, is
-    /// better started anew by whoever supervises it than left half alive.
+    /// Makes a task that ends too early begin `stop`: a supervisor should restart a service that
+    /// lacks, for example, its relay.
     #[must_use]
     pub fn or_stop(mut self, stop: Shutdown) -> Self {
         self.on_failure = Some(stop);
         self
     }
 
-    /// The signal on which the tasks stop.
+    /// The signal that stops the tasks.
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
     }
@@ -139,17 +139,17 @@ impl Tasks {
 
     fn fail(&self, name: &'static str, reason: &str) {
         tracing::error!(task = name, reason, "a background task failed");
-        // The first failure is the one to tell of; others may follow from it.
+        // Only the first failure is reported. Others may be its consequences.
         let _first = self.failed.set(name);
         if let Some(stop) = &self.on_failure {
             stop.begin();
         }
     }
 
-    /// Waits for all tasks to end, at most `limit`; those left then are dropped.
+    /// Waits at most `limit` for all tasks to end, then aborts the rest.
     ///
     /// # Errors
-    /// When a task had ended too early.
+    /// When a task ended before the shutdown.
     pub async fn finish(self, limit: Duration) -> anyhow::Result<()> {
         self.tracker.close();
         if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {

@@ -1,12 +1,14 @@
-//! Text that people type, in one form: which characters count, and which make no difference.
+//! Normalisation of text that people type.
 //!
-//! - [`nfc`]: every text, where it enters a service. The extractors of [`crate::http`] do it to paths and queries.
-//! - [`line`]: what is one line and is compared or looked for (names, addresses, queries). Invisible characters are not in it.
-//! - [`prose`]: what is written to be read (reviews, descriptions). Its joiners and variation selectors stay, which some
-//!   scripts and emoji need; of the control characters only line breaks stay.
+//! - [`nfc`]: for every text that enters a service. The extractors of [`crate::http`] apply it to
+//!   paths and queries.
+//! - [`line`]: for one line that is compared or searched (names, addresses, queries). It removes
+//!   invisible characters.
+//! - [`prose`]: for text to read (reviews, descriptions). It keeps joiners and variation selectors,
+//!   which some scripts and emoji need, and of the control characters only line breaks.
 //! - [`is_blank`]: whether a text shows nothing.
 //!
-//! A character is a Unicode scalar value here, and lengths are counted in them, after these.
+//! A character is a Unicode scalar value. Lengths are counted in characters after normalisation.
 
 use std::borrow::Cow;
 
@@ -16,20 +18,20 @@ use icu_properties::props::{
 };
 use unicode_normalization::{UnicodeNormalization as _, is_nfc};
 
-/// Unicode's Normalization Form C: a letter and its marks as one character where there is one. macOS and iOS send them
-/// apart.
+/// Unicode Normalization Form C: a letter and its marks become one character where one exists.
+/// macOS and iOS send them separately.
 pub fn nfc<'a>(text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
     let text = text.into();
-    // Composing is slow, and hardly any text needs it.
+    // Composing is slow, and few texts need it.
     if is_nfc(&text) { text } else { text.nfc().collect::<String>().into() }
 }
 
-/// Whether a character shows nothing and takes no place, or only a blank one, and is not white space: soft hyphen, Hangul
-/// fillers, zero width characters, bidirectional controls, variation selectors, tags.
+/// Whether a character shows nothing and is not white space: soft hyphen, Hangul fillers, zero
+/// width characters, bidirectional controls, variation selectors, tags.
 ///
-/// By UAX #44 these are the characters with the property Default_Ignorable_Code_Point and those of the general category Cf
-/// (format), without those of the latter that are drawn (Prepended_Concatenation_Mark); and a few whose glyph is blank by its
-/// description in the code charts.
+/// By UAX #44 these have the property Default_Ignorable_Code_Point, or the general category Cf
+/// (format) without Prepended_Concatenation_Mark, which is drawn. A few others have a blank glyph
+/// by their description in the code charts.
 pub fn is_invisible(character: char) -> bool {
     const BLANK: [char; 5] = [
         '\u{2800}',  // BRAILLE PATTERN BLANK
@@ -48,7 +50,7 @@ pub fn is_invisible(character: char) -> bool {
             || BLANK.contains(&character))
 }
 
-/// Whether nobody sees anything of a text.
+/// Whether a text shows nothing.
 pub fn is_blank(text: &str) -> bool {
     text.chars().all(|c| c.is_whitespace() || c.is_control() || is_invisible(c))
 }
@@ -58,19 +60,19 @@ pub fn is_letter(character: char) -> bool {
     GeneralCategoryGroup::Letter.contains(GeneralCategory::for_char(character))
 }
 
-/// Whether a character belongs to the letter before it (general category M).
+/// Whether a character is a mark of the letter before it (general category M).
 pub fn is_mark(character: char) -> bool {
     GeneralCategoryGroup::Mark.contains(GeneralCategory::for_char(character))
 }
 
-/// A text in NFC whose spaces are all U+0020, whatever their width. Control characters are no spaces here.
+/// A text in NFC with every kind of space replaced by U+0020. Control characters are not spaces here.
 pub fn with_plain_spaces(text: &str) -> Cow<'_, str> {
     let wide = |c: char| c != ' ' && c.is_whitespace() && !c.is_control();
     if text.contains(wide) { nfc(text.replace(wide, " ")) } else { nfc(text) }
 }
 
-/// A text without invisible characters, in NFC, its spaces plain. Not trimmed. Its control characters are left to the
-/// caller, who knows whether to refuse them.
+/// A text in NFC without invisible characters and with plain spaces. It is not trimmed. Control
+/// characters stay: the caller decides whether to refuse them.
 pub fn line(text: &str) -> Cow<'_, str> {
     if text.contains(is_invisible) {
         with_plain_spaces(&text.replace(is_invisible, "")).into_owned().into()
@@ -79,8 +81,8 @@ pub fn line(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A text in NFC whose line breaks are all U+000A (those of UAX #14: CR LF, CR, NEL, VT, FF, LS, PS), with a space for each
-/// tab and without any other control character.
+/// A text in NFC with every line break of UAX #14 (CR LF, CR, NEL, VT, FF, LS, PS) replaced by
+/// U+000A and every tab by a space. Other control characters are removed.
 pub fn prose(text: &str) -> Cow<'_, str> {
     let other = |c: char| matches!(c, '\u{2028}' | '\u{2029}') || (c != '\n' && c.is_control());
     if !text.contains(other) {
@@ -106,7 +108,7 @@ mod tests {
         \u{202A}\u{202E}\u{2060}\u{2066}\u{2069}\u{2800}\u{3164}\u{FE0F}\u{FEFF}\u{FFA0}\u{FFF9}\u{E0001}\u{E0041}\u{E0100}";
 
     #[test]
-    fn what_nobody_sees_is_blank() {
+    fn invisible_text_is_blank() {
         for character in INVISIBLE.chars() {
             assert!(is_invisible(character), "{character:?}");
         }
@@ -119,16 +121,16 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_the_same_with_and_without_what_nobody_sees() {
+    fn a_line_has_no_invisible_characters() {
         assert_eq!(line("경\u{200B}복\u{3164}궁\u{202E}"), "경복궁");
         assert_eq!(line("\u{1112}\u{1169}\u{11BC}\u{2060}길동"), "홍길동");
         assert_eq!(
             line("e\u{200D}\u{301}"),
             "é",
-            "what was between them is gone before they are composed"
+            "invisible characters are removed before composing"
         );
         assert_eq!(line("서울\u{3000}종로구\u{A0}1 "), "서울 종로구 1 ");
-        assert_eq!(line("a\0\n"), "a\0\n", "the caller's to refuse");
+        assert_eq!(line("a\0\n"), "a\0\n", "the caller may refuse them");
     }
 
     #[test]
@@ -163,7 +165,7 @@ mod tests {
         }
 
         #[test]
-        fn a_text_taken_apart_has_the_same_form(text in any::<String>()) {
+        fn a_decomposed_text_has_the_same_form(text in any::<String>()) {
             let apart: String = text.nfd().collect();
             prop_assert_eq!(nfc(apart.as_str()), nfc(text.as_str()));
             prop_assert_eq!(line(&apart), line(&text));

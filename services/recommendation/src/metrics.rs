@@ -1,5 +1,5 @@
-//! What the service tells Prometheus besides its requests: its consumers and their dead letters, the
-//! trend's freshness, the servers of its stores, the broker.
+//! The service's metrics besides those of requests: consumers and dead letters, the trend's
+//! freshness, the servers of the stores, the broker.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::app::ingest::Ingest;
 use crate::app::last_trend::LastTrend;
 use crate::servers::{Operations, ServerStats};
 
-/// How often dead letters are counted: it is a question to the broker or the database, and scrapes may
-/// come as often as they like.
+/// The interval of counting dead letters. Counting queries the broker or the database, so it must
+/// not depend on the rate of scrapes.
 const LETTERS_EVERY: Duration = Duration::from_secs(10);
 
 type Readings = Vec<(Vec<(&'static str, String)>, f64)>;
-/// A metric that is one number of a snapshot: its name, its help, the number.
+/// A metric read from a snapshot: its name, its help, its value.
 type OfSnapshot<S> = (&'static str, &'static str, fn(&S) -> u64);
 type Queues = Vec<(&'static str, Arc<ConsumerStats>)>;
 
@@ -28,7 +28,7 @@ fn of_queue(queue: &str) -> Vec<(&'static str, String)> {
     vec![("queue", queue.to_owned())]
 }
 
-/// What became of events, queue by queue.
+/// Registers the metrics of consumers, by queue.
 pub(crate) fn of_consumers(
     metrics: &Metrics,
     queues: &[(&'static str, Arc<ConsumerStats>)],
@@ -36,20 +36,20 @@ pub(crate) fn of_consumers(
 ) {
     let queues: Queues = queues.to_vec();
     let counted = queues.clone();
-    let help = "Events that are done with, by what became of them; duplicate ones were recognised";
+    let help = "Handled events by outcome; duplicates had no effect";
     metrics.counters_read("tourin_consumer_events", help, move || outcomes(&counted));
     let counters: [OfSnapshot<ConsumerSnapshot>; 7] = [
         ("tourin_consumer_deliveries", "Deliveries taken, redeliveries included", |now| {
             now.received
         }),
-        ("tourin_consumer_retries", "Attempts that failed and are made again", |now| now.retried),
+        ("tourin_consumer_retries", "Failed attempts that are retried", |now| now.retried),
         ("tourin_consumer_broken", "Calls of a handler that panicked or took too long", |now| {
             now.broken
         }),
         ("tourin_consumer_panics", "Panics of handlers, caught", |now| now.panicked),
         (
             "tourin_consumer_events_ahead",
-            "Deliveries dated so far ahead that they count as of now",
+            "Deliveries dated too far ahead, which count as of now",
             |now| now.ahead,
         ),
         ("tourin_consumer_replayed", "Deliveries of replayed dead letters", |now| now.replayed),
@@ -67,11 +67,11 @@ pub(crate) fn of_consumers(
         });
     }
     let held = queues.clone();
-    metrics.gauges_read("tourin_consumer_in_hand", "Deliveries in hand", move || {
+    metrics.gauges_read("tourin_consumer_in_hand", "Deliveries in progress", move || {
         held.iter().map(|(queue, stats)| (of_queue(queue), stats.snapshot().held as f64)).collect()
     });
     let (waiting, clock) = (queues.clone(), Arc::clone(clock));
-    let help = "Age of the oldest event in hand; 0 when there is none";
+    let help = "Age of the oldest event in progress; 0 without any";
     metrics.gauges_read("tourin_consumer_oldest_age_seconds", help, move || {
         let now = clock.now();
         let age = |stats: &ConsumerStats| {
@@ -111,7 +111,7 @@ fn outcomes(queues: &Queues) -> Readings {
     readings
 }
 
-/// How fresh the trend is.
+/// Registers the metrics of the trend's freshness.
 pub(crate) fn of_trend(
     metrics: &Metrics,
     ingest: &Ingest,
@@ -125,26 +125,26 @@ pub(crate) fn of_trend(
         Some(age.as_seconds_f64().max(0.0))
     });
     let last_trend = last_trend.clone();
-    let help = "Answers given from before the trend's store went out of reach";
+    let help = "Cached trend responses served during an outage of a store";
     metrics.counters_read("tourin_trend_stale_answers", help, move || {
         vec![(Vec::new(), last_trend.served() as f64)]
     });
 }
 
-/// What was asked of the servers of stores.
+/// Registers the metrics of the stores' servers.
 pub(crate) fn of_servers(metrics: &Metrics, servers: Vec<(&'static str, Arc<ServerStats>)>) {
     let help = "Commands sent to the servers of stores";
     let servers: Arc<[_]> = servers.into();
     let of_server = |server: &str| vec![("server", server.to_owned())];
-    let asked = Arc::clone(&servers);
+    let counted = Arc::clone(&servers);
     metrics.counters_read("tourin_store_commands", help, move || {
-        asked.iter().map(|(server, stats)| (of_server(server), stats.commands() as f64)).collect()
+        counted.iter().map(|(server, stats)| (of_server(server), stats.commands() as f64)).collect()
     });
-    let asked = Arc::clone(&servers);
-    let help = "Operations on a server of a store, by state: under way, or waiting for their turn";
+    let counted = Arc::clone(&servers);
+    let help = "Operations on a server of a store, by state: under way, or waiting for a permit";
     metrics.gauges_read("tourin_store_operations", help, move || {
         let mut readings = Readings::new();
-        for (server, now) in operations(&asked) {
+        for (server, now) in operations(&counted) {
             for (state, count) in [("under_way", now.under_way), ("waiting", now.waiting)] {
                 let labels = vec![("server", server.to_owned()), ("state", state.to_owned())];
                 readings.push((labels, count as f64));
@@ -152,20 +152,20 @@ pub(crate) fn of_servers(metrics: &Metrics, servers: Vec<(&'static str, Arc<Serv
         }
         readings
     });
-    let help = "Operations that may be under way on a server of a store";
+    let help = "The maximum number of operations under way on a server of a store";
     metrics.gauges_read("tourin_store_operations_limit", help, move || {
-        operations(&servers).map(|(server, now)| (of_server(server), now.most as f64)).collect()
+        operations(&servers).map(|(server, now)| (of_server(server), now.max as f64)).collect()
     });
 }
 
-/// Of the servers on which operations wait for their turn.
+/// The operations on servers that limit them.
 fn operations(
     servers: &[(&'static str, Arc<ServerStats>)],
 ) -> impl Iterator<Item = (&'static str, Operations)> {
     servers.iter().filter_map(|(server, stats)| Some((*server, stats.operations()?)))
 }
 
-/// The broker, as a consumer sees it.
+/// Registers the metrics of the broker's connections and queues.
 pub(crate) fn of_bus(metrics: &Metrics, bus: &RabbitBus) {
     let connected = bus.clone();
     let help = "1 while the connections to the broker are up";
@@ -178,14 +178,16 @@ pub(crate) fn of_bus(metrics: &Metrics, bus: &RabbitBus) {
         vec![(Vec::new(), counted.stats().reconnects as f64)]
     });
     let counted = bus.clone();
-    let help = "Messages that the broker delivered again";
+    let help = "Messages redelivered by the broker";
     metrics.counters_read("tourin_broker_redelivered", help, move || {
         vec![(Vec::new(), counted.stats().redelivered as f64)]
     });
     let gauges: [OfSnapshot<SubscriptionSnapshot>; 3] = [
-        ("tourin_queue_held", "Events here and not handed out, waiting retries included", |now| {
-            now.held
-        }),
+        (
+            "tourin_queue_held",
+            "Prefetched events not handed out, waiting retries included",
+            |now| now.held,
+        ),
         ("tourin_queue_unsettled", "Events handed out and not settled", |now| now.unsettled),
         ("tourin_queue_active_shards", "Shards that this instance is active in", |now| {
             now.active_shards
@@ -200,25 +202,25 @@ pub(crate) fn of_bus(metrics: &Metrics, bus: &RabbitBus) {
     }
 }
 
-/// Where dead letters are.
+/// The store of dead letters.
 pub(crate) enum Letters {
-    /// In the queues of the broker, for all instances together.
+    /// The broker's queues, shared by all instances.
     AtBroker(Arc<RabbitDeadLetters>),
-    /// In the embedded store.
+    /// The embedded store.
     Kept(Arc<dyn DeadLetterStore>),
 }
 
-/// How many dead letters there are.
+/// The number of dead letters.
 pub(crate) struct LetterGauge {
     letters: Letters,
     count: Arc<Mutex<Option<u64>>>,
 }
 
-/// Registers the number of dead letters, which is counted every few seconds.
+/// Registers the number of dead letters, which [`LetterGauge::run`] counts every few seconds.
 pub(crate) fn of_dead_letters(metrics: &Metrics, letters: Letters) -> LetterGauge {
     let gauge = LetterGauge { letters, count: Arc::default() };
     let count = Arc::clone(&gauge.count);
-    let help = "Events given up and kept";
+    let help = "Dead-lettered events";
     metrics.gauge_read("tourin_dead_letters", help, move || {
         count.lock().unwrap_or_else(PoisonError::into_inner).map(|count| count as f64)
     });
@@ -226,7 +228,7 @@ pub(crate) fn of_dead_letters(metrics: &Metrics, letters: Letters) -> LetterGaug
 }
 
 impl LetterGauge {
-    /// Counts again and again until `stop`. What cannot be counted is not told.
+    /// Counts periodically until `stop`. After a failure the metric is absent.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let counting = async {
             loop {
@@ -236,7 +238,7 @@ impl LetterGauge {
                 };
                 if let Err(error) = &counted {
                     let error = format!("{error:#}");
-                    tracing::debug!(error, "dead letters were not counted");
+                    tracing::debug!(error, "cannot count dead letters");
                 }
                 *self.count.lock().unwrap_or_else(PoisonError::into_inner) = counted.ok();
                 tokio::time::sleep(LETTERS_EVERY).await;

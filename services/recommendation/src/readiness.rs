@@ -1,4 +1,4 @@
-//! When an instance has what it needs to be sent requests.
+//! When an instance may register for requests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,18 +6,19 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tourin_chassis::health::Health;
 
-/// What readiness calls the copy of core's spots.
+/// The name of the replica of core's spots in readiness.
 pub(crate) const REPLICA: &str = "replica of spots";
-/// How long an instance that has its spots, but is not ready otherwise, waits before it registers all the
-/// same: what it can answer is better than nothing.
+/// How long an instance with a complete replica waits for its other dependencies. Then it registers
+/// anyway, because it can answer some of the requests.
 const REGISTER_AFTER: Duration = Duration::from_secs(5);
 
-/// Waits until the service can answer. For the spots however long it takes: without them it can only
-/// refuse, where another instance could answer. For the rest long enough.
+/// Waits until the instance may register: without limit for the replica of spots, without which it
+/// could only refuse requests that other instances can answer, then up to [`REGISTER_AFTER`] for the
+/// other dependencies.
 pub(crate) async fn reached(health: &Health) {
     health.until(|unready| !unready.contains_key(REPLICA)).await;
     if timeout(REGISTER_AFTER, health.until(BTreeMap::is_empty)).await.is_err() {
-        tracing::warn!(unready = ?health.unready(), "not ready, but registering all the same");
+        tracing::warn!(unready = ?health.unready(), "not ready, but registering anyway");
     }
 }
 
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_registers_once_it_has_its_spots_and_for_the_rest_waits_no_longer_than_so() {
+    async fn it_waits_for_the_replica_without_limit_and_for_the_rest_with_a_limit() {
         let health = Health::new();
         let (replica, other) = (health.register(REPLICA), health.register("other"));
         let an_hour = Duration::from_secs(3_600);

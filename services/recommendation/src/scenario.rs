@@ -1,4 +1,4 @@
-//! A small world for tests that speak in scenarios: spots, members, a clock that stands still.
+//! A small world for scenario tests: spots, members, a manual clock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub(crate) fn numbers(spots: &[Spot]) -> Vec<i64> {
     spots.iter().map(|spot| spot.id.number()).collect()
 }
 
-/// Stores in a folder of their own, with what works on them.
+/// Stores in a temporary folder, with the use cases on them.
 pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) stores: Stores,
@@ -56,7 +56,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A world without spots, which it knows to be all that core has.
+    /// A world whose replica is complete and empty.
     pub(crate) async fn new() -> Self {
         let world = Self::unfilled().await;
         let resync = world.stores.spots.begin_resync().await.unwrap();
@@ -64,7 +64,7 @@ impl World {
         world
     }
 
-    /// A world before the first resync has ended. Rows of the model are made anew for each question.
+    /// A world before the end of the first resync. The model's rows are not cached.
     pub(crate) async fn unfilled() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(start()));
@@ -132,12 +132,12 @@ impl World {
         self.clock.advance(time);
     }
 
-    /// Views a spot, as core's event would have it, and lets a second pass.
+    /// Applies a view like core's event does, and advances the clock by a second.
     pub(crate) async fn view(&self, who: &str, number: i64) -> (Counted, Option<Kept>) {
         self.act(who, number, Kind::View, Change::Viewed).await
     }
 
-    /// Bookmarks a spot, as core's event would have it, and lets a second pass.
+    /// Applies a bookmark like core's event does, and advances the clock by a second.
     pub(crate) async fn bookmark(&self, who: &str, number: i64) -> (Counted, Option<Kept>) {
         self.act(who, number, Kind::Bookmark, Change::Bookmarked).await
     }

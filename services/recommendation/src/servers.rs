@@ -1,5 +1,5 @@
-//! What stores live on, a server or the embedded file: waiting for it, and seeing when it goes, when it refuses
-//! writes, and when it is back.
+//! The servers of the stores, or the embedded file: waits for them, and reports outages, refused
+//! writes and recoveries.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,13 +15,13 @@ use tourin_shared_events::sqlite;
 
 use crate::app::ports::PortError;
 
-/// How often servers are looked at.
+/// The intervals of probes and reconnections.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// How often a server that answers is asked whether it still takes a write. Default 2 s.
+    /// The interval between write probes of a server that answers. Default 2 s.
     pub check_interval: Duration,
-    /// Waits between attempts to reach one that is not there. Default 100 ms doubling to at most
-    /// 2 s, half of it random.
+    /// Waits between attempts to reach a server. Default 100 ms doubling to at most 2 s, half of it
+    /// random.
     pub reconnect: Backoff,
 }
 
@@ -38,40 +38,39 @@ impl Default for Pace {
     }
 }
 
-/// What some of the stores live on: a server, or the embedded file.
+/// A server of stores, or the embedded file.
 #[async_trait]
 pub trait Server: Send + Sync {
-    /// Its name in readiness and logs, such as `redis`.
+    /// The name in readiness and logs, such as `redis`.
     fn name(&self) -> &'static str;
 
-    /// Where it is, without credentials.
+    /// The address, without credentials.
     fn address(&self) -> &str;
 
-    /// What it has been asked, since the stores were opened.
+    /// The counters since the stores were opened.
     fn stats(&self) -> Arc<ServerStats>;
 
-    /// Connects and brings what is kept there up to what this version needs. Doing it again changes
-    /// nothing.
+    /// Connects and prepares the schema for this version. Repeating it changes nothing.
     async fn prepare(&self) -> Result<(), PortError>;
 
-    /// Makes a small write as an event does, to see whether it takes one; a server that answers nothing at all is told
-    /// from one that refuses.
+    /// Makes a small write like an event's. The error shows whether the server refuses it or does
+    /// not answer.
     async fn write_probe(&self) -> Result<(), PortError>;
 
-    /// How what is asked of the stores on it ends.
+    /// The outcomes of requests to its stores.
     fn outcomes(&self) -> &Outcomes;
 }
 
-/// Why a server refuses, where its own error does not say so by its type.
+/// Why a server refuses, for drivers whose error types do not show it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Refusal(pub &'static str);
 
-/// What a failure says of what a store lives on, in words for an operator and without anything of the event or request.
+/// What a failure shows about the server, for operators and without data of the event or request.
 pub(crate) fn trouble(error: &PortError) -> Trouble {
     let (PortError::Unavailable(cause) | PortError::Failed(cause)) = error;
-    let refusal = if let Some(Refusal(words)) = cause.downcast_ref() {
-        Some((*words).to_owned())
+    let refusal = if let Some(Refusal(reason)) = cause.downcast_ref() {
+        Some((*reason).to_owned())
     } else if let Some(error) = cause.downcast_ref::<redis::RedisError>() {
         tourin_chassis::redis::refusal(error).map(str::to_owned)
     } else if let Some(error) = cause.downcast_ref::<sqlx::Error>() {
@@ -80,65 +79,65 @@ pub(crate) fn trouble(error: &PortError) -> Trouble {
         None
     };
     match refusal {
-        Some(words) => Trouble::Refuses(words),
+        Some(reason) => Trouble::Refuses(reason),
         None => Trouble::Away(error.to_string()),
     }
 }
 
-/// A server was not asked: the last look at it found it gone, and until one finds it back nobody waits
-/// for it.
+/// A request was not sent, because the last probe failed. Requests fail at once until a probe
+/// succeeds.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}: the server is gone")]
+#[error("{0}: the server is unavailable")]
 pub(crate) struct BreakerOpen(pub &'static str);
 
-/// What a server has been asked. Shared with whoever exports or compares it.
+/// Counters of a server.
 #[derive(Debug, Default)]
 pub struct ServerStats {
     commands: AtomicU64,
-    in_hand: AtomicU64,
-    most: Option<u64>,
+    in_progress: AtomicU64,
+    max: Option<u64>,
 }
 
-/// Operations on a server that are in hand at a moment.
+/// The current operations on a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operations {
-    /// Each on a connection of its own.
+    /// Operations under way, each on its own connection.
     pub under_way: u64,
-    /// For their turn.
+    /// Operations that wait for a permit.
     pub waiting: u64,
-    /// That may be under way at once.
-    pub most: u64,
+    /// The maximum number of operations under way.
+    pub max: u64,
 }
 
-/// An operation in hand, until it is dropped.
-pub(crate) struct InHand<'a>(&'a AtomicU64);
+/// Counts an operation until it is dropped.
+pub(crate) struct InProgress<'a>(&'a AtomicU64);
 
-impl Drop for InHand<'_> {
+impl Drop for InProgress<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl ServerStats {
-    /// Of a server that serves `most` operations at once.
-    pub(crate) fn bounded(most: u32) -> Self {
-        Self { most: Some(u64::from(most)), ..Self::default() }
+    /// Counters of a server with at most `max` operations under way.
+    pub(crate) fn bounded(max: u32) -> Self {
+        Self { max: Some(u64::from(max)), ..Self::default() }
     }
 
-    /// Counts an operation, from before it waits for its turn.
-    pub(crate) fn operation(&self) -> InHand<'_> {
-        self.in_hand.fetch_add(1, Ordering::Relaxed);
-        InHand(&self.in_hand)
+    /// Counts an operation, beginning before it waits for a permit.
+    pub(crate) fn operation(&self) -> InProgress<'_> {
+        self.in_progress.fetch_add(1, Ordering::Relaxed);
+        InProgress(&self.in_progress)
     }
 
-    /// What is in hand now; `None` for a server on which nothing waits for its turn.
+    /// The current operations; `None` for a server without a limit.
     pub fn operations(&self) -> Option<Operations> {
-        let (most, in_hand) = (self.most?, self.in_hand.load(Ordering::Relaxed));
-        let under_way = in_hand.min(most);
-        Some(Operations { under_way, waiting: in_hand - under_way, most })
+        let (max, in_progress) = (self.max?, self.in_progress.load(Ordering::Relaxed));
+        let under_way = in_progress.min(max);
+        Some(Operations { under_way, waiting: in_progress - under_way, max })
     }
 
-    /// Commands sent, each of them one round trip.
+    /// Commands sent, each with one round trip.
     pub fn commands(&self) -> u64 {
         self.commands.load(Ordering::Relaxed)
     }
@@ -148,28 +147,28 @@ impl ServerStats {
     }
 }
 
-/// Whether a server has been prepared, once at least.
+/// Whether a server has been prepared at least once.
 #[derive(Debug, Clone)]
 pub struct Prepared(watch::Receiver<bool>);
 
 impl Prepared {
-    /// For stores that live on no server.
+    /// For stores without a server.
     pub fn already() -> Self {
         Self(watch::channel(true).1)
     }
 
-    /// Not yet, and what says so when it is.
+    /// Not prepared yet; send `true` once it is.
     pub fn later() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))
     }
 
-    /// Runs what writes much to the server once it is prepared, so that no index is built while
-    /// documents arrive; or nothing, when `stop` comes before.
+    /// Runs `work` once the server is prepared, unless `stop` comes first. Work that writes much waits
+    /// here, so that no index is built while documents arrive.
     pub async fn then(mut self, work: impl Future<Output = ()>, stop: CancellationToken) {
         let is_prepared = async {
             if self.0.wait_for(|prepared| *prepared).await.is_err() {
-                // Nobody prepares it any more: the service stops.
+                // The sender is gone: the service stops.
                 std::future::pending::<()>().await;
             }
         };
@@ -179,8 +178,8 @@ impl Prepared {
     }
 }
 
-/// Waits for a server, then watches it, until `stop`; `ready` and `prepared` say what it sees. A
-/// server that comes back is prepared anew: it may have come back empty.
+/// Waits for a server, then watches it until `stop`. Reports its state to `ready` and `prepared`. A
+/// server that comes back is prepared again, because it may be empty.
 pub async fn watch_over(
     server: Arc<dyn Server>,
     ready: Dependency,
@@ -201,10 +200,10 @@ async fn follow(
     pace: Pace,
 ) {
     let name = format!("{} at {}", server.name(), server.address());
-    let mut gone_at_once = 0;
+    let mut losses = 0;
     loop {
         wait_for(server.as_ref(), ready, pace).await;
-        tracing::info!(server = name, "server is there");
+        tracing::info!(server = name, "server is available");
         prepared.send_replace(true);
         let probed = Arc::clone(&server);
         let probe = move || {
@@ -216,18 +215,19 @@ async fn follow(
         loop {
             match &state {
                 StoreState::Works => {
-                    gone_at_once = 0;
-                    tracing::info!(server = name, "server takes writes");
+                    losses = 0;
+                    tracing::info!(server = name, "server accepts writes");
                 }
                 StoreState::Troubled(Trouble::Refuses(why)) => {
-                    tracing::warn!(server = name, why, "server refuses");
+                    tracing::warn!(server = name, why, "server refuses writes");
                 }
                 StoreState::Troubled(Trouble::Away(why)) => {
-                    tracing::warn!(server = name, why, "server is gone");
+                    tracing::warn!(server = name, why, "server is unavailable");
                     ready.set_unready(format!("waiting for {name}: {why}"));
-                    // It may answer what prepares it, and no write.
-                    tokio::time::sleep(pace.reconnect.after(gone_at_once)).await;
-                    gone_at_once += 1;
+                    // Without this pause, a server that answers `prepare` but no write would make the
+                    // loop spin.
+                    tokio::time::sleep(pace.reconnect.after(losses)).await;
+                    losses += 1;
                     break;
                 }
             }
@@ -237,14 +237,14 @@ async fn follow(
     }
 }
 
-/// Comes back once the server has been prepared.
+/// Returns once the server is prepared.
 async fn wait_for(server: &dyn Server, ready: &Dependency, pace: Pace) {
     let (name, address) = (server.name(), server.address());
     let mut failures: u32 = 0;
     while let Err(error) = server.prepare().await {
         failures = failures.saturating_add(1);
         if failures.is_power_of_two() {
-            // Not a line a second for as long as an outage lasts.
+            // Ever rarer, so that a long outage does not fill the log.
             tracing::warn!(server = name, address, failures, %error, "waiting for server");
         }
         ready.set_unready(format!("waiting for {name} at {address}: {error}"));
@@ -261,14 +261,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_hand_beyond_the_bound_waits_and_what_is_given_up_is_not_in_hand() {
+    fn operations_beyond_the_limit_wait_and_dropped_ones_do_not_count() {
         let stats = ServerStats::bounded(2);
-        let mut in_hand: Vec<_> = (0..3).map(|_| stats.operation()).collect();
-        let now = |under_way, waiting| Some(Operations { under_way, waiting, most: 2 });
+        let mut in_progress: Vec<_> = (0..3).map(|_| stats.operation()).collect();
+        let now = |under_way, waiting| Some(Operations { under_way, waiting, max: 2 });
         assert_eq!(stats.operations(), now(2, 1));
-        in_hand.pop();
+        in_progress.pop();
         assert_eq!(stats.operations(), now(2, 0));
-        drop(in_hand);
+        drop(in_progress);
         assert_eq!(stats.operations(), now(0, 0));
         assert_eq!(ServerStats::default().operations(), None);
     }
@@ -361,7 +361,7 @@ mod tests {
         reason(Some("fake at there:1: disk full")).await;
         fake.is_full.store(false, Ordering::SeqCst);
         reason(None).await;
-        assert_eq!(fake.prepared.load(Ordering::SeqCst), 1, "it was there all the time");
+        assert_eq!(fake.prepared.load(Ordering::SeqCst), 1, "it was available all the time");
 
         fake.answers.store(false, Ordering::SeqCst);
         reason(Some(unready)).await;

@@ -1,10 +1,11 @@
-//! The test bed's servers. Tests that need one fail without it: a test that is skipped proves nothing.
+//! The test bed's servers. Tests that need one fail without it, because a skipped test proves
+//! nothing.
 
 use uuid::Uuid;
 
 use tourin_chassis::config::ServerUrl;
 
-/// The first byte of whoever begins to speak TLS.
+/// The first byte of a TLS handshake.
 pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The test bed's Redis.
@@ -17,7 +18,7 @@ pub(crate) fn mongodb() -> ServerUrl {
     server("TOURIN_MONGODB_URL")
 }
 
-/// A name that no other test has, for a prefix or a database of one's own.
+/// A unique name for a prefix or a database.
 pub(crate) fn unique() -> String {
     format!("test-{}", Uuid::new_v4().simple())
 }
@@ -26,5 +27,5 @@ fn server(variable: &str) -> ServerUrl {
     let Ok(url) = std::env::var(variable) else {
         panic!("{variable} is not set: run it by deploy/testbed.sh run -- cargo test ...");
     };
-    url.parse().expect("any text is a URL until somebody connects")
+    url.parse().expect("any text is a URL until the first connection")
 }

@@ -1,5 +1,5 @@
-//! Liveness says that the process runs; readiness that it can serve, with the reason for each
-//! dependency that stands in the way.
+//! Liveness means that the process runs. Readiness means that it can serve; each dependency that
+//! is not ready has a reason.
 
 mod store;
 
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 pub use self::store::{Access, Outcomes, StoreState, StoreWatch, Trouble};
 
-/// What a service depends on, and whether each works.
+/// The dependencies of a service and their state.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     dependencies: Arc<watch::Sender<States>>,
@@ -22,47 +22,47 @@ type States = BTreeMap<&'static str, State>;
 enum State {
     Ready,
     Unready(String),
-    /// It is away, and the service goes on without it for now.
+    /// An optional dependency is not available.
     Missed(String),
 }
 
 impl Health {
-    /// A service without dependencies: ready.
+    /// A service without dependencies is ready.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a dependency, unready until its owner says otherwise.
+    /// Adds a required dependency. It is unready until its owner calls [`Dependency::set_ready`].
     pub fn register(&self, name: &'static str) -> Dependency {
         self.add(name, true)
     }
 
-    /// Adds one without which the service goes on serving, such as the registry: while it is away that is
-    /// told, and does not make the service unready.
+    /// Adds an optional dependency, such as the registry. While it is unavailable it is listed by
+    /// [`Health::missed`], but the service stays ready.
     pub fn register_optional(&self, name: &'static str) -> Dependency {
         self.add(name, false)
     }
 
-    fn add(&self, name: &'static str, is_needed: bool) -> Dependency {
-        let dependency = Dependency { name, is_needed, health: self.clone() };
+    fn add(&self, name: &'static str, is_required: bool) -> Dependency {
+        let dependency = Dependency { name, is_required, health: self.clone() };
         dependency.set_unready("not reached yet");
         dependency
     }
 
-    /// The dependencies that are not ready, with their reasons; empty when the service can serve.
+    /// The required dependencies that are not ready, with reasons. Empty when the service is ready.
     pub fn unready(&self) -> BTreeMap<&'static str, String> {
         reasons(&self.dependencies.borrow(), true)
     }
 
-    /// Those that are away while the service can serve without them, with their reasons.
+    /// The optional dependencies that are not available, with reasons.
     pub fn missed(&self) -> BTreeMap<&'static str, String> {
         reasons(&self.dependencies.borrow(), false)
     }
 
-    /// Waits until `enough` says so of those that are not ready.
+    /// Waits until `enough` accepts the required dependencies that are not ready.
     pub async fn until(&self, enough: impl Fn(&BTreeMap<&'static str, String>) -> bool) {
         let mut changes = self.dependencies.subscribe();
-        // It cannot fail: the other end is in `self`.
+        // Cannot fail: `self` holds the sender.
         changes.wait_for(|states| enough(&reasons(states, true))).await.ok();
     }
 
@@ -73,35 +73,35 @@ impl Health {
     }
 }
 
-fn reasons(states: &States, of_needed: bool) -> BTreeMap<&'static str, String> {
+fn reasons(states: &States, required: bool) -> BTreeMap<&'static str, String> {
     states
         .iter()
         .filter_map(|(name, state)| match state {
-            State::Unready(reason) if of_needed => Some((*name, reason.clone())),
-            State::Missed(reason) if !of_needed => Some((*name, reason.clone())),
+            State::Unready(reason) if required => Some((*name, reason.clone())),
+            State::Missed(reason) if !required => Some((*name, reason.clone())),
             State::Ready | State::Unready(_) | State::Missed(_) => None,
         })
         .collect()
 }
 
-/// One dependency, held by the part that knows whether it works.
+/// One dependency, held by the part that knows its state.
 #[derive(Debug, Clone)]
 pub struct Dependency {
     name: &'static str,
-    is_needed: bool,
+    is_required: bool,
     health: Health,
 }
 
 impl Dependency {
-    /// It works.
+    /// The dependency works.
     pub fn set_ready(&self) {
         self.health.set(self.name, State::Ready);
     }
 
-    /// It does not, and why.
+    /// The dependency does not work, with the reason.
     pub fn set_unready(&self, reason: impl Into<String>) {
         let reason = reason.into();
-        let state = if self.is_needed { State::Unready(reason) } else { State::Missed(reason) };
+        let state = if self.is_required { State::Unready(reason) } else { State::Missed(reason) };
         self.health.set(self.name, state);
     }
 }

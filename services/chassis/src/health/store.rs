@@ -1,11 +1,12 @@
-//! Whether a store does its work, by what came of it lately.
+//! The health of a store, from two sources:
 //!
-//! Two things say so. Whatever is asked of the store tells here how it ended ([`Outcomes`]). And every interval one
-//! small write is made as a request would make it ([`StoreWatch`]), since a store that answers may refuse to write: a
-//! full disk, a server without memory, a replica that is read-only. The write is made under load as well: a request
-//! that went well need not have written anything.
+//! - [`Outcomes`]: the results of requests to the store.
+//! - [`StoreWatch`]: a probe. Every interval it makes one small write like a request's, because a
+//!   store that answers may refuse writes: disk full, out of memory, a read-only replica. The probe
+//!   runs under load as well, because a successful request may have written nothing.
 //!
-//! One failure is no outage and one success no recovery: two looks in a row must say the same.
+//! One failure is not an outage, and one success is not a recovery: the state changes only after
+//! two probes in a row.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,83 +19,83 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Dependency;
 
-/// How long one look may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(2);
-/// Looks in a row that must contradict what is known before that changes.
-const LOOKS: u32 = 2;
-/// Requests in a row that must have failed to count although the small write went well.
+/// How long one probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Probes in a row that must contradict the known state before it changes.
+const CONFIRMING_PROBES: u32 = 2;
+/// Failed requests in a row after which the store counts as failing although the probe succeeds.
 const FAILED_REQUESTS: u32 = 3;
-/// How long they count after the last of them. Where nobody asks any more (an instance out of its load balancer), nothing
-/// else would speak against the store, and nothing for it but the small write.
-const FAILURES_COUNT_FOR: Duration = Duration::from_secs(10);
-/// The shortest wait before the next look, however many requests fail.
+/// How long those failures count after the last one. An instance that gets no requests any more
+/// (its load balancer has removed it) can recover only by the probe.
+const FAILURES_VALID_FOR: Duration = Duration::from_secs(10);
+/// The shortest wait before the next probe, however many requests fail.
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 
-/// What a request did with a store.
+/// The kind of a request to a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// It read.
+    /// It reads.
     Read,
-    /// It wrote, or may have.
+    /// It writes, or may write.
     Write,
 }
 
-/// How requests to a store ended, as they tell. Clones share it.
+/// Counts the outcomes of requests to a store. Clones share the counts.
 #[derive(Debug, Clone, Default)]
-pub struct Outcomes(Arc<Tellings>);
+pub struct Outcomes(Arc<Counters>);
 
 #[derive(Debug, Default)]
-struct Tellings {
-    reads: Tally,
-    writes: Tally,
+struct Counters {
+    reads: AccessCounter,
+    writes: AccessCounter,
     failed: Notify,
 }
 
-/// Of one kind of access.
 #[derive(Debug, Default)]
-struct Tally {
+struct AccessCounter {
     succeeded: AtomicU64,
     failed_in_a_row: AtomicU32,
     last_failure: Mutex<Option<(Instant, String)>>,
 }
 
-impl Tally {
+impl AccessCounter {
     fn last_failure(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
         self.last_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why requests keep failing, if some did since then and none went well after them.
+    /// The reason of the last failure, if requests have kept failing and the last one failed after
+    /// `since`.
     fn failing(&self, since: Instant) -> Option<String> {
         if self.failed_in_a_row.load(Ordering::Relaxed) < FAILED_REQUESTS {
             return None;
         }
         let last = self.last_failure();
         let (at, why) = last.as_ref()?;
-        (*at >= since && at.elapsed() < FAILURES_COUNT_FOR).then(|| why.clone())
+        (*at >= since && at.elapsed() < FAILURES_VALID_FOR).then(|| why.clone())
     }
 }
 
 impl Outcomes {
-    fn tally(&self, access: Access) -> &Tally {
+    fn counter(&self, access: Access) -> &AccessCounter {
         match access {
             Access::Read => &self.0.reads,
             Access::Write => &self.0.writes,
         }
     }
 
-    /// A request was answered.
+    /// A request succeeded.
     pub fn succeeded(&self, access: Access) {
-        let tally = self.tally(access);
-        tally.succeeded.fetch_add(1, Ordering::Relaxed);
-        tally.failed_in_a_row.store(0, Ordering::Relaxed);
+        let counter = self.counter(access);
+        counter.succeeded.fetch_add(1, Ordering::Relaxed);
+        counter.failed_in_a_row.store(0, Ordering::Relaxed);
     }
 
-    /// The store failed a request that another time would have done well. `why` is for an operator, in words without
-    /// anything of the request.
+    /// A request failed because of the store. `why` is for operators and contains no data of the
+    /// request.
     pub fn failed(&self, access: Access, why: &str) {
-        let tally = self.tally(access);
-        *tally.last_failure() = Some((Instant::now(), why.to_owned()));
-        tally.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+        let counter = self.counter(access);
+        *counter.last_failure() = Some((Instant::now(), why.to_owned()));
+        counter.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
         self.0.failed.notify_one();
     }
 
@@ -107,21 +108,21 @@ impl Outcomes {
     }
 }
 
-/// What is wrong with a store, in words for an operator.
+/// What is wrong with a store, with a reason for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// It answers, and refuses the work.
+    /// It answers, but refuses the work.
     Refuses(String),
     /// It does not answer.
     Away(String),
 }
 
-/// What is known of a store.
+/// The known state of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreState {
-    /// It takes writes, and requests do not keep failing.
+    /// The probe succeeds, and requests do not keep failing.
     Works,
-    /// It does not.
+    /// The probe fails, or requests keep failing.
     Troubled(Trouble),
 }
 
@@ -130,36 +131,36 @@ impl StoreState {
         std::mem::discriminant(self) == std::mem::discriminant(other)
     }
 
-    /// Has readiness say it, as `NAME: WORDS`.
+    /// Reports the state to readiness, as `NAME: REASON`.
     pub fn report(&self, name: &str, dependency: &Dependency) {
         match self {
             Self::Works => dependency.set_ready(),
-            Self::Troubled(Trouble::Refuses(words) | Trouble::Away(words)) => {
-                dependency.set_unready(format!("{name}: {words}"));
+            Self::Troubled(Trouble::Refuses(reason) | Trouble::Away(reason)) => {
+                dependency.set_unready(format!("{name}: {reason}"));
             }
         }
     }
 }
 
-type Look = BoxFuture<'static, Result<(), Trouble>>;
+type ProbeRun = BoxFuture<'static, Result<(), Trouble>>;
 
-/// Looks at a store every interval, and at once when a request has failed.
+/// Probes a store every interval, and soon after a failed request.
 pub struct StoreWatch {
-    probe: Box<dyn Fn() -> Look + Send + Sync>,
+    probe: Box<dyn Fn() -> ProbeRun + Send + Sync>,
     outcomes: Outcomes,
     interval: Duration,
-    /// A look that takes longer than it may. It is waited for all the same: there is never a second one at work.
-    hanging: Option<Look>,
+    /// A probe that exceeded its timeout. The next run waits for it, so that only one is in flight.
+    unfinished: Option<ProbeRun>,
     state: StoreState,
-    /// Looks in a row that contradict it.
+    /// Probes in a row that contradict `state`.
     contradicted: u32,
-    /// When the small write failed last. Requests that failed before that have been explained by it.
-    was_bad_at: Instant,
+    /// When the probe failed last. It explains the requests that failed before.
+    probe_failed_at: Instant,
 }
 
 impl StoreWatch {
-    /// Of a store that works, as far as is known. `probe` makes the small write; it should end by itself within
-    /// seconds, whatever the store does.
+    /// Watches a store that is assumed to work. `probe` makes the small write. It should end by
+    /// itself within seconds, even if the store hangs.
     pub fn new<F>(
         outcomes: Outcomes,
         interval: Duration,
@@ -172,24 +173,24 @@ impl StoreWatch {
             probe: Box::new(move || probe().boxed()),
             outcomes,
             interval,
-            hanging: None,
+            unfinished: None,
             state: StoreState::Works,
             contradicted: 0,
-            was_bad_at: Instant::now(),
+            probe_failed_at: Instant::now(),
         }
     }
 
-    /// Looks for the first time, and takes what it sees for true: for a store of which nothing is known.
+    /// Probes once and takes the result as the state, without a second probe to confirm it.
     pub async fn begin(&mut self) -> StoreState {
-        self.state = self.look().await;
+        self.state = self.run_probe().await;
         self.state.clone()
     }
 
-    /// Waits until there is something new to say of the store: another state, or another reason for the same.
+    /// Waits for another state, or another reason of the same state.
     pub async fn changed(&mut self) -> StoreState {
         loop {
             self.pause().await;
-            let seen = self.look().await;
+            let seen = self.run_probe().await;
             if seen.is_like(&self.state) {
                 self.contradicted = 0;
                 if seen != self.state {
@@ -199,7 +200,7 @@ impl StoreWatch {
                 continue;
             }
             self.contradicted += 1;
-            if self.contradicted >= LOOKS {
+            if self.contradicted >= CONFIRMING_PROBES {
                 self.contradicted = 0;
                 self.state = seen;
                 return self.state.clone();
@@ -207,17 +208,17 @@ impl StoreWatch {
         }
     }
 
-    /// [`changed`](Self::changed) again and again: has readiness and the log say it. `name` is the store's, with where
-    /// it is and without credentials.
+    /// Reports each change to readiness and to the log. `name` is the store's name with its
+    /// address, without credentials.
     pub async fn report_to(mut self, name: &str, dependency: &Dependency) {
         let mut was_well = true;
         loop {
             let state = self.changed().await;
             state.report(name, dependency);
             match &state {
-                StoreState::Works => tracing::info!(store = name, "it does its work again"),
+                StoreState::Works => tracing::info!(store = name, "the store works again"),
                 StoreState::Troubled(Trouble::Refuses(why) | Trouble::Away(why)) if was_well => {
-                    tracing::warn!(store = name, why, "the store does not do its work");
+                    tracing::warn!(store = name, why, "the store does not work");
                 }
                 StoreState::Troubled(_) => {}
             }
@@ -225,11 +226,11 @@ impl StoreWatch {
         }
     }
 
-    // Exclusive, though it changes nothing: a look at work cannot be shared between threads.
+    // `&mut self` because the unfinished probe is not `Sync`.
     async fn pause(&mut self) {
         let interval = match self.contradicted {
             0 => self.interval,
-            // Soon again, to know.
+            // A contradiction is confirmed sooner.
             _ => self.interval / 4,
         };
         tokio::select! {
@@ -240,25 +241,25 @@ impl StoreWatch {
         }
     }
 
-    async fn look(&mut self) -> StoreState {
+    async fn run_probe(&mut self) -> StoreState {
         let written = self.outcomes.written();
-        let mut look = self.hanging.take().unwrap_or_else(|| (self.probe)());
-        let trouble = match timeout(LOOK_LIMIT, &mut look).await {
-            Ok(Ok(())) => match self.outcomes.failing(self.was_bad_at) {
+        let mut run = self.unfinished.take().unwrap_or_else(|| (self.probe)());
+        let trouble = match timeout(PROBE_TIMEOUT, &mut run).await {
+            Ok(Ok(())) => match self.outcomes.failing(self.probe_failed_at) {
                 Some(why) => Trouble::Refuses(why),
                 None => return StoreState::Works,
             },
             Ok(Err(trouble)) => {
-                self.was_bad_at = Instant::now();
+                self.probe_failed_at = Instant::now();
                 trouble
             }
             Err(_) => {
-                self.hanging = Some(look);
-                // It may only have to wait for its turn behind many others.
+                self.unfinished = Some(run);
+                // The probe may only be queued behind other writes.
                 if self.outcomes.written() > written {
                     return StoreState::Works;
                 }
-                self.was_bad_at = Instant::now();
+                self.probe_failed_at = Instant::now();
                 Trouble::Away("it takes too long to answer".to_owned())
             }
         };
@@ -273,67 +274,67 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(2);
 
-    /// A store whose small write ends as it is told to; `None` hangs.
-    type Told = Arc<Mutex<Option<Result<(), Trouble>>>>;
+    /// What the probe returns. With `None` it hangs.
+    type ProbeResult = Arc<Mutex<Option<Result<(), Trouble>>>>;
 
-    fn watch(outcomes: &Outcomes) -> (Told, StoreWatch) {
-        let told: Told = Arc::new(Mutex::new(Some(Ok(()))));
-        let says = Arc::clone(&told);
+    fn watch(outcomes: &Outcomes) -> (ProbeResult, StoreWatch) {
+        let result: ProbeResult = Arc::new(Mutex::new(Some(Ok(()))));
+        let shared = Arc::clone(&result);
         let probe = move || {
-            let says = says.lock().unwrap().clone();
+            let shared = shared.lock().unwrap().clone();
             async move {
-                match says {
+                match shared {
                     Some(result) => result,
                     None => std::future::pending().await,
                 }
             }
         };
-        (told, StoreWatch::new(outcomes.clone(), INTERVAL, probe))
+        (result, StoreWatch::new(outcomes.clone(), INTERVAL, probe))
     }
 
     fn refuses() -> Trouble {
         Trouble::Refuses("out of memory".to_owned())
     }
 
-    async fn nothing_new(watch: &mut StoreWatch, within: Duration) {
+    async fn assert_unchanged(watch: &mut StoreWatch, within: Duration) {
         let new = timeout(within, watch.changed()).await;
         assert!(new.is_err(), "{new:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_refuses_is_reported_in_words_and_is_back_by_itself() {
-        let (told, mut watch) = watch(&Outcomes::default());
+    async fn a_store_that_refuses_is_reported_with_its_reason_and_recovers_by_itself() {
+        let (result, mut watch) = watch(&Outcomes::default());
         let (health, began) = (Health::new(), Instant::now());
         let dependency = health.register("store");
-        nothing_new(&mut watch, 10 * INTERVAL).await;
-        *told.lock().unwrap() = Some(Err(refuses()));
+        assert_unchanged(&mut watch, 10 * INTERVAL).await;
+        *result.lock().unwrap() = Some(Err(refuses()));
         watch.changed().await.report("redis at there:1", &dependency);
         assert_eq!(health.unready()["store"], "redis at there:1: out of memory");
-        *told.lock().unwrap() = Some(Ok(()));
+        *result.lock().unwrap() = Some(Ok(()));
         watch.changed().await.report("redis at there:1", &dependency);
         assert!(health.unready().is_empty());
         assert!(began.elapsed() < 14 * INTERVAL, "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_failure_is_no_outage_and_one_success_no_recovery() {
-        let looks = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&looks);
+    async fn one_failure_is_not_an_outage_and_one_success_not_a_recovery() {
+        let probes = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&probes);
         let every_other = move || {
             let fails = counted.fetch_add(1, Ordering::Relaxed) % 2 == 1;
             async move { if fails { Err(refuses()) } else { Ok(()) } }
         };
         let mut watch = StoreWatch::new(Outcomes::default(), INTERVAL, every_other);
-        nothing_new(&mut watch, 20 * INTERVAL).await;
+        assert_unchanged(&mut watch, 20 * INTERVAL).await;
         watch.state = StoreState::Troubled(refuses());
-        nothing_new(&mut watch, 20 * INTERVAL).await;
-        assert!(looks.load(Ordering::Relaxed) > 20);
+        assert_unchanged(&mut watch, 20 * INTERVAL).await;
+        assert!(probes.load(Ordering::Relaxed) > 20);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_that_keep_failing_count_although_the_small_write_goes_well() {
+    async fn requests_that_keep_failing_count_although_the_probe_succeeds() {
         let outcomes = Outcomes::default();
-        let (_told, mut watch) = watch(&outcomes);
+        let (_result, mut watch) = watch(&outcomes);
         for _ in 0..FAILED_REQUESTS {
             outcomes.failed(Access::Write, "disk full");
             outcomes.succeeded(Access::Read);
@@ -341,20 +342,20 @@ mod tests {
         let began = Instant::now();
         let trouble = Trouble::Refuses("disk full".to_owned());
         assert_eq!(watch.changed().await, StoreState::Troubled(trouble));
-        assert!(began.elapsed() < INTERVAL, "a failure is looked at soon: {:?}", began.elapsed());
+        assert!(began.elapsed() < INTERVAL, "a failure is probed soon: {:?}", began.elapsed());
         assert_eq!(watch.changed().await, StoreState::Works, "after a while without requests");
-        assert!(began.elapsed() >= FAILURES_COUNT_FOR);
+        assert!(began.elapsed() >= FAILURES_VALID_FOR);
 
         outcomes.failed(Access::Write, "disk full");
         outcomes.succeeded(Access::Write);
-        nothing_new(&mut watch, 10 * INTERVAL).await;
+        assert_unchanged(&mut watch, 10 * INTERVAL).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_hangs_is_away_unless_requests_write_meanwhile() {
         let outcomes = Outcomes::default();
-        let (told, mut watch) = watch(&outcomes);
-        *told.lock().unwrap() = None;
+        let (result, mut watch) = watch(&outcomes);
+        *result.lock().unwrap() = None;
         let writing = async {
             loop {
                 outcomes.succeeded(Access::Write);
@@ -362,7 +363,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = nothing_new(&mut watch, 10 * INTERVAL) => {}
+            () = assert_unchanged(&mut watch, 10 * INTERVAL) => {}
             () = writing => {}
         }
         let away = Trouble::Away("it takes too long to answer".to_owned());

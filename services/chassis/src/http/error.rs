@@ -1,7 +1,7 @@
-//! The one error body of the contract, `{"error", "message"}` with the trace id beside them, and the statuses it comes with.
+//! The error body of every failed call, `{"error", "message", "traceId"}`, and its statuses.
 //!
-//! A failed call is answered in English. [`in_the_readers_language`] puts it into the language that
-//! the request prefers, so that handlers need not know of languages.
+//! Handlers write English. [`localize_error`] translates the message into the language that the
+//! request prefers.
 
 use std::time::Duration;
 
@@ -18,34 +18,33 @@ use serde::{Deserialize, Serialize};
 
 use super::{Language, Message, messages};
 
-/// What a client reads when a call fails.
+/// The body of a failed call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ErrorBody {
     /// The kind of error, for programs: `malformed`, `unauthenticated`, `forbidden`, `not_found`,
     /// `method_not_allowed`, `timeout`, `conflict`, `too_large`, `unsupported`, `invalid`,
-    /// `rate_limited`, `internal`, `bad_gateway` or `unavailable`. There may be more of them one day.
+    /// `rate_limited`, `internal`, `bad_gateway` or `unavailable`. Later versions may add more.
     #[schema(example = "invalid")]
     pub error: String,
-    /// What was wrong, what was expected and what to do, for people: in Korean where
-    /// `Accept-Language` prefers it, else in English.
+    /// What was wrong, what was expected and what to do, for people. In Korean if
+    /// `Accept-Language` prefers it, otherwise in English.
     #[schema(example = "pageNo must be a whole number from 1 on")]
     pub message: String,
-    /// The trace in which it failed: what to tell whoever runs the service.
+    /// The trace of the failed call. Give it to the operator when you report the failure.
     #[serde(rename = "traceId", default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "4bf92f3577b34da6a3ce929d0e0e4736")]
     pub trace_id: Option<String>,
 }
 
 impl ErrorBody {
-    /// With the trace that is current here, if any.
+    /// An error body with the id of the current trace, if there is one.
     pub fn new(error: impl Into<String>, message: impl Into<String>) -> Self {
         let trace_id = crate::telemetry::current_trace_id();
         Self { error: error.into(), message: message.into(), trace_id }
     }
 }
 
-/// A failed call: its status and its [`ErrorBody`]. Handlers return it; nothing below `http` knows
-/// it.
+/// A failed call: its status and its [`ErrorBody`]. Only the HTTP layer uses it.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -70,32 +69,32 @@ impl ApiError {
     }
 
     plain! {
-        /// 400: the request is not of the form that HTTP or JSON asks for.
+        /// 400: the request is not valid HTTP or JSON.
         malformed, BAD_REQUEST, "malformed";
-        /// 403: the caller may not do this.
+        /// 403: the caller is not allowed to do this.
         forbidden, FORBIDDEN, "forbidden";
-        /// 404: no such thing.
+        /// 404: the resource does not exist.
         not_found, NOT_FOUND, "not_found";
-        /// 405: the path is known, the method is not.
+        /// 405: the path exists, but not with this method.
         method_not_allowed, METHOD_NOT_ALLOWED, "method_not_allowed";
-        /// 408: the client does not send what it announced.
+        /// 408: the request's body does not arrive in time.
         too_slow, REQUEST_TIMEOUT, "timeout";
-        /// 409: the state of things forbids it.
+        /// 409: the request conflicts with the current state.
         conflict, CONFLICT, "conflict";
         /// 413: the body is over the limit.
         too_large, PAYLOAD_TOO_LARGE, "too_large";
-        /// 422: well-formed, but a value is not allowed.
+        /// 422: a well-formed request with a value that is not allowed.
         invalid, UNPROCESSABLE_ENTITY, "invalid";
     }
 
-    /// 401: the call needs a session, and there is none.
+    /// 401: the call needs a session.
     pub fn unauthenticated(message: Message) -> Self {
         // A 401 must say how to authenticate (RFC 9110, 15.5.2).
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", message)
             .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tourin\""))
     }
 
-    /// 415: the body is not JSON, by its own `Content-Type`.
+    /// 415: the `Content-Type` is not JSON.
     pub(super) fn not_json() -> Self {
         let message = messages::content_type_not_json();
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message)
@@ -109,17 +108,17 @@ impl ApiError {
             .with(ACCEPT_ENCODING, HeaderValue::from_static("identity"))
     }
 
-    /// 429: too many calls; `retry_after` says when to try again.
+    /// 429: too many calls. The client may try again after `retry_after`.
     pub fn rate_limited(message: Message, retry_after: Duration) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message).retry_after(retry_after)
     }
 
-    /// 503: something this service needs is down; `retry_after` says when to try again.
+    /// 503: a dependency is down. The client may try again after `retry_after`.
     pub fn unavailable(message: Message, retry_after: Duration) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message).retry_after(retry_after)
     }
 
-    /// 500: a fault of ours. The cause is logged when the answer is made; the client is not told.
+    /// 500: a fault of this service. The cause is logged, and not sent to the client.
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
         let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", messages::internal());
         Self { cause: Some(cause.into()), ..error }
@@ -131,17 +130,17 @@ impl ApiError {
     }
 
     fn retry_after(self, after: Duration) -> Self {
-        // Whole seconds, rounded up: a client that waits this long is not refused again.
+        // Seconds are rounded up, so that a client that waits this long is not refused again.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         self.with(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
 
-    /// The status it is answered with.
+    /// The response's status.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// What a client reads in English.
+    /// The response's body in English.
     pub fn body(&self) -> ErrorBody {
         ErrorBody::new(self.kind, self.message.to_string())
     }
@@ -153,7 +152,7 @@ impl From<anyhow::Error> for ApiError {
     }
 }
 
-/// What [`in_the_readers_language`] needs of a failed call, among its response's extensions.
+/// The input of [`localize_error`], in the response's extensions.
 #[derive(Clone)]
 struct Translatable {
     body: ErrorBody,
@@ -176,8 +175,8 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Puts a failed call into the language that the request prefers.
-pub(super) async fn in_the_readers_language(request: Request, next: Next) -> Response {
+/// Translates the error body into the language that the request prefers.
+pub(super) async fn localize_error(request: Request, next: Next) -> Response {
     let wanted = Language::preferred(request.headers());
     let mut response = next.run(request).await;
     let Some(Translatable { mut body, message }) = response.extensions_mut().remove() else {
@@ -188,7 +187,7 @@ pub(super) async fn in_the_readers_language(request: Request, next: Next) -> Res
         message.text(wanted).clone_into(&mut body.message);
         response.headers_mut().insert(CONTENT_LANGUAGE, wanted.tag());
         response.headers_mut().remove(CONTENT_LENGTH);
-        // Strings always serialise.
+        // Serialising strings cannot fail.
         *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
     }
     response

@@ -1,4 +1,4 @@
-//! Extractors whose refusals are the contract's error body.
+//! Extractors that reject requests with the error body of [`ApiError`].
 
 use std::num::{IntErrorKind, ParseIntError};
 use std::str::FromStr;
@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use super::{ApiError, Message, messages};
 use crate::text;
 
-/// What the segments of a path are read into.
+/// A type that path segments are read into.
 pub trait Segments: DeserializeOwned + Send {
-    /// The same in Unicode NFC.
+    /// The same value in Unicode NFC.
     fn nfc(self) -> Self;
 }
 
@@ -28,7 +28,7 @@ impl Segments for (String, String) {
     }
 }
 
-/// Path segments, in Unicode NFC. One that does not parse names nothing that exists: 404.
+/// Path segments in Unicode NFC. A segment that does not parse is answered 404.
 #[derive(Debug, Clone, Copy)]
 pub struct Path<T>(pub T);
 
@@ -43,9 +43,9 @@ impl<T: Segments, S: Send + Sync> FromRequestParts<S> for Path<T> {
     }
 }
 
-/// What a parameter of the query can be.
+/// A type of a query parameter.
 pub trait Parameter: FromStr {
-    /// What to tell a client whose `name` is none.
+    /// The message for a value of `name` that does not parse.
     fn refusal(name: &str, error: &Self::Err) -> Message;
 }
 
@@ -92,8 +92,8 @@ impl Parameter for usize {
     }
 }
 
-/// The query string, decoded; each value without invisible characters, in Unicode NFC, its spaces plain
-/// ([`text::line`]). Parameters that nobody asks for are ignored.
+/// The decoded query string. Values are normalised by [`text::line`]. Unknown parameters are
+/// ignored.
 #[derive(Debug, Clone, Default)]
 pub struct Params(Vec<(String, String)>);
 
@@ -111,10 +111,10 @@ impl Params {
         self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// One value, parsed; `None` when absent.
+    /// The parsed value of a parameter, or `None` when it is absent.
     ///
     /// # Errors
-    /// 422 when it does not parse or is given more than once.
+    /// 422 when the value does not parse or is given more than once.
     pub fn one<T: Parameter>(&self, name: &str) -> Result<Option<T>, ApiError> {
         let mut values = self.values(name);
         let Some(value) = values.next() else {
@@ -126,12 +126,12 @@ impl Params {
         value.parse().map(Some).map_err(|error| ApiError::invalid(T::refusal(name, &error)))
     }
 
-    /// A text, trimmed; `None` when absent or blank.
+    /// A trimmed text, or `None` when it is absent or blank.
     pub fn text(&self, name: &str) -> Option<String> {
         self.values(name).map(str::trim).find(|value| !value.is_empty()).map(ToOwned::to_owned)
     }
 
-    /// A list that repeats (`a=1&a=2`) or is separated by commas (`a=1,2`); blanks are left out.
+    /// A list, repeated (`a=1&a=2`) or separated by commas (`a=1,2`). Blank elements are left out.
     pub fn list(&self, name: &str) -> Vec<String> {
         self.values(name)
             .flat_map(|value| value.split(','))
@@ -141,7 +141,7 @@ impl Params {
             .collect()
     }
 
-    /// Whether the parameter is there at all.
+    /// Whether the parameter is present.
     pub fn has(&self, name: &str) -> bool {
         self.values(name).next().is_some()
     }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_none_is_refused_by_name() {
+    fn an_invalid_number_is_refused_by_name() {
         let error = Params::parse("k=many").one::<u32>("k").unwrap_err();
         assert_eq!(error.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(error.body().message, "k must be a whole number from 0 on");

@@ -1,13 +1,12 @@
-//! Header fields with more than one value, read whole.
+//! Header fields with more than one value.
 //!
-//! A list comes in one line or in several, each with one element or with several (RFC 9110, 5.3 and
-//! 5.6.1), and its bytes need not be ASCII. What cannot be read of it is left out and spoils nothing
-//! else.
+//! A list may span several lines, each with one or more elements (RFC 9110, 5.3 and 5.6.1). Its
+//! bytes need not be ASCII. Elements that cannot be read are left out.
 
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderName};
 
-/// The parts of `text` between separators, except for those in quoted strings (RFC 9110, 5.6.4).
+/// Splits `text` at separators outside quoted strings (RFC 9110, 5.6.4).
 pub fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let (mut quoted, mut escaped) = (false, false);
     text.split(move |&byte| {
@@ -21,7 +20,7 @@ pub fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]>
     })
 }
 
-/// The elements of a list, over all its lines and without the empty ones.
+/// The elements of a list over all its lines, without empty ones.
 pub fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     let lines = headers.get_all(name).into_iter();
     lines
@@ -31,7 +30,7 @@ pub fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<
 }
 
 /// The elements of a list without their parameters, each with its weight in thousandths (RFC 9110,
-/// 12.4.2): 1000 without a `q`. An element whose weight is invalid is left out.
+/// 12.4.2). The weight is 1000 without a `q`. An element with an invalid weight is left out.
 pub fn weighted<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -48,7 +47,7 @@ pub fn weighted<'a>(
     })
 }
 
-/// `0`, `0.5` or `1.000`.
+/// Parses a weight such as `0`, `0.5` or `1.000`.
 fn thousandths(weight: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(weight).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -63,13 +62,13 @@ fn thousandths(weight: &[u8]) -> Option<u32> {
     }
 }
 
-/// Whether a list of tokens has this one. Case makes no difference.
+/// Whether a list contains the token, ignoring case.
 pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     elements(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// The values of the cookies of this name. A browser sends the one with the longest path first, and
-/// does not say which is which (RFC 6265, 5.4), so that a stale one may stand before the right one.
+/// The values of the cookies with this name. A browser sends the one with the longest path first,
+/// without its path (RFC 6265, 5.4), so a stale value may come before the right one.
 pub fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(COOKIE)
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_token_is_found_beside_what_is_none() {
+    fn a_bearer_token_is_found_beside_invalid_lines() {
         let read = headers(
             AUTHORIZATION,
             &[b"Bearer \xff", b"Basic dTpw", b"Bearer ", b"bearer  t ", b"Bearer u"],

@@ -1,4 +1,4 @@
-//! Bodies in JSON, and the refusals of what is none.
+//! JSON bodies, and the errors of bodies that are not JSON.
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{ApiError, fields, messages, read_value};
 
-/// A JSON body. Of another media type it is 415, not JSON at all 400, JSON of another shape 422.
+/// A JSON body. Another media type is answered 415, invalid JSON 400, JSON of another shape 422.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Json<T>(pub T);
 
@@ -46,10 +46,10 @@ impl From<BytesRejection> for ApiError {
     }
 }
 
-/// A body as JSON of any shape; `None` when there is nothing in it.
+/// A body as JSON of any shape, or `None` when it is empty.
 ///
 /// # Errors
-/// 415 when the headers say that it is something else, 400 when it is not JSON.
+/// 415 when the headers name another type or encoding, 400 when the body is not valid JSON.
 pub fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Option<Value>, ApiError> {
     if body.trim_ascii().is_empty() {
         return Ok(None);
@@ -66,7 +66,7 @@ pub fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Option<Value>, ApiE
         .map_err(|error| ApiError::malformed(messages::body_not_json(error.line(), error.column())))
 }
 
-/// `application/json`, or a type that is JSON by its suffix (RFC 6839).
+/// `application/json`, or a type with the suffix `+json` (RFC 6839).
 fn is_json(value: &HeaderValue) -> bool {
     let media_type = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
     let media_type = media_type.trim_ascii().to_ascii_lowercase();
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_another_type_is_415_with_what_is_taken() {
+    fn a_body_of_another_type_is_415_with_the_accepted_type() {
         for content_type in
             ["application/json", "Application/JSON ; charset=utf-8", "application/x+json"]
         {
@@ -95,7 +95,7 @@ mod tests {
         }
         let form = headers(&[("content-type", "application/x-www-form-urlencoded")]);
         for headers in [form, headers(&[]), headers(&[("content-type", "application/+json")])] {
-            assert_eq!(read_body(&headers, b" \n").unwrap(), None, "there is nothing to take");
+            assert_eq!(read_body(&headers, b" \n").unwrap(), None, "the body is empty");
             let refused = read_body(&headers, b"{}").unwrap_err().into_response();
             assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
             assert_eq!(refused.headers()["accept"], "application/json");
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_where_and_not_quoted() {
+    fn invalid_json_is_located_and_not_quoted() {
         let json = headers(&[("content-type", "application/json")]);
         let deep = vec![b'['; 10_000];
         for body in [&b"{\"password\": \"s3cret\",\n]"[..], b"\xff", b"{}{}", b"NaN", &deep] {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::error::in_the_readers_language;
+use super::error::localize_error;
 use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
 use super::{ApiError, Message, messages};
 use crate::health::Health;
@@ -23,24 +23,24 @@ use crate::identity::{IdentityVerifier, verify_identity};
 use crate::metrics::Metrics;
 use crate::telemetry::Service;
 
-/// Longest log filter that is taken, in bytes.
+/// Longest accepted log filter, in bytes.
 const MAX_LOG_FILTER_BYTES: usize = 4 << 10;
 
-/// Bounds on what a service takes from a connection.
+/// Limits on requests and connections.
 #[derive(Debug, Clone)]
 pub struct HttpLimits {
-    /// Largest request body, in bytes. Default 1 MiB. Bodies are read whole, so that all that are
-    /// under way at once take up to [`HttpLimits::concurrent_requests`] times this.
+    /// Largest request body, in bytes. Default 1 MiB. Bodies are held in memory: all requests in
+    /// flight take up to [`HttpLimits::concurrent_requests`] times this.
     pub body_bytes: usize,
-    /// Time from the whole head of a request to its answer's head, in milliseconds. Default 10 s;
-    /// long polls bound themselves below it or set their own. A request whose body is not whole by
-    /// then is answered 408, another one 503.
+    /// Time from a request's complete head to its response's head, in milliseconds. Default 10 s.
+    /// Long polls stay below it or set their own limit. After it, a request with an incomplete body
+    /// is answered 408, any other 503.
     pub request_timeout_ms: u64,
-    /// Requests handled at once; more are answered 503. Default 1,024.
+    /// Requests in flight. More are answered 503. Default 1,024.
     pub concurrent_requests: usize,
-    /// Time to read a request's head, idle time on a kept-alive connection included, in
-    /// milliseconds. Default 60 s: longer than the gateway keeps an idle connection, so that the
-    /// gateway is the one that closes it.
+    /// Time to read a request's head, in milliseconds. It includes the idle time of a kept-alive
+    /// connection. Default 60 s: longer than the gateway keeps an idle connection, so that the
+    /// gateway closes it first.
     pub header_read_timeout_ms: u64,
 }
 
@@ -55,7 +55,7 @@ impl Default for HttpLimits {
     }
 }
 
-/// [`observed_router`] with metrics that have nothing but the service's requests.
+/// [`observed_router`] with new [`Metrics`].
 pub fn service_router(
     service: &'static str,
     router: Router,
@@ -67,9 +67,9 @@ pub fn service_router(
     observed_router(observer, router, verifier, health, limits)
 }
 
-/// A service's routes with what every service adds: `/healthz`, `/readyz` and `/metrics`, 404 and
-/// 405 with the error body, the verified identity, a span, a log line and a count for each request, a panic as
-/// 500, refusals in the reader's language, the limits, and `/internal/log-filter`.
+/// Adds to a service's routes what every service has: `/healthz`, `/readyz`, `/metrics` and
+/// `/internal/log-filter`; the error body for 404, 405 and panics, in the language of the request;
+/// the verified identity; a span, a log line and a count per request; the limits.
 pub fn observed_router(
     (service, metrics): (Service, Metrics),
     router: Router,
@@ -95,7 +95,7 @@ pub fn observed_router(
         })
         .layer(
             ServiceBuilder::new()
-                .layer(from_fn(in_the_readers_language))
+                .layer(from_fn(localize_error))
                 .layer(from_fn_with_state(observer, observe))
                 .layer(CatchPanicLayer::custom(answer_panic))
                 .layer(from_fn_with_state(permits, limit_concurrency))
@@ -106,9 +106,9 @@ pub fn observed_router(
         .merge(probes)
 }
 
-/// What an operator asks of a program whose clients do not come through [`observed_router`]:
-/// `/healthz`, `/metrics` and `/internal/log-filter`. For a listener that clients do not reach; the
-/// program adds its own `/readyz`.
+/// Routes for operators of a program that does not use [`observed_router`]: `/healthz`, `/metrics`
+/// and `/internal/log-filter`. The listener must not be reachable for clients. The program adds its
+/// own `/readyz`.
 pub fn operators_router(metrics: &Metrics, verifier: IdentityVerifier) -> Router {
     Router::new()
         .route("/internal/log-filter", get(read_log_filter).put(set_log_filter))
@@ -143,7 +143,7 @@ async fn limit_concurrency(
     request: Request,
     next: Next,
 ) -> Response {
-    // Long polls of the mesh's own members must not take the places of clients' calls.
+    // Long polls of other services must not use up the permits for clients' calls.
     if request.uri().path().starts_with("/internal/") {
         return next.run(request).await;
     }
@@ -153,16 +153,15 @@ async fn limit_concurrency(
     }
 }
 
-/// What one request gets.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     time: Duration,
     body_bytes: usize,
 }
 
-/// Handles a request within its time, and only once its body is whole: what is answered as malformed
-/// or too large must have had no effect, also where the operation has no use for a body. The mesh's
-/// own `/internal/` calls, long polls among them, see to both themselves.
+/// Enforces the time limit, and calls the handler only with a complete body: a request that is
+/// answered as malformed or too large must have no effect, even if the handler ignores the body.
+/// `/internal/` routes, which include long polls, enforce their own limits.
 async fn limit_time_and_body(
     State(bounds): State<Bounds>,
     request: Request,
@@ -172,7 +171,7 @@ async fn limit_time_and_body(
         return next.run(request).await;
     }
     let deadline = Instant::now() + bounds.time;
-    let request = match timeout_at(deadline, with_whole_body(request, bounds.body_bytes)).await {
+    let request = match timeout_at(deadline, collect_body(request, bounds.body_bytes)).await {
         Ok(Ok(request)) => request,
         Ok(Err(refusal)) => return refusal.into_response(),
         Err(_) => {
@@ -184,7 +183,7 @@ async fn limit_time_and_body(
     })
 }
 
-async fn with_whole_body(request: Request, limit: usize) -> Result<Request, ApiError> {
+async fn collect_body(request: Request, limit: usize) -> Result<Request, ApiError> {
     if request.body().is_end_stream() {
         return Ok(request);
     }

@@ -1,8 +1,8 @@
-//! What people read in an answer, in each language that Tourin speaks.
+//! Messages for people, in every language of Tourin.
 //!
-//! The messages of a crate are in one place, its `messages` module, which [`messages!`](crate::messages)
-//! makes. A message that lacks a language, or that uses an argument which it does not take, does not
-//! compile, and neither does a plain string in the place of a message.
+//! Each crate has one `messages` module, made by [`messages!`](crate::messages). A message that
+//! lacks a language or uses an undeclared argument does not compile, and neither does a plain
+//! string in place of a message.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,18 +12,18 @@ use http::{HeaderMap, HeaderValue};
 
 use super::fields;
 
-/// A language that messages are in.
+/// A language of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
-    /// For everybody who does not prefer another one.
+    /// The default.
     English,
-    /// For those whose `Accept-Language` prefers it.
+    /// For clients whose `Accept-Language` prefers it.
     Korean,
 }
 
 impl Language {
-    /// The one that a request's `Accept-Language` prefers (RFC 9110, 12.5.4). A region does
-    /// not matter: `ko-KR` is `ko`. `*` stands for the languages that are not named.
+    /// The language that a request's `Accept-Language` prefers (RFC 9110, 12.5.4). The region is
+    /// ignored: `ko-KR` is `ko`. `*` stands for the languages that are not named.
     pub fn preferred(headers: &HeaderMap) -> Self {
         let ranges: Vec<_> = fields::weighted(headers, &ACCEPT_LANGUAGE).collect();
         let (korean, korean_at) = weigh("ko", &ranges);
@@ -32,7 +32,7 @@ impl Language {
         if korean > 0 && (korean > english || first) { Self::Korean } else { Self::English }
     }
 
-    /// As `Content-Language` names it.
+    /// The value for `Content-Language`.
     pub const fn tag(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::English => "en",
@@ -41,8 +41,8 @@ impl Language {
     }
 }
 
-/// How much a language is wanted, in thousandths, and where in the list that is said: of two with the
-/// same weight the first is meant, and one that is named rather than one that `*` stands for.
+/// The weight of a language in thousandths, and its index in the list. Of two equal weights the
+/// first is preferred, and a named language before one that matches `*`.
 fn weigh(language: &str, ranges: &[(&[u8], u32)]) -> (u32, usize) {
     let named = ranges
         .iter()
@@ -65,34 +65,33 @@ pub struct Message {
 }
 
 impl Message {
-    /// One text in both languages; what [`messages!`](crate::messages) makes messages of.
+    /// A message in both languages, for [`messages!`](crate::messages).
     #[doc(hidden)]
     pub fn in_both(english: fmt::Arguments<'_>, korean: fmt::Arguments<'_>) -> Self {
         Self { english: written(english), korean: Some(written(korean)) }
     }
 
-    /// English alone: for calls of the mesh's own programs and of operators, which no member can
-    /// make.
+    /// English only, for calls of operators and of other services.
     pub fn for_operators(english: impl Into<Cow<'static, str>>) -> Self {
         Self { english: english.into(), korean: None }
     }
 
-    /// Several as one, in their order.
+    /// Joins several messages into one, in order.
     pub fn all(messages: &[Self]) -> Self {
         let join = |language, separator: &str| {
             let texts: Vec<_> = messages.iter().map(|message| message.text(language)).collect();
             Cow::Owned(texts.join(separator))
         };
-        // English ones are clauses, Korean ones are sentences.
+        // English messages are clauses, Korean messages are sentences.
         Self { english: join(Language::English, "; "), korean: Some(join(Language::Korean, " ")) }
     }
 
-    /// The language in which a reader of `wanted` gets it.
+    /// The language of [`text`](Self::text) for a reader who wants `wanted`.
     pub fn language(&self, wanted: Language) -> Language {
         if self.korean.is_some() { wanted } else { Language::English }
     }
 
-    /// The text in that language.
+    /// The text in the wanted language, or in English if there is no translation.
     pub fn text(&self, wanted: Language) -> &str {
         match (wanted, &self.korean) {
             (Language::Korean, Some(korean)) => korean,
@@ -100,7 +99,7 @@ impl Message {
         }
     }
 
-    /// Whether it differs by language.
+    /// Whether the message has a translation.
     pub fn is_translated(&self) -> bool {
         self.korean.is_some()
     }
@@ -110,15 +109,15 @@ fn written(text: fmt::Arguments<'_>) -> Cow<'static, str> {
     text.as_str().map_or_else(|| Cow::Owned(fmt::format(text)), Cow::Borrowed)
 }
 
-/// In English, as the log has it.
+/// The English text, for the log.
 impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.english)
     }
 }
 
-/// Makes the messages of a crate: for each a function that takes its arguments and gives the
-/// [`Message`](crate::http::Message), and a test that holds the languages against each other.
+/// Declares the messages of a crate. Each becomes a function from its arguments to a
+/// [`Message`](crate::http::Message). A generated test compares the languages.
 ///
 /// ```
 /// # mod messages {
@@ -135,9 +134,9 @@ impl fmt::Display for Message {
 /// assert_eq!(message.text(Korean), "content 값은 500자를 넘을 수 없습니다.");
 /// ```
 ///
-/// English is a clause without a full stop, so that several can be joined. Korean is polite
-/// (`-ㅂ니다`, `-십시오`), in whole sentences; a particle whose form depends on the sound before it
-/// never follows an argument.
+/// English messages are clauses without a full stop, so that several can be joined. Korean messages
+/// are polite (`-ㅂ니다`, `-십시오`) and complete sentences. A particle whose form depends on the
+/// sound before it never follows an argument.
 #[macro_export]
 macro_rules! messages {
     ($(
@@ -172,11 +171,10 @@ macro_rules! messages {
     };
 }
 
-/// Holds the languages of one message against each other and against the rules of
-/// [`messages!`](crate::messages).
+/// Checks one message against the rules of [`messages!`](crate::messages).
 ///
 /// # Panics
-/// When they differ, or break a rule.
+/// When the languages use different arguments, or break a rule.
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub fn check_message(name: &str, arguments: &[&str], [english, korean]: [&str; 2]) {
@@ -234,7 +232,7 @@ mod tests {
             (&["ko;q=0.000,ko-KR;q=0.001"], true),
             (&["en;q=0.5", "ko"], true),
             (&["en", "ko"], false),
-            // What is no element of the list does not spoil the others.
+            // An invalid element does not affect the others.
             (&["en;q=many,ko;q=0.1"], true),
             (&["ko;q=2,en;q=0.1"], false),
             (&["ko;q=NaN"], false),

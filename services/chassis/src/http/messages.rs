@@ -1,4 +1,4 @@
-//! The messages that every service, and the gateway, may answer with.
+//! The messages of every service and of the gateway.
 
 crate::messages! {
     pub fn no_such_path() {
@@ -22,7 +22,7 @@ crate::messages! {
         ko: "요청 본문은 {limit_bytes}바이트를 넘을 수 없습니다.",
     }
     pub(super) fn no_such_thing() {
-        en: "no such thing",
+        en: "there is no such item",
         ko: "찾으시는 항목이 없습니다.",
     }
     pub(super) fn busy() {
@@ -38,7 +38,7 @@ crate::messages! {
         ko: "요청 본문이 제때 도착하지 않았습니다.",
     }
     pub(super) fn body_broke_off() {
-        en: "the body broke off, or is not as its header says",
+        en: "the body ended too early, or does not match its headers",
         ko: "요청 본문이 중간에 끊겼거나 헤더의 내용과 다릅니다.",
     }
     pub(super) fn body_larger_than_the_call_accepts() {
@@ -66,7 +66,7 @@ crate::messages! {
         ko: "요청 본문은 JSON 객체여야 합니다.",
     }
     pub(super) fn body_not_allowed() {
-        en: "the body is JSON of another form than this call takes",
+        en: "the body is JSON, but not of the form that this call accepts",
         ko: "요청 본문의 JSON 형식이 이 요청에 맞지 않습니다.",
     }
     pub(super) fn missing(name: &str) {
@@ -110,11 +110,11 @@ crate::messages! {
         ko: "{name} 값은 다음 중 하나여야 합니다: {known}",
     }
     pub(super) fn unknown_field(known: &str) {
-        en: "only these fields are taken here: {known}",
+        en: "only these fields are accepted here: {known}",
         ko: "다음 항목만 보낼 수 있습니다: {known}",
     }
     pub(super) fn not_allowed(name: &str) {
-        en: "{name} has a value that is not allowed there",
+        en: "{name} has a value that is not allowed",
         ko: "{name} 값은 여기에 쓸 수 없습니다.",
     }
 }

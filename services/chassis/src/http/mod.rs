@@ -1,5 +1,5 @@
-//! HTTP as every service serves it: the error body, the extractors that answer with it, the layers
-//! around a service's routes, and a server with bounds that drains.
+//! HTTP for every service: the error body, extractors that reject with it, the layers around a
+//! service's routes, and a server with limits and a graceful stop.
 
 mod error;
 mod extract;

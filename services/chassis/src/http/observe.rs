@@ -1,4 +1,4 @@
-//! What is seen of a request from outside its handler: its span, its log line, its count.
+//! The span, the log line and the metrics of each request.
 
 use std::any::Any;
 use std::time::Instant;
@@ -13,20 +13,20 @@ use crate::identity::{REQUEST_ID_HEADER, ServiceCaller};
 use crate::metrics::{self, Metrics};
 use crate::telemetry::{self, HttpRequest, Service, method_name};
 
-/// Tells the caller the trace and the span that answered it (W3C Trace Context level 2).
+/// Carries the trace and span ids of the response (W3C Trace Context level 2).
 pub const TRACE_RESPONSE_HEADER: HeaderName = HeaderName::from_static("traceresponse");
 
-/// Longest request id that is taken over into an answer and a log line, in bytes.
+/// Longest accepted request id, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// What a service's requests are seen with.
 #[derive(Debug, Clone)]
 pub(super) struct Observer {
     pub service: Service,
     pub metrics: Metrics,
 }
 
-/// One span, one line and one count for each request. No query text: it is a person's.
+/// Records one span, one log line and one count per request. Query text is left out because it is
+/// personal data.
 pub(super) async fn observe(
     State(observer): State<Observer>,
     mut request: Request,
@@ -36,12 +36,12 @@ pub(super) async fn observe(
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
     let method = request.method().clone();
-    // The mesh talking to itself: heartbeats and long polls would drown what clients do.
+    // Heartbeats and long polls between services would hide clients' requests.
     let internal = route.starts_with("/internal/") || route.starts_with("/v1/");
     let seen = HttpRequest { unsampled: internal, ..HttpRequest::new(&method, Some(route)) };
     let span = observer.service.server(request.headers(), &seen);
     let request_id = request_id(&request).or_else(|| {
-        // One id for both where the caller brought none.
+        // Without an id from the caller, the trace id is used.
         let id = HeaderValue::try_from(span.trace_id()?).ok()?;
         request.headers_mut().insert(REQUEST_ID_HEADER, id.clone());
         Some(id)
@@ -72,17 +72,17 @@ pub(super) async fn observe(
     response
 }
 
-/// The caller's id for the request, if it is harmless to log.
+/// The caller's request id, if it is safe to log.
 fn request_id(request: &Request) -> Option<HeaderValue> {
-    let harmless = |id: &&HeaderValue| {
+    let is_safe = |id: &&HeaderValue| {
         let bytes = id.as_bytes();
         (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len())
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
     };
-    request.headers().get_all(REQUEST_ID_HEADER).into_iter().find(harmless).cloned()
+    request.headers().get_all(REQUEST_ID_HEADER).into_iter().find(is_safe).cloned()
 }
 
-/// A panic in a handler: logged with its trace, counted, answered 500.
+/// Answers a panic in a handler with 500. It is logged with its trace, and counted.
 pub(super) fn answer_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
     metrics::count_panic();
     let message = panic
@@ -94,13 +94,13 @@ pub(super) fn answer_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
     ApiError::internal(anyhow::anyhow!("panicked: {message}")).into_response()
 }
 
-/// `GET /internal/log-filter`: what the process logs now.
+/// `GET /internal/log-filter`: the current log filter.
 pub(super) async fn read_log_filter(_: ServiceCaller) -> Result<String, ApiError> {
     telemetry::log_filter().ok_or_else(not_started)
 }
 
-/// `PUT /internal/log-filter`: the body is a filter in the form of `--log`. It holds for the whole
-/// process until it ends or the filter is set again.
+/// `PUT /internal/log-filter`: the body is a filter in the form of `--log`. It applies to the
+/// process until its end or the next change.
 pub(super) async fn set_log_filter(
     caller: ServiceCaller,
     filter: String,
@@ -113,5 +113,7 @@ pub(super) async fn set_log_filter(
 }
 
 fn not_started() -> ApiError {
-    ApiError::not_found(Message::for_operators("this process's logging was not started here"))
+    ApiError::not_found(Message::for_operators(
+        "the logging of this process was not started by this service",
+    ))
 }

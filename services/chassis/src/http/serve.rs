@@ -1,4 +1,4 @@
-//! A server with bounds that drains.
+//! An HTTP server with limits and a graceful stop.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,21 +19,21 @@ use tower::ServiceExt;
 use super::HttpLimits;
 use crate::shutdown::Shutdown;
 
-/// A listening address that cannot be had.
+/// Binding the listening address failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody else listens there.
+    /// Another process listens there.
     #[error("--listen {0}: the address is taken by another process; choose another port")]
     Taken(SocketAddr),
-    /// Anything else the operating system says.
+    /// Another error of the operating system.
     #[error("--listen {0}: cannot listen there: {1}")]
     Other(SocketAddr, io::Error),
 }
 
-/// Listens on `address`; port 0 takes a free one.
+/// Listens on `address`. Port 0 selects a free port.
 ///
 /// # Errors
-/// When the address is taken or not ours.
+/// When the address is taken or not available on this machine.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => BindError::Taken(address),
@@ -41,11 +41,11 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     })
 }
 
-/// Serves until `stop`, then lets requests in flight finish for at most `drain_timeout`. New
-/// connections are refused from the stop on; kept-alive ones are closed after their answer.
+/// Serves until `stop`, then lets requests in flight finish for at most `drain_timeout`. After the
+/// stop new connections are refused, and kept-alive connections are closed after their response.
 ///
 /// # Errors
-/// Never for a single connection; only when the listener itself fails for good.
+/// When the listener fails for good. Errors of single connections are only logged.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -64,8 +64,8 @@ pub async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of file descriptors, or a peer that left before the handshake: neither
-                    // is a reason to stop, and a pause keeps the first from spinning.
+                    // Out of file descriptors, or the peer left before the handshake. The pause
+                    // keeps the loop from spinning in the first case.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
@@ -91,7 +91,7 @@ pub async fn serve(
     if tokio::time::timeout(drain_timeout, graceful.shutdown()).await.is_err() {
         tracing::warn!(open, "connections cut at the end of the drain");
     }
-    // Nothing of a request runs on when this returns: what it works with is closed next.
+    // No request may run after the return: the caller closes the stores next.
     cut.cancel();
     connections.close();
     connections.wait().await;
@@ -99,7 +99,7 @@ pub async fn serve(
 }
 
 fn stream_options(stream: TcpStream) -> TcpStream {
-    // Small answers must not wait for the peer's acknowledgement. A socket that refuses works too.
+    // Small responses must not wait for the peer's acknowledgement. A socket works without it, too.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }

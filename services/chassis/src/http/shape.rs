@@ -1,7 +1,7 @@
-//! JSON as Rust types, with refusals that say which field is wrong and what it must be.
+//! Reads JSON into Rust types. The errors name the wrong field and what it must be.
 //!
-//! serde's own words speak of Rust's types and quote what was sent, which may be a password. So the
-//! values are read by a deserializer whose error is a problem of the client's.
+//! serde's own errors speak of Rust's types and quote the input, which may be a password. This
+//! deserializer has errors written for clients.
 
 use std::fmt;
 
@@ -12,29 +12,29 @@ use serde_json::Value;
 
 use super::{Message, messages};
 
-/// Longest path to a field that a refusal names, in characters: the keys of a map are the client's.
+/// Longest path to a field in a message, in characters. The client chooses the keys of a map.
 const MAX_PATH_CHARS: usize = 80;
 
-/// A JSON value as `T`.
+/// Reads a JSON value as `T`.
 ///
 /// # Errors
-/// The field that is wrong and what it must be. What was sent is not quoted: it may be a password.
+/// The message names the wrong field and what it must be. It does not quote the input.
 pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, Message> {
     serde_path_to_error::deserialize(Node(value)).map_err(|error| {
         let path: String = error.path().to_string().chars().take(MAX_PATH_CHARS).collect();
-        // How the crate writes the value itself.
+        // serde_path_to_error writes the root as ".".
         let path = if path == "." { "" } else { path.as_str() };
         error.into_inner().at(path)
     })
 }
 
-/// What is wrong with a value.
+/// Why a value is refused.
 #[derive(Debug)]
 enum Problem {
     Missing(&'static str),
     NotA(Kind),
     NotOneOf(&'static [&'static str]),
-    /// A field besides these.
+    /// A field that is not one of these.
     Unknown(&'static [&'static str]),
     NotAllowed,
 }
@@ -100,11 +100,11 @@ impl Error for Problem {
     }
 }
 
-/// A value, as a deserializer.
+/// A value that is a deserializer.
 struct Node(Value);
 
 impl Node {
-    /// For a type that is made of values of this kind alone.
+    /// For a type that accepts only values of this kind.
     fn only<'de, V: Visitor<'de>>(self, kind: Kind, visitor: V) -> Result<V::Value, Problem> {
         let is_of_kind = match kind {
             Kind::String => self.0.is_string(),
@@ -184,7 +184,7 @@ impl<'de> Deserializer<'de> for Node {
         visitor.visit_newtype_struct(self)
     }
 
-    /// Not of a list of the fields' values, which serde would take too.
+    /// serde would also accept a list of the fields' values.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -194,7 +194,7 @@ impl<'de> Deserializer<'de> for Node {
         self.only(Kind::Object, visitor)
     }
 
-    /// Of a variant's name alone; nothing that is read here has other enums.
+    /// Accepts only a variant's name: no type that is read here has other enums.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -285,7 +285,7 @@ mod tests {
             assert_eq!(with("count", count), "count must be a whole number from 0 on");
         }
         let many = u64::from(u32::MAX) + 1;
-        assert_eq!(with("count", json!(many)), "count has a value that is not allowed there");
+        assert_eq!(with("count", json!(many)), "count has a value that is not allowed");
         assert_eq!(with("note", json!(1)), "note must be a string");
         assert_eq!(with("how", json!("rail")), "how must be one of foot, bus");
         assert_eq!(with("how", json!(1)), "how must be one of foot, bus");
@@ -296,22 +296,22 @@ mod tests {
             with("stops", json!([{"lat": "x"}])),
             "stops[0].lat must be a number such as 37.56"
         );
-        assert_eq!(with("address", json!("here")), "address has a value that is not allowed there");
+        assert_eq!(with("address", json!("here")), "address has a value that is not allowed");
         let more = with("stops", json!([{"lat": 1, "s3cret": 2}]));
-        assert_eq!(more, "only these fields are taken here: lat");
+        assert_eq!(more, "only these fields are accepted here: lat");
         let long = with("extra", json!({"k".repeat(10_000): 1}));
         assert!(long.chars().count() < 200 && long.ends_with("k must be a string"), "{long}");
     }
 
     #[test]
-    fn what_is_no_object_is_refused_as_a_whole() {
+    fn a_body_that_is_not_an_object_is_refused() {
         for value in [json!(null), json!("s3cret"), json!(["hana12345", true]), json!(1)] {
             assert_eq!(refusal(value), "the body must be a JSON object");
         }
         let list = read_value::<Vec<u64>>(json!({})).unwrap_err();
         assert_eq!(
             list.text(Language::English),
-            "the body is JSON of another form than this call takes"
+            "the body is JSON, but not of the form that this call accepts"
         );
     }
 }

@@ -68,11 +68,11 @@ async fn every_refusal_has_the_error_body() {
 
     let (status, _, body) = answer(plain(), get_request("/panic")).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
-    assert!(!body.contains("boom"), "the cause is not the client's business: {body}");
+    assert!(!body.contains("boom"), "the cause must not reach the client: {body}");
 }
 
 #[tokio::test]
-async fn bodies_are_told_apart_by_what_is_wrong_with_them() {
+async fn each_kind_of_invalid_body_has_its_own_error() {
     let json = |body: &'static str| {
         Request::post("/echo")
             .header(header::CONTENT_TYPE, "application/json")
@@ -83,7 +83,7 @@ async fn bodies_are_told_apart_by_what_is_wrong_with_them() {
     for (sent, status, message) in [
         ("[1,", 400, "the body is not JSON: look at line 1, column 3"),
         ("", 400, "the body is empty: expected JSON"),
-        ("{}", 422, "the body is JSON of another form than this call takes"),
+        ("{}", 422, "the body is JSON, but not of the form that this call accepts"),
         (r#"[1,"2"]"#, 422, "[1] must be a whole number from 0 on"),
     ] {
         let (answered, _, body) = answer(plain(), json(sent)).await;
@@ -133,13 +133,13 @@ async fn every_refusal_is_in_the_readers_language() {
         assert_eq!(headers[header::CONTENT_LANGUAGE], "en", "{path}");
         assert_eq!(headers[header::VARY], "accept-language", "{path}");
     }
-    // What only operators read is in English.
+    // Messages for operators are in English.
     let (status, headers, _) =
         answer(router.clone(), ask("GET", "/internal/log-filter", "ko")).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     assert_eq!(headers[header::CONTENT_LANGUAGE], "en");
     assert!(!headers.contains_key(header::VARY));
-    // What is no refusal is not touched.
+    // A successful response is not changed.
     let (_, headers, _) = answer(router, ask("GET", "/who", "ko")).await;
     assert!(!headers.contains_key(header::VARY) && !headers.contains_key(header::CONTENT_LANGUAGE));
 }
@@ -207,9 +207,9 @@ async fn a_body_that_does_not_come_is_the_clients_fault_and_a_slow_handler_is_no
     assert_eq!(slow.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
-/// Not even by a handler that does not look at it.
+/// Even if the handler ignores the body.
 #[tokio::test]
-async fn nothing_is_done_before_the_body_is_whole() {
+async fn the_handler_runs_only_with_a_complete_body() {
     static DONE: AtomicU32 = AtomicU32::new(0);
     let routes =
         Router::new().route("/do", post(|| async { DONE.fetch_add(1, SeqCst).to_string() }));
@@ -267,7 +267,7 @@ async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
     let (address, stop, serving) = serve_one(release.clone()).await;
     let mut client = TcpStream::connect(address).await.unwrap();
     client.write_all(b"GET /wait HTTP/1.1\r\nhost: demo\r\n\r\n").await.unwrap();
-    // An idle kept-alive connection must not hold the drain up.
+    // An idle kept-alive connection must not delay the drain.
     let _idle = TcpStream::connect(address).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
 
@@ -310,17 +310,17 @@ async fn every_answer_names_its_trace() {
     let trace_response = headers[TRACE_RESPONSE_HEADER].to_str().unwrap();
     assert!(trace_response.starts_with(&format!("00-{TRACE}-")), "{trace_response}");
 
-    // Without a trace of the caller's there is a new one, and the caller's own id stays.
+    // Without the caller's trace there is a new one. The caller's request id stays.
     let named = Request::get("/who").header("x-request-id", "mine-1").body(Body::empty()).unwrap();
     let (_, headers, _) = answer(plain(), named).await;
     assert_eq!(headers["x-request-id"], "mine-1");
     assert!(headers.contains_key(TRACE_RESPONSE_HEADER));
-    // What is not harmless to log is replaced.
+    // An id that is not safe to log is replaced.
     let odd = Request::get("/who").header("x-request-id", "<b>").body(Body::empty()).unwrap();
     assert_eq!(answer(plain(), odd).await.1["x-request-id"].len(), 32);
 
     let (_, headers, _) = answer(plain(), get_request("/healthz")).await;
-    assert!(!headers.contains_key(TRACE_RESPONSE_HEADER), "probes are nobody's request");
+    assert!(!headers.contains_key(TRACE_RESPONSE_HEADER), "probes have no trace");
 }
 
 #[tokio::test]
@@ -338,12 +338,12 @@ async fn requests_and_panics_are_counted() {
         assert!(text.contains(line), "{text}");
     }
     let panics = text.lines().find_map(|line| line.strip_prefix("tourin_panics_total "));
-    // The process's, so another test's may be among them.
+    // The count is per process: other tests may add to it.
     assert!(panics.unwrap().parse::<u64>().unwrap() >= 1);
 }
 
 #[tokio::test]
-async fn the_log_filter_is_for_the_mesh_alone() {
+async fn only_services_may_set_the_log_filter() {
     let secret = Secret::random();
     let router = router(&secret, Health::new(), &HttpLimits::default());
     crate::telemetry::init(&crate::config::LogSettings {

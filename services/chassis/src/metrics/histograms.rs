@@ -1,4 +1,4 @@
-//! Histograms that somebody else keeps.
+//! Histograms whose values are read when Prometheus scrapes.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::histogram::Histogram;
 
-/// A histogram at a moment.
+/// The values of a histogram.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HistogramReading {
-    /// How many fell into each bucket and into none below it; what is beyond the last is not in here.
+    /// The count of each bucket alone, not cumulative. Values above the last bucket are not in it.
     pub buckets: Vec<u64>,
-    /// How many in all.
+    /// The count of all values.
     pub count: u64,
-    /// Their sum.
+    /// The sum of all values.
     pub sum: f64,
 }
 

@@ -25,7 +25,7 @@ struct Operation {
     method: &'static str,
 }
 
-/// Counts requests by route, method and class of status, and measures them.
+/// Counts and measures requests by route, method and class of status.
 #[derive(Debug, Clone)]
 pub struct HttpMetrics {
     service: &'static str,
@@ -54,8 +54,8 @@ impl HttpMetrics {
         metrics
     }
 
-    /// One request. `route` is a template and `method` a name from a fixed list: what a stranger
-    /// chooses freely must not become a label.
+    /// Observes one request. `route` is a template and `method` a name from a fixed list: a value
+    /// that clients choose freely must not become a label.
     pub fn observe(&self, route: &str, method: &'static str, status: u16, took: Duration) {
         let status_class = match status {
             100..=199 => "1xx",

@@ -1,8 +1,8 @@
 //! Metrics for Prometheus, at `/metrics` of each service.
 //!
-//! A registry belongs to one service, so that several services in one process do not clash. What
-//! the whole process has (spans dropped, panics) is in each service's answer. Labels have few
-//! values: a [`CounterBy`] counts every value beyond its bound as `other`.
+//! Each service has its own registry, so that several services in one process do not clash. Metrics
+//! of the process (spans dropped, panics) are in the output of each service. Labels have few
+//! values: a [`CounterBy`] counts values beyond its limit as `other`.
 
 mod histograms;
 mod http;
@@ -26,17 +26,16 @@ use self::histograms::ReadHistograms;
 pub use self::http::HttpMetrics;
 use crate::telemetry;
 
-/// What Prometheus asks for and gets.
+/// The content type of the OpenMetrics format.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Values of one label that are told apart; more are counted as `other`.
+/// Distinct values of one label. Further values are counted as `other`.
 const MAX_LABEL_VALUES: usize = 100;
 
-/// Bounds of a histogram of durations, in seconds: from what a cache answers in to what a client
-/// gives up at.
+/// Buckets for durations of requests, in seconds: from a cached response to a client's timeout.
 pub const REQUEST_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Bounds for the time from an event to its effect, in seconds: retries and outages make it long.
+/// Buckets for the time from an event to its effect, in seconds. Retries and outages make it long.
 pub const EVENT_SECONDS: &[f64] =
     &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1_800.0];
 
@@ -47,11 +46,11 @@ pub fn count_panic() {
     PANICS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A service's metrics. A clone is the same ones.
+/// A service's metrics. Clones share them.
 ///
-/// Names are given whole and without the suffix `_total`, which counters get on their own:
+/// Names are complete, without the suffix `_total`, which counters get on their own:
 /// `metrics.counter("tourin_outbox_published", "Events published")`. Registering a name twice is a
-/// mistake in the program that shows as a metric that is there twice.
+/// bug: the metric then appears twice in the output.
 #[derive(Clone)]
 pub struct Metrics {
     inner: Arc<Inner>,
@@ -70,7 +69,7 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// The metrics of `service`, with those of its requests and of the process.
+    /// The metrics of `service`, including those of its requests and of the process.
     pub fn new(service: &'static str) -> Self {
         let mut registry = Registry::default();
         let http = HttpMetrics::register(&mut registry, service);
@@ -83,7 +82,7 @@ impl Metrics {
         self.inner.service
     }
 
-    /// Requests, errors and durations; what [`crate::http::service_router`] counts with.
+    /// The metrics of requests, for [`crate::http::observed_router`].
     pub fn http(&self) -> &HttpMetrics {
         &self.inner.http
     }
@@ -92,36 +91,36 @@ impl Metrics {
         act(&mut self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A count that only grows.
+    /// A counter.
     pub fn counter(&self, name: &str, help: &str) -> Counter {
         let counter = PromCounter::<u64>::default();
         self.with_registry(|registry| registry.register(name, help, counter.clone()));
         Counter(counter)
     }
 
-    /// A count for each value of one label.
+    /// A counter per value of one label.
     pub fn counter_by(&self, name: &str, help: &str, label: &'static str) -> CounterBy {
         let family = Family::<[(&'static str, String); 1], PromCounter>::default();
         self.with_registry(|registry| registry.register(name, help, family.clone()));
         CounterBy { label, family, known: Arc::default() }
     }
 
-    /// A value that goes up and down and that its owner sets.
+    /// A gauge that its owner sets.
     pub fn gauge(&self, name: &str, help: &str) -> Gauge {
         let gauge = PromGauge::<f64, AtomicU64>::default();
         self.with_registry(|registry| registry.register(name, help, gauge.clone()));
         Gauge(gauge)
     }
 
-    /// How often which sizes occur; `buckets` are upper bounds, such as [`REQUEST_SECONDS`].
+    /// A histogram. `buckets` are upper bounds, such as [`REQUEST_SECONDS`].
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         let histogram = PromHistogram::new(buckets.iter().copied());
         self.with_registry(|registry| registry.register(name, help, histogram.clone()));
         Histogram(histogram)
     }
 
-    /// [`Metrics::histogram`] for each of a fixed set of values of one label, ready to be observed
-    /// without a look-up.
+    /// A [`Metrics::histogram`] for each of a fixed set of values of one label. Observing needs no
+    /// look-up.
     pub fn histograms_by(
         &self,
         name: &str,
@@ -138,8 +137,8 @@ impl Metrics {
         values.into_iter().map(|value| (value.clone(), Histogram(of(&value)))).collect()
     }
 
-    /// A value that is read when Prometheus asks. `read` must be quick and not block; `None` leaves
-    /// the metric out.
+    /// A gauge that is read when Prometheus scrapes. `read` must be quick and not block. `None`
+    /// leaves the metric out.
     pub fn gauge_read(
         &self,
         name: &'static str,
@@ -150,8 +149,8 @@ impl Metrics {
         self.register_read(Read { name, help, counter: false, read: Box::new(one) });
     }
 
-    /// Values with labels that are read when Prometheus asks, such as a queue's depth for each
-    /// queue. The label sets must be few and bounded.
+    /// Gauges with labels that are read when Prometheus scrapes, such as the depth of each queue.
+    /// The number of label sets must be small and bounded.
     pub fn gauges_read(
         &self,
         name: &'static str,
@@ -161,7 +160,7 @@ impl Metrics {
         self.register_read(Read { name, help, counter: false, read: Box::new(read) });
     }
 
-    /// [`Metrics::gauges_read`] for counts that somebody else keeps and that only grow.
+    /// [`Metrics::gauges_read`] for counters.
     pub fn counters_read(
         &self,
         name: &'static str,
@@ -171,8 +170,7 @@ impl Metrics {
         self.register_read(Read { name, help, counter: true, read: Box::new(read) });
     }
 
-    /// Histograms that somebody else keeps, each with its labels; `bounds` are the upper bounds of
-    /// their buckets.
+    /// [`Metrics::gauges_read`] for histograms. `bounds` are the upper bounds of their buckets.
     pub fn histograms_read(
         &self,
         name: &'static str,
@@ -188,10 +186,10 @@ impl Metrics {
         self.with_registry(|registry| registry.register_collector(Box::new(read)));
     }
 
-    /// All of it as text, in the OpenMetrics format.
+    /// All metrics as text, in the OpenMetrics format.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         self.with_registry(|registry| encode(&mut text, registry)).ok();
         text
     }
@@ -214,11 +212,11 @@ impl Metrics {
 pub struct Counter(PromCounter<u64>);
 
 impl Counter {
-    /// One more.
+    /// Adds one.
     pub fn increase(&self) {
         self.0.inc();
     }
-    /// So many more.
+    /// Adds `count`.
     pub fn add(&self, count: u64) {
         self.0.inc_by(count);
     }
@@ -233,13 +231,13 @@ pub struct CounterBy {
 }
 
 impl CounterBy {
-    /// So many more of `value`.
+    /// Adds `count` to the counter of `value`.
     pub fn add(&self, value: &str, count: u64) {
         let value = self.bounded(value);
         self.family.get_or_create(&[(self.label, value)]).inc_by(count);
     }
 
-    /// One more of `value`.
+    /// Adds one to the counter of `value`.
     pub fn increase(&self, value: &str) {
         self.add(value, 1);
     }
@@ -262,11 +260,11 @@ impl CounterBy {
 pub struct Gauge(PromGauge<f64, AtomicU64>);
 
 impl Gauge {
-    /// It is this now.
+    /// Sets the value.
     pub fn set(&self, value: f64) {
         self.0.set(value);
     }
-    /// So much more, or less when negative.
+    /// Adds `value`, which may be negative.
     pub fn add(&self, value: f64) {
         self.0.inc_by(value);
     }
@@ -277,7 +275,7 @@ impl Gauge {
 pub struct Histogram(PromHistogram);
 
 impl Histogram {
-    /// One of this size.
+    /// Observes one value.
     pub fn observe(&self, value: f64) {
         self.0.observe(value);
     }
@@ -319,7 +317,7 @@ impl Collector for Read {
             ConstGauge::new(0f64).metric_type()
         };
         let mut metric = encoder.encode_descriptor(self.name, self.help, None, kind)?;
-        // Without labels there is one reading, and no braces after its name.
+        // A single reading without labels is written without braces after its name.
         if let [(labels, value)] = &readings[..]
             && labels.is_empty()
         {
@@ -340,7 +338,7 @@ fn encode_one(counter: bool, value: f64, encoder: MetricEncoder<'_>) -> fmt::Res
     }
 }
 
-/// What the process has and no service in particular.
+/// Metrics of the process.
 #[derive(Debug)]
 struct Process;
 

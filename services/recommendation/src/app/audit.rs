@@ -1,4 +1,4 @@
-//! What the stores hold, for whoever compares it with what was done.
+//! Reads the contents of the stores, for tools that compare them with the actions of members.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,43 +12,43 @@ use tourin_shared_events::consumer::ConsumerStats;
 use super::ports::{Deeds, HistoryStore, PortError, TrendStore};
 use crate::domain::spot::SpotId;
 
-/// The most spots of each kind in the answer about a member.
+/// The maximum number of spots of each kind in a member's interactions.
 pub const MAX_DEEDS: usize = 10_000;
 
-/// Answers questions about single spots and members.
+/// Queries about single spots and members.
 #[derive(Clone)]
 pub struct Audit {
     /// The trend's scores.
     pub trend: Arc<dyn TrendStore>,
     /// Members' histories.
     pub histories: Arc<dyn HistoryStore>,
-    /// The time in which what counts for the trend halves.
+    /// The trend's half-life.
     pub half_life: Duration,
-    /// The time.
+    /// The clock of trend values.
     pub clock: SharedClock,
-    /// Where events come from.
+    /// The source of events.
     pub events: Arc<dyn Subscriber>,
-    /// What has become of them, by queue.
+    /// The counters of the consumers, by queue.
     pub consumers: Vec<(&'static str, Arc<ConsumerStats>)>,
 }
 
-/// What spots are worth for the trend at a time.
+/// Trend values of spots at one time.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Worth {
-    /// The time.
+pub struct TrendValues {
+    /// The time of the values.
     pub at: DateTime<Utc>,
-    /// By spot; those that never counted are left out.
+    /// The values by spot, without spots that never counted.
     pub values: HashMap<SpotId, f64>,
 }
 
 impl Audit {
-    /// What spots are worth now.
+    /// The current trend values of spots.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn worth(&self, spots: &[SpotId]) -> Result<Worth, PortError> {
+    pub async fn trend_values(&self, spots: &[SpotId]) -> Result<TrendValues, PortError> {
         let at = self.clock.now();
-        Ok(Worth { at, values: self.trend.values(spots, at).await? })
+        Ok(TrendValues { at, values: self.trend.values(spots, at).await? })
     }
 
     /// How many events are still to come, and how many are done with; effects are committed by then.
@@ -64,7 +64,7 @@ impl Audit {
         Ok((waiting, handled.sum()))
     }
 
-    /// What a member has viewed and bookmarked, up to [`MAX_DEEDS`] of each.
+    /// The spots that a member has viewed and bookmarked, up to [`MAX_DEEDS`] of each.
     ///
     /// # Errors
     /// When the store fails.

@@ -1,4 +1,4 @@
-//! What events do to the stores.
+//! Applies events to the stores.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,11 +16,11 @@ use super::ports::{
 use crate::domain::interaction::{Change, Kind, Moment, is_pseudonym};
 use crate::domain::spot::SpotId;
 
-/// How long after an event can no longer come its traces are kept: clocks differ, and a delivery
-/// that passed the check of its age may still be on its way through retries.
+/// How long the records that recognise an event outlive its maximum age: clocks differ, and a
+/// delivery that passed the age check may still be in retries.
 pub const MARGIN: Duration = Duration::from_secs(3_600);
 
-/// Applies events to the stores.
+/// Applies events to the stores, and prunes them.
 #[derive(Clone)]
 pub struct Ingest {
     trend: Arc<dyn TrendStore>,
@@ -28,30 +28,30 @@ pub struct Ingest {
     spots: Arc<dyn SpotReplica>,
     clock: SharedClock,
     ages: Ages,
-    /// When the newest event happened that counted, in microseconds; 0 while there is none.
+    /// The time of the newest counted event in microseconds, or 0.
     newest_us: Arc<AtomicI64>,
 }
 
-/// The age beyond which events no longer come.
+/// The maximum ages of events. Older events expire before they are handled.
 #[derive(Debug, Clone, Copy)]
 pub struct Ages {
-    /// To the trend.
+    /// For the trend.
     pub trend: Duration,
-    /// To the histories.
+    /// For the histories.
     pub histories: Duration,
 }
 
-/// Say by which time the stores may be pruned.
+/// Guards of the pruning of the stores.
 #[derive(Debug, Clone)]
 pub struct Guards {
-    /// Of the trend and of what its events are recognised by.
+    /// For the trend and the ids of its events.
     pub trend: Arc<PruneGuard>,
-    /// Of the histories.
+    /// For the histories.
     pub histories: Arc<PruneGuard>,
 }
 
 impl Guards {
-    /// Guards whose passes these stores remember.
+    /// Guards that keep the times of their passes in these stores.
     pub fn new(trend: Arc<dyn PassLog>, histories: Arc<dyn PassLog>, clock: &SharedClock) -> Self {
         Self {
             trend: PruneGuard::new("trend", trend, Arc::clone(clock)),
@@ -61,7 +61,7 @@ impl Guards {
 }
 
 impl Ingest {
-    /// Applies events to these stores.
+    /// Creates an ingest for these stores.
     pub fn new(
         trend: Arc<dyn TrendStore>,
         histories: Arc<dyn HistoryStore>,
@@ -72,11 +72,11 @@ impl Ingest {
         Self { trend, histories, spots, clock, ages, newest_us: Arc::default() }
     }
 
-    /// Counts a view or a bookmark for the trend. The event is known by its id, and by the time that it was dated by its
-    /// maker: it is too old by that, and its id is remembered until then.
+    /// Counts a view or a bookmark for the trend. An event is recognised by its id. The publisher's
+    /// date decides when the event expires and how long its id is kept.
     ///
     /// # Errors
-    /// When the store fails; nothing has happened then.
+    /// When the store fails, without any effect.
     pub async fn count(
         &self,
         (event_id, dated_at): (Uuid, DateTime<Utc>),
@@ -91,7 +91,7 @@ impl Ingest {
             subject: subject.to_owned(),
             spot,
             kind,
-            // A clock that is ahead must not buy a spot a longer life in the trend.
+            // A publisher's clock that is ahead must not keep a spot in the trend for longer.
             occurred: Moment { at: occurred.at.min(now), ..occurred },
             recorded_at: now,
             remember_until: self.remember_until(dated_at, self.ages.trend),
@@ -103,25 +103,25 @@ impl Ingest {
         Ok(counted)
     }
 
-    /// When the newest event happened that this instance has counted: how fresh its part of the trend is.
+    /// The time of the newest event that this instance has counted.
     pub fn newest_counted(&self) -> Option<DateTime<Utc>> {
         let micros = self.newest_us.load(Ordering::Relaxed);
         DateTime::from_timestamp_micros(micros).filter(|_| micros > 0)
     }
 
-    /// Forgets who counted for the trend.
+    /// Deletes the records of a person from the trend.
     ///
     /// # Errors
-    /// When the store fails; nothing has happened then.
+    /// When the store fails, without any effect.
     pub async fn forget_in_trend(&self, subject: &str, order: Moment) -> Result<(), PortError> {
         let until = self.remember_until(order.at, self.ages.trend);
         self.trend.forget(subject, order, until).await
     }
 
-    /// Records a change of a member's history. Visitors have none: `None`.
+    /// Records a change of a member's history. Returns `None` for visitors, who have no history.
     ///
     /// # Errors
-    /// When the store fails; nothing has happened then.
+    /// When the store fails, without any effect.
     pub async fn remember(
         &self,
         subject: &str,
@@ -142,30 +142,31 @@ impl Ingest {
         self.histories.record(&event).await.map(Some)
     }
 
-    /// Forgets a member's history.
+    /// Deletes a member's history.
     ///
     /// # Errors
-    /// When the store fails; nothing has happened then.
+    /// When the store fails, without any effect.
     pub async fn forget_history(&self, member: &str, order: Moment) -> Result<(), PortError> {
         let until = self.remember_until(order.at, self.ages.histories);
         self.histories.forget(member, order, until).await
     }
 
-    /// Merges new states of spots. Returns how many were newer.
+    /// Merges states of spots. Returns how many were newer than the replica.
     ///
     /// # Errors
-    /// When the store fails; doing it again does no harm.
+    /// When the store fails. A retry is safe.
     pub async fn merge_spots(&self, states: &[SpotState]) -> Result<usize, PortError> {
         self.spots.merge(states).await
     }
 
-    /// Removes what has no effect any more from the stores, each by its guard. Returns the number of records.
+    /// Removes records without effect from the stores, as far as their guards allow. Returns the
+    /// number of removed records.
     ///
     /// # Errors
     /// When a store fails.
     pub async fn prune(&self, guards: &Guards) -> Result<u64, PortError> {
         let mut removed = 0;
-        // Both in any case: the passes must not wait for each other's store.
+        // Concurrently: an outage of one store must not delay the pass of the other.
         let (trend, histories) = tokio::join!(guards.trend.pass(), guards.histories.pass());
         if let Some(now) = trend.map_err(PortError::failed)? {
             removed += self.trend.prune(now).await?;
@@ -178,7 +179,7 @@ impl Ingest {
 
     fn remember_until(&self, occurred_at: DateTime<Utc>, max_age: Duration) -> DateTime<Utc> {
         let span = TimeDelta::from_std(max_age + MARGIN).unwrap_or(TimeDelta::MAX);
-        // An event of the future is only too old once its own time has passed by that much.
+        // An event from the future expires that long after its own time.
         occurred_at
             .max(self.clock.now())
             .checked_add_signed(span)

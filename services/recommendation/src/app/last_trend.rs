@@ -1,4 +1,4 @@
-//! The latest answers to what is trending, for while a store is out of reach.
+//! Caches the latest trend responses, for outages of a store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,13 +9,12 @@ use tourin_chassis::telemetry::Span;
 
 use crate::domain::spot::Spot;
 
-/// How long an answer is better than none: the trend's order changes by the half-life, an hour by
-/// default.
+/// How long a cached response is served. The trend changes with its half-life, by default an hour.
 const MAX_AGE: Duration = Duration::from_secs(600);
-/// Answers of different lengths that are kept, at most.
+/// The maximum number of cached responses, each of another length.
 const CAPACITY: u64 = 128;
 
-/// One answer for each number of spots that was asked for. Clones share it.
+/// One cached response per requested number of spots. Clones share them.
 #[derive(Clone, Debug)]
 pub struct LastTrend {
     answers: Cache<usize, Arc<[Spot]>>,
@@ -30,21 +29,20 @@ impl Default for LastTrend {
 }
 
 impl LastTrend {
-    /// Keeps the answer to what the first `k` are.
+    /// Caches the first `k` spots of the trend.
     pub(super) fn keep(&self, k: usize, spots: &[Spot]) {
         self.answers.insert(k, spots.into());
     }
 
-    /// How often one was given in the place of today's.
+    /// How often a cached response was served.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// The latest answer for `k`, or the first `k` of the longest; `None` when there is none of late. Told
-    /// in the request's trace.
+    /// The cached response for `k`, or the first `k` spots of the longest one. A hit is annotated in
+    /// the request's trace.
     pub(super) fn get(&self, k: usize) -> Option<Vec<Spot>> {
-        let longest =
-            || self.answers.iter().max_by_key(|(asked, _)| **asked).map(|(_, spots)| spots);
+        let longest = || self.answers.iter().max_by_key(|(k, _)| **k).map(|(_, spots)| spots);
         let spots = self.answers.get(&k).or_else(longest)?;
         self.served.fetch_add(1, Ordering::Relaxed);
         Span::current().annotate("fall_back", &[("to", "last_trend")]);

@@ -1,5 +1,5 @@
-//! Use cases and the ports they need. Every port method is one whole operation, atomic in its
-//! engine; none of them knows which engine answers it.
+//! Use cases and their ports. Each port method is one complete operation, atomic in its engine. The
+//! use cases do not know the engines.
 
 pub mod audit;
 pub mod ingest;

@@ -1,4 +1,4 @@
-//! The seam for models of similarity, and today's: co-occurrence over live histories.
+//! The interface of similarity models, and the current model: co-occurrence in live histories.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +12,23 @@ use crate::domain::similarity::{Exponents, overlaps, row};
 use crate::domain::spot::SpotId;
 use crate::domain::trend::{Ranked, rank};
 
-/// A part of a member's history with its weight.
+/// A spot of a member's history with its weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seed {
     /// The spot.
     pub spot: SpotId,
-    /// How much it says about the member.
+    /// The weight of the interaction.
     pub weight: f64,
 }
 
-/// Finds spots that go with others. A model knows nothing of who asks: leaving out what a member
-/// knows, deleted spots and the seeds themselves is up to the caller.
+/// Finds similar spots. A model does not know the member: the caller removes the member's known
+/// spots, deleted spots and the seeds.
 #[async_trait]
 pub trait SimilarityModel: Send + Sync {
-    /// The spots most similar to one, best first, without itself; empty when the model knows
-    /// nothing of it.
+    /// The spots most similar to `spot`, best first, without itself. Empty for an unknown spot.
     async fn neighbours(&self, spot: SpotId) -> Result<Arc<[Ranked]>, PortError>;
 
-    /// The spots that go with a whole history, best first: the sum of the seeds' rows by weight.
+    /// The spots similar to a history, best first: the weighted sum of the seeds' rows.
     async fn score(&self, seeds: &[Seed]) -> Result<Vec<Ranked>, PortError> {
         let rows: Vec<(f64, Arc<[Ranked]>)> = stream::iter(seeds.iter().copied())
             .map(|seed| async move {
@@ -48,24 +47,24 @@ pub trait SimilarityModel: Send + Sync {
     }
 }
 
-/// Rows read from the store at the same time for one request.
+/// Rows read concurrently for one request.
 const ROWS_AT_ONCE: usize = 4;
 
-/// Bounds and exponents of [`CoOccurrence`].
+/// Limits and exponents of [`CoOccurrence`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CoOccurrenceRules {
     /// The exponents of the formula.
     pub exponents: Exponents,
-    /// Members looked at for a row: the latest who know the spot. Default 256.
+    /// Members used for a row: those who interacted with the spot last. Default 256.
     pub holders: usize,
-    /// Co-occurring spots whose degrees are looked up for a row: those with the most in common.
-    /// Default 2,000.
+    /// Co-occurring spots whose degrees are read for a row: those with the largest overlap. Default
+    /// 2,000.
     pub considered: usize,
     /// Neighbours kept in a row. Default 200.
     pub kept: usize,
-    /// How long a row is served before it is made anew; zero makes one for each request.
+    /// How long a row is cached. Zero disables the cache.
     pub row_max_age: Duration,
-    /// Rows in memory, of at most `kept` times 16 bytes each. Default 10,000.
+    /// Rows in the cache, each of at most `kept` times 16 bytes. Default 10,000.
     pub rows: u64,
 }
 
@@ -82,8 +81,8 @@ impl Default for CoOccurrenceRules {
     }
 }
 
-/// Rows of the co-occurrence matrix made on demand from the histories as they are, each kept for a
-/// moment. A member's own history is never cached: what they did last counts at once.
+/// Computes rows of the co-occurrence matrix on demand from the current histories, and caches them
+/// briefly. A member's own history is not cached, so that the latest interaction counts at once.
 pub struct CoOccurrence {
     histories: Arc<dyn HistoryStore>,
     rules: CoOccurrenceRules,

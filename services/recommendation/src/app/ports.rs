@@ -1,4 +1,4 @@
-//! What the use cases need of stores and of core.
+//! The ports of the use cases: the stores and core's catalogue.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::domain::similarity::Neighbourhood;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::Ranked;
 
-/// A store or a service that did not answer as it should.
+/// A failure of a store or of a service.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PortError {
-    /// It is out of reach, for everybody: trying again helps once it is back.
+    /// An outage: every operation fails. A retry succeeds once it is over.
     #[error("out of reach: {0:#}")]
     Unavailable(Arc<anyhow::Error>),
-    /// It answered, and could not do this.
+    /// This operation failed.
     #[error("{0:#}")]
     Failed(Arc<anyhow::Error>),
 }
@@ -29,7 +29,7 @@ impl PortError {
         Self::Unavailable(Arc::new(cause.into()))
     }
 
-    /// Its class in a fixed word, for traces.
+    /// The class of the error as a fixed word, for traces.
     pub fn class(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "unavailable",
@@ -43,60 +43,61 @@ impl PortError {
     }
 }
 
-/// A view or a bookmark on its way into the trend.
+/// A view or a bookmark to count for the trend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrendEvent {
-    /// The event's id, by which it is recognised when it comes again.
+    /// The event's id, by which a redelivery is recognised.
     pub event_id: Uuid,
     /// The member's id or the visitor's pseudonym.
     pub subject: String,
     /// The spot.
     pub spot: SpotId,
-    /// What was done.
+    /// The kind of the interaction.
     pub kind: Kind,
-    /// When it happened. What lies after `recorded_at` counts as of then.
+    /// When it happened. A time after `recorded_at` counts as `recorded_at`.
     pub occurred: Moment,
-    /// The time now. When it is far below that of events before, the clock was ahead then, and what it did to the scores is
-    /// taken back.
+    /// The current time. A time far before that of earlier events means that the clock was ahead
+    /// then. Its effect on the scores is then reverted.
     pub recorded_at: DateTime<Utc>,
-    /// The event's id is remembered at least until then.
+    /// The event's id is kept at least until this time.
     pub remember_until: DateTime<Utc>,
 }
 
-/// What became of a [`TrendEvent`].
+/// The outcome of a [`TrendEvent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counted {
-    /// It counts.
+    /// The event counts.
     Applied,
-    /// This very event was there before.
+    /// The event was recorded before.
     Duplicate,
-    /// The same person, spot and kind counted within the window around it; or the person has been
-    /// forgotten since.
+    /// The same person, spot and kind counted within the window around it, or the person was
+    /// forgotten after the event.
     AlreadyCounted,
 }
 
-/// The decayed scores of spots. Implementations agree on
-/// [`TrendRules`](crate::domain::trend::TrendRules), given when they are opened.
+/// The decayed scores of spots, by the [`TrendRules`](crate::domain::trend::TrendRules) that the
+/// implementation was opened with.
 #[async_trait]
 pub trait TrendStore: Send + Sync {
-    /// Counts an event, once: the score, the window and the event's id are stored together or not
-    /// at all. An event may be older than ones that were recorded before it.
+    /// Counts an event once. The score, the window and the event's id are stored atomically. Events
+    /// may arrive in any order.
     async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError>;
 
     /// Up to `limit` spots with a value of at least the rules' floor at `now`, in the order of
-    /// [`rank`](crate::domain::trend::rank). It also names spots that the replica does not have.
+    /// [`rank`](crate::domain::trend::rank). They include spots that the replica does not have.
     async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError>;
 
-    /// What spots are worth at `now`, however little; those that never counted are left out.
+    /// The values of spots at `now`, also those below the floor. Spots that never counted are left
+    /// out.
     async fn values(
         &self,
         spots: &[SpotId],
         now: DateTime<Utc>,
     ) -> Result<HashMap<SpotId, f64>, PortError>;
 
-    /// Forgets what names this person. Events of theirs from before `order` that are still on their
-    /// way do not count any more; scores, which name nobody, stay. `remember_until` bounds how long
-    /// the order is remembered.
+    /// Deletes the records that name a person. Their events from before `order` that arrive later
+    /// do not count. Scores stay, because they name no person. The order is kept until
+    /// `remember_until`.
     async fn forget(
         &self,
         subject: &str,
@@ -104,8 +105,8 @@ pub trait TrendStore: Send + Sync {
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError>;
 
-    /// Removes what no longer has an effect at `now`, the time of a checked clock, as far as it does
-    /// not expire by itself; a bounded number. Returns the number of records removed.
+    /// Removes a bounded number of records that have no effect any more at `now` and do not expire
+    /// by themselves. `now` comes from a checked clock. Returns the number of removed records.
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError>;
 }
 
@@ -116,26 +117,26 @@ pub struct HistoryEvent {
     pub member: String,
     /// The spot.
     pub spot: SpotId,
-    /// What changed.
+    /// The change.
     pub change: Change,
-    /// When.
+    /// When it happened.
     pub occurred: Moment,
-    /// The time now. A view that is known from after it was dated by a clock that was ahead.
+    /// The current time. A stored view from after it was dated by a clock that was ahead.
     pub recorded_at: DateTime<Utc>,
 }
 
-/// What became of a [`HistoryEvent`].
+/// The outcome of a [`HistoryEvent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// The history changed.
     Applied,
-    /// The history knew this or something newer.
+    /// The history has this change or a newer one.
     Stale,
     /// The member was forgotten after the event.
     Forgotten,
 }
 
-/// What a member is known to know.
+/// The spots that a member knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Profile {
     /// The latest spots, newest first.
@@ -144,27 +145,27 @@ pub struct Profile {
     pub known: HashSet<SpotId>,
 }
 
-/// A member's live history by what was done, each in the order of the spots' ids.
+/// A member's interactions by kind, each in the order of the spots' ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Deeds {
-    /// Spots that are bookmarked.
+    /// Bookmarked spots.
     pub bookmarked: Vec<SpotId>,
-    /// Spots that were viewed.
+    /// Viewed spots.
     pub viewed: Vec<SpotId>,
 }
 
-/// What members have viewed and bookmarked.
+/// Members' views and bookmarks.
 ///
-/// The effect of an event is to move a version or a date forward, so that the state itself recognises
-/// what it has seen: recording an event again, however late, changes nothing. No ids of events are kept.
+/// An event only moves a version or a date forward. So recording it again, however late, changes
+/// nothing, and no event ids are kept.
 #[async_trait]
 pub trait HistoryStore: Send + Sync {
-    /// Records a change. The latest change of a bookmark wins ([`Moment`] says which that is); of
-    /// two without a version and of one time, the later arrival.
+    /// Records a change. The latest change of a bookmark wins, in the order of [`Moment`]. Of two
+    /// changes with the same time and no version, the later arrival wins.
     async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError>;
 
-    /// Forgets a member, and whatever they did before `order` that is still on its way.
-    /// `remember_until` bounds how long the order is remembered.
+    /// Deletes a member's history. The member's events from before `order` that arrive later have
+    /// no effect. The order is kept until `remember_until`.
     async fn forget(
         &self,
         member: &str,
@@ -175,58 +176,58 @@ pub trait HistoryStore: Send + Sync {
     /// A member's profile with up to `limit` recent spots.
     async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError>;
 
-    /// What a member has viewed and has bookmarked, up to `limit` spots of each.
+    /// The spots that a member has viewed and bookmarked, up to `limit` of each.
     async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError>;
 
-    /// The latest `holders` members who know a spot, each with the latest spots they know (a
-    /// bounded number).
+    /// Up to `holders` members who know a spot, latest first, each with a bounded number of their
+    /// latest spots.
     async fn neighbourhood(&self, spot: SpotId, holders: usize)
     -> Result<Neighbourhood, PortError>;
 
-    /// How many members know each of the spots; spots that nobody knows are left out.
+    /// How many members know each spot. Spots that no member knows are left out.
     async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError>;
 
-    /// Removes what no longer has an effect at `now`, the time of a checked clock; a bounded number.
-    /// Returns the number of records removed.
+    /// Removes a bounded number of records that have no effect any more at `now`, which comes from a
+    /// checked clock. Returns the number of removed records.
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError>;
 }
 
-/// A spot's state as core tells it.
+/// A spot's state in core.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SpotState {
-    /// It is there.
+    /// The spot exists.
     Live(Spot),
-    /// It is gone since this version.
+    /// The spot was deleted.
     Deleted {
-        /// Which spot.
+        /// The spot.
         id: SpotId,
         /// The version of the deletion.
         version: u64,
     },
 }
 
-/// Where a listing of spots by number of tags goes on.
+/// The position after which a listing of spots by number of tags continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TagCursor {
     /// The number of tags of the last spot.
     pub tags: usize,
-    /// Its id.
+    /// The id of that spot.
     pub id: SpotId,
 }
 
-/// The service's own copy of core's spots.
+/// The service's replica of core's spots.
 #[async_trait]
 pub trait SpotReplica: Send + Sync {
-    /// Merges states; returns how many changed the replica. A state whose version is not above the
-    /// replica's changes nothing, so that events and resync may overtake each other. A deletion
-    /// leaves its version behind; a spot that was swept comes back with the version it had.
+    /// Merges states, and returns how many changed the replica. A state changes it only if its
+    /// version is higher, so that events and a resync may arrive in any order. A deletion keeps its
+    /// version. A swept spot may return with the same version.
     async fn merge(&self, states: &[SpotState]) -> Result<usize, PortError>;
 
-    /// Those of the spots that are there.
+    /// Those of the spots that exist.
     async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError>;
 
-    /// Up to `limit` spots near `place`, nearest first, smaller id first among equals. With `tags`,
-    /// only spots that have one of them.
+    /// Up to `limit` spots near `place`, nearest first, then by id. With `tags`, only spots that
+    /// have one of them.
     async fn near(
         &self,
         place: Place,
@@ -234,47 +235,47 @@ pub trait SpotReplica: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Spot>, PortError>;
 
-    /// Up to `limit` spots, most tags first, smaller id first among equals, after `after`.
+    /// Up to `limit` spots after `after`, most tags first, then by id.
     async fn most_tagged(
         &self,
         after: Option<TagCursor>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError>;
 
-    /// Whether the whole catalogue has been read into it, once at least: a full resync has ended.
+    /// Whether a full resync has ended at least once, so that the replica is complete.
     async fn is_whole(&self) -> Result<bool, PortError>;
 
-    /// The log of core that the replica's versions belong to, when one is known.
+    /// The id of core's log that the replica's versions belong to, if known.
     async fn log_id(&self) -> Result<Option<String>, PortError>;
 
-    /// Says that versions belong to the log `log_id` from now on. Versions of another log mean
-    /// nothing in it: when it differs from the one before, every version restarts at zero.
+    /// Makes `log_id` the log of all further versions. Versions of different logs cannot be
+    /// compared: if the log differs from the previous one, every version restarts at zero.
     async fn adopt_log(&self, log_id: &str) -> Result<(), PortError>;
 
-    /// Begins a full resync and returns its number, which is above all before. Resyncs of several
-    /// replicas may overlap.
+    /// Begins a full resync and returns its number, which is higher than all earlier ones. Resyncs
+    /// of several instances may overlap.
     async fn begin_resync(&self) -> Result<u64, PortError>;
 
-    /// Ends the full resync of this number: spots that nobody has mentioned since it began are gone
-    /// from core, and are deleted here. Returns how many.
+    /// Ends the full resync with this number: deletes the spots that no event or resync has
+    /// mentioned since it began, because core does not have them any more. Returns how many.
     async fn sweep(&self, resync: u64) -> Result<u64, PortError>;
 }
 
-/// A part of core's catalogue.
+/// A page of core's catalogue.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CataloguePage {
-    /// The spots, by id.
+    /// The spots, in the order of their ids.
     pub spots: Vec<Spot>,
-    /// Where the next page begins; `None` when this is the last.
+    /// The cursor of the next page; `None` for the last page.
     pub next: Option<String>,
 }
 
 /// Core's catalogue of spots, read from core itself.
 #[async_trait]
 pub trait Catalogue: Send + Sync {
-    /// The id of core's event log, which changes when core's data is made anew.
+    /// The id of core's event log. It changes when core starts with new data.
     async fn log_id(&self) -> Result<String, PortError>;
 
-    /// A page of live spots, from `after` on.
+    /// A page of live spots after `after`.
     async fn page(&self, after: Option<&str>) -> Result<CataloguePage, PortError>;
 }

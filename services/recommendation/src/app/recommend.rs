@@ -1,5 +1,4 @@
-//! The three questions that the service answers: what is trending, what is like a spot, what would
-//! a member like.
+//! The three queries of the service: the trend, similar spots, personal recommendations.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,16 +15,16 @@ use crate::domain::ranking::{Candidates, blend};
 use crate::domain::spot::{Spot, SpotId};
 use crate::domain::trend::{Ranked, rank};
 
-/// The most entries of the trend that are looked at to find ones that can be shown.
+/// The maximum number of trend entries read to find spots that can be shown.
 const TREND_DEPTH: usize = 10_000;
-/// The member's latest spots to which content similarity is measured.
+/// The member's latest spots that content similarity is measured against.
 const CONTENT_SEEDS: usize = 5;
-/// The most spots near one that are compared by content.
+/// The maximum number of nearby spots compared by content.
 const CONTENT_DEPTH: usize = 2_000;
-/// Spots looked up at once.
+/// Spots read in one query.
 const CHUNK: usize = 200;
 
-/// Answers the three questions.
+/// Answers the three queries.
 #[derive(Clone)]
 pub struct Recommender {
     /// The trend's scores.
@@ -34,29 +33,28 @@ pub struct Recommender {
     pub histories: Arc<dyn HistoryStore>,
     /// The replica of spots.
     pub spots: Arc<dyn SpotReplica>,
-    /// What goes with what.
+    /// The similarity model.
     pub model: Arc<dyn SimilarityModel>,
-    /// How tags and distance weigh.
+    /// The weights of tags and distance.
     pub content: ContentRules,
-    /// The latest spots of a member that count.
+    /// The number of a member's latest spots that count.
     pub history_limit: usize,
-    /// The time.
+    /// The clock of trend values.
     pub clock: SharedClock,
-    /// Answers from before a store went out of reach.
+    /// Cached trend responses for outages.
     pub last_trend: LastTrend,
-    /// Whether the replica of spots is known to be whole. It stays so.
+    /// Whether the replica of spots is known to be complete. It stays complete.
     pub was_whole: Arc<AtomicBool>,
 }
 
 impl Recommender {
-    /// Up to `k` spots of the trend, best first: only spots with a live score, so that it may be
-    /// short or empty. While a store is out of reach it is the last answer there was, if that is not
-    /// too old.
+    /// Up to `k` spots of the trend, best first. Only spots with a live score are in it, so it may
+    /// be shorter or empty. During an outage of a store the last cached response is returned.
     ///
     /// # Errors
-    /// When a store fails, and while the spots are being read for the first time.
+    /// When a store fails, and until the first resync of the spots has ended.
     pub async fn trend(&self, k: usize) -> Result<Vec<Spot>, PortError> {
-        match self.trend_of_now(k).await {
+        match self.current_trend(k).await {
             Ok(spots) => {
                 self.last_trend.keep(k, &spots);
                 Ok(spots)
@@ -68,24 +66,24 @@ impl Recommender {
         }
     }
 
-    async fn trend_of_now(&self, k: usize) -> Result<Vec<Spot>, PortError> {
-        self.whole().await?;
+    async fn current_trend(&self, k: usize) -> Result<Vec<Spot>, PortError> {
+        self.require_complete_replica().await?;
         let mut found = Found::default();
         let trending = self.trending(k, &HashSet::new(), &mut found).await?;
         Ok(found.take(trending, k))
     }
 
-    /// Up to `k` spots for a member, best first, never one that they have viewed or bookmarked. As
-    /// many as there are when there are fewer than `k`. While the trend is out of reach it is made of
-    /// the rest, and of the trend's last answer.
+    /// Up to `k` spots for a member, best first, never one that the member has viewed or bookmarked.
+    /// There are fewer only if there are no other spots. During an outage of the trend's store, the
+    /// trend's last cached response is used.
     ///
     /// # Errors
-    /// When a store fails, and while the spots are being read for the first time.
+    /// When a store fails, and until the first resync of the spots has ended.
     pub async fn personalized(&self, member: &str, k: usize) -> Result<Vec<Spot>, PortError> {
         if k == 0 {
             return Ok(Vec::new());
         }
-        self.whole().await?;
+        self.require_complete_replica().await?;
         let profile = self.histories.profile(member, self.history_limit).await?;
         let known = &profile.known;
         let mut found = Found::default();
@@ -107,12 +105,12 @@ impl Recommender {
         Ok(answer)
     }
 
-    /// Up to `k` spots like one, best first, without itself; `None` when there is no such spot.
+    /// Up to `k` spots similar to `spot`, best first, without itself. `None` if it does not exist.
     ///
     /// # Errors
-    /// When a store fails, and while the spots are being read for the first time.
+    /// When a store fails, and until the first resync of the spots has ended.
     pub async fn similar(&self, spot: SpotId, k: usize) -> Result<Option<Vec<Spot>>, PortError> {
-        self.whole().await?;
+        self.require_complete_replica().await?;
         let Some(seed) = self.spots.get_many(&[spot]).await?.remove(&spot) else {
             return Ok(None);
         };
@@ -141,21 +139,22 @@ impl Recommender {
         Ok(Some(answer))
     }
 
-    /// An error while the replica is being filled for the first time: what an answer lacks then says
-    /// nothing of core's spots. One that was whole before lacks what has been added since, until it hears
-    /// of it.
-    async fn whole(&self) -> Result<(), PortError> {
+    /// Fails until the first resync has ended: an incomplete replica would make existing spots look
+    /// as if they did not exist. Later the replica may lack only the newest spots of core.
+    async fn require_complete_replica(&self) -> Result<(), PortError> {
         if self.was_whole.load(Ordering::Relaxed) {
             return Ok(());
         }
         if !self.spots.is_whole().await? {
-            return Err(PortError::unavailable(anyhow!("the replica of spots is not whole yet")));
+            return Err(PortError::unavailable(anyhow!(
+                "the replica of spots is not complete yet"
+            )));
         }
         self.was_whole.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The `k` best of the trend that exist and are not in `known`.
+    /// The `k` best spots of the trend that exist and are not in `known`.
     async fn trending(
         &self,
         k: usize,
@@ -175,7 +174,7 @@ impl Recommender {
         }
     }
 
-    /// What was trending before the trend went out of reach, without what is in `known`.
+    /// The cached trend without the spots in `known`.
     fn last_trending(&self, k: usize, known: &HashSet<SpotId>, found: &mut Found) -> Vec<SpotId> {
         let mut last = self.last_trend.get(k).unwrap_or_default();
         last.retain(|spot| !known.contains(&spot.id));
@@ -199,7 +198,7 @@ impl Recommender {
         self.live(scored, k, &profile.known, found).await
     }
 
-    /// Spots with tags and places like the member's latest ones.
+    /// Spots whose tags and places are similar to those of the member's latest spots.
     async fn alike(
         &self,
         profile: &Profile,
@@ -209,7 +208,7 @@ impl Recommender {
         let latest = &profile.recent[..profile.recent.len().min(CONTENT_SEEDS)];
         let ids: Vec<SpotId> = latest.iter().map(|remembered| remembered.spot).collect();
         let seeds = self.spots.get_many(&ids).await?;
-        // What the member knows is found as well, and must not crowd out the rest.
+        // The query also finds known spots. They must not displace the others.
         let wanted = k + profile.known.len();
         let mut pool = HashMap::<SpotId, Spot>::new();
         for seed in ids.iter().filter_map(|id| seeds.get(id)) {
@@ -234,20 +233,20 @@ impl Recommender {
         Ok(spots_of(rank(alike)))
     }
 
-    /// Spots near one, with a common tag and without: at least `wanted` when there are as many, up
-    /// to a bound.
+    /// Spots near `seed`, with and without a common tag. At least `wanted`, as far as they exist and
+    /// up to [`CONTENT_DEPTH`].
     async fn content_candidates(&self, seed: &Spot, wanted: usize) -> Result<Vec<Spot>, PortError> {
         let limit = (wanted + 50).min(CONTENT_DEPTH);
         let mut near = self.spots.near(seed.place, None, limit).await?;
         if !seed.tags.is_empty() {
             let tagged = self.spots.near(seed.place, Some(&seed.tags), limit).await?;
-            let there: HashSet<SpotId> = near.iter().map(|spot| spot.id).collect();
-            near.extend(tagged.into_iter().filter(|spot| !there.contains(&spot.id)));
+            let found: HashSet<SpotId> = near.iter().map(|spot| spot.id).collect();
+            near.extend(tagged.into_iter().filter(|spot| !found.contains(&spot.id)));
         }
         Ok(near)
     }
 
-    /// The first `wanted` of a ranking that exist and are not in `known`.
+    /// The first `wanted` spots of a ranking that exist and are not in `known`.
     async fn live(
         &self,
         ranking: impl IntoIterator<Item = Ranked>,
@@ -270,14 +269,14 @@ impl Recommender {
         Ok(live)
     }
 
-    /// Fills an answer up to `k` with the spots that have most tags.
+    /// Fills `answer` up to `k` with the spots that have the most tags.
     async fn fill(
         &self,
         answer: &mut Vec<Spot>,
         k: usize,
         known: &HashSet<SpotId>,
     ) -> Result<(), PortError> {
-        let mut there: HashSet<SpotId> = answer.iter().map(|spot| spot.id).collect();
+        let mut shown: HashSet<SpotId> = answer.iter().map(|spot| spot.id).collect();
         let mut after = None;
         while answer.len() < k {
             let page = self.spots.most_tagged(after, CHUNK).await?;
@@ -286,7 +285,7 @@ impl Recommender {
             };
             after = Some(TagCursor { tags: last.tags.len(), id: last.id });
             for spot in page {
-                if answer.len() < k && !known.contains(&spot.id) && there.insert(spot.id) {
+                if answer.len() < k && !known.contains(&spot.id) && shown.insert(spot.id) {
                     answer.push(spot);
                 }
             }
@@ -299,7 +298,7 @@ fn spots_of(ranking: Vec<Ranked>) -> Vec<SpotId> {
     ranking.into_iter().map(|ranked| ranked.spot).collect()
 }
 
-/// Spots looked up for one answer.
+/// The spots read for one response.
 #[derive(Default)]
 struct Found(HashMap<SpotId, Spot>);
 
@@ -312,7 +311,7 @@ impl Found {
         self.0.contains_key(&id)
     }
 
-    /// The first `k` of an order that are there, each once.
+    /// The first `k` spots of an order that were found, each once.
     fn take(mut self, order: impl IntoIterator<Item = SpotId>, k: usize) -> Vec<Spot> {
         order.into_iter().filter_map(|id| self.0.remove(&id)).take(k).collect()
     }

@@ -1,14 +1,14 @@
-//! Reading core's whole catalogue into the replica: what events cannot bring, because they were
-//! published before this service was there or were lost with its data.
+//! A full resync reads core's complete catalogue into the replica. It brings spots whose events were
+//! published before this service existed or were lost with its data.
 
 use std::sync::Arc;
 
 use super::ports::{Catalogue, PortError, SpotReplica, SpotState};
 
-/// The most pages of a resync, against a catalogue that never ends: 1,000 spots each, ten million.
+/// The maximum number of pages, in case the catalogue never ends: 1,000 spots each, ten million.
 const MAX_PAGES: usize = 10_000;
 
-/// What a resync did.
+/// The result of a resync.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resynced {
     /// Spots in core's catalogue.
@@ -32,8 +32,8 @@ impl Resync {
         Self { catalogue, spots }
     }
 
-    /// Whether core's data has been made anew since the replica was last in step with it, so that
-    /// only a full resync can tell what is left.
+    /// Whether core's log differs from the replica's: core has new data, and only a full resync
+    /// shows which spots still exist.
     ///
     /// # Errors
     /// When core or the replica does not answer.
@@ -42,11 +42,11 @@ impl Resync {
         Ok(self.spots.log_id().await?.as_deref() != Some(current.as_str()))
     }
 
-    /// Reads the whole catalogue. Events may be applied at the same time: the larger version of a
-    /// spot wins whichever way it came.
+    /// Reads the complete catalogue. Events may be applied at the same time: the higher version of a
+    /// spot wins.
     ///
     /// # Errors
-    /// When core or the replica does not answer; what was read until then stays.
+    /// When core or the replica does not answer. The pages read before stay merged.
     pub async fn run(&self) -> Result<Resynced, PortError> {
         let number = self.spots.begin_resync().await?;
         let log_id = self.catalogue.log_id().await?;

@@ -21,7 +21,7 @@ fn assert_distinct_and_unknown(answer: &[i64], known: &[i64]) {
 }
 
 #[tokio::test]
-async fn the_trend_follows_what_people_do_and_moves_when_nobody_does_anything() {
+async fn the_trend_follows_interactions_and_decays_without_them() {
     let world = World::with_spots(9).await;
     assert!(world.trend(5).await.is_empty());
     for visitor in ["anon:aaaa", "anon:bbbb", "anon:cccc"] {
@@ -55,7 +55,7 @@ async fn spots_that_are_deleted_or_not_yet_known_leave_room_in_the_trend_for_oth
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_buys_no_longer_life_in_the_trend() {
+async fn an_event_from_the_future_stays_no_longer_in_the_trend() {
     let world = World::with_spots(3).await;
     let tomorrow = Moment { at: world.clock.now() + TimeDelta::days(1), version: None };
     let counted = world
@@ -74,7 +74,7 @@ async fn a_newcomer_gets_the_trend_and_then_more() {
     world.bookmark("member01", 8).await;
     world.view("member01", 7).await;
     assert_eq!(world.personalized("newcomer", 2).await, [8, 7]);
-    // The trend is short; the rest are those with most tags, by id.
+    // The trend is short. It is filled with the spots that have the most tags, by id.
     assert_eq!(world.personalized("newcomer", 5).await, [8, 7, 1, 2, 3]);
 }
 
@@ -89,7 +89,7 @@ async fn the_first_bookmark_changes_what_a_member_sees() {
     world.bookmark("newcomer", 25).await;
     let after = world.personalized("newcomer", 5).await;
     assert_ne!(before, after);
-    // Nature next to 25 comes first, although nobody has bookmarked it with anything yet.
+    // The nature spots next to 25 come first, although they do not co-occur with it.
     assert!([23, 27].contains(&after[0]), "{after:?}");
     assert_distinct_and_unknown(&after, &[25]);
 }
@@ -105,7 +105,7 @@ async fn the_first_view_changes_what_a_member_sees_as_well() {
 }
 
 #[tokio::test]
-async fn what_like_minded_members_know_comes_before_what_is_merely_near() {
+async fn co_occurring_spots_come_before_spots_that_are_only_near() {
     let world = World::with_spots(30).await;
     for member in ["member01", "member02", "member03"] {
         for number in [5, 20, 28] {
@@ -122,7 +122,7 @@ async fn what_like_minded_members_know_comes_before_what_is_merely_near() {
 }
 
 #[tokio::test]
-async fn what_somebody_does_now_counts_for_others_at_once() {
+async fn an_interaction_counts_for_other_members_at_once() {
     let world = World::with_spots(30).await;
     world.bookmark("newcomer", 5).await;
     assert_ne!(world.personalized("newcomer", 1).await, [29]);
@@ -203,7 +203,7 @@ async fn similar_spots_share_tags_and_are_near_and_fill_the_answer() {
 }
 
 #[tokio::test]
-async fn nothing_is_told_of_spots_until_they_have_been_read_once() {
+async fn queries_fail_until_the_first_resync_has_ended() {
     let world = World::unfilled().await;
     let resync = world.stores.spots.begin_resync().await.unwrap();
     world.add(spot(1, &[])).await;
@@ -231,7 +231,7 @@ async fn the_same_question_has_the_same_answer() {
 }
 
 #[tokio::test]
-async fn a_visitor_counts_for_the_trend_but_nobody_remembers_them() {
+async fn a_visitor_counts_for_the_trend_but_has_no_history() {
     let world = World::with_spots(3).await;
     let (counted, kept) = world.view("anon:abcd", 1).await;
     assert_eq!((counted, kept), (Counted::Applied, None));

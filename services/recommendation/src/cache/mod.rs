@@ -1,3 +1,3 @@
-//! What is kept for a while and read often, behind the ports of [`app::ports`](crate::app::ports).
+//! Short-lived data that is read often, behind the ports of [`app::ports`](crate::app::ports).
 
 pub mod redis;

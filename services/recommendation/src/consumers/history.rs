@@ -1,4 +1,4 @@
-//! `recommendation.history`: what members know.
+//! `recommendation.history`: the histories of members.
 
 use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
@@ -6,12 +6,12 @@ use tourin_shared_events::events::{
     BookmarkTourspot, DeleteUser, Event, ReviewTourspot, UnbookmarkTourspot, ViewTourspot,
 };
 
-use super::{moment, not_handled, spot_id};
+use super::{handler_error, moment, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::Kept;
 use crate::domain::interaction::Change;
 
-/// Keeps members' histories, and forgets a member whose account ended.
+/// Records members' histories, and deletes the history of a deleted account.
 pub(super) struct HistoryHandler(pub(super) Ingest);
 
 #[async_trait]
@@ -22,7 +22,7 @@ impl Handler for HistoryHandler {
                 let view: ViewTourspot = event.data()?;
                 (view.user_id, view.tourspot_id, Change::Viewed)
             }
-            // Whoever writes about a spot knows it.
+            // A member who reviews a spot knows it.
             ReviewTourspot::TYPE => {
                 let review: ReviewTourspot = event.data()?;
                 (review.user_id, review.tourspot_id, Change::Viewed)
@@ -40,7 +40,7 @@ impl Handler for HistoryHandler {
                 self.0
                     .forget_history(&deleted.user_id, moment(&event.envelope))
                     .await
-                    .map_err(not_handled)?;
+                    .map_err(handler_error)?;
                 return Ok(Outcome::Applied);
             }
             _ => return Ok(Outcome::Ignored),
@@ -49,7 +49,7 @@ impl Handler for HistoryHandler {
             .0
             .remember(&member, spot_id(&spot)?, change, moment(&event.envelope))
             .await
-            .map_err(not_handled)?;
+            .map_err(handler_error)?;
         Ok(match kept {
             Some(Kept::Applied) => Outcome::Applied,
             Some(Kept::Stale) => Outcome::Duplicate,

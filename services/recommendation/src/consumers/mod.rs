@@ -1,18 +1,17 @@
-//! The service's queues: who consumes what, and how far it is tried.
+//! The service's queues and their consumers.
 //!
-//! | queue | takes | does |
+//! | queue | events | effect |
 //! |---|---|---|
 //! | `recommendation.trend` | views, bookmarks, deleted accounts | counts for the trend |
-//! | `recommendation.history` | views, bookmarks and their removal, deleted accounts | keeps members' histories |
-//! | `recommendation.spots` | spots added, changed, deleted | keeps the replica of spots |
+//! | `recommendation.history` | views, bookmarks and their removal, deleted accounts | members' histories |
+//! | `recommendation.spots` | spots added, changed, deleted | the replica of spots |
 //!
-//! The queues are this service's own: each has its own pace, retries and dead letters, and core
-//! knows of none of them. Every event takes effect once: a count for the trend is committed with its
-//! event's id, a history and a spot are registers that only a higher version moves.
-//! Views and bookmarks lose their meaning with age and expire; a deletion and a spot never do.
+//! Each queue has its own pace, retries and dead letters. Core does not know the queues. Every event
+//! takes effect once: a count for the trend is committed with its event's id, and a history or a
+//! spot changes only to a higher version. Views and bookmarks expire. Deletions and spots do not.
 //!
-//! While a store is out of reach its events stay with the bus: those that were handed out are tried
-//! again every few seconds for as long as that takes, unacknowledged, and the rest waits in the queue.
+//! During an outage of a store its events stay with the bus. Delivered events are retried every few
+//! seconds until the store is back, unacknowledged. The others wait in the queue.
 
 mod history;
 mod spots;
@@ -51,20 +50,19 @@ use crate::domain::interaction::Moment;
 use crate::domain::spot::{NotASpotId, SpotId};
 use crate::servers::Prepared;
 
-/// Shards of each queue: how many replicas can share its work at most.
+/// Shards of each queue: the maximum number of replicas that share its work.
 const SHARDS: usize = 8;
-/// The most deliveries of a queue that this instance holds unsettled.
+/// The maximum number of unsettled deliveries of a queue per instance.
 const PREFETCH: usize = 256;
-/// How long a stopping consumer waits for what it has begun.
+/// How long a stopping consumer waits for events in progress.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(800);
-/// The most events that are handed to a handler together; half of what is held, so that the next are
-/// at work while these are settled.
+/// The maximum number of events in one batch: half of the prefetch, so that the next batch is
+/// handled while this one is settled.
 const BATCH: usize = PREFETCH / 2;
-/// A store that takes longer over an event is as good as out of reach. Longer than any store's own
-/// time-outs together, shorter than what the consumer takes for a fault of the event.
-const HANDLE_LIMIT: Duration = Duration::from_secs(20);
-/// Attempts at an event whose handling failed. With a store that comes back, no event waits for much
-/// longer than this.
+/// A store that takes longer for an event counts as unavailable. Longer than a store's own timeouts
+/// together, shorter than the consumer's timeout, which blames the event.
+const HANDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Retries of a failed event. After an outage no event waits much longer than the longest backoff.
 const RETRY: RetryPolicy = RetryPolicy {
     max_attempts: 8,
     backoff: Backoff { base: Duration::from_millis(100), max: Duration::from_secs(3), jitter: 0.5 },
@@ -73,16 +71,16 @@ const RETRY: RetryPolicy = RetryPolicy {
 const RESUBSCRIBE: Backoff =
     Backoff { base: Duration::from_millis(100), max: Duration::from_secs(5), jitter: 0.5 };
 
-/// One of the service's consumers, before it has subscribed.
+/// One of the service's consumers, not subscribed yet.
 pub struct QueueConsumer {
     /// The queue's name.
     pub queue: &'static str,
-    /// Counters, since it was made.
+    /// The consumer's counters.
     pub stats: Arc<ConsumerStats>,
     subscription: Subscription,
     expiry: Vec<Expiry>,
     max_ahead: Duration,
-    /// Vouches for the clock by which events are too old.
+    /// Confirms the clock by which events expire.
     guard: Arc<PruneGuard>,
     handler: Arc<dyn Handler>,
 }
@@ -91,8 +89,8 @@ pub(crate) const TREND: &str = "recommendation.trend";
 pub(crate) const HISTORY: &str = "recommendation.history";
 const SPOTS: &str = "recommendation.spots";
 
-/// The queues that every instance of the service subscribes to, for whoever runs the bus: an event that is published
-/// before a queue is declared never gets there.
+/// The queues of the service, for the owner of the bus. A queue must be declared before the first
+/// event is published, or it misses that event.
 pub fn subscriptions() -> Vec<Subscription> {
     vec![trend_subscription(), history_subscription(), spots_subscription()]
 }
@@ -103,8 +101,8 @@ fn trend_subscription() -> Subscription {
 }
 
 fn history_subscription() -> Subscription {
-    // All there is to know of members, of which the handler takes what it understands: a broker gives
-    // an event that no queue wants back, and one that is new must not hold up its member's others.
+    // All events of members; the handler ignores unknown ones. A broker returns an event without a
+    // queue to its publisher, and an event of a new type must not block its member's other events.
     subscription(HISTORY, USER_EXCHANGE, &["user.#"])
 }
 
@@ -127,7 +125,7 @@ pub fn all(
             expiry: expiry(&[ViewTourspot::TYPE, BookmarkTourspot::TYPE], ages.trend),
             max_ahead,
             guard: Arc::clone(&guards.trend),
-            handler: Arc::new(Patient(trend::TrendHandler(ingest.clone()))),
+            handler: Arc::new(TimeoutHandler(trend::TrendHandler(ingest.clone()))),
         },
         QueueConsumer {
             queue: HISTORY,
@@ -144,7 +142,7 @@ pub fn all(
             ),
             max_ahead,
             guard: Arc::clone(&guards.histories),
-            handler: Arc::new(Patient(history::HistoryHandler(ingest.clone()))),
+            handler: Arc::new(TimeoutHandler(history::HistoryHandler(ingest.clone()))),
         },
         QueueConsumer {
             queue: SPOTS,
@@ -159,9 +157,9 @@ pub fn all(
 }
 
 impl QueueConsumer {
-    /// Consumes until `stop`, subscribing again whenever the bus is out of reach or has ended.
-    /// `subscribed` is ready while there is a subscription. Nothing is handled before `begin`; making the
-    /// queues does not wait for it, for that takes a broker a while.
+    /// Consumes until `stop`, and subscribes again after an outage of the bus. `subscribed` is ready
+    /// while the consumer is subscribed. Events are handled only after `begin`. The queues are
+    /// declared before it, because that takes a broker some time.
     pub async fn run(
         self,
         subscriber: Arc<dyn Subscriber>,
@@ -216,35 +214,35 @@ impl QueueConsumer {
             max_ahead: self.max_ahead,
             retry: RETRY,
             max_batch: BATCH,
-            handle_timeout: 2 * HANDLE_LIMIT,
+            handle_timeout: 2 * HANDLE_TIMEOUT,
             drain_timeout: DRAIN_TIMEOUT,
             ..ConsumerSettings::default()
         }
     }
 }
 
-/// A handler whose store may hang without saying so. Its panics count among the process's; the consumer
+/// Adds a timeout to a handler, because its store may hang. Also counts its panics; the consumer
 /// catches and logs them.
-struct Patient<H>(H);
+struct TimeoutHandler<H>(H);
 
 #[async_trait]
-impl<H: Handler> Handler for Patient<H> {
+impl<H: Handler> Handler for TimeoutHandler<H> {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
-        patiently(self.0.handle(event)).await
+        with_timeout(self.0.handle(event)).await
     }
 }
 
-async fn patiently<T>(
+async fn with_timeout<T>(
     handling: impl Future<Output = Result<T, HandlerError>>,
 ) -> Result<T, HandlerError> {
-    match timeout(HANDLE_LIMIT, AssertUnwindSafe(handling).catch_unwind()).await {
+    match timeout(HANDLE_TIMEOUT, AssertUnwindSafe(handling).catch_unwind()).await {
         Ok(Ok(handled)) => handled,
         Ok(Err(panic)) => {
             count_panic();
             resume_unwind(panic)
         }
         Err(_) => {
-            let error = anyhow::anyhow!("the store took longer than {HANDLE_LIMIT:?}");
+            let error = anyhow::anyhow!("the store took longer than {HANDLE_TIMEOUT:?}");
             Err(HandlerError::Unavailable(error))
         }
     }
@@ -259,7 +257,7 @@ fn expiry(types: &[&str], max_age: Duration) -> Vec<Expiry> {
     types.iter().map(|pattern| Expiry { types: TopicPattern::new(pattern), max_age }).collect()
 }
 
-/// When an event happened, and in which order.
+/// The time and the version of an event.
 fn moment(envelope: &Envelope) -> Moment {
     Moment { at: envelope.timestamp, version: envelope.version() }
 }
@@ -269,9 +267,9 @@ fn spot_id(text: &str) -> Result<SpotId, HandlerError> {
         .map_err(|error: NotASpotId| HandlerError::Permanent(format!("tourspot_id: {error}")))
 }
 
-/// A store that is out of reach is so for every event: they wait for it, however long. What else
-/// fails may be this event's own fault, and is tried a few times.
-fn not_handled(error: PortError) -> HandlerError {
+/// An outage affects every event, so the events wait for its end. Any other failure may be caused by
+/// the event itself and is retried a few times.
+fn handler_error(error: PortError) -> HandlerError {
     match error {
         PortError::Unavailable(_) => HandlerError::Unavailable(error.into()),
         PortError::Failed(_) => HandlerError::Transient(error.into()),

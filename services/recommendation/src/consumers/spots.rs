@@ -4,23 +4,24 @@ use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::events::{Event, TourSpotDelete, TourSpotUpsert};
 
-use super::{applied_or_duplicate, not_handled, patiently, spot_id};
+use super::{applied_or_duplicate, handler_error, spot_id, with_timeout};
 use crate::app::ingest::Ingest;
 use crate::app::ports::SpotState;
 use crate::domain::spot::{NotASpotId, Place, Spot};
 
-/// Merges spots by their versions, those that come together in one go: an import sends thousands.
+/// Merges spots by version, a batch in one operation: an import sends thousands.
 pub(super) struct SpotHandler(pub(super) Ingest);
 
 #[async_trait]
 impl Handler for SpotHandler {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
         let Some(state) = state_of(event)? else { return Ok(Outcome::Ignored) };
-        let merging = async { self.0.merge_spots(&[state]).await.map_err(not_handled) };
-        Ok(applied_or_duplicate(patiently(merging).await? > 0))
+        let merging = async { self.0.merge_spots(&[state]).await.map_err(handler_error) };
+        Ok(applied_or_duplicate(with_timeout(merging).await? > 0))
     }
 
-    /// Where some of a batch were known, all of it counts as applied. What fails is tried again one by one.
+    /// If one event of a batch changes the replica, all count as applied. Failed events are retried
+    /// one by one.
     async fn handle_batch(&self, events: &[Received]) -> Vec<Result<Outcome, HandlerError>> {
         if let [event] = events {
             return vec![event.run(self.handle(event)).await];
@@ -37,22 +38,22 @@ impl Handler for SpotHandler {
                 Err(error) => Some(Err(error)),
             });
         }
-        let merging = patiently(async { Ok(self.0.merge_spots(&states).await) });
+        let merging = with_timeout(async { Ok(self.0.merge_spots(&states).await) });
         let merged = match events.first() {
-            // In the trace of one of them, for it has to be in some.
+            // A span has one parent: the first event stands for the batch.
             Some(event) => event.run(merging).await,
             None => merging.await,
         };
         let of_merged = || match &merged {
             Ok(Ok(changed)) => Ok(applied_or_duplicate(*changed > 0)),
-            Ok(Err(error)) => Err(not_handled(error.clone())),
+            Ok(Err(error)) => Err(handler_error(error.clone())),
             Err(error) => Err(HandlerError::Unavailable(anyhow::anyhow!("{error}"))),
         };
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(of_merged)).collect()
     }
 }
 
-/// What an event says of a spot; `None` for one that says nothing that is of use here.
+/// The spot's state in an event, or `None` for an event of another type.
 fn state_of(event: &Received) -> Result<Option<SpotState>, HandlerError> {
     Ok(match event.envelope.r#type.as_str() {
         TourSpotUpsert::TYPE => {

@@ -1,4 +1,4 @@
-//! The queues over the bus in this process.
+//! The queues on the in-process bus.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -41,7 +41,7 @@ struct Mesh {
 }
 
 impl Mesh {
-    /// A world whose queues are consumed by as many replicas.
+    /// A world with this number of replicas.
     async fn with_replicas(replicas: usize) -> Self {
         let world = World::with_spots(9).await;
         let bus = InProcessBus::new(world.stores.dead_letters.clone());
@@ -181,7 +181,7 @@ async fn an_event_that_comes_again_has_no_effect() {
 #[tokio::test]
 async fn an_event_that_is_too_old_is_dropped_and_a_deletion_never_is() {
     let mesh = Mesh::with_replicas(1).await;
-    // Only by a clock that passes of pruning have confirmed.
+    // Events expire only by a clock that pruning passes have confirmed.
     for _ in 0..=CONFIRMING_PASSES {
         mesh.world.ingest.prune(&mesh.world.guards).await.unwrap();
     }
@@ -233,7 +233,7 @@ async fn spots_follow_their_versions_whatever_the_order() {
 }
 
 #[tokio::test]
-async fn what_is_malformed_becomes_a_dead_letter_and_the_rest_goes_on() {
+async fn a_malformed_event_becomes_a_dead_letter_and_the_others_are_handled() {
     let mesh = Mesh::with_replicas(1).await;
     let mut shapeless = mesh.event(&view("member01", "1"));
     shapeless.envelope.data = json!({"user_id": 7});
@@ -242,10 +242,11 @@ async fn what_is_malformed_becomes_a_dead_letter_and_the_rest_goes_on() {
     let events =
         vec![shapeless, leading_zero, mesh.event(&nowhere), mesh.event(&view("member03", "3"))];
     for result in mesh.bus.publish(events).await {
-        // Kept with the dead letters, which is as safe as delivered.
+        // A dead letter counts as delivered.
         result.unwrap();
     }
-    mesh.until("the good one counted", || mesh.total(|stats| stats.snapshot().applied) == 2).await;
+    mesh.until("the valid event counted", || mesh.total(|stats| stats.snapshot().applied) == 2)
+        .await;
     assert_eq!(mesh.world.trend(5).await, [3]);
     let letters = mesh.dead_letters().await;
     let mut queues: Vec<_> = letters.iter().map(|letter| letter.queue.as_str()).collect();
@@ -286,7 +287,7 @@ async fn two_replicas_share_the_work_and_count_each_event_once() {
 }
 
 #[tokio::test]
-async fn whoever_reviews_a_spot_knows_it_and_the_trend_does_not_move() {
+async fn a_member_who_reviews_a_spot_knows_it_and_the_trend_does_not_change() {
     let mesh = Mesh::with_replicas(1).await;
     mesh.publish(vec![mesh.event(&review("member01", "4"))]).await;
     let profile = mesh.world.stores.histories.profile("member01", 9).await.unwrap();
@@ -296,7 +297,7 @@ async fn whoever_reviews_a_spot_knows_it_and_the_trend_does_not_move() {
 }
 
 #[tokio::test]
-async fn what_is_published_before_anybody_subscribes_reaches_every_declared_queue() {
+async fn events_published_before_the_first_subscription_reach_every_declared_queue() {
     let world = World::with_spots(3).await;
     let bus = InProcessBus::new(world.stores.dead_letters.clone());
     for subscription in super::subscriptions() {
@@ -305,7 +306,7 @@ async fn what_is_published_before_anybody_subscribes_reaches_every_declared_queu
     let now = world.clock.now();
     let review = review("member01", "1");
     let events = vec![
-        // Only the history wants it, and it comes before another of the same member.
+        // Only the history's queue receives it. Another event of the same member follows.
         Outgoing::new(&review, now),
         Outgoing::new(&bookmark("member01", "2"), now),
         Outgoing::new(&upsert("50", 1), now),
@@ -319,7 +320,7 @@ async fn what_is_published_before_anybody_subscribes_reaches_every_declared_queu
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("some in each queue");
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("events in each queue");
 
     let (health, tasks) = (Health::new(), Tasks::new(Shutdown::new()));
     for consumer in consumers_of(&world) {
@@ -338,7 +339,7 @@ async fn what_is_published_before_anybody_subscribes_reaches_every_declared_queu
     tasks.finish(Duration::from_secs(3)).await.unwrap();
 }
 
-/// A store that answers everything with the same error.
+/// A store that fails every operation with the same error.
 struct Broken(PortError);
 
 #[async_trait]
@@ -378,7 +379,7 @@ fn received(Outgoing { envelope, .. }: Outgoing) -> Received {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_store_is_waited_for_and_a_failure_is_not() {
+async fn events_wait_for_the_end_of_an_outage_but_not_for_other_failures() {
     let world = World::new().await;
     let event = received(Outgoing::new(&view("member01", "1"), world.clock.now()));
     let handled = async |error: PortError| {
@@ -404,7 +405,7 @@ impl Handler for Panicking {
 }
 
 #[tokio::test]
-async fn a_handlers_panic_counts_among_the_processs_and_goes_on_to_the_consumer() {
+async fn a_handlers_panic_is_counted_and_reaches_the_consumer() {
     let counted = || {
         let text = Metrics::new("recommendation").render();
         let line = text.lines().find_map(|line| line.strip_prefix("tourin_panics_total "));
@@ -412,9 +413,9 @@ async fn a_handlers_panic_counts_among_the_processs_and_goes_on_to_the_consumer(
     };
     let event = received(Outgoing::new(&view("member01", "1"), Utc::now()));
     let before = counted();
-    let handler = super::Patient(Panicking);
+    let handler = super::TimeoutHandler(Panicking);
     let caught = AssertUnwindSafe(handler.handle(&event)).catch_unwind().await;
     assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"a handler under test"));
-    // Another test's may count meanwhile.
+    // Panics of other tests may be counted as well.
     assert!(counted() > before);
 }

@@ -1,15 +1,15 @@
-//! `recommendation.trend`: what people do, counted for the trend.
+//! `recommendation.trend`: counts interactions for the trend.
 
 use async_trait::async_trait;
 use tourin_shared_events::consumer::{Handler, HandlerError, Outcome, Received};
 use tourin_shared_events::events::{BookmarkTourspot, DeleteUser, Event, ViewTourspot};
 
-use super::{moment, not_handled, spot_id};
+use super::{handler_error, moment, spot_id};
 use crate::app::ingest::Ingest;
 use crate::app::ports::Counted;
 use crate::domain::interaction::Kind;
 
-/// Counts views and bookmarks, of visitors too, and forgets who counted when an account ends.
+/// Counts views and bookmarks, also of visitors, and deletes the records of a deleted account.
 pub(super) struct TrendHandler(pub(super) Ingest);
 
 #[async_trait]
@@ -30,7 +30,7 @@ impl Handler for TrendHandler {
                 self.0
                     .forget_in_trend(&deleted.user_id, moment(&event.envelope))
                     .await
-                    .map_err(not_handled)?;
+                    .map_err(handler_error)?;
                 Ok(Outcome::Applied)
             }
             _ => Ok(Outcome::Ignored),
@@ -51,7 +51,7 @@ impl TrendHandler {
             .0
             .count((envelope.id, event.dated_at), subject, spot_id(spot)?, kind, moment(envelope))
             .await
-            .map_err(not_handled)?;
+            .map_err(handler_error)?;
         Ok(match counted {
             Counted::Applied => Outcome::Applied,
             Counted::Duplicate => Outcome::Duplicate,

@@ -1,16 +1,16 @@
-//! Content similarity: shared tags and distance. What is left when nobody has visited two spots
-//! together yet, so that a member's first bookmark already counts.
+//! Content similarity by shared tags and distance. It needs no co-occurrence, so that a member's
+//! first bookmark already counts.
 
 use super::spot::Spot;
 
-/// How tags and distance weigh.
+/// The weights of tags and distance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ContentRules {
     /// Distance in kilometres at which closeness has halved (with `distance_exponent` 1).
     pub distance_scale_km: f64,
     /// How steeply closeness falls: `(1 + km / scale)^-exponent`.
     pub distance_exponent: f64,
-    /// What two spots without a common tag still have in common, of 1.
+    /// The tag similarity of two spots without a common tag, from 0 to 1.
     pub untagged: f64,
 }
 
@@ -21,7 +21,7 @@ impl Default for ContentRules {
 }
 
 impl ContentRules {
-    /// How alike two spots are, above 0 to 1.
+    /// The similarity of two spots, above 0 and up to 1.
     pub fn affinity(&self, a: &Spot, b: &Spot) -> f64 {
         let closeness = (1.0 + a.place.distance_km(b.place) / self.distance_scale_km)
             .powf(-self.distance_exponent);

@@ -1,16 +1,16 @@
 //! Forward exponential decay: Cormode, Shkapenyuk, Srivastava, Xu, "Forward Decay: A Practical
 //! Time Decay Model for Streaming Systems", ICDE 2009.
 //!
-//! Each event is weighed once, when it is recorded, by `exp(lambda * (t - L))` for a landmark `L`
-//! in the past; reading at `now` divides by `exp(lambda * (now - L))`. The divisor is the same for
-//! all, so that the order needs no background work, and events may come in any order. The landmark
-//! moves on before the exponent leaves what a double can hold.
+//! Each event is weighted once, when it is recorded, by `exp(lambda * (t - L))` for a landmark `L`
+//! in the past. Reading at `now` divides by `exp(lambda * (now - L))`. The divisor is the same for
+//! all spots, so ranking needs no background work, and events may arrive in any order. The landmark
+//! moves before the exponent overflows a double.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-/// The landmark moves before the exponent reaches this; `exp(709)` is the largest double.
+/// The landmark moves before the exponent reaches this. `exp(709)` is about the largest double.
 pub const MOVE_AT: f64 = 500.0;
 
 /// Exponential decay with a half-life.
@@ -21,13 +21,13 @@ pub struct Decay {
 }
 
 impl Decay {
-    /// Decay to a half in each `half_life`, which is at least a millisecond.
+    /// Decay with this half-life, at least a millisecond.
     pub fn with_half_life(half_life: Duration) -> Self {
         let seconds = half_life.max(Duration::from_millis(1)).as_secs_f64();
         Self { lambda: std::f64::consts::LN_2 / seconds }
     }
 
-    /// The time in which a worth halves.
+    /// The time in which a value halves.
     pub fn half_life(self) -> Duration {
         Duration::from_secs_f64(std::f64::consts::LN_2 / self.lambda)
     }
@@ -39,27 +39,27 @@ impl Decay {
         self.lambda * (micros as f64 / 1e6)
     }
 
-    /// What one unit recorded at `at` adds to a score kept at `landmark`.
+    /// What one unit recorded at `at` adds to a score at `landmark`.
     pub fn gain(self, landmark: DateTime<Utc>, at: DateTime<Utc>) -> f64 {
         self.exponent(landmark, at).exp()
     }
 
-    /// What a score kept at `landmark` is worth at `now`.
+    /// The value at `now` of a score at `landmark`.
     pub fn value(self, score: f64, landmark: DateTime<Utc>, now: DateTime<Utc>) -> f64 {
         score * (-self.exponent(landmark, now)).exp()
     }
 
-    /// The score at `landmark` that is worth `value` at `now`; infinite when none can be.
+    /// The score at `landmark` that has `value` at `now`. Infinite on overflow.
     pub fn score(self, value: f64, landmark: DateTime<Utc>, now: DateTime<Utc>) -> f64 {
         value * self.exponent(landmark, now).exp()
     }
 
-    /// Whether the landmark must move before something is recorded at `at`.
+    /// Whether the landmark must move before an event at `at` is recorded.
     pub fn must_move(self, landmark: DateTime<Utc>, at: DateTime<Utc>) -> bool {
         self.exponent(landmark, at) >= MOVE_AT
     }
 
-    /// What every score is multiplied by when the landmark moves.
+    /// The factor of every score when the landmark moves.
     pub fn move_factor(self, from: DateTime<Utc>, to: DateTime<Utc>) -> f64 {
         (-self.exponent(from, to)).exp()
     }
@@ -84,7 +84,7 @@ mod tests {
         Decay::with_half_life(Duration::from_secs(3_600))
     }
 
-    /// A trend in memory, moving its landmark when it must and wherever it is told to.
+    /// Ranks events in memory. The landmark moves when it must, and before the events in `moves`.
     fn ranking(events: &[(i64, u8, f64)], moves: &[usize], now_s: i64) -> Vec<SpotId> {
         let decay = hourly();
         let mut landmark = start();
@@ -113,7 +113,7 @@ mod tests {
             seed in any::<u64>(),
         ) {
             let mut shuffled = events.clone();
-            // A plain deterministic shuffle: sorting by a hash of the position.
+            // A deterministic shuffle: sorts by a hash of the position.
             let mut keyed: Vec<_> = shuffled.drain(..).enumerate().collect();
             keyed.sort_by_key(|(i, _)| (*i as u64 + 1).wrapping_mul(seed | 1).rotate_left(17));
             let shuffled: Vec<_> = keyed.into_iter().map(|(_, event)| event).collect();

@@ -1,4 +1,4 @@
-//! What a person does with a spot.
+//! Interactions of people with spots.
 
 use chrono::{DateTime, Utc};
 
@@ -7,14 +7,14 @@ use super::spot::SpotId;
 /// The kinds of interaction that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// Looked at the spot's page.
+    /// A view of the spot's page.
     View,
-    /// Bookmarked the spot.
+    /// A bookmark of the spot.
     Bookmark,
 }
 
 impl Kind {
-    /// How much one counts: a bookmark says twice what a view says.
+    /// The weight: a bookmark counts twice as much as a view.
     pub const fn weight(self) -> f64 {
         match self {
             Self::View => 1.0,
@@ -23,11 +23,11 @@ impl Kind {
     }
 }
 
-/// When something happened, and which of two changes of one thing is the later one.
+/// The time and the version of a change. They decide which of two changes is the later one.
 ///
-/// The version says that where there is one: it comes from the store that the change was made in. A clock may have been
-/// set back between two changes. What has no version is from before there were versions, and so earlier than all that has
-/// one; among its like only the time is left to say.
+/// The version comes from the store of the change and is compared first, because a clock may be set
+/// back between two changes. Changes without a version are from before versions existed: they are
+/// earlier than all changes with one, and ordered by time among themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// The time, by the clock of the service that made the change.
@@ -36,14 +36,14 @@ pub struct Moment {
     pub version: Option<u64>,
 }
 
-/// A change of what a member has to do with a spot.
+/// A change of a member's interactions with a spot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// The member looked at it.
+    /// The member viewed the spot.
     Viewed,
-    /// The member bookmarked it.
+    /// The member bookmarked the spot.
     Bookmarked,
-    /// The member took the bookmark back; having viewed it stays.
+    /// The member removed the bookmark. A view stays.
     Unbookmarked,
 }
 
@@ -52,13 +52,13 @@ pub enum Change {
 pub struct Remembered {
     /// The spot.
     pub spot: SpotId,
-    /// The strongest thing the member did with it.
+    /// The strongest interaction.
     pub kind: Kind,
-    /// When the member last did something with it.
+    /// The time of the last interaction.
     pub last_at: DateTime<Utc>,
 }
 
-/// Whether a subject is a visitor's pseudonym: it counts for the trend, but nobody remembers it.
+/// Whether a subject is a visitor's pseudonym. Visitors count for the trend but have no history.
 pub fn is_pseudonym(subject: &str) -> bool {
     subject.starts_with("anon:")
 }

@@ -1,4 +1,4 @@
-//! Rules without I/O: how a trend decays, when two spots are alike, what a member is shown.
+//! Rules without I/O: decay of the trend, similarity of spots, ranking for a member.
 
 pub mod content;
 pub mod decay;

@@ -1,10 +1,10 @@
-//! What a member is shown: what is personal mixed with the trend, never what they know.
+//! Ranking for a member: personal candidates mixed with the trend, without known spots.
 
 use std::collections::HashSet;
 
 use super::spot::SpotId;
 
-/// Where candidates come from, each best first.
+/// Candidates by source, each best first.
 #[derive(Debug, Clone, Default)]
 pub struct Candidates {
     /// By co-occurrence with the member's history.
@@ -15,8 +15,8 @@ pub struct Candidates {
     pub trending: Vec<SpotId>,
 }
 
-/// The trend's share of the answer for a member who knows `known` spots: all for a newcomer, half
-/// after the first interaction, then ever less.
+/// The trend's share of the result for a member who knows `known` spots: all for a newcomer, half
+/// after the first interaction, then less and less.
 pub fn trend_share(known: usize) -> f64 {
     1.0 / (1.0 + known as f64)
 }
@@ -24,9 +24,10 @@ pub fn trend_share(known: usize) -> f64 {
 /// Orders the candidates for a member who knows `known`, best first, without duplicates and without
 /// anything in `known`.
 ///
-/// Personal candidates are those that co-occur, then those that are merely alike. The trend has its
-/// share of the places, spread evenly, the personal ones first: scores of different origin have no
-/// common scale, and by places a first bookmark is seen in the answer however strong the trend is.
+/// Personal candidates are the co-occurring ones, then those with similar content. The trend gets
+/// its share of the positions, spread evenly, with personal ones first. Positions are used because
+/// scores of different sources have no common scale, and because a first bookmark must change the
+/// result even if the trend is strong.
 pub fn blend(candidates: &Candidates, known: &HashSet<SpotId>) -> Vec<SpotId> {
     let share = trend_share(known.len());
     let mut shown = known.clone();
@@ -35,11 +36,11 @@ pub fn blend(candidates: &Candidates, known: &HashSet<SpotId>) -> Vec<SpotId> {
     let mut order = Vec::new();
     let mut from_trend = 0;
     loop {
-        let places = order.len() + 1;
-        let is_trends_turn = f64::from(from_trend + 1) <= share * places as f64 + 1e-9;
+        let positions = order.len() + 1;
+        let is_trend_next = f64::from(from_trend + 1) <= share * positions as f64 + 1e-9;
         let mut next_trending = || trending.find(|spot| !shown.contains(spot));
         let mut next_personal = || personal.find(|spot| !shown.contains(spot));
-        let next = if is_trends_turn {
+        let next = if is_trend_next {
             next_trending().inspect(|_| from_trend += 1).or_else(next_personal)
         } else {
             next_personal().or_else(next_trending)
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn after_one_interaction_every_other_place_is_the_trends() {
+    fn after_one_interaction_every_other_position_is_the_trends() {
         let candidates = Candidates {
             alike: ids(&[9, 1, 8, 7]),
             trending: ids(&[1, 9, 2, 3, 4]),
@@ -92,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_known_is_shown_nothing_twice_and_nothing_is_lost(
+        fn no_known_spot_is_shown_none_twice_and_none_is_lost(
             co in prop::collection::vec(0..30i64, 0..20),
             alike in prop::collection::vec(0..30i64, 0..20),
             trend in prop::collection::vec(0..30i64, 0..20),

@@ -2,9 +2,10 @@
 //!
 //! `A_ij = d_i^-a * d_j^-b * sum over members v who know both of d_v^-c`
 //!
-//! with `d` the number of members who know a spot and of spots that a member knows. A member who
-//! knows everything says little about any pair, and so does a spot that everybody knows. The
-//! defaults are the best on the Gowalla check-ins of those tried; other data has other optima.
+//! where the degree `d` is the number of members who know a spot, or of spots that a member knows.
+//! Members who know many spots say little about a pair, and so do spots that many members know. The
+//! default exponents are the best of those tried on the Gowalla check-ins. Other data has other
+//! optima.
 
 use std::collections::HashMap;
 
@@ -14,11 +15,11 @@ use super::trend::{Ranked, rank};
 /// The exponents `a`, `b` and `c`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Exponents {
-    /// `a`, of the degree of the spot that one starts from.
+    /// `a`, for the degree of the seed.
     pub seed: f64,
-    /// `b`, of the degree of the spot that is found.
+    /// `b`, for the degree of the neighbour.
     pub neighbour: f64,
-    /// `c`, of the degree of the member who knows both.
+    /// `c`, for the degree of the member.
     pub member: f64,
 }
 
@@ -28,7 +29,7 @@ impl Default for Exponents {
     }
 }
 
-/// A member who knows a certain spot.
+/// A member who knows the spot in question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     /// How many spots the member knows.
@@ -46,8 +47,8 @@ pub struct Neighbourhood {
     pub holders: Vec<Holder>,
 }
 
-/// `d_v^-c` summed over the members of the neighbourhood, for each spot found there but the seed;
-/// the `limit` largest.
+/// The sum of `d_v^-c` over the members of the neighbourhood, for each of their spots except the
+/// seed. Returns the `limit` largest.
 pub fn overlaps(
     seed: SpotId,
     neighbourhood: &Neighbourhood,
@@ -67,11 +68,11 @@ pub fn overlaps(
     overlaps
 }
 
-/// The seed's row of `A`, best first, at most `keep` long. `degrees` has the degree of each spot in
-/// `overlaps`; one that is missing counts as 1.
+/// The seed's row of `A`, best first, with at most `keep` spots. `degrees` has the degree of each
+/// spot in `overlaps`; a missing degree counts as 1.
 ///
-/// When only the latest holders of a popular seed were looked at, the row is scaled to all of them,
-/// so that rows of different seeds can be added.
+/// If the neighbourhood has only the latest members of a popular seed, the row is scaled to all of
+/// them, so that rows of different seeds can be added.
 pub fn row(
     neighbourhood: &Neighbourhood,
     overlaps: &[Ranked],
@@ -79,8 +80,8 @@ pub fn row(
     exponents: &Exponents,
     keep: usize,
 ) -> Vec<Ranked> {
-    let looked_at = neighbourhood.holders.len().max(1) as f64;
-    let scale = (neighbourhood.degree as f64 / looked_at).max(1.0)
+    let sampled = neighbourhood.holders.len().max(1) as f64;
+    let scale = (neighbourhood.degree as f64 / sampled).max(1.0)
         * power(neighbourhood.degree, exponents.seed);
     let mut row = rank(
         overlaps
@@ -144,9 +145,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_knows_a_spot_then_it_has_no_neighbours() {
-        let nobody = Neighbourhood::default();
-        let overlaps = overlaps(id(1), &nobody, &Exponents::default(), 9);
-        assert!(row(&nobody, &overlaps, &HashMap::new(), &Exponents::default(), 9).is_empty());
+    fn a_spot_that_no_member_knows_has_no_neighbours() {
+        let empty = Neighbourhood::default();
+        let overlaps = overlaps(id(1), &empty, &Exponents::default(), 9);
+        assert!(row(&empty, &overlaps, &HashMap::new(), &Exponents::default(), 9).is_empty());
     }
 }

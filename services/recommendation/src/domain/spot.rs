@@ -1,4 +1,4 @@
-//! What the recommendation service knows of a spot.
+//! A spot, with the data that recommendations need.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ const EARTH_RADIUS_KM: f64 = 6_371.008_8;
 pub struct SpotId(i64);
 
 impl SpotId {
-    /// The id with this number; `None` below zero.
+    /// The id with this number, or `None` if it is negative.
     pub const fn new(number: i64) -> Option<Self> {
         if number < 0 { None } else { Some(Self(number)) }
     }
@@ -38,7 +38,7 @@ impl FromStr for SpotId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let id = text.parse().ok().and_then(Self::new).ok_or(NotASpotId)?;
-        // One spot has one spelling, so that "7", "+7" and "007" are not three.
+        // Each id has one spelling: "+7" and "007" are not "7".
         if id.to_string() == text { Ok(id) } else { Err(NotASpotId) }
     }
 }
@@ -63,20 +63,20 @@ impl Place {
     }
 }
 
-/// A spot as the replica keeps it: what an answer shows and what content similarity needs.
+/// A spot in the replica: the fields that responses show or content similarity needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spot {
-    /// Its id.
+    /// The spot's id.
     pub id: SpotId,
-    /// Grows with each change of the spot; the larger one wins.
+    /// Grows with each change of the spot. The highest version wins.
     pub version: u64,
     /// Name, usually in Korean.
     pub name: String,
     /// Postal address.
     pub address: String,
-    /// Where it is.
+    /// Its coordinates.
     pub place: Place,
-    /// Where its picture is, when it has one.
+    /// The URL of its picture, if it has one.
     pub image_url: Option<String>,
     /// Its tags, as core orders them.
     pub tags: Vec<String>,

@@ -1,4 +1,4 @@
-//! The trend: views and bookmarks of everybody, visitors included, decayed.
+//! The trend: decayed views and bookmarks of all members and visitors.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -6,35 +6,34 @@ use std::time::Duration;
 use super::decay::Decay;
 use super::spot::SpotId;
 
-/// A score that a spot's value at read time must reach to be in the trend: what is left of one view
-/// after ten half-lives.
+/// The minimum value of a spot in the trend: the value of one view after ten half-lives.
 pub const DEFAULT_FLOOR: f64 = 1.0 / 1024.0;
 
-/// A value below which a score may be forgotten: it can no longer change an order that anybody sees.
+/// A score below this value may be deleted. It does not change any visible order.
 pub const NEGLIGIBLE: f64 = 1e-12;
 
-/// Least step of the clock that is taken for a jump.
-const LEAST_JUMP: Duration = Duration::from_secs(300);
+/// The smallest step of the clock that counts as a jump.
+const MIN_JUMP: Duration = Duration::from_secs(300);
 
-/// After so long of a clock that goes on, its jump is believed.
+/// A jump is trusted after the clock has advanced for this long.
 pub const CONFIRMED_AFTER: Duration = Duration::from_secs(3_600);
 
-/// The step of the clock between two events that is taken for a jump: a half-life, 5 minutes at least. What a clock that is
-/// less than that ahead makes of an event is no more than twice its worth.
+/// The step of the clock between two events that counts as a jump: a half-life, at least 5 minutes.
+/// A clock that is ahead by less than a half-life at most doubles the value of an event.
 pub fn jump_of(half_life: Duration) -> Duration {
-    half_life.max(LEAST_JUMP)
+    half_life.max(MIN_JUMP)
 }
 
-/// How a trend counts.
+/// The rules of a trend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrendRules {
-    /// The time in which a count loses half its worth.
+    /// The time in which a count loses half of its value.
     pub half_life: Duration,
     /// Within this time of a count, the same person, spot and kind does not count again.
     pub window: Duration,
-    /// Smallest value that is still in the trend.
+    /// The minimum value of a spot in the trend.
     pub floor: f64,
-    /// Events older than this no longer come, so that what only they need may be forgotten.
+    /// The maximum age of events. Records that only older events need may be deleted.
     pub max_age: Duration,
 }
 
@@ -56,7 +55,7 @@ impl Default for TrendRules {
     }
 }
 
-/// A spot with a value, larger is better.
+/// A spot with a value. A larger value is better.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ranked {
     /// The spot.
@@ -65,9 +64,9 @@ pub struct Ranked {
     pub value: f64,
 }
 
-/// Best first; the smaller id first among equals.
+/// Sorts entries, best first, then by id.
 ///
-/// Values that agree in their first nine or so digits are equal: sums of the same numbers in
+/// Values that agree in about their first nine digits count as equal: sums of the same numbers in
 /// another order differ in the last bits, and must not rank differently.
 pub fn rank(mut entries: Vec<Ranked>) -> Vec<Ranked> {
     let by_rounded = |entry: &Ranked| (Descending(rounded(entry.value)), entry.spot);
@@ -75,7 +74,6 @@ pub fn rank(mut entries: Vec<Ranked>) -> Vec<Ranked> {
     entries
 }
 
-/// Larger numbers first.
 struct Descending(f64);
 
 impl Ord for Descending {

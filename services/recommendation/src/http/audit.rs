@@ -1,5 +1,5 @@
-//! What the stores hold, for the mesh's own services and tools. The gateway routes nothing below
-//! `/internal`, and nobody but a service gets an answer.
+//! The contents of the stores, for services and tools of the mesh. The gateway does not route
+//! `/internal`, and only services are answered.
 
 use std::collections::BTreeMap;
 
@@ -15,20 +15,19 @@ use crate::app::audit::Audit;
 use crate::domain::interaction::Kind;
 use crate::domain::spot::SpotId;
 
-/// The most spots in one question.
+/// The maximum number of spots in one request.
 const MAX_IDS: usize = 1_000;
 
-/// What `GET /internal/trend/scores` answers.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Scores {
-    /// The time that the values are as of, RFC 3339.
+    /// The time of the values, RFC 3339.
     at: String,
     /// The time in which a value halves, in milliseconds.
     half_life_ms: u64,
-    /// What one of each kind is worth when it happens.
+    /// The initial value of each kind of interaction.
     weights: Weights,
-    /// By spot, 0 for one that nothing counts for.
+    /// The values by spot, 0 for a spot without any count.
     scores: BTreeMap<String, f64>,
 }
 
@@ -38,19 +37,17 @@ struct Weights {
     view: f64,
 }
 
-/// What `GET /internal/histories/{member}` answers.
 #[derive(Serialize)]
 struct History {
     bookmarked: Vec<String>,
     viewed: Vec<String>,
 }
 
-/// What `GET /internal/events/backlog` answers.
 #[derive(Serialize)]
 struct EventBacklog {
-    /// Events that wait for this instance or are in its hands.
+    /// Events that wait for this instance or are in progress.
     waiting: u64,
-    /// Events that it is done with, since its start.
+    /// Events handled since the start.
     handled: u64,
 }
 
@@ -78,10 +75,10 @@ async fn scores(
     }
     let ids: Vec<SpotId> =
         ids.iter().map(|id| id.parse()).collect::<Result<_, _>>().map_err(|_| invalid_ids())?;
-    let worth = audit.worth(&ids).await.map_err(unavailable)?;
-    let value = |id: &SpotId| worth.values.get(id).copied().unwrap_or_default();
+    let trend = audit.trend_values(&ids).await.map_err(unavailable)?;
+    let value = |id: &SpotId| trend.values.get(id).copied().unwrap_or_default();
     Ok(Json(Scores {
-        at: worth.at.to_rfc3339(),
+        at: trend.at.to_rfc3339(),
         half_life_ms: u64::try_from(audit.half_life.as_millis()).unwrap_or(u64::MAX),
         weights: Weights { bookmark: Kind::Bookmark.weight(), view: Kind::View.weight() },
         scores: ids.iter().map(|id| (id.to_string(), value(id))).collect(),

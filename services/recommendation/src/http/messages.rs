@@ -1,7 +1,7 @@
-//! What a member may read when a call fails, besides what every service answers with.
+//! The messages of this service, besides those of every service.
 
 tourin_chassis::messages! {
-    pub(super) fn no_answer_at_the_moment() {
+    pub(super) fn temporarily_unavailable() {
         en: "recommendations cannot be made at the moment; try again",
         ko: "지금은 추천을 제공할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
     }

@@ -1,4 +1,4 @@
-//! The service's HTTP face: parses at the edge, calls one use case, shapes the answer.
+//! The service's HTTP API: parses requests, calls one use case each, and writes responses.
 
 mod audit;
 mod messages;
@@ -19,23 +19,23 @@ use crate::app::recommend::Recommender;
 
 pub use overview::TourSpotOverview;
 
-/// When to try again after a store failed.
+/// When a client may retry after a failure of a store.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Every route of the service, with its OpenAPI description under `/internal/openapi.json`.
+/// Every route of the service, with its OpenAPI document under `/internal/openapi.json`.
 pub fn router(recommender: Recommender, audit: Audit) -> axum::Router {
     openapi::serve(openapi::describe(recommendations::router()))
         .with_state(recommender)
         .merge(audit::router(audit))
 }
 
-/// A store that fails is a dependency that is down: the client may try again.
+/// A failure of a store is answered 503, so that the client may retry.
 fn unavailable(error: PortError) -> ApiError {
     match error {
-        // Whoever watches the server warns of it, and an instance that registers before its replica is
-        // whole: once and not for each request. This is why this one failed.
-        PortError::Unavailable(_) => tracing::info!(%error, "no answer at the moment"),
+        // At level info: the server's watcher and the registration warn once about an outage or an
+        // incomplete replica, not for each request.
+        PortError::Unavailable(_) => tracing::info!(%error, "temporarily unavailable"),
         PortError::Failed(_) => tracing::error!(%error, "a store failed"),
     }
-    ApiError::unavailable(messages::no_answer_at_the_moment(), RETRY_AFTER)
+    ApiError::unavailable(messages::temporarily_unavailable(), RETRY_AFTER)
 }

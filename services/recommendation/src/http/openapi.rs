@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::recommend::Recommender;
 
-/// Where the part is, for the mesh's own services only.
+/// The path of the document, for services only.
 const PATH: &str = "/internal/openapi.json";
 
 #[derive(OpenApi)]
@@ -24,7 +24,7 @@ const PATH: &str = "/internal/openapi.json";
 )]
 struct Document;
 
-/// The status of every call: something that it needs is down, or overloaded.
+/// The 503 of every call.
 #[derive(IntoResponses)]
 #[response(
     status = 503,
@@ -34,12 +34,11 @@ struct Document;
 #[allow(dead_code, reason = "read by utoipa only")]
 pub(super) struct Unavailable(ErrorBody);
 
-/// The routes with what the document says apart from them.
+/// Adds the document's general part to the routes.
 pub(super) fn describe(routes: OpenApiRouter<Recommender>) -> OpenApiRouter<Recommender> {
     OpenApiRouter::with_openapi(Document::openapi()).merge(routes)
 }
 
-/// The routes and their document.
 pub(super) fn serve(routes: OpenApiRouter<Recommender>) -> Router<Recommender> {
     let (router, document) = routes.split_for_parts();
     let json = document.to_json().expect("a document made at compile time can be written as JSON");

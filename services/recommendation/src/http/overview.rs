@@ -1,4 +1,4 @@
-//! A spot as lists show it: the same as core's, in the answer and in the document.
+//! A spot in a list. Its JSON and its schema, with descriptions, must be the same as core's.
 
 use serde::Serialize;
 

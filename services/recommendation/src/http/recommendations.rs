@@ -1,4 +1,4 @@
-//! The contract's Recommendations table.
+//! The endpoints for recommendations.
 
 use axum::extract::State;
 use tourin_chassis::http::{ApiError, ErrorBody, Json, Params, Path};
@@ -11,11 +11,11 @@ use super::{TourSpotOverview, messages, unavailable};
 use crate::app::recommend::Recommender;
 use crate::domain::spot::{Spot, SpotId};
 
-/// The most spots in an answer.
+/// The maximum number of spots in a response.
 const MAX_K: usize = 100;
-/// Spots in the trend and in personal recommendations when the query does not say.
+/// The default number of spots in the trend and in personal recommendations.
 const DEFAULT_K: usize = 5;
-/// Similar spots when the query does not say.
+/// The default number of similar spots.
 const DEFAULT_SIMILAR_K: usize = 10;
 
 pub(super) fn router() -> OpenApiRouter<Recommender> {
@@ -27,8 +27,8 @@ pub(super) fn router() -> OpenApiRouter<Recommender> {
 
 /// What is trending
 ///
-/// Spots by their views and bookmarks of late, each worth less as it ages; best first. Only spots
-/// that somebody looked at not long ago, so that there may be fewer than `k`, or none.
+/// Spots by their recent views and bookmarks, whose weight decays with age; best first. Only spots
+/// with recent views or bookmarks are included, so there may be fewer than `k`, or none.
 #[utoipa::path(
     get,
     path = "/api/recommendations/trend",
@@ -53,11 +53,11 @@ async fn trend(
     Ok(overviews(spots))
 }
 
-/// What this member would like
+/// Recommendations for this member
 ///
-/// From what the member viewed and bookmarked, and what others did who share some of it; spots of
-/// a similar kind and near where nobody shares it yet; a newcomer gets the trend. Never a spot that
-/// the member has viewed or bookmarked.
+/// Based on the member's views and bookmarks and on those of members with common spots. Without
+/// such members, spots with similar tags nearby. A newcomer gets the trend. Never a spot that the
+/// member has viewed or bookmarked.
 #[utoipa::path(
     get,
     path = "/api/recommendations/personalized",
@@ -84,8 +84,8 @@ async fn personalized(
 
 /// Spots like this one
 ///
-/// What people who viewed or bookmarked it also viewed or bookmarked, then spots with its tags near
-/// it; best first.
+/// Spots that members who viewed or bookmarked this one also viewed or bookmarked, then nearby spots
+/// with its tags; best first.
 #[utoipa::path(
     get,
     path = "/api/tour-spots/{id}/similar",

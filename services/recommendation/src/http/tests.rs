@@ -1,4 +1,4 @@
-//! The contract's rows over the service's router, with signed identities.
+//! The API on the service's router, with signed identities.
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -194,7 +194,7 @@ async fn anyone_reads_similar_spots_of_one_that_is_there() {
 }
 
 #[tokio::test]
-async fn what_spots_that_have_not_come_yet_would_change_is_asked_for_again() {
+async fn until_the_first_resync_has_ended_every_call_is_answered_503() {
     let service = Service::over(World::unfilled().await);
     for path in [
         "/api/tour-spots/10/similar",
@@ -242,7 +242,7 @@ fn service() -> Option<Subject> {
 }
 
 #[tokio::test]
-async fn what_the_stores_hold_is_told_to_services_only() {
+async fn only_services_may_read_the_stores() {
     let bench = Service::with_spots(0).await;
     for path in ["/internal/trend/scores?ids=1", "/internal/histories/member01"] {
         for caller in [None, visitor(), member("member01")] {
@@ -252,7 +252,7 @@ async fn what_the_stores_hold_is_told_to_services_only() {
 }
 
 #[tokio::test]
-async fn scores_are_told_with_all_that_is_needed_to_check_them() {
+async fn scores_come_with_all_parameters_of_their_formula() {
     let bench = Service::with_spots(0).await;
     bench.world.bookmark("member01", 7).await;
     bench.world.view("anon:abcd", 7).await;
@@ -276,7 +276,7 @@ async fn scores_are_told_with_all_that_is_needed_to_check_them() {
 }
 
 #[tokio::test]
-async fn a_history_is_told_by_what_was_done() {
+async fn a_history_is_listed_by_kind_of_interaction() {
     let bench = Service::with_spots(0).await;
     bench.world.bookmark("member01", 7).await;
     bench.world.view("member01", 7).await;

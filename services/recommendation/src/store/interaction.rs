@@ -1,17 +1,17 @@
-//! What a member has to do with a spot, as stores keep it.
+//! The stored form of a member's interaction with a spot.
 
 use crate::domain::interaction::{Change, Moment};
 
-/// A view that is known from so much after the time now, in microseconds (5 minutes), was dated by a clock that was ahead: a
-/// view of now takes its place.
+/// A stored view this far in the future, in microseconds, was dated by a clock that was ahead (5
+/// minutes). A current view replaces it.
 const VIEWED_AHEAD: i64 = 5 * 60 * 1_000_000;
 
-/// A [`Moment`] as stores keep it; of two, the greater is the later one.
+/// The stored form of a [`Moment`]. The greater of two is the later one.
 ///
-/// Rows from before there were versions have version 0, which is below every version.
+/// Rows from before versions existed have version 0, the lowest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Stamp {
-    /// 0 for none. Compared first.
+    /// 0 without a version. Compared first.
     pub(crate) version: i64,
     /// Microseconds since the epoch.
     pub(crate) at: i64,
@@ -28,13 +28,13 @@ impl From<Moment> for Stamp {
 }
 
 impl Stamp {
-    /// Whether this change is already contained in one that was made at `known`. One version is one change, at whatever time
-    /// it is said to have happened.
+    /// Whether this change is `known` or earlier. Equal versions are the same change, whatever their
+    /// times are.
     fn is_known_at(self, known: Self) -> bool {
         if self.version != 0 { self.version <= known.version } else { self < known }
     }
 
-    /// Whether an order of `self` to forget comes after this change, or is this order.
+    /// Whether an order to forget at `self` covers this change, or is this order.
     pub(crate) fn forgets(self, change: Self) -> bool {
         change == self || change.is_known_at(self)
     }
@@ -42,7 +42,7 @@ impl Stamp {
 
 /// A member's views and bookmark of one spot. Times are microseconds since the epoch.
 ///
-/// Changes only ever move its stamps forward, so that it recognises what it has seen.
+/// Changes only move its stamps forward, so that a repeated change has no effect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Interaction {
     pub(super) viewed_at: Option<i64>,
@@ -51,7 +51,7 @@ pub(super) struct Interaction {
 }
 
 impl Interaction {
-    /// The same after a change, recorded at `now`.
+    /// The interaction after a change recorded at `now`.
     pub(super) fn after(self, change: Change, stamp: Stamp, now: i64) -> Self {
         let bookmarked = match change {
             Change::Viewed => {
@@ -67,13 +67,13 @@ impl Interaction {
         Self { bookmarked, bookmark_changed: Some(stamp), ..self }
     }
 
-    /// Whether the member knows the spot. One that is not live is a bookmark taken back, kept so
-    /// that an older event cannot bring it back.
+    /// Whether the member knows the spot. An interaction that is not live is a removed bookmark. It
+    /// is kept so that an older event cannot restore the bookmark.
     pub(super) fn is_live(self) -> bool {
         self.viewed_at.is_some() || self.bookmarked
     }
 
-    /// When the member last did what is still so; the time of the change when nothing is.
+    /// The time of the last interaction that is still in effect, or of the removal if none is.
     pub(super) fn last_at(self) -> i64 {
         let changed_at = self.bookmark_changed.map(|changed| changed.at);
         let bookmarked_at = changed_at.filter(|_| self.bookmarked);
@@ -99,7 +99,7 @@ mod tests {
             let (first, then) = (stamp(7, first_at), stamp(8, then_at));
             let taken_back = bookmarked(first).after(Change::Unbookmarked, then, 0);
             assert!(!taken_back.bookmarked);
-            // Late or twice, in whatever order, at whatever time it is said to have happened.
+            // Late or duplicated, in any order and with any time.
             for again in [first, stamp(7, 9_999)] {
                 assert_eq!(taken_back.after(Change::Bookmarked, again, 0), taken_back);
             }
@@ -109,18 +109,18 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_version_is_older_than_what_has_one() {
+    fn a_change_without_a_version_is_older_than_one_with() {
         let old = bookmarked(stamp(0, 9_999));
         let taken_back = old.after(Change::Unbookmarked, stamp(1, 5), 0);
         assert!(!taken_back.bookmarked);
         assert_eq!(taken_back.after(Change::Bookmarked, stamp(0, 99_999), 0), taken_back);
-        // Among their like the time decides, and of one time the later arrival.
+        // Without versions the time decides, then the order of arrival.
         assert!(old.after(Change::Unbookmarked, stamp(0, 9_998), 0).bookmarked);
         assert!(!old.after(Change::Unbookmarked, stamp(0, 9_999), 0).bookmarked);
     }
 
     #[test]
-    fn a_view_from_a_time_to_come_gives_way_to_one_of_now() {
+    fn a_view_from_the_future_is_replaced_by_a_current_one() {
         let day = 24 * 3_600 * 1_000_000;
         let ahead = Interaction::default().after(Change::Viewed, stamp(1, day), day);
         assert_eq!(ahead.after(Change::Viewed, stamp(2, 60), 60).viewed_at, Some(60));

@@ -27,10 +27,10 @@ pub(crate) use self::traced::traced;
 /// How histories are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryRules {
-    /// The latest spots of a member that co-occur with each other. Default 100: a member with
-    /// thousands of spots must not make every row of the model longer.
+    /// The number of a member's latest spots that co-occur. Default 100: a member with thousands of
+    /// spots must not make every row of the model longer.
     pub recent: usize,
-    /// Events older than this no longer come. Default 30 days.
+    /// The maximum age of events. Default 30 days.
     pub max_age: Duration,
 }
 
@@ -40,8 +40,8 @@ impl Default for HistoryRules {
     }
 }
 
-/// Everything the service keeps. Clones share it, and so do replicas in one process: whichever of
-/// them takes an event, all of them answer with it.
+/// All stores of the service. Clones share them, and so do replicas in one process: an event that
+/// one replica handles changes the responses of all.
 #[derive(Clone)]
 pub struct Stores {
     /// The trend's scores.
@@ -52,50 +52,50 @@ pub struct Stores {
     pub spots: Arc<dyn SpotReplica>,
     /// When the trend was pruned last, and the time of the server that it is on.
     pub trend_passes: Arc<dyn PassLog>,
-    /// The same of the histories.
+    /// The pruning passes of the histories.
     pub history_passes: Arc<dyn PassLog>,
-    /// Events that could not be handled, for when there is no bus that keeps them.
+    /// Dead letters, used without a bus that keeps them.
     pub dead_letters: Arc<dyn DeadLetterStore>,
-    /// The server of the trend, when it is not embedded.
+    /// The server of the trend, unless it is embedded.
     pub trend_server: Option<Arc<dyn Server>>,
     /// The server of histories and spots, when they are not embedded.
     pub document_server: Option<Arc<dyn Server>>,
-    /// The embedded file, while any of them is in it.
+    /// The embedded file, if any store is in it.
     pub embedded: Option<Arc<dyn Server>>,
-    /// Tells when nothing can be written any more.
+    /// Signals that a store has failed for good.
     pub failure: Failure,
-    /// Keeps other processes out of the folder for as long as anybody has the stores.
+    /// Locks the folder against other processes while the stores are in use.
     pub held: Option<Arc<File>>,
 }
 
-/// Tells when a store has stopped for good, so that only a new start of the process can help, and why.
+/// Signals that a store has failed for good, with the reason. Only a restart of the process helps.
 #[derive(Clone, Debug)]
 pub struct Failure(Option<watch::Receiver<Option<String>>>);
 
 impl Failure {
-    /// A failure that whoever keeps the sender may tell of.
+    /// A failure that the owner of the sender may signal.
     pub fn new() -> (watch::Sender<Option<String>>, Self) {
         let (sender, receiver) = watch::channel(None);
         (sender, Self(Some(receiver)))
     }
 
-    /// No failure, ever: of stores on servers, which come back.
+    /// For stores on servers, which recover.
     pub fn never() -> Self {
         Self(None)
     }
 
-    /// Waits for the failure and returns its reason. Safe to drop and call again.
+    /// Waits for the failure and returns its reason. Cancel safe.
     pub async fn happened(&mut self) -> String {
         let Some(receiver) = &mut self.0 else { return std::future::pending().await };
         match receiver.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_gone) => "it was stopped from outside".to_owned(),
+            Err(_gone) => "the writer was stopped".to_owned(),
         }
     }
 }
 
 impl Stores {
-    /// Opens the embedded stores in one SQLite file, creating or migrating it if need be.
+    /// Opens the embedded stores in one SQLite file. Creates or migrates it if needed.
     ///
     /// # Errors
     /// When the file cannot be opened or migrated.

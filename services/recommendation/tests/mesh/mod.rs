@@ -1,7 +1,6 @@
-//! What the service runs among in tests: a registry that knows one core, that core, and an instance of
-//! the service itself.
+//! The environment of the tests: a registry with one core, that core, and an instance of the service.
 
-#![allow(dead_code, unused_macros, unused_imports, reason = "no test target needs all of it")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test target needs a part of it")]
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -65,7 +64,7 @@ impl FakeMesh {
     }
 }
 
-/// Snapshots with growing versions, so that a new core is seen soon.
+/// Snapshots with growing versions, so that a new core is noticed soon.
 async fn watch(State(mesh): State<FakeMesh>) -> impl IntoResponse {
     let snapshots = futures::stream::unfold(0_u64, move |version| {
         let mesh = mesh.clone();
@@ -170,7 +169,7 @@ impl Running {
         self.http.get(url).send().await.unwrap().status()
     }
 
-    /// What stands in the way of readiness.
+    /// The body of the readiness endpoint.
     pub async fn unready(&self) -> String {
         let url = format!("http://{}/readyz", self.addr);
         self.http.get(url).send().await.unwrap().text().await.unwrap()
@@ -194,7 +193,7 @@ impl Running {
     }
 
     pub async fn trend(&self) -> Vec<String> {
-        self.ids("/api/recommendations/trend", "somebody1").await
+        self.ids("/api/recommendations/trend", "reader01").await
     }
 
     pub async fn stop(self) {
@@ -205,7 +204,7 @@ impl Running {
     }
 }
 
-/// Waits for a condition; reports the last state when it does not come.
+/// Waits for a condition. On timeout, reports the last state.
 macro_rules! eventually {
     ($limit:expr, $what:expr, $expected:expr) => {{
         let end = std::time::Instant::now() + $limit;
@@ -222,7 +221,7 @@ macro_rules! eventually {
 
 pub(crate) use eventually;
 
-/// The service is ready, and nothing stands in the way.
+/// The body of the readiness endpoint of a ready service.
 pub const READY: &str = r#"{"status":"ready","unready":{}}"#;
 pub const SOON: Duration = Duration::from_secs(10);
 pub const ONE_SECOND: Duration = Duration::from_secs(1);

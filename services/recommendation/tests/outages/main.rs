@@ -1,5 +1,5 @@
-//! What happens when the servers themselves go: none there at the start, killed and restarted under
-//! load. The servers are this test's own, started by `deploy/testbed.sh`.
+//! Outages of the servers: unavailable at the start, killed and restarted under load. The servers
+//! belong to this test and are started by `deploy/testbed.sh`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "the figures of an outage, shown with --nocapture")]
@@ -31,22 +31,22 @@ use mesh::*;
 
 const SIMILAR: &str = "/api/tour-spots/1/similar";
 const TREND: &str = "/api/recommendations/trend";
-/// A dependency that is back is used again within this time.
+/// A recovered dependency is used again within this time.
 const RECOVERY: Duration = Duration::from_secs(10);
-/// The spot that everybody views.
+/// The spot that all members view.
 const SPOT: u64 = 3;
-/// What the service needs.
+/// The servers that the service needs.
 const SERVERS: [Server; 3] = [Server::Redis, Server::Mongodb, Server::Amqp];
 
-/// The bed of this test process, for one test at a time: whoever stops a server must not disturb
+/// The test bed of this process, for one test at a time: a test that stops a server must not disturb
 /// another.
 static BED: Mutex<Option<Bed>> = Mutex::const_new(None);
 
-/// Waits for this test's turn at the bed, with all of its servers running.
+/// Waits for exclusive use of the bed, with all of its servers running.
 async fn bed() -> MappedMutexGuard<'static, Bed> {
     let mut bed = BED.lock().await;
     match &*bed {
-        // A test that failed may have left servers down.
+        // A failed test may have left servers stopped.
         Some(bed) => {
             for server in SERVERS {
                 bed.start(server).await;
@@ -57,7 +57,7 @@ async fn bed() -> MappedMutexGuard<'static, Bed> {
     MutexGuard::map(bed, |bed| bed.as_mut().expect("it is made above"))
 }
 
-/// One mesh on the bed, by names of its own.
+/// One mesh on the bed, with its own names.
 struct World {
     settings: Settings,
     stores: Stores,
@@ -77,7 +77,7 @@ impl World {
         settings.servers.mongodb_url = Some(format!("{before}/{name}?{after}").parse().unwrap());
         settings.broker.amqp_url = Some(bed.url(Server::Amqp).parse().unwrap());
         settings.broker.amqp_prefix = format!("{name}.");
-        // Values stay what they are for as long as the test takes.
+        // Values must not decay during the test.
         settings.rules.trend_half_life_ms = 31_536_000_000;
         let stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
         Self { settings, stores, mesh, _folder: folder }
@@ -98,7 +98,7 @@ impl World {
         self.settings.broker.rabbitmq().unwrap().unwrap()
     }
 
-    /// Its queues at the broker.
+    /// The mesh's queues at the broker.
     fn queues(&self) -> Vec<String> {
         let prefix = &self.settings.broker.amqp_prefix;
         let shards =
@@ -109,7 +109,7 @@ impl World {
         shards.collect()
     }
 
-    /// By how many members the spot is known, and how many views it is worth for the trend.
+    /// The number of members who know the spot, and its value in the trend.
     async fn counts(&self) -> Result<(usize, usize), PortError> {
         let spot = SpotId::new(SPOT.cast_signed()).unwrap();
         let degrees = self.stores.histories.degrees(&[spot]).await?;
@@ -125,8 +125,8 @@ impl World {
     }
 }
 
-/// Publishes a view of one member after another, each until the broker has confirmed it, and returns
-/// how many there were.
+/// Publishes a view of one member after another, and repeats each until the broker confirms it.
+/// Returns the number of members.
 async fn publish_until(stop: Arc<AtomicBool>, bus: RabbitBus) -> usize {
     let mut members = 0;
     while !stop.load(Ordering::SeqCst) {
@@ -144,7 +144,7 @@ async fn publish_until(stop: Arc<AtomicBool>, bus: RabbitBus) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
+async fn it_starts_without_servers_and_uses_them_as_they_become_available() {
     let spans = all_spans();
     let bed = bed().await;
     for server in SERVERS {
@@ -159,41 +159,41 @@ async fn it_starts_with_every_server_away_and_goes_on_as_they_come() {
     }
     assert!(!service.unready().await.contains('@'), "{}", service.unready().await);
     for path in [TREND, SIMILAR] {
-        let answer = service.answer(path, "somebody1").await;
+        let answer = service.answer(path, "reader01").await;
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert!(answer.headers().contains_key("retry-after"));
     }
-    // Nobody waits for a server that was found gone, and the trace says so.
-    let answer = service.answer(SIMILAR, "somebody1").await;
+    // A request does not wait for an unavailable server, and its trace shows this.
+    let answer = service.answer(SIMILAR, "reader01").await;
     let trace = answer.headers()["traceresponse"].to_str().unwrap().split('-').nth(1).unwrap();
-    let noted = || {
+    let annotated = || {
         let spans = spans.trace(trace).unwrap_or_default();
-        let mut notes = spans.iter().flat_map(|span| &span.annotations);
-        notes.any(|note| note.value == "breaker_open server=mongodb")
+        let mut annotations = spans.iter().flat_map(|span| &span.annotations);
+        annotations.any(|annotation| annotation.value == "breaker_open server=mongodb")
     };
-    eventually!(RECOVERY, noted(), true);
-    // Without spots it could only refuse, and nobody is to be sent to it.
+    eventually!(RECOVERY, annotated(), true);
+    // Without spots it could only refuse requests, so it must not be registered.
     assert_eq!(world.mesh.state.lock().unwrap().registered.len(), 0);
 
     bed.start(Server::Mongodb).await;
     eventually!(RECOVERY, service.status(SIMILAR).await, StatusCode::OK);
-    // With them others must be able to ask it, whatever else is away.
+    // With spots it must be registered, whatever else is unavailable.
     eventually!(RECOVERY, world.mesh.state.lock().unwrap().registered.len(), 1);
-    eventually!(RECOVERY, service.ids(SIMILAR, "somebody1").await.len(), 8);
+    eventually!(RECOVERY, service.ids(SIMILAR, "reader01").await.len(), 8);
     bed.start(Server::Redis).await;
-    eventually!(RECOVERY, service.answer(TREND, "somebody1").await.status(), StatusCode::OK);
+    eventually!(RECOVERY, service.answer(TREND, "reader01").await.status(), StatusCode::OK);
     assert!(service.unready().await.contains("waiting for rabbitmq"));
     bed.start(Server::Amqp).await;
     eventually!(RECOVERY, service.unready().await, READY);
 
-    // It also stops in time without them.
+    // It also stops in time without the servers.
     for server in SERVERS {
         bed.end(server, Ending::Kill).await;
     }
     service.stop().await;
 }
 
-/// Takes a server away in the midst of events, and brings it back.
+/// Stops a server under load, and starts it again.
 async fn survives(server: Server, ending: Ending) {
     let bed = bed().await;
     let world = World::on(&bed).await;
@@ -214,7 +214,7 @@ async fn survives(server: Server, ending: Ending) {
     let unready = format!("waiting for {reason} at 127.0.0.1");
     eventually!(RECOVERY, service.unready().await.contains(&unready), true);
     let status = service.status(TREND).await;
-    // Nobody's call, which needs a session; whatever is away, it is no fault of the service's.
+    // The call has no session. An outage does not change that answer.
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     tokio::time::sleep(Duration::from_secs(1)).await;
     bed.start(server).await;
@@ -225,7 +225,7 @@ async fn survives(server: Server, ending: Ending) {
     eventually!(left, world.counts().await.unwrap_or_default(), (members, members));
     let took = back.elapsed();
     eventually!(RECOVERY.saturating_sub(took), service.unready().await, READY);
-    println!("{server}: {members} events, in step {took:?} after the server's return");
+    println!("{server}: {members} events, applied {took:?} after the server's return");
 
     assert_eq!(service.trend().await, [SPOT.to_string()]);
     for (queue, stats) in stats {
@@ -238,38 +238,38 @@ async fn survives(server: Server, ending: Ending) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_killed_costs_nothing() {
+async fn a_redis_that_is_killed_loses_nothing() {
     survives(Server::Redis, Ending::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_restarted_costs_nothing() {
+async fn a_redis_that_is_restarted_loses_nothing() {
     survives(Server::Redis, Ending::Stop).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mongodb_that_is_killed_costs_nothing() {
+async fn a_mongodb_that_is_killed_loses_nothing() {
     survives(Server::Mongodb, Ending::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mongodb_that_is_restarted_costs_nothing() {
+async fn a_mongodb_that_is_restarted_loses_nothing() {
     survives(Server::Mongodb, Ending::Stop).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_is_killed_costs_nothing() {
+async fn a_broker_that_is_killed_loses_nothing() {
     survives(Server::Amqp, Ending::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_is_restarted_costs_nothing() {
+async fn a_broker_that_is_restarted_loses_nothing() {
     survives(Server::Amqp, Ending::Stop).await;
 }
 
-/// Redis takes nothing more: its events wait, what only reads goes on, and readiness says why.
+/// Redis refuses writes: its events wait, reads continue, and readiness names the reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_without_memory_is_named_and_its_events_wait_for_it() {
+async fn a_redis_without_memory_is_reported_and_its_events_wait() {
     let bed = bed().await;
     let world = World::on(&bed).await;
     let (service, stats) = world.serve().await;

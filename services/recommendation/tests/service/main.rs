@@ -105,7 +105,7 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
 }
 
 #[tokio::test]
-async fn what_the_service_keeps_is_for_its_owner_only() {
+async fn the_data_folder_is_readable_by_its_owner_only() {
     let place = tempfile::tempdir().unwrap();
     let settings = settings(&place.path().join("data"), "http://127.0.0.1:1".to_owned());
     let _stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
@@ -115,7 +115,7 @@ async fn what_the_service_keeps_is_for_its_owner_only() {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_refused_before_anything_runs() {
+async fn invalid_settings_are_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a file");
     std::fs::write(&file, "not a folder").unwrap();

@@ -1,4 +1,4 @@
-//! The service over Redis and MongoDB, by ways that are closed and opened.
+//! The service on Redis and MongoDB, through proxies that are closed and opened.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::mesh::*;
 const TREND: &str = "/api/recommendations/trend";
 const SIMILAR: &str = "/api/tour-spots/1/similar";
 
-/// What one test keeps on the servers: a prefix in Redis, a database in MongoDB.
+/// Proxies to the servers, and the test's own names: a prefix in Redis, a database in MongoDB.
 struct Bed {
     redis: Proxy,
     mongodb: Proxy,
@@ -26,7 +26,7 @@ struct Bed {
 }
 
 impl Bed {
-    /// With the way to MongoDB open and the one to Redis closed.
+    /// MongoDB is reachable, Redis is not.
     async fn without_redis() -> Self {
         Self {
             redis: Proxy::closed_to_url(&given(Server::Redis)),
@@ -44,7 +44,7 @@ impl Bed {
     fn mongodb_url(&self) -> String {
         let url = self.mongodb.url(&given(Server::Mongodb));
         let (server, options) = url.split_once('?').unwrap_or((&url, ""));
-        // Without it the driver asks the server where it is, and goes around the proxy.
+        // Without directConnection the driver would connect to the server's own address.
         let mut options = format!("{options}&directConnection=true");
         if server.contains('@') && !options.contains("authSource") {
             options.push_str("&authSource=admin");
@@ -70,12 +70,12 @@ impl Bed {
 
 impl Running {
     async fn trend_status(&self) -> StatusCode {
-        self.answer(TREND, "somebody1").await.status()
+        self.answer(TREND, "reader01").await.status()
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
+async fn during_an_outage_of_redis_the_trend_is_served_from_the_cache_and_no_event_is_lost() {
     let bed = Bed::without_redis().await;
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
@@ -87,10 +87,10 @@ async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
         Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores.clone()), clock };
     let service = Running::start(settings, dependencies).await;
 
-    // It starts without Redis, says so, and answers what it can.
+    // It starts without Redis, reports this, and answers what it can.
     eventually!(SOON, service.unready().await.contains("waiting for redis at 127.0.0.1"), true);
     eventually!(SOON, service.status(SIMILAR).await, StatusCode::OK);
-    eventually!(SOON, service.ids(SIMILAR, "somebody1").await.len(), 8);
+    eventually!(SOON, service.ids(SIMILAR, "reader01").await.len(), 8);
     assert_eq!(service.trend_status().await, StatusCode::SERVICE_UNAVAILABLE);
     assert!(!service.unready().await.contains("mongodb"));
     eventually!(SOON, mesh.state.lock().unwrap().registered.len(), 1);
@@ -105,13 +105,13 @@ async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
     eventually!(SOON, service.trend().await, ["3"]);
     assert!(waiting.await.unwrap()[0].is_ok());
 
-    // It goes, and comes back. Meanwhile the last answer is as good as there is.
+    // A second outage: the last trend response is served.
     bed.redis.close().await;
     eventually!(SOON, service.unready().await.contains("waiting for redis"), true);
     assert_eq!(service.trend().await, ["3"]);
     let personal = service.ids("/api/recommendations/personalized?k=9", "member02").await;
     assert_eq!((personal.len(), personal[0].as_str()), (9, "3"));
-    assert_eq!(service.ids(SIMILAR, "somebody1").await.len(), 8);
+    assert_eq!(service.ids(SIMILAR, "reader01").await.len(), 8);
     let events: Vec<_> = (0..30).map(|n| view(&format!("member{n:02}"), 4)).collect();
     let waiting = tokio::spawn({
         let bus = bus.clone();
@@ -132,7 +132,7 @@ async fn while_redis_is_away_the_trend_stands_still_and_no_event_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantime() {
+async fn after_an_outage_of_mongodb_queries_succeed_and_waiting_events_are_applied() {
     let bed = Bed::new().await;
     let folder = tempfile::tempdir().unwrap();
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
@@ -147,11 +147,11 @@ async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantim
     assert!(bus.publish(vec![view("anon:abcd", 5)]).await[0].is_ok());
     assert_eq!(service.trend().await, ["5"]);
 
-    // The trend's names come from there too: its last answer is shown.
+    // The trend reads its spots from MongoDB, so the last response is served.
     bed.mongodb.close().await;
     eventually!(SOON, service.status(SIMILAR).await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(service.trend().await, ["5"]);
-    let answer = service.answer(SIMILAR, "somebody1").await;
+    let answer = service.answer(SIMILAR, "reader01").await;
     assert!(answer.headers().contains_key("retry-after"));
     let events: Vec<_> = (1..=9).map(|n| view("member01", n)).collect();
     let waiting = tokio::spawn({
@@ -171,7 +171,7 @@ async fn when_mongodb_comes_back_so_do_the_answers_and_the_events_of_the_meantim
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_with_nothing_in_common_but_the_servers_answer_alike() {
+async fn replicas_that_share_only_the_servers_give_the_same_answers() {
     let bed = Bed::new().await;
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -208,7 +208,7 @@ async fn replicas_with_nothing_in_common_but_the_servers_answer_alike() {
 }
 
 #[tokio::test]
-async fn a_url_that_is_none_is_refused_without_being_repeated() {
+async fn an_invalid_url_is_refused_and_not_repeated() {
     let folder = tempfile::tempdir().unwrap();
     for (redis, mongodb) in
         [(Some("https://u:hunter2@there"), None), (None, Some("postgres://u:hunter2@there"))]

@@ -1,4 +1,4 @@
-//! The connection, whose use is counted and whose errors are the port's.
+//! The connection to Redis. It counts commands and maps errors to [`PortError`].
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tourin_chassis::redis::{connection, is_down, write_probe};
 use crate::app::ports::PortError;
 use crate::servers::ServerStats;
 
-/// A connection to Redis that heals itself. Clones share it.
+/// A connection to Redis that reconnects by itself. Clones share it.
 #[derive(Clone)]
 pub(super) struct Connection {
     manager: ConnectionManager,
@@ -19,23 +19,22 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The Redis at `url`. Nothing is sent before the first use.
+    /// Connects to the Redis at `url` on first use.
     pub(super) fn new(url: &ServerUrl) -> anyhow::Result<Self> {
         let (manager, address) = connection(url)?;
         Ok(Self { manager, address, stats: Arc::default() })
     }
 
-    /// Where the server is, without credentials.
+    /// The server's address, without credentials.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
 
-    /// What was asked of the server.
     pub(super) fn stats(&self) -> Arc<ServerStats> {
         Arc::clone(&self.stats)
     }
 
-    /// Runs a script, and loads it first where the server does not know it.
+    /// Runs a script, and loads it first if the server does not know it.
     pub(super) async fn invoke<T: FromRedisValue>(
         &self,
         call: &ScriptInvocation<'_>,
@@ -44,13 +43,11 @@ impl Connection {
         call.invoke_async(&mut self.manager.clone()).await.map_err(failed)
     }
 
-    /// Makes a small write.
     pub(super) async fn write_probe(&self, key: &str) -> Result<(), PortError> {
         self.stats.count();
         write_probe(&self.manager, key).await.map_err(failed)
     }
 
-    /// Sends a command.
     pub(super) async fn query<T: FromRedisValue>(
         &self,
         command: &redis::Cmd,

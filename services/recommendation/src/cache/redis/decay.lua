@@ -1,7 +1,8 @@
--- Put before the other scripts. Scores are as of one landmark, kept with the half-life in `state`.
--- Times are microseconds since the epoch, which a double holds exactly until the year 2255.
+-- Shared functions, prepended to the other scripts. All scores are relative to one landmark, which
+-- is kept with the half-life in `state`. Times are microseconds since the epoch, which a double
+-- holds exactly until the year 2255.
 
--- Redis formats numbers with 14 digits by itself; a score needs all 17.
+-- Redis formats numbers with 14 digits. A score needs all 17.
 local function exact(number)
     return string.format('%.17g', number)
 end
@@ -18,11 +19,11 @@ local function move_landmark(state, scores, half_life, from, to, negligible)
     redis.call('HSET', state, 'landmark', to)
 end
 
--- A step of the clock between two events that is taken for a jump: a half-life, 5 minutes at least.
+-- A step of the clock that counts as a jump: a half-life, at least 5 minutes.
 local function step_of(half_life)
     return math.max(half_life, 300000000)
 end
--- After so long of a clock that goes on (an hour), its jump is believed.
+-- A jump is trusted after the clock has advanced for this long: an hour.
 local CONFIRMED_AFTER = 3600000000
 
 local function drop_jump(state, scores)
@@ -30,10 +31,10 @@ local function drop_jump(state, scores)
     redis.call('HDEL', state, 'jumped', 'jump_landmark')
 end
 
--- Brings the scores to now, whatever the time was that they have come to. When the clock has jumped ahead,
--- the scores of before are kept beside, with the plain weight of what is counted since: should it go
--- back, these two are the trend. Returns landmark, half-life, and whether the clock has jumped; nothing
--- when there are no scores.
+-- Brings the scores to the current time. When the clock jumps ahead, the earlier scores are kept in
+-- a copy, with the plain weights counted since the jump. If the clock goes back, the trend is
+-- restored from these two. Returns landmark, half-life, and whether the clock has jumped; nothing
+-- without scores.
 local function settle(state, scores, now_text)
     local kept = redis.call('HMGET', state, 'landmark', 'half_life_us', 'seen', 'jumped', 'jump_landmark')
     local landmark, half_life = tonumber(kept[1]), tonumber(kept[2])
@@ -60,7 +61,7 @@ local function settle(state, scores, now_text)
             drop_jump(state, scores)
             jumped = nil
         else
-            -- What the scores are worth there, they are worth now.
+            -- The scores keep their value: the landmark moves back with the clock.
             landmark = landmark - (seen - now)
             redis.call('HSET', state, 'landmark', string.format('%.0f', landmark))
         end
@@ -69,8 +70,7 @@ local function settle(state, scores, now_text)
     return landmark, half_life, jumped ~= nil
 end
 
--- Whether one change is later than another: by their versions, of which 0 is none and below all others, or
--- by their times where the versions do not tell.
+-- Whether one change is later than another: by version (0 means none and is the lowest), then by time.
 local function is_later(version, at, other_version, other_at)
     if version ~= other_version then
         return version > other_version
@@ -78,7 +78,7 @@ local function is_later(version, at, other_version, other_at)
     return at > other_at
 end
 
--- A moment as it is kept: the time, and the version behind a colon unless it is 0.
+-- The stored form of a moment: the time, followed by a colon and the version unless it is 0.
 local function moment(at_text, version_text)
     return version_text == '0' and at_text or (at_text .. ':' .. version_text)
 end
@@ -88,11 +88,11 @@ local function moment_of(text)
     return tonumber(version) or 0, tonumber(at)
 end
 
--- A key lives at least this long from now on, and never shorter than it would have.
+-- Extends the life of a key to at least this long. Never shortens it.
 local lives = {}
 local function outlive(key, ttl_ms)
     local ttl = tonumber(ttl_ms)
-    -- Time stands still while a script runs.
+    -- Redis's clock does not advance while a script runs, so the TTL can be cached.
     lives[key] = lives[key] or redis.call('PTTL', key)
     if lives[key] < ttl then
         redis.call('PEXPIRE', key, ttl_ms)

@@ -1,6 +1,6 @@
--- Forgets what names a person, up to an order to do so.
+-- Deletes the records that name a person, up to an order to forget the person.
 -- KEYS: forgotten, counts of the days that may have some...
--- ARGV: the order's time, its version, how long it is remembered (ms)
+-- ARGV: the order's time, its version, how long the order is kept (ms)
 local at, version = tonumber(ARGV[1]), tonumber(ARGV[2])
 local before = redis.call('GET', KEYS[1])
 local is_new = true

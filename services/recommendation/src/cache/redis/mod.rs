@@ -1,12 +1,11 @@
 //! The trend on Redis 7.
 //!
-//! Every change is one script, so that the effect of an event and the trace by which it is
-//! recognised are there together or not at all. All keys of a prefix share one hash tag and with it
-//! one slot of a cluster.
+//! Every change is one script, so that an event's effect and its id are stored atomically. All keys
+//! of a prefix share one hash tag and so one slot of a cluster.
 //!
-//! What Redis has confirmed is as safe as its persistence: with `appendfsync everysec` the end of
-//! its process costs nothing, and a crash of its machine can cost the last second.
-//! `maxmemory-policy` must be `noeviction`: an evicted id or count lets its event count twice.
+//! Confirmed writes are as safe as Redis's persistence: with `appendfsync everysec` the end of its
+//! process loses nothing, and a crash of its machine may lose the last second. `maxmemory-policy`
+//! must be `noeviction`: an evicted id or count lets its event count twice.
 
 mod connection;
 mod passes;
@@ -35,7 +34,7 @@ use tourin_chassis::health::{Outcomes, Trouble};
 /// be called inside a tokio runtime.
 ///
 /// # Errors
-/// When the URL is not one of Redis. The message does not repeat it.
+/// When the URL is not a Redis URL. The message does not repeat it.
 pub fn open(
     url: &ServerUrl,
     prefix: &str,
@@ -54,9 +53,9 @@ pub fn open(
 pub struct OnRedis {
     /// The trend.
     pub trend: Arc<dyn TrendStore>,
-    /// When it was pruned last.
+    /// The times of its pruning passes.
     pub passes: Arc<dyn PassLog>,
-    /// The server that it lives on.
+    /// The Redis server.
     pub server: Arc<dyn Server>,
 }
 
@@ -83,9 +82,9 @@ impl Server for RedisServer {
     async fn prepare(&self) -> Result<(), PortError> {
         self.connection.query::<()>(&redis::cmd("PING")).await?;
         match self.trend.adopt_half_life().await {
-            // One that refuses writes is there: the trend is read as before, and readiness says why it stands still.
+            // A server that refuses writes can still be read. Readiness reports the refusal.
             Err(error) if matches!(trouble(&error), Trouble::Refuses(_)) => {
-                tracing::warn!(%error, "redis refuses writes; the trend's half-life stays what it was");
+                tracing::warn!(%error, "redis refuses writes; the trend keeps its previous half-life");
             }
             adopted => adopted?,
         }
@@ -105,13 +104,13 @@ impl Server for RedisServer {
 impl RedisServer {
     async fn warn_of_eviction(&self) {
         let info = self.connection.query::<String>(redis::cmd("INFO").arg("memory")).await;
-        // Some hosted Redis forbids INFO; then nobody can tell.
+        // Some hosted Redis forbids INFO. Then the policy is unknown.
         let Ok(info) = info else { return };
         let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
         if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
             tracing::warn!(
                 policy,
-                "redis may evict what recognises events, and count some twice: set maxmemory-policy to noeviction"
+                "redis may evict ids of events, which then count twice: set maxmemory-policy to noeviction"
             );
         }
     }

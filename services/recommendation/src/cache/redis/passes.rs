@@ -1,4 +1,4 @@
-//! When the trend was pruned last, on Redis.
+//! The times of the trend's pruning passes, on Redis.
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -7,29 +7,27 @@ use tourin_chassis::pruning::{PassLog, StoreTimes};
 
 use super::connection::Connection;
 
-/// [`PassLog`] on Redis, in a hash of its own.
 pub(super) struct RedisPasses {
     connection: Connection,
     key: String,
 }
 
 impl RedisPasses {
-    /// Passes noted under `key`.
     pub(super) fn new(connection: Connection, key: String) -> Self {
         Self { connection, key }
     }
 }
 
 fn time(micros: i64) -> anyhow::Result<DateTime<Utc>> {
-    DateTime::from_timestamp_micros(micros).context("redis: not a time")
+    DateTime::from_timestamp_micros(micros).context("redis: invalid time")
 }
 
 #[async_trait]
 impl PassLog for RedisPasses {
     async fn times(&self, what: &str) -> anyhow::Result<StoreTimes> {
         let (seconds, micros): (i64, i64) = self.connection.query(&redis::cmd("TIME")).await?;
-        let mut asking = redis::cmd("HGET");
-        let passed: Option<i64> = self.connection.query(asking.arg(&self.key).arg(what)).await?;
+        let mut get = redis::cmd("HGET");
+        let passed: Option<i64> = self.connection.query(get.arg(&self.key).arg(what)).await?;
         Ok(StoreTimes {
             server: Some(time(seconds.saturating_mul(1_000_000).saturating_add(micros))?),
             last_pass: passed.map(time).transpose()?,
@@ -37,8 +35,8 @@ impl PassLog for RedisPasses {
     }
 
     async fn passed(&self, what: &str, at: DateTime<Utc>) -> anyhow::Result<()> {
-        let mut noting = redis::cmd("HSET");
-        noting.arg(&self.key).arg(what).arg(at.timestamp_micros());
-        Ok(self.connection.query(&noting).await?)
+        let mut set = redis::cmd("HSET");
+        set.arg(&self.key).arg(what).arg(at.timestamp_micros());
+        Ok(self.connection.query(&set).await?)
     }
 }

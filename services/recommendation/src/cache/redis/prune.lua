@@ -1,5 +1,5 @@
--- Removes scores that are too small to matter. Ids and counts expire by themselves.
--- KEYS: state, scores. ARGV: now, negligible value, the most to remove
+-- Removes negligible scores. Ids and counts expire by themselves.
+-- KEYS: state, scores. ARGV: now, negligible value, maximum number to remove
 local landmark, half_life = settle(KEYS[1], KEYS[2], ARGV[1])
 if not landmark then
     return 0

@@ -1,10 +1,10 @@
--- Counts views and bookmarks, each once: the event's id, the window and the score together.
--- KEYS: state, scores; then of each event: ids seen, forgotten, counts of the event's day, counts of
---       days around it...
--- ARGV: window (us), half-life (us), exponent at which the landmark moves, negligible score; then of
---       each event: number of its keys, id, its time, now, how long the id is remembered (ms), how
---       long the count is (ms), kind and spot, weight, spot, version
--- Returns of each event 0 when it counts, 1 when it was there before, 2 when the like of it counted.
+-- Counts views and bookmarks once each. The event's id, the window and the score change atomically.
+-- KEYS: state, scores; then for each event: ids seen, forgotten, counts of the event's day, counts
+--       of days around it...
+-- ARGV: window (us), half-life (us), exponent at which the landmark moves, negligible score; then
+--       for each event: number of its keys, id, its time, now, how long to keep the id (ms), how
+--       long to keep the count (ms), kind and spot, weight, spot, version
+-- Returns for each event: 0 counted, 1 duplicate id, 2 already counted in the window or forgotten.
 local state, scores = KEYS[1], KEYS[2]
 local window, move_at, negligible = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4]
 
@@ -16,7 +16,7 @@ local function gain(at_text, at, now_text)
         settled_at = now_text
     end
     if not landmark then
-        -- Redis was emptied under us.
+        -- Redis was emptied while the service runs.
         landmark, half_life = at, tonumber(ARGV[2])
         redis.call('DEL', scores)
         drop_jump(state, scores)

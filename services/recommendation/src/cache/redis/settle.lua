@@ -1,4 +1,4 @@
--- Takes back what a clock did to the scores that was ahead.
+-- Reverts the effect of a clock that was ahead on the scores.
 -- KEYS: state, scores. ARGV: now
 settle(KEYS[1], KEYS[2], ARGV[1])
 return redis.status_reply('OK')

@@ -1,4 +1,4 @@
-//! What the contract of the port cannot say: names of keys, how long they live, a server that goes.
+//! Tests beyond the port's contract: key names, lifetimes, a server that is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn view(subject: &str, seconds: i64) -> TrendEvent {
     }
 }
 
-/// A trend of its own on the test bed's Redis, and a look behind it.
+/// A trend on the test bed's Redis under its own prefix, with direct access to its keys.
 struct Bench {
     trend: Arc<dyn TrendStore>,
     prefix: String,
@@ -92,16 +92,16 @@ fn assert_about(ttl: Duration, expected: Duration) {
 }
 
 #[tokio::test]
-async fn every_trace_lives_as_long_as_its_event_can_come_again_and_no_key_is_of_another_slot() {
+async fn keys_live_as_long_as_their_events_can_be_redelivered_and_share_one_slot() {
     let mut bench = Bench::new().await;
     // Braces in an id must not move a key to another slot.
     let first = view("member{1}", 0);
     bench.trend.record(&first).await.unwrap();
     assert_about(bench.ttl("seen:").await, 25 * HOUR);
-    // The greatest age, the window, the margin.
+    // The maximum age, the window and the margin.
     assert_about(bench.ttl("counted:").await, 26 * HOUR);
 
-    // An older event with an id of the same minute does not shorten that.
+    // An older event with an id of the same minute does not shorten the lifetime.
     let older = TrendEvent { event_id: first.event_id, ..view("member{1}", -7_200) };
     let next_id = Uuid::from_u128(older.event_id.as_u128() + 1);
     bench.trend.record(&TrendEvent { event_id: next_id, ..older }).await.unwrap();
@@ -121,21 +121,21 @@ async fn every_trace_lives_as_long_as_its_event_can_come_again_and_no_key_is_of_
 }
 
 #[tokio::test]
-async fn forgetting_a_person_spares_what_somebody_did_later_the_same_day() {
+async fn forgetting_a_person_keeps_later_counts_of_the_same_day() {
     let mut bench = Bench::new().await;
     bench.trend.record(&view("member1", -90_000)).await.unwrap();
     bench.trend.record(&view("member1", 0)).await.unwrap();
     bench.trend.record(&view("member1", 7_200)).await.unwrap();
     bench.trend.forget("member1", moment(60), at(90_000)).await.unwrap();
     assert_eq!(bench.keys("counted:").await.len(), 1);
-    // What counted later is still known.
+    // The later count is still known.
     let again = bench.trend.record(&view("member1", 7_300)).await.unwrap();
     assert_eq!(again, Counted::AlreadyCounted);
 }
 
-/// As an older version has left them: no time seen, times without versions.
+/// An older version stored no `seen`, and times without versions.
 #[tokio::test]
-async fn what_an_older_version_has_kept_is_read_and_is_earlier_than_what_has_a_version() {
+async fn data_of_an_older_version_is_read_and_is_earlier_than_versioned_data() {
     let mut bench = Bench::new().await;
     bench.trend.record(&view("member1", 0)).await.unwrap();
     let state = bench.keys("state").await.remove(0);
@@ -155,7 +155,7 @@ async fn what_an_older_version_has_kept_is_read_and_is_earlier_than_what_has_a_v
 }
 
 #[tokio::test]
-async fn passes_are_remembered_beside_the_server_s_time() {
+async fn passes_are_stored_and_the_servers_time_is_read() {
     let connection = super::connection::Connection::new(&test_servers::redis()).unwrap();
     let key = format!("{}:passes", test_servers::unique());
     let passes = super::passes::RedisPasses::new(connection, key);
@@ -182,7 +182,7 @@ async fn a_redis_that_was_emptied_starts_anew() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_unavailable_at_once_and_keeps_its_password_to_itself() {
+async fn an_unreachable_server_is_unavailable_at_once_and_its_password_is_not_repeated() {
     let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
     let OnRedis { trend, server, .. } =
@@ -214,12 +214,12 @@ async fn events_at_once_share_round_trips() {
     assert!(outcomes.into_iter().all(|counted| counted.unwrap() == Counted::Applied));
     let round_trips = server.stats().commands() - before;
     println!("1,000 events: {round_trips} round trips");
-    // tokio lets a task go on for 128 steps at a time: as many events are a group, if the server is
-    // done with the group before by then. A slower one makes them larger.
+    // tokio lets a task run for 128 steps at a time. So many events form a group if the server has
+    // finished the previous group by then. With a slower server the groups are larger.
     assert!(round_trips <= 10, "{round_trips}");
 
-    // The like of each other in one group count once, and each of them is known afterwards.
-    let twice = [view("somebody", 0), view("somebody", 1)];
+    // Two events of one window in one group count once, and both ids are known afterwards.
+    let twice = [view("member1", 0), view("member1", 1)];
     let outcomes = join_all(twice.iter().chain(&twice).map(|event| trend.record(event))).await;
     let outcomes: Vec<Counted> = outcomes.into_iter().map(Result::unwrap).collect();
     assert_eq!(
@@ -229,18 +229,18 @@ async fn events_at_once_share_round_trips() {
 }
 
 #[tokio::test]
-async fn a_url_for_tls_is_spoken_to_by_tls() {
+async fn a_tls_url_connects_with_tls() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("rediss://user:hunter2@{}", listener.local_addr().unwrap());
     let clock = Arc::new(ManualClock::new(start()));
     let OnRedis { trend, .. } =
         super::open(&url.parse().unwrap(), "test", TrendRules::default(), clock).unwrap();
-    let asking = tokio::spawn(async move { trend.top(1, start()).await });
+    let reading = tokio::spawn(async move { trend.top(1, start()).await });
     let (mut client, _) = listener.accept().await.unwrap();
     let mut first = [0; 1];
     client.read_exact(&mut first).await.unwrap();
     assert_eq!(first[0], test_servers::TLS_HANDSHAKE);
     drop((client, listener));
-    let error = asking.await.unwrap().unwrap_err();
+    let error = reading.await.unwrap().unwrap_err();
     assert!(matches!(error, PortError::Unavailable(_)), "{error}");
 }

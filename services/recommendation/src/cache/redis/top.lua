@@ -1,5 +1,5 @@
--- The best scores with the landmark and half-life they are as of, and the time that they have come to.
--- KEYS: state, scores. ARGV: index of the last one
+-- Returns the landmark, the half-life, the latest time seen, and the best scores.
+-- KEYS: state, scores. ARGV: index of the last score
 local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us', 'seen')
 if not kept[1] or not kept[2] then
     return false

@@ -1,16 +1,20 @@
 //! [`TrendStore`] on Redis.
 //!
-//! | key, after the prefix and its hash tag | type | what | lives |
-//! |---|---|---|---|
-//! | `state` | hash | `landmark`, `half_life_us`; `seen`, the time that the scores have come to; after a jump of the clock `jumped`, `jump_landmark` | for ever |
-//! | `scores` | sorted set | spot: score at the landmark | for ever |
-//! | `scores:before` | sorted set | the scores before the clock has jumped ahead | until it is confirmed |
-//! | `scores:since` | sorted set | spot: weight of what was counted since | the same |
-//! | `passes` | hash | what is pruned: when it was last | for ever |
-//! | `seen:<minute>` | set | ids of events, by the time in the id (UUIDv7) | until the last may be forgotten |
-//! | `counted:<day>:<subject>` | hash | kind and spot: times that count, each with a version behind a colon | as long as an event within a window can come |
-//! | `forgotten:<subject>` | string | when the person was forgotten, likewise | as long as an event from before can come |
-//! | `probe` | string | nothing: the small write by which readiness sees that the server takes writes | a minute |
+//! Keys, after the prefix and its hash tag:
+//!
+//! - `state` (hash, permanent): `landmark`, `half_life_us`; `seen`, the latest time of the scores;
+//!   after a jump of the clock `jumped` and `jump_landmark`.
+//! - `scores` (sorted set, permanent): score at the landmark by spot.
+//! - `scores:before` (sorted set, until the jump is confirmed): the scores before the jump.
+//! - `scores:since` (sorted set, until the jump is confirmed): weight counted since the jump by spot.
+//! - `passes` (hash, permanent): time of the last pruning pass by its name.
+//! - `seen:<minute>` (set, until its last id may be dropped): event ids, by the time in the id
+//!   (UUIDv7).
+//! - `counted:<day>:<subject>` (hash, while an event within the window can arrive): counted times
+//!   by kind and spot, each with its version after a colon.
+//! - `forgotten:<subject>` (string, while an earlier event can arrive): when the person was
+//!   forgotten, in the same form.
+//! - `probe` (string, a minute): the small write of readiness.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -30,22 +34,23 @@ use crate::domain::interaction::{Kind, Moment};
 use crate::domain::spot::SpotId;
 use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, jump_of, rank};
 
-/// Read beyond what is asked for, so that spots that tie at the end are ordered by id.
+/// Spots read beyond the limit, so that ties at the end are ordered by id.
 const TIES: usize = 64;
-/// Scores that one script removes, so that events do not wait for long.
+/// Scores that one script removes. Events wait while a script runs.
 const PRUNE_BATCH: u64 = 2_000;
-/// Scores that a pass removes at most. A clock that is wrong for longer than its check notices does not empty the trend at once.
+/// The maximum number of scores that a pass removes, so that a wrong clock that passes its check
+/// does not empty the trend at once.
 const PRUNED_PER_PASS: u64 = 200_000;
-/// Counts of a person are kept by the day, so that they expire by the day.
+/// A person's counts are stored and expire by the day.
 const DAY_US: i64 = 24 * 3_600 * 1_000_000;
-/// Ids are kept by the minute of the time in them: few enough that a set expires in no time.
+/// Event ids are stored by the minute of their time, in sets that are small enough to expire fast.
 const SEEN_MS: u64 = 60_000;
-/// Days that are looked through for what a person counted; there are more only when clocks are far apart.
-const MOST_DAYS: i64 = 366;
-/// The shortest time that a trace is kept, whatever the clocks say.
+/// Days searched for a person's counts. More are needed only if clocks differ widely.
+const MAX_DAYS: i64 = 366;
+/// The shortest lifetime of a key, whatever the clocks show.
 const SHORTEST_TTL_MS: i64 = 1_000;
 
-/// A script with the functions that all of them share.
+/// A script with the shared functions of `decay.lua`.
 macro_rules! script {
     ($file:literal) => {
         redis::Script::new(concat!(include_str!("decay.lua"), include_str!($file)))
@@ -53,7 +58,6 @@ macro_rules! script {
 }
 pub(super) use script;
 
-/// [`TrendStore`] on Redis.
 pub(super) struct RedisTrend {
     connection: Connection,
     recorder: Recorder,
@@ -85,11 +89,10 @@ impl Scripts {
     }
 }
 
-/// Names of keys. The tag in braces decides the slot, whatever a subject's id looks like.
+/// Names of keys. The tag in braces decides the slot, even if a subject's id contains braces.
 pub(super) struct Keys(String);
 
 impl Keys {
-    /// Those under `prefix`.
     pub(super) fn new(prefix: &str) -> Self {
         Self(format!("{prefix}:{{trend}}"))
     }
@@ -102,7 +105,6 @@ impl Keys {
         format!("{}:scores", self.0)
     }
 
-    /// When what is old was removed last.
     pub(super) fn passes(&self) -> String {
         format!("{}:passes", self.0)
     }
@@ -139,13 +141,13 @@ impl RedisTrend {
         Self { connection, recorder, keys, rules, clock, scripts: Scripts::new() }
     }
 
-    /// Where readiness makes its small write.
+    /// The key of readiness's small write.
     pub(super) fn probe_key(&self) -> String {
         self.keys.probe()
     }
 
-    /// Decays by the rules' half-life from now on; scores keep the worth they have. Replicas with
-    /// different settings all follow the one that came last.
+    /// Adopts the half-life of the rules. Existing scores keep their current value. Of replicas with
+    /// different settings, the last one wins.
     pub(super) async fn adopt_half_life(&self) -> Result<(), PortError> {
         let mut call = self.scripts.adopt.prepare_invoke();
         call.key(self.keys.state()).key(self.keys.scores());
@@ -154,7 +156,7 @@ impl RedisTrend {
         self.connection.invoke(&call).await
     }
 
-    /// What recognises an event and keeps others of its kind from counting.
+    /// The keys that recognise an event and its window.
     fn keys_of(&self, event: &TrendEvent, at: i64) -> Vec<String> {
         let (subject, window) = (&event.subject, micros(self.rules.window));
         let day = at.div_euclid(DAY_US);
@@ -170,21 +172,21 @@ impl RedisTrend {
         keys
     }
 
-    /// What scores are worth at `now`. Scores as of a time to come are taken for those of now, as
-    /// `record` is about to have them.
-    fn worth(
+    /// Converts scores to values at `now`. A landmark in the future counts as `now`, as in `record`.
+    fn values_at(
         landmark: i64,
         half_life_us: u64,
         now: DateTime<Utc>,
     ) -> Result<impl Fn(f64) -> f64, PortError> {
-        let landmark = DateTime::from_timestamp_micros(landmark)
-            .ok_or_else(|| PortError::failed(anyhow::anyhow!("the landmark is not a time")))?;
-        // Whatever these rules say: scores are as of the half-life that is kept with them.
+        let landmark = DateTime::from_timestamp_micros(landmark).ok_or_else(|| {
+            PortError::failed(anyhow::anyhow!("the landmark is not a valid time"))
+        })?;
+        // The half-life stored with the scores, not that of the rules.
         let decay = Decay::with_half_life(Duration::from_micros(half_life_us));
         Ok(move |score| decay.value(score, landmark.min(now), now))
     }
 
-    /// Whether a clock was ahead that the scores have seen; what it did is taken back then.
+    /// Reverts the effect of a clock that was ahead. Returns whether there was one.
     async fn settle(&self, seen: i64, now: DateTime<Utc>) -> Result<bool, PortError> {
         let step = micros(jump_of(self.rules.half_life));
         if now.timestamp_micros() >= seen.saturating_sub(step) {
@@ -196,12 +198,11 @@ impl RedisTrend {
         Ok(true)
     }
 
-    /// Milliseconds from now until `until`.
     fn ttl_ms(&self, until: DateTime<Utc>) -> i64 {
         (until - self.clock.now()).num_milliseconds().max(SHORTEST_TTL_MS)
     }
 
-    /// How long after its time a count matters: an event within a window of it can still come.
+    /// How long a count is needed after its time: an event within its window can still arrive.
     fn needed_us(&self) -> i64 {
         micros(self.rules.max_age.saturating_add(self.rules.window).saturating_add(MARGIN))
     }
@@ -237,11 +238,11 @@ impl TrendStore for RedisTrend {
         let Some((landmark, half_life, _, scores)) = kept else {
             return Ok(Vec::new());
         };
-        let worth = Self::worth(landmark, half_life, now)?;
+        let value = Self::values_at(landmark, half_life, now)?;
         let live = scores
             .into_iter()
             .filter_map(|(spot, score)| {
-                Some(Ranked { spot: spot.parse().ok()?, value: worth(score) })
+                Some(Ranked { spot: spot.parse().ok()?, value: value(score) })
             })
             .filter(|ranked| ranked.value >= self.rules.floor)
             .collect();
@@ -273,9 +274,9 @@ impl TrendStore for RedisTrend {
         let Some((landmark, half_life, _, scores)) = kept else {
             return Ok(HashMap::new());
         };
-        let worth = Self::worth(landmark, half_life, now)?;
+        let value = Self::values_at(landmark, half_life, now)?;
         let scored = spots.iter().zip(scores);
-        Ok(scored.filter_map(|(spot, score)| Some((*spot, worth(score?)))).collect())
+        Ok(scored.filter_map(|(spot, score)| Some((*spot, value(score?)))).collect())
     }
 
     async fn forget(
@@ -287,9 +288,9 @@ impl TrendStore for RedisTrend {
         let (at, now) = (order.at.timestamp_micros(), self.clock.now().timestamp_micros());
         let mut call = self.scripts.forget.prepare_invoke();
         call.key(self.keys.forgotten(subject));
-        // The clocks that counted may have been ahead of the one that the order is dated by.
+        // The clocks of the counts may have been ahead of the order's clock.
         let first = at.min(now).saturating_sub(self.needed_us()).div_euclid(DAY_US);
-        let last = at.max(now).div_euclid(DAY_US).saturating_add(1).min(first + MOST_DAYS);
+        let last = at.max(now).div_euclid(DAY_US).saturating_add(1).min(first + MAX_DAYS);
         for day in first..=last {
             call.key(self.keys.counted(day, subject));
         }
@@ -319,7 +320,7 @@ const fn code(kind: Kind) -> char {
     }
 }
 
-/// A span in microseconds; one that does not fit is the longest that does.
+/// A duration in microseconds, saturating.
 fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }

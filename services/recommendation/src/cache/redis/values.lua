@@ -1,4 +1,4 @@
--- Scores of some spots with the landmark and half-life they are as of, and the time that they have come to.
+-- Returns the landmark, the half-life, the latest time seen, and the scores of some spots.
 -- KEYS: state, scores. ARGV: the spots
 local kept = redis.call('HMGET', KEYS[1], 'landmark', 'half_life_us', 'seen')
 if not kept[1] or not kept[2] then

@@ -15,19 +15,19 @@ type Store = Arc<dyn HistoryStore>;
 
 contract!(histories on on_mongodb:
     what_a_member_viewed_or_bookmarked_is_known_newest_first,
-    views_and_bookmarks_are_told_apart,
-    a_bookmark_taken_back_is_gone_unless_it_was_viewed,
+    views_and_bookmarks_are_listed_separately,
+    a_spot_with_a_removed_bookmark_is_known_only_if_it_was_viewed,
     changes_may_come_late_and_more_than_once,
     neighbours_are_the_members_who_know_a_spot_and_what_they_know,
-    a_long_history_is_known_whole_but_co_occurs_with_its_latest,
+    a_long_history_is_known_completely_but_co_occurs_with_its_latest,
     a_forgotten_member_leaves_nothing_behind,
-    forgetting_twice_spares_whoever_took_the_id_since,
-    the_same_from_many_sides_counts_once,
+    forgetting_twice_spares_a_new_member_with_the_same_id,
+    concurrent_duplicates_count_once,
     pruning_removes_only_what_can_no_longer_be_overtaken,
     of_two_changes_the_one_with_the_higher_version_is_the_later,
-    what_has_a_version_is_later_than_what_has_none,
-    somebody_new_with_a_deleted_id_is_told_by_the_version,
-    a_view_dated_by_a_clock_that_was_ahead_gives_way_to_one_of_now,
+    a_change_with_a_version_is_later_than_one_without,
+    a_new_member_with_a_deleted_id_is_distinguished_by_the_version,
+    a_view_from_the_future_is_replaced_by_a_current_one,
 );
 
 async fn change(store: &Store, member: &str, spot: i64, change: Change, seconds: i64) -> Kept {
@@ -41,7 +41,7 @@ async fn change(store: &Store, member: &str, spot: i64, change: Change, seconds:
     store.record(&event).await.unwrap()
 }
 
-/// A change with a version, at the time of a clock that need not agree.
+/// A change with a version. The clock need not agree with it.
 async fn change_as(
     store: &Store,
     (spot, change): (i64, Change),
@@ -91,7 +91,7 @@ async fn what_a_member_viewed_or_bookmarked_is_known_newest_first(store: Store) 
     assert_eq!(short.known, HashSet::from([id(1), id(2), id(3)]));
 }
 
-async fn views_and_bookmarks_are_told_apart(store: Store) {
+async fn views_and_bookmarks_are_listed_separately(store: Store) {
     assert_eq!(store.deeds("member1", 9).await.unwrap(), Deeds::default());
     change(&store, "member1", 3, Change::Viewed, 1).await;
     change(&store, "member1", 1, Change::Viewed, 2).await;
@@ -106,7 +106,7 @@ async fn views_and_bookmarks_are_told_apart(store: Store) {
     assert_eq!(first, Deeds { bookmarked: ids(&[1]), viewed: ids(&[1]) });
 }
 
-async fn a_bookmark_taken_back_is_gone_unless_it_was_viewed(store: Store) {
+async fn a_spot_with_a_removed_bookmark_is_known_only_if_it_was_viewed(store: Store) {
     change(&store, "member1", 1, Change::Viewed, 1).await;
     change(&store, "member1", 1, Change::Bookmarked, 2).await;
     change(&store, "member1", 2, Change::Bookmarked, 3).await;
@@ -155,7 +155,7 @@ async fn neighbours_are_the_members_who_know_a_spot_and_what_they_know(store: St
     );
 }
 
-async fn a_long_history_is_known_whole_but_co_occurs_with_its_latest(store: Store) {
+async fn a_long_history_is_known_completely_but_co_occurs_with_its_latest(store: Store) {
     let many = RECENT as i64 + 3;
     for spot in 1..=many {
         change(&store, "member1", spot, Change::Viewed, spot).await;
@@ -175,12 +175,12 @@ async fn a_forgotten_member_leaves_nothing_behind(store: Store) {
     assert_eq!(profile(&store, "member1").await, Profile::default());
     assert_eq!((degree(&store, 1).await, degree(&store, 2).await), (1, 0));
     assert_eq!(store.neighbourhood(id(1), 10).await.unwrap().holders.len(), 1);
-    // What was on its way is too late.
+    // A late event has no effect.
     assert_eq!(change(&store, "member1", 3, Change::Viewed, 9).await, Kept::Forgotten);
     assert_eq!(profile(&store, "member1").await, Profile::default());
 }
 
-async fn forgetting_twice_spares_whoever_took_the_id_since(store: Store) {
+async fn forgetting_twice_spares_a_new_member_with_the_same_id(store: Store) {
     change(&store, "member1", 1, Change::Viewed, 1).await;
     store.forget("member1", moment(10), at(10_000)).await.unwrap();
     assert_eq!(change(&store, "member1", 2, Change::Viewed, 20).await, Kept::Applied);
@@ -189,7 +189,7 @@ async fn forgetting_twice_spares_whoever_took_the_id_since(store: Store) {
     assert_eq!(degree(&store, 2).await, 1);
 }
 
-async fn the_same_from_many_sides_counts_once(store: Store) {
+async fn concurrent_duplicates_count_once(store: Store) {
     let calls = (0..40).map(|n| {
         let store = Arc::clone(&store);
         tokio::spawn(async move { change(&store, "member1", n % 4, Change::Viewed, n % 4).await })
@@ -220,40 +220,40 @@ async fn of_two_changes_the_one_with_the_higher_version_is_the_later(store: Stor
     assert_eq!(change_as(&store, back, (8, 60)).await, Kept::Applied);
     assert!(recent(&store, "member1").await.is_empty());
     assert_eq!(degree(&store, 1).await, 0);
-    // Late, twice, from a dead letter, dated anew.
+    // Late, duplicated, or from a dead letter with a new date.
     for seconds in [60, HOUR, 9 * HOUR] {
         assert_eq!(change_as(&store, placed, (7, seconds)).await, Kept::Stale);
         assert_eq!(change_as(&store, back, (8, seconds)).await, Kept::Stale);
     }
     assert_eq!(change_as(&store, placed, (9, 30)).await, Kept::Applied);
     assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
-    // In the wrong order, by a clock that was behind.
+    // In the wrong order, with a clock that was behind.
     assert_eq!(change_as(&store, (2, Change::Unbookmarked), (11, -HOUR)).await, Kept::Applied);
     assert_eq!(change_as(&store, (2, Change::Bookmarked), (10, 0)).await, Kept::Stale);
     assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
 }
 
-/// As rows and events of before there were versions have none.
-async fn what_has_a_version_is_later_than_what_has_none(store: Store) {
+/// Rows and events from before versions existed have no version.
+async fn a_change_with_a_version_is_later_than_one_without(store: Store) {
     const YEAR: i64 = 365 * 24 * 3_600;
     assert_eq!(change(&store, "member1", 1, Change::Bookmarked, YEAR).await, Kept::Applied);
     assert_eq!(change_as(&store, (1, Change::Unbookmarked), (1, 0)).await, Kept::Applied);
     assert!(recent(&store, "member1").await.is_empty());
     assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 2 * YEAR).await, Kept::Stale);
     assert!(recent(&store, "member1").await.is_empty());
-    // An account that was deleted before there were versions, by a clock that was ahead.
+    // An account deleted before versions existed, with a clock that was ahead.
     store.forget("member1", moment(YEAR), at(2 * YEAR)).await.unwrap();
     assert_eq!(change_as(&store, (2, Change::Bookmarked), (2, 0)).await, Kept::Applied);
     assert_eq!(change(&store, "member1", 3, Change::Viewed, YEAR - 1).await, Kept::Forgotten);
     assert_eq!(recent(&store, "member1").await, [(2, Kind::Bookmark)]);
 }
 
-async fn somebody_new_with_a_deleted_id_is_told_by_the_version(store: Store) {
+async fn a_new_member_with_a_deleted_id_is_distinguished_by_the_version(store: Store) {
     const HOUR: i64 = 3_600;
     change_as(&store, (1, Change::Bookmarked), (7, HOUR)).await;
     store.forget("member1", versioned(8, HOUR), at(99 * HOUR)).await.unwrap();
     assert_eq!(profile(&store, "member1").await, Profile::default());
-    // By a clock that is right again.
+    // The clock is right again.
     assert_eq!(change_as(&store, (2, Change::Viewed), (9, 0)).await, Kept::Applied);
     assert_eq!(change_as(&store, (1, Change::Bookmarked), (7, 2 * HOUR)).await, Kept::Forgotten);
     store.forget("member1", versioned(8, 9 * HOUR), at(99 * HOUR)).await.unwrap();
@@ -261,7 +261,7 @@ async fn somebody_new_with_a_deleted_id_is_told_by_the_version(store: Store) {
     assert_eq!((degree(&store, 1).await, degree(&store, 2).await), (0, 1));
 }
 
-async fn a_view_dated_by_a_clock_that_was_ahead_gives_way_to_one_of_now(store: Store) {
+async fn a_view_from_the_future_is_replaced_by_a_current_one(store: Store) {
     const DAY: i64 = 24 * 3_600;
     change_as(&store, (1, Change::Viewed), (1, DAY)).await;
     change_as(&store, (1, Change::Viewed), (2, 10)).await;

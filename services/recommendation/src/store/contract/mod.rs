@@ -1,5 +1,5 @@
-//! What every implementation of the stores' ports must do. Each suite is generic over the port; the
-//! tests below run them over each implementation.
+//! The contracts of the stores' ports. Each suite is generic over the port and runs on every
+//! implementation.
 
 mod history;
 mod spots;
@@ -20,7 +20,7 @@ use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::TrendRules;
 use crate::test_servers;
 
-/// The latest spots of a member that the histories under test keep together.
+/// The number of a member's latest spots that co-occur in these tests.
 const RECENT: usize = 5;
 
 fn start() -> DateTime<Utc> {
@@ -31,7 +31,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
     start() + TimeDelta::seconds(seconds)
 }
 
-/// Of an event without a version.
+/// A moment without a version.
 fn moment(seconds: i64) -> Moment {
     Moment { at: at(seconds), version: None }
 }
@@ -62,7 +62,7 @@ async fn open_sqlite(folder: &Path, trend: TrendRules, now: DateTime<Utc>) -> St
     Stores::open(&folder.join("stores.db"), trend, histories, clock).await.unwrap()
 }
 
-/// The trend on the test bed's Redis, under a prefix that nobody else has.
+/// The trend on the test bed's Redis under `prefix`.
 async fn open_redis(prefix: &str, rules: TrendRules, now: DateTime<Utc>) -> Arc<dyn TrendStore> {
     let url = test_servers::redis();
     let clock = Arc::new(ManualClock::new(now));
@@ -72,7 +72,7 @@ async fn open_redis(prefix: &str, rules: TrendRules, now: DateTime<Utc>) -> Arc<
     trend
 }
 
-/// New stores, each on the engine that the tests below are named for.
+/// New stores on one engine. Ports that the engine does not implement are `None`.
 struct Bench {
     trend: Option<Arc<dyn TrendStore>>,
     histories: Option<Arc<dyn HistoryStore>>,
@@ -118,7 +118,7 @@ impl Bench {
     }
 }
 
-/// One test for each rule of a port's contract, each on new stores in SQLite and on a real server.
+/// One test for each rule of a contract, on new stores in SQLite and on a real server.
 macro_rules! contract {
     ($port:ident on $server:ident: $($rule:ident),* $(,)?) => {
         mod on_sqlite {

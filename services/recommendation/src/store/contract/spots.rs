@@ -11,14 +11,14 @@ type Store = Arc<dyn SpotReplica>;
 contract!(spots on on_mongodb:
     the_highest_version_wins_in_any_order,
     a_deletion_leaves_its_version_behind,
-    it_is_whole_once_a_resync_has_ended,
+    it_is_complete_once_a_resync_has_ended,
     near_spots_come_nearest_first,
-    near_spots_can_be_asked_for_by_tag,
-    all_spots_can_be_walked_by_number_of_tags,
-    a_sweep_removes_what_nobody_confirmed,
-    a_swept_spot_comes_back_with_the_version_it_had,
+    near_spots_can_be_filtered_by_tag,
+    all_spots_can_be_listed_by_number_of_tags,
+    a_sweep_removes_spots_that_were_not_mentioned,
+    a_swept_spot_returns_with_the_same_version,
     resyncs_may_overlap,
-    the_versions_of_another_log_start_anew,
+    versions_restart_with_another_log,
 );
 
 async fn merge(store: &Store, states: &[SpotState]) -> usize {
@@ -55,7 +55,7 @@ async fn a_deletion_leaves_its_version_behind(store: Store) {
     assert!(delete(&store, 1, 3).await);
     assert!(!upsert(&store, 1, 2).await);
     assert_eq!(get(&store, 1).await, None);
-    // One that was never here.
+    // A spot that was never in the replica.
     assert!(delete(&store, 2, 4).await);
     assert!(!upsert(&store, 2, 4).await);
     assert!(upsert(&store, 2, 5).await);
@@ -63,16 +63,16 @@ async fn a_deletion_leaves_its_version_behind(store: Store) {
     assert!(store.near(Place { lat: 37.0, lng: 127.0 }, None, 9).await.unwrap().len() == 1);
 }
 
-async fn it_is_whole_once_a_resync_has_ended(store: Store) {
+async fn it_is_complete_once_a_resync_has_ended(store: Store) {
     let resync = store.begin_resync().await.unwrap();
     store.adopt_log("a").await.unwrap();
     assert!(upsert(&store, 1, 1).await);
-    assert!(!store.is_whole().await.unwrap(), "a spot is not the catalogue");
+    assert!(!store.is_whole().await.unwrap(), "one spot is not the catalogue");
     store.sweep(resync).await.unwrap();
     assert!(store.is_whole().await.unwrap());
     store.adopt_log("b").await.unwrap();
     store.begin_resync().await.unwrap();
-    assert!(store.is_whole().await.unwrap(), "what it has from before is a whole catalogue");
+    assert!(store.is_whole().await.unwrap(), "the spots from before are a complete catalogue");
 }
 
 async fn near_spots_come_nearest_first(store: Store) {
@@ -88,7 +88,7 @@ async fn near_spots_come_nearest_first(store: Store) {
     assert_eq!(numbers(&all), [4, 5, 3, 6, 2, 7, 1, 8, 9, 50]);
 }
 
-async fn near_spots_can_be_asked_for_by_tag(store: Store) {
+async fn near_spots_can_be_filtered_by_tag(store: Store) {
     for (number, tags) in [(1, vec!["역사"]), (2, vec!["자연"]), (3, vec!["자연", "역사"])]
     {
         let tags = tags.into_iter().map(str::to_owned).collect();
@@ -99,13 +99,13 @@ async fn near_spots_can_be_asked_for_by_tag(store: Store) {
     let history = ["역사".to_owned()];
     let near = store.near(place, Some(&history), 10).await.unwrap();
     assert_eq!(numbers(&near), [1, 3]);
-    // Its tags change with the spot.
+    // The tags change with the spot.
     upsert(&store, 1, 2).await;
     let near = store.near(place, Some(&history), 10).await.unwrap();
     assert_eq!(numbers(&near), [3]);
 }
 
-async fn all_spots_can_be_walked_by_number_of_tags(store: Store) {
+async fn all_spots_can_be_listed_by_number_of_tags(store: Store) {
     for number in 1..=7 {
         let tags = (0..number % 3).map(|n| format!("tag{n}")).collect();
         let spot = Spot { tags, ..spot(number, 1) };
@@ -122,12 +122,12 @@ async fn all_spots_can_be_walked_by_number_of_tags(store: Store) {
     assert_eq!(walked, [2, 5, 1, 4, 7, 3, 6]);
 }
 
-async fn a_sweep_removes_what_nobody_confirmed(store: Store) {
+async fn a_sweep_removes_spots_that_were_not_mentioned(store: Store) {
     for number in 1..=3 {
         upsert(&store, number, 4).await;
     }
     let resync = store.begin_resync().await.unwrap();
-    // It sees 1 as it was, an event brings 2 anew, nobody mentions 3.
+    // The resync finds 1 unchanged, an event updates 2, and 3 is not mentioned.
     upsert(&store, 1, 4).await;
     upsert(&store, 2, 5).await;
     assert_eq!(store.sweep(resync).await.unwrap(), 1);
@@ -136,7 +136,7 @@ async fn a_sweep_removes_what_nobody_confirmed(store: Store) {
     assert_eq!(store.sweep(resync).await.unwrap(), 0);
 }
 
-async fn a_swept_spot_comes_back_with_the_version_it_had(store: Store) {
+async fn a_swept_spot_returns_with_the_same_version(store: Store) {
     upsert(&store, 1, 4).await;
     let resync = store.begin_resync().await.unwrap();
     assert_eq!(store.sweep(resync).await.unwrap(), 1);
@@ -145,7 +145,7 @@ async fn a_swept_spot_comes_back_with_the_version_it_had(store: Store) {
     assert!(upsert(&store, 1, 4).await);
     assert_eq!(get(&store, 1).await, Some(spot(1, 4)));
     assert!(!upsert(&store, 1, 4).await);
-    // Once core says that it is deleted, it is.
+    // A deletion by core is final for its version.
     let resync = store.begin_resync().await.unwrap();
     store.sweep(resync).await.unwrap();
     assert!(delete(&store, 1, 5).await);
@@ -166,7 +166,7 @@ async fn resyncs_may_overlap(store: Store) {
     assert_eq!(store.sweep(second).await.unwrap(), 0);
 }
 
-async fn the_versions_of_another_log_start_anew(store: Store) {
+async fn versions_restart_with_another_log(store: Store) {
     assert_eq!(store.log_id().await.unwrap(), None);
     upsert(&store, 1, 9).await;
     delete(&store, 2, 9).await;

@@ -21,18 +21,18 @@ contract!(trend on on_redis:
     one_person_spot_and_kind_count_once_within_the_window,
     a_bookmark_weighs_two_views,
     values_halve_in_a_half_life_and_fall_off_below_the_floor,
-    an_old_event_counts_for_what_is_left_of_it,
+    an_old_event_counts_with_its_decayed_weight,
     a_year_without_events_does_no_harm,
-    equals_are_in_the_order_of_their_ids,
+    equal_values_are_ordered_by_id,
     a_forgotten_person_no_longer_counts,
-    many_at_once_count_once_each,
-    pruning_keeps_what_can_still_come_again,
-    what_lies_in_the_future_counts_as_of_now,
+    concurrent_events_count_once_each,
+    pruning_keeps_ids_that_can_be_redelivered,
+    an_event_from_the_future_counts_as_of_now,
     a_clock_that_was_years_ahead_does_no_lasting_harm,
-    one_view_by_a_clock_a_day_ahead_is_worth_one_view,
-    a_jump_of_the_clock_that_goes_on_is_no_error_of_it,
-    somebody_new_with_a_deleted_id_is_told_by_the_version,
-    a_spot_is_worth_the_same_alone_as_in_the_trend,
+    a_view_from_a_clock_a_day_ahead_counts_as_one_view,
+    a_jump_of_a_clock_that_advances_is_trusted,
+    a_new_member_with_a_deleted_id_is_distinguished_by_the_version,
+    a_spot_has_the_same_value_alone_as_in_the_trend,
 );
 
 const HOUR: i64 = 3_600;
@@ -107,7 +107,7 @@ async fn values_halve_in_a_half_life_and_fall_off_below_the_floor(trend: Store) 
     assert!(spots(&trend, 10 * HOUR + 60).await.is_empty());
 }
 
-async fn an_old_event_counts_for_what_is_left_of_it(trend: Store) {
+async fn an_old_event_counts_with_its_decayed_weight(trend: Store) {
     view(&trend, "member1", 1, 0).await;
     view(&trend, "member1", 2, -2 * HOUR).await;
     assert_close(value(&trend, 2, 0).await, 0.25);
@@ -124,7 +124,7 @@ async fn a_year_without_events_does_no_harm(trend: Store) {
     assert_eq!(spots(&trend, 2 * year).await, [3]);
 }
 
-async fn equals_are_in_the_order_of_their_ids(trend: Store) {
+async fn equal_values_are_ordered_by_id(trend: Store) {
     for (number, spot) in [9, 3, 7, 1].into_iter().enumerate() {
         view(&trend, "member1", spot, number as i64).await;
         view(&trend, "member2", spot, 3 - number as i64).await;
@@ -141,12 +141,12 @@ async fn a_forgotten_person_no_longer_counts(trend: Store) {
     trend.forget("member1", moment(10), at(HOUR * 30)).await.unwrap();
     assert_eq!(view(&trend, "member1", 2, 5).await, Counted::AlreadyCounted);
     assert_eq!(view(&trend, "member2", 3, 5).await, Counted::Applied);
-    // Somebody new with the same id.
+    // A new member with the same id.
     assert_eq!(view(&trend, "member1", 4, 20).await, Counted::Applied);
     assert_eq!(spots(&trend, 20).await, [4, 3, 1]);
 }
 
-async fn many_at_once_count_once_each(trend: Store) {
+async fn concurrent_events_count_once_each(trend: Store) {
     let events: Vec<_> =
         (0..60).map(|n| event(&format!("member{n}"), n % 3, Kind::View, 0)).collect();
     let calls = events.iter().chain(&events).map(|event| {
@@ -163,18 +163,18 @@ async fn many_at_once_count_once_each(trend: Store) {
     }
 }
 
-async fn pruning_keeps_what_can_still_come_again(trend: Store) {
+async fn pruning_keeps_ids_that_can_be_redelivered(trend: Store) {
     let first = event("member1", 1, Kind::View, 0);
     trend.record(&first).await.unwrap();
     trend.prune(at(24 * HOUR)).await.unwrap();
     assert_eq!(trend.record(&first).await.unwrap(), Counted::Duplicate);
-    // The score, and what else does not expire by itself.
+    // The score, and other records that do not expire by themselves.
     assert!(trend.prune(at(48 * HOUR)).await.unwrap() >= 1);
     assert_eq!(trend.prune(at(48 * HOUR)).await.unwrap(), 0);
     assert!(spots(&trend, 48 * HOUR).await.is_empty());
 }
 
-async fn what_lies_in_the_future_counts_as_of_now(trend: Store) {
+async fn an_event_from_the_future_counts_as_of_now(trend: Store) {
     let early = TrendEvent { recorded_at: at(0), ..event("member1", 1, Kind::View, 900 * HOUR) };
     assert_eq!(trend.record(&early).await.unwrap(), Counted::Applied);
     view(&trend, "member1", 2, 0).await;
@@ -186,7 +186,8 @@ async fn a_clock_that_was_years_ahead_does_no_lasting_harm(trend: Store) {
     let years = 5 * 365 * 24 * HOUR;
     view(&trend, "member1", 1, 0).await;
     view(&trend, "member1", 2, years).await;
-    // The clock is right again: what was counted before is there, and what was counted by the wrong one counts as of now.
+    // The clock is right again: the earlier counts are restored, and counts of the wrong clock count
+    // as of now.
     assert_eq!(spots(&trend, HOUR).await, [2, 1]);
     assert_close(value(&trend, 2, HOUR).await, 1.0);
     assert_close(value(&trend, 1, HOUR).await, 0.5);
@@ -200,7 +201,7 @@ async fn a_clock_that_was_years_ahead_does_no_lasting_harm(trend: Store) {
     assert!(spots(&trend, 20 * HOUR).await.is_empty());
 }
 
-async fn one_view_by_a_clock_a_day_ahead_is_worth_one_view(trend: Store) {
+async fn a_view_from_a_clock_a_day_ahead_counts_as_one_view(trend: Store) {
     view(&trend, "member0", 3, 0).await;
     view(&trend, "member1", 1, 24 * HOUR).await;
     for member in 0..8 {
@@ -212,24 +213,24 @@ async fn one_view_by_a_clock_a_day_ahead_is_worth_one_view(trend: Store) {
 }
 
 /// Nothing happened for two hours, or the service was stopped.
-async fn a_jump_of_the_clock_that_goes_on_is_no_error_of_it(trend: Store) {
+async fn a_jump_of_a_clock_that_advances_is_trusted(trend: Store) {
     view(&trend, "member1", 1, 0).await;
     for minutes in 0..90 {
         let seconds = 2 * HOUR + minutes * 60;
         view(&trend, &format!("visitor{minutes}"), 2, seconds).await;
     }
     assert_close(value(&trend, 1, 3 * HOUR).await, 0.125);
-    // Set back by less than a half-life much later: what was before the jump is long dropped.
+    // Set back by less than a half-life much later: the scores from before the jump are dropped.
     let before = value(&trend, 2, 3 * HOUR + 1_740).await;
     view(&trend, "member2", 3, 3 * HOUR).await;
     assert_close(value(&trend, 2, 3 * HOUR + 1_740).await, before);
-    // By more: the scores are worth now what they were worth then.
+    // Set back by more: the scores keep their values.
     view(&trend, "member3", 4, HOUR).await;
     assert_close(value(&trend, 4, HOUR).await, 1.0);
     assert!(value(&trend, 2, HOUR).await <= before * 2.0);
 }
 
-async fn somebody_new_with_a_deleted_id_is_told_by_the_version(trend: Store) {
+async fn a_new_member_with_a_deleted_id_is_distinguished_by_the_version(trend: Store) {
     let view_as = async |version, seconds, spot| {
         let event = event("member1", spot, Kind::View, seconds);
         let event = TrendEvent { occurred: versioned(version, seconds), ..event };
@@ -237,19 +238,19 @@ async fn somebody_new_with_a_deleted_id_is_told_by_the_version(trend: Store) {
     };
     assert_eq!(view_as(1, 600, 1).await, Counted::Applied);
     trend.forget("member1", versioned(2, 600), at(HOUR * 30)).await.unwrap();
-    // By a clock that was set back by ten minutes.
+    // With a clock that was set back by ten minutes.
     assert_eq!(view_as(3, 0, 1).await, Counted::Applied);
     assert_eq!(view_as(4, 10, 1).await, Counted::AlreadyCounted);
-    // The order comes again, and forgets nothing of somebody new.
+    // The order is redelivered and deletes nothing of the new member.
     trend.forget("member1", versioned(2, 700), at(HOUR * 30)).await.unwrap();
     assert_eq!(view_as(5, 20, 1).await, Counted::AlreadyCounted);
-    // What was still on its way.
+    // Late events of the old member.
     assert_eq!(view_as(1, 900, 2).await, Counted::AlreadyCounted);
     assert_eq!(view(&trend, "member1", 2, 900).await, Counted::AlreadyCounted);
     assert_eq!(view_as(6, 30, 2).await, Counted::Applied);
 }
 
-async fn a_spot_is_worth_the_same_alone_as_in_the_trend(trend: Store) {
+async fn a_spot_has_the_same_value_alone_as_in_the_trend(trend: Store) {
     assert!(trend.values(&[id(1)], at(0)).await.unwrap().is_empty());
     view(&trend, "member1", 1, 0).await;
     trend.record(&event("member1", 2, Kind::Bookmark, 0)).await.unwrap();
@@ -259,9 +260,9 @@ async fn a_spot_is_worth_the_same_alone_as_in_the_trend(trend: Store) {
     assert_close(values[&id(1)], 0.5);
     assert_close(values[&id(2)], 1.0);
     assert!(trend.values(&[], at(HOUR)).await.unwrap().is_empty());
-    // Below the floor it is still something.
+    // Values below the floor are returned.
     assert!(trend.values(&asked, at(15 * HOUR)).await.unwrap()[&id(1)] > 0.0);
-    // Values as of a time to come are those of now.
+    // Values from the future count as of now.
     view(&trend, "member1", 3, 900 * HOUR).await;
     assert_close(trend.values(&asked, at(HOUR)).await.unwrap()[&id(3)], 1.0);
 }
@@ -275,13 +276,13 @@ async fn pruning_sqlite_removes_ids_and_counts_as_well() {
     assert_eq!(trend.prune(at(48 * HOUR)).await.unwrap(), 4);
 }
 
-/// Where a test can open a trend again, by other rules.
-enum Place {
+/// A backend on which a test can reopen a trend with other rules.
+enum Backend {
     Folder(tempfile::TempDir),
     Prefix(String),
 }
 
-impl Place {
+impl Backend {
     fn all() -> [Self; 2] {
         [Self::Folder(tempfile::tempdir().unwrap()), Self::Prefix(test_servers::unique())]
     }
@@ -302,15 +303,15 @@ impl Place {
 }
 
 #[tokio::test]
-async fn another_half_life_keeps_todays_values_and_decays_by_itself() {
-    for place in Place::all() {
+async fn another_half_life_keeps_the_current_values() {
+    for backend in Backend::all() {
         let hourly = TrendRules::default();
-        let before = place.open(hourly, start()).await;
+        let before = backend.open(hourly, start()).await;
         view(&before, "member1", 1, 0).await;
         drop(before);
 
         let quick = TrendRules { half_life: Duration::from_secs(60), ..hourly };
-        let after = place.open(quick, at(HOUR)).await;
+        let after = backend.open(quick, at(HOUR)).await;
         assert_close(value(&after, 1, HOUR).await, 0.5);
         assert_close(value(&after, 1, HOUR + 60).await, 0.25);
     }
@@ -318,7 +319,7 @@ async fn another_half_life_keeps_todays_values_and_decays_by_itself() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
-    /// Every view is of its own person, so that no two share a window.
+    /// Every event is of another person, so that no two share a window.
     #[test]
     fn any_order_of_the_same_events_gives_the_same_trend(
         seen in prop::collection::vec((0..600 * HOUR, 0..5i64, any::<bool>()), 1..25),
@@ -342,11 +343,11 @@ proptest! {
                 other.reverse();
             }
             let mut trends = Vec::new();
-            for place in Place::all() {
-                for (place, events) in [(place.another(), &events), (place, &other)] {
-                    // A floor of next to nothing: all that was ever seen within 600 half-lives.
+            for backend in Backend::all() {
+                for (backend, events) in [(backend.another(), &events), (backend, &other)] {
+                    // A floor so low that nearly no value falls below it.
                     let rules = TrendRules { floor: 1e-8, ..TrendRules::default() };
-                    let trend = place.open(rules, start()).await;
+                    let trend = backend.open(rules, start()).await;
                     for event in events {
                         trend.record(event).await.unwrap();
                     }

@@ -1,4 +1,4 @@
-//! The database with bounds on everything, and the two shapes that writes have here.
+//! The database with limits and timeouts, and the forms of writes used here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,23 +23,23 @@ use super::errors::{DOWN, failed, port_error};
 use crate::app::ports::PortError;
 use crate::servers::{BreakerOpen, ServerStats};
 
-/// How long making a connection may take.
+/// How long connecting may take.
 const CONNECT_TIMEOUT_MS: u64 = 2_000;
-/// How long a server that can take a command is looked for, as while a new primary is elected.
+/// How long to wait for a suitable server, for example during an election.
 const SERVER_SELECTION_TIMEOUT_MS: u64 = 2_000;
 /// How long a read may take.
 const READ_TIMEOUT_MS: u64 = 3_000;
-/// How long a write may take: up to [`STATEMENTS`] of them, acknowledged by a majority.
+/// How long a write of up to [`STATEMENTS`] statements, acknowledged by a majority, may take.
 const WRITE_TIMEOUT_MS: u64 = 8_000;
-/// How long writes over a whole collection, and building an index, may take.
+/// How long a write to many documents, or building an index, may take.
 const LONG_TIMEOUT_MS: u64 = 300_000;
-/// Operations at the same time, each on a connection of its own.
+/// Concurrent operations, each on its own connection.
 const OPERATIONS: u32 = 32;
-/// Statements in one command: few enough for a slow server to be done with them in time.
+/// Statements in one command: few enough for a slow server to finish in time.
 pub(super) const STATEMENTS: usize = 100;
-/// Attempts to make a document that others make at the same time.
+/// Attempts to create a document while others do so too.
 const INCREMENT_ATTEMPTS: u32 = 5;
-/// MongoDB's code for a key that is there already.
+/// MongoDB's code for a key that exists already.
 const DUPLICATE_KEY: i32 = 11_000;
 
 /// A database on MongoDB. Clones share its connections.
@@ -48,41 +48,37 @@ pub(super) struct Connection {
     db: Database,
     address: String,
     stats: Arc<ServerStats>,
-    /// The last look at the server found it gone: until the next finds it back nothing else waits
-    /// for it. Otherwise every request of an outage would wait as long as a server is looked for.
-    is_away: Arc<AtomicBool>,
-    /// A permit for each operation that may be under way. See [`never_queueing`].
-    turns: Arc<Semaphore>,
+    /// Whether the last ping failed. Then operations fail at once until a ping succeeds. Otherwise
+    /// every request during an outage would wait for the server selection timeout.
+    is_down: Arc<AtomicBool>,
+    /// A permit for each operation under way. See [`size_pool`].
+    permits: Arc<Semaphore>,
 }
 
 /// One statement of an `update` command.
 #[derive(Clone)]
 pub(super) struct Statement {
-    /// Which document.
     pub(super) query: Document,
-    /// What becomes of it.
     pub(super) update: Document,
 }
 
-/// An index: collection, name, keys and options.
 pub(super) struct Index {
     pub(super) collection: &'static str,
     pub(super) name: &'static str,
     pub(super) keys: Document,
-    /// Only documents that have the field are in it.
     pub(super) is_sparse: bool,
-    /// The version of a geographic one. Said aloud, because a server that fills it in itself may
-    /// take the same index, asked for again, for another one.
+    /// The version of a geographic index. It is explicit because a server that adds the default
+    /// itself may treat the same index, created again, as a different one.
     pub(super) sphere_version: Option<Sphere2DIndexVersion>,
 }
 
-/// What a server says to an `update` command.
+/// The server's reply to a command that writes.
 #[derive(Deserialize)]
 struct Reply {
     n: i64,
     #[serde(rename = "writeErrors", default)]
     errors: Vec<WriteError>,
-    /// The primary has written, but a majority has not confirmed that it did.
+    /// The primary has written, but a majority has not confirmed it.
     #[serde(rename = "writeConcernError")]
     unconfirmed: Option<WriteConcernError>,
 }
@@ -101,18 +97,18 @@ struct WriteConcernError {
     errmsg: String,
 }
 
-/// What became of the statements of an `update` command that makes what is not there.
+/// The outcome of statements that insert missing documents.
 #[derive(Default)]
 pub(super) struct Upserted {
-    /// How many took effect.
+    /// The number of statements that took effect.
     pub(super) matched: u64,
-    /// Which did not, because their document is there and does not match.
+    /// The indexes of statements whose document exists and does not match.
     pub(super) refused: Vec<usize>,
 }
 
 impl Reply {
-    /// How many statements took effect, and which were refused because their document is there. An
-    /// effect that may yet be rolled back is none: all that is sent here bears being sent again.
+    /// How many statements took effect, and which were refused because their document exists. A
+    /// write that may be rolled back is an error, because every write here can be repeated safely.
     fn outcome(self) -> Result<(u64, Vec<usize>), PortError> {
         let mut refused = Vec::new();
         for WriteError { index, code, errmsg } in self.errors {
@@ -137,8 +133,8 @@ impl Connection {
         options.connect_timeout = Some(Duration::from_millis(CONNECT_TIMEOUT_MS));
         options.server_selection_timeout = Some(Duration::from_millis(SERVER_SELECTION_TIMEOUT_MS));
         let operations = *options.max_pool_size.get_or_insert(OPERATIONS);
-        never_queueing(&mut options, operations);
-        // Conditions are checked against what was read: only the primary's truth will do.
+        size_pool(&mut options, operations);
+        // Read from the primary: writes depend on what was read.
         options.selection_criteria = None;
         let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
         let name = options.default_database.clone();
@@ -149,23 +145,24 @@ impl Connection {
                 counted.count();
             }
         }));
-        // The options may hold a password, and so may what the driver says about them.
-        let client = Client::with_options(options).ok().context("options that contradict")?;
+        // The driver's error is dropped, because it may contain the password.
+        let client =
+            Client::with_options(options).ok().context("conflicting options in the URL")?;
         Ok(Self {
             db: client.database(name.as_deref().unwrap_or(default_database)),
             address: hosts.join(","),
             stats,
-            is_away: Arc::default(),
-            turns: Arc::new(Semaphore::new(operations as usize)),
+            is_down: Arc::default(),
+            permits: Arc::new(Semaphore::new(operations as usize)),
         })
     }
 
-    /// What was asked of the server: every command of the driver, and nothing twice.
+    /// The counters of the server. Every command of the driver counts once.
     pub(super) fn stats(&self) -> Arc<ServerStats> {
         Arc::clone(&self.stats)
     }
 
-    /// Where the servers are, without credentials.
+    /// The servers' addresses, without credentials.
     pub(super) fn address(&self) -> String {
         self.address.clone()
     }
@@ -174,39 +171,38 @@ impl Connection {
         self.db.collection(name)
     }
 
-    /// Whether a server answers that can take writes.
+    /// Whether a primary answers.
     pub(super) async fn ping(&self) -> Result<(), PortError> {
-        let answer = within(READ_TIMEOUT_MS, self.db.run_command(doc! { "ping": 1 })).await;
-        let is_away = matches!(answer, Err(PortError::Unavailable(_)));
-        self.is_away.store(is_away, Ordering::Relaxed);
+        let answer = with_timeout(READ_TIMEOUT_MS, self.db.run_command(doc! { "ping": 1 })).await;
+        let is_down = matches!(answer, Err(PortError::Unavailable(_)));
+        self.is_down.store(is_down, Ordering::Relaxed);
         answer.map(drop)
     }
 
-    /// The time by the server's own clock; `None` of a server that does not tell.
+    /// The time of the server's clock, or `None` if the server does not report it.
     pub(super) async fn time(&self) -> Result<Option<DateTime<Utc>>, PortError> {
-        let hello = self.within(READ_TIMEOUT_MS, self.db.run_command(doc! { "hello": 1 })).await?;
-        let told = hello.get_datetime("localTime").ok();
-        Ok(told.and_then(|time| DateTime::from_timestamp_millis(time.timestamp_millis())))
+        let hello = self.run(READ_TIMEOUT_MS, self.db.run_command(doc! { "hello": 1 })).await?;
+        let time = hello.get_datetime("localTime").ok();
+        Ok(time.and_then(|time| DateTime::from_timestamp_millis(time.timestamp_millis())))
     }
 
-    async fn within<T>(
+    async fn run<T>(
         &self,
         timeout_ms: u64,
         operation: impl IntoFuture<Output = mongodb::error::Result<T>>,
     ) -> Result<T, PortError> {
-        if self.is_away.load(Ordering::Relaxed) {
+        if self.is_down.load(Ordering::Relaxed) {
             return Err(PortError::unavailable(BreakerOpen("mongodb")));
         }
-        let in_turn = async {
-            let _in_hand = self.stats.operation();
-            // It is never closed.
-            let _turn = self.turns.acquire().await;
+        let with_permit = async {
+            let _counted = self.stats.operation();
+            // Cannot fail: the semaphore is never closed.
+            let _permit = self.permits.acquire().await;
             operation.await
         };
-        within(timeout_ms, in_turn).await
+        with_timeout(timeout_ms, with_permit).await
     }
 
-    /// Creates those of the indexes that are not there.
     pub(super) async fn create_indexes(&self, indexes: &[Index]) -> Result<(), PortError> {
         for index in indexes {
             let options = IndexOptions::builder()
@@ -216,12 +212,11 @@ impl Connection {
                 .build();
             let model = IndexModel::builder().keys(index.keys.clone()).options(options).build();
             let collection = self.collection(index.collection);
-            self.within(LONG_TIMEOUT_MS, collection.create_index(model)).await?;
+            self.run(LONG_TIMEOUT_MS, collection.create_index(model)).await?;
         }
         Ok(())
     }
 
-    /// One document by its id.
     pub(super) async fn get<T: DeserializeOwned + Send + Sync + Unpin>(
         &self,
         collection: &str,
@@ -230,10 +225,10 @@ impl Connection {
     ) -> Result<Option<T>, PortError> {
         let collection = self.db.collection::<T>(collection);
         let found = collection.find_one(query).projection(projection);
-        self.within(READ_TIMEOUT_MS, found.max_time(Duration::from_millis(READ_TIMEOUT_MS))).await
+        self.run(READ_TIMEOUT_MS, found.max_time(Duration::from_millis(READ_TIMEOUT_MS))).await
     }
 
-    /// The documents of a query; `sort` may be empty, a `limit` of 0 is none.
+    /// Finds documents. `sort` may be empty. A `limit` of 0 means no limit.
     pub(super) async fn find<T: DeserializeOwned + Send + Sync + Unpin>(
         &self,
         collection: &str,
@@ -249,10 +244,9 @@ impl Connection {
             .sort(sort)
             .limit(limit)
             .max_time(Duration::from_millis(READ_TIMEOUT_MS));
-        self.within(READ_TIMEOUT_MS, async { found.await?.try_collect().await }).await
+        self.run(READ_TIMEOUT_MS, async { found.await?.try_collect().await }).await
     }
 
-    /// What an aggregation makes of a collection.
     pub(super) async fn aggregate<T: DeserializeOwned + Send + Sync + Unpin>(
         &self,
         collection: &str,
@@ -263,10 +257,10 @@ impl Connection {
             .aggregate(pipeline)
             .max_time(Duration::from_millis(READ_TIMEOUT_MS))
             .with_type::<T>();
-        self.within(READ_TIMEOUT_MS, async { found.await?.try_collect().await }).await
+        self.run(READ_TIMEOUT_MS, async { found.await?.try_collect().await }).await
     }
 
-    /// Changes documents that are there and match. Returns how many did.
+    /// Updates documents that match. Returns how many did.
     pub(super) async fn update(
         &self,
         collection: &str,
@@ -279,12 +273,12 @@ impl Connection {
         Ok(matched)
     }
 
-    /// Changes documents that match, and makes those that are not there. Each query names an `_id`
-    /// and what must be so for the statement to take effect.
+    /// Updates documents that match, and inserts missing ones. Each query has an `_id` and the
+    /// condition of the statement.
     ///
-    /// A document that is there without matching makes the server try to insert it anew, and fail.
-    /// So does a race of two inserts, whose loser might match now: it is tried once more. What is
-    /// refused even then is refused for what its document says.
+    /// If a document exists but does not match, the server tries to insert it again and refuses. The
+    /// loser of two concurrent inserts is refused, too, but might match now, so refused statements
+    /// are retried once. A statement that is refused again does not match its document.
     pub(super) async fn upsert_where(
         &self,
         collection: &str,
@@ -303,7 +297,7 @@ impl Connection {
         Ok(upserted)
     }
 
-    /// Adds documents. Those whose `_id` is there already are refused.
+    /// Inserts documents. Those whose `_id` exists already are refused.
     pub(super) async fn insert(
         &self,
         collection: &str,
@@ -317,7 +311,7 @@ impl Connection {
                 "ordered": false,
                 "writeConcern": { "w": "majority", "j": true },
             };
-            let reply = self.within(WRITE_TIMEOUT_MS, self.db.run_command(command)).await?;
+            let reply = self.run(WRITE_TIMEOUT_MS, self.db.run_command(command)).await?;
             let (count, refused) = outcome(reply)?;
             inserted.matched += count;
             inserted.refused.extend(refused.into_iter().map(|index| chunk * STATEMENTS + index));
@@ -325,8 +319,8 @@ impl Connection {
         Ok(inserted)
     }
 
-    /// Sends one command. Returns how many statements took effect, and which ones were refused
-    /// because the document is there but does not match.
+    /// Sends one `update` command. Returns how many statements took effect, and which were refused
+    /// because their document exists but does not match.
     async fn send(
         &self,
         collection: &str,
@@ -342,19 +336,19 @@ impl Connection {
                 doc! { "q": &statement.query, "u": &statement.update, "upsert": upsert }
             })
             .collect();
-        // Not the driver's bulk write: that needs MongoDB 8. In the journal before it is confirmed, so
-        // that the end of the server's process costs nothing, whatever its defaults.
+        // The driver's bulk write needs MongoDB 8. Writes are journaled before they are confirmed, so
+        // that the end of the server's process loses nothing.
         let command = doc! {
             "update": collection,
             "updates": updates,
             "ordered": false,
             "writeConcern": { "w": "majority", "j": true },
         };
-        let reply = self.within(WRITE_TIMEOUT_MS, self.db.run_command(command)).await?;
+        let reply = self.run(WRITE_TIMEOUT_MS, self.db.run_command(command)).await?;
         outcome(reply)
     }
 
-    /// Adds one to a number of a document, which is made if need be, and returns what it is then.
+    /// Adds one to a field of a document, which is inserted if missing. Returns the new value.
     pub(super) async fn increment(
         &self,
         collection: &str,
@@ -374,21 +368,25 @@ impl Connection {
             let increment = collection
                 .find_one_and_update(query.clone(), update.clone())
                 .with_options(options.clone());
-            match self.within(WRITE_TIMEOUT_MS, increment).await {
+            match self.run(WRITE_TIMEOUT_MS, increment).await {
                 Ok(Some(document)) => {
                     return document
                         .get_i64(field)
                         .map_err(|error| PortError::failed(anyhow!("mongodb: {error}")));
                 }
-                // Somebody else has made the document at the same moment.
+                // A concurrent caller has inserted the document.
                 Ok(None) | Err(PortError::Failed(_)) if attempt < INCREMENT_ATTEMPTS => {}
-                Ok(None) => return Err(PortError::failed(anyhow!("mongodb: no document"))),
+                Ok(None) => {
+                    return Err(PortError::failed(anyhow!(
+                        "mongodb: the document was not returned"
+                    )));
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Changes every document of a collection that matches. Returns how many did.
+    /// Updates every matching document of a collection. Returns how many matched.
     pub(super) async fn update_all(
         &self,
         collection: &str,
@@ -396,18 +394,18 @@ impl Connection {
         update: Document,
     ) -> Result<u64, PortError> {
         let collection = self.collection(collection);
-        let updated = self.within(LONG_TIMEOUT_MS, collection.update_many(query, update)).await?;
+        let updated = self.run(LONG_TIMEOUT_MS, collection.update_many(query, update)).await?;
         Ok(updated.matched_count)
     }
 
-    /// Deletes every document of a collection that matches. Returns how many did.
+    /// Deletes every matching document of a collection. Returns how many.
     pub(super) async fn delete_all(
         &self,
         collection: &str,
         query: Document,
     ) -> Result<u64, PortError> {
         let collection = self.collection(collection);
-        let deleted = self.within(LONG_TIMEOUT_MS, collection.delete_many(query)).await?;
+        let deleted = self.run(LONG_TIMEOUT_MS, collection.delete_many(query)).await?;
         Ok(deleted.deleted_count)
     }
 
@@ -417,30 +415,28 @@ impl Connection {
     }
 }
 
-/// Sets the driver's pool up so that nobody ever waits in its queue; who has to wait does so for one
-/// of `operations` permits.
+/// Makes the driver's pool so large that no operation waits in its queue. Operations wait for one of
+/// `operations` permits instead.
 ///
-/// The driver (3.9) takes one waiter out of its queue for each thing that happens in the pool, and a
-/// waiter that has given up is one as well. Once more have given up than things go on happening,
-/// each new one stands behind them until it gives up too: a server that was slow for a moment would
-/// stay out of reach for ever.
+/// For each event in its pool the driver (3.9) removes one waiter from its queue, even a waiter that
+/// has timed out. If more waiters have timed out than events follow, each new waiter stays behind
+/// them until it times out, too: after a short slowness the server would stay unavailable for ever.
 ///
-/// Twice as many connections as operations, because those that were given up may be left in the
-/// making for a while; and as many in the making as there may be, where the driver's default is two.
-fn never_queueing(options: &mut ClientOptions, operations: u32) {
+/// There are twice as many connections as operations, because connections of cancelled operations
+/// may still be connecting. All may connect at once; the driver's default is two.
+fn size_pool(options: &mut ClientOptions, operations: u32) {
     let connections = operations.saturating_mul(2);
     options.max_pool_size = Some(connections);
     options.max_connecting = Some(connections);
 }
 
-/// What a server says to a command that writes.
 fn outcome(reply: Document) -> Result<(u64, Vec<usize>), PortError> {
     let reply: Reply = mongodb::bson::deserialize_from_document(reply)
         .map_err(|error| PortError::failed(anyhow!("mongodb: {error}")))?;
     reply.outcome()
 }
 
-async fn within<T>(
+async fn with_timeout<T>(
     timeout_ms: u64,
     operation: impl IntoFuture<Output = mongodb::error::Result<T>>,
 ) -> Result<T, PortError> {

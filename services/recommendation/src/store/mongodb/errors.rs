@@ -1,4 +1,4 @@
-//! What MongoDB's failures mean to the caller of a port, and to an operator.
+//! Maps MongoDB's errors to [`PortError`], with reasons for operators.
 
 use anyhow::anyhow;
 use mongodb::error::{Error, ErrorKind, WriteFailure};
@@ -6,7 +6,7 @@ use mongodb::error::{Error, ErrorKind, WriteFailure};
 use crate::app::ports::PortError;
 use crate::servers::Refusal;
 
-/// Whether every other operation would meet the same failure.
+/// Whether every other operation would fail in the same way.
 fn is_down(error: &Error) -> bool {
     error.contains_label("RetryableWriteError")
         || error.contains_label("TransientTransactionError")
@@ -23,10 +23,9 @@ fn is_down(error: &Error) -> bool {
         }
 }
 
-/// MongoDB's codes for what passes with an outage: a server that is not reached (6, 7, 89, 9001),
-/// is shutting down (91, 11600), is no primary or ceases to be one (189, 10107, 11602, 13435,
-/// 13436), has no disk left (14031), has too few others to confirm a write (64, 100), takes too long (50, 262), or wants
-/// another login (18).
+/// MongoDB's codes for outages. The server cannot be reached (6, 7, 89, 9001), is shutting down (91,
+/// 11600), is not the primary (189, 10107, 11602, 13435, 13436), has no disk space (14031), has too
+/// few members to confirm a write (64, 100), takes too long (50, 262), or refuses the login (18).
 pub(super) const DOWN: [i32; 17] = [
     6, 7, 18, 50, 64, 89, 91, 100, 189, 262, 9_001, 10_107, 11_600, 11_602, 13_435, 13_436, 14_031,
 ];
@@ -34,7 +33,7 @@ pub(super) const DOWN: [i32; 17] = [
 pub(super) fn failed(error: Error) -> PortError {
     let (is_down, code) = (is_down(&error), code_of(&error));
     let error = match error.kind.as_ref() {
-        // Without the whole of the server's answer, which it repeats in bytes.
+        // The error's own text would include the complete reply as bytes.
         ErrorKind::Command(error) => {
             anyhow!("mongodb: {} ({} {})", error.message, error.code, error.code_name)
         }
@@ -43,7 +42,7 @@ pub(super) fn failed(error: Error) -> PortError {
     port_error(code, is_down, error)
 }
 
-/// MongoDB's code, where the server has said something.
+/// MongoDB's code, if the server has replied.
 fn code_of(error: &Error) -> Option<i32> {
     match error.kind.as_ref() {
         ErrorKind::Command(error) => Some(error.code),
@@ -53,14 +52,14 @@ fn code_of(error: &Error) -> Option<i32> {
     }
 }
 
-/// Why a server that answers refuses, in words for an operator.
+/// Why a server that answers refuses, for operators.
 fn refusal(code: i32) -> Option<&'static str> {
     match code {
         13 | 18 => Some("no access"),
         64 | 100 => Some("no majority confirms writes"),
         50 | 262 => Some("it takes too long"),
         189 | 10_107 | 11_602 | 13_435 | 13_436 => Some("read-only: it is no primary"),
-        // MongoDB's OutOfDiskSpace, and WiredTiger's word for it.
+        // MongoDB's OutOfDiskSpace, and WiredTiger's ENOSPC.
         14_031 | 28 => Some("disk full"),
         _ => None,
     }
@@ -68,7 +67,7 @@ fn refusal(code: i32) -> Option<&'static str> {
 
 pub(super) fn port_error(code: Option<i32>, is_down: bool, error: anyhow::Error) -> PortError {
     let error = match code.and_then(refusal) {
-        Some(words) => error.context(Refusal(words)),
+        Some(reason) => error.context(Refusal(reason)),
         None => error,
     };
     if is_down { PortError::unavailable(error) } else { PortError::failed(error) }

@@ -1,13 +1,13 @@
 //! Histories on MongoDB.
 //!
-//! | collection | a document | by |
+//! | collection | a document | key |
 //! |---|---|---|
-//! | `members` | a member's whole history | member |
-//! | `holders` | a member who knows a spot, and since when: found by spot, latest first | spot and member |
+//! | `members` | a member's complete history | member |
+//! | `holders` | a member who knows a spot, with the time: read by spot, latest first | spot and member |
 //! | `degrees` | how many members know a spot | spot |
 //! | `state` | `deleted_members`, `prune:<what>` | |
 //!
-//! `holders` and `degrees` follow from `members`; the recorder keeps them so.
+//! `holders` and `degrees` are derived from `members`. The recorder keeps them consistent.
 
 use std::collections::HashMap;
 
@@ -31,18 +31,18 @@ use crate::store::interaction::Interaction;
 pub(super) const MEMBERS: &str = "members";
 pub(super) const HOLDERS: &str = "holders";
 pub(super) const DEGREES: &str = "degrees";
-/// What the stores keep about themselves, a document each.
+/// Documents about the stores themselves.
 pub(super) const STATE: &str = "state";
-/// The document of it that has the highest `seq` of any member's document that was deleted.
+/// The document in [`STATE`] with the highest `seq` of all deleted members.
 pub(super) const DELETED: &str = "deleted_members";
 
-/// Members that are pruned together.
+/// Members pruned in one batch.
 const PRUNE_BATCH: i64 = 500;
-/// Records that a pass removes at most of each kind. A clock that is wrong for longer than its check notices does not empty the
-/// histories at once.
+/// The maximum number of records of each kind that a pass removes. A wrong clock that passes its
+/// check does not empty the histories at once.
 const PRUNED_PER_PASS: u64 = 200_000;
 
-/// What the questions about histories need.
+/// The indexes of the histories.
 pub(super) fn indexes() -> [Index; 4] {
     [
         Index {
@@ -76,7 +76,6 @@ pub(super) fn indexes() -> [Index; 4] {
     ]
 }
 
-/// [`HistoryStore`] on MongoDB.
 pub(super) struct MongoHistories {
     connection: Connection,
     recorder: Recorder,
@@ -84,12 +83,12 @@ pub(super) struct MongoHistories {
 }
 
 impl MongoHistories {
-    /// The histories in this database, by `rules`.
     pub(super) fn new(connection: Connection, recorder: Recorder, rules: HistoryRules) -> Self {
         Self { connection, recorder, rules }
     }
 
-    /// Deletes what keeps an old effect from reviving a holder who has gone, as much as a pass may.
+    /// Deletes holders that are not live and old. They are kept so long because a late effect could
+    /// otherwise make them live again.
     async fn prune_holders(&self, dead_before: i64) -> Result<(), PortError> {
         let gone = doc! { "gone_at": { "$lt": dead_before } };
         let mut removed = 0;
@@ -101,17 +100,18 @@ impl MongoHistories {
             if found.is_empty() {
                 return Ok(());
             }
-            let mut these = gone.clone();
+            let mut batch = gone.clone();
             let ids: Vec<_> = found.into_iter().map(|holder| holder.id).collect();
-            these.insert("_id", doc! { "$in": ids });
-            removed += self.connection.delete_all(HOLDERS, these).await?;
+            batch.insert("_id", doc! { "$in": ids });
+            removed += self.connection.delete_all(HOLDERS, batch).await?;
             if removed >= PRUNED_PER_PASS {
                 return Ok(());
             }
         }
     }
 
-    /// Prunes the members that a query finds, until it finds none. Returns how much was removed.
+    /// Prunes the members that a query finds, until there is nothing left to prune. Returns the
+    /// number of removed records.
     async fn prune_members(
         &self,
         query: mongodb::bson::Document,
@@ -150,8 +150,8 @@ impl MongoHistories {
 }
 
 impl MongoHistories {
-    /// Deletes members of whom nothing is left. First it is noted how far their numbers went: those of a later member of
-    /// the same id must be higher, for holders are compared by them.
+    /// Deletes empty members. Their highest `seq` is stored first, because a later member with the
+    /// same id must continue above it: holders are compared by `seq`.
     async fn delete(&self, empty: mongodb::bson::Document) -> Result<(), PortError> {
         let fields = doc! { "_id": 1, "seq": 1 };
         let found: Vec<Numbered> =
@@ -164,7 +164,7 @@ impl MongoHistories {
             update: doc! { "$max": { "seq": highest } },
         };
         self.connection.upsert_where(STATE, &[note]).await?;
-        // Only as they were then: one that has changed since has a higher number.
+        // A member that has changed since has a higher `seq` and is not deleted.
         let mut unchanged = empty;
         unchanged.insert("seq", doc! { "$lte": highest });
         self.connection.delete_all(MEMBERS, unchanged).await?;
@@ -219,7 +219,7 @@ impl HistoryStore for MongoHistories {
     async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
         match self.recorder.apply(Change::Record(event.clone())).await? {
             Changed::Recorded(kept) => Ok(kept),
-            other => Err(mixed_up(other)),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -252,8 +252,9 @@ impl HistoryStore for MongoHistories {
             Ok(Remembered {
                 spot: *spot,
                 kind: if interaction.bookmarked { Kind::Bookmark } else { Kind::View },
-                last_at: DateTime::from_timestamp_micros(interaction.last_at())
-                    .ok_or_else(|| PortError::failed(anyhow::anyhow!("a view's time is none")))?,
+                last_at: DateTime::from_timestamp_micros(interaction.last_at()).ok_or_else(
+                    || PortError::failed(anyhow::anyhow!("an interaction has an invalid time")),
+                )?,
             })
         });
         Ok(Profile {
@@ -272,9 +273,9 @@ impl HistoryStore for MongoHistories {
             .map(Item::parts)
             .collect();
         items.sort_unstable_by_key(|(spot, _)| *spot);
-        let spots = |did: fn(&Interaction) -> bool| {
-            let done = items.iter().filter(|(_, interaction)| did(interaction));
-            done.filter_map(|(spot, _)| SpotId::new(*spot)).take(limit).collect()
+        let spots = |matches: fn(&Interaction) -> bool| {
+            let matching = items.iter().filter(|(_, interaction)| matches(interaction));
+            matching.filter_map(|(spot, _)| SpotId::new(*spot)).take(limit).collect()
         };
         Ok(Deeds {
             bookmarked: spots(|interaction| interaction.bookmarked),
@@ -317,7 +318,7 @@ impl HistoryStore for MongoHistories {
             known.into_iter().map(|known| (known.member.clone(), known)).collect();
         let holders = holding
             .iter()
-            // A member who is being forgotten at this moment has nothing in common with anybody.
+            // Skips members who are being forgotten.
             .filter_map(|holding| known.remove(&holding.member).filter(|known| known.degree > 0))
             .map(|known| Holder {
                 degree: u64::try_from(known.degree).unwrap_or_default(),
@@ -352,6 +353,6 @@ impl HistoryStore for MongoHistories {
     }
 }
 
-fn mixed_up(other: Changed) -> PortError {
-    PortError::failed(anyhow::anyhow!("the recorder answered another question: {other:?}"))
+fn unexpected(outcome: &Changed) -> PortError {
+    PortError::failed(anyhow::anyhow!("the recorder returned an unexpected outcome: {outcome:?}"))
 }

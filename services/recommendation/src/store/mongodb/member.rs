@@ -1,4 +1,4 @@
-//! A member's document: the whole history, and what is still to be done elsewhere because of it.
+//! A member's document: the complete history, and pending updates of other documents.
 
 use mongodb::bson::{Document, doc};
 use serde::{Deserialize, Serialize};
@@ -8,43 +8,43 @@ use super::connection::Statement;
 use crate::app::ports::{HistoryEvent, Kept};
 use crate::store::interaction::{Interaction, Stamp};
 
-/// A member as it is stored, with what has changed since it was read.
+/// A stored member with its changes since it was read.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Member {
     #[serde(rename = "_id")]
     pub(super) id: String,
-    /// Grows with each change. A change is written only if it is still what was read.
+    /// Grows with each change. A change is written only if the stored `seq` is still the one read.
     seq: i64,
     items: Vec<Item>,
-    /// When the member was forgotten, by which version, and how long that matters.
+    /// When the member was forgotten, with which version, and how long this is kept.
     forgotten_at: Option<i64>,
     forgotten_version: Option<i64>,
     forgotten_until: Option<i64>,
-    /// What earlier changes want done elsewhere, as far as nobody has said that it was.
+    /// Effects of earlier changes on other documents that are not acknowledged.
     #[serde(default)]
     pub(super) pending: Vec<Effect>,
-    /// What was read; `None` when there was no document.
+    /// The `seq` that was read; `None` without a document.
     #[serde(skip)]
     read_seq: Option<i64>,
-    /// What this change wants done.
+    /// The effects of this change.
     #[serde(skip)]
     pub(super) new_effects: Vec<Effect>,
     #[serde(skip)]
     is_changed: bool,
 }
 
-/// A spot of a member's history, under short names: there are many of them.
+/// A spot of a member's history. The names are short because a document has many items.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Item {
     /// The spot.
     s: i64,
-    /// When it was viewed last.
+    /// The time of the last view.
     v: Option<i64>,
     /// Whether it is bookmarked.
     b: bool,
-    /// When that changed last.
+    /// The time of the last change of the bookmark.
     c: Option<i64>,
-    /// The version of that change; nothing for none.
+    /// The version of that change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     n: Option<i64>,
 }
@@ -69,43 +69,41 @@ impl Item {
         }
     }
 
-    /// The spot, and what the member has to do with it.
     pub(super) fn parts(self) -> (i64, Interaction) {
         (self.s, self.interaction())
     }
 }
 
-/// What a change of a member's history means for one of its spots.
+/// The effect of a change of a member's history on one of its spots.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Effect {
-    /// By which a spot recognises that it has counted this already.
+    /// The id by which a spot recognises that it has counted this effect.
     pub(super) op: i64,
-    /// The member's `seq` that it belongs to: the highest is the latest.
+    /// The member's `seq` of the change. The highest is the latest.
     pub(super) seq: i64,
     /// The spot.
     pub(super) spot: i64,
-    /// By how much the number of members who know the spot grows.
+    /// The change of the number of members who know the spot.
     pub(super) growth: i64,
     /// Whether the member knows the spot now.
     pub(super) live: bool,
-    /// When the member last did something with it.
+    /// The time of the member's last interaction with it.
     pub(super) at: i64,
 }
 
 impl Member {
-    /// A member of whom there is no document. There may have been one before, whose numbers must not come again: `floor`
-    /// is at least as high as they were.
+    /// A member without a document. An earlier document may have been deleted. `floor` is at least as
+    /// high as its `seq`, so that no `seq` is used twice.
     pub(super) fn new(id: String, floor: i64) -> Self {
         Self { id, seq: floor, ..Self::default() }
     }
 
-    /// The same, as it was just read.
+    /// Marks the member as just read.
     pub(super) fn just_read(mut self) -> Self {
         self.read_seq = Some(self.seq);
         self
     }
 
-    /// Records a change.
     pub(super) fn record(&mut self, event: &HistoryEvent) -> Kept {
         let stamp = Stamp::from(event.occurred);
         if self.forgotten().is_some_and(|order| order.forgets(stamp)) {
@@ -136,8 +134,8 @@ impl Member {
         self.forgotten_at.map(|at| Stamp { version, at })
     }
 
-    /// Forgets everything that was recorded, and whatever is from before `order` from now on. Doing it
-    /// again spares whoever took the id since.
+    /// Deletes the history, and ignores events from before `order` from now on. Repeating the order
+    /// does not affect a new member with the same id.
     pub(super) fn forget(&mut self, order: Stamp, until: i64) {
         if self.forgotten().is_some_and(|known| known.forgets(order)) {
             return;
@@ -153,8 +151,8 @@ impl Member {
         }
     }
 
-    /// Removes bookmarks that were taken back before `dead_before`, and an order to forget that no
-    /// longer matters at `now`. Returns how many there were.
+    /// Drops bookmarks that were removed before `dead_before`, and an order to forget that has expired
+    /// at `now`. Returns how many there were.
     pub(super) fn prune(&mut self, dead_before: i64, now: i64) -> u64 {
         let before = self.items.len();
         self.items.retain(|item| {
@@ -172,18 +170,17 @@ impl Member {
         removed
     }
 
-    /// Whether there is something to write.
     pub(super) fn is_changed(&self) -> bool {
         self.is_changed
     }
 
-    /// What is to be done elsewhere once the document is written.
+    /// The effects on other documents, to be applied once this document is written.
     pub(super) fn effects(&self) -> impl Iterator<Item = &Effect> {
         self.pending.iter().chain(&self.new_effects)
     }
 
-    /// The change as a statement that takes effect only if nobody else has changed the member since
-    /// it was read. `by` marks whose change it was.
+    /// The change as a statement that takes effect only if the member has not changed since it was
+    /// read. `by` identifies the writer.
     pub(super) fn write(
         &self,
         recent: usize,
@@ -230,13 +227,13 @@ impl Member {
         }
         let expected = match self.read_seq {
             Some(seq) => doc! { "_id": &self.id, "seq": seq },
-            // Never so of one that is there.
+            // Does not match an existing document, whose `seq` is never negative.
             None => doc! { "_id": &self.id, "seq": { "$lt": 0 } },
         };
         Ok(Statement { query: expected, update })
     }
 
-    /// Whether the document must be there for [`Member::write`] to take effect.
+    /// Whether the document must exist for [`Member::write`] to take effect.
     pub(super) fn was_there(&self) -> bool {
         self.read_seq.is_some()
     }
@@ -259,8 +256,8 @@ impl Member {
     }
 }
 
-/// A number that does not come again.
+/// A random number that is unique in practice, and not negative.
 pub(super) fn random() -> i64 {
-    // Half of a random UUID has 62 random bits; the sign is of no use.
+    // Half of a random UUID has 62 random bits.
     (Uuid::new_v4().as_u64_pair().1 >> 1).cast_signed()
 }

@@ -1,9 +1,9 @@
 //! Histories and the replica of spots on MongoDB 4.2 or newer.
 //!
-//! There are no transactions over several documents, so that a single server without replica set
-//! will do. A member's whole history is one document, changed in one step; what follows from it
-//! elsewhere is listed in that document until it is done, and done so that doing it again changes
-//! nothing. Writes go out as `update` commands of many statements.
+//! There are no transactions over several documents, so that a single server without replica set is
+//! enough. A member's complete history is one document, which changes atomically. The document lists
+//! the resulting updates of other documents until they are done. These updates are idempotent.
+//! Writes are sent as `update` commands of many statements.
 
 mod connection;
 mod errors;
@@ -33,12 +33,12 @@ use crate::store::HistoryRules;
 use tourin_chassis::config::ServerUrl;
 use uuid::Uuid;
 
-/// The database when the URL names none.
+/// The database if the URL does not name one.
 const DEFAULT_DATABASE: &str = "tourin_recommendation";
 
-/// The collection of the small writes by which readiness sees that the server takes writes.
+/// The collection of readiness's small writes.
 const PROBE: &str = "write_probe";
-/// Documents in it: so many processes are most likely not in each other's way, and it does not grow by those it has seen.
+/// The number of its documents: enough to make conflicts between processes unlikely, and bounded.
 const PROBES: u128 = 1_024;
 
 #[cfg(test)]
@@ -52,14 +52,14 @@ pub struct Documents {
     pub spots: Arc<dyn SpotReplica>,
     /// When the histories were pruned last.
     pub passes: Arc<dyn PassLog>,
-    /// The server they live on.
+    /// The MongoDB server.
     pub server: Arc<dyn Server>,
 }
 
-/// Opens the stores on the MongoDB at `url`. Nothing is asked of it before the first use.
+/// Opens the stores on the MongoDB at `url`. Nothing is sent before the first use.
 ///
 /// # Errors
-/// When the URL is not one of MongoDB. The message does not repeat it.
+/// When the URL is not a MongoDB URL. The message does not repeat it.
 pub async fn open(
     url: &ServerUrl,
     rules: HistoryRules,
@@ -68,7 +68,7 @@ pub async fn open(
     open_with(url, rules, clock, |_| {}).await
 }
 
-/// [`open`], with a say in the driver's options.
+/// [`open`] with adjusted options of the driver.
 async fn open_with(
     url: &ServerUrl,
     rules: HistoryRules,
@@ -99,7 +99,7 @@ struct MongoServer {
     connection: Connection,
     address: String,
     outcomes: Outcomes,
-    /// Which document of the small writes is this one's.
+    /// The id of this process's document in [`PROBE`].
     probe: i64,
 }
 
@@ -124,7 +124,7 @@ impl Server for MongoServer {
     }
 
     async fn write_probe(&self) -> Result<(), PortError> {
-        // The ping decides whether requests go there at all: one that refuses writes is read.
+        // The ping decides whether requests are sent: a server that refuses writes can still be read.
         self.connection.ping().await?;
         let write = Statement {
             query: doc! { "_id": self.probe },

@@ -1,4 +1,4 @@
-//! When what is old was deleted last, on MongoDB.
+//! The times of pruning passes, on MongoDB.
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -10,7 +10,6 @@ use tourin_chassis::pruning::{PassLog, StoreTimes};
 use super::connection::{Connection, Statement};
 use super::history::STATE;
 
-/// [`PassLog`] on MongoDB.
 pub(super) struct MongoPasses(pub(super) Connection);
 
 #[derive(Deserialize)]
@@ -28,7 +27,9 @@ impl PassLog for MongoPasses {
         let query = doc! { "_id": id_of(what) };
         let passed: Option<Passed> = self.0.get(STATE, query, doc! { "at": 1 }).await?;
         let last_pass = passed
-            .map(|passed| DateTime::from_timestamp_micros(passed.at).context("not a time"))
+            .map(|passed| {
+                DateTime::from_timestamp_micros(passed.at).context("mongodb: invalid time")
+            })
             .transpose()?;
         Ok(StoreTimes { server: self.0.time().await?, last_pass })
     }

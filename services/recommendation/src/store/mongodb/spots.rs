@@ -1,12 +1,12 @@
 //! The replica of spots on MongoDB.
 //!
-//! A spot's document carries the generation of core's log beside its version. The larger pair of
-//! the two wins, and the condition is part of every write, so that states may come in any order and
-//! from many sides. A log that differs from the one before begins a generation: one document
-//! changes, and every version from before is below every one from then on.
+//! A spot's document has its version and the generation of core's log. The larger pair wins. Every
+//! write contains this condition, so that states may arrive in any order and from several replicas.
+//! Another log begins a new generation: one document changes, and every earlier version is below
+//! every later one.
 //!
-//! It also carries the number of the latest resync that had begun when it was last mentioned, which
-//! only ever grows: no clock decides what a resync has seen.
+//! The document also has the number of the latest resync that had begun when the spot was last
+//! mentioned. The number only grows, so that resyncs do not depend on a clock.
 
 use std::collections::HashMap;
 
@@ -24,16 +24,16 @@ const SPOTS: &str = "spots";
 const LOG: &str = "core_log";
 /// The id of the one document of [`LOG`].
 const CURRENT: &str = "current";
-/// Read beyond what is asked for, so that spots at the same distance are ordered by id.
+/// Spots read beyond the limit, so that spots at the same distance are ordered by id.
 const TIES: usize = 16;
 /// Attempts to adopt a log while other replicas do so too.
 const ADOPT_ATTEMPTS: usize = 10;
 
-/// What the replica's questions need. Made once it is whole, before the first of them: an index takes many documents at
-/// once several times faster than one by one.
+/// The indexes of the replica. They are created at the end of the first resync, because indexing all
+/// documents at once is several times faster than one by one.
 pub(super) fn indexes() -> [Index; 2] {
     [
-        // Spots without a place, such as deleted ones, are not in it.
+        // Does not contain spots without a place, such as deleted ones.
         Index {
             collection: SPOTS,
             name: "by_place",
@@ -51,16 +51,14 @@ pub(super) fn indexes() -> [Index; 2] {
     ]
 }
 
-/// [`SpotReplica`] on MongoDB.
 pub(super) struct MongoSpots(Connection);
 
 impl MongoSpots {
-    /// The replica in this database.
     pub(super) fn new(connection: Connection) -> Self {
         Self(connection)
     }
 
-    /// Notes that spots were mentioned.
+    /// Stores that spots were mentioned.
     async fn confirm(&self, ids: Vec<i64>, log: &Log) -> Result<(), PortError> {
         if ids.is_empty() {
             return Ok(());
@@ -79,7 +77,7 @@ async fn log(connection: &Connection) -> Result<Log, PortError> {
     Ok(log.unwrap_or_default())
 }
 
-/// Makes the indexes of a replica that is whole, which may be of a version that needed others.
+/// Creates the indexes of a complete replica. An older version may have created others.
 pub(super) async fn prepare(connection: &Connection) -> Result<(), PortError> {
     if log(connection).await?.is_whole {
         connection.create_indexes(&indexes()).await?;
@@ -91,13 +89,13 @@ pub(super) async fn prepare(connection: &Connection) -> Result<(), PortError> {
 #[derive(Default, Deserialize)]
 struct Log {
     log_id: Option<String>,
-    /// Of the log: how many there were before.
+    /// The number of earlier logs.
     #[serde(default)]
     generation: i64,
     /// The number of the latest resync.
     #[serde(default)]
     resync: i64,
-    /// One has ended.
+    /// Whether a resync has ended.
     #[serde(default)]
     is_whole: bool,
 }
@@ -115,7 +113,7 @@ struct Stored {
     tags: Vec<String>,
 }
 
-/// A spot with its distance, as `$geoNear` has it.
+/// A spot with its distance, as returned by `$geoNear`.
 #[derive(Deserialize)]
 struct Near {
     #[serde(flatten)]
@@ -180,7 +178,7 @@ impl SpotReplica for MongoSpots {
 
         let (mut unknown, mut newer, mut confirmed) = (Vec::new(), Vec::new(), Vec::new());
         for state in states {
-            // What was read saves the attempt; the statement's condition decides.
+            // Skips writes without effect. The statement's condition decides about the others.
             let known = versions.get(&id_of(state).number());
             match known.filter(|known| !known.is_below(state, log.generation)) {
                 None if !versions.contains_key(&id_of(state).number()) => unknown.push(state),
@@ -191,8 +189,8 @@ impl SpotReplica for MongoSpots {
                 Some(_) => {}
             }
         }
-        // A plain insert is much less work to a server than an upsert with conditions. What somebody else has inserted
-        // meanwhile is left to those.
+        // An insert is much less work for the server than a conditional upsert. Documents that another
+        // replica has inserted meanwhile are upserted.
         let documents: Vec<Document> = unknown.iter().map(|state| document(state, &log)).collect();
         let inserted = self.0.insert(SPOTS, &documents).await?;
         newer.extend(inserted.refused.into_iter().map(|at| write(unknown[at], &log)));
@@ -200,8 +198,8 @@ impl SpotReplica for MongoSpots {
         let (changed, ()) = try_join(changed, self.confirm(confirmed, &log)).await?;
         let (updated, changed) = (changed.matched, inserted.matched + changed.matched);
         if updated < newer.len() as u64 {
-            // Another replica was faster, perhaps before this resync had begun: a sweep must not
-            // take its spot for one that nobody has mentioned.
+            // Another replica was faster, perhaps before this resync began. Mark its spots as
+            // mentioned, so that the sweep keeps them.
             let live = states.iter().filter(|state| matches!(state, SpotState::Live(_)));
             self.confirm(live.map(|state| id_of(state).number()).collect(), &log).await?;
         }
@@ -320,19 +318,19 @@ impl SpotReplica for MongoSpots {
         let log = self.log().await?;
         let query = doc! { "deleted": false, "$or": [
             { "resync": { "$lt": stored(resync) } },
-            // In another log nothing counts that it does not mention, however new.
+            // A spot that the current log does not mention does not exist, whatever its resync.
             { "generation": { "$lt": log.generation } },
         ] };
-        let mut set = nothing();
+        let mut set = deleted_fields();
         set.insert("swept", true);
         let update = doc! { "$set": set, "$unset": { "place": "" } };
         let removed = self.0.update_all(SPOTS, query, update).await?;
         self.0.create_indexes(&indexes()).await?;
-        let whole = Statement {
+        let complete = Statement {
             query: doc! { "_id": CURRENT },
             update: doc! { "$set": { "is_whole": true } },
         };
-        self.0.update(LOG, &[whole]).await?;
+        self.0.update(LOG, &[complete]).await?;
         Ok(removed)
     }
 }
@@ -349,12 +347,12 @@ fn version_of(state: &SpotState) -> i64 {
     stored(*version)
 }
 
-/// BSON's integers are signed; a number beyond them is the largest.
+/// A number as BSON's signed integer, saturating.
 fn stored(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Makes a document of a state, if it is newer than what is there.
+/// Writes a state if it is newer than the document.
 fn write(state: &SpotState, log: &Log) -> Statement {
     let (generation, version) = (log.generation, version_of(state));
     let mut below = vec![
@@ -362,16 +360,16 @@ fn write(state: &SpotState, log: &Log) -> Statement {
         doc! { "generation": generation, "version": { "$lt": version } },
     ];
     if matches!(state, SpotState::Live(_)) {
-        // Core has it after all.
+        // Core still has a swept spot.
         below.push(doc! { "generation": generation, "version": version, "swept": true });
     }
     Statement {
         query: doc! { "_id": id_of(state).number(), "$or": below },
-        update: written(state, log),
+        update: update_of(state, log),
     }
 }
 
-fn written(state: &SpotState, log: &Log) -> Document {
+fn update_of(state: &SpotState, log: &Log) -> Document {
     let (set, mentioned) = (fields(state, log), doc! { "resync": log.resync });
     if set.contains_key("place") {
         doc! { "$set": set, "$max": mentioned }
@@ -380,7 +378,7 @@ fn written(state: &SpotState, log: &Log) -> Document {
     }
 }
 
-/// A state as a document that is not there yet.
+/// A state as a new document.
 fn document(state: &SpotState, log: &Log) -> Document {
     let mut document = doc! { "_id": id_of(state).number(), "resync": log.resync };
     document.extend(fields(state, log));
@@ -399,7 +397,7 @@ fn fields(state: &SpotState, log: &Log) -> Document {
             "tags": spot.tags.clone(),
             "tag_count": integer(spot.tags.len()),
         },
-        SpotState::Deleted { .. } => nothing(),
+        SpotState::Deleted { .. } => deleted_fields(),
     };
     set.insert("generation", log.generation);
     set.insert("version", version_of(state));
@@ -412,8 +410,8 @@ fn fields(state: &SpotState, log: &Log) -> Document {
     set
 }
 
-/// What is left of a deleted spot beside its version.
-fn nothing() -> Document {
+/// The fields of a deleted spot besides its version.
+fn deleted_fields() -> Document {
     doc! {
         "deleted": true,
         "name": "",
@@ -426,8 +424,8 @@ fn nothing() -> Document {
     }
 }
 
-/// A place as the geographic index takes it. It refuses a document whose place is not on the Earth,
-/// and with it the rest of a command, so that such a spot has none there.
+/// A place for the geographic index, or `None` if it is not on the Earth: the index would refuse the
+/// document and with it the rest of the command.
 fn point(place: Place) -> Option<Document> {
     let is_on_earth = (-90.0..=90.0).contains(&place.lat) && (-180.0..=180.0).contains(&place.lng);
     is_on_earth.then(|| doc! { "type": "Point", "coordinates": [place.lng, place.lat] })

@@ -1,4 +1,4 @@
-//! What the contract of the ports cannot say: crashes in between, round trips, replicas.
+//! Tests beyond the ports' contracts: crashes, round trips, replicas.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::store::HistoryRules;
 use crate::test_servers;
 use tourin_chassis::config::ServerUrl;
 
-/// A database of its own on the test bed's server.
+/// A new database on the test bed's server.
 pub(in crate::store) struct TestDatabase {
     pub(in crate::store) documents: Documents,
     name: String,
@@ -41,12 +41,12 @@ impl TestDatabase {
             mongodb::options::ClientOptions::parse(test_servers::mongodb().expose()).await.unwrap();
         options.default_database = Some(name.clone());
         let connection = Connection::new(options, "unused").unwrap();
-        // As a resync does in the end.
+        // As at the end of a resync.
         connection.create_indexes(&super::spots::indexes()).await.unwrap();
         Self { documents, name, now, rules, connection }
     }
 
-    /// The same database as another replica of the service sees it.
+    /// The same database, opened by another replica of the service.
     async fn replica(&self) -> Documents {
         documents(&self.name, self.rules, self.now).await
     }
@@ -92,14 +92,14 @@ async fn degree(documents: &Documents, spot: i64) -> u64 {
     degrees.get(&id(spot)).copied().unwrap_or_default()
 }
 
-/// Puts the member's list of things to do back to what it was before they were done.
+/// Restores the member's pending effects.
 async fn undo_acknowledgement(db: &TestDatabase, pending: &[Document]) {
     let update = doc! { "$set": { "pending": pending } };
     assert_eq!(db.connection.update_all(MEMBERS, doc! {}, update).await.unwrap(), 1);
 }
 
 #[tokio::test]
-async fn whoever_comes_after_a_crash_finishes_what_was_begun_and_counts_nothing_twice() {
+async fn the_next_change_after_a_crash_completes_pending_effects_without_counting_twice() {
     let db = database().await;
     let view = event("member1", 1, Change::Viewed, 1);
     assert_eq!(db.documents.histories.record(&view).await.unwrap(), Kept::Applied);
@@ -117,12 +117,12 @@ async fn whoever_comes_after_a_crash_finishes_what_was_begun_and_counts_nothing_
         "at": view.occurred.at.timestamp_micros(),
     };
 
-    // It died after all was done, but before saying so.
+    // A crash after the effects, but before their acknowledgement.
     undo_acknowledgement(&db, std::slice::from_ref(&begun)).await;
     assert_eq!(db.documents.histories.record(&view).await.unwrap(), Kept::Stale);
     assert_eq!(degree(&db.documents, 1).await, 1);
 
-    // It died before anything of it was done.
+    // A crash before the effects.
     undo_acknowledgement(&db, &[begun]).await;
     for collection in [DEGREES, HOLDERS] {
         db.connection.delete_all(collection, doc! {}).await.unwrap();
@@ -142,7 +142,7 @@ async fn whoever_comes_after_a_crash_finishes_what_was_begun_and_counts_nothing_
 }
 
 #[tokio::test]
-async fn a_group_at_one_spot_that_is_not_known_to_be_done_is_counted_once() {
+async fn the_oldest_unacknowledged_effect_of_a_popular_spot_is_counted_once() {
     let db = database().await;
     let events: Vec<_> =
         (0..300).map(|n| event(&format!("member{n}"), 1, Change::Viewed, n)).collect();
@@ -152,7 +152,7 @@ async fn a_group_at_one_spot_that_is_not_known_to_be_done_is_counted_once() {
     assert_eq!(degree(&db.documents, 1).await, 300);
     let degrees: Vec<Document> =
         db.connection.find(DEGREES, doc! {}, doc! {}, doc! {}, 0).await.unwrap();
-    // The first of them is told last that it was done.
+    // The oldest effect is still unacknowledged.
     let op = degrees[0].get_array("counted").unwrap()[0].as_i64().unwrap();
     let begun =
         doc! { "op": op, "seq": 1_i64, "spot": 1_i64, "growth": 1_i64, "live": true, "at": 1_i64 };
@@ -165,12 +165,12 @@ async fn a_group_at_one_spot_that_is_not_known_to_be_done_is_counted_once() {
 }
 
 #[tokio::test]
-async fn one_that_another_replica_has_counted_takes_nobody_of_its_group_with_it() {
+async fn effects_that_another_replica_has_counted_do_not_affect_the_others_of_the_group() {
     let db = database().await;
     let connection = db.connection.clone();
     let clock = Arc::new(ManualClock::new(start()));
     let groups = Groups { connection, rules: db.rules, clock };
-    // More spots than one command takes statements.
+    // More spots than statements in one command.
     let spots = 150;
     let members: Vec<Member> = (0..3)
         .map(|n| {
@@ -181,7 +181,7 @@ async fn one_that_another_replica_has_counted_takes_nobody_of_its_group_with_it(
             member
         })
         .collect();
-    // The other replica read the second's list between the first's writing it and working it off.
+    // Another replica has counted a part of the second member's effects.
     let counted: Vec<_> = members[1]
         .new_effects
         .iter()
@@ -190,7 +190,7 @@ async fn one_that_another_replica_has_counted_takes_nobody_of_its_group_with_it(
         .collect();
     assert_eq!(db.connection.upsert_where(DEGREES, &counted).await.unwrap().matched, 50);
 
-    // Also when it comes again.
+    // A repetition has no further effect.
     for _ in 0..2 {
         groups.work_off(members.iter()).await.unwrap();
         for spot in 0..spots {
@@ -207,7 +207,7 @@ async fn replicas_that_change_the_same_members_lose_and_double_nothing() {
     let members = ["member1", "member2", "member3"];
     let events: Vec<_> =
         (0..60).map(|n| event(members[n % 3], (n % 20) as i64, Change::Viewed, n as i64)).collect();
-    // Every event comes to both replicas, at the same time.
+    // Every event reaches both replicas concurrently.
     let calls = events.iter().chain(&events).enumerate().map(|(n, event)| {
         let histories = Arc::clone(&replicas[n % 2].histories);
         let event = event.clone();
@@ -269,7 +269,7 @@ fn spot(number: i64, version: u64, lat: f64) -> Spot {
 }
 
 #[tokio::test]
-async fn of_many_versions_at_once_from_many_sides_the_highest_stays() {
+async fn of_many_concurrent_versions_the_highest_wins() {
     let db = database().await;
     let replicas = [db.replica().await, db.replica().await];
     let calls = (1..=40_u64).map(|version| {
@@ -307,7 +307,7 @@ async fn replicas_that_read_the_catalogue_at_once_sweep_nothing_that_is_in_it() 
     let numbers: HashSet<u64> = resyncs.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers.len(), 8, "a resync's number is its own");
     assert!(resyncs.iter().all(|(_, swept)| *swept == 0), "{resyncs:?}");
-    // In another log nothing counts that it does not mention, however new.
+    // Spots that the current log does not mention are swept, whatever their resync.
     db.documents.spots.adopt_log("first").await.unwrap();
     db.documents.spots.adopt_log("second").await.unwrap();
     let anew = [SpotState::Live(spot(1, 0, 37.0))];
@@ -317,7 +317,7 @@ async fn replicas_that_read_the_catalogue_at_once_sweep_nothing_that_is_in_it() 
 }
 
 #[tokio::test]
-async fn a_spot_off_the_map_takes_nobody_with_it() {
+async fn a_spot_with_invalid_coordinates_does_not_affect_the_others() {
     let db = database().await;
     let states = [91.0, f64::NAN, 37.0];
     let states: Vec<SpotState> = states
@@ -341,15 +341,15 @@ async fn preparing_again_changes_nothing() {
     db.drop().await;
 }
 
-/// Once it answers in time again, however many had given up on it.
+/// Even after many operations have timed out.
 #[tokio::test]
-async fn a_server_that_was_slow_for_a_moment_is_there_again() {
+async fn a_server_that_was_slow_for_a_short_time_is_available_again() {
     let proxy = Proxy::open_to_url(test_servers::mongodb().expose()).await;
     let url: ServerUrl = proxy.url(test_servers::mongodb().expose()).parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
     let documents = open_with(&url, HistoryRules::default(), clock, |options| {
         options.default_database = Some(test_servers::unique());
-        // Not to where the server says it is, past the proxy.
+        // Otherwise the driver would connect to the server's own address, past the proxy.
         options.direct_connection = Some(true);
     })
     .await
@@ -369,7 +369,7 @@ async fn a_server_that_was_slow_for_a_moment_is_there_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_unavailable_and_keeps_its_password_to_itself() {
+async fn an_unreachable_server_is_unavailable_and_its_password_is_not_repeated() {
     let url: ServerUrl =
         "mongodb://user:hunter2@127.0.0.1:1/?directConnection=true".parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
@@ -388,23 +388,23 @@ async fn a_server_that_is_not_there_is_unavailable_and_keeps_its_password_to_its
 }
 
 #[tokio::test]
-async fn a_url_for_tls_is_spoken_to_by_tls() {
+async fn a_tls_url_connects_with_tls() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let url = format!("mongodb://user:hunter2@{addr}/?tls=true&directConnection=true");
     let clock = Arc::new(ManualClock::new(start()));
     let url: ServerUrl = url.parse().unwrap();
     let documents = open_with(&url, HistoryRules::default(), clock.clone(), |_| {}).await.unwrap();
-    let asking = tokio::spawn(async move { documents.histories.profile("member1", 1).await });
+    let reading = tokio::spawn(async move { documents.histories.profile("member1", 1).await });
     let (mut client, _) = listener.accept().await.unwrap();
     let mut first = [0; 1];
     client.read_exact(&mut first).await.unwrap();
     assert_eq!(first[0], test_servers::TLS_HANDSHAKE);
     drop((client, listener));
-    let error = asking.await.unwrap().unwrap_err();
+    let error = reading.await.unwrap().unwrap_err();
     assert!(matches!(error, PortError::Unavailable(_)), "{error}");
 
-    // Without a name there is nobody to look up: refused before anything is asked of the network.
+    // This URL is refused before any DNS lookup.
     let unsupported: ServerUrl = "mongodb+srv://user:hunter2@there:27017".parse().unwrap();
     let error =
         open_with(&unsupported, HistoryRules::default(), clock, |_| {}).await.err().unwrap();
@@ -412,12 +412,12 @@ async fn a_url_for_tls_is_spoken_to_by_tls() {
 }
 
 #[tokio::test]
-async fn passes_are_remembered_beside_the_server_s_time() {
+async fn passes_are_stored_and_the_servers_time_is_read() {
     let db = database().await;
     let passes = &db.documents.passes;
     let before = passes.times("things").await.unwrap();
     assert_eq!(before.last_pass, None);
-    let apart = Utc::now() - before.server.expect("it tells");
+    let apart = Utc::now() - before.server.expect("the server's time");
     assert!(apart.abs() < TimeDelta::seconds(10), "{apart}");
     passes.passed("things", start()).await.unwrap();
     passes.passed("things", start() + TimeDelta::seconds(7)).await.unwrap();
@@ -427,14 +427,14 @@ async fn passes_are_remembered_beside_the_server_s_time() {
     db.drop().await;
 }
 
-/// A document of the same member may have been deleted whose changes had higher numbers: those of a clock that was ahead.
+/// A deleted document of the same member may have had a higher `seq`, from a clock that was ahead.
 #[tokio::test]
-async fn a_member_who_comes_again_is_found_by_the_spot_whatever_the_clock_said_before() {
+async fn a_returning_member_is_found_by_spot_whatever_the_earlier_seq() {
     let db = database().await;
     let histories = &db.documents.histories;
     let day = 24 * 3_600;
     histories.record(&event("member1", 1, Change::Bookmarked, 1)).await.unwrap();
-    // As a clock that was years ahead had it.
+    // A `seq` from a clock that was years ahead.
     let ahead = doc! { "$set": { "seq": i64::MAX / 4 } };
     assert_eq!(db.connection.update_all(MEMBERS, doc! {}, ahead).await.unwrap(), 1);
     histories.record(&event("member1", 1, Change::Unbookmarked, 2)).await.unwrap();
@@ -442,7 +442,7 @@ async fn a_member_who_comes_again_is_found_by_the_spot_whatever_the_clock_said_b
     let left: Vec<Document> =
         db.connection.find(MEMBERS, doc! {}, doc! {}, doc! {}, 0).await.unwrap();
     assert!(left.is_empty(), "{left:?}");
-    // The pruner died before it came to this.
+    // The pruning crashed before it reached this holder.
     let holder = Statement {
         query: doc! { "_id": "1:member1" },
         update: doc! { "$set": {

@@ -17,7 +17,6 @@ use crate::domain::spot::SpotId;
 use crate::store::HistoryRules;
 use crate::store::interaction::{Interaction, Stamp};
 
-/// [`HistoryStore`] on SQLite.
 pub(super) struct SqliteHistories {
     db: Database,
     writer: Writer,
@@ -25,7 +24,6 @@ pub(super) struct SqliteHistories {
 }
 
 impl SqliteHistories {
-    /// The histories in `db`, by `rules`.
     pub(super) fn new(db: Database, writer: Writer, rules: HistoryRules) -> Self {
         Self { db, writer, rules }
     }
@@ -83,9 +81,9 @@ impl HistoryStore for SqliteHistories {
         .fetch_all(self.db.reader())
         .await
         .map_err(PortError::from)?;
-        let spots = |did: fn(&(i64, bool, bool)) -> bool| {
-            let done = rows.iter().filter(|row| did(row));
-            done.filter_map(|(spot, ..)| SpotId::new(*spot)).take(limit).collect()
+        let spots = |matches: fn(&(i64, bool, bool)) -> bool| {
+            let matching = rows.iter().filter(|row| matches(row));
+            matching.filter_map(|(spot, ..)| SpotId::new(*spot)).take(limit).collect()
         };
         Ok(Deeds {
             bookmarked: spots(|(_, bookmarked, _)| *bookmarked),
@@ -226,7 +224,7 @@ impl Record {
     }
 }
 
-/// The row, and whether the member was forgotten after the change of this stamp.
+/// The row, and whether the member was forgotten after the change with this stamp.
 async fn read(
     connection: &mut SqliteConnection,
     member: &str,
@@ -267,7 +265,7 @@ impl Change for Forget {
     type Output = ();
 
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
-        // The order may come again after a new member took the same id: once is enough.
+        // A redelivered order must not delete the history of a new member with the same id.
         let is_new = sqlx::query(
             "INSERT INTO members_forgotten (member, forgotten_version, forgotten_at, kept_until)
              VALUES (?, ?, ?, ?)

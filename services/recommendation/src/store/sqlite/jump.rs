@@ -1,10 +1,11 @@
-//! A clock that jumps, and what the trend makes of it.
+//! Jumps of the clock and their effect on the trend.
 //!
-//! A score is kept as of a landmark, so an event that is counted by a clock that is ahead weighs more than any of now can,
-//! and moving the landmark there makes nothing of all that was before. Whether a clock is ahead shows only later, when it
-//! has gone back. So when it jumps ahead, by more than a half-life, the scores of before are kept beside, with the plain
-//! weight of what is counted since. If it goes back, those two are the trend; once it has gone on for an hour
-//! ([`CONFIRMED_AFTER`]) they are dropped.
+//! Scores are relative to a landmark. So an event counted by a clock that is ahead outweighs every
+//! current event, and moving the landmark to its time makes all earlier scores negligible. That a
+//! clock was ahead shows only later, when it goes back. So when the clock jumps ahead by more than a
+//! half-life, the earlier scores are copied, and the plain weights counted since are recorded with
+//! them. If the clock goes back, the trend is restored from these two. After the clock has advanced
+//! for an hour ([`CONFIRMED_AFTER`]) they are dropped.
 
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
@@ -15,17 +16,17 @@ use super::trend::{move_landmark, time};
 use crate::domain::decay::Decay;
 use crate::domain::trend::{CONFIRMED_AFTER, jump_of};
 
-/// The time that the trend has come to is noted when it is so much another, in microseconds.
+/// The trend's latest time is stored only if it changes by at least this, in microseconds.
 const SEEN_EVERY: u64 = 1_000_000;
 
-/// The trend's time, and how its scores are kept.
+/// The trend's landmark and state after [`settle`].
 pub(super) struct Settled {
     pub(super) landmark: DateTime<Utc>,
-    /// What is counted is to be noted beside as well.
+    /// Whether a jump is unconfirmed, so that plain weights must be recorded as well.
     pub(super) has_jumped: bool,
 }
 
-/// Brings the trend to the time `now`, whatever the time was that it has seen before.
+/// Brings the trend to the time `now`, and handles jumps of the clock.
 pub(super) async fn settle(
     connection: &mut SqliteConnection,
     decay: Decay,
@@ -59,10 +60,10 @@ pub(super) async fn settle(
     } else if at < seen.saturating_sub(step) {
         landmark = match jump.take() {
             Some(_) => restore(connection, decay, now).await?,
-            // What the scores are worth there, they are worth now.
+            // The scores keep their value: the landmark moves back with the clock.
             None => time(to_micros(landmark).saturating_sub(seen.saturating_sub(at)))?,
         };
-        // Of a time to come: they would name people for as long as that is away.
+        // Counts from the future would keep naming people until that time is past.
         sqlx::query(
             "UPDATE OR REPLACE trend_counted SET counted_at = ?1 WHERE counted_at > ?1 + ?2",
         )
@@ -71,7 +72,7 @@ pub(super) async fn settle(
         .execute(&mut *connection)
         .await?;
     }
-    // A second is nothing to a jump: events at once share a note of the time.
+    // Concurrent events share one update. A second does not matter for a jump.
     if at.abs_diff(seen) >= SEEN_EVERY {
         sqlx::query("UPDATE trend_state SET landmark = ?, seen_at = ?")
             .bind(to_micros(landmark))
@@ -82,7 +83,8 @@ pub(super) async fn settle(
     Ok(Settled { landmark, has_jumped: jump.is_some() })
 }
 
-/// The scores of before the jump, and what was counted since as of now. Returns their landmark.
+/// Restores the scores from before the jump, and counts later events as of `now`. Returns the
+/// landmark.
 async fn restore(
     connection: &mut SqliteConnection,
     decay: Decay,
@@ -113,7 +115,7 @@ async fn restore(
     Ok(landmark)
 }
 
-/// Forgets what was before the jump.
+/// Drops the scores from before the jump.
 pub(super) async fn drop_jump(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     for statement in [
         "DELETE FROM trend_scores_before",

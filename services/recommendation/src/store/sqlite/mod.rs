@@ -56,12 +56,12 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../../migrations/sqlite/0005_no_cursors.sql"),
     },
 ];
-/// Connections that read at the same time.
+/// Connections for concurrent reads.
 const READERS: u32 = 4;
-/// Records of one kind that one transaction removes, so that events do not wait for long.
+/// Records of one kind that one transaction removes. Events wait during a transaction.
 const PRUNE_BATCH: i64 = 2_000;
-/// Records that a pass removes at most: about 3,000 for each second until the next, more than a file takes in. A clock that is
-/// wrong for longer than its check notices does not empty the stores at once.
+/// The maximum number of records that a pass removes: about 3,000 per second until the next pass,
+/// more than a file takes in. A wrong clock that passes its check does not empty the stores at once.
 const PRUNED_PER_PASS: u64 = 200_000;
 
 /// Opens the stores in `file`.
@@ -114,7 +114,7 @@ impl From<sqlx::Error> for PortError {
     }
 }
 
-/// The file, as readiness looks at it.
+/// The file as a [`Server`], for readiness.
 struct File {
     address: String,
     writer: Writer,
@@ -122,7 +122,7 @@ struct File {
     outcomes: Outcomes,
 }
 
-/// A small write, among the changes of events.
+/// A small write in the queue of the changes of events.
 struct Probe;
 
 #[async_trait]
@@ -148,7 +148,7 @@ impl Server for File {
         Arc::clone(&self.stats)
     }
 
-    /// It was opened and migrated before.
+    /// The file is already open and migrated.
     async fn prepare(&self) -> Result<(), PortError> {
         Ok(())
     }
@@ -162,28 +162,28 @@ impl Server for File {
     }
 }
 
-/// Repeats a step that removes a bounded number of records until it removes few. Returns how many
-/// it removed in all.
+/// Repeats a step that removes up to [`PRUNE_BATCH`] records until it removes fewer. Returns the
+/// total.
 async fn prune_all<F>(step: impl Fn() -> F) -> Result<u64, PortError>
 where
     F: Future<Output = Result<u64, PortError>>,
 {
     let mut removed = 0;
     loop {
-        let now = step().await?;
-        removed += now;
-        if now < PRUNE_BATCH.unsigned_abs() || removed >= PRUNED_PER_PASS {
+        let batch = step().await?;
+        removed += batch;
+        if batch < PRUNE_BATCH.unsigned_abs() || removed >= PRUNED_PER_PASS {
             return Ok(removed);
         }
     }
 }
 
-/// A number of rows as SQLite takes it.
+/// A number of rows as SQLite's integer, saturating.
 fn count(rows: usize) -> i64 {
     i64::try_from(rows).unwrap_or(i64::MAX)
 }
 
-/// A span in microseconds; one that does not fit is the longest that does.
+/// A duration in microseconds, saturating.
 fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! When what is old was deleted last, on SQLite.
+//! The times of pruning passes, on SQLite.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -8,14 +8,13 @@ use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 
 use super::writer::{Change, Writer};
 
-/// [`PassLog`] on SQLite. A file has no clock but the machine's.
+/// [`PassLog`] on SQLite. A file has no clock of its own.
 pub(super) struct SqlitePasses {
     db: Database,
     writer: Writer,
 }
 
 impl SqlitePasses {
-    /// The passes noted in `db`.
     pub(super) fn new(db: Database, writer: Writer) -> Self {
         Self { db, writer }
     }

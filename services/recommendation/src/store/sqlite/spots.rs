@@ -11,24 +11,21 @@ use super::{count, ids_as_json};
 use crate::app::ports::{PortError, SpotReplica, SpotState, TagCursor};
 use crate::domain::spot::{Place, Spot, SpotId};
 
-/// Half the width, in degrees, of the boxes that are searched for near spots, one after another
-/// until one has enough: from a town (about 5 km) to the whole world.
+/// Half the widths, in degrees, of the boxes that are searched for near spots until one has enough:
+/// from a town (about 5 km) to the complete Earth.
 const HALF_WIDTHS: [f64; 6] = [0.05, 0.2, 0.8, 3.2, 12.8, 360.0];
 
-/// [`SpotReplica`] on SQLite.
 pub(super) struct SqliteSpots {
     db: Database,
     writer: Writer,
 }
 
 impl SqliteSpots {
-    /// The replica in `db`.
     pub(super) fn new(db: Database, writer: Writer) -> Self {
         Self { db, writer }
     }
 }
 
-/// A spot's columns, in the order of every `SELECT` here.
 #[derive(FromRow)]
 struct Row {
     id: i64,
@@ -93,10 +90,7 @@ impl SpotReplica for SqliteSpots {
         let tags = tags.map(strings_as_json);
         for half_width in HALF_WIDTHS {
             let found = self.in_box(place, half_width, tags.as_deref(), limit).await?;
-            if found.len() >= limit {
-                return Ok(found);
-            }
-            if half_width >= HALF_WIDTHS[HALF_WIDTHS.len() - 1] {
+            if found.len() >= limit || half_width >= HALF_WIDTHS[HALF_WIDTHS.len() - 1] {
                 return Ok(found);
             }
         }
@@ -152,8 +146,8 @@ impl SpotReplica for SqliteSpots {
 }
 
 impl SqliteSpots {
-    /// The nearest spots of a box around a place. Degrees of longitude are shortened by the
-    /// latitude; over the width of a box that is as good as the great circle.
+    /// The nearest spots in a box around a place. Degrees of longitude are scaled by the latitude,
+    /// which approximates the great circle well enough within a box.
     async fn in_box(
         &self,
         place: Place,
@@ -279,7 +273,7 @@ impl Change for AdoptLog {
             return Ok(());
         }
         if before.is_some() {
-            // Below every version, so that the first state of the new log wins, whatever it is.
+            // Below every version, so that the first state of the new log always wins.
             sqlx::query("UPDATE spots SET version = -1").execute(&mut *connection).await?;
         }
         sqlx::query(
@@ -330,7 +324,7 @@ impl Change for Sweep {
     }
 }
 
-/// SQLite's integers are signed; a number beyond them is the largest.
+/// A version as SQLite's signed integer, saturating.
 fn stored_version(version: u64) -> i64 {
     i64::try_from(version).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! A file that an older version of the program has left.
+//! Tests with a file of an older version of the program.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::clock::ManualClock;
@@ -16,8 +16,8 @@ fn at(seconds: i64) -> DateTime<Utc> {
     start() + TimeDelta::seconds(seconds)
 }
 
-/// What the clock of a day ahead has left: a bookmark, a deleted account, a view in the trend.
-const LEFT: &str = "
+/// Rows written with a clock a day ahead: a bookmark, a deleted account, a view in the trend.
+const ROWS: &str = "
 INSERT INTO interactions VALUES ('member01', 1, NULL, 1, 1800086400000000, 1, 1800086400000000);
 INSERT INTO members VALUES ('member01', 1, '[1]');
 INSERT INTO spot_degrees VALUES (1, 1);
@@ -29,13 +29,13 @@ INSERT INTO trend_counted VALUES ('member01', 1, 1, 1800086400000000);
 ";
 
 #[tokio::test]
-async fn what_has_a_version_is_later_than_all_that_an_older_version_has_kept() {
+async fn changes_with_a_version_are_later_than_rows_of_an_older_program() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("recommendation.db");
     let older = Database::open(&file, 1).await.unwrap();
     older.migrate(&MIGRATIONS[..3], "recommendation_migrations").await.unwrap();
     let mut transaction = older.write().await.unwrap();
-    sqlx::raw_sql(LEFT).execute(&mut *transaction).await.unwrap();
+    sqlx::raw_sql(ROWS).execute(&mut *transaction).await.unwrap();
     transaction.commit().await.unwrap();
     older.close().await;
 
@@ -66,7 +66,7 @@ async fn what_has_a_version_is_later_than_all_that_an_older_version_has_kept() {
         stores.histories.record(&event).await.unwrap()
     };
     assert_eq!(known("member01").await, [1]);
-    // Without a version the times decide, as ever; with one they do not.
+    // Without a version the times decide. With a version they do not.
     assert_eq!(record("member01", Change::Unbookmarked, None).await, Kept::Stale);
     assert_eq!(record("member01", Change::Unbookmarked, Some(1)).await, Kept::Applied);
     assert!(known("member01").await.is_empty());
@@ -74,7 +74,7 @@ async fn what_has_a_version_is_later_than_all_that_an_older_version_has_kept() {
     assert_eq!(record("member02", Change::Viewed, Some(2)).await, Kept::Applied);
     assert_eq!(known("member02").await, [1]);
 
-    // One view of tomorrow is one view, and outranks nobody.
+    // A view dated tomorrow counts as one view.
     let count = async |subject: &str, kind, version| {
         let event = TrendEvent {
             event_id: Uuid::now_v7(),

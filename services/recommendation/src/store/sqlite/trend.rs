@@ -19,11 +19,10 @@ use crate::domain::spot::SpotId;
 use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, jump_of, rank};
 use crate::store::interaction::Stamp;
 
-/// Read beyond what is asked for, so that spots that tie at the end are ordered by id and not by
-/// the last bits of their scores.
+/// Spots read beyond the limit, so that ties at the end are ordered by id and not by the last bits
+/// of their scores.
 const TIES: usize = 64;
 
-/// [`TrendStore`] on SQLite.
 pub(super) struct SqliteTrend {
     db: Database,
     writer: Writer,
@@ -31,8 +30,8 @@ pub(super) struct SqliteTrend {
 }
 
 impl SqliteTrend {
-    /// The trend in `db`, by `rules`. Scores kept under another half-life keep the worth they have
-    /// at `now`, and decay by the new one from then on.
+    /// The trend in `db`. Scores of another half-life keep their value at `now`, and decay with the
+    /// new half-life from then on.
     pub(super) async fn open(
         db: Database,
         writer: Writer,
@@ -44,7 +43,7 @@ impl SqliteTrend {
         Ok(Self { db, writer, rules })
     }
 
-    /// Takes back what a clock did that was ahead, before the scores are read by one that is right again.
+    /// Reverts the effect of a clock that was ahead, before scores are read with the right clock.
     async fn settle(&self, now: DateTime<Utc>) -> Result<(), PortError> {
         let seen: i64 = sqlx::query_scalar("SELECT coalesce(seen_at, landmark) FROM trend_state")
             .fetch_one(self.db.reader())
@@ -65,8 +64,8 @@ impl TrendStore for SqliteTrend {
     }
 
     async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
-        // One statement, so that the scores belong to the landmark they are read with.
         self.settle(now).await?;
+        // One statement, so that the scores and the landmark belong together.
         let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
             "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
              ORDER BY score DESC, spot_id LIMIT ?",
@@ -221,7 +220,7 @@ impl Change for Record {
     }
 }
 
-/// Multiplies every score to a new landmark and drops those that are too small to matter there.
+/// Scales every score to a new landmark, and deletes negligible ones.
 pub(super) async fn move_landmark(
     connection: &mut SqliteConnection,
     decay: Decay,
@@ -283,7 +282,7 @@ impl Change for AdoptHalfLife {
             Decay::with_half_life(Duration::from_micros(u64::try_from(before).unwrap_or_default()));
         let Settled { landmark, .. } = settle(connection, decay, self.now).await?;
         if before != half_life {
-            // Scores of another half-life cannot be returned to.
+            // Scores of another half-life cannot be restored.
             drop_jump(connection).await?;
             move_landmark(connection, decay, landmark, self.now).await?;
             sqlx::query("UPDATE trend_state SET half_life_us = ?")
@@ -363,7 +362,7 @@ impl Change for Prune {
                 .await?
                 .rows_affected();
         }
-        // A count matters as long as an event within a window of it can still come.
+        // A count is needed while an event within its window can still arrive.
         let needed = self.rules.max_age + self.rules.window + MARGIN;
         removed += sqlx::query(
             "DELETE FROM trend_counted WHERE (subject, spot_id, kind, counted_at) IN

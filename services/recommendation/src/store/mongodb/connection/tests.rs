@@ -1,4 +1,4 @@
-//! What a server's reply is taken for.
+//! Outcomes of server replies.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -15,13 +15,13 @@ fn refusal(code: i32) -> Document {
 }
 
 #[test]
-fn a_document_that_is_there_is_no_failure() {
+fn an_existing_document_is_not_a_failure() {
     let reply = doc! { "ok": 1.0, "n": 1, "writeErrors": [refusal(11_000)] };
     assert_eq!(outcome(reply).unwrap(), (1, vec![1]));
 }
 
 #[test]
-fn a_write_that_no_majority_confirmed_is_none() {
+fn a_write_without_confirmation_by_a_majority_is_an_outage() {
     let reply = doc! {
         "ok": 1.0,
         "n": 1,
@@ -31,7 +31,7 @@ fn a_write_that_no_majority_confirmed_is_none() {
 }
 
 #[test]
-fn a_write_that_an_outage_refuses_may_come_again() {
+fn a_write_refused_by_an_outage_may_be_retried() {
     for code in [91, 189, 10_107, 11_600, 11_602] {
         let reply = doc! { "ok": 1.0, "n": 0, "writeErrors": [refusal(code)] };
         assert!(matches!(outcome(reply), Err(PortError::Unavailable(_))), "{code}");
