@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deploy/testbed.sh install
-# The tests of separate processes start the services' own binaries; built together with the tests, nothing
-# is compiled twice. The servers need not wait for it.
+# Tests of separate processes start the services' own programs. They are built here, before the servers
+# start.
 cargo build --locked --workspace --bins --tests
 exec deploy/testbed.sh run -- cargo test --locked --workspace --no-fail-fast "$@"

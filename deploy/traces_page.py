@@ -3,9 +3,9 @@
 
     deploy/traces_page.py URL [SCREENSHOT.png]
 
-URL is where `tourin up` (or whatever serves the store in memory) shows traces; it must have at least one.
-Needs playwright (pip) and Debian's chromium; downloads no browser of its own. Exit code 1 and what was
-missed when the page is not as it should be.
+URL is where `tourin up` shows traces; it must have at least one.
+Needs playwright (pip) and Debian's chromium; downloads no browser of its own. Exit code 1, with what was
+missing, when the test fails.
 """
 
 import json

@@ -47,22 +47,22 @@ group_is_running() {
 
 url_variable() { printf 'TOURIN_%s_URL\n' "${1^^}"; }
 
-# The servers that nobody gave us: those this bed has to start.
+# The servers that are not given by the environment, which this bed starts.
 wanted() {
     local server variable
     for server in "${servers[@]}"; do
         variable=$(url_variable "$server")
-        # What could not be fetched is done without.
+        # Zipkin may be missing.
         if [ "$server" = zipkin ] && ! zipkin_is_fetched; then continue; fi
         if [ -z "${!variable:-}" ]; then printf '%s\n' "$server"; fi
     done
 }
 
 bed_create() {
-    # Readable by its owner alone, as are the passwords in it.
+    # Readable by its owner alone: it has passwords in it.
     bed=$(mktemp -d "${TMPDIR:-/tmp}/tourin-bed.XXXXXX")
     printf '%s\n' "$1" >"$bed/owner"
-    # Ports below the kernel's range for outgoing connections: nobody is given one by chance.
+    # Ports below the kernel's range for outgoing connections, which cannot collide with one.
     python3 - >"$bed/bed.env" <<'PY'
 import random, secrets, socket
 
@@ -151,7 +151,7 @@ bed_exports() {
 bed_signal() {
     local pid started deadline=$((SECONDS + stop_timeout_s))
     { read -r pid started <"$bed/$2.pid"; } 2>/dev/null || return 0
-    # The number now belongs to somebody else.
+    # The number now belongs to another process.
     if is_running "$pid" && [ "$(start_time "$pid" || true)" != "$started" ]; then return 0; fi
     # Once: to some a second SIGTERM means something else.
     kill "-$1" -- "-$pid" 2>/dev/null || true

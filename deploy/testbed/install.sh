@@ -4,12 +4,12 @@
 : "${tools:?is set by deploy/testbed.sh}"
 
 schemathesis_version=4
-# A MongoDB-protocol server: MongoDB itself is in no package index that needs no key of its own.
+# A MongoDB-protocol server: MongoDB itself is only in package indexes that need a key of their own.
 secantusdb_version=0.7.0b3
 zipkin_version=3.5.1
-# Drives Debian's chromium; brings no browser of its own.
+# Drives Debian's chromium.
 playwright_version=1.65.2
-# What the API description is held against: a linter, and a generator of clients with what compiles them.
+# The API description is checked by a linter, and by a client generator with a compiler.
 openapi_tools=(@redocly/cli@2.77.0 openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3)
 
 as_root() {
@@ -43,7 +43,7 @@ apt_install() {
     say "installing with apt-get: $*"
     local before unit log="$tools/apt.log"
     before=$(enabled_units)
-    # --no-remove: never at the price of a database server that this machine has.
+    # --no-remove: never removes a database server of this machine.
     local get=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
     if ! {
         as_root "${get[@]}" update &&
@@ -54,7 +54,7 @@ apt_install() {
         tail -n 20 "$log" >&2
         exit 1
     fi
-    # Nor shall the next boot start what only the test bed wanted.
+    # The next boot must not start what only the test bed needs.
     if command -v systemctl >/dev/null; then
         for unit in epmd.service epmd.socket rabbitmq-server.service redis-server.service; do
             if enabled_units | grep -qxF "$unit" && ! grep -qxF "$unit" <<<"$before"; then
@@ -64,7 +64,7 @@ apt_install() {
     fi
 }
 
-# pip_install FOLDER REQUIREMENT: a virtual environment of its own, made anew when the requirement changes.
+# pip_install FOLDER REQUIREMENT: in its own virtual environment, rebuilt when the requirement changes.
 pip_install() {
     local venv=$tools/$1 requirement=$2
     if [ "$(cat "$venv/testbed-requirement" 2>/dev/null)" = "$requirement" ]; then return; fi
@@ -75,8 +75,8 @@ pip_install() {
     printf '%s\n' "$requirement" >"$venv/testbed-requirement"
 }
 
-# npm_install FOLDER PACKAGE@VERSION...: into a folder of their own, made anew when a version changes. Scripts
-# that packages bring for their installation do not run.
+# npm_install FOLDER PACKAGE@VERSION...: in its own folder, rebuilt when a version changes. Installation
+# scripts of packages do not run.
 npm_install() {
     local folder=$tools/$1 requirement="${*:2}"
     if [ "$(cat "$folder/testbed-requirement" 2>/dev/null)" = "$requirement" ]; then return; fi
@@ -90,8 +90,8 @@ npm_install() {
 
 zipkin_is_fetched() { [ "$(cat "$tools/zipkin/version" 2>/dev/null)" = "$zipkin_version" ]; }
 
-# The server's jar, by its name in Maven's central repository; fetched anew when the version changes.
-# Where it cannot be had, tests of traces use a collector of their own, and say so.
+# The server's jar from Maven's central repository, fetched again when the version changes. If that
+# fails, tests of traces use a collector of their own, and say so.
 zipkin_install() {
     local folder=$tools/zipkin
     if zipkin_is_fetched; then return; fi
@@ -141,7 +141,7 @@ install_missing() {
     if [ -z "${TOURIN_ZIPKIN_URL:-}" ]; then zipkin_install; fi
 }
 
-# One at a time: several test runs may share one folder.
+# Locked, because several test runs may share the folder.
 install() {
     { flock 9 && install_missing 9>&-; } 9>"$tools/install.lock"
 }

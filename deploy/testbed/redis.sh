@@ -8,7 +8,7 @@ dir=$BED/redis
 case "$1" in
 start)
     mkdir -p "$dir"
-    # A file, so that the password is in nobody's list of processes. Each write is in the append-only
+    # A file, so that `ps` does not show the password. Each write is in the append-only
     # file before it is answered: it outlives the process, though not the machine.
     cat >"$dir/redis.conf" <<CONF
 bind 127.0.0.1

@@ -30,7 +30,6 @@ use crate::responses::Response;
 use crate::routes::{Access, OPENAPI_PATH, RouteTable};
 use crate::upstreams::Upstreams;
 
-/// Paths that the gateway serves itself.
 const OWN_PATHS: [&str; 3] = ["/healthz", "/readyz", OPENAPI_PATH];
 
 /// How long a new gateway is unready because a routed service has no instance. A service may have a
@@ -224,7 +223,6 @@ impl AdmissionFilter {
         Ok(())
     }
 
-    /// The response at one of the gateway's own paths.
     fn own(&self, path: &str, session: &Session, client: &Client) -> Response {
         let header = session.req_header();
         let is_read = [Method::GET, Method::HEAD].contains(&header.method);

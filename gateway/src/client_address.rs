@@ -22,7 +22,6 @@ pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-p
 /// The host that the client asked for.
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Maximum number of hops that are read.
 const MAX_HOPS: usize = 32;
 
 /// Reads a network (`10.0.0.0/8`), or one address.

@@ -40,9 +40,7 @@ use head::{Head, HeadProgress};
 const WRITE_BUFFER_BYTES: usize = 8 << 10;
 /// Bytes that are still read after an early refusal, so that the client gets it and no reset.
 const LINGER_BYTES: usize = 8 << 20;
-/// How long they are read.
 const LINGER: Duration = Duration::from_millis(1_000);
-/// Size of a discarding read (bytes).
 const DISCARD_BYTES: usize = 4 << 10;
 
 /// Bounds of a connection.
@@ -68,11 +66,9 @@ pub struct Connection {
     /// Whether the proxy has the current request. What Pingora writes before that is its own refusal.
     admitted: AtomicBool,
     linger: AtomicBool,
-    /// The deadline of the current exchange.
     deadline: Mutex<Option<Instant>>,
     /// The authority of the current request's target, if it was in absolute form.
     authority: Mutex<Option<Bytes>>,
-    /// Declared length of the current request's body.
     body_bytes: AtomicU64,
 }
 
@@ -144,7 +140,6 @@ pub struct GuardedStream {
     limits: ConnectionLimits,
     connection: Arc<Connection>,
     timer: Pin<Box<Sleep>>,
-    /// When the current head's first byte came.
     head_began: Option<SystemTime>,
     malformed: Arc<MalformedRequests>,
     /// Written in place of Pingora's refusal.

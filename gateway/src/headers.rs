@@ -114,7 +114,6 @@ pub fn forbid_upgrade(request: &mut RequestHeader) {
     request.remove_header(&UPGRADE);
 }
 
-/// Whether the client speaks a version before HTTP/1.1.
 fn is_older(session: &Session) -> bool {
     session.req_header().version < Version::HTTP_11
 }

@@ -76,7 +76,6 @@ use upstreams::Upstreams;
 
 /// Idle connections to all instances together that are kept open.
 const UPSTREAM_POOL: usize = 256;
-/// Time for background tasks to end.
 const TASKS_END: Duration = Duration::from_millis(500);
 
 /// A gateway, bound but not yet serving.

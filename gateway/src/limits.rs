@@ -14,7 +14,6 @@ use crate::routes::RouteTable;
 
 /// Clients counted separately, per route. Further clients share one count, so that memory is bounded.
 const MAX_CLIENTS: usize = 100_000;
-/// Pause between two evictions of idle clients.
 const EVICT_EVERY: Duration = Duration::from_secs(10);
 /// The key of all clients beyond [`MAX_CLIENTS`].
 const OVERFLOW: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);

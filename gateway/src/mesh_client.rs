@@ -19,7 +19,6 @@ pub const GATEWAY: &str = "gateway";
 pub const CORE: &str = "core";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
-/// Attempts of a repeatable call.
 const POST_ATTEMPTS: u32 = 2;
 
 /// Calls services as a member of the mesh. Cheap to clone.

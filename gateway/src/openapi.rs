@@ -173,7 +173,6 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
     })
 }
 
-/// The description of the call for this document.
 fn own_description() -> Value {
     let validators = json!({
         "ETag": {"description": "Names this version of the document.", "schema": {"type": "string"}},

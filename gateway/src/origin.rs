@@ -30,10 +30,8 @@ use crate::messages;
 use crate::responses::Response;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// Request headers that pages of allowed origins may set.
 const ALLOWED_HEADERS: &str =
     "authorization, content-type, accept-language, if-none-match, x-request-id, traceparent";
-/// Response headers that pages of allowed origins may read.
 const EXPOSED_HEADERS: &str = "location, retry-after, etag, www-authenticate, x-request-id, \
      x-pagination-page, x-pagination-page-size, x-pagination-page-limit, x-pagination-total-page, x-pagination-total-item";
 /// How long a browser may remember a preflight, in seconds.

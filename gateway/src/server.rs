@@ -30,9 +30,7 @@ use crate::proxy::Proxy;
 
 /// The pause after a failed accept: without one, a lack of file descriptors causes a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Minimum time between two log lines of one kind.
 const LOG_EVERY: Duration = Duration::from_secs(1);
-/// Time for tasks to end with their runtime.
 const RUNTIME_END: Duration = Duration::from_millis(100);
 /// Pingora's keep-alive time-out (seconds); the stream's idle time-out is shorter.
 const KEEP_ALIVE_S: u64 = 3_600;
@@ -229,7 +227,6 @@ impl LogThrottle {
     }
 }
 
-/// Serves the requests of one connection.
 async fn serve_connection(
     proxy: &Arc<HttpProxy<Proxy>>,
     stream: GuardedStream,

@@ -23,15 +23,12 @@ use crate::mesh_client::{CORE, MeshClient};
 const JWKS_PATH: &str = "/.well-known/jwks.json";
 /// Maximum number of keys; an issuer usually has two or three.
 const MAX_KEYS: usize = 64;
-/// Minimum time between two fetches.
 const COOL_DOWN: Duration = Duration::from_millis(1_000);
 /// Pause between regular fetches, by which withdrawn keys are dropped.
 const REFRESH_EVERY: Duration = Duration::from_secs(300);
-/// The pause after a failed fetch.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Longest wait of a request for a fetch: the cool-down, the fetch, and a margin.
 const LOOKUP_WAIT: Duration = Duration::from_millis(3_000);
-/// Maximum number of requests that wait for a fetch.
 const MAX_WAITING: usize = 256;
 const FETCH_TIMEOUT: Duration = Duration::from_millis(1_500);
 const MAX_JWKS_BYTES: usize = 256 << 10;

@@ -31,7 +31,6 @@ use tokens::{Member, TokenError, TokenVerifier};
 const PUBLIC_RENEWAL_WAIT: Duration = Duration::from_millis(300);
 const ACCESS_COOKIE: &str = "access_token";
 const REFRESH_COOKIE: &str = "refresh_token";
-/// Maximum number of tokens that are checked per request.
 const MAX_TOKENS: usize = 4;
 
 /// The tokens of a request.
@@ -275,7 +274,6 @@ impl Authenticator {
     }
 }
 
-/// The result of checking a request's tokens.
 enum Credential {
     /// No tokens.
     Missing,

@@ -26,7 +26,6 @@ const MAX_SESSIONS: usize = 200_000;
 /// How long a session named in a header is kept, unless the log gives a later time: longer than an
 /// access token lives, which is a day at most.
 const HEADER_TTL: TimeDelta = TimeDelta::hours(25);
-/// Longest wait of a long poll.
 const MAX_POLL: Duration = Duration::from_secs(20);
 /// Time for a poll besides its wait.
 const POLL_MARGIN: Duration = Duration::from_millis(2_000);
@@ -174,7 +173,6 @@ impl Revocations {
         contact.last = Some(Instant::now());
     }
 
-    /// Deletes expired entries from time to time; never returns.
     async fn keep_pruned(&self) {
         loop {
             tokio::time::sleep(PRUNE_EVERY).await;

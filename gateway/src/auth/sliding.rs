@@ -29,7 +29,6 @@ use tourin_chassis::telemetry::Span;
 use super::tokens::{Member, TokenVerifier};
 use crate::mesh_client::{CORE, MeshClient};
 
-/// Where core issues access tokens of open sessions.
 const PATH: &str = "/internal/access-tokens";
 /// Time-out of core for all attempts together, and so the longest wait of a call with an expired token.
 const TIMEOUT: Duration = Duration::from_millis(3_000);
@@ -38,7 +37,6 @@ const MAX_RESPONSE_BYTES: usize = 20 << 10;
 /// Maximum number of pending renewals. A further call goes on with its token, or is answered 503 if that
 /// has expired.
 const MAX_PENDING: usize = 4_096;
-/// Sessions whose outcome is cached.
 const MAX_SESSIONS: u64 = 20_000;
 /// How long it is cached that a session has ended.
 const ENDED_TTL: Duration = Duration::from_secs(60);
@@ -108,7 +106,6 @@ impl Renewal {
     }
 }
 
-/// How long an outcome is cached.
 struct OutcomeTtl {
     clock: SharedClock,
 }
@@ -152,7 +149,6 @@ pub struct SlidingSessions {
     stop: CancellationToken,
 }
 
-/// Requests new tokens from core.
 struct TokenClient {
     mesh: MeshClient,
     tokens: Arc<TokenVerifier>,

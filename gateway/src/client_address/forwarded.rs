@@ -14,7 +14,6 @@ pub(super) struct Element {
 }
 
 impl Element {
-    /// An element that cannot be read.
     fn unreadable() -> Self {
         Self { peer: Some("unknown".to_owned()), ..Self::default() }
     }

@@ -8,11 +8,9 @@ use serde_json::{Map, Value, json};
 use super::set_component;
 use crate::routes::{Access, Route};
 
-/// A response header.
 struct Header {
     name: &'static str,
     description: &'static str,
-    /// Whether every response has it.
     everywhere: bool,
 }
 
@@ -56,13 +54,11 @@ fn particular(status: &str) -> &'static [&'static str] {
     }
 }
 
-/// A refusal of the gateway, or of any service.
 struct Refusal {
     status: &'static str,
     /// Its name among the components.
     name: &'static str,
     description: &'static str,
-    /// Whether a call can have this response.
     applies: fn(&Call<'_>) -> bool,
 }
 

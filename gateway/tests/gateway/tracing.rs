@@ -149,7 +149,7 @@ async fn what_cannot_be_read_is_seen_all_the_same() {
         assert_eq!(span.annotations[0].value, format!("refused error={error}"));
     }
     let metrics = metrics(&gateway).await;
-    let counted = "route=\"unread\",method=\"_OTHER\",status_class=\"4xx\"} 3";
+    let counted = "route=\"malformed\",method=\"_OTHER\",status_class=\"4xx\"} 3";
     assert!(metrics.contains(counted), "{metrics}");
 }
 

@@ -11,13 +11,11 @@ use serde::de::DeserializeOwned;
 use crate::instance::Instance;
 use crate::wire::{AckRequest, Departure, MAX_WAIT_MS, RegisterRequest, Registered, Snapshot};
 
-/// Longest time to connect to the registry (milliseconds).
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
 /// Longest time of a call (milliseconds), besides the wait that it asks for.
 const REQUEST_TIMEOUT_MS: u64 = 2_000;
 /// Largest response that is read (bytes): 5,000 instances with all the metadata that is allowed.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
-/// Longest message of an error that is kept (characters).
 const MAX_MESSAGE_CHARS: usize = 200;
 
 /// The address of the registry is not usable.
@@ -226,7 +224,6 @@ impl RegistryClient {
         self.call(method, path).timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
     }
 
-    /// Without a time-out: a watch has none.
     fn read(&self, path: &str) -> RequestBuilder {
         self.call(Method::GET, path)
     }

@@ -156,7 +156,6 @@ impl Registration {
     }
 }
 
-/// The background task.
 struct Heartbeats {
     client: RegistryClient,
     instance: Instance,
@@ -231,7 +230,6 @@ impl Heartbeats {
         self.heartbeat.max(Duration::from_millis(100))
     }
 
-    /// Publishes the state, and logs a change.
     fn report(&self, state: RegistrationState) {
         let service = &self.instance.service;
         let id = &self.instance.id;

@@ -25,11 +25,9 @@ use tourin_chassis::telemetry::Service;
 use crate::app::Discovery;
 pub use crate::config::Settings;
 
-/// The name in traces, metrics and identities.
 const SERVICE: &str = "registry";
 /// Largest request body (bytes): a registration with all the metadata that is allowed, escaped.
 const MAX_BODY_BYTES: usize = 16 * 1024;
-/// Time for open requests after the stop (milliseconds).
 const DRAIN_TIMEOUT_MS: u64 = 2_500;
 
 /// The registry, bound but not yet serving.
@@ -80,7 +78,6 @@ impl Registry {
     }
 }
 
-/// The registry's metrics, besides those of its requests.
 fn measured(discovery: &Arc<Discovery>) -> Metrics {
     let metrics = Metrics::new(SERVICE);
     let asked = Arc::clone(discovery);

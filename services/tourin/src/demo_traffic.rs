@@ -18,7 +18,6 @@ use tourin_chassis::shutdown::Shutdown;
 
 /// How many spots the members choose from, by Zipf's law so that there is a trend.
 const SPOTS: usize = 100;
-/// The probability that a viewed spot is bookmarked.
 const BOOKMARK_CHANCE: f64 = 0.2;
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
 

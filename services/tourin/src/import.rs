@@ -13,7 +13,6 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_core::MysqlUrl;
 use tourin_core::app::import::{Format, Observer, Progress, Rejected, import, import_span};
 
-/// The service name of the import's trace.
 const PROGRAM: &str = "import";
 /// Maximum number of bad rows that are printed; the rest are counted.
 const PRINTED_REJECTIONS: u64 = 1_000;

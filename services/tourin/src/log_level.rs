@@ -11,7 +11,6 @@ use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_gateway::admin::ADMIN_ADDRESS;
 use tourin_registry_api::{Instance, RegistryClient};
 
-/// Longest wait for an instance's response, in milliseconds.
 const TIMEOUT_MS: u64 = 5_000;
 /// The command line's name towards services.
 const OPERATOR: &str = "tourin";
@@ -77,7 +76,6 @@ async fn call(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
     bail!("{status}: {}", body["message"].as_str().unwrap_or("no reason given"))
 }
 
-/// The instances' ids and URLs.
 async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, String)>> {
     let base = settings.mesh.registry_url.trim_end_matches('/');
     if settings.service == REGISTRY {

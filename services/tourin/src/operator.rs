@@ -22,7 +22,6 @@ use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 
 /// Longest wait for a part's metrics or readiness, in milliseconds.
 const PART_TIMEOUT_MS: u64 = 2_000;
-/// Time for open requests at the stop, in milliseconds.
 const DRAIN_TIMEOUT_MS: u64 = 200;
 
 /// Settings of the operators' listener, and of the traces in memory.
@@ -184,7 +183,6 @@ async fn readiness(State(parts): State<Parts>) -> Response {
     (status, Json(said)).into_response()
 }
 
-/// A part's metrics, unchanged.
 async fn metrics(State(parts): State<Parts>, Path(part): Path<String>) -> Response {
     let Some(address) = parts.addresses.of(&part) else {
         let known = parts.addresses.paths().replace('\n', " ");

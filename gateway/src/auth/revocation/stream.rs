@@ -32,13 +32,11 @@ use tourin_chassis::config::ServerUrl;
 
 use super::{RETRY_AFTER, Revocations};
 
-/// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// Longest wait for an entry. The next command then shows whether the connection still works.
 const MAX_WAIT: Duration = Duration::from_millis(2_000);
 /// Time for a response besides the wait.
 const ANSWER_MARGIN: Duration = Duration::from_millis(1_000);
-/// Maximum number of entries per read.
 const BATCH: usize = 1_000;
 
 /// An entry of Redis: its id, then field, value, field, value.
@@ -79,7 +77,6 @@ impl RevocationStream {
         })
     }
 
-    /// Host and port, without credentials.
     fn address(&self) -> String {
         self.client.get_connection_info().addr().to_string()
     }
@@ -148,7 +145,6 @@ impl FromStr for EntryId {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Cursor {
     log: Option<String>,
-    /// The last entry that was read.
     after: EntryId,
     /// Whether the stream's end has been read; until then a read does not wait.
     caught_up: bool,

@@ -117,7 +117,6 @@ impl Follower {
         }
     }
 
-    /// Opens the watch and follows it to its end.
     async fn watch_once(&mut self) -> Result<std::convert::Infallible, WatchError> {
         let from = if self.needs_snapshot { 0 } else { self.known.version() };
         let mut response =

@@ -38,7 +38,6 @@ pub struct Limits {
 pub struct Discovery {
     state: Mutex<State>,
     clock: SharedClock,
-    /// The catalogue's version.
     version: signal::Sender<u64>,
     /// A watcher has acknowledged or left.
     progress: signal::Sender<()>,

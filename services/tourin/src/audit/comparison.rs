@@ -50,7 +50,6 @@ impl Row {
         self.late = (due.missing + due.uncaused).saturating_sub(self.missing + self.uncaused);
     }
 
-    /// Counts what is missing as waiting.
     fn mark_waiting(&mut self) {
         self.waiting = std::mem::take(&mut self.missing);
     }

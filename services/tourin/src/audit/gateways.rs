@@ -8,11 +8,9 @@ use rand::Rng;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 
-/// Longest time to connect to a gateway (milliseconds).
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
 /// The pause before the second attempt, in milliseconds; it doubles with each further one.
 const FIRST_PAUSE_MS: u64 = 100;
-/// The longest pause between two attempts, in milliseconds.
 const LONGEST_PAUSE_MS: u64 = 1_000;
 
 /// A request.
@@ -94,7 +92,6 @@ pub struct Gateways {
     traffic: Traffic,
 }
 
-/// The result of an attempt.
 enum Attempt {
     Answered(StatusCode, Vec<u8>),
     /// Nothing was sent, so a retry is safe.

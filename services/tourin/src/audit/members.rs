@@ -22,7 +22,6 @@ pub struct Member {
     pub id: String,
     password: String,
     session: Mutex<Session>,
-    /// One log-in at a time.
     logging_in: tokio::sync::Mutex<()>,
 }
 

@@ -48,9 +48,7 @@ const CATALOGUE: usize = 5_000;
 const UNTOUCHED: usize = 50;
 /// Time between the two readings of scores that show other traffic (milliseconds).
 const SCORE_INTERVAL_MS: u64 = 500;
-/// Time between two observations while effects arrive (milliseconds).
 const SETTLE_POLL_MS: u64 = 500;
-/// Time between two log lines during the wait (milliseconds).
 const LOG_EVERY_MS: u64 = 5_000;
 /// Everything must agree twice, this much apart (milliseconds): a broker's second deliveries come late.
 const CONFIRM_AFTER_MS: u64 = 2_000;
@@ -61,7 +59,6 @@ pub struct Audit {
     settings: AuditSettings,
     load: Arc<LoadGenerator>,
     observer: Observer,
-    /// Touched and untouched ones.
     spots: Vec<SpotId>,
     before: Scores,
     notes: Vec<String>,
@@ -213,7 +210,6 @@ pub async fn run_and_print(settings: AuditSettings, stop: &Shutdown) -> anyhow::
     Ok(report.exit_code())
 }
 
-/// Logs the progress of the wait; never returns.
 async fn log_progress(progress: watch::Receiver<Progress>) -> Infallible {
     let mut ticks = tokio::time::interval(Duration::from_millis(LOG_EVERY_MS));
     ticks.tick().await;

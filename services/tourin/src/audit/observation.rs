@@ -25,13 +25,9 @@ pub(super) const CORE: &str = "core";
 pub(super) const RECOMMENDATION: &str = "recommendation";
 /// The audit's name towards services.
 const AUDITOR: &str = "auditor";
-/// Longest time of a read of effects (milliseconds).
 const EFFECTS_TIMEOUT_MS: u64 = 5_000;
-/// Items per page.
 const PAGE: usize = 100;
-/// Spots per call for scores.
 const SCORES_AT_ONCE: usize = 500;
-/// Concurrent reads.
 const AT_ONCE: usize = 8;
 
 /// A listed review.

@@ -72,7 +72,6 @@ impl Report {
         }
     }
 
-    /// Writes what was late and what may still come.
     fn lateness(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(late_by) = self.late_by {
             writeln!(

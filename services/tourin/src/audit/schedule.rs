@@ -257,7 +257,6 @@ impl Action {
         }
     }
 
-    /// Whether the status says that it is done.
     fn is_done(&self, status: StatusCode) -> bool {
         match self {
             Self::Place { .. } | Self::Write { .. } => status == StatusCode::CREATED,

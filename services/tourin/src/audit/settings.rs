@@ -84,7 +84,6 @@ impl AuditSettings {
     }
 }
 
-/// The longest time in a setting.
 const LONGEST: Duration = Duration::from_secs(24 * 3_600);
 
 /// A number and its unit: `ms`, `s` or `m`.

@@ -21,9 +21,7 @@ use super::table::{one_line, print, time};
 const FILE: &str = "dead-letters.db";
 /// The files that may have dead letters: a recommendation service by itself has them in its database.
 const FILES: [&str; 2] = [FILE, "recommendation.db"];
-/// Read connections.
 const READERS: u32 = 1;
-/// Longest time to close the connection to the broker.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where the dead letters are.

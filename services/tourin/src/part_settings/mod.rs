@@ -150,7 +150,6 @@ impl PartSettings {
     }
 }
 
-/// A flag of a part in `up`.
 struct PartFlag {
     part: &'static Part,
     /// The flag in the part's own command.
