@@ -58,10 +58,9 @@ impl Default for DirectorySettings {
 ///     Instance::new("core", "core-1", address),
 ///     Instance::new("core", "core-2", address),
 /// ]);
-/// // Round robin, without the instances that have just failed.
+/// // Round robin.
 /// assert_eq!(directory.pick("core").unwrap().id, "core-1");
 /// assert_eq!(directory.pick("core").unwrap().id, "core-2");
-/// assert_eq!(directory.pick_except("core", &["core-1".to_owned()]).unwrap().id, "core-2");
 /// assert!(directory.pick("recommendation").is_none());
 /// ```
 #[derive(Clone)]
@@ -169,18 +168,10 @@ impl Directory {
 
     /// The next instance of `service` that is up, round robin.
     pub fn pick(&self, service: &str) -> Option<Instance> {
-        self.pick_except(service, &[])
-    }
-
-    /// Like [`Directory::pick`], without the instances whose ids are `excluded`.
-    pub fn pick_except(&self, service: &str, excluded: &[String]) -> Option<Instance> {
         let view = self.shared.view.load();
         let Pool { instances, next } = view.up.get(service)?;
-        let start = next.fetch_add(1, Ordering::Relaxed);
-        (0..instances.len())
-            .map(|step| &instances[start.wrapping_add(step) % instances.len()])
-            .find(|instance| !excluded.contains(&instance.id))
-            .cloned()
+        let turn = next.fetch_add(1, Ordering::Relaxed);
+        instances.get(turn % instances.len()).cloned()
     }
 
     /// Like [`Directory::pick`], but waits up to `limit` for an instance to appear.
@@ -269,15 +260,5 @@ mod tests {
         assert_eq!(picked, ["a", "b"]);
         directory.shared.publish(2, Vec::new());
         assert!(directory.pick("core").is_none());
-    }
-
-    #[test]
-    fn excluded_instances_are_not_picked() {
-        let directory = Directory::fixed(cores(&["a", "b"]));
-        for _ in 0..4 {
-            assert_eq!(directory.pick_except("core", &["a".to_owned()]).unwrap().id, "b");
-        }
-        assert!(directory.pick_except("core", &["a".to_owned(), "b".to_owned()]).is_none());
-        assert!(directory.pick("unknown").is_none());
     }
 }
