@@ -8,6 +8,8 @@
 mod corner;
 #[path = "../journey/read_back.rs"]
 mod read_back;
+#[path = "../scenarios/virtual_host.rs"]
+mod virtual_host;
 #[path = "../scenarios/world.rs"]
 mod world;
 
