@@ -21,6 +21,7 @@ mod operator;
 mod prune;
 mod relay;
 mod shard;
+mod sql;
 pub mod sqlite;
 mod versions;
 mod wake;
