@@ -10,6 +10,7 @@
 
 pub mod app;
 mod background;
+mod batcher;
 mod broker;
 pub mod cache;
 pub mod config;
@@ -59,10 +60,10 @@ use crate::app::model::CoOccurrence;
 use crate::app::recommend::Recommender;
 use crate::app::resync::Resync;
 use crate::background::ReplicaKeeper;
+use crate::batcher::Failure;
 use crate::consumers::QueueConsumer;
 use crate::domain::content::ContentRules;
 use crate::servers::{Pace, Prepared, Server, ServerStats};
-use crate::store::Failure;
 use crate::upstream::core::CoreClient;
 
 /// The service's name in the registry, and the audience of identities made for it.

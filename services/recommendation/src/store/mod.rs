@@ -13,12 +13,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::dead_letters::DeadLetterStore;
 
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
+use crate::batcher::Failure;
 use crate::domain::trend::TrendRules;
 use crate::servers::Server;
 
@@ -62,36 +62,10 @@ pub struct Stores {
     pub document_server: Option<Arc<dyn Server>>,
     /// The embedded file, while any of them is in it.
     pub embedded: Option<Arc<dyn Server>>,
-    /// Tells when nothing can be written any more.
+    /// Says when nothing can be written any more.
     pub failure: Failure,
-    /// Keeps other processes out of the folder for as long as anybody has the stores.
+    /// Keeps other processes out of the folder for as long as the stores are in use.
     pub held: Option<Arc<File>>,
-}
-
-/// Tells when a store has stopped for good, so that only a new start of the process can help, and why.
-#[derive(Clone, Debug)]
-pub struct Failure(Option<watch::Receiver<Option<String>>>);
-
-impl Failure {
-    /// A failure that whoever keeps the sender may tell of.
-    pub fn new() -> (watch::Sender<Option<String>>, Self) {
-        let (sender, receiver) = watch::channel(None);
-        (sender, Self(Some(receiver)))
-    }
-
-    /// No failure, ever: of stores on servers, which come back.
-    pub fn never() -> Self {
-        Self(None)
-    }
-
-    /// Waits for the failure and returns its reason. Safe to drop and call again.
-    pub async fn happened(&mut self) -> String {
-        let Some(receiver) = &mut self.0 else { return std::future::pending().await };
-        match receiver.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_gone) => "it was stopped from outside".to_owned(),
-        }
-    }
 }
 
 impl Stores {
