@@ -5,6 +5,17 @@ use std::time::Duration;
 use rand::Rng as _;
 
 /// Exponential backoff with a ceiling and jitter.
+///
+/// ```
+/// use std::time::Duration;
+/// use tourin_shared_events::backoff::Backoff;
+///
+/// let (base, max) = (Duration::from_millis(100), Duration::from_secs(1));
+/// let backoff = Backoff { base, max, jitter: 0.0 };
+/// assert_eq!(backoff.after(1), base);
+/// assert_eq!(backoff.after(2), 2 * base);
+/// assert_eq!(backoff.after(60), max);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
     /// The wait after the first failure.

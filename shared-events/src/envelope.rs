@@ -6,12 +6,22 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::outbox::VERSION;
-
 /// The longest event type, in bytes; the limit AMQP sets on a routing key.
 pub const MAX_TYPE_BYTES: usize = 255;
 
+/// The field of an event's data that says which of two changes of one thing is the later one: the higher.
+pub(crate) const VERSION: &str = "version";
+
 /// One event on the wire.
+///
+/// ```
+/// use serde_json::json;
+/// use tourin_shared_events::envelope::Envelope;
+///
+/// let envelope = Envelope::new("user.delete", chrono::Utc::now(), json!({"user_id": "hana12345"}));
+/// assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
+/// assert!(Envelope::decode(b"rubbish").is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Envelope {
     /// Unique, UUID version 7; what consumers dedupe by.

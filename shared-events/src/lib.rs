@@ -11,6 +11,12 @@
 //!
 //! An event carries its trace on all of this way ([`trace`]): from the change, over the broker, to the effect.
 //!
+//! Requests, replies and commands travel over the same bus ([`messaging_patterns`]). The folder `examples` has a whole
+//! way of an event and of a request.
+//!
+//! Each module knows only those above it in this list: `backoff`, `counters`, `sqlite`, `mysql`, `envelope`, `events`,
+//! `dead_letters`, `bus`, `trace`, `consumer`, `outbox` and `messaging_patterns`.
+//!
 //! Delivery is at least once and in order per ordering key; the handler's dedupe makes the effect happen once.
 
 use std::sync::Arc;
@@ -22,9 +28,11 @@ use futures::future::BoxFuture;
 pub mod backoff;
 pub mod bus;
 pub mod consumer;
+mod counters;
 pub mod dead_letters;
 pub mod envelope;
 pub mod events;
+pub mod messaging_patterns;
 pub mod mysql;
 pub mod outbox;
 pub mod sqlite;

@@ -78,7 +78,7 @@ pub struct Dependencies {
 /// Where events go.
 enum Events {
     InProcess(Arc<dyn Publisher>),
-    Broker(RabbitSettings),
+    Broker(Box<RabbitSettings>),
 }
 
 /// The core service at its address, with its store not yet open.
@@ -185,7 +185,7 @@ impl Core {
         let Dependencies { publisher, clock } = dependencies;
         let events = match (publisher, settings.events.broker()?) {
             (Some(publisher), _) => Events::InProcess(publisher),
-            (None, Some(broker)) => Events::Broker(broker),
+            (None, Some(broker)) => Events::Broker(Box::new(broker)),
             (None, None) => return Err(NoBroker.into()),
         };
         let redis = settings.database.redis()?;
@@ -244,7 +244,7 @@ impl Core {
         let (publisher, bus): (Arc<dyn Publisher>, _) = match events {
             Events::InProcess(publisher) => (publisher, None),
             Events::Broker(broker) => {
-                let bus = RabbitBus::start(broker);
+                let bus = RabbitBus::start(*broker);
                 (Arc::new(bus.clone()), Some(bus))
             }
         };

@@ -14,7 +14,7 @@ use tourin_shared_events::backoff::Backoff;
 use crate::app::ingest::{Guards, Ingest};
 use crate::app::ports::{PortError, SpotReplica};
 use crate::app::resync::Resync;
-use crate::store::Failure;
+use crate::batcher::Failure;
 use crate::upstream::core::CORE;
 
 /// Waits after a resync that failed.

@@ -10,6 +10,7 @@
 
 pub mod app;
 mod background;
+mod batcher;
 mod broker;
 pub mod cache;
 pub mod config;
@@ -59,10 +60,10 @@ use crate::app::model::CoOccurrence;
 use crate::app::recommend::Recommender;
 use crate::app::resync::Resync;
 use crate::background::ReplicaKeeper;
+use crate::batcher::Failure;
 use crate::consumers::QueueConsumer;
 use crate::domain::content::ContentRules;
 use crate::servers::{Pace, Prepared, Server, ServerStats};
-use crate::store::Failure;
 use crate::upstream::core::CoreClient;
 
 /// The service's name in the registry, and the audience of identities made for it.
@@ -77,7 +78,7 @@ const GOODBYE_MS: u64 = 500;
 /// Where events come from.
 enum Events {
     InProcess(Arc<dyn Subscriber>),
-    Broker(RabbitSettings),
+    Broker(Box<RabbitSettings>),
 }
 
 /// What the process that the service runs in gives it.
@@ -125,7 +126,7 @@ impl Recommendation {
         let broker = settings.broker.rabbitmq().context("--amqp-url")?;
         let events = match (dependencies.events, broker) {
             (Some(subscriber), _) => Events::InProcess(subscriber),
-            (None, Some(broker)) => Events::Broker(broker),
+            (None, Some(broker)) => Events::Broker(Box::new(broker)),
             (None, None) => return Err(NoBroker.into()),
         };
         let clock = dependencies.clock;
@@ -281,7 +282,7 @@ impl Recommendation {
             Events::InProcess(subscriber) => (Arc::clone(subscriber), None),
             Events::Broker(settings) => {
                 let address = settings.url.address();
-                let bus = RabbitBus::start(settings.clone());
+                let bus = RabbitBus::start((**settings).clone());
                 let (ready, token) = (health.register("event bus"), tasks.shutdown().token());
                 tasks.spawn("event bus", broker::watch(bus.clone(), address, ready, token));
                 (Arc::new(bus.clone()), Some(bus))

@@ -1,7 +1,7 @@
 //! Items in order per key, many keys at once: the rule of order that every bus adapter and the relay share.
 //!
 //! No I/O and no waiting happens here. Each key has a lane; the head of a lane is handed out only when nothing else of
-//! the lane is out or waiting for a retry. Lanes that are ready take turns.
+//! the lane is out or waiting for a retry. Ready lanes are served round robin.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

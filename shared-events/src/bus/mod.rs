@@ -17,10 +17,9 @@
 pub mod in_process;
 mod lanes;
 pub mod rabbitmq;
-mod replays;
-pub mod styles;
+mod reply_queue;
 mod topic;
-mod unsettled;
+mod tries;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
@@ -35,7 +34,12 @@ use bytes::Bytes;
 use crate::events::Outgoing;
 
 pub(crate) use lanes::{LaneKey, Lanes};
+pub(crate) use reply_queue::ReplySender;
+pub use reply_queue::{Answer, CORRELATION_ID, REPLY_EXCHANGE, REPLY_TO, ReplyQueue, ReplyQueues};
 pub use topic::TopicPattern;
+
+/// The exchange of commands and requests: each goes to the one queue that its routing key names.
+pub const COMMAND_EXCHANGE: &str = "command.ex";
 
 /// Why an event was not confirmed. It may or may not have been carried: publishing it again is always right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,6 +2,13 @@
 
 /// A pattern over routing keys: words separated by dots; `*` stands for exactly one word, `#` for any number of them,
 /// none included.
+///
+/// ```
+/// use tourin_shared_events::bus::TopicPattern;
+///
+/// assert!(TopicPattern::new("user.#").matches("user.delete"));
+/// assert!(!TopicPattern::new("tourSpot.*").matches("tourSpot.upsert.late"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicPattern(Vec<Word>);
 

@@ -1,11 +1,7 @@
 //! How old events were when they took effect.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use chrono::{DateTime, Utc};
 
 /// The upper bounds of the buckets; what is older is counted in the sum of all only.
 pub const AGE_BUCKETS: [Duration; 14] = [
@@ -64,47 +60,6 @@ impl Ages {
     }
 }
 
-/// When the events happened that are in hand: how far a consumer is behind.
-#[derive(Debug, Default)]
-pub struct InHandTimes(Mutex<BTreeMap<DateTime<Utc>, u32>>);
-
-impl InHandTimes {
-    /// The time of the oldest event in hand; `None` when there is none.
-    pub fn oldest(&self) -> Option<DateTime<Utc>> {
-        self.lock().first_key_value().map(|(at, _)| *at)
-    }
-
-    /// The event of this time is in hand for as long as what is returned lives.
-    pub(super) fn take(stats: &Arc<super::ConsumerStats>, at: DateTime<Utc>) -> InHandTime {
-        *stats.in_hand.lock().entry(at).or_default() += 1;
-        InHandTime { stats: stats.clone(), at }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DateTime<Utc>, u32>> {
-        // Nothing under this lock can panic halfway through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// See [`InHandTimes::take`].
-#[derive(Debug)]
-pub(super) struct InHandTime {
-    stats: Arc<super::ConsumerStats>,
-    at: DateTime<Utc>,
-}
-
-impl Drop for InHandTime {
-    fn drop(&mut self) {
-        let mut times = self.stats.in_hand.lock();
-        if let Some(events) = times.get_mut(&self.at) {
-            *events -= 1;
-            if *events == 0 {
-                times.remove(&self.at);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,18 +74,5 @@ mod tests {
         assert_eq!((now.buckets[0], now.buckets[1], now.buckets[13]), (2, 1, 1));
         assert_eq!((now.count, now.sum_micros), (5, 7_200_012_000));
         assert!(AGE_BUCKETS.is_sorted());
-    }
-
-    #[test]
-    fn the_oldest_in_hand_is_known_until_it_is_let_go() {
-        let stats = Arc::new(super::super::ConsumerStats::default());
-        let at = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
-        let [first, again, later] = [5, 5, 9].map(|s| InHandTimes::take(&stats, at(s)));
-        drop(first);
-        assert_eq!(stats.in_hand.oldest(), Some(at(5)));
-        drop(again);
-        assert_eq!(stats.in_hand.oldest(), Some(at(9)));
-        drop(later);
-        assert_eq!(stats.in_hand.oldest(), None);
     }
 }

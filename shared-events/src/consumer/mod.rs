@@ -20,6 +20,7 @@
 //! ordering key waits and the others go on.
 
 mod ages;
+mod in_hand;
 mod pipeline;
 mod stats;
 
@@ -40,10 +41,10 @@ use crate::envelope::Envelope;
 use crate::events::{Event, InvalidEvent, read};
 use crate::trace;
 
-pub use ages::{AGE_BUCKETS, Ages, AgesSnapshot, InHandTimes};
+pub use ages::{AGE_BUCKETS, Ages, AgesSnapshot};
+pub use in_hand::InHandTimes;
 pub use pipeline::Consumer;
 pub use stats::{ConsumerSnapshot, ConsumerStats};
-pub(crate) use stats::{count, counters};
 
 /// An event that passed the checks of its envelope.
 #[derive(Clone, Debug)]
@@ -161,14 +162,27 @@ pub trait Handler: Send + Sync {
 
 /// Events of a kind lose their meaning with age.
 ///
+/// ```
+/// use std::time::Duration;
+/// use chrono::{TimeDelta, Utc};
+/// use tourin_shared_events::bus::TopicPattern;
+/// use tourin_shared_events::consumer::Expiry;
+///
+/// let types = TopicPattern::new("user.viewTourspot");
+/// let expiry = Expiry { types, max_age: Duration::from_secs(3_600) };
+/// let now = Utc::now();
+/// assert!(!expiry.is_over(now - TimeDelta::minutes(59), now));
+/// assert!(expiry.is_over(now - TimeDelta::minutes(61), now));
+/// ```
+///
 /// Use it for what only matters while fresh, such as views that feed a trend; never for events that carry state
 /// (a deletion, a changed spot), which must take effect however late.
 ///
 /// # How long to remember an event
 /// An event may come again as long as somebody can send it again: its publisher's outbox keeps it until it is confirmed
 /// and for its retention after that, queues keep it until it is handled, dead letters until an operator replays them.
-/// There is no bound to that, so there is one here: an event older than `max_age` has no effect any more, whoever sent
-/// it and however late. A dedupe key that is kept until [`remember_until`](Self::remember_until) can therefore be
+/// There is no bound to that, so there is one here: an event older than `max_age` has no effect any more, however
+/// it comes and however late. A dedupe key that is kept until [`remember_until`](Self::remember_until) can therefore be
 /// forgotten then. What has no expiry must be harmless when it comes again at any time: keep the key for ever, or with
 /// the state (a version that only grows).
 #[derive(Clone, Debug)]

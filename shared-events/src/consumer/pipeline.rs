@@ -12,11 +12,12 @@ use opentelemetry::context::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::ages::{InHandTime, InHandTimes};
-use super::stats::{InHand, count};
+use super::in_hand::InHandTime;
+use super::stats::InHand;
 use super::{ConsumerSettings, ConsumerStats, Handler, HandlerError, Outcome, Received};
 use crate::Clock;
 use crate::bus::{Carrier, Deliveries, Delivery, Settlement};
+use crate::counters::count;
 use crate::dead_letters::REPLAYED;
 use crate::envelope::Envelope;
 use crate::trace::EventSpan;
@@ -198,7 +199,7 @@ impl Work {
             match checked {
                 Ok(event) => {
                     let jobs = if event.attempt > 1 { &mut retries } else { &mut fresh };
-                    let in_hand = InHandTimes::take(&self.stats, event.envelope.timestamp);
+                    let in_hand = self.stats.in_hand.take(event.envelope.timestamp);
                     jobs.push(Job {
                         event,
                         attempt: Attempt { delivery, span, _in_hand: in_hand },

@@ -1,37 +1,11 @@
 //! What a consumer has done, in numbers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-macro_rules! counters {
-    ($(#[$doc:meta])* $stats:ident, $(#[$snapshot_doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? } $(with $(#[$extra_doc:meta])* $extra:ident: $extra_type:ty)*) => {
-        $(#[$doc])*
-        #[derive(Debug, Default)]
-        pub struct $stats {
-            $(pub(crate) $field: std::sync::atomic::AtomicU64,)*
-            $($(#[$extra_doc])* pub $extra: $extra_type,)*
-        }
-
-        $(#[$snapshot_doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct $snapshot { $($(#[$field_doc])* pub $field: u64,)* }
-
-        impl $stats {
-            /// The numbers as they are now; each is exact, together they may be of slightly different moments.
-            pub fn snapshot(&self) -> $snapshot {
-                $snapshot { $($field: self.$field.load(std::sync::atomic::Ordering::Relaxed),)* }
-            }
-        }
-    };
-}
-pub(crate) use counters;
-
-/// Counts one more; says how many there are now.
-pub(crate) fn count(counter: &AtomicU64) -> u64 {
-    counter.fetch_add(1, Ordering::Relaxed) + 1
-}
+use crate::counters::counters;
 
 counters! {
-    /// Counters of one consumer, since it was made. Shared with whoever exports them.
+    /// Counters of one consumer, since it was made. Shared with their exporter.
     ConsumerStats,
     /// [`ConsumerStats`] at a moment.
     ConsumerSnapshot {
@@ -71,7 +45,7 @@ counters! {
     ages: super::ages::Ages
     with
     /// The times of the events in hand.
-    in_hand: super::ages::InHandTimes
+    in_hand: super::in_hand::InHandTimes
 }
 
 /// Counts deliveries as in hand until it is dropped.

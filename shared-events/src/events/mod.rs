@@ -67,6 +67,15 @@ pub enum InvalidEvent {
 
 /// Reads the payload of an envelope as a typed, validated event.
 ///
+/// ```
+/// use tourin_shared_events::events::{DeleteUser, Outgoing, ViewTourspot, read};
+///
+/// let view = ViewTourspot { user_id: "hana12345".into(), tourspot_id: "1".into() };
+/// let event = Outgoing::new(&view, chrono::Utc::now());
+/// assert_eq!(read::<ViewTourspot>(&event.envelope), Ok(view));
+/// assert!(read::<DeleteUser>(&event.envelope).is_err());
+/// ```
+///
 /// # Errors
 /// [`InvalidEvent`] when the type is another one, fields are missing or of the wrong kind, or a rule is broken.
 pub fn read<E: Event>(envelope: &Envelope) -> Result<E, InvalidEvent> {
@@ -95,6 +104,15 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// Wraps a payload in a fresh envelope.
+    ///
+    /// ```
+    /// use tourin_shared_events::events::{Outgoing, ViewTourspot};
+    ///
+    /// let view = ViewTourspot { user_id: "hana12345".into(), tourspot_id: "1".into() };
+    /// let event = Outgoing::new(&view, chrono::Utc::now());
+    /// assert_eq!(event.routing_key, "user.viewTourspot");
+    /// assert_eq!(event.ordering_key, "hana12345");
+    /// ```
     ///
     /// It does not validate: where the values come from outside, call [`Event::validate`] first, for consumers will
     /// dead-letter what breaks it.

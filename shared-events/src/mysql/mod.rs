@@ -95,7 +95,7 @@ impl Database {
     /// what it waits for; drop the future to give up.
     ///
     /// # Errors
-    /// When the address is none, or the server refuses for good: wrong user, password or database.
+    /// When the URL is invalid, or the server refuses for good: wrong user, password or database.
     pub async fn open(url: &MysqlUrl, sizes: PoolSizes) -> anyhow::Result<Self> {
         let options = Arc::new(url.options()?.disable_statement_logging());
         let shown: Arc<str> = url.to_string().into();

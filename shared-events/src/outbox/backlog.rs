@@ -15,8 +15,8 @@ pub const DEFAULT_MAX_PENDING: u64 = 1_000_000;
 /// How often the bound is looked after. What is appended in between may come on top of it.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// So many events wait for the bus that no more are taken: a change that causes one must be refused, for it could not be
-/// told of. Roll back, and have the caller try again later.
+/// So many events wait for the bus that no more are taken: a change that causes one must be refused, for its event
+/// could not be recorded. Roll back, and have the caller try again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the outbox is full: too many events wait for the bus")]
 pub struct OutboxFull;
@@ -44,7 +44,7 @@ pub(super) async fn keep_bound(
                 }
             }
             Ok(_) => {}
-            // Whoever cannot be asked cannot be appended to either.
+            // A database that cannot be read takes no events either.
             Err(error) => tracing::debug!(error = format!("{error:#}"), "backlog not looked at"),
         }
         tokio::select! {

@@ -21,6 +21,7 @@ mod operator;
 mod prune;
 mod relay;
 mod shard;
+mod sql;
 pub mod sqlite;
 mod versions;
 mod wake;
@@ -42,7 +43,6 @@ pub use prune::Pruner;
 pub use relay::{Relay, RelaySettings, RelaySnapshot, RelayStats};
 pub use shard::{SHARDS, Shard, shard_of};
 pub use sqlite::SqliteOutbox;
-pub(crate) use versions::FIELD as VERSION;
 pub use wake::{Wake, WakeListener};
 
 /// A committed event that is not yet confirmed by the bus.
@@ -158,7 +158,7 @@ pub trait OutboxStore: Send + Sync {
 
     /// Looks how many events wait, and has appending refused ([`OutboxFull`]) from `max_pending` on until nine tenths of
     /// it are reached again; without a bound nothing is refused. Answers whether it is refused now. Cheap unless much
-    /// waits; to be called about every second, by whoever publishes.
+    /// waits; to be called about every second, by the publishing process.
     async fn keep_bound(&self, max_pending: Option<u64>) -> anyhow::Result<bool>;
 
     /// For operators: rows in the order of their numbers, without their payload.

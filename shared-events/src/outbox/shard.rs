@@ -12,7 +12,16 @@ pub(crate) fn all_shards() -> Vec<Shard> {
     (0..SHARDS).collect()
 }
 
-/// The shard of an ordering key: FNV-1a over its bytes, mixed as MurmurHash3 finishes, modulo [`SHARDS`]. The same in
+/// The shard of an ordering key.
+///
+/// ```
+/// use tourin_shared_events::outbox::{SHARDS, shard_of};
+///
+/// assert!(shard_of("hana12345") < SHARDS);
+/// assert_eq!(shard_of("hana12345"), shard_of("hana12345"));
+/// ```
+///
+/// FNV-1a over its bytes, mixed as MurmurHash3 finishes, modulo [`SHARDS`]. The same in
 /// every version of the program, for rows of before are in the table.
 pub fn shard_of(ordering_key: &str) -> Shard {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;

@@ -11,8 +11,7 @@
 
 use serde_json::Value;
 
-/// The field of an event's data that says which of two changes of one thing is the later one: the higher.
-pub(crate) const FIELD: &str = "version";
+use crate::envelope::VERSION;
 
 /// How the rows of one outbox get their versions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
@@ -32,7 +31,7 @@ impl Versions {
         if seq > self.unversioned
             && let Value::Object(fields) = data
         {
-            fields.entry(FIELD).or_insert_with(|| self.base.saturating_add(seq).into());
+            fields.entry(VERSION).or_insert_with(|| self.base.saturating_add(seq).into());
         }
     }
 }

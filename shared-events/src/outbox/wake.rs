@@ -6,6 +6,16 @@ use tokio::sync::watch;
 
 /// Tells the relay that there may be something new in the outbox. Carries no data: the relay reads the outbox. Clones
 /// are the same signal.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let wake = tourin_shared_events::outbox::Wake::new();
+/// let mut listener = wake.listen();
+/// wake.clone().notify();
+/// listener.notified().await;
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Wake(Arc<watch::Sender<u64>>);
 

@@ -67,7 +67,7 @@ async fn the_bus_in_process_keeps_the_contract() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_bus_in_process_brings_answers_back() {
-    crate::bus::styles::contract::all(async || Arc::new(Fixture::new().bus)).await;
+    crate::messaging_patterns::contract::all(async || Arc::new(Fixture::new().bus)).await;
 }
 
 #[tokio::test]

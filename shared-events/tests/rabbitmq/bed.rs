@@ -7,7 +7,7 @@ use lapin::{Connection, ConnectionProperties};
 use tokio::time::{Instant, sleep, timeout};
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
-use tourin_shared_events::bus::styles::{COMMAND_EXCHANGE, REPLY_EXCHANGE};
+use tourin_shared_events::bus::{COMMAND_EXCHANGE, REPLY_EXCHANGE};
 use tourin_shared_events::events::{TOUR_SPOT_EXCHANGE, USER_EXCHANGE};
 use tourin_testbed::{Proxy, Server, given};
 use uuid::Uuid;

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tourin_shared_events::bus::contract::{self, BusFixture};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters};
-use tourin_shared_events::bus::{PublishError, Publisher as _, Subscriber, Subscription, styles};
+use tourin_shared_events::bus::{PublishError, Publisher as _, Subscriber, Subscription};
 use tourin_shared_events::dead_letters::{self, DeadLetterStore};
 use tourin_shared_events::events::Outgoing;
+use tourin_shared_events::messaging_patterns;
 
 use crate::bed::Bed;
 
@@ -42,7 +43,7 @@ impl BusFixture for Fixture {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_bus_on_rabbitmq_brings_answers_back() {
     let beds = Mutex::new(Vec::new());
-    styles::contract::all(async || {
+    messaging_patterns::contract::all(async || {
         let bed = Bed::new();
         let bus = Arc::new(bed.bus());
         beds.lock().unwrap().push(bed);
@@ -50,7 +51,7 @@ async fn the_bus_on_rabbitmq_brings_answers_back() {
     })
     .await;
     for bed in beds.into_inner().unwrap() {
-        bed.clear(&styles::contract::QUEUES).await;
+        bed.clear(&messaging_patterns::contract::QUEUES).await;
     }
 }
 

@@ -21,9 +21,6 @@ use tokio_util::sync::CancellationToken;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::contract::{users, view};
 use tourin_shared_events::bus::in_process::InProcessBus;
-use tourin_shared_events::bus::styles::{
-    Answerer, Answers, Commands, Message, RequestSettings, Requests, Responder,
-};
 use tourin_shared_events::bus::{Carrier, PublishError, Publisher, Subscriber as _};
 use tourin_shared_events::consumer::{
     Consumer, ConsumerSettings, ConsumerStats, Handler, HandlerError, Outcome, Received,
@@ -31,6 +28,9 @@ use tourin_shared_events::consumer::{
 };
 use tourin_shared_events::dead_letters::{DeadLetterStore as _, MemoryDeadLetters, Settled};
 use tourin_shared_events::events::{Event as _, Outgoing, ViewTourspot};
+use tourin_shared_events::messaging_patterns::{
+    Answerer, Answers, Commands, Message, RequestSettings, Requests, Responder,
+};
 use tourin_shared_events::outbox::sqlite::append;
 use tourin_shared_events::outbox::{Relay, RelaySettings, SqliteOutbox, Wake};
 use tourin_shared_events::sqlite::Database;

@@ -6,20 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// What kind of place a tour spot is.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    utoipa::ToSchema,
-)]
-#[schema(as = TourSpotTag)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tag {
     /// Nature.
     #[serde(rename = "자연")]

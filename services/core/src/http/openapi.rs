@@ -3,6 +3,7 @@
 //! The gateway merges the parts of all services. `/internal` calls are not in it: no client can
 //! reach them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::Router;
@@ -24,6 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::AppState;
 use crate::domain::account::{Email, MemberId, Name};
 use crate::domain::password::Password;
+use crate::domain::tag::Tag;
 
 /// The document that the calls are added to.
 pub(super) fn document() -> OpenApi {
@@ -143,6 +145,23 @@ fn text(pattern: Option<&str>, chars: (usize, usize), example: &str) -> ObjectBu
         .min_length(Some(chars.0))
         .max_length(Some(chars.1))
         .examples([example])
+}
+
+impl PartialSchema for Tag {
+    fn schema() -> RefOr<Schema> {
+        let names = Tag::ALL.map(Tag::name);
+        let schema = ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::String))
+            .description(Some("What kind of place a tour spot is."))
+            .enum_values(Some(names));
+        schema.into()
+    }
+}
+
+impl ToSchema for Tag {
+    fn name() -> Cow<'static, str> {
+        Cow::Borrowed("TourSpotTag")
+    }
 }
 
 /// [`MemberId`].

@@ -13,12 +13,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::dead_letters::DeadLetterStore;
 
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
+use crate::batcher::Failure;
 use crate::domain::trend::TrendRules;
 use crate::servers::Server;
 
@@ -62,36 +62,10 @@ pub struct Stores {
     pub document_server: Option<Arc<dyn Server>>,
     /// The embedded file, if any store is in it.
     pub embedded: Option<Arc<dyn Server>>,
-    /// Signals that a store has failed for good.
+    /// Says when nothing can be written any more.
     pub failure: Failure,
-    /// Locks the folder against other processes while the stores are in use.
+    /// Keeps other processes out of the folder for as long as the stores are in use.
     pub held: Option<Arc<File>>,
-}
-
-/// Signals that a store has failed for good, with the reason. Only a restart of the process helps.
-#[derive(Clone, Debug)]
-pub struct Failure(Option<watch::Receiver<Option<String>>>);
-
-impl Failure {
-    /// A failure that the owner of the sender may signal.
-    pub fn new() -> (watch::Sender<Option<String>>, Self) {
-        let (sender, receiver) = watch::channel(None);
-        (sender, Self(Some(receiver)))
-    }
-
-    /// For stores on servers, which recover.
-    pub fn never() -> Self {
-        Self(None)
-    }
-
-    /// Waits for the failure and returns its reason. Cancel safe.
-    pub async fn happened(&mut self) -> String {
-        let Some(receiver) = &mut self.0 else { return std::future::pending().await };
-        match receiver.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_gone) => "the writer was stopped".to_owned(),
-        }
-    }
 }
 
 impl Stores {

@@ -5,12 +5,13 @@
 //!
 //! # Declare first, publish then
 //! An event goes to the queues that are there when it is published, and is confirmed at once when none of them wants
-//! it: nobody is there to miss it. A queue that comes later has lost it. So whoever puts services together calls
+//! it. A queue that comes later has lost it. So the program that puts services together calls
 //! [`InProcessBus::declare`] for every queue of every consumer before the first publisher starts. Only while no queue at
 //! all is declared does a publisher get [`PublishError::Unroutable`], for then nothing can be said of who wants what.
 
-mod inbox;
 mod queue;
+mod replays;
+mod reply_queue;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,14 +21,15 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::replays::Replays;
-use super::styles::COMMAND_EXCHANGE;
-use super::{Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription};
-use crate::bus::unsettled::Tries;
+use super::{
+    COMMAND_EXCHANGE, Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription,
+};
+use crate::bus::tries::Tries;
 use crate::dead_letters::DeadLetterStore;
 use crate::events::Outgoing;
 use crate::{Clock, system_clock};
 use queue::{Cause, Entry, Message, Queue, Source, State};
+use replays::Replays;
 
 /// The most events a queue holds, delivered and unsettled ones included, unless set otherwise.
 pub const DEFAULT_QUEUE_CAPACITY: usize = 4096;
@@ -46,6 +48,36 @@ pub struct QueueDepth {
 }
 
 /// The bus. Clones are the same bus.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use chrono::Utc;
+/// use tourin_shared_events::bus::in_process::InProcessBus;
+/// use tourin_shared_events::bus::{Binding, Publisher, Settlement, Subscriber, Subscription};
+/// use tourin_shared_events::events::{Outgoing, USER_EXCHANGE, ViewTourspot};
+/// # use tourin_shared_events::dead_letters::MemoryDeadLetters;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anyhow::Result<()> {
+/// # let dead_letters = Arc::new(MemoryDeadLetters::default());
+/// let bus = InProcessBus::new(dead_letters);
+/// let bindings = vec![Binding::new(USER_EXCHANGE, "user.#")];
+/// let mut deliveries = bus.subscribe(Subscription::new("views", bindings)).await?;
+///
+/// let view = ViewTourspot { user_id: "hana12345".into(), tourspot_id: "1".into() };
+/// let publishing = bus.publish(vec![Outgoing::new(&view, Utc::now())]);
+/// let consuming = async {
+///     let delivery = deliveries.next().await.expect("the bus goes on");
+///     assert_eq!(delivery.routing_key, "user.viewTourspot");
+///     delivery.settle(Settlement::Ack).await
+/// };
+/// // The event is confirmed once it is settled.
+/// let (confirmed, settled) = tokio::join!(publishing, consuming);
+/// settled?;
+/// assert_eq!(confirmed, [Ok(())]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct InProcessBus(Arc<Bus>);
 
@@ -78,8 +110,8 @@ impl InProcessBus {
         }))
     }
 
-    /// Makes a queue with its bindings, without a subscriber: it takes events from now on, and keeps them for whoever
-    /// subscribes. Declaring it again, or subscribing to it, adds what bindings are new and nothing else.
+    /// Makes a queue with its bindings, without a subscriber: it takes events from now on, and keeps them for its
+    /// subscribers. Declaring it again, or subscribing to it, adds what bindings are new and nothing else.
     ///
     /// # Errors
     /// As [`Subscriber::subscribe`].

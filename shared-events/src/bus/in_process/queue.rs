@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,15 +11,19 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
+use super::replays::Replays;
 use super::{QueueDepth, lock};
 use crate::Clock;
-use crate::bus::replays::Replays;
-use crate::bus::unsettled::{Fate, Origin, Tries, Unsettled};
+use crate::bus::tries::{Fate, Tries};
 use crate::bus::{
-    Delivery, DeliverySource, LaneKey, Lanes, Settler, SubscribeError, Subscription, TopicPattern,
+    Delivery, DeliverySource, LaneKey, Lanes, Settle, SettleError, Settlement, Settler,
+    SubscribeError, Subscription, TopicPattern,
 };
 use crate::dead_letters::{DeadLetter, DeadLetterStore, Route};
 use crate::events::Outgoing;
+
+/// How long a delivery waits when its dead letter could not be stored.
+const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 
 /// An event as it lies in queues.
 pub(super) struct Message {
@@ -54,9 +59,9 @@ impl Message {
     }
 }
 
-/// Where an entry comes from, and who is to hear of its end.
+/// Where an entry comes from, and what is notified of its end.
 pub(super) enum Cause {
-    /// Closed when the publisher has gone: he will publish again, so this entry is void.
+    /// Closed when the publisher has gone. It publishes again, so this entry is void.
     Publisher(oneshot::Sender<()>),
     /// The dead letter of this id.
     Replay(Uuid),
@@ -82,7 +87,7 @@ pub(super) struct Queue {
 pub(super) struct State {
     bindings: Vec<(String, TopicPattern)>,
     shards: Vec<Lanes<Entry>>,
-    /// In the order of joining. The member at place i is the active one of every shard s with s % members == i.
+    /// In the order of joining. The member at index i is the active one of every shard s with s % members == i.
     members: Vec<Member>,
     next_member: u64,
     /// The dead letters whose events are in the queue again.
@@ -94,7 +99,7 @@ struct Member {
     id: u64,
     prefetch: usize,
     unsettled: usize,
-    /// The shard it looks at first, so that its shards take turns.
+    /// The shard it looks at first, for round robin.
     turn: usize,
 }
 
@@ -116,7 +121,7 @@ impl State {
         }
     }
 
-    /// The next entry for a member: from the shards that are his, in turn.
+    /// The next entry for a member: from its shards, round robin.
     fn take(&mut self, member: u64, now: Instant) -> Result<(usize, LaneKey, Entry), Taken> {
         if self.closed {
             return Err(Taken::Ended);
@@ -254,7 +259,7 @@ impl Queue {
             waits: entry.tries.waits,
             settler: Settler::new(Unsettled::new(
                 self.clone(),
-                Place { member, shard, key },
+                Position { member, shard, key },
                 entry,
             )),
         }))
@@ -307,41 +312,39 @@ impl DeliverySource for Source {
 }
 
 /// Where an entry that is out belongs, and who has it.
-pub(super) struct Place {
+struct Position {
     member: u64,
     shard: usize,
     key: LaneKey,
 }
 
-impl Origin for Queue {
-    type Entry = Entry;
-    type Place = Place;
-
-    fn end(&self, place: &Place, mut entry: Entry, fate: Fate) {
+impl Queue {
+    /// Takes an entry back.
+    fn end(&self, position: &Position, mut entry: Entry, fate: Fate) {
         let mut state = lock(&self.state);
-        if let Some(member) = state.members.iter_mut().find(|m| m.id == place.member) {
+        if let Some(member) = state.members.iter_mut().find(|m| m.id == position.member) {
             member.unsettled -= 1;
         }
         entry.tries.ended(&fate);
-        let shard = &mut state.shards[place.shard];
+        let shard = &mut state.shards[position.shard];
         match fate {
             Fate::Finished => {
-                shard.done(&place.key);
+                shard.done(&position.key);
                 match entry.cause {
-                    // The publisher may have gone; then nobody waits for this.
                     Cause::Publisher(confirm) => drop(confirm.send(())),
                     Cause::Replay(letter) => drop(state.replaying.remove(&letter)),
                 }
             }
             Fate::Again(after) | Fate::Later(after) => {
-                shard.again(&place.key, entry, Instant::now() + after);
+                shard.again(&position.key, entry, Instant::now() + after);
             }
-            Fate::Back => shard.back(&place.key, entry),
+            Fate::Back => shard.back(&position.key, entry),
         }
         drop(state);
         self.changed.notify_waiters();
     }
 
+    /// The record of giving an entry up.
     fn dead_letter(&self, entry: &Entry, reason: String) -> DeadLetter {
         let message = &entry.message;
         DeadLetter::new(
@@ -359,15 +362,71 @@ impl Origin for Queue {
             (self.clock)(),
         )
     }
+}
 
-    fn replay_of(&self, entry: &Entry) -> Option<Uuid> {
-        match entry.cause {
-            Cause::Publisher(_) => None,
-            Cause::Replay(letter) => Some(letter),
+/// An entry that is handed out. Dropped without having been settled, it goes back.
+struct Unsettled {
+    queue: Arc<Queue>,
+    position: Position,
+    entry: Option<Entry>,
+}
+
+impl Unsettled {
+    fn new(queue: Arc<Queue>, position: Position, entry: Entry) -> Self {
+        Self { queue, position, entry: Some(entry) }
+    }
+
+    /// Before the entry ends: as long as it has not, the mark of the letter is not taken for a replay to be carried out again.
+    async fn replay_carried_out(&self) -> Result<(), SettleError> {
+        match (
+            self.entry.as_ref().map(|entry| &entry.cause),
+            self.queue.dead_letters.replay_requests(),
+        ) {
+            (Some(Cause::Replay(letter)), Some(requests)) => {
+                requests.carried_out(*letter).await.map_err(SettleError)
+            }
+            _ => Ok(()),
         }
     }
 
-    fn dead_letters(&self) -> &dyn DeadLetterStore {
-        &*self.dead_letters
+    fn end(&mut self, fate: Fate) {
+        if let Some(entry) = self.entry.take() {
+            self.queue.end(&self.position, entry, fate);
+        }
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        self.end(Fate::Back);
+    }
+}
+
+#[async_trait]
+impl Settle for Unsettled {
+    async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), SettleError> {
+        match settlement {
+            Settlement::Ack => {
+                let recorded = self.replay_carried_out().await;
+                self.end(Fate::Finished);
+                recorded?;
+            }
+            Settlement::Retry { after } => self.end(Fate::Again(after)),
+            Settlement::Wait { after } => self.end(Fate::Later(after)),
+            Settlement::DeadLetter { reason } => {
+                if let Some(entry) = &self.entry {
+                    let letter = self.queue.dead_letter(entry, reason);
+                    if let Err(error) = self.queue.dead_letters.put(letter).await {
+                        self.end(Fate::Again(DEAD_LETTER_RETRY));
+                        return Err(SettleError(error));
+                    }
+                }
+                // The letter of the same event has lost its mark by now; one whose event has no id goes here.
+                let recorded = self.replay_carried_out().await;
+                self.end(Fate::Finished);
+                recorded?;
+            }
+        }
+        Ok(())
     }
 }

@@ -31,12 +31,13 @@
 //!
 //! The library's own recovery is not used: connections, channels, topology and consumers are supervised here.
 
+mod connection;
 mod dead_letters;
-mod inbox;
-mod link;
-mod mailbox;
+mod membership;
 mod peers;
+mod prefetch_buffer;
 mod publisher;
+mod reply_queue;
 mod settings;
 mod shard;
 mod slots;
@@ -58,8 +59,8 @@ use super::{
     Subscriber, Subscription,
 };
 use crate::events::Outgoing;
-use link::{LinkError, Links};
-use mailbox::Mailbox;
+use connection::{BrokerError, Connections};
+use prefetch_buffer::PrefetchBuffer;
 use publisher::Publishing;
 use shard::Subscribed;
 use stats::BusStats;
@@ -68,7 +69,6 @@ use topology::Topology;
 pub use dead_letters::RabbitDeadLetters;
 pub use settings::{AmqpUrl, InvalidAmqpUrl, NoBroker, RabbitSettings};
 pub use stats::{BusSnapshot, SubscriptionSnapshot};
-pub use wire::{CORRELATION_ID, REPLY_TO};
 
 /// The longest name AMQP allows, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -84,8 +84,8 @@ struct Inner {
     carrier: Carrier,
     publishing: Publishing,
     /// A connection of its own: a broker that is short of memory stops the connections that publish.
-    consuming: Links,
-    publishes: Links,
+    consuming: Connections,
+    publishes: Connections,
     /// Ends the subscriptions.
     stop: CancellationToken,
     /// Ends publishing and the connections.
@@ -93,7 +93,7 @@ struct Inner {
     tasks: Mutex<Tasks>,
     stats: Arc<BusStats>,
     /// Those of the subscriptions that are alive.
-    mailboxes: Mutex<Vec<Weak<Mailbox>>>,
+    buffers: Mutex<Vec<Weak<PrefetchBuffer>>>,
     /// Two who look at dead letters at the same time hide them from each other.
     looking: tokio::sync::Mutex<()>,
 }
@@ -120,10 +120,10 @@ impl RabbitBus {
         let hang_up = CancellationToken::new();
         let stats = Arc::<BusStats>::default();
         let mut keep = |purpose| {
-            let (links, keeping) =
-                link::keep(settings.clone(), purpose, stats.clone(), hang_up.clone());
+            let (current, keeping) =
+                connection::keep(settings.clone(), purpose, stats.clone(), hang_up.clone());
             connections.spawn(keeping);
-            links
+            current
         };
         let (publishes, consuming) = (keep("publish"), keep("consume"));
         let (publishing, workers) =
@@ -142,7 +142,7 @@ impl RabbitBus {
             hang_up,
             tasks,
             stats,
-            mailboxes: Mutex::default(),
+            buffers: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
         }))
     }
@@ -171,10 +171,10 @@ impl RabbitBus {
 
     /// The numbers of this moment, for gauges and counters.
     pub fn stats(&self) -> BusSnapshot {
-        let mut mailboxes = self.mailboxes();
-        mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
+        let mut buffers = self.buffers();
+        buffers.retain(|buffer| buffer.strong_count() > 0);
         let subscriptions =
-            mailboxes.iter().filter_map(Weak::upgrade).map(|mailbox| mailbox.snapshot());
+            buffers.iter().filter_map(Weak::upgrade).map(|buffer| buffer.snapshot());
         self.0.stats.snapshot(self.is_connected(), subscriptions.collect())
     }
 
@@ -216,9 +216,9 @@ impl RabbitBus {
         drop(timeout(GOODBYE, gone).await);
     }
 
-    fn mailboxes(&self) -> MutexGuard<'_, Vec<Weak<Mailbox>>> {
+    fn buffers(&self) -> MutexGuard<'_, Vec<Weak<PrefetchBuffer>>> {
         // Nothing under this lock can panic halfway through a change.
-        self.0.mailboxes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
@@ -253,7 +253,7 @@ impl Publisher for RabbitBus {
             .collect()
     }
 
-    /// A quarter of a group: several calls share a group, and the channels take turns.
+    /// A quarter of a group: several calls share a group, and groups go over the channels round robin.
     fn batch_size(&self) -> usize {
         (self.0.settings.publish_group / 4).max(1)
     }
@@ -280,7 +280,7 @@ impl Subscriber for RabbitBus {
         if topology.longest_name() > MAX_NAME_BYTES {
             return Err(SubscribeError::Invalid("a name is longer than AMQP's 255 bytes".into()));
         }
-        let mailbox = Arc::new(Mailbox::new(
+        let buffer = Arc::new(PrefetchBuffer::new(
             queue,
             settings.prefix.clone(),
             shards.1,
@@ -293,16 +293,16 @@ impl Subscriber for RabbitBus {
             settings,
             inner.consuming.clone(),
             topology,
-            mailbox.clone(),
+            buffer.clone(),
             stop.clone(),
             shards,
         ));
         let limit = inner.settings.subscribe_timeout;
         let ready = async {
-            let link = inner.consuming.clone().get().await?;
-            subscribed.declare(&link).await
+            let connection = inner.consuming.clone().get().await?;
+            subscribed.declare(&connection).await
         };
-        match timeout(limit, ready).await.unwrap_or(Err(LinkError::Slow)) {
+        match timeout(limit, ready).await.unwrap_or(Err(BrokerError::Slow)) {
             Ok(()) => {}
             Err(error) if error.is_contradiction() => {
                 let why = "the queue exists with other properties; its number of shards and its bounds cannot change";
@@ -312,15 +312,15 @@ impl Subscriber for RabbitBus {
         }
         let done = CancellationToken::new();
         let carrier = inner.carrier.clone();
-        let source = Source { mailbox: mailbox.clone(), carrier, done: done.clone(), stop };
+        let source = Source { buffer: buffer.clone(), carrier, done: done.clone(), stop };
         // The connections are needed until the last delivery is settled.
         let bus = self.clone();
-        self.mailboxes().push(Arc::downgrade(&mailbox));
+        self.buffers().push(Arc::downgrade(&buffer));
         let mut tasks = self.tasks();
         while tasks.subscriptions.try_join_next().is_some() {}
         tasks.subscriptions.spawn(async move {
             let _done = done.drop_guard();
-            subscribed.run().await;
+            peers::consume(subscribed).await;
             drop(bus);
         });
         Ok(Deliveries::new(source))
@@ -329,20 +329,21 @@ impl Subscriber for RabbitBus {
     /// What lies at the broker is of all subscribers together.
     async fn backlog(&self) -> anyhow::Result<u64> {
         let inner = &self.0;
-        let mailboxes: Vec<_> = self.mailboxes().iter().filter_map(Weak::upgrade).collect();
-        let link = inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await?;
+        let buffers: Vec<_> = self.buffers().iter().filter_map(Weak::upgrade).collect();
+        let connection =
+            inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await?;
         let mut waiting = 0;
         // First at the broker, then here: what comes over in between is counted twice, and not missed.
-        for mailbox in &mailboxes {
-            let shards = (0..mailbox.shards()).map(async |shard| {
-                let queue = topology::shard_queue(&inner.settings.prefix, &mailbox.queue, shard);
-                link.depth(&queue).await
+        for buffer in &buffers {
+            let shards = (0..buffer.shards()).map(async |shard| {
+                let queue = topology::shard_queue(&inner.settings.prefix, &buffer.queue, shard);
+                connection.depth(&queue).await
             });
             let depths = try_join_all(shards).await?;
             waiting += depths.into_iter().flatten().map(u64::from).sum::<u64>();
         }
-        for mailbox in mailboxes {
-            let here = mailbox.snapshot();
+        for buffer in buffers {
+            let here = buffer.snapshot();
             waiting += here.held + here.unsettled;
         }
         Ok(waiting)
@@ -350,7 +351,7 @@ impl Subscriber for RabbitBus {
 }
 
 struct Source {
-    mailbox: Arc<Mailbox>,
+    buffer: Arc<PrefetchBuffer>,
     carrier: Carrier,
     stop: CancellationToken,
     /// The shards are given up.
@@ -366,7 +367,7 @@ impl Drop for Source {
 #[async_trait]
 impl DeliverySource for Source {
     async fn next(&mut self) -> Option<Delivery> {
-        self.mailbox.next().await
+        self.buffer.next().await
     }
 
     async fn close(&mut self) {

@@ -1,12 +1,10 @@
-//! Who else subscribes to the queue, so that replicas share its shards.
+//! How replicas of a subscriber learn of each other, so that they share the shards of its queue.
 //!
-//! Every replica calls its name into a fanout exchange and hears the others. From the names each reckons which shard
-//! should be whose, and gives up what should be another's. That is about fairness alone: who may consume a shard is
-//! the broker's decision, so replicas that disagree for a while do no harm.
+//! Every replica calls its name into a fanout exchange and hears the others. From the names each computes which replica
+//! should have which shard, and releases those that another should have. That is about fairness alone: the broker decides
+//! which replica consumes a shard, so replicas that disagree for a while do no harm.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use futures::StreamExt as _;
 use lapin::Consumer;
@@ -16,70 +14,35 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
 use tokio::time::{Instant, interval, sleep};
-use uuid::Uuid;
 
-use super::link::{Link, LinkError};
+use super::connection::{BrokerError, Connection};
 use super::shard::Subscribed;
 
-/// Calls that may be missed before a replica counts as gone.
-const MISSED_CALLS: u32 = 4;
-/// The most names that are kept; more replicas than the most shards have nothing to share.
-const MAX_NAMES: usize = 1024;
-
-/// The replicas that were heard of lately, this one included.
-pub(super) struct Roll {
-    me: Uuid,
-    call_every: Duration,
-    heard: Mutex<BTreeMap<Uuid, Instant>>,
-}
-
-impl Roll {
-    pub(super) fn new(call_every: Duration) -> Self {
-        Self { me: Uuid::now_v7(), call_every, heard: Mutex::default() }
+/// Consumes the shards of a subscription until it is stopped, and lets the replicas know of each other meanwhile, so that
+/// shards can be handed over in order.
+pub(super) async fn consume(subscribed: Arc<Subscribed>) {
+    let peers = Peers(subscribed.clone());
+    tokio::select! {
+        () = subscribed.consume() => {}
+        () = peers.run(), if subscribed.has_shards_to_share() => {}
     }
-
-    /// Whether a shard should be another replica's.
-    pub(super) fn is_for_another(&self, shard: usize) -> bool {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = self.call_every * MISSED_CALLS;
-        heard.retain(|name, at| *name == self.me || at.elapsed() < limit);
-        heard.entry(self.me).or_insert_with(Instant::now);
-        heard.keys().nth(shard % heard.len()) != Some(&self.me)
-    }
-
-    fn hear(&self, call: &[u8]) {
-        let Ok(text) = std::str::from_utf8(call) else { return };
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gone) = text.strip_prefix('-') {
-            if let Ok(name) = gone.parse() {
-                heard.remove(&name);
-            }
-        } else if let Ok(name) = text.parse()
-            && (heard.len() < MAX_NAMES || heard.contains_key(&name))
-        {
-            heard.insert(name, Instant::now());
-        }
-    }
+    subscribed.buffer.end_all();
 }
 
 /// Calls and listens.
-pub(super) struct Peers(Arc<Subscribed>);
+struct Peers(Arc<Subscribed>);
 
 impl Peers {
-    pub(super) fn new(subscribed: Arc<Subscribed>) -> Self {
-        Self(subscribed)
-    }
-
     /// Never ends; drop it.
-    pub(super) async fn run(&self) {
-        let mut links = self.0.links.clone();
+    async fn run(&self) {
+        let mut connections = self.0.connections.clone();
         let mut failures = 0;
         loop {
-            let Ok(link) = links.get().await else {
+            let Ok(connection) = connections.get().await else {
                 return std::future::pending().await;
             };
             let called = Instant::now();
-            let error = match self.call(&link).await {
+            let error = match self.call(&connection).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -87,54 +50,64 @@ impl Peers {
                 failures = 0;
             }
             failures += 1;
-            let queue = &self.0.mailbox.queue;
+            let queue = &self.0.buffer.queue;
             tracing::debug!(queue, failures, %error, "replicas not heard");
             sleep(self.0.settings.reconnect.after(failures)).await;
         }
     }
 
-    async fn call(&self, link: &Link) -> Result<std::convert::Infallible, LinkError> {
-        self.0.declare(link).await?;
-        let channel = link.channel().await?;
-        let mut calls = self.listen(link, &channel).await?;
+    async fn call(&self, connection: &Connection) -> Result<std::convert::Infallible, BrokerError> {
+        self.0.declare(connection).await?;
+        let channel = connection.channel().await?;
+        let mut calls = self.listen(connection, &channel).await?;
         let mut time = interval(self.0.settings.peer_interval);
-        let me = self.0.roll.me.to_string();
+        let me = self.0.membership.me.to_string();
         loop {
             tokio::select! {
                 // Stopping, it says so, for the others to take over at once.
                 () = self.0.stop.cancelled() => {
-                    self.say(link, &channel, &format!("-{me}")).await?;
+                    self.say(connection, &channel, &format!("-{me}")).await?;
                     return std::future::pending().await;
                 }
                 call = calls.next() => match call {
-                    Some(call) => self.0.roll.hear(&call?.data),
-                    None => return Err(LinkError::Cancelled),
+                    Some(call) => self.0.membership.hear(&call?.data),
+                    None => return Err(BrokerError::Cancelled),
                 },
-                _ = time.tick() => self.say(link, &channel, &me).await?,
+                _ = time.tick() => self.say(connection, &channel, &me).await?,
             }
         }
     }
 
-    async fn listen(&self, link: &Link, channel: &Channel) -> Result<Consumer, LinkError> {
+    async fn listen(
+        &self,
+        connection: &Connection,
+        channel: &Channel,
+    ) -> Result<Consumer, BrokerError> {
         let none = FieldTable::default;
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let queue = link.ask(channel.queue_declare("".into(), options, none())).await?;
+        let queue = connection.ask(channel.queue_declare("".into(), options, none())).await?;
         let exchange = self.0.topology.peers();
         let options = QueueBindOptions::default();
         let name = queue.name().clone();
-        link.ask(channel.queue_bind(name.clone(), exchange.into(), "".into(), options, none()))
+        connection
+            .ask(channel.queue_bind(name.clone(), exchange.into(), "".into(), options, none()))
             .await?;
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        link.ask(channel.basic_consume(name, "".into(), options, none())).await
+        connection.ask(channel.basic_consume(name, "".into(), options, none())).await
     }
 
-    async fn say(&self, link: &Link, channel: &Channel, what: &str) -> Result<(), LinkError> {
+    async fn say(
+        &self,
+        connection: &Connection,
+        channel: &Channel,
+        what: &str,
+    ) -> Result<(), BrokerError> {
         let exchange = self.0.topology.peers().into();
         let options = BasicPublishOptions::default();
         let properties = BasicProperties::default();
         let saying =
             channel.basic_publish(exchange, "".into(), options, what.as_bytes(), properties);
-        link.ask(saying).await.map(drop)
+        connection.ask(saying).await.map(drop)
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::RabbitSettings;
-use super::link::{Link, LinkError, Links};
+use super::connection::{BrokerError, Connection, Connections};
 use super::stats::BusStats;
 use super::topology::declare_domain;
 use super::wire::{self, Message};
@@ -53,7 +53,7 @@ impl Publishing {
     /// The handle, and the work behind it.
     pub(super) fn start(
         settings: Arc<RabbitSettings>,
-        links: &Links,
+        connections: &Connections,
         stats: Arc<BusStats>,
         stop: &CancellationToken,
     ) -> (Self, Vec<impl Future<Output = ()> + use<>>) {
@@ -63,7 +63,7 @@ impl Publishing {
             .map(|_| {
                 let worker = Worker {
                     settings: settings.clone(),
-                    links: links.clone(),
+                    connections: connections.clone(),
                     requests: receiver.clone(),
                     open: None,
                 };
@@ -111,15 +111,15 @@ impl Publishing {
 
 /// A channel in confirm mode.
 struct Open {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     channel: Channel,
-    /// Exchanges declared over this link.
+    /// Exchanges declared over this connection.
     declared: HashSet<ShortString>,
 }
 
 struct Worker {
     settings: Arc<RabbitSettings>,
-    links: Links,
+    connections: Connections,
     requests: Arc<Mutex<mpsc::Receiver<Request>>>,
     open: Option<Open>,
 }
@@ -132,7 +132,7 @@ impl Worker {
             let mut results = self.publish(&messages).await.into_iter();
             for request in group {
                 let own = results.by_ref().take(request.messages.len()).collect();
-                // Whoever asked may have gone; he will ask again.
+                // The caller may have gone; it publishes again.
                 drop(request.reply.send(own));
             }
         }
@@ -168,7 +168,7 @@ impl Worker {
         for message in messages.iter().filter(|message| message.to_domain) {
             if !open.declared.contains(&message.exchange) {
                 let name = message.exchange.as_str();
-                if let Err(error) = declare_domain(&open.link, &open.channel, name).await {
+                if let Err(error) = declare_domain(&open.connection, &open.channel, name).await {
                     return vec![Err(unavailable(error)); messages.len()];
                 }
                 open.declared.insert(message.exchange.clone());
@@ -183,31 +183,31 @@ impl Worker {
                 }
                 return results;
             }
-            () = sleep(limit) => LinkError::Slow,
-            () = lost(&open.link) => LinkError::Down,
+            () = sleep(limit) => BrokerError::Slow,
+            () = lost(&open.connection) => BrokerError::Down,
         };
         // The channel goes with it: its late confirms must not be taken for another group's.
         vec![Err(unavailable(why)); messages.len()]
     }
 
     /// Takes the channel out; it is put back after a group that went well.
-    async fn open(&mut self) -> Result<Open, LinkError> {
-        let link = self.links.get_within(self.settings.publish_wait).await?;
+    async fn open(&mut self) -> Result<Open, BrokerError> {
+        let connection = self.connections.get_within(self.settings.publish_wait).await?;
         if let Some(open) = self.open.take()
-            && open.link.number == link.number
+            && open.connection.number == connection.number
             && open.channel.status().connected()
         {
             return Ok(open);
         }
-        let channel = link.channel().await?;
-        link.ask(channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(Open { link, channel, declared: HashSet::new() })
+        let channel = connection.channel().await?;
+        connection.ask(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(Open { connection, channel, declared: HashSet::new() })
     }
 }
 
 /// The connection ended, and what it had still to say was heard.
-async fn lost(link: &Link) {
-    link.ended().await;
+async fn lost(connection: &Connection) {
+    connection.ended().await;
     sleep(LAST_WORDS).await;
 }
 

@@ -92,7 +92,7 @@ pub struct RabbitSettings {
     /// How long a shard that is to be given up waits for its deliveries to be settled. Default 10 s.
     pub handover_timeout: Duration,
     /// How often a broker may have to take a message back from consumers that went away before it goes to the dead
-    /// letters: the end of a message that kills whoever handles it. Part of the shard queues' arguments, so it cannot
+    /// letters: the end of a message that kills its consumers. Part of the shard queues' arguments, so it cannot
     /// be changed for queues that exist. Default 100.
     pub delivery_limit: u32,
     /// The most bytes of messages a shard queue holds; beyond it publishing is refused, and the events stay in their

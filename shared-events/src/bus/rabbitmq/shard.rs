@@ -17,9 +17,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::RabbitSettings;
-use super::link::{Link, LinkError, Links};
-use super::mailbox::Mailbox;
-use super::peers::{Peers, Roll};
+use super::connection::{BrokerError, Connection, Connections};
+use super::membership::Membership;
+use super::prefetch_buffer::PrefetchBuffer;
 use super::topology::Topology;
 
 /// A shard that was given up because it should be another replica's stays, should it come back, at least this long:
@@ -31,12 +31,12 @@ const MIN_SHARD_PREFETCH: usize = 16;
 /// Everything that one subscription's tasks share.
 pub(super) struct Subscribed {
     pub(super) settings: Arc<RabbitSettings>,
-    pub(super) links: Links,
+    pub(super) connections: Connections,
     pub(super) topology: Topology,
-    pub(super) mailbox: Arc<Mailbox>,
-    pub(super) roll: Roll,
+    pub(super) buffer: Arc<PrefetchBuffer>,
+    pub(super) membership: Membership,
     pub(super) stop: CancellationToken,
-    /// The link over which the topology was declared last; `None` when it should be again.
+    /// The connection over which the topology was declared last; `None` when it should be again.
     pub(super) declared: Mutex<Option<u64>>,
     shards: usize,
     /// In messages, for each shard.
@@ -49,26 +49,26 @@ enum End {
     /// It was given up for another replica.
     Released,
     /// The channel, the queue or the connection is gone.
-    Failed(LinkError),
+    Failed(BrokerError),
 }
 
 impl Subscribed {
     pub(super) fn new(
         settings: Arc<RabbitSettings>,
-        links: Links,
+        connections: Connections,
         topology: Topology,
-        mailbox: Arc<Mailbox>,
+        buffer: Arc<PrefetchBuffer>,
         stop: CancellationToken,
         (shards, prefetch): (usize, usize),
     ) -> Self {
         // Twice the fair share, for keys are never spread evenly.
         let share = (prefetch.div_ceil(shards) * 2).max(MIN_SHARD_PREFETCH).min(prefetch);
         Self {
-            roll: Roll::new(settings.peer_interval),
+            membership: Membership::new(settings.peer_interval),
             settings,
-            links,
+            connections,
             topology,
-            mailbox,
+            buffer,
             stop,
             declared: Mutex::new(None),
             shards,
@@ -76,43 +76,41 @@ impl Subscribed {
         }
     }
 
-    /// Consumes until stopped; with that, or when the bus ends, waits for what is out.
-    pub(super) async fn run(self: Arc<Self>) {
-        let peers = Peers::new(self.clone());
-        let shards = join_all((0..self.shards).map(|shard| self.keep_shard(shard)));
-        // The roll is called for as long as shards are consumed, so that they can be handed over in order.
-        tokio::select! {
-            _ = shards => {}
-            () = peers.run(), if self.shards > 1 => {}
-        }
-        self.mailbox.end_all();
+    /// Consumes each shard until the subscription is stopped or the bus ends.
+    pub(super) async fn consume(&self) {
+        join_all((0..self.shards).map(|shard| self.keep_shard(shard))).await;
     }
 
-    /// Declares the topology, once for each link and again after something was found missing.
-    pub(super) async fn declare(&self, link: &Link) -> Result<(), LinkError> {
+    /// Whether there is more than one shard.
+    pub(super) fn has_shards_to_share(&self) -> bool {
+        self.shards > 1
+    }
+
+    /// Declares the topology, once for each connection and again after something was found missing.
+    pub(super) async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
         let mut declared = self.declared.lock().await;
-        if *declared != Some(link.number) {
-            self.topology.declare(link).await?;
-            *declared = Some(link.number);
+        if *declared != Some(connection.number) {
+            self.topology.declare(connection).await?;
+            *declared = Some(connection.number);
         }
         Ok(())
     }
 
     async fn keep_shard(&self, shard: usize) {
         let mut failures = 0;
-        let mut links = self.links.clone();
+        let mut connections = self.connections.clone();
         let mut keep_until = Instant::now();
         loop {
-            let link = tokio::select! {
+            let connection = tokio::select! {
                 () = self.stop.cancelled() => return,
-                link = links.get() => match link {
-                    Ok(link) => link,
+                connection = connections.get() => match connection {
+                    Ok(connection) => connection,
                     Err(_) => return,
                 },
             };
             let opened = Instant::now();
-            let end = self.serve(&link, shard, keep_until).await;
-            self.mailbox.begin(shard);
+            let end = self.serve(&connection, shard, keep_until).await;
+            self.buffer.begin(shard);
             match end {
                 End::Stopped => return,
                 End::Released => keep_until = Instant::now() + KEEP_AT_LEAST,
@@ -121,7 +119,7 @@ impl Subscribed {
                         failures = 0;
                     }
                     failures += 1;
-                    let queue = &self.mailbox.queue;
+                    let queue = &self.buffer.queue;
                     tracing::warn!(queue, shard, failures, %error, "shard lost, opening it again");
                     // Whatever it was, the queue may be gone with it.
                     *self.declared.lock().await = None;
@@ -135,8 +133,8 @@ impl Subscribed {
     }
 
     /// Consumes one shard over one channel.
-    async fn serve(&self, link: &Link, shard: usize, keep_until: Instant) -> End {
-        match self.try_serve(link, shard, keep_until).await {
+    async fn serve(&self, connection: &Connection, shard: usize, keep_until: Instant) -> End {
+        match self.try_serve(connection, shard, keep_until).await {
             Ok(end) => end,
             Err(error) => End::Failed(error),
         }
@@ -144,31 +142,31 @@ impl Subscribed {
 
     async fn try_serve(
         &self,
-        link: &Link,
+        connection: &Connection,
         shard: usize,
         keep_until: Instant,
-    ) -> Result<End, LinkError> {
-        self.declare(link).await?;
-        let channel = link.channel().await?;
-        link.ask(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+    ) -> Result<End, BrokerError> {
+        self.declare(connection).await?;
+        let channel = connection.channel().await?;
+        connection.ask(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
         let queue = self.topology.shard(shard);
         let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
         let consuming = channel.basic_consume(queue.into(), "".into(), options, none);
-        let mut consumer = link.ask(consuming).await?;
-        let epoch = self.mailbox.begin(shard);
+        let mut consumer = connection.ask(consuming).await?;
+        let epoch = self.buffer.begin(shard);
         let receiving = self.receive(&mut consumer, shard, epoch, keep_until);
         let end = tokio::select! {
             end = receiving => end,
-            () = link.ended() => End::Failed(LinkError::Down),
+            () = connection.ended() => End::Failed(BrokerError::Down),
         };
         if !matches!(end, End::Failed(_)) {
-            self.mailbox.release(shard);
+            self.buffer.release(shard);
             let limit = self.settings.handover_timeout;
-            if timeout(limit, self.mailbox.drained(shard)).await.is_err() {
-                let queue = &self.mailbox.queue;
+            if timeout(limit, self.buffer.drained(shard)).await.is_err() {
+                let queue = &self.buffer.queue;
                 tracing::warn!(queue, shard, "shard given up with deliveries still unsettled");
             }
-            link.ask(channel.close(200, "OK".into())).await?;
+            connection.ask(channel.close(200, "OK".into())).await?;
         }
         Ok(end)
     }
@@ -185,7 +183,7 @@ impl Subscribed {
         // The broker does not say who is active; the first delivery does.
         let mut active = false;
         loop {
-            if active && Instant::now() >= keep_until && self.roll.is_for_another(shard) {
+            if active && Instant::now() >= keep_until && self.membership.is_for_another(shard) {
                 return End::Released;
             }
             tokio::select! {
@@ -193,10 +191,10 @@ impl Subscribed {
                 delivery = consumer.next() => match delivery {
                     Some(Ok(delivery)) => {
                         active = true;
-                        self.mailbox.push(shard, epoch, delivery);
+                        self.buffer.push(shard, epoch, delivery);
                     }
                     Some(Err(error)) => return End::Failed(error.into()),
-                    None => return End::Failed(LinkError::Cancelled),
+                    None => return End::Failed(BrokerError::Cancelled),
                 },
                 _ = look.tick() => {}
             }

@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 
 use super::RabbitSettings;
-use super::link::{Link, LinkError};
+use super::connection::{BrokerError, Connection};
 use super::slots::{self, SLOTS};
 use super::wire::text;
 use crate::bus::Subscription;
@@ -42,16 +42,16 @@ fn durable_queue() -> QueueDeclareOptions {
     QueueDeclareOptions { durable: true, ..Default::default() }
 }
 
-/// The topic exchange of a domain. Whoever comes first declares it, publisher or consumer.
+/// The topic exchange of a domain. Publisher and consumer both declare it.
 pub(super) async fn declare_domain(
-    link: &Link,
+    connection: &Connection,
     channel: &Channel,
     exchange: &str,
-) -> Result<(), LinkError> {
+) -> Result<(), BrokerError> {
     let none = FieldTable::default();
     let declaring =
         channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable_exchange(), none);
-    link.ask(declaring).await
+    connection.ask(declaring).await
 }
 
 /// The queue of one shard.
@@ -96,39 +96,39 @@ impl Topology {
     /// Makes what is not there yet.
     ///
     /// Dead letters first and the bindings to the domains last: no event comes in before all slots have their shards.
-    pub(super) async fn declare(&self, link: &Link) -> Result<(), LinkError> {
-        let channel = link.channel().await?;
+    pub(super) async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let channel = connection.channel().await?;
         let none = FieldTable::default;
         let dead = dead_queue(&self.prefix, &self.subscription.queue);
         let slots = slots_exchange(&self.prefix, &self.subscription.queue);
         let fanout = |name: String| {
             channel.exchange_declare(name.into(), ExchangeKind::Fanout, durable_exchange(), none())
         };
-        link.ask(fanout(dead.clone())).await?;
-        link.ask(fanout(self.peers())).await?;
-        link.ask(fanout(self.rest())).await?;
+        connection.ask(fanout(dead.clone())).await?;
+        connection.ask(fanout(self.peers())).await?;
+        connection.ask(fanout(self.rest())).await?;
         let declaring =
             channel.queue_declare(dead.as_str().into(), durable_queue(), self.dead_arguments());
-        link.ask(declaring).await?;
-        self.bind(link, &channel, &dead, &dead, "").await?;
+        connection.ask(declaring).await?;
+        self.bind(connection, &channel, &dead, &dead, "").await?;
 
         let mut otherwise = FieldTable::default();
         otherwise.insert("alternate-exchange".into(), text(&self.rest()));
         let kind = ExchangeKind::Direct;
         let declaring =
             channel.exchange_declare(slots.as_str().into(), kind, durable_exchange(), otherwise);
-        link.ask(declaring).await?;
+        connection.ask(declaring).await?;
         for shard in 0..self.subscription.shards {
             let arguments = self.shard_arguments(shard, &dead);
             let queue = self.shard(shard);
             let declaring = channel.queue_declare(queue.into(), durable_queue(), arguments);
-            link.ask(declaring).await?;
+            connection.ask(declaring).await?;
         }
-        self.bind(link, &channel, &self.shard(0), &self.rest(), "").await?;
-        self.bind_slots(link, &channel, &slots).await?;
+        self.bind(connection, &channel, &self.shard(0), &self.rest(), "").await?;
+        self.bind_slots(connection, &channel, &slots).await?;
         for binding in &self.subscription.bindings {
             let domain = format!("{}{}", self.prefix, binding.exchange);
-            declare_domain(link, &channel, &domain).await?;
+            declare_domain(connection, &channel, &domain).await?;
             let binding = channel.exchange_bind(
                 slots.as_str().into(),
                 domain.into(),
@@ -136,19 +136,19 @@ impl Topology {
                 ExchangeBindOptions::default(),
                 none(),
             );
-            link.ask(binding).await?;
+            connection.ask(binding).await?;
         }
-        link.ask(channel.close(200, "OK".into())).await
+        connection.ask(channel.close(200, "OK".into())).await
     }
 
     /// One binding for each slot, sent without waiting for answers. The channel's next request is answered after them,
     /// and fails when one of them did.
     async fn bind_slots(
         &self,
-        link: &Link,
+        connection: &Connection,
         channel: &Channel,
         exchange: &str,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), BrokerError> {
         let shards = self.subscription.shards;
         let binds = (0..SLOTS).map(|slot| {
             channel.queue_bind(
@@ -159,22 +159,22 @@ impl Topology {
                 FieldTable::default(),
             )
         });
-        link.ask(try_join_all(binds)).await.map(drop)
+        connection.ask(try_join_all(binds)).await.map(drop)
     }
 
     async fn bind(
         &self,
-        link: &Link,
+        connection: &Connection,
         channel: &Channel,
         queue: &str,
         exchange: &str,
         routing_key: &str,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), BrokerError> {
         let options = QueueBindOptions::default();
         let none = FieldTable::default();
         let binding =
             channel.queue_bind(queue.into(), exchange.into(), routing_key.into(), options, none);
-        link.ask(binding).await
+        connection.ask(binding).await
     }
 
     fn shard_arguments(&self, shard: usize, dead: &str) -> FieldTable {

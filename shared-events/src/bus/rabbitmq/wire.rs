@@ -3,20 +3,15 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Acker, BasicProperties};
 
 use super::slots;
-use crate::bus::PublishError;
+use crate::bus::{CORRELATION_ID, PublishError, REPLY_TO};
 use crate::events::Outgoing;
 
 /// The header that consumers order by.
 pub(super) const ORDERING_KEY: &str = "x-ordering-key";
-/// In an event's headers: where a reply is awaited. On the wire it is AMQP's own property.
-pub const REPLY_TO: &str = "reply-to";
-/// In an event's headers: which request a reply belongs to. On the wire it is AMQP's own property.
-pub const CORRELATION_ID: &str = "correlation-id";
-
 /// The header by whose values RabbitMQ routes as by the routing key; here the slot of the ordering key.
 const COPY: &str = "CC";
 /// On what went to a queue past the exchange it was published to at first: that exchange.
@@ -28,6 +23,19 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 const BROKERS_OWN: [&str; 5] =
     [DELIVERY_COUNT, "x-acquired-count", "x-death", "x-opt-", "x-stream-"];
 const PERSISTENT: u8 = 2;
+
+/// What the headers of a dead letter begin with that are not its event's.
+const DEAD_LETTER_PREFIX: &str = "x-tourin-dead-";
+
+/// A message as it came.
+pub(super) struct Incoming {
+    pub(super) body: Bytes,
+    /// Without the prefix.
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+    pub(super) properties: BasicProperties,
+    pub(super) acker: Acker,
+}
 
 /// A message ready to be published.
 #[derive(Clone, Debug)]
@@ -82,7 +90,7 @@ pub(super) fn properties(
 /// A message for nobody: the broker confirms it, gives it back, and keeps nothing of it.
 pub(super) fn probe() -> Message {
     Message {
-        // The default exchange knows queues by their names; an empty one is none.
+        // The default exchange knows queues by their names; an empty name is not one.
         exchange: "".into(),
         routing_key: "tourin.write-probe".into(),
         body: Bytes::new(),
@@ -136,7 +144,7 @@ pub(super) fn headers(properties: &BasicProperties) -> BTreeMap<String, String> 
         let name = name.as_str();
         let not_its_own = name == ORDERING_KEY
             || name == ORIGIN_EXCHANGE
-            || name.starts_with(super::dead_letters::PREFIX)
+            || name.starts_with(DEAD_LETTER_PREFIX)
             || name.starts_with("x-first-death-")
             || name.starts_with("x-last-death-")
             || BROKERS_OWN.iter().any(|own| name.starts_with(own));

@@ -14,8 +14,9 @@ pub use operators::*;
 pub use relays::*;
 
 use super::shard::all_shards;
-use super::{Depth, Filter, OutboxFull, OutboxStore, State, Stored, VERSION};
+use super::{Depth, Filter, OutboxFull, OutboxStore, State, Stored};
 use crate::bus::contract::view;
+use crate::envelope::VERSION;
 use crate::events::Outgoing;
 
 /// An outbox under test.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use sqlx::mysql::MySqlConnection;
 
-use super::numbers;
+use super::rows::json;
 use crate::mysql::Database;
+use crate::outbox::sql::numbers;
 use crate::outbox::{Claim, SHARDS, Shard, fair_share, too_far_ahead};
 
 /// The server's time in microseconds; the same throughout a statement.
@@ -17,7 +18,8 @@ macro_rules! now {
     };
 }
 
-/// Nobody has it, his lease ended, or it is from before the clock was set back. To be bound: what is too far ahead.
+/// No relay holds it, its lease has ended, or the lease is from before the clock was set back. To be bound: what is too far
+/// ahead.
 macro_rules! free {
     () => {
         concat!("(holder IS NULL OR held_until <= ", now!(), " OR held_until > ", now!(), " + ?)")
@@ -111,7 +113,7 @@ async fn take(
 }
 
 async fn forget_the_dead(connection: &mut MySqlConnection) -> sqlx::Result<()> {
-    // Nobody waits for it: whoever is passed over is forgotten another time.
+    // Nothing waits for it: relays that are passed over are forgotten another time.
     let dead: Vec<String> = sqlx::query_scalar(concat!(
         "SELECT holder FROM outbox_relays WHERE alive_until < ",
         now!(),
@@ -157,8 +159,4 @@ pub(super) async fn leave(database: &Database, holder: &str) -> sqlx::Result<()>
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await
-}
-
-fn json(shards: &[Shard]) -> String {
-    serde_json::to_string(shards).expect("numbers are JSON")
 }

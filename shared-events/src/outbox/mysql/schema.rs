@@ -1,12 +1,17 @@
 //! The outbox's tables in MySQL.
 
-use crate::mysql::Migration;
+use crate::mysql::{Database, Migration};
 
 /// The table that records which steps of [`MIGRATIONS`] ran.
 pub const MIGRATIONS_TABLE: &str = "outbox_migrations";
 
 /// The outbox's schema.
 pub const MIGRATIONS: &[Migration] = &[OUTBOX, VERSIONS];
+
+/// Brings the tables up to date. `outbox_state.pruned` is from when the outbox was also read over HTTP.
+pub(super) async fn bring_up_to_date(database: &Database) -> anyhow::Result<()> {
+    database.migrate(MIGRATIONS, MIGRATIONS_TABLE).await
+}
 
 const OUTBOX: Migration = Migration {
     version: 1,

@@ -123,7 +123,7 @@ impl Held {
         true
     }
 
-    /// The next row whose turn it is, of a shard whose lease runs beyond `safe`. Shards take turns.
+    /// The next row whose turn it is, of a shard whose lease runs beyond `safe`. Shards are served round robin.
     pub(super) fn take(&mut self, now: Instant, safe: Instant) -> Option<Out> {
         let turn = self.turn;
         let (before, from) = {

@@ -14,7 +14,7 @@ use super::backlog::{DEFAULT_MAX_PENDING, keep_bound};
 use super::{OutboxStore, Pruner, Wake};
 use crate::backoff::Backoff;
 use crate::bus::Publisher;
-use crate::consumer::counters;
+use crate::counters::counters;
 use crate::{Clock, PassTime, unchecked};
 use running::Running;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::Utc;
 use sqlx::SqliteConnection;
 
+use super::rows::json;
 use crate::outbox::{Claim, Shard, fair_share, too_far_ahead};
 use crate::sqlite::{Database, to_micros};
 
@@ -15,10 +16,10 @@ pub(super) async fn claim(
     database: &Database,
     holder: &str,
     lease: Duration,
-) -> anyhow::Result<Claim> {
-    let lease = i64::try_from(lease.as_micros())?;
+) -> sqlx::Result<Claim> {
+    let lease = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX / 4);
     let mut transaction = database.write().await?;
-    // With the writer in hand: what was read of the clock before may be long ago.
+    // Read while the writer is held: an earlier time may be long ago.
     let now = to_micros(Utc::now());
     let until = now + lease;
     // A lease that ends later is from before the clock was set back.
@@ -38,7 +39,7 @@ pub(super) async fn claim(
             .bind(now)
             .fetch_one(&mut *transaction)
             .await?;
-    let relays = usize::try_from(relays)?;
+    let relays = usize::try_from(relays).unwrap_or(0);
     sqlx::query("UPDATE outbox_shards SET held_until = ?2 WHERE holder = ?1")
         .bind(holder)
         .bind(until)
@@ -55,7 +56,7 @@ pub(super) async fn claim(
     .bind(until)
     .bind(now)
     .bind(latest)
-    .bind(i64::try_from(room)?)
+    .bind(i64::try_from(room).unwrap_or(i64::MAX))
     .execute(&mut *transaction)
     .await?;
     let shards = match taken.rows_affected() {
@@ -77,20 +78,20 @@ pub(super) async fn release(
     database: &Database,
     holder: &str,
     shards: &[Shard],
-) -> anyhow::Result<()> {
+) -> sqlx::Result<()> {
     let mut transaction = database.write().await?;
     sqlx::query(
         "UPDATE outbox_shards SET holder = NULL, held_until = NULL
          WHERE holder = ?1 AND shard IN (SELECT value FROM json_each(?2))",
     )
     .bind(holder)
-    .bind(serde_json::to_string(shards)?)
+    .bind(json(shards))
     .execute(&mut *transaction)
     .await?;
-    Ok(transaction.commit().await?)
+    transaction.commit().await
 }
 
-pub(super) async fn leave(database: &Database, holder: &str) -> anyhow::Result<()> {
+pub(super) async fn leave(database: &Database, holder: &str) -> sqlx::Result<()> {
     let mut transaction = database.write().await?;
     sqlx::query("UPDATE outbox_shards SET holder = NULL, held_until = NULL WHERE holder = ?")
         .bind(holder)
@@ -100,5 +101,5 @@ pub(super) async fn leave(database: &Database, holder: &str) -> anyhow::Result<(
         .bind(holder)
         .execute(&mut *transaction)
         .await?;
-    Ok(transaction.commit().await?)
+    transaction.commit().await
 }

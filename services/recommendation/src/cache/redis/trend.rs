@@ -26,7 +26,7 @@ use tourin_chassis::clock::SharedClock;
 use uuid::Uuid;
 
 use super::connection::Connection;
-use super::recorder::{Entry, Recorder};
+use super::recorder::{self, Entry, Recorder};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::domain::decay::Decay;
@@ -137,7 +137,7 @@ impl RedisTrend {
     ) -> Self {
         let keys = Keys::new(prefix);
         let (window, half_life) = (micros(rules.window), micros(rules.half_life));
-        let recorder = Recorder::start(connection.clone(), &keys, window, half_life);
+        let recorder = recorder::start(connection.clone(), &keys, window, half_life);
         Self { connection, recorder, keys, rules, clock, scripts: Scripts::new() }
     }
 
@@ -221,7 +221,7 @@ impl TrendStore for RedisTrend {
             counted_ttl_ms: counted_ttl_ms.max(SHORTEST_TTL_MS),
             what: format!("{}:{}", code(event.kind), event.spot),
         };
-        self.recorder.count(entry).await
+        self.recorder.submit(entry).await
     }
 
     async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {

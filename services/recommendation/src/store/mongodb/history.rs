@@ -126,7 +126,7 @@ impl MongoHistories {
                 .await?;
             let ids: Vec<&str> = found.iter().map(|member| member.id.as_str()).collect();
             let pruned = found.iter().map(|member| {
-                self.recorder.apply(Change::Prune(member.id.clone(), dead_before, now))
+                self.recorder.submit(Change::Prune(member.id.clone(), dead_before, now))
             });
             let mut progress = 0;
             for pruned in futures::future::join_all(pruned).await {
@@ -217,7 +217,7 @@ struct Degree {
 #[async_trait]
 impl HistoryStore for MongoHistories {
     async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
-        match self.recorder.apply(Change::Record(event.clone())).await? {
+        match self.recorder.submit(Change::Record(event.clone())).await? {
             Changed::Recorded(kept) => Ok(kept),
             other => Err(unexpected(&other)),
         }
@@ -230,7 +230,7 @@ impl HistoryStore for MongoHistories {
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         let until = remember_until.timestamp_micros();
-        self.recorder.apply(Change::Forget(member.to_owned(), order.into(), until)).await?;
+        self.recorder.submit(Change::Forget(member.to_owned(), order.into(), until)).await?;
         Ok(())
     }
 

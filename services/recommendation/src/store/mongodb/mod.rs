@@ -81,7 +81,11 @@ async fn open_with(
         .context("expected mongodb://[user:password@]host[:port][,host...][/database][?options]")?;
     adjust(&mut options);
     let connection = Connection::new(options, DEFAULT_DATABASE)?;
-    let recorder = recorder::Recorder::start(connection.clone(), rules, clock);
+    let recorder = recorder::Recorder::start(recorder::Recording {
+        connection: connection.clone(),
+        rules,
+        clock,
+    });
     Ok(Documents {
         histories: Arc::new(history::MongoHistories::new(connection.clone(), recorder, rules)),
         spots: Arc::new(spots::MongoSpots::new(connection.clone())),

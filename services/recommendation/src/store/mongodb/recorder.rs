@@ -1,7 +1,4 @@
-//! Changes of members' histories, in groups.
-//!
-//! Changes that arrive while a group is under way make the next group: alone, a change goes at once;
-//! under load, a hundred share the round trips of one. A group is
+//! Changes of members' histories, in batches: under load, a hundred share the round trips of one. A batch is
 //!
 //! 1. one read of its members' documents,
 //! 2. one `update` of those that change, each only if it is still what was read, together with the
@@ -9,27 +6,23 @@
 //! 3. one `update` of holders and one of degrees, each statement recognising what it has done,
 //! 4. one `update` that takes what was done off the members' lists.
 //!
-//! Whoever dies in between leaves a list behind, which the next change of that member works off: the
-//! event that was not acknowledged comes again, and is such a change.
+//! A process that dies in between leaves a list behind, which the next change of that member works off:
+//! the event that was not acknowledged comes again, and is such a change.
 
 use std::collections::{HashMap, HashSet};
 
 use futures::future::try_join;
 use mongodb::bson::doc;
-use tokio::sync::{mpsc, oneshot};
 use tourin_chassis::clock::SharedClock;
 
 use super::connection::{Connection, STATEMENTS, Statement};
 use super::history::{DEGREES, DELETED, HOLDERS, MEMBERS, STATE};
 use super::member::{Effect, Member, random};
 use crate::app::ports::{HistoryEvent, Kept, PortError};
+use crate::batcher::{Batcher, Work};
 use crate::store::HistoryRules;
 use crate::store::interaction::Stamp;
 
-/// Changes that wait for their group; more make their senders wait.
-const QUEUE: usize = 1_024;
-/// The most changes in a group: what one command takes.
-const GROUP: usize = STATEMENTS;
 /// Attempts at members whom others change at the same time.
 const ATTEMPTS: usize = 20;
 /// Effects by which a spot recognises what it has counted already. Those that nobody has said were
@@ -76,93 +69,65 @@ pub(super) enum Changed {
     Pruned(u64),
 }
 
-struct Job {
-    change: Change,
-    reply: oneshot::Sender<Result<Changed, PortError>>,
-}
+/// Applies changes. [`Changed`] for each, once all of it is done.
+pub(super) type Recorder = Batcher<Recording>;
 
-/// A handle on the recorder. The recording task belongs to the handles: it ends, after the last
-/// change, when all of them are gone.
-#[derive(Clone)]
-pub(super) struct Recorder(mpsc::Sender<Job>);
-
-impl Recorder {
-    /// Starts the recorder. Must be called inside a tokio runtime.
-    pub(super) fn start(connection: Connection, rules: HistoryRules, clock: SharedClock) -> Self {
-        let (sender, jobs) = mpsc::channel(QUEUE);
-        tokio::spawn(Groups { connection, rules, clock }.run(jobs));
-        Self(sender)
-    }
-
-    /// Applies a change; returns once all of it is done.
-    pub(super) async fn apply(&self, change: Change) -> Result<Changed, PortError> {
-        let (reply, done) = oneshot::channel();
-        let stopped =
-            || PortError::failed(anyhow::anyhow!("the recorder of histories has stopped"));
-        self.0.send(Job { change, reply }).await.map_err(|_| stopped())?;
-        done.await.unwrap_or_else(|_| Err(stopped()))
-    }
-}
-
-/// The recording task.
-pub(super) struct Groups {
+/// What the changes are applied by.
+pub(super) struct Recording {
     pub(super) connection: Connection,
     pub(super) rules: HistoryRules,
     pub(super) clock: SharedClock,
 }
 
-impl Groups {
-    async fn run(self, mut jobs: mpsc::Receiver<Job>) {
-        let mut group = Vec::with_capacity(GROUP);
-        while jobs.recv_many(&mut group, GROUP).await > 0 {
-            // Whoever asked and is gone will ask again.
-            group.retain(|job| !job.reply.is_closed());
-            self.apply(std::mem::take(&mut group)).await;
-        }
-    }
+impl Work for Recording {
+    type Item = Change;
+    type Output = Changed;
+    const NAME: &'static str = "the recorder of histories";
+    /// What one command takes.
+    const MAX: usize = STATEMENTS;
 
-    async fn apply(&self, group: Vec<Job>) {
-        let mut waiting = group;
+    async fn run(&self, batch: &[Change]) -> Vec<Result<Changed, PortError>> {
+        let mut results: Vec<Option<Result<Changed, PortError>>> =
+            batch.iter().map(|_| None).collect();
         for _ in 0..ATTEMPTS {
+            let waiting: Vec<usize> =
+                (0..batch.len()).filter(|at| results[*at].is_none()).collect();
             if waiting.is_empty() {
-                return;
+                break;
             }
-            let attempt = self.attempt(&waiting).await;
-            let mut again = Vec::new();
-            match attempt {
+            let changes: Vec<&Change> = waiting.iter().map(|at| &batch[*at]).collect();
+            match self.attempt(&changes).await {
                 Ok(outcomes) => {
-                    for (job, outcome) in waiting.into_iter().zip(outcomes) {
-                        match outcome {
-                            Some(changed) => answer(job, Ok(changed)),
-                            None => again.push(job),
-                        }
+                    for (at, outcome) in waiting.into_iter().zip(outcomes) {
+                        results[at] = outcome.map(Ok);
                     }
                 }
                 Err(error) => {
-                    waiting.into_iter().for_each(|job| answer(job, Err(error.clone())));
+                    waiting.into_iter().for_each(|at| results[at] = Some(Err(error.clone())));
                 }
             }
-            waiting = again;
         }
         let busy =
-            PortError::failed(anyhow::anyhow!("the member is being changed by many at once"));
-        waiting.into_iter().for_each(|job| answer(job, Err(busy.clone())));
+            || PortError::failed(anyhow::anyhow!("the member is being changed by many at once"));
+        results.into_iter().map(|result| result.unwrap_or_else(|| Err(busy()))).collect()
     }
+}
 
-    /// Applies the jobs in order; `None` for one whose member somebody else changed meanwhile.
-    async fn attempt(&self, jobs: &[Job]) -> Result<Vec<Option<Changed>>, PortError> {
-        let ids: HashSet<&str> = jobs.iter().map(|job| job.change.member()).collect();
+impl Recording {
+    /// Applies changes in order; `None` for one whose member was changed by another replica meanwhile.
+    async fn attempt(&self, changes: &[&Change]) -> Result<Vec<Option<Changed>>, PortError> {
+        let ids: HashSet<&str> = changes.iter().map(|change| change.member()).collect();
         let mut members = self.read(&ids).await?;
         let is_known = members.len() == ids.len();
         let floor = if is_known { 0 } else { self.floor().await? };
-        let outcomes: Vec<Changed> = jobs
+        let outcomes: Vec<Changed> = changes
             .iter()
-            .map(|job| {
-                let id = job.change.member();
+            .map(|change| {
+                let id = change.member();
                 let member = members
                     .entry(id.to_owned())
                     .or_insert_with(|| Member::new(id.to_owned(), floor));
-                job.change.apply(member)
+                change.apply(member)
             })
             .collect();
 
@@ -171,10 +136,10 @@ impl Groups {
         let overtaken = self.write(&changed).await?;
         let written = changed.iter().filter(|member| !overtaken.contains(&member.id));
         self.work_off(written.chain(&same)).await?;
-        Ok(jobs
+        Ok(changes
             .iter()
             .zip(outcomes)
-            .map(|(job, changed)| (!overtaken.contains(job.change.member())).then_some(changed))
+            .map(|(change, changed)| (!overtaken.contains(change.member())).then_some(changed))
             .collect())
     }
 
@@ -324,10 +289,4 @@ struct Floor {
 struct Id {
     #[serde(rename = "_id")]
     id: String,
-}
-
-fn answer(job: Job, result: Result<Changed, PortError>) {
-    if job.reply.send(result).is_err() {
-        tracing::trace!("nobody waits for a recorded change");
-    }
 }

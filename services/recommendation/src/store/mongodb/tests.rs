@@ -14,7 +14,7 @@ use tourin_testbed::Proxy;
 use super::connection::{Connection, Statement};
 use super::history::{DEGREES, HOLDERS, MEMBERS};
 use super::member::Member;
-use super::recorder::{Groups, grow};
+use super::recorder::{Recording, grow};
 use super::{Documents, open_with};
 use crate::app::ports::{HistoryEvent, Kept, PortError, SpotState};
 use crate::domain::interaction::{Change, Moment};
@@ -169,8 +169,8 @@ async fn effects_that_another_replica_has_counted_do_not_affect_the_others_of_th
     let db = database().await;
     let connection = db.connection.clone();
     let clock = Arc::new(ManualClock::new(start()));
-    let groups = Groups { connection, rules: db.rules, clock };
-    // More spots than statements in one command.
+    let groups = Recording { connection, rules: db.rules, clock };
+    // More spots than one command takes statements.
     let spots = 150;
     let members: Vec<Member> = (0..3)
         .map(|n| {

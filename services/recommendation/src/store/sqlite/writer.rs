@@ -1,27 +1,18 @@
-//! One writer that commits in groups.
+//! One writer that commits in batches.
 //!
-//! SQLite has one writer, and each commit waits for the disk. Changes that arrive while a commit is
-//! under way are applied in the next transaction together: alone, a change waits for one sync;
-//! under load, a hundred share one. Nobody waits for a group to fill.
+//! SQLite has one writer, and each commit waits for the disk: changes that arrive while a commit is under way share the
+//! next one.
 
 use std::any::Any;
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::FutureExt as _;
 use sqlx::SqliteConnection;
-use tokio::sync::{mpsc, oneshot};
-use tourin_chassis::metrics::count_panic;
 use tourin_shared_events::sqlite::Database;
 
 use crate::app::ports::PortError;
-use crate::store::Failure;
+use crate::batcher::{Batcher, Failure, Work};
 
-/// Changes that wait for the writer; more make their senders wait.
-const QUEUE: usize = 1_024;
-/// The most changes in one transaction.
-const GROUP: usize = 128;
 /// The longest wait for a commit, its turn included. Less than the consumers' limit of 10 s for an event, which does not
 /// know an outage from a fault.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(8);
@@ -29,7 +20,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(8);
 /// One atomic change of the database.
 #[async_trait]
 pub(super) trait Change: Send + Sync + 'static {
-    /// What it tells its sender.
+    /// What the caller gets.
     type Output: Send + 'static;
 
     /// Applies it inside a transaction that others share. It may be applied again after a
@@ -37,128 +28,89 @@ pub(super) trait Change: Send + Sync + 'static {
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Self::Output>;
 }
 
-/// A handle on the writer. The writing task belongs to the handles: it ends, after the last change,
-/// when all of them are gone. When it ends before, by a panic, every commit fails and
-/// [`Writer::failure`] tells whoever watches.
+/// A handle on the writer.
 #[derive(Clone)]
-pub(super) struct Writer {
-    jobs: mpsc::Sender<Box<dyn Job>>,
-    failure: Failure,
-}
+pub(super) struct Writer(Batcher<Commits>);
 
 impl Writer {
     /// Starts the writer of `db`. Must be called inside a tokio runtime.
     pub(super) fn start(db: Database) -> Self {
-        let (sender, jobs) = mpsc::channel(QUEUE);
-        let (failed, failure) = Failure::new();
-        tokio::spawn(async move {
-            if let Err(panic) = AssertUnwindSafe(run(db, jobs)).catch_unwind().await {
-                count_panic();
-                let reason = format!("the store's writer panicked: {}", message(&*panic));
-                tracing::error!(reason, "nothing is written any more");
-                failed.send_replace(Some(reason));
-            }
-        });
-        Self { jobs: sender, failure }
+        Self(Batcher::start(Commits(db)))
     }
 
-    /// Tells when the writer has ended although it should not.
+    /// Says when the writer has ended although it should not.
     pub(super) fn failure(&self) -> Failure {
-        self.failure.clone()
+        self.0.failure()
     }
 
     /// Applies a change; returns once it is committed. After a time-out it may be committed all the
     /// same.
     pub(super) async fn commit<C: Change>(&self, change: C) -> Result<C::Output, PortError> {
-        let (reply, committed) = oneshot::channel();
-        let job = Pending { change, output: None, reply };
-        let commit = async {
-            if self.jobs.send(Box::new(job)).await.is_ok()
-                && let Ok(result) = committed.await
-            {
-                return result;
-            }
-            let reason = self.failure().happened().await;
-            Err(PortError::unavailable(anyhow::anyhow!("the store cannot be written: {reason}")))
-        };
-        tokio::time::timeout(COMMIT_TIMEOUT, commit).await.unwrap_or_else(|_elapsed| {
+        let committed = tokio::time::timeout(COMMIT_TIMEOUT, self.0.submit(Box::new(change)));
+        let output = committed.await.unwrap_or_else(|_elapsed| {
             let limit = COMMIT_TIMEOUT.as_secs();
             Err(PortError::unavailable(anyhow::anyhow!("not committed within {limit} s")))
-        })
+        })?;
+        Ok(*output.downcast().expect("the output of this change"))
     }
 }
 
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
-}
-
-/// A [`Change`] with its sender, whatever its output.
+/// A [`Change`], whatever its output.
 #[async_trait]
-trait Job: Send {
-    async fn apply(&mut self, connection: &mut SqliteConnection) -> sqlx::Result<()>;
-    fn finish(self: Box<Self>, result: Result<(), PortError>);
-}
-
-struct Pending<C: Change> {
-    change: C,
-    output: Option<C::Output>,
-    reply: oneshot::Sender<Result<C::Output, PortError>>,
+trait AnyChange: Send + Sync {
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Box<dyn Any + Send>>;
 }
 
 #[async_trait]
-impl<C: Change> Job for Pending<C> {
-    async fn apply(&mut self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
-        self.output = Some(self.change.apply(connection).await?);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>, result: Result<(), PortError>) {
-        let output = self.output;
-        let result = result.map(|()| output.expect("a committed change has been applied"));
-        // Whoever asked may be gone; the change is committed all the same.
-        if self.reply.send(result).is_err() {
-            tracing::trace!("nobody waits for a committed change");
-        }
+impl<C: Change> AnyChange for C {
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Box<dyn Any + Send>> {
+        Ok(Box::new(Change::apply(self, connection).await?))
     }
 }
 
-async fn run(db: Database, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
-    let mut group = Vec::with_capacity(GROUP);
-    while jobs.recv_many(&mut group, GROUP).await > 0 {
-        match commit(&db, &mut group).await {
-            Ok(()) => group.drain(..).for_each(|job| job.finish(Ok(()))),
-            // An outage is nobody's fault, and waiting for it once is enough.
-            Err(error @ PortError::Unavailable(_)) => finish_all(&mut group, error),
-            Err(error) if group.len() == 1 => finish_all(&mut group, error),
+struct Commits(Database);
+
+impl Work for Commits {
+    type Item = Box<dyn AnyChange>;
+    type Output = Box<dyn Any + Send>;
+    const NAME: &'static str = "the store's writer";
+    const MAX: usize = 128;
+
+    async fn run(&self, changes: &[Self::Item]) -> Vec<Result<Self::Output, PortError>> {
+        match self.commit(changes).await {
+            Ok(outputs) => outputs.into_iter().map(Ok).collect(),
+            // In an outage no change is at fault, and waiting for it once is enough.
+            Err(error @ PortError::Unavailable(_)) => {
+                changes.iter().map(|_| Err(error.clone())).collect()
+            }
+            Err(error) if changes.len() == 1 => vec![Err(error)],
             Err(error) => {
-                tracing::warn!(%error, changes = group.len(), "a group of changes failed; trying each alone");
-                for job in group.drain(..) {
-                    let mut alone = vec![job];
-                    match commit(&db, &mut alone).await {
-                        Ok(()) => alone.drain(..).for_each(|job| job.finish(Ok(()))),
-                        Err(error) => finish_all(&mut alone, error),
-                    }
+                tracing::warn!(%error, changes = changes.len(), "a batch of changes failed; trying each alone");
+                let mut results = Vec::with_capacity(changes.len());
+                for change in changes {
+                    let committed = self.commit(std::slice::from_ref(change)).await;
+                    results.push(committed.map(|mut outputs| outputs.remove(0)));
                 }
+                results
             }
         }
     }
 }
 
-fn finish_all(group: &mut Vec<Box<dyn Job>>, error: PortError) {
-    for job in group.drain(..) {
-        job.finish(Err(error.clone()));
+impl Commits {
+    /// Applies all in one transaction; an error rolls all of them back.
+    async fn commit(
+        &self,
+        changes: &[Box<dyn AnyChange>],
+    ) -> Result<Vec<Box<dyn Any + Send>>, PortError> {
+        let mut transaction = self.0.write().await?;
+        let mut outputs = Vec::with_capacity(changes.len());
+        for change in changes {
+            outputs.push(change.as_ref().apply(&mut transaction).await?);
+        }
+        transaction.commit().await?;
+        Ok(outputs)
     }
-}
-
-/// Applies all in one transaction; an error rolls all of them back.
-async fn commit(db: &Database, group: &mut [Box<dyn Job>]) -> Result<(), PortError> {
-    let mut transaction = db.write().await?;
-    for job in group {
-        job.apply(&mut transaction).await?;
-    }
-    Ok(transaction.commit().await?)
 }
 
 #[cfg(test)]

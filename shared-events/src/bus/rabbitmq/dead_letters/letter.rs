@@ -10,14 +10,11 @@ use lapin::types::{AMQPValue, FieldTable};
 use uuid::{Builder, Uuid};
 
 use crate::bus::PublishError;
-use crate::bus::rabbitmq::mailbox::Incoming;
 use crate::bus::rabbitmq::topology::{dead_queue, slots_exchange};
-use crate::bus::rabbitmq::wire::{self, Message, short};
+use crate::bus::rabbitmq::wire::{self, Incoming, Message, short};
 use crate::dead_letters::{DeadLetter, Route};
 use crate::envelope::Envelope;
 
-/// What the headers of a dead letter begin with that are not its event's.
-pub(in crate::bus::rabbitmq) const PREFIX: &str = "x-tourin-dead-";
 const QUEUE: &str = "x-tourin-dead-queue";
 const REASON: &str = "x-tourin-dead-reason";
 const ATTEMPTS: &str = "x-tourin-dead-attempts";
@@ -160,7 +157,7 @@ fn made_up_id(at: DateTime<Utc>, body: &[u8]) -> Uuid {
     Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
-/// What the broker says of a message that it gave up itself: whoever handled it never came so far as to say anything.
+/// What the broker says of a message that it dead-lettered itself: its consumer never came so far as to settle it.
 struct Death {
     reason: String,
     exchange: String,

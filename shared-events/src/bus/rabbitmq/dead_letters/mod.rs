@@ -3,7 +3,7 @@
 //! A dead letter keeps its body, its headers (the trace among them) and its key, and says in headers of its own which
 //! queue gave it up, why, after how many attempts, when, and where it was published to at first.
 //!
-//! A queue cannot be read without taking from it. Whoever looks takes all of its messages, unacknowledged, and gives
+//! A queue cannot be read without taking from it. A reader takes all of its messages, unacknowledged, and gives
 //! them back by closing the channel. Meanwhile others would see none, so a lock (a queue that only one connection may
 //! have) makes them wait.
 
@@ -26,12 +26,12 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::RabbitBus;
-use super::link::{Link, LinkError};
+use super::connection::{BrokerError, Connection};
 use super::topology::dead_queue;
 use crate::bus::PublishError;
 use crate::dead_letters::{DeadLetter, DeadLetterStore, MAX_LIST, Settled};
 
-pub(super) use letter::{PREFIX, message};
+pub(super) use letter::message;
 
 /// How long the broker may take to put back what was looked at.
 const PUT_BACK: Duration = Duration::from_secs(2);
@@ -81,8 +81,11 @@ impl Drop for LockChannel {
 }
 
 impl Lock {
-    async fn take(link: &Link, name: &str) -> Result<(LockChannel, Consumer), LinkError> {
-        let lock = LockChannel(link.channel().await?);
+    async fn take(
+        connection: &Connection,
+        name: &str,
+    ) -> Result<(LockChannel, Consumer), BrokerError> {
+        let lock = LockChannel(connection.channel().await?);
         let channel = &lock.0;
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
@@ -90,19 +93,19 @@ impl Lock {
         // long as its connection lasts, and everybody else out.
         let mut arguments = FieldTable::default();
         arguments.insert("x-expires".into(), AMQPValue::LongUInt(LOCK_WITHOUT_READER_MS));
-        link.ask(channel.queue_declare(name.into(), options, arguments)).await?;
+        connection.ask(channel.queue_declare(name.into(), options, arguments)).await?;
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let reading = channel.basic_consume(name.into(), "".into(), options, FieldTable::default());
-        let reader = link.ask(reading).await?;
+        let reader = connection.ask(reading).await?;
         Ok((lock, reader))
     }
 
-    /// At once, for whoever waits.
-    async fn release(self, link: &Link) -> Result<(), LinkError> {
+    /// At once, for the readers that wait.
+    async fn release(self, connection: &Connection) -> Result<(), BrokerError> {
         let options = QueueDeleteOptions::default();
         let channel = &self.channel.0;
-        link.ask(channel.queue_delete(self.name.as_str().into(), options)).await?;
-        link.ask(channel.close(200, "OK".into())).await
+        connection.ask(channel.queue_delete(self.name.as_str().into(), options)).await?;
+        connection.ask(channel.close(200, "OK".into())).await
     }
 }
 
@@ -125,10 +128,10 @@ impl RabbitDeadLetters {
     /// # Errors
     /// When the broker is out of reach.
     pub async fn depth(&self) -> anyhow::Result<u64> {
-        let link = self.link().await?;
+        let connection = self.connection().await?;
         let mut messages = 0;
         for queue in &self.queues {
-            let depth = link.depth(&dead_queue(self.prefix(), queue)).await?;
+            let depth = connection.depth(&dead_queue(self.prefix(), queue)).await?;
             messages += u64::from(depth.unwrap_or_default());
         }
         Ok(messages)
@@ -138,16 +141,16 @@ impl RabbitDeadLetters {
         &self.bus.0.settings.prefix
     }
 
-    async fn link(&self) -> Result<Arc<Link>, LinkError> {
+    async fn connection(&self) -> Result<Arc<Connection>, BrokerError> {
         let inner = &self.bus.0;
         inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await
     }
 
     /// Waits to be the only one who looks at a queue.
-    async fn lock(&self, link: &Link, name: String) -> Result<Lock, LinkError> {
+    async fn lock(&self, connection: &Connection, name: String) -> Result<Lock, BrokerError> {
         let deadline = Instant::now() + self.bus.0.settings.subscribe_timeout;
         loop {
-            match Lock::take(link, &name).await {
+            match Lock::take(connection, &name).await {
                 Ok((channel, reader)) => return Ok(Lock { name, channel, _reader: reader }),
                 // Missing, when one that was dropped over this connection goes just now, or its reader came too late.
                 Err(error)
@@ -161,20 +164,24 @@ impl RabbitDeadLetters {
     }
 
     /// Takes all there are; `None` when the queue is not there. Dropped in the middle, it gives all back.
-    async fn take(&self, link: &Link, queue: &str) -> Result<Option<Taken>, LinkError> {
+    async fn take(
+        &self,
+        connection: &Connection,
+        queue: &str,
+    ) -> Result<Option<Taken>, BrokerError> {
         let name = dead_queue(self.prefix(), queue);
-        if link.depth(&name).await?.is_none() {
+        if connection.depth(&name).await?.is_none() {
             return Ok(None);
         }
         let settings = &self.bus.0.settings;
-        let lock = self.lock(link, lock_name(&name)).await?;
-        let channel = link.channel().await?;
+        let lock = self.lock(connection, lock_name(&name)).await?;
+        let channel = connection.channel().await?;
         let mut letters: Vec<Held> = Vec::new();
         let mut left = 0;
         // The queue's own bound may be passed a little.
         while left < 2 * settings.dead_max_letters as usize {
             let getting = channel.basic_get(name.as_str().into(), BasicGetOptions::default());
-            let Some(message) = link.ask(getting).await? else { break };
+            let Some(message) = connection.ask(getting).await? else { break };
             left += 1;
             let delivery = message.delivery;
             let letter = letter::read(self.prefix(), queue, &delivery, settings.delivery_limit);
@@ -193,30 +200,36 @@ impl RabbitDeadLetters {
     }
 
     /// Gives back what was not acknowledged.
-    async fn put_back(&self, link: &Link, queue: &str, taken: Taken) -> Result<(), LinkError> {
+    async fn put_back(
+        &self,
+        connection: &Connection,
+        queue: &str,
+        taken: Taken,
+    ) -> Result<(), BrokerError> {
         let name = dead_queue(self.prefix(), queue);
-        link.ask(taken.channel.close(200, "OK".into())).await?;
+        connection.ask(taken.channel.close(200, "OK".into())).await?;
         // The broker puts them back in its own time, and the next look should find them.
         let back = async {
-            while link.depth(&name).await?.is_some_and(|depth| (depth as usize) < taken.left) {
+            while connection.depth(&name).await?.is_some_and(|depth| (depth as usize) < taken.left)
+            {
                 sleep(LOOK_AGAIN).await;
             }
-            Ok::<(), LinkError>(())
+            Ok::<(), BrokerError>(())
         };
         if let Ok(failed) = timeout(PUT_BACK, back).await {
             failed?;
         }
-        taken.lock.release(link).await
+        taken.lock.release(connection).await
     }
 
-    async fn letters(&self) -> Result<Vec<DeadLetter>, LinkError> {
+    async fn letters(&self) -> Result<Vec<DeadLetter>, BrokerError> {
         let _alone = self.bus.0.looking.lock().await;
-        let link = self.link().await?;
+        let connection = self.connection().await?;
         let mut letters = Vec::new();
         for queue in &self.queues {
-            if let Some(mut taken) = self.take(&link, queue).await? {
+            if let Some(mut taken) = self.take(&connection, queue).await? {
                 letters.extend(taken.letters.drain(..).map(|held| held.letter));
-                self.put_back(&link, queue, taken).await?;
+                self.put_back(&connection, queue, taken).await?;
             }
         }
         Ok(letters)
@@ -224,13 +237,13 @@ impl RabbitDeadLetters {
 
     async fn settle(&self, ids: &[Uuid], action: Action) -> anyhow::Result<Vec<Settled>> {
         let _alone = self.bus.0.looking.lock().await;
-        let link = self.link().await?;
+        let connection = self.connection().await?;
         let mut settled: HashMap<Uuid, Settled> = HashMap::new();
         for queue in &self.queues {
             if ids.iter().all(|id| settled.contains_key(id)) {
                 break;
             }
-            let Some(mut taken) = self.take(&link, queue).await? else { continue };
+            let Some(mut taken) = self.take(&connection, queue).await? else { continue };
             for id in ids {
                 let Some(held) = taken.letters.iter().find(|held| held.letter.id == *id) else {
                     continue;
@@ -238,20 +251,25 @@ impl RabbitDeadLetters {
                 if settled.contains_key(id) {
                     continue;
                 }
-                let fate = self.act(&link, held, action).await?;
+                let fate = self.act(&connection, held, action).await?;
                 if fate == Settled::Done {
                     taken.left -= held.messages.len();
                 }
                 settled.insert(*id, fate);
             }
-            self.put_back(&link, queue, taken).await?;
+            self.put_back(&connection, queue, taken).await?;
         }
         let fate = |id: &Uuid| settled.get(id).cloned().unwrap_or(Settled::Gone);
         Ok(ids.iter().map(fate).collect())
     }
 
     /// For a replay the event is in its queue, confirmed, before the letter goes.
-    async fn act(&self, link: &Link, held: &Held, action: Action) -> Result<Settled, LinkError> {
+    async fn act(
+        &self,
+        connection: &Connection,
+        held: &Held,
+        action: Action,
+    ) -> Result<Settled, BrokerError> {
         if let (Action::Replay, Some(message)) = (action, held.messages.last()) {
             let body = Bytes::copy_from_slice(&message.data);
             if held.letter.body_bytes > body.len() as u64 {
@@ -270,7 +288,7 @@ impl RabbitDeadLetters {
             }
         }
         for message in &held.messages {
-            link.ask(message.acker.ack(BasicAckOptions::default())).await?;
+            connection.ask(message.acker.ack(BasicAckOptions::default())).await?;
         }
         Ok(Settled::Done)
     }

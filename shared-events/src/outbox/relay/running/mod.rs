@@ -15,7 +15,7 @@ use self::outcome::{Published, publish};
 use super::Relay;
 use super::held::{Held, Out, Queued};
 use super::unroutable::Unroutable;
-use crate::consumer::count;
+use crate::counters::count;
 use crate::outbox::shard::all_shards;
 use crate::outbox::{Refusal, Shard};
 use crate::trace::EventSpan;

@@ -4,7 +4,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Running;
 use crate::bus::PublishError;
-use crate::consumer::count;
+use crate::counters::count;
 use crate::outbox::Refusal;
 use crate::outbox::relay::Relay;
 use crate::outbox::relay::held::Out;

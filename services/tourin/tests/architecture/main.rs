@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod modules;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use self::modules::Modules;
 
 /// What each crate of the workspace may depend on of the workspace.
 const ALLOWED: [(&str, &[&str]); 10] = [
@@ -44,6 +48,16 @@ const ALLOWED: [(&str, &[&str]); 10] = [
 /// What must not be named in a service's `domain` and `app`: they know neither engines nor HTTP.
 const OUTER_CRATES: [&str; 9] =
     ["sqlx", "lapin", "redis", "mongodb", "pingora", "axum", "hyper", "reqwest", "http"];
+
+/// The crates in which modules that stand beside each other do not use each other in circles.
+const CRATES_WITHOUT_CIRCLES: [&str; 6] = [
+    "deploy/testbed",
+    "gateway",
+    "services/registry",
+    "services/registry-api",
+    "services/tourin",
+    "shared-events",
+];
 
 fn workspace_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -107,6 +121,28 @@ fn the_gateway_has_no_database_and_the_services_no_proxy() {
         ("tourin-recommendation", "pingora"),
     ] {
         assert!(!dependencies[name].contains(forbidden), "{name} must not depend on {forbidden}");
+    }
+}
+
+#[test]
+fn sibling_modules_do_not_use_each_other_in_circles() {
+    for folder in CRATES_WITHOUT_CIRCLES {
+        let circles = Modules::read(&workspace_root().join(folder).join("src")).circles();
+        assert!(circles.is_empty(), "{folder}: {circles:#?}");
+    }
+}
+
+#[test]
+fn domain_has_no_derives_of_http() {
+    for service in ["core", "recommendation", "registry"] {
+        let folder = workspace_root().join("services").join(service).join("src/domain");
+        for file in rust_files(&folder) {
+            let source = std::fs::read_to_string(&file).unwrap();
+            let code: String = source.lines().filter_map(|line| line.split("//").next()).collect();
+            for name in ["ToSchema", "IntoParams", "IntoResponse", "FromRequest", "utoipa"] {
+                assert!(!code.contains(name), "{}: {name} in domain", file.display());
+            }
+        }
     }
 }
 

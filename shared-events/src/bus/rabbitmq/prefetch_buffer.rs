@@ -5,33 +5,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use lapin::options::BasicAckOptions;
-use lapin::{Acker, BasicProperties};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dead_letters;
 use super::publisher::Publishing;
 use super::stats::{BusStats, SubscriptionSnapshot};
-use super::wire;
-use crate::bus::unsettled::{Fate, Tries};
+use super::wire::{self, Incoming};
+use crate::bus::tries::{Fate, Tries};
 use crate::bus::{Delivery, LaneKey, Lanes, Settle, SettleError, Settlement, Settler};
 
 /// How long a delivery waits when its dead letter could not be published.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 /// How long an acknowledgement may take to be written.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A message as it came.
-pub(super) struct Incoming {
-    pub(super) body: Bytes,
-    /// Without the prefix.
-    pub(super) exchange: String,
-    pub(super) routing_key: String,
-    pub(super) properties: BasicProperties,
-    acker: Acker,
-}
 
 /// A message from a shard.
 #[derive(Clone)]
@@ -57,14 +45,14 @@ struct Shard {
 struct State {
     shards: Vec<Shard>,
     unsettled: usize,
-    /// The shard to look at first, so that shards take turns.
+    /// The shard to look at first, for round robin.
     turn: usize,
     next_id: u64,
     ended: bool,
 }
 
 /// One subscriber's deliveries, from all shards that are active here.
-pub(super) struct Mailbox {
+pub(super) struct PrefetchBuffer {
     pub(super) queue: String,
     prefix: String,
     prefetch: usize,
@@ -82,7 +70,7 @@ enum Taken {
     Ended,
 }
 
-impl Mailbox {
+impl PrefetchBuffer {
     pub(super) fn new(
         queue: String,
         prefix: String,
@@ -242,15 +230,15 @@ impl Mailbox {
                 state.unsettled += 1;
                 state.turn = (number + 1) % count;
                 drop(state);
-                let place = Place { shard: number, id, key };
-                return Taken::Delivery(Box::new(self.delivery(place, entry)));
+                let position = Position { shard: number, id, key };
+                return Taken::Delivery(Box::new(self.delivery(position, entry)));
             }
             due = [due, shard.lanes.next_due()].into_iter().flatten().min();
         }
         Taken::NothingUntil(due)
     }
 
-    fn delivery(self: &Arc<Self>, place: Place, entry: Entry) -> Delivery {
+    fn delivery(self: &Arc<Self>, position: Position, entry: Entry) -> Delivery {
         let message = &*entry.message;
         Delivery {
             body: message.body.clone(),
@@ -260,27 +248,27 @@ impl Mailbox {
             headers: wire::headers(&message.properties),
             attempt: entry.tries.attempt,
             waits: entry.tries.waits,
-            settler: Settler::new(Out { mailbox: self.clone(), place, entry: Some(entry) }),
+            settler: Settler::new(Out { buffer: self.clone(), position, entry: Some(entry) }),
         }
     }
 
-    fn end(&self, place: &Place, mut entry: Entry, fate: Fate) {
+    fn end(&self, position: &Position, mut entry: Entry, fate: Fate) {
         let mut state = self.lock();
         state.unsettled -= 1;
-        let shard = &mut state.shards[place.shard];
-        shard.out.remove(&place.id);
+        let shard = &mut state.shards[position.shard];
+        shard.out.remove(&position.id);
         let drained = shard.out.is_empty();
         if entry.epoch == shard.epoch {
             entry.tries.ended(&fate);
             match fate {
-                Fate::Finished => shard.lanes.done(&place.key),
+                Fate::Finished => shard.lanes.done(&position.key),
                 Fate::Again(after) | Fate::Later(after) => {
-                    shard.lanes.again(&place.key, entry, Instant::now() + after);
+                    shard.lanes.again(&position.key, entry, Instant::now() + after);
                 }
-                Fate::Back => shard.lanes.back(&place.key, entry),
+                Fate::Back => shard.lanes.back(&position.key, entry),
             }
-        } else if matches!(place.key, LaneKey::Named(_)) {
-            shard.lanes.done(&place.key);
+        } else if matches!(position.key, LaneKey::Named(_)) {
+            shard.lanes.done(&position.key);
         }
         drop(state);
         self.changed.notify_waiters();
@@ -290,7 +278,7 @@ impl Mailbox {
     }
 }
 
-struct Place {
+struct Position {
     shard: usize,
     id: u64,
     key: LaneKey,
@@ -298,15 +286,15 @@ struct Place {
 
 /// A delivery that is out. Dropped without having been settled, it goes back.
 struct Out {
-    mailbox: Arc<Mailbox>,
-    place: Place,
+    buffer: Arc<PrefetchBuffer>,
+    position: Position,
     entry: Option<Entry>,
 }
 
 impl Out {
     fn end(&mut self, fate: Fate) {
         if let Some(entry) = self.entry.take() {
-            self.mailbox.end(&self.place, entry, fate);
+            self.buffer.end(&self.position, entry, fate);
         }
     }
 }
@@ -333,14 +321,14 @@ impl Settle for Out {
         }
         if let Settlement::DeadLetter { reason } = settlement {
             let letter = dead_letters::message(
-                &self.mailbox.prefix,
-                &self.mailbox.queue,
+                &self.buffer.prefix,
+                &self.buffer.queue,
                 &entry.message,
                 entry.tries.attempt,
                 &reason,
             );
             let kept = match letter {
-                Ok(letter) => self.mailbox.publishing.publish_one(letter).await,
+                Ok(letter) => self.buffer.publishing.publish_one(letter).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = kept {

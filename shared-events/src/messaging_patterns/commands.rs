@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{COMMAND_EXCHANGE, DEFAULT_MAX_BYTES, Message, SendError, check_length};
+use super::{DEFAULT_MAX_BYTES, Message, SendError, check_length};
 use crate::Clock;
-use crate::bus::{Binding, Publisher, Subscription};
+use crate::bus::{Binding, COMMAND_EXCHANGE, Publisher, Subscription};
 use crate::trace;
 
 /// Sends commands, each to one queue by name, and expects nothing back.

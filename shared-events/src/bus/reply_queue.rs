@@ -1,4 +1,4 @@
-//! Where answers are awaited.
+//! The queue on which a requester receives its answers.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,15 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::bus::rabbitmq::CORRELATION_ID;
-use crate::bus::{Publisher, SubscribeError};
+use super::{Publisher, SubscribeError};
 use crate::envelope::Envelope;
+
+/// The exchange of answers: each goes to the reply queue that its routing key names.
+pub const REPLY_EXCHANGE: &str = "reply.ex";
+/// In an event's headers: the name of the reply queue. On RabbitMQ it is AMQP's own property.
+pub const REPLY_TO: &str = "reply-to";
+/// In an event's headers: which request an answer belongs to. On RabbitMQ it is AMQP's own property.
+pub const CORRELATION_ID: &str = "correlation-id";
 
 /// An answer as it came.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,15 +25,15 @@ pub struct Answer {
     pub headers: BTreeMap<String, String>,
 }
 
-/// A queue of answers for one asker. It ends with its owner.
+/// A queue of answers for one requester. It ends with this value.
 #[derive(Debug)]
-pub struct Inbox {
+pub struct ReplyQueue {
     address: String,
     answers: mpsc::Receiver<(String, Answer)>,
     _receiving: AbortOnDropHandle<()>,
 }
 
-impl Inbox {
+impl ReplyQueue {
     pub(crate) fn new(
         address: String,
         answers: mpsc::Receiver<(String, Answer)>,
@@ -36,7 +42,7 @@ impl Inbox {
         Self { address, answers, _receiving: receiving }
     }
 
-    /// What to put into [`REPLY_TO`](crate::bus::rabbitmq::REPLY_TO).
+    /// What to put into [`REPLY_TO`].
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -49,24 +55,24 @@ impl Inbox {
 
 /// A bus that can bring answers back.
 #[async_trait]
-pub trait Inboxes: Publisher {
-    /// Opens an inbox with an address of its own, which takes up to `capacity` answers (at least 1) that were not
-    /// looked at yet; what comes beyond that waits or is refused.
+pub trait ReplyQueues: Publisher {
+    /// Opens a reply queue with a name of its own. It holds up to `capacity` answers (at least 1) that were not read
+    /// yet; what comes beyond that waits or is refused.
     ///
     /// # Errors
     /// [`SubscribeError::Unavailable`] when the bus is out of reach.
-    async fn open_inbox(&self, capacity: usize) -> Result<Inbox, SubscribeError>;
+    async fn open_reply_queue(&self, capacity: usize) -> Result<ReplyQueue, SubscribeError>;
 }
 
-/// The slot through which an adapter's task puts answers into an inbox.
-pub(crate) struct Letterbox(pub(crate) mpsc::Sender<(String, Answer)>);
+/// The end of a reply queue into which an adapter's task puts answers.
+pub(crate) struct ReplySender(pub(crate) mpsc::Sender<(String, Answer)>);
 
-impl Letterbox {
-    /// Waits for room. What is no answer (no envelope, no correlation id) is dropped: nobody could be given it. `false`
-    /// when the inbox is gone.
+impl ReplySender {
+    /// Waits for room. What is not an answer (no envelope, no correlation id) is dropped, for no request waits for it.
+    /// Returns `false` when the reply queue is gone.
     pub(crate) async fn put(&self, body: &[u8], headers: BTreeMap<String, String>) -> bool {
         let (Ok(envelope), Some(id)) = (Envelope::decode(body), headers.get(CORRELATION_ID)) else {
-            tracing::debug!("what came to an inbox is no answer");
+            tracing::debug!("a message on a reply queue is not an answer");
             return true;
         };
         let id = id.clone();

@@ -8,7 +8,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::OwnedTLSConfig;
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::watch;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Why something could not be done at the broker. Says nothing of credentials.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LinkError {
+pub(super) enum BrokerError {
     #[error("there is no connection to the broker")]
     Down,
     #[error("the broker ended the consumer")]
@@ -34,7 +34,7 @@ pub(super) enum LinkError {
     Broker(#[from] lapin::Error),
 }
 
-impl LinkError {
+impl BrokerError {
     /// A declaration contradicts what is there.
     pub(super) fn is_contradiction(&self) -> bool {
         self.is(&AMQPSoftError::PRECONDITIONFAILED)
@@ -45,7 +45,7 @@ impl LinkError {
         self.is(&AMQPSoftError::NOTFOUND)
     }
 
-    /// Somebody else has it for himself.
+    /// Another connection has it exclusively.
     pub(super) fn is_locked(&self) -> bool {
         self.is(&AMQPSoftError::RESOURCELOCKED)
     }
@@ -58,21 +58,21 @@ impl LinkError {
 }
 
 /// One connection, from its opening to its end.
-pub(super) struct Link {
-    connection: Connection,
-    /// Tells links apart: what was declared over one may be gone with the next (a broker may have lost its disk).
+pub(super) struct Connection {
+    inner: lapin::Connection,
+    /// Tells connections apart: what was declared over one may be gone with the next (a broker may have lost its disk).
     pub(super) number: u64,
     ended: CancellationToken,
     request_timeout: Duration,
 }
 
-impl Link {
-    pub(super) async fn channel(&self) -> Result<Channel, LinkError> {
-        self.ask(self.connection.create_channel()).await
+impl Connection {
+    pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
+        self.ask(self.inner.create_channel()).await
     }
 
     /// How many messages lie in a queue; `None` when it is not there.
-    pub(super) async fn depth(&self, queue: &str) -> Result<Option<u32>, LinkError> {
+    pub(super) async fn depth(&self, queue: &str) -> Result<Option<u32>, BrokerError> {
         // A queue that is missing costs the channel.
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -88,14 +88,14 @@ impl Link {
     pub(super) async fn ask<T>(
         &self,
         request: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<T, LinkError> {
+    ) -> Result<T, BrokerError> {
         // Not every request hears of it when its connection ends.
         tokio::select! {
             biased;
             answer = timeout(self.request_timeout, request) => {
-                answer.map_err(|_| LinkError::Slow)?.map_err(Into::into)
+                answer.map_err(|_| BrokerError::Slow)?.map_err(Into::into)
             }
-            () = self.ended() => Err(LinkError::Down),
+            () = self.ended() => Err(BrokerError::Down),
         }
     }
 
@@ -105,28 +105,31 @@ impl Link {
     }
 }
 
-/// Where the link of the moment is to be had.
+/// Where the connection of the moment is to be had.
 #[derive(Clone)]
-pub(super) struct Links(watch::Receiver<Option<Arc<Link>>>);
+pub(super) struct Connections(watch::Receiver<Option<Arc<Connection>>>);
 
-impl Links {
-    /// The link; waits for one.
-    pub(super) async fn get(&mut self) -> Result<Arc<Link>, LinkError> {
-        let link = self.0.wait_for(Option::is_some).await.map_err(|_| LinkError::Down)?;
-        link.clone().ok_or(LinkError::Down)
+impl Connections {
+    /// The connection; waits for one.
+    pub(super) async fn get(&mut self) -> Result<Arc<Connection>, BrokerError> {
+        let connection = self.0.wait_for(Option::is_some).await.map_err(|_| BrokerError::Down)?;
+        connection.clone().ok_or(BrokerError::Down)
     }
 
-    pub(super) async fn get_within(&mut self, limit: Duration) -> Result<Arc<Link>, LinkError> {
-        timeout(limit, self.get()).await.map_err(|_| LinkError::Down)?
+    pub(super) async fn get_within(
+        &mut self,
+        limit: Duration,
+    ) -> Result<Arc<Connection>, BrokerError> {
+        timeout(limit, self.get()).await.map_err(|_| BrokerError::Down)?
     }
 
     pub(super) fn is_up(&self) -> bool {
         self.0.borrow().is_some()
     }
 
-    /// Waits until the link comes or goes. An error when it never will again.
-    pub(super) async fn changed(&mut self) -> Result<(), LinkError> {
-        self.0.changed().await.map_err(|_| LinkError::Down)
+    /// Waits until the connection comes or goes. An error when it never will again.
+    pub(super) async fn changed(&mut self) -> Result<(), BrokerError> {
+        self.0.changed().await.map_err(|_| BrokerError::Down)
     }
 }
 
@@ -136,26 +139,26 @@ pub(super) fn keep(
     purpose: &'static str,
     stats: Arc<BusStats>,
     stop: CancellationToken,
-) -> (Links, impl Future<Output = ()>) {
+) -> (Connections, impl Future<Output = ()>) {
     let (sender, receiver) = watch::channel(None);
     let keeping = async move {
         let keeper = Keeper { settings, purpose, stats, sender };
         stop.run_until_cancelled(keeper.run()).await;
-        if let Some(link) = keeper.sender.send_replace(None) {
-            link.ended.cancel();
-            let goodbye = link.connection.close(200, "OK".into());
+        if let Some(connection) = keeper.sender.send_replace(None) {
+            connection.ended.cancel();
+            let goodbye = connection.inner.close(200, "OK".into());
             // The broker notices by itself if this does not reach it.
             drop(timeout(GOODBYE, goodbye).await);
         }
     };
-    (Links(receiver), keeping)
+    (Connections(receiver), keeping)
 }
 
 struct Keeper {
     settings: Arc<RabbitSettings>,
     purpose: &'static str,
     stats: Arc<BusStats>,
-    sender: watch::Sender<Option<Arc<Link>>>,
+    sender: watch::Sender<Option<Arc<Connection>>>,
 }
 
 impl Keeper {
@@ -164,15 +167,15 @@ impl Keeper {
         let mut failures = 0;
         for number in 1.. {
             match self.connect(number).await {
-                Ok(link) => {
+                Ok(connection) => {
                     tracing::info!(broker, purpose = self.purpose, number, "connected");
                     failures = 0;
                     self.stats.count_connection();
-                    let link = Arc::new(link);
-                    self.sender.send_replace(Some(link.clone()));
-                    let why = ended(&link.connection, &self.stats).await;
+                    let connection = Arc::new(connection);
+                    self.sender.send_replace(Some(connection.clone()));
+                    let why = ended(&connection.inner, &self.stats).await;
                     self.sender.send_replace(None);
-                    link.ended.cancel();
+                    connection.ended.cancel();
                     tracing::warn!(broker, purpose = self.purpose, number, why, "connection lost");
                 }
                 Err(error) => {
@@ -188,7 +191,7 @@ impl Keeper {
         }
     }
 
-    async fn connect(&self, number: u64) -> Result<Link, LinkError> {
+    async fn connect(&self, number: u64) -> Result<Connection, BrokerError> {
         let uri = self.settings.url.uri(&self.settings);
         let name = format!("{} {}", self.settings.connection_name, self.purpose);
         // No recovery by the library: what is to be there again, and when, is decided here.
@@ -198,17 +201,22 @@ impl Keeper {
             cert_chain: self.settings.ca_certificates_pem.clone(),
         };
         let runtime = lapin::runtime::default_runtime()?;
-        let connecting = Connection::connect_uri_with_config(uri, properties, tls, runtime);
+        let connecting = lapin::Connection::connect_uri_with_config(uri, properties, tls, runtime);
         let connection = timeout(self.settings.connect_timeout, connecting)
             .await
-            .map_err(|_| LinkError::Slow)??;
+            .map_err(|_| BrokerError::Slow)??;
         let request_timeout = self.settings.request_timeout;
-        Ok(Link { connection, number, ended: CancellationToken::new(), request_timeout })
+        Ok(Connection {
+            inner: connection,
+            number,
+            ended: CancellationToken::new(),
+            request_timeout,
+        })
     }
 }
 
 /// Waits for a connection's end and says why it came.
-async fn ended(connection: &Connection, stats: &BusStats) -> String {
+async fn ended(connection: &lapin::Connection, stats: &BusStats) -> String {
     let mut blocked = None;
     let mut events = std::pin::pin!(connection.events_listener());
     let mut look = interval(LOOK_EVERY);

@@ -1,16 +1,16 @@
-//! Up to which number the outbox is whole.
+//! Up to which number of the outbox no lower one is still to be committed.
 //!
 //! A number that is missing between others is one of three: given to a transaction that has not committed yet, to one
 //! that was rolled back, or deleted long ago. As long as nothing is missing there is nothing to ask. What is missing is
 //! waited for, a few milliseconds; a commit takes no longer. What is missing still is asked for at the gate: every
-//! transaction that appends holds it shared until its end, so whoever has it alone knows that all of them have ended.
-//! So is who has far to go, as a process that has just started: it would look at everything that was ever kept.
+//! transaction that appends holds it shared until its end, so a reader that holds it alone knows that all of them have
+//! ended. A process that has just started asks there too: it would look at all rows that are kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::unsigned;
+use super::rows::unsigned;
 use crate::mysql::Database;
 
 /// Numbers looked at before the gate is asked instead; more than a relay holds.
@@ -21,11 +21,11 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// Up to which number nothing is missing, as far as this process knows. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Whole(Arc<AtomicU64>);
+pub(super) struct Watermark(Arc<AtomicU64>);
 
-impl Whole {
+impl Watermark {
     /// The number last found.
-    pub(super) fn known(&self) -> u64 {
+    fn known(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
@@ -60,7 +60,7 @@ impl Whole {
         self.ask_at_the_gate(database).await
     }
 
-    /// Waits for those who are appending right now; others wait meanwhile.
+    /// Waits for the transactions that are appending at the moment; later ones wait meanwhile.
     async fn ask_at_the_gate(&self, database: &Database) -> sqlx::Result<u64> {
         let mut alone = database.write().await?;
         sqlx::query("SELECT id FROM outbox_gate WHERE id = 1 FOR UPDATE")

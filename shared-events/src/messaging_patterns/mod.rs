@@ -1,7 +1,7 @@
-//! The styles of asynchronous messaging besides plain publish/subscribe, which [`Publisher`] and
-//! [`Subscriber`](super::Subscriber) are.
+//! Patterns of asynchronous messaging besides plain publish/subscribe, which [`Publisher`] and
+//! [`Subscriber`] are.
 //!
-//! | style | who sends | who receives | what comes back |
+//! | pattern | who sends | who receives | what comes back |
 //! |---|---|---|---|
 //! | publish/subscribe | [`Publisher::publish`] | every queue that is bound for it | nothing |
 //! | one-way command | [`Commands::send`] | the one queue it names | nothing |
@@ -10,24 +10,22 @@
 //!
 //! All of them travel over the bus's publisher and queues, so commands and requests have what events have: delivery at
 //! least once, order per key, retries and dead letters. An **answer** comes at most once for each time the request is
-//! handled, and only while whoever asked is there: it is not retried, for the time-out takes care of lost ones. So
+//! handled, and only while the requester is there: it is not retried, for the time-out takes care of lost ones. So
 //! answering must not be the only effect of a request that changes something, and handlers dedupe by the envelope's id.
 //!
 //! A refusal is an answer too: put it into the answer's data. A handler's error means retries and a dead letter, and
-//! the asker's time-out.
+//! a time-out for the requester.
 //!
 //! # On the wire
 //! Commands go to the topic exchange [`COMMAND_EXCHANGE`] with the queue's name as routing key, answers to
-//! [`REPLY_EXCHANGE`] with the address of the asker's inbox. Requests carry that address in the header
-//! [`REPLY_TO`](super::rabbitmq::REPLY_TO) and their id in [`CORRELATION_ID`](super::rabbitmq::CORRELATION_ID), which
-//! are AMQP's own properties on RabbitMQ. What is sent goes within a producer span ([`crate::trace`]): of the trace that the
+//! [`REPLY_EXCHANGE`] with the name of the requester's reply queue. Requests carry that name in the header [`REPLY_TO`] and
+//! their id in [`CORRELATION_ID`], which are AMQP's own properties on RabbitMQ. What is sent goes within a producer span ([`crate::trace`]): of the trace that the
 //! [`Message`]'s headers carry, else of the current one; an answer is part of its request's trace.
 
 mod answers;
 mod commands;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
-mod inbox;
 mod requests;
 
 use std::collections::BTreeMap;
@@ -35,22 +33,16 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::PublishError;
+use crate::bus::{COMMAND_EXCHANGE, PublishError};
 #[cfg(doc)]
-use super::Publisher;
+use crate::bus::{CORRELATION_ID, Publisher, REPLY_EXCHANGE, REPLY_TO, Subscriber};
 use crate::envelope::Envelope;
 use crate::events::Outgoing;
 
 pub use answers::{Answerer, Answers, Heard, Responder};
 pub use commands::Commands;
-pub(crate) use inbox::Letterbox;
-pub use inbox::{Answer, Inbox, Inboxes};
 pub use requests::{Collected, RequestError, RequestSettings, Requests};
 
-/// The exchange of commands and requests: each goes to the one queue that its routing key names.
-pub const COMMAND_EXCHANGE: &str = "command.ex";
-/// The exchange of answers: each goes to the inbox that its routing key names.
-pub const REPLY_EXCHANGE: &str = "reply.ex";
 /// The headers that an answer takes over from its request.
 pub const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
 /// The longest message unless set otherwise, in bytes of its envelope: what a consumer reads by default.

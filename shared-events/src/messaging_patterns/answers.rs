@@ -6,21 +6,20 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::{REPLY_EXCHANGE, TRACE_HEADERS};
+use super::TRACE_HEADERS;
 use crate::Clock;
-use crate::bus::rabbitmq::{CORRELATION_ID, REPLY_TO};
-use crate::bus::{PublishError, Publisher};
+use crate::bus::{CORRELATION_ID, PublishError, Publisher, REPLY_EXCHANGE, REPLY_TO};
 use crate::consumer::{Handler, HandlerError, Outcome, Received};
 use crate::envelope::Envelope;
 use crate::events::Outgoing;
 use crate::trace;
 
-/// Whether an answer found its asker.
+/// Whether an answer reached the requester.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// The bus took it for him.
+    /// The bus took it.
     Sent,
-    /// He is not there any more.
+    /// The requester's reply queue is gone.
     Gone,
     /// Nobody asked: the event has no address for answers.
     NotAsked,
@@ -75,12 +74,12 @@ pub trait Answerer: Send + Sync {
     /// deduped by the envelope's id.
     ///
     /// # Errors
-    /// As with any [`Handler`]: the request is retried or becomes a dead letter, and the asker runs into his time-out.
-    /// What the asker should hear is no error but an answer.
+    /// As with any [`Handler`]: the request is retried or becomes a dead letter, and the requester gets a time-out.
+    /// What the requester should know is an answer and no error.
     async fn answer(&self, request: &Received) -> Result<Value, HandlerError>;
 }
 
-/// A [`Handler`] that gives what an [`Answerer`] says back to whoever asked, before the request is acknowledged.
+/// A [`Handler`] that sends what an [`Answerer`] says to the requester, before the request is acknowledged.
 pub struct Responder<A> {
     answerer: A,
     answers: Answers,

@@ -1,4 +1,4 @@
-//! Inboxes: queues for answers that go with whoever reads them.
+//! Reply queues, which end with their reader.
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -6,15 +6,17 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{InProcessBus, lock};
-use crate::bus::styles::{Inbox, Inboxes, Letterbox, REPLY_EXCHANGE};
-use crate::bus::{Binding, Settlement, SubscribeError, Subscriber as _, Subscription};
+use crate::bus::{
+    Binding, REPLY_EXCHANGE, ReplyQueue, ReplyQueues, ReplySender, Settlement, SubscribeError,
+    Subscriber as _, Subscription,
+};
 
 #[async_trait]
-impl Inboxes for InProcessBus {
-    async fn open_inbox(&self, capacity: usize) -> Result<Inbox, SubscribeError> {
+impl ReplyQueues for InProcessBus {
+    async fn open_reply_queue(&self, capacity: usize) -> Result<ReplyQueue, SubscribeError> {
         let capacity = capacity.max(1);
         let (sender, answers) = mpsc::channel(capacity);
-        let letterbox = Letterbox(sender);
+        let replies = ReplySender(sender);
         let address = format!("inbox.{}", Uuid::now_v7().simple());
         let bindings = vec![Binding::new(REPLY_EXCHANGE, &*address)];
         let subscription = Subscription {
@@ -28,18 +30,18 @@ impl Inboxes for InProcessBus {
             let _queue = queue;
             while let Some(delivery) = deliveries.next().await {
                 let (body, headers) = (delivery.body.clone(), delivery.headers.clone());
-                if !letterbox.put(&body, headers).await {
+                if !replies.put(&body, headers).await {
                     return;
                 }
                 // It cannot fail here, and if it did the answer would come twice, which is no harm.
                 drop(delivery.settle(Settlement::Ack).await);
             }
         }));
-        Ok(Inbox::new(address, answers, receiving))
+        Ok(ReplyQueue::new(address, answers, receiving))
     }
 }
 
-/// Takes the queue away, and what is in it: nobody is there to miss it.
+/// Removes the queue with what is in it: its reader is gone.
 struct Removal {
     bus: InProcessBus,
     queue: String,

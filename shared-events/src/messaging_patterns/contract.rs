@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Answerer, Answers, Commands, Heard, Inboxes, Message, RequestError, RequestSettings, Requests,
+    Answerer, Answers, Commands, Heard, Message, RequestError, RequestSettings, Requests,
     Responder, SendError,
 };
 use crate::bus::contract::{users, view};
-use crate::bus::{Deliveries, PublishError, Settlement, Subscriber, Subscription};
+use crate::bus::{Deliveries, PublishError, ReplyQueues, Settlement, Subscriber, Subscription};
 use crate::consumer::{Consumer, HandlerError, Received};
 use crate::envelope::Envelope;
 use crate::system_clock;
@@ -26,11 +26,11 @@ const SOON: Duration = Duration::from_secs(10);
 /// How long something is watched for that must not happen.
 const A_WHILE: Duration = Duration::from_millis(200);
 
-/// The queues that the suite makes, for whoever cleans up.
+/// The queues that the suite makes, for cleaning up.
 pub const QUEUES: [&str; 2] = ["one", "two"];
 
 /// Runs the whole suite; `fresh` makes an empty bus.
-pub async fn all<B: Inboxes + Subscriber + 'static>(mut fresh: impl AsyncFnMut() -> Arc<B>) {
+pub async fn all<B: ReplyQueues + Subscriber + 'static>(mut fresh: impl AsyncFnMut() -> Arc<B>) {
     a_command_goes_to_the_queue_it_names_and_to_no_other(fresh().await).await;
     each_request_gets_its_own_answer_in_its_trace(fresh().await).await;
     a_request_without_an_answer_runs_out_and_a_late_one_harms_nobody(fresh().await).await;
@@ -44,9 +44,9 @@ async fn subscribe(bus: &impl Subscriber, subscription: Subscription) -> Deliver
     bus.subscribe(subscription).await.expect("a subscription")
 }
 
-async fn open(bus: &Arc<impl Inboxes + 'static>) -> Requests {
+async fn open(bus: &Arc<impl ReplyQueues + 'static>) -> Requests {
     let settings = RequestSettings::default();
-    Requests::open(bus.clone(), system_clock(), settings).await.expect("an inbox")
+    Requests::open(bus.clone(), system_clock(), settings).await.expect("a reply queue")
 }
 
 fn trace_of_number(number: u32) -> String {
@@ -62,7 +62,7 @@ fn trace_of(headers: &BTreeMap<String, String>) -> String {
     headers["traceparent"].split('-').nth(1).unwrap_or_default().to_owned()
 }
 
-/// Says who he is and what he was asked.
+/// Says its name and what it was asked.
 struct Echo(&'static str);
 
 #[async_trait]
@@ -73,7 +73,11 @@ impl Answerer for Echo {
 }
 
 /// Answers what comes to `deliveries` until dropped.
-fn respond(bus: &Arc<impl Inboxes + 'static>, name: &'static str, of: Deliveries) -> JoinSet<()> {
+fn respond(
+    bus: &Arc<impl ReplyQueues + 'static>,
+    name: &'static str,
+    of: Deliveries,
+) -> JoinSet<()> {
     let responder = Responder::new(Echo(name), Answers::new(bus.clone(), system_clock()));
     let consumer = Consumer::new(name, of, Arc::new(responder), system_clock());
     let mut running = JoinSet::new();
@@ -81,10 +85,10 @@ fn respond(bus: &Arc<impl Inboxes + 'static>, name: &'static str, of: Deliveries
     running
 }
 
-/// One addressee, whoever else there is; without him the sender hears of it.
+/// One queue, whatever others there are; without it, sending fails.
 pub async fn a_command_goes_to_the_queue_it_names_and_to_no_other<B>(bus: Arc<B>)
 where
-    B: Inboxes + Subscriber + 'static,
+    B: ReplyQueues + Subscriber + 'static,
 {
     let mut one = subscribe(&*bus, Commands::subscription("one")).await;
     let mut two = subscribe(&*bus, Commands::subscription("two")).await;
@@ -113,10 +117,10 @@ where
     assert!(matches!(long, Err(SendError::TooLarge { max_bytes: 10, .. })), "{long:?}");
 }
 
-/// Many at once, over one inbox.
+/// Many at once, over one reply queue.
 pub async fn each_request_gets_its_own_answer_in_its_trace<B>(bus: Arc<B>)
 where
-    B: Inboxes + Subscriber + 'static,
+    B: ReplyQueues + Subscriber + 'static,
 {
     let deliveries = subscribe(&*bus, Commands::subscription("one")).await;
     let _responder = respond(&bus, "one", deliveries);
@@ -138,7 +142,7 @@ where
 /// The next request is not answered with what the one before was waiting for.
 pub async fn a_request_without_an_answer_runs_out_and_a_late_one_harms_nobody<B>(bus: Arc<B>)
 where
-    B: Inboxes + Subscriber + 'static,
+    B: ReplyQueues + Subscriber + 'static,
 {
     let mut deliveries = subscribe(&*bus, Commands::subscription("one")).await;
     let requests = open(&bus).await;
@@ -171,7 +175,7 @@ where
 /// Publish/asynchronous responses.
 pub async fn answers_to_an_event_are_collected_until_enough_or_late<B>(bus: Arc<B>)
 where
-    B: Inboxes + Subscriber + 'static,
+    B: ReplyQueues + Subscriber + 'static,
 {
     let (one, two) = (subscribe(&*bus, users("one")).await, subscribe(&*bus, users("two")).await);
     let _responders = [respond(&bus, "one", one), respond(&bus, "two", two)];
@@ -190,11 +194,12 @@ where
 /// In number and in length.
 pub async fn asking_is_bounded<B>(bus: Arc<B>)
 where
-    B: Inboxes + Subscriber + 'static,
+    B: ReplyQueues + Subscriber + 'static,
 {
     let _deliveries = subscribe(&*bus, Commands::subscription("one")).await;
     let settings = RequestSettings { max_pending: 2, max_bytes: 400 };
-    let requests = Requests::open(bus.clone(), system_clock(), settings).await.expect("an inbox");
+    let requests =
+        Requests::open(bus.clone(), system_clock(), settings).await.expect("a reply queue");
     let request = || Message::new("sum", json!({}));
     let asking = (0..3).map(|_| requests.request("one", request(), A_WHILE));
     let results = join_all(asking).await;
@@ -217,7 +222,7 @@ where
 /// A responder is not held up by askers that died.
 pub async fn an_answer_to_someone_who_left_is_not_kept<B>(bus: Arc<B>)
 where
-    B: Inboxes + Subscriber + 'static,
+    B: ReplyQueues + Subscriber + 'static,
 {
     let mut deliveries = subscribe(&*bus, Commands::subscription("one")).await;
     let requests = open(&bus).await;
@@ -231,7 +236,7 @@ where
     let (_, request) = tokio::join!(asking, receiving);
     drop(requests);
     let answers = Answers::new(bus.clone(), system_clock());
-    // The inbox may outlive its owner for a while; either way nobody waits.
+    // The reply queue may outlive its owner for a while; either way no request waits.
     let given = timeout(SOON, answers.give(&request, json!({}))).await.expect("in time");
     assert!(matches!(given, Ok(_) | Err(PublishError::Unavailable(_))), "{given:?}");
 }

@@ -9,10 +9,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, DEFAULT_MAX_BYTES, Inbox, Inboxes, Message, SendError, check_length};
+use super::{DEFAULT_MAX_BYTES, Message, SendError, check_length};
 use crate::Clock;
-use crate::bus::rabbitmq::{CORRELATION_ID, REPLY_TO};
-use crate::bus::{PublishError, SubscribeError};
+use crate::bus::{
+    Answer, CORRELATION_ID, PublishError, REPLY_TO, ReplyQueue, ReplyQueues, SubscribeError,
+};
 use crate::events::Outgoing;
 use crate::trace;
 
@@ -81,9 +82,9 @@ impl Pending {
     }
 }
 
-/// Asks over the bus. One of these serves many questions at once; it has one inbox, which ends with it.
+/// Asks over the bus. One of these serves many questions at once; it has one reply queue, which ends with it.
 pub struct Requests {
-    bus: Arc<dyn Inboxes>,
+    bus: Arc<dyn ReplyQueues>,
     clock: Clock,
     settings: RequestSettings,
     address: String,
@@ -92,18 +93,18 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Opens the inbox and starts to sort what comes into it.
+    /// Opens the reply queue and starts to give its answers to the calls that wait for them.
     ///
     /// # Errors
     /// [`SubscribeError::Unavailable`] when the bus is out of reach.
     pub async fn open(
-        bus: Arc<dyn Inboxes>,
+        bus: Arc<dyn ReplyQueues>,
         clock: Clock,
         settings: RequestSettings,
     ) -> Result<Self, SubscribeError> {
-        let inbox = bus.open_inbox(settings.max_pending.max(1)).await?;
-        let (address, pending) = (inbox.address().to_owned(), Arc::<Pending>::default());
-        let sorting = AbortOnDropHandle::new(tokio::spawn(sort(inbox, pending.clone())));
+        let replies = bus.open_reply_queue(settings.max_pending.max(1)).await?;
+        let (address, pending) = (replies.address().to_owned(), Arc::<Pending>::default());
+        let sorting = AbortOnDropHandle::new(tokio::spawn(sort(replies, pending.clone())));
         Ok(Self { bus, clock, settings, address, pending, _sorting: sorting })
     }
 
@@ -208,10 +209,10 @@ impl Drop for Entry<'_> {
     }
 }
 
-async fn sort(mut inbox: Inbox, pending: Arc<Pending>) {
-    while let Some((id, answer)) = inbox.next().await {
+async fn sort(mut replies: ReplyQueue, pending: Arc<Pending>) {
+    while let Some((id, answer)) = replies.next().await {
         pending.give(&id, answer);
     }
-    // Whoever still waits hears that nothing will come.
+    // Requests that still wait fail: nothing will come.
     pending.lock().clear();
 }

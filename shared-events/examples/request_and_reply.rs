@@ -1,0 +1,66 @@
+//! Request and reply: a service answers on a queue, and a requester waits for the answer with a time-out.
+//!
+//! Run it by `cargo run -p tourin-shared-events --example request_and_reply`. With `RabbitBus` in the place of
+//! `InProcessBus`, the two can be two processes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tourin_shared_events::bus::Subscriber as _;
+use tourin_shared_events::bus::in_process::InProcessBus;
+use tourin_shared_events::consumer::{Consumer, HandlerError, Received};
+use tourin_shared_events::dead_letters::SqliteDeadLetters;
+use tourin_shared_events::messaging_patterns::{
+    Answerer, Answers, Commands, Message, RequestError, RequestSettings, Requests, Responder,
+};
+use tourin_shared_events::sqlite::Database;
+use tourin_shared_events::system_clock;
+
+/// Says how far it is.
+struct Distances;
+
+#[async_trait]
+impl Answerer for Distances {
+    async fn answer(&self, request: &Received) -> Result<Value, HandlerError> {
+        match request.envelope.data["to"].as_str() {
+            Some("경복궁") => Ok(json!({"km": 3})),
+            // A refusal is an answer, too. An error would be retried, and the requester would wait in vain.
+            _ => Ok(json!({"error": "unknown place"})),
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let database = Database::open(&folder.path().join("example.db"), 1).await?;
+    let dead_letters = SqliteDeadLetters::open(database).await?;
+    let bus = Arc::new(InProcessBus::new(Arc::new(dead_letters)));
+    let stop = CancellationToken::new();
+
+    let deliveries = bus.subscribe(Commands::subscription("distances")).await?;
+    let answers = Answers::new(bus.clone(), system_clock());
+    let responder = Arc::new(Responder::new(Distances, answers));
+    let consumer = Consumer::new("distances", deliveries, responder, system_clock());
+    let answering = tokio::spawn(consumer.run(stop.clone()));
+
+    let requests = Requests::open(bus, system_clock(), RequestSettings::default()).await?;
+    let limit = Duration::from_secs(5);
+    for (place, expected) in
+        [("경복궁", json!({"km": 3})), ("서울숲", json!({"error": "unknown place"}))]
+    {
+        let question = Message::new("distance", json!({"to": place}));
+        let answer = requests.request("distances", question, limit).await?;
+        anyhow::ensure!(answer.envelope.data == expected, "{place}: {answer:?}");
+    }
+
+    // No queue of this name is there.
+    let nowhere = requests.request("nowhere", Message::new("distance", json!({})), limit).await;
+    anyhow::ensure!(matches!(nowhere, Err(RequestError::NotSent(_))), "{nowhere:?}");
+    stop.cancel();
+    answering.await?;
+    Ok(())
+}
