@@ -12,7 +12,7 @@ use super::reviews::Reviews;
 use super::spots::Spots;
 use super::views::Views;
 
-/// The events in the order in which they were committed, for whoever follows them.
+/// The events in the order in which they were committed, for the services that follow them.
 #[async_trait]
 pub trait EventLog: Send + Sync {
     /// At most `limit` of those above `after`. When there are none, waits up to `wait` for some, and

@@ -69,12 +69,12 @@ macro_rules! retried {
 mod accounts;
 #[path = "bookmarks.rs"]
 mod bookmarks;
-#[path = "endings.rs"]
-mod endings;
 #[path = "member_content.rs"]
 mod member_content;
 #[path = "passes.rs"]
 mod passes;
+#[path = "pending_revocations.rs"]
+mod pending_revocations;
 #[path = "reviews.rs"]
 mod reviews;
 #[path = "revocations.rs"]
@@ -103,7 +103,7 @@ use tourin_shared_events::mysql::{
 use tourin_shared_events::outbox::{MysqlOutbox, Wake, mysql::append};
 
 use self::MysqlStore as Store;
-pub(in crate::store) use self::endings::Ending;
+pub(in crate::store) use self::pending_revocations::PendingRevocation;
 #[cfg(test)]
 pub(in crate::store) use self::spots::STATEMENTS;
 use crate::app::StoreError;
@@ -144,7 +144,7 @@ const MIGRATIONS: &[Migration] = &[
 #[derive(Clone)]
 pub struct MysqlStore {
     pub(crate) db: Database,
-    /// Wakes the outbox relay and whoever follows the feed; carries no data.
+    /// Wakes the outbox relay; carries no data.
     pub(crate) wake: Wake,
     /// How what is asked of it ends.
     pub(crate) outcomes: Outcomes,

@@ -122,7 +122,7 @@ const MIGRATIONS: &[Migration] = &[
 pub struct SqliteStore {
     /// The file: one writer connection, a pool of readers.
     pub(crate) db: Database,
-    /// Wakes the outbox relay and whoever follows the feed; carries no data.
+    /// Wakes the outbox relay; carries no data.
     pub(crate) wake: Wake,
     /// How what is asked of it ends.
     pub(crate) outcomes: Outcomes,
