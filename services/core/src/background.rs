@@ -19,7 +19,7 @@ use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
 use crate::http::AppState;
 use crate::store::Store;
-use crate::store::redis::{Endings, MysqlRedisStore};
+use crate::store::redis::{MysqlRedisStore, PendingRevocations};
 
 /// How often sessions and revocations that are over are removed. A salt is kept at most this much
 /// longer than its grace.
@@ -82,7 +82,7 @@ pub(crate) fn start(
 }
 
 /// Says whether the registry knows of this instance, until `stop`. Without it the instance goes on
-/// serving whoever knows its address.
+/// serving the clients that know its address.
 pub(crate) async fn watch_registry(
     mut state: watch::Receiver<RegistrationState>,
     registry: Dependency,
@@ -115,8 +115,8 @@ fn start_on_redis(
     name: String,
     readiness: &ReadinessSettings,
 ) {
-    let endings = Endings::new(sessions.clone());
-    tasks.spawn("session endings", endings.run(tasks.shutdown().clone()));
+    let pending = PendingRevocations::new(sessions.clone());
+    tasks.spawn("pending revocations", pending.run(tasks.shutdown().clone()));
     let redis = health.register("redis");
     // It has answered just now.
     redis.set_ready();

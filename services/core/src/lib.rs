@@ -13,10 +13,10 @@ pub mod config;
 pub mod domain;
 pub mod http;
 mod metrics;
+mod startup;
 pub mod store;
 #[cfg(test)]
 mod testing;
-mod waiting;
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -120,13 +120,13 @@ impl Bound {
         let opening = open_store(&settings, sessions, &clock);
         let (listener, store) = match settings.database.mysql() {
             Some(url) => {
-                let (listener, meanwhile) = waiting::share(listener)?;
+                let (listener, meanwhile) = startup::share(listener)?;
                 let verifier =
                     IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
                 let waits_for = format!("mysql at {url}{}", also.unwrap_or_default());
                 tracing::info!(addr = %address, waits_for, "core is opening its store; until then it answers 503");
                 let store =
-                    waiting::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
+                    startup::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
                 (listener, store)
             }
             None => (listener, opening.await?),

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
 
 use super::StoreError;
-use super::attempts::{Attempts, Place, TooManyAttempts};
+use super::attempts::{Attempts, ClientSource, TooManyAttempts};
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
 use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
@@ -216,7 +216,7 @@ impl Accounts {
         changed.ok_or(AccountError::Gone)
     }
 
-    /// Changes the password for whoever knows the old one and ends the member's sessions other than
+    /// Changes the password for a client that knows the old one and ends the member's sessions other than
     /// `keep`; says which.
     ///
     /// # Errors
@@ -229,20 +229,20 @@ impl Accounts {
         new: &Password,
     ) -> Result<Vec<SessionId>, AccountError> {
         // A stolen session must not be a way to guess the password faster than logging in.
-        // Counted by itself: whoever guesses elsewhere does not keep the member from changing it.
-        let place = Place::Session(keep);
-        self.attempts.charge(id.as_str(), &place)?;
+        // Counted by itself: somebody who guesses elsewhere does not keep the member from changing it.
+        let source = ClientSource::Session(keep);
+        self.attempts.charge(id.as_str(), &source)?;
         let (known, comparison) = self
             .compare(id, old)
             .await
-            .inspect_err(|_| self.attempts.refund(id.as_str(), &place))?;
+            .inspect_err(|_| self.attempts.refund(id.as_str(), &source))?;
         let Some(known) = known else {
             return Err(AccountError::Gone);
         };
         if comparison == Comparison::Different {
             return Err(AccountError::WrongPassword);
         }
-        self.attempts.refund(id.as_str(), &place);
+        self.attempts.refund(id.as_str(), &source);
 
         let replacement = self.passwords.hash(new).await?;
         let now = self.clock.now();

@@ -1,8 +1,8 @@
 //! Slows down guessing of one account's password, before any hash is computed.
 //!
 //! Two counts, each charged before the password is compared. The strict one is of an account as
-//! guessed from one place: whoever guesses there uses up that place's attempts, and the member logs
-//! in from elsewhere as ever. The loose one is of the account alone: it bounds what many places
+//! guessed from one source: whoever guesses there uses up that source's attempts, and the member logs
+//! in from elsewhere as ever. The loose one is of the account alone: it bounds what many sources
 //! together can guess.
 
 use std::collections::HashMap;
@@ -23,21 +23,21 @@ use crate::domain::token::SessionId;
 /// How many wrong passwords an account bears. Defaults: see [`AttemptPolicy::default`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttemptPolicy {
-    /// Failures in a row from one place before its first wait.
+    /// Failures in a row from one source before its first wait.
     pub burst: NonZeroU32,
-    /// After the burst, one attempt from that place per this long.
+    /// After the burst, one attempt from that source per this long.
     pub refill: Duration,
-    /// Failures in a row from all places together before the first wait.
+    /// Failures in a row from all sources together before the first wait.
     pub account_burst: NonZeroU32,
     /// After that burst, one attempt per this long.
     pub account_refill: Duration,
-    /// Accounts, and accounts as guessed from one place, watched at once. What nobody fails on is
+    /// Accounts, and accounts as guessed from one source, watched at once. What nobody fails on is
     /// forgotten after `burst * refill` of its kind.
     pub keys: usize,
 }
 
 impl Default for AttemptPolicy {
-    /// From one place 10 failures, then one per 6 s; from all together 100, then one per second;
+    /// From one source 10 failures, then one per 6 s; from all together 100, then one per second;
     /// 100,000 accounts.
     fn default() -> Self {
         Self {
@@ -58,20 +58,20 @@ pub struct TooManyAttempts {
     pub retry_after: Duration,
 }
 
-/// The place that an attempt comes from.
+/// The source that an attempt comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ClientSource {
     /// A client's network, by its first address.
     Network(IpAddr),
     /// A visitor whose network is not told.
     Visitor(String),
     /// A session that is open.
     Session(SessionId),
-    /// Nobody said: all of these are one place.
+    /// Nobody said: all of these are one source.
     Unknown,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ClientSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Network(address) => write!(f, "network {address}"),
@@ -117,29 +117,29 @@ impl<C: Clock<Instant = Nanos> + Clone> Attempts<C> {
         }
     }
 
-    /// Charges `account` with one attempt from `place`.
+    /// Charges `account` with one attempt from `source`.
     ///
     /// # Errors
-    /// [`TooManyAttempts`] when the place has no attempt left, which costs the account nothing, or
+    /// [`TooManyAttempts`] when the source has no attempt left, which costs the account nothing, or
     /// the account has none.
-    pub fn charge(&self, account: &str, place: &Place) -> Result<(), TooManyAttempts> {
-        let (account, there) = keys(account, place);
+    pub fn charge(&self, account: &str, source: &ClientSource) -> Result<(), TooManyAttempts> {
+        let (account, there) = keys(account, source);
         self.from_place.charge(&there)?;
         self.in_all.charge(&account).inspect_err(|_| self.from_place.refund(&there))
     }
 
     /// Takes the charge of one attempt back: it was right, or was never made.
-    pub fn refund(&self, account: &str, place: &Place) {
-        let (account, there) = keys(account, place);
+    pub fn refund(&self, account: &str, source: &ClientSource) {
+        let (account, there) = keys(account, source);
         self.from_place.refund(&there);
         self.in_all.refund(&account);
     }
 }
 
-/// The keys of the account, and of the account as guessed from `place`.
-fn keys(account: &str, place: &Place) -> (String, String) {
+/// The keys of the account, and of the account as guessed from `source`.
+fn keys(account: &str, source: &ClientSource) -> (String, String) {
     let account = key(account);
-    let there = format!("{place}\n{account}");
+    let there = format!("{source}\n{account}");
     (account, there)
 }
 
@@ -266,25 +266,27 @@ mod tests {
         (Attempts::with_clock(&policy, &clock), clock)
     }
 
-    fn network(number: u32) -> Place {
-        Place::Network(Ipv4Addr::from_bits(number).into())
+    fn network(number: u32) -> ClientSource {
+        ClientSource::Network(Ipv4Addr::from_bits(number).into())
     }
 
-    /// Guesses from a place until it has to wait; says how often it could.
-    fn exhaust(attempts: &Attempts<FakeRelativeClock>, place: &Place) -> usize {
-        (0..1_000).take_while(|_| attempts.charge(HANA, place).is_ok()).count()
+    /// Guesses from a source until it has to wait; says how often it could.
+    fn exhaust(attempts: &Attempts<FakeRelativeClock>, source: &ClientSource) -> usize {
+        (0..1_000).take_while(|_| attempts.charge(HANA, source).is_ok()).count()
     }
 
     #[test]
     fn ten_failures_then_one_per_six_seconds() {
         let (attempts, clock) = attempts(100);
-        for place in [network(1), Place::Visitor("anon:a".to_owned()), Place::Unknown] {
-            assert_eq!(exhaust(&attempts, &place), 10);
-            let refused = attempts.charge(HANA, &place).unwrap_err();
+        for source in
+            [network(1), ClientSource::Visitor("anon:a".to_owned()), ClientSource::Unknown]
+        {
+            assert_eq!(exhaust(&attempts, &source), 10);
+            let refused = attempts.charge(HANA, &source).unwrap_err();
             assert_eq!(refused.retry_after, Duration::from_secs(6));
-            assert_eq!(attempts.charge("another123", &place), Ok(()), "another account");
+            assert_eq!(attempts.charge("another123", &source), Ok(()), "another account");
             clock.advance(Duration::from_secs(6));
-            assert_eq!(exhaust(&attempts, &place), 1);
+            assert_eq!(exhaust(&attempts, &source), 1);
         }
     }
 
@@ -311,7 +313,7 @@ mod tests {
         assert_eq!(attempts.charge("another123", &network(50)), Ok(()));
         clock.advance(Duration::from_secs(1));
         assert_eq!(exhaust(&attempts, &network(50)), 1);
-        // What the account refused has cost the place nothing.
+        // What the account refused has cost the source nothing.
         clock.advance(Duration::from_secs(100));
         assert_eq!(exhaust(&attempts, &network(49)), 10);
     }
@@ -331,19 +333,19 @@ mod tests {
     #[test]
     fn a_flood_of_made_up_names_frees_no_account_under_attack() {
         let (attempts, _clock) = attempts(50);
-        let places: Vec<_> = (0..10).map(network).collect();
-        let allowed: usize = places.iter().map(|place| exhaust(&attempts, place)).sum();
+        let sources: Vec<_> = (0..10).map(network).collect();
+        let allowed: usize = sources.iter().map(|source| exhaust(&attempts, source)).sum();
         assert_eq!(allowed, 100);
         for n in 0..10_000 {
             attempts.charge(&format!("madeup{n}"), &network(n)).unwrap();
             assert!(attempts.from_place.ledger.lock().len() <= 50);
             assert!(attempts.in_all.ledger.lock().len() <= 50);
         }
-        let place = network(20_000);
-        assert!(attempts.charge(HANA, &place).is_err(), "the account is still counted");
-        for place in &places {
-            let (_, there) = keys(HANA, place);
-            assert!(attempts.from_place.charge(&there).is_err(), "{place} is still counted");
+        let source = network(20_000);
+        assert!(attempts.charge(HANA, &source).is_err(), "the account is still counted");
+        for source in &sources {
+            let (_, there) = keys(HANA, source);
+            assert!(attempts.from_place.charge(&there).is_err(), "{source} is still counted");
         }
     }
 
@@ -351,10 +353,10 @@ mod tests {
     fn accounts_that_owe_nothing_are_forgotten_first() {
         let (attempts, clock) = attempts(10);
         for n in 0..10 {
-            attempts.charge(&format!("member{n}"), &Place::Unknown).unwrap();
+            attempts.charge(&format!("member{n}"), &ClientSource::Unknown).unwrap();
         }
         clock.advance(Duration::from_secs(7));
-        attempts.charge(HANA, &Place::Unknown).unwrap();
+        attempts.charge(HANA, &ClientSource::Unknown).unwrap();
         assert_eq!(attempts.from_place.ledger.lock().len(), 1);
         assert_eq!(attempts.in_all.ledger.lock().len(), 1);
     }
@@ -362,7 +364,7 @@ mod tests {
     #[test]
     fn guesses_at_once_do_not_slip_past_the_count() {
         let attempts = Attempts::new(&AttemptPolicy::default());
-        let guess = || attempts.charge(HANA, &Place::Unknown).is_ok();
+        let guess = || attempts.charge(HANA, &ClientSource::Unknown).is_ok();
         let allowed: usize = std::thread::scope(|scope| {
             let guessers: Vec<_> =
                 (0..8).map(|_| scope.spawn(|| (0..10).filter(|_| guess()).count())).collect();

@@ -8,7 +8,7 @@ use tourin_chassis::clock::SharedClock;
 
 use super::StoreError;
 use super::accounts::{AccountStore, Credentials};
-use super::attempts::{Attempts, Place, TooManyAttempts};
+use super::attempts::{Attempts, ClientSource, TooManyAttempts};
 pub use super::outcomes::Outcomes;
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
@@ -234,7 +234,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Opens a session for whoever knows the password. Wrong ones count for the `place` they come
+    /// Opens a session for a client that knows the password. Wrong ones count for the `source` they come
     /// from.
     ///
     /// # Errors
@@ -243,9 +243,9 @@ impl Sessions {
         &self,
         id: &str,
         password: &str,
-        place: &Place,
+        source: &ClientSource,
     ) -> Result<LoggedIn, SessionError> {
-        let outcome = self.try_log_in(id, password, place).await;
+        let outcome = self.try_log_in(id, password, source).await;
         self.outcomes.count_log_in(&outcome);
         outcome
     }
@@ -254,26 +254,26 @@ impl Sessions {
         &self,
         id: &str,
         password: &str,
-        place: &Place,
+        source: &ClientSource,
     ) -> Result<LoggedIn, SessionError> {
-        self.attempts.charge(id, place)?;
+        self.attempts.charge(id, source)?;
         let known = match MemberId::parse(id) {
             Ok(id) => self.accounts.credentials(&id).await,
             Err(_) => Ok(None),
         };
-        let known = known.inspect_err(|_| self.attempts.refund(id, place))?;
+        let known = known.inspect_err(|_| self.attempts.refund(id, source))?;
         let stored = known.as_ref().map(|credentials| &credentials.hash);
         let comparison = self
             .passwords
             .compare(password, stored)
             .await
-            .inspect_err(|_| self.attempts.refund(id, place))?;
+            .inspect_err(|_| self.attempts.refund(id, source))?;
         let (Some(Credentials { account, hash }), Comparison::Same { outdated }) =
             (known, comparison)
         else {
             return Err(SessionError::WrongCredentials);
         };
-        self.attempts.refund(id, place);
+        self.attempts.refund(id, source);
 
         let rehashed = if outdated { self.rehash(password).await } else { None };
         let now = self.clock.now();

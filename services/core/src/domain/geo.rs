@@ -121,17 +121,17 @@ impl Bounds {
             && (self.min.lng()..=self.max.lng()).contains(&at.lng())
     }
 
-    /// The cells of the finest grid of which at most `most` touch the box, each as its range of
-    /// codes, in the order of their codes. `most` below 4 may give 4, the least that a box on
+    /// The cells of the finest grid of which at most `max` touch the box, each as its range of
+    /// codes, in the order of their codes. `max` below 4 may give 4, the least that a box on
     /// both a meridian and a parallel of every grid can touch.
-    pub fn grid(&self, most: usize) -> Vec<RangeInclusive<i64>> {
+    pub fn grid(&self, max: usize) -> Vec<RangeInclusive<i64>> {
         let columns = column(self.min.lng())..=column(self.max.lng());
         let rows = row(self.min.lat())..=row(self.max.lat());
         let touched = |range: &RangeInclusive<u32>, shift: u32| {
             ((range.end() >> shift) - (range.start() >> shift)) as usize + 1
         };
         let shift = (0..BITS)
-            .find(|shift| touched(&columns, *shift).saturating_mul(touched(&rows, *shift)) <= most)
+            .find(|shift| touched(&columns, *shift).saturating_mul(touched(&rows, *shift)) <= max)
             .unwrap_or(BITS);
         let mut cells: Vec<_> = (columns.start() >> shift..=columns.end() >> shift)
             .flat_map(|column| {
@@ -147,16 +147,20 @@ impl Bounds {
     }
 }
 
-/// Takes at most `most` items out of groups: the first of every group, then the second of every
+/// Takes at most `max` items out of groups: the first of every group, then the second of every
 /// group, and so on; groups come in their order. With the grid's cells as groups, each sorted by
 /// code and id, this is what the map shows of too many spots: the same spots for the same box and
 /// data, from all over the box rather than from its densest corner.
-pub fn spread<T>(groups: Vec<Vec<T>>, most: usize) -> Vec<T> {
-    let mut groups: Vec<_> = groups.into_iter().map(Vec::into_iter).collect();
+pub fn spread<T>(
+    groups: impl IntoIterator<Item = impl IntoIterator<Item = T>>,
+    max: usize,
+) -> Vec<T> {
+    // No more is asked of a group than is taken.
+    let mut groups: Vec<_> = groups.into_iter().map(IntoIterator::into_iter).collect();
     let mut taken = Vec::new();
-    while taken.len() < most && !groups.is_empty() {
+    while taken.len() < max && !groups.is_empty() {
         groups.retain_mut(|group| {
-            if taken.len() < most
+            if taken.len() < max
                 && let Some(item) = group.next()
             {
                 taken.push(item);
@@ -215,7 +219,7 @@ mod tests {
             lats in [-90.0..=90.0_f64, -90.0..=90.0],
             lngs in [-180.0..=180.0_f64, -180.0..=180.0],
             along in (0.0..=1.0_f64, 0.0..=1.0_f64),
-            most in 4_usize..600,
+            max in 4_usize..600,
         ) {
             let (south, north) = (lats[0].min(lats[1]), lats[0].max(lats[1]));
             let (west, east) = (lngs[0].min(lngs[1]), lngs[0].max(lngs[1]));
@@ -224,8 +228,8 @@ mod tests {
                 (south + (north - south) * along.0).clamp(south, north),
                 (west + (east - west) * along.1).clamp(west, east),
             );
-            let grid = bounds.grid(most);
-            prop_assert!(grid.len() <= most);
+            let grid = bounds.grid(max);
+            prop_assert!(grid.len() <= max);
             prop_assert!(grid.windows(2).all(|pair| pair[0].end() < pair[1].start()));
             let code = cell(inside);
             prop_assert_eq!(grid.iter().filter(|range| range.contains(&code)).count(), 1);

@@ -2,7 +2,8 @@
 //!
 //! A record that is wrong costs only itself. When a quoted CSV field does not end as one should,
 //! or not within [`MAX_RECORD_BYTES`], the record's first line is given up and reading goes on at
-//! the second: one forgotten quotation mark does not swallow the file.
+//! the second: one forgotten quotation mark does not swallow the file. That is why the `csv` crate is not used here:
+//! it reads a stray quotation mark as text, and an open one to the end of the file.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 

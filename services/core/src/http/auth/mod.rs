@@ -1,8 +1,8 @@
 //! `/api/auth`: signing up, logging in and out, the account.
 
 mod bodies;
-mod place;
 mod sliding;
+mod source;
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use self::bodies::{
     AccountAnswer, LogIn, LoggedInAnswer, Reissue, ReissuedAnswer, SignUp, TokensAnswer,
     UpdatePassword, UpdateProfile,
 };
-use self::place::ClientPlace;
+use self::source::CallSource;
 use super::body::Object;
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, TooManyAttempts, Unavailable};
 use super::{AppState, cookies, messages};
@@ -81,10 +81,10 @@ async fn sign_up(
 )]
 async fn log_in(
     State(state): State<AppState>,
-    ClientPlace(place): ClientPlace,
+    CallSource(source): CallSource,
     Object(body): Object<LogIn>,
 ) -> Result<Response, ApiError> {
-    let opened = state.sessions.log_in(&body.id, &body.password.0, &place).await?;
+    let opened = state.sessions.log_in(&body.id, &body.password.0, &source).await?;
     let answer = LoggedInAnswer {
         account: opened.account.into(),
         tokens: TokensAnswer::from(&opened.tokens),

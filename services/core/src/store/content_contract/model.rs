@@ -15,7 +15,7 @@ pub(super) struct Question {
     sort: SpotSort,
     page_size: u64,
     bounds: Bounds,
-    most: usize,
+    max: usize,
 }
 
 /// Hangul composed and in parts, Latin in both cases, signs that are syntax elsewhere, a character
@@ -67,7 +67,7 @@ fn question() -> impl Strategy<Value = Question> {
         [33.0..35.0_f64, 33.0..35.0],
         [126.0..128.0_f64, 126.0..128.0],
     )
-        .prop_map(|((query, tags, bookmarked, descending), (page_size, most), lats, lngs)| {
+        .prop_map(|((query, tags, bookmarked, descending), (page_size, max), lats, lngs)| {
             Question {
                 filter: SpotFilter {
                     query: SearchText::new(&query).unwrap(),
@@ -83,7 +83,7 @@ fn question() -> impl Strategy<Value = Question> {
                     lngs[0].max(lngs[1]),
                 )
                 .unwrap(),
-                most,
+                max,
             }
         })
 }
@@ -190,9 +190,9 @@ async fn check_list(stores: &Stores, question: &Question, passing: &[&Spot]) {
 
 /// The map is the naive one, spread over the grid when there is too much of it.
 async fn check_map(stores: &Stores, question: &Question, passing: &[&Spot]) {
-    let Question { bounds, most, .. } = question;
+    let Question { bounds, max, .. } = question;
     let mut groups: Vec<Vec<&Spot>> = Vec::new();
-    for range in bounds.grid(*most) {
+    for range in bounds.grid(*max) {
         let mut group: Vec<&Spot> = passing
             .iter()
             .copied()
@@ -206,9 +206,9 @@ async fn check_map(stores: &Stores, question: &Question, passing: &[&Spot]) {
     let inside = groups.iter().map(Vec::len).sum::<usize>();
     let in_box = passing.iter().filter(|spot| bounds.contains(spot.content.at())).count();
     assert_eq!(inside, in_box, "the grid covers the box");
-    let mut expected = spread(groups, *most);
+    let mut expected = spread(groups, *max);
     expected.sort_by_key(|spot| spot.id);
-    let found = stores.spots.map(&question.filter, bounds, *most).await.unwrap().unwrap();
+    let found = stores.spots.map(&question.filter, bounds, *max).await.unwrap().unwrap();
     assert_eq!(found, overviews(&expected), "{question:?}");
-    assert_eq!(found.len(), in_box.min(*most));
+    assert_eq!(found.len(), in_box.min(*max));
 }

@@ -209,9 +209,9 @@ pub(super) async fn a_crowded_map_shows_spots_from_all_over_it(stores: Stores) {
     stores.add(&drafts).await;
     let filter =
         |text: &str| SpotFilter { query: SearchText::new(text).unwrap(), ..Default::default() };
-    for (text, most) in [("", 500), ("", 7), ("서울", 300), ("남산", 300)] {
+    for (text, max) in [("", 500), ("", 7), ("서울", 300), ("남산", 300)] {
         let bounds = Bounds::new(33.0, 126.0, 37.0, 130.0).unwrap();
-        let groups = bounds.grid(most).into_iter().map(|range| {
+        let groups = bounds.grid(max).into_iter().map(|range| {
             let mut group: Vec<_> = drafts
                 .iter()
                 .filter(|draft| draft.content.address().contains(text))
@@ -222,10 +222,10 @@ pub(super) async fn a_crowded_map_shows_spots_from_all_over_it(stores: Stores) {
             group
         });
         let mut expected: Vec<_> =
-            spread(groups.collect(), most).into_iter().map(|(_, id)| id).collect();
+            spread(groups, max).into_iter().map(|(_, id)| id).collect();
         expected.sort_unstable();
-        let found = stores.spots.map(&filter(text), &bounds, most).await.unwrap().unwrap();
+        let found = stores.spots.map(&filter(text), &bounds, max).await.unwrap().unwrap();
         let found: Vec<_> = found.iter().map(|spot| spot.id).collect();
-        assert_eq!(found, expected, "{text} {most}");
+        assert_eq!(found, expected, "{text} {max}");
     }
 }

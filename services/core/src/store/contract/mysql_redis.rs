@@ -26,7 +26,7 @@ use crate::app::sessions::Rotation;
 use crate::domain::session::SessionTimes;
 use crate::domain::token::Salt;
 use crate::store::Store;
-use crate::store::redis::{Endings, RedisSessions};
+use crate::store::redis::{PendingRevocations, RedisSessions};
 
 /// A database and a prefix of a test's own, and a way to Redis that can be cut.
 struct Home {
@@ -265,7 +265,7 @@ async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
     let here = log_in(&store, &hana, &policy, at(1)).await;
     let there = log_in(&store, &hana, &policy, at(2)).await;
     let stop = Shutdown::new();
-    let endings = tokio::spawn(Endings::new(store.clone()).run(stop.clone()));
+    let endings = tokio::spawn(PendingRevocations::new(store.clone()).run(stop.clone()));
 
     home.cut().await;
     let salt = Salt::random().unwrap();

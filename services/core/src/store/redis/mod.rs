@@ -22,9 +22,9 @@
 //! the server itself can cost the last second, log-outs among it. `maxmemory-policy` must be
 //! `noeviction`: an evicted entry is a session that goes on.
 
-mod endings;
 mod log;
 mod operations;
+mod pending_revocations;
 mod store;
 
 use std::sync::Arc;
@@ -41,7 +41,7 @@ use tourin_chassis::telemetry::Span;
 use tourin_shared_events::backoff::Backoff;
 use uuid::Uuid;
 
-pub use self::endings::Endings;
+pub use self::pending_revocations::PendingRevocations;
 pub use self::store::MysqlRedisStore;
 use super::errors::trouble;
 use crate::app::StoreError;

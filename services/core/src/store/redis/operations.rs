@@ -8,7 +8,7 @@ use crate::app::sessions::{OpenSession, Rotation};
 use crate::domain::account::MemberId;
 use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
-use crate::store::mysql::Ending;
+use crate::store::mysql::PendingRevocation;
 
 /// How long a raised epoch is remembered: longer than any log-in can be on its way that has read
 /// the account before it was raised.
@@ -151,12 +151,12 @@ impl RedisSessions {
     /// Does what the account's change asks for; says which sessions it ended.
     pub(super) async fn settle(
         &self,
-        ending: &Ending,
+        pending: &PendingRevocation,
         revoked_until: DateTime<Utc>,
     ) -> Result<Vec<SessionId>, StoreError> {
-        let keep = ending.keep.map(|keep| keep.to_string()).unwrap_or_default();
+        let keep = pending.keep.map(|keep| keep.to_string()).unwrap_or_default();
         let mut call = self.call(&self.scripts.settle);
-        call.arg(ending.member.as_str()).arg(ending.epoch).arg(keep);
+        call.arg(pending.member.as_str()).arg(pending.epoch).arg(keep);
         call.arg(revoked_until.timestamp_micros()).arg(EPOCH_MS);
         let ended: Vec<String> = self.run("settle", &call).await?;
         sessions(&ended)

@@ -28,7 +28,7 @@ use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::SearchText;
 use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
-use crate::store::mysql::{Ending, MysqlStore};
+use crate::store::mysql::{MysqlStore, PendingRevocation};
 
 /// Attempts to open a session while its account's epoch keeps being raised.
 const OPEN_ATTEMPTS: usize = 4;
@@ -68,11 +68,11 @@ impl MysqlRedisStore {
     /// [`StoreError`]. What was not done yet is still noted.
     pub async fn settle_pending(&self) -> Result<u64, StoreError> {
         let mut settled = 0;
-        for ending in self.mysql.pending_endings().await? {
+        for pending in self.mysql.pending_revocations().await? {
             // Their tokens may have been renewed since the change, so the time counts from now.
-            let lasts = ending.revoked_until - ending.noted_at;
-            let until = ending.revoked_until.max(self.clock.now() + lasts);
-            self.settle(&ending, until).await?;
+            let lasts = pending.revoked_until - pending.noted_at;
+            let until = pending.revoked_until.max(self.clock.now() + lasts);
+            self.settle(&pending, until).await?;
             settled += 1;
         }
         Ok(settled)
@@ -80,20 +80,20 @@ impl MysqlRedisStore {
 
     async fn settle(
         &self,
-        ending: &Ending,
+        pending: &PendingRevocation,
         revoked_until: DateTime<Utc>,
     ) -> Result<Vec<SessionId>, StoreError> {
-        let ended = self.redis.settle(ending, revoked_until).await?;
-        self.mysql.forget_ending(ending).await?;
+        let ended = self.redis.settle(pending, revoked_until).await?;
+        self.mysql.forget_pending(pending).await?;
         Ok(ended)
     }
 
     /// The same right after the commit: the change is made, so a failure only means that the
     /// sessions end a little later.
-    async fn settle_now(&self, ending: &Ending) -> Vec<SessionId> {
-        match self.redis.settle(ending, ending.revoked_until).await {
+    async fn settle_now(&self, pending: &PendingRevocation) -> Vec<SessionId> {
+        match self.redis.settle(pending, pending.revoked_until).await {
             Ok(ended) => {
-                if let Err(error) = self.mysql.forget_ending(ending).await {
+                if let Err(error) = self.mysql.forget_pending(pending).await {
                     tracing::warn!(%error, "sessions that are ended will be ended again");
                 }
                 ended
@@ -233,7 +233,7 @@ impl AccountStore for MysqlRedisStore {
 
     async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError> {
         match self.mysql.change_password_and_note(&change).await? {
-            Some(ending) => Ok(Changed::Changed { ended: self.settle_now(&ending).await }),
+            Some(pending) => Ok(Changed::Changed { ended: self.settle_now(&pending).await }),
             None => Ok(Changed::Stale),
         }
     }
@@ -245,7 +245,7 @@ impl AccountStore for MysqlRedisStore {
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<SessionId>>, StoreError> {
         match self.mysql.delete_and_note(id, revoked_until, now).await? {
-            Some(ending) => Ok(Some(self.settle_now(&ending).await)),
+            Some(pending) => Ok(Some(self.settle_now(&pending).await)),
             None => Ok(None),
         }
     }

@@ -18,20 +18,19 @@ use crate::domain::geo::Bounds;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::{SearchText, SpotFilter, SpotSort};
 use crate::domain::spot::SpotOverview;
-use crate::domain::tag::TagSet;
 
 /// Most bytes of the matches of recent searches.
 const RECENT_BYTES: u64 = 16 << 20;
 
-/// What was asked, of which revision of the catalogue.
-type Asked = (i64, Option<SearchText>, TagSet);
+/// A text that was looked for, and the revision of the catalogue that it was looked for in.
+type Asked = (i64, SearchText);
 /// A reading that has not begun yet.
 type Refresh = Shared<BoxFuture<'static, Result<(), Arc<StoreError>>>>;
 
 /// The index of one process.
 pub(in crate::store) struct LiveIndex {
     held: RwLock<Held>,
-    /// What matched in recent searches.
+    /// The spots with the texts of recent searches.
     recent: Cache<Asked, Arc<RoaringBitmap>>,
     next: Mutex<Option<Refresh>>,
     /// One reads at a time.
@@ -173,18 +172,21 @@ impl LiveIndex {
         filter: &SpotFilter,
         bookmarked: Option<RoaringBitmap>,
     ) -> Option<Arc<RoaringBitmap>> {
-        let SpotFilter { query, tags, .. } = filter;
-        if query.is_none() && tags.is_empty() {
-            return bookmarked.map(Arc::new);
-        }
-        let evaluate = || Arc::new(held.index.matching(query.as_ref(), *tags));
-        let found = match held.revision {
-            Some(revision) => self.recent.get_with((revision, query.clone(), *tags), evaluate),
-            None => evaluate(),
+        let with_text = filter.query.as_ref().map(|query| {
+            let find = || Arc::new(held.index.with_text(query));
+            match held.revision {
+                Some(revision) => self.recent.get_with((revision, query.clone()), find),
+                None => find(),
+            }
+        });
+        let with_tags = (!filter.tags.is_empty()).then(|| held.index.with_tags(filter.tags));
+        let narrowed = match (with_tags, bookmarked) {
+            (Some(with_tags), Some(bookmarked)) => Some(with_tags & bookmarked),
+            (one, other) => one.or(other),
         };
-        Some(match bookmarked {
-            Some(bookmarked) => Arc::new(bookmarked & &*found),
-            None => found,
-        })
+        match (with_text, narrowed) {
+            (Some(with_text), Some(narrowed)) => Some(Arc::new(narrowed & &*with_text)),
+            (with_text, narrowed) => with_text.or(narrowed.map(Arc::new)),
+        }
     }
 }

@@ -47,7 +47,7 @@ fn a_query_does_not_match_across_name_and_address_nor_by_the_image() {
         ("복궁서울", 0),
         ("com", 0),
     ] {
-        let found = index.matching(Some(&search(text)), TagSet::default());
+        let found = index.with_text(&search(text));
         assert_eq!(found.len(), count, "{text}");
     }
 }
@@ -88,7 +88,7 @@ proptest! {
         for text in ["", "가", "a", "각가", "aB", "서울"] {
             let filter = SpotFilter { query: SearchText::new(text).unwrap(), ..SpotFilter::default() };
             let matches: Option<RoaringBitmap> =
-                filter.query.as_ref().map(|query| made.matching(Some(query), filter.tags));
+                filter.query.as_ref().map(|query| made.with_text(query));
             for sort in [SpotSort::NameAscending, SpotSort::NameDescending] {
                 let page = live.page(&filter, None, sort, all);
                 prop_assert_eq!(&page.items, &made.page(matches.as_ref(), sort, all));

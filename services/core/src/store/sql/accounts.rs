@@ -105,7 +105,7 @@ impl AccountStore for Store {
             }
             either!(
                 sqlite: (),
-                mysql: super::endings::begin_above_noted(&mut tx, &account.id).await?,
+                mysql: super::pending_revocations::begin_above_noted(&mut tx, &account.id).await?,
             );
             tx.commit().await?;
             Ok(Created::Created)

@@ -69,12 +69,12 @@ macro_rules! retried {
 mod accounts;
 #[path = "bookmarks.rs"]
 mod bookmarks;
-#[path = "endings.rs"]
-mod endings;
 #[path = "member_content.rs"]
 mod member_content;
 #[path = "passes.rs"]
 mod passes;
+#[path = "pending_revocations.rs"]
+mod pending_revocations;
 #[path = "reviews.rs"]
 mod reviews;
 #[path = "revocations.rs"]
@@ -103,7 +103,7 @@ use tourin_shared_events::mysql::{
 use tourin_shared_events::outbox::{MysqlOutbox, Wake, mysql::append};
 
 use self::MysqlStore as Store;
-pub(in crate::store) use self::endings::Ending;
+pub(in crate::store) use self::pending_revocations::PendingRevocation;
 #[cfg(test)]
 pub(in crate::store) use self::spots::STATEMENTS;
 use crate::app::StoreError;

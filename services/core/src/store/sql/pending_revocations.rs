@@ -22,7 +22,7 @@ const PENDING: i64 = 100;
 
 /// Sessions to end because the account has changed.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct Ending {
+pub(in crate::store) struct PendingRevocation {
     /// Its row in the database.
     pub(in crate::store) id: u64,
     /// Whose sessions.
@@ -38,7 +38,7 @@ pub(in crate::store) struct Ending {
 }
 
 #[derive(sqlx::FromRow)]
-struct EndingRow {
+struct PendingRow {
     id: u64,
     member_id: String,
     epoch: i64,
@@ -54,7 +54,7 @@ async fn note(
     keep: Option<SessionId>,
     revoked_until: DateTime<Utc>,
     now: DateTime<Utc>,
-) -> Result<Ending, StoreError> {
+) -> Result<PendingRevocation, StoreError> {
     sqlx::query("DELETE FROM sessions WHERE member_id = ?")
         .bind(member.as_str())
         .execute(&mut *conn)
@@ -79,7 +79,14 @@ async fn note(
     .execute(conn)
     .await?;
     let member = member.clone();
-    Ok(Ending { id: noted.last_insert_id(), member, epoch, keep, noted_at: now, revoked_until })
+    Ok(PendingRevocation {
+        id: noted.last_insert_id(),
+        member,
+        epoch,
+        keep,
+        noted_at: now,
+        revoked_until,
+    })
 }
 
 /// Gives a new account an epoch: what is still to be ended of an account of this id that was deleted is not the
@@ -164,17 +171,17 @@ impl MysqlStore {
     pub(in crate::store) async fn change_password_and_note(
         &self,
         change: &PasswordChange,
-    ) -> Result<Option<Ending>, StoreError> {
+    ) -> Result<Option<PendingRevocation>, StoreError> {
         operation!(self, "change password", "accounts", async {
             let mut tx = self.db.write().await?;
             if !replace_password(&mut tx, change).await? {
                 return Ok(None);
             }
             let keep = Some(change.keep);
-            let ending =
+            let pending =
                 note(&mut tx, &change.member, keep, change.revoked_until, change.now).await?;
             tx.commit().await?;
-            Ok(Some(ending))
+            Ok(Some(pending))
         })
     }
 
@@ -185,24 +192,26 @@ impl MysqlStore {
         id: &MemberId,
         revoked_until: DateTime<Utc>,
         now: DateTime<Utc>,
-    ) -> Result<Option<Ending>, StoreError> {
+    ) -> Result<Option<PendingRevocation>, StoreError> {
         operation!(self, "delete", "accounts", async {
             let mut tx = self.db.write().await?;
             if !lock_member(&mut tx, id.as_str()).await? {
                 return Ok(None);
             }
             let events = member_content::erase(&mut tx, id.as_str(), now).await?;
-            let ending = note(&mut tx, id, None, revoked_until, now).await?;
+            let pending = note(&mut tx, id, None, revoked_until, now).await?;
             remove_member(&mut tx, id, events, now).await?;
             tx.commit().await?;
             self.committed();
-            Ok(Some(ending))
+            Ok(Some(pending))
         })
     }
 
     /// The oldest of what is noted.
-    pub(in crate::store) async fn pending_endings(&self) -> Result<Vec<Ending>, StoreError> {
-        let rows: Vec<EndingRow> = retried!(async {
+    pub(in crate::store) async fn pending_revocations(
+        &self,
+    ) -> Result<Vec<PendingRevocation>, StoreError> {
+        let rows: Vec<PendingRow> = retried!(async {
             Ok(sqlx::query_as(
                 "SELECT id, member_id, epoch, kept_session, noted_at, revoked_until \
                  FROM session_endings ORDER BY id LIMIT ?",
@@ -211,14 +220,17 @@ impl MysqlStore {
             .fetch_all(self.db.reader())
             .await?)
         })?;
-        rows.into_iter().map(ending).collect()
+        rows.into_iter().map(pending).collect()
     }
 
     /// Removes the note: the sessions are ended.
-    pub(in crate::store) async fn forget_ending(&self, ending: &Ending) -> Result<(), StoreError> {
+    pub(in crate::store) async fn forget_pending(
+        &self,
+        pending: &PendingRevocation,
+    ) -> Result<(), StoreError> {
         operation!(self, "delete", "endings", async {
             sqlx::query("DELETE FROM session_endings WHERE id = ?")
-                .bind(ending.id)
+                .bind(pending.id)
                 .execute(self.db.writer())
                 .await?;
             Ok(())
@@ -226,8 +238,8 @@ impl MysqlStore {
     }
 }
 
-fn ending(row: EndingRow) -> Result<Ending, StoreError> {
-    Ok(Ending {
+fn pending(row: PendingRow) -> Result<PendingRevocation, StoreError> {
+    Ok(PendingRevocation {
         id: row.id,
         member: MemberId::trusted(row.member_id),
         epoch: row.epoch,

@@ -1,7 +1,7 @@
 //! Ending sessions in Redis because an account has changed in MySQL.
 //!
 //! The transaction that changes the account notes what is to be ended; after the commit it is ended
-//! and the note removed. Whoever breaks off between the two, or finds Redis away, leaves the note to
+//! and the note removed. A process that stops between the two, or finds Redis away, leaves the note to
 //! the task here, which does the same: at least once, and twice is as good as once.
 
 use std::time::Duration;
@@ -14,9 +14,9 @@ use super::store::MysqlRedisStore;
 const EVERY: Duration = Duration::from_millis(1_000);
 
 /// The task that settles what was left.
-pub struct Endings(MysqlRedisStore);
+pub struct PendingRevocations(MysqlRedisStore);
 
-impl Endings {
+impl PendingRevocations {
     /// For what `store` leaves.
     pub fn new(store: MysqlRedisStore) -> Self {
         Self(store)

@@ -1,4 +1,4 @@
-//! The place that a call comes from, for counting wrong passwords.
+//! The source that a call comes from, for counting wrong passwords.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 use tourin_chassis::identity::Subject;
 
-use crate::app::attempts::Place;
+use crate::app::attempts::ClientSource;
 
 /// The client's address and those of the proxies after it; the gateway replaces what came in.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -17,26 +17,26 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 ///
 /// Only of a request that came through the gateway, which its identity proves. A visitor's
 /// pseudonym stands in where no address is told. It is second choice because the browser's name
-/// goes into it, and whoever makes names up would be at a new place each time.
+/// goes into it, and a client that makes names up would be a new source each time.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ClientPlace(pub(super) Place);
+pub(super) struct CallSource(pub(super) ClientSource);
 
-impl<S: Send + Sync> FromRequestParts<S> for ClientPlace {
+impl<S: Send + Sync> FromRequestParts<S> for CallSource {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let told = || network(&parts.headers).map(Place::Network);
+        let told = || network(&parts.headers).map(ClientSource::Network);
         Ok(Self(match parts.extensions.get::<Subject>() {
             Some(Subject::Visitor { pseudonym }) => {
-                told().unwrap_or_else(|| Place::Visitor(pseudonym.clone()))
+                told().unwrap_or_else(|| ClientSource::Visitor(pseudonym.clone()))
             }
-            Some(Subject::Member { .. }) => told().unwrap_or(Place::Unknown),
-            Some(Subject::Service { .. }) | None => Place::Unknown,
+            Some(Subject::Member { .. }) => told().unwrap_or(ClientSource::Unknown),
+            Some(Subject::Service { .. }) | None => ClientSource::Unknown,
         }))
     }
 }
 
-/// The client's network: an IPv4 address, or the /64 that whoever has one IPv6 address has.
+/// The client's network: an IPv4 address, or the /64 that the holder of one IPv6 address has.
 fn network(headers: &HeaderMap) -> Option<IpAddr> {
     let first = headers.get(FORWARDED_FOR)?.to_str().ok()?.split(',').next()?;
     Some(match first.trim().parse::<IpAddr>().ok()?.to_canonical() {
@@ -51,7 +51,7 @@ mod tests {
 
     use super::*;
 
-    async fn place(subject: Option<Subject>, forwarded: Option<&str>) -> Place {
+    async fn source(subject: Option<Subject>, forwarded: Option<&str>) -> ClientSource {
         let mut request = Request::new(());
         if let Some(subject) = subject {
             request.extensions_mut().insert(subject);
@@ -60,7 +60,7 @@ mod tests {
             request.headers_mut().insert(FORWARDED_FOR, forwarded.parse().unwrap());
         }
         let mut parts = request.into_parts().0;
-        ClientPlace::from_request_parts(&mut parts, &()).await.unwrap().0
+        CallSource::from_request_parts(&mut parts, &()).await.unwrap().0
     }
 
     fn visitor(pseudonym: &str) -> Option<Subject> {
@@ -69,28 +69,28 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_is_its_network_as_the_gateway_tells_it() {
-        let network = |text: &str| Place::Network(text.parse().unwrap());
+        let network = |text: &str| ClientSource::Network(text.parse().unwrap());
         for (told, expected) in [
             ("203.0.113.9", "203.0.113.9"),
             ("203.0.113.9, 10.0.0.1", "203.0.113.9"),
             ("::ffff:203.0.113.9", "203.0.113.9"),
             ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
         ] {
-            assert_eq!(place(visitor("anon:a"), Some(told)).await, network(expected), "{told}");
+            assert_eq!(source(visitor("anon:a"), Some(told)).await, network(expected), "{told}");
         }
         let member = Subject::Member { id: "a".into(), session: "b".into(), roles: vec![] };
         let told = Some("203.0.113.9");
-        assert_eq!(place(Some(member.clone()), told).await, network("203.0.113.9"));
-        assert_eq!(place(Some(member), None).await, Place::Unknown);
+        assert_eq!(source(Some(member.clone()), told).await, network("203.0.113.9"));
+        assert_eq!(source(Some(member), None).await, ClientSource::Unknown);
     }
 
     #[tokio::test]
     async fn without_an_address_it_is_the_pseudonym_and_without_an_identity_nobody() {
-        let pseudonym = Place::Visitor("anon:a".to_owned());
-        assert_eq!(place(visitor("anon:a"), None).await, pseudonym);
-        assert_eq!(place(visitor("anon:a"), Some("rubbish")).await, pseudonym);
-        assert_eq!(place(None, Some("203.0.113.9")).await, Place::Unknown);
+        let pseudonym = ClientSource::Visitor("anon:a".to_owned());
+        assert_eq!(source(visitor("anon:a"), None).await, pseudonym);
+        assert_eq!(source(visitor("anon:a"), Some("rubbish")).await, pseudonym);
+        assert_eq!(source(None, Some("203.0.113.9")).await, ClientSource::Unknown);
         let service = Subject::Service { name: "gateway".into() };
-        assert_eq!(place(Some(service), Some("203.0.113.9")).await, Place::Unknown);
+        assert_eq!(source(Some(service), Some("203.0.113.9")).await, ClientSource::Unknown);
     }
 }
