@@ -268,7 +268,7 @@ impl Pipeline {
     }
 }
 
-/// Milliseconds that a span waits on its way to a store in this process.
+/// How long a span waits on its way to a store in this process.
 const MEMORY_FLUSH_INTERVAL: Duration = Duration::from_millis(20);
 
 fn propagator(settings: &TraceSettings) -> Propagator {

@@ -286,7 +286,7 @@ fn is_hex_and_dashes(value: &str) -> bool {
 
 /// `VERSION-TRACE-SPAN-FLAGS`, after which a later version may have more.
 fn is_traceparent(value: &str) -> bool {
-    let (ours, more) = value.split_at_checked(55).unwrap_or(("", ""));
+    let Some((ours, more)) = value.split_at_checked(55) else { return false };
     is_hex_and_dashes(ours)
         && ours.bytes().enumerate().all(|(at, byte)| (byte == b'-') == matches!(at, 2 | 35 | 52))
         && (more.is_empty() || (more.starts_with('-') && !ours.starts_with("00")))
