@@ -126,7 +126,7 @@ impl RequestContext {
 
     /// The request's span, for its ids and for notes.
     pub fn span(&self) -> &Span {
-        self.trace.as_ref().map_or(&self.no_span, DeferredRequest::span)
+        self.trace.as_ref().map_or(&self.no_span, DeferredRequest::handle)
     }
 
     /// The try under way.

@@ -166,7 +166,7 @@ pub fn prepare_request(
         request.remove_header(name);
     }
     request.remove_header(&AUTHORIZATION);
-    for name in &TRACE_HEADERS {
+    for name in TRACE_HEADERS.iter() {
         request.remove_header(name);
     }
     pass_cookies(request)?;

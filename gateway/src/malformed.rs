@@ -38,7 +38,7 @@ impl MalformedRequests {
         let status = response.status.as_u16();
         if let Some(error) = response.refusal_kind() {
             self.metrics.refused(error);
-            trace.span().annotate("refused", &[("error", error)]);
+            trace.handle().annotate("refused", &[("error", error)]);
         }
         let took = started.elapsed().unwrap_or_default();
         // Measured from the end of the head, as for all requests; there was no head.
@@ -46,7 +46,7 @@ impl MalformedRequests {
         self.metrics.service.http().observe(MALFORMED, method_name(method), status, answering);
 
         trace.finish(&request, status, std::iter::empty);
-        let span = trace.span();
+        let span = trace.handle();
         let _current = span.enter();
         let id = span.trace_id();
         tracing::info!(

@@ -32,7 +32,7 @@ pub struct DeferredRequest {
     decision: SamplingDecision,
     started: SystemTime,
     notes: Notes,
-    span: Span,
+    handle: Span,
 }
 
 impl fmt::Debug for DeferredRequest {
@@ -86,15 +86,15 @@ impl Service {
             decision,
             started,
             notes,
-            span: Span::found(self.context().with_span(current)),
+            handle: Span::found(self.context().with_span(current)),
         }
     }
 }
 
 impl DeferredRequest {
     /// A handle on it, for its ids, notes and children.
-    pub fn span(&self) -> &Span {
-        &self.span
+    pub fn handle(&self) -> &Span {
+        &self.handle
     }
 
     /// The id of a new call's span, and the headers by which the called service continues the trace.
@@ -147,78 +147,63 @@ impl DeferredRequest {
     }
 
     fn server(&self, request: &HttpRequest<'_>, status: u16) -> SpanData {
-        let mut attributes = request.attributes();
-        attributes.extend(answer(Some(status)));
-        let error = (status >= 500).then(|| status.to_string());
-        SpanData {
-            parent_span_id: self.parent.span_id(),
-            parent_span_is_remote: self.parent.is_valid(),
-            ..self.span_data(
-                self.ids.clone(),
-                SpanKind::Server,
-                request.name(),
-                (self.started, self.started.elapsed().unwrap_or_default()),
-                attributes,
-                error.map(Cow::Owned),
-                self.notes.take(),
-            )
-        }
+        let took = self.started.elapsed().unwrap_or_default();
+        let notes = &mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut span = self.span(SpanKind::Server, self.ids.clone(), (self.started, took));
+        span.parent_span_id = self.parent.span_id();
+        span.parent_span_is_remote = self.parent.is_valid();
+        span.name = request.name().into();
+        span.attributes.extend(request.attributes());
+        span.events.events = std::mem::take(notes);
+        answered(span, Some(status), None)
     }
 
     fn call(&self, call: &FinishedCall<'_>) -> SpanData {
-        let mut attributes = call.call.attributes();
-        attributes.extend(answer(call.status));
-        let failed = call.status.filter(|status| *status >= 500).map(|status| status.to_string());
-        let error = call.error.map(Cow::Borrowed).or(failed.map(Cow::Owned));
-        let ended = call.started + call.took;
-        let abandoned = call
-            .abandoned
-            .map(|reason| Event::new("abandoned", ended, vec![KeyValue::new("reason", reason)], 0));
-        SpanData {
-            parent_span_id: self.ids.span_id(),
-            ..self.span_data(
-                self.ids_of(call.id),
-                SpanKind::Client,
-                call.call.name(),
-                (call.started, call.took),
-                attributes,
-                error,
-                abandoned.into_iter().collect(),
-            )
+        let ids = self.ids_of(call.id);
+        let mut span = self.span(SpanKind::Client, ids, (call.started, call.took));
+        span.parent_span_id = self.ids.span_id();
+        span.name = call.call.name().into();
+        span.attributes.extend(call.call.attributes());
+        if let Some(reason) = call.abandoned {
+            let facts = vec![KeyValue::new("reason", reason)];
+            span.events.events.push(Event::new("abandoned", span.end_time, facts, 0));
         }
+        answered(span, call.status, call.error)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a span has these")]
-    fn span_data(
+    fn span(
         &self,
-        ids: SpanContext,
         kind: SpanKind,
-        name: String,
+        ids: SpanContext,
         (started, took): (SystemTime, Duration),
-        mut attributes: Vec<KeyValue>,
-        error: Option<Cow<'static, str>>,
-        notes: Vec<Event>,
     ) -> SpanData {
-        attributes.extend(self.scope.attributes());
-        attributes.extend(error.clone().map(|error| KeyValue::new(names::ERROR_TYPE, error)));
-        let mut events = SpanEvents::default();
-        events.events = notes;
         SpanData {
             span_context: ids,
             parent_span_id: SpanId::INVALID,
             parent_span_is_remote: false,
             span_kind: kind,
-            name: name.into(),
+            name: Cow::Borrowed(""),
             start_time: started,
             end_time: started + took,
-            attributes,
+            attributes: self.scope.attributes().collect(),
             dropped_attributes_count: 0,
-            events,
+            events: SpanEvents::default(),
             links: SpanLinks::default(),
-            status: error.map_or(Status::Unset, Status::error),
+            status: Status::Unset,
             instrumentation_scope: InstrumentationScope::default(),
         }
     }
+}
+
+/// The span with its answer: it failed for a reason of its own, or by a status of 500 and more.
+fn answered(mut span: SpanData, status: Option<u16>, error: Option<&'static str>) -> SpanData {
+    span.attributes.extend(status.map(|code| KeyValue::new(names::HTTP_STATUS, i64::from(code))));
+    let failed = status.filter(|status| *status >= 500).map(|status| Cow::from(status.to_string()));
+    if let Some(error) = error.map(Cow::Borrowed).or(failed) {
+        span.attributes.push(KeyValue::new(names::ERROR_TYPE, error.clone()));
+        span.status = Status::error(error);
+    }
+    span
 }
 
 impl Drop for DeferredRequest {
@@ -231,19 +216,8 @@ impl Drop for DeferredRequest {
     }
 }
 
-fn answer(status: Option<u16>) -> Option<KeyValue> {
-    status.map(|status| KeyValue::new(names::HTTP_STATUS, i64::from(status)))
-}
-
 /// What unusual happened; empty for nearly every request.
-#[derive(Debug, Clone, Default)]
-struct Notes(Arc<Mutex<Vec<Event>>>);
-
-impl Notes {
-    fn take(&self) -> Vec<Event> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
+type Notes = Arc<Mutex<Vec<Event>>>;
 
 /// The request to code that asks OpenTelemetry for the current span: a parent, and a place for notes.
 #[derive(Debug)]
@@ -259,7 +233,7 @@ impl opentelemetry::trace::Span for CurrentSpan {
         T: Into<Cow<'static, str>>,
     {
         let Some(notes) = &self.notes else { return };
-        let mut notes = notes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() < MAX_NOTES {
             notes.push(Event::new(name, at, facts, 0));
         }

@@ -42,16 +42,8 @@ const DEFERRED: TraceFlags = TraceFlags::new(0x02);
 const DEBUG: TraceFlags = TraceFlags::new(0x04);
 
 /// Every header of every format: what a proxy takes off before it puts its own on.
-pub const TRACE_HEADERS: [HeaderName; 8] = [
-    HeaderName::from_static(TRACEPARENT),
-    HeaderName::from_static(TRACESTATE),
-    HeaderName::from_static(B3),
-    HeaderName::from_static(B3_TRACE),
-    HeaderName::from_static(B3_SPAN),
-    HeaderName::from_static(B3_PARENT),
-    HeaderName::from_static(B3_SAMPLED),
-    HeaderName::from_static(B3_FLAGS),
-];
+pub static TRACE_HEADERS: LazyLock<[HeaderName; 8]> =
+    LazyLock::new(|| NAMES.map(HeaderName::from_static));
 
 /// A format of trace context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

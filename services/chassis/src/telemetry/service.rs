@@ -1,6 +1,5 @@
 //! Where a service's spans begin.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,7 +10,7 @@ use opentelemetry::context::{FutureExt, WithContext};
 use opentelemetry::trace::{
     SpanContext, SpanKind, TraceContextExt, TraceFlags, Tracer as _, TracerProvider as _,
 };
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Context, KeyValue, StringValue};
 use opentelemetry_sdk::trace::{
     IdGenerator, RandomIdGenerator, SamplingDecision, SdkTracer, SdkTracerProvider,
 };
@@ -37,7 +36,8 @@ pub(super) struct Parts {
 #[derive(Debug)]
 pub(super) struct Scope {
     pub service: &'static str,
-    pub local: Option<SocketAddr>,
+    /// Where it listens.
+    pub local: Option<Arc<str>>,
     pub parts: Arc<Parts>,
 }
 
@@ -49,7 +49,8 @@ impl Scope {
 
     /// What each span says of its service.
     pub fn attributes(&self) -> impl Iterator<Item = KeyValue> {
-        let local = self.local.map(|local| KeyValue::new(names::LOCAL, local.to_string()));
+        let local = self.local.clone().map(StringValue::from);
+        let local = local.map(|local| KeyValue::new(names::LOCAL, local));
         [KeyValue::new(names::SERVICE, self.service)].into_iter().chain(local)
     }
 
@@ -96,11 +97,7 @@ impl Service {
         super::pipeline().service(name)
     }
 
-    pub(super) fn with(
-        parts: Arc<Parts>,
-        service: &'static str,
-        local: Option<SocketAddr>,
-    ) -> Self {
+    pub(super) fn with(parts: Arc<Parts>, service: &'static str, local: Option<Arc<str>>) -> Self {
         let tracer = parts.provider.tracer("tourin");
         let scope = Arc::new(Scope { service, local, parts });
         Self { base: Context::new().with_value(Arc::clone(&scope)), tracer, scope }
@@ -109,7 +106,8 @@ impl Service {
     /// The same with the address that it listens on, for Zipkin's local endpoint.
     #[must_use]
     pub fn listening(&self, address: SocketAddr) -> Self {
-        Self::with(Arc::clone(&self.scope.parts), self.scope.service, Some(address))
+        let local = Some(Arc::from(address.to_string()));
+        Self::with(Arc::clone(&self.scope.parts), self.scope.service, local)
     }
 
     /// Its name.
@@ -169,18 +167,5 @@ impl Service {
         let builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
         let span = self.tracer.build_with_context(builder, parent);
         Span::entry(parent.with_span(span))
-    }
-}
-
-/// Puts the trace context of `context` into an event's headers, in the place of what they have.
-pub(super) fn inject_event(context: &Context, headers: &mut BTreeMap<String, String>) {
-    let Some(scope) = Scope::of(context) else { return };
-    for name in &super::TRACE_HEADERS {
-        headers.remove(name.as_str());
-    }
-    for (name, value) in scope.parts.propagator.headers(context) {
-        if let Ok(value) = value.to_str() {
-            headers.insert(name.to_string(), value.to_owned());
-        }
     }
 }

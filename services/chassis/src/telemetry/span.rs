@@ -10,7 +10,7 @@ use opentelemetry::{Context, ContextGuard, KeyValue};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::calls::{DbCall, HttpCall};
-use super::service::{Scope, inject_event};
+use super::service::Scope;
 use super::{TRACE_HEADERS, names};
 
 /// A handle on a span: it can be sent and kept, has children, and ends when dropped. [`Span::run`]
@@ -134,17 +134,6 @@ impl Span {
         self.context.span().set_status(Status::error(reason.to_owned()));
     }
 
-    /// What became of an event: `applied`, `duplicate`, `dead_lettered`.
-    pub fn set_outcome(&self, outcome: &'static str) {
-        self.set(names::OUTCOME, outcome);
-    }
-
-    /// Has this process's part of the trace exported although it was not sampled, as far as it is
-    /// still there.
-    pub fn keep(&self) {
-        self.set(names::KEEP, true);
-    }
-
     fn set(&self, name: &'static str, value: impl Into<opentelemetry::Value>) {
         self.context.span().set_attribute(KeyValue::new(name, value));
     }
@@ -164,7 +153,7 @@ impl Span {
 
     /// Puts it into a request's headers, in the place of whatever trace context they have.
     pub fn inject(&self, headers: &mut HeaderMap) {
-        for name in &TRACE_HEADERS {
+        for name in TRACE_HEADERS.iter() {
             headers.remove(name);
         }
         headers.extend(self.headers());
@@ -172,7 +161,14 @@ impl Span {
 
     /// Puts it into an event's headers, in the place of whatever trace context they have.
     pub fn inject_event(&self, headers: &mut BTreeMap<String, String>) {
-        inject_event(&self.context, headers);
+        for name in TRACE_HEADERS.iter() {
+            headers.remove(name.as_str());
+        }
+        for (name, value) in self.headers() {
+            if let Ok(value) = value.to_str() {
+                headers.insert(name.to_string(), value.to_owned());
+            }
+        }
     }
 
     /// The value of the answer's `traceresponse` header (W3C Trace Context level 2); `None` for

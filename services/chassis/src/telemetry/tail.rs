@@ -278,11 +278,12 @@ impl SpanProcessor for TailProcessor {
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        self.0.destinations.iter().try_for_each(Destination::flush)
+        self.0.destinations.iter().map(Destination::flush).fold(Ok(()), Result::and)
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.0.destinations.iter().try_for_each(|destination| destination.shutdown(timeout))
+        let each = self.0.destinations.iter().map(|destination| destination.shutdown(timeout));
+        each.fold(Ok(()), Result::and)
     }
 }
 

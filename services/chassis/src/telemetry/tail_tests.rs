@@ -140,12 +140,15 @@ async fn what_is_kept_of_a_span_is_bounded() {
     let (pipeline, store) = start(1.0);
     let span = request(&pipeline.service("core"));
     let trace = span.trace_id().unwrap();
-    span.set_outcome("applied");
+    let outcome = |word| {
+        span.context().span().set_attribute(KeyValue::new(names::OUTCOME, word));
+    };
+    outcome("applied");
     for _ in 0..2 * MAX_EVENTS {
         span.annotate("again", &[]);
         span.set_error("conflict");
     }
-    span.set_outcome("one too many");
+    outcome("one too many");
     drop(span);
     pipeline.flush(Duration::from_secs(5)).await;
     let spans = store.trace(&trace).unwrap();

@@ -76,9 +76,9 @@ async fn a_request_that_failed_after_a_retry_is_told_whole() {
         let (pipeline, store) = start(all());
         let mut trace = begin(&pipeline, flags, SystemTime::now());
         let (first, _) = trace.new_call();
-        trace.span().annotate("retry", &[("reason", "connect_refused"), ("failed", "core-1")]);
+        trace.handle().annotate("retry", &[("reason", "connect_refused"), ("failed", "core-1")]);
         let (second, sent) = trace.new_call();
-        let answered = trace.span().trace_response().unwrap();
+        let answered = trace.handle().trace_response().unwrap();
         assert_eq!(exported(&pipeline, &store).await, [], "it is not known yet how it ends");
         trace.finish(&request(), 502, || {
             [call(first, 0, None, Some("connect_refused")), call(second, 1, Some(502), None)]
@@ -144,7 +144,7 @@ async fn a_slow_request_has_the_spans_and_the_notes_that_were_made_within_it() {
         let call = Span::current().db(&DbCall::new("redis", "get", "sessions"));
         assert!(call.is_recording());
     };
-    trace.span().run(renew).await;
+    trace.handle().run(renew).await;
     trace.finish(&request(), 200, none);
     let spans = exported(&pipeline, &store).await;
     let [request, inner] = &spans[..] else { panic!("{spans:#?}") };
@@ -176,7 +176,7 @@ async fn a_probe_has_ids_and_no_spans() {
     let probe = HttpRequest { unsampled: true, ..request() };
     let service = pipeline.service("gateway");
     let mut trace = service.deferred(&HeaderMap::new(), &probe, SystemTime::now());
-    assert!(trace.span().trace_id().is_some() && !trace.span().is_recording());
+    assert!(trace.handle().trace_id().is_some() && !trace.handle().is_recording());
     trace.finish(&probe, 500, none);
     pipeline.flush(Duration::from_secs(5)).await;
     assert_eq!(store.span_count(), 0);

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TraceContextExt as _;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{
-    HttpCall, HttpRequest, Pipeline, Service, Span, TraceSettings, ZipkinSpan,
+    HttpCall, HttpRequest, Pipeline, Service, Span, TraceSettings, ZipkinSpan, names,
 };
 
 use crate::readers::all;
@@ -152,7 +154,7 @@ async fn a_part_that_outlives_its_request_is_exported_if_somebody_asks() {
     let late = request.child("late");
     request.set_status(200);
     drop(request);
-    late.keep();
+    late.context().span().set_attribute(KeyValue::new(names::KEEP, true));
     drop(late);
     let spans = exported(&pipeline, &store).await;
     let [late] = &spans[..] else { panic!("{spans:#?}") };

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TraceContextExt as _;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
-use tourin_chassis::telemetry::{DbCall, HttpRequest, Pipeline, Service, Span, TraceSettings};
+use tourin_chassis::telemetry::{
+    DbCall, HttpRequest, Pipeline, Service, Span, TraceSettings, names,
+};
 
 use crate::readers::all;
 
@@ -58,7 +62,7 @@ async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
     let asked = request(&service);
     let trace = asked.trace_id().unwrap();
     let inner = asked.child("breaker");
-    inner.keep();
+    inner.context().span().set_attribute(KeyValue::new(names::KEEP, true));
     drop(inner);
     drop(asked);
     assert_eq!(exported(&pipeline, &store, &trace).await, 2);
