@@ -1,4 +1,4 @@
-//! Ports and use cases, put together.
+//! Wires the use cases to their ports.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ use crate::config::Settings;
 use crate::http::{AppState, CookieSettings};
 use crate::store::Store;
 
-/// What the handlers need, over `store`. Long polls end when `stopping` begins. Computes a password
-/// hash.
+/// The state of the handlers, over `store`. Long polls end when `stopping` begins. Computes one
+/// password hash.
 ///
 /// # Errors
 /// When settings contradict each other.

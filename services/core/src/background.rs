@@ -1,4 +1,4 @@
-//! What runs beside the requests: the relay of events, the pruner, the watch of the stores.
+//! Background tasks: the relay of events, the pruner, the watch of the stores.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,17 +21,17 @@ use crate::http::AppState;
 use crate::store::Store;
 use crate::store::redis::{MysqlRedisStore, PendingRevocations};
 
-/// How often sessions and revocations that are over are removed. A salt is kept at most this much
-/// longer than its grace.
+/// How often expired sessions and revocations are removed. A salt is kept at most this much longer
+/// than its grace.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
-/// What readiness says of servers.
+/// The servers' names in readiness.
 pub(crate) struct Names {
     pub(crate) database: String,
     pub(crate) redis: Option<String>,
 }
 
-/// Starts everything that runs beside the requests. Returns the counters of the relay, which sends events to the publisher.
+/// Starts the background tasks. Returns the counters of the relay, which sends events to the publisher.
 pub(crate) fn start(
     tasks: &Tasks,
     store: &Store,
@@ -65,7 +65,7 @@ pub(crate) fn start(
     let views = state.content.views.clone();
     tasks.spawn("view writer", views.run(tasks.shutdown().clone()));
     let database = health.register("database");
-    // Migrated just now, so it works; the watch says when it ceases to.
+    // The migration has just succeeded; the watch reports later failures.
     database.set_ready();
     let probed = store.clone();
     let probe = move || {
@@ -81,8 +81,8 @@ pub(crate) fn start(
     stats
 }
 
-/// Says whether the registry knows of this instance, until `stop`. Without it the instance goes on
-/// serving the clients that know its address.
+/// Reports to readiness whether this instance is registered, until `stop`. An unregistered instance
+/// still serves clients that know its address.
 pub(crate) async fn watch_registry(
     mut state: watch::Receiver<RegistrationState>,
     registry: Dependency,
@@ -107,7 +107,7 @@ pub(crate) async fn watch_registry(
     }
 }
 
-/// What runs beside the requests where the sessions are in Redis.
+/// Starts the background tasks of sessions in Redis.
 fn start_on_redis(
     tasks: &Tasks,
     sessions: &MysqlRedisStore,
@@ -118,7 +118,7 @@ fn start_on_redis(
     let pending = PendingRevocations::new(sessions.clone());
     tasks.spawn("pending revocations", pending.run(tasks.shutdown().clone()));
     let redis = health.register("redis");
-    // It has answered just now.
+    // Redis has just answered; the watch reports later failures.
     redis.set_ready();
     let probed = sessions.sessions().clone();
     let outcomes = probed.outcomes();
@@ -130,7 +130,7 @@ fn start_on_redis(
     tasks.spawn("redis watch", report(watch, name, redis, tasks.shutdown().clone()));
 }
 
-/// Has readiness say what becomes of a store, until `stop`.
+/// Reports the state of a store to readiness, until `stop`.
 async fn report(watch: StoreWatch, name: String, dependency: Dependency, stop: Shutdown) {
     stop.token().run_until_cancelled(watch.report_to(&name, &dependency)).await;
 }
@@ -146,7 +146,7 @@ async fn prune(
             () = stop.begun() => return,
             () = tokio::time::sleep(PRUNE_EVERY) => {}
         }
-        // One that fails is tried again in a minute; nothing depends on it but space.
+        // A failed pass is retried in a minute; a delay only costs space.
         let now = match guard.pass().await {
             Ok(Some(now)) => now,
             Ok(None) => continue,
@@ -156,11 +156,11 @@ async fn prune(
             }
         };
         match sessions.prune(now).await {
-            Ok(pruned) => tracing::debug!(pruned, "sessions that were over"),
+            Ok(pruned) => tracing::debug!(pruned, "expired sessions pruned"),
             Err(error) => tracing::warn!(%error, "sessions were not pruned"),
         }
         match revocations.prune(now).await {
-            Ok(pruned) => tracing::debug!(pruned, "revocations that had expired"),
+            Ok(pruned) => tracing::debug!(pruned, "expired revocations pruned"),
             Err(error) => tracing::warn!(%error, "revocations were not pruned"),
         }
     }

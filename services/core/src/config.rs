@@ -178,15 +178,15 @@ impl Settings {
 }
 
 impl DatabaseSettings {
-    /// The server's database, if one is given.
+    /// The database on a server, if one is set.
     pub fn mysql(&self) -> Option<&MysqlUrl> {
         self.mysql_url.as_ref().filter(|url| !url.is_blank())
     }
 
-    /// The Redis that sessions are on, if one is given.
+    /// The Redis for sessions, if one is set.
     ///
     /// # Errors
-    /// When there is no database on a server to go with it.
+    /// When no database on a server is set.
     pub fn redis(&self) -> anyhow::Result<Option<&ServerUrl>> {
         let url = self.sessions.redis();
         ensure!(
@@ -203,10 +203,10 @@ impl DatabaseSettings {
 }
 
 impl EventSettings {
-    /// How to reach the broker, if one is given.
+    /// The broker, if one is set.
     ///
     /// # Errors
-    /// When the address is none. The error does not repeat it: it may hold a password.
+    /// When the address is invalid. The error does not contain the address: it may have a password.
     pub fn broker(&self) -> anyhow::Result<Option<RabbitSettings>> {
         let Some(url) = ServerUrl::given(self.amqp_url.as_ref()) else {
             return Ok(None);
@@ -273,7 +273,7 @@ impl PasswordSettings {
         }
     }
 
-    /// How many wrong passwords an account bears.
+    /// How many wrong passwords are allowed per account.
     pub fn attempts(&self) -> AttemptPolicy {
         let at_least_one = |burst| NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
         AttemptPolicy {

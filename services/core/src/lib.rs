@@ -1,9 +1,8 @@
 //! Tourin's core service: accounts and tokens, tour spots, reviews, bookmarks.
 //!
-//! [`Core::build`] takes the listening address, opens the store and migrates it; while it waits for a
-//! database on a server, it answers that it is alive and not ready. Then [`Core::run_until_stopped`]
-//! registers, serves, and on the stop leaves the registry, drains and ends its tasks, in that order
-//! and within 4 s.
+//! [`Core::build`] binds the address, opens the store and migrates it. While it waits for a database
+//! on a server, it is alive but not ready. Then [`Core::run_until_stopped`] registers and serves. On
+//! the stop it leaves the registry, drains and ends its tasks, in that order and within 4 s.
 
 pub mod app;
 mod assemble;
@@ -61,27 +60,26 @@ pub const SERVICE: &str = "core";
 /// How long background tasks may take to end after the drain.
 const TASKS_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long connections to the database may take to be given back and closed.
+/// How long the connections to the database may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long an operator's command waits for the database's server: somebody sits in front of it.
+/// How long an operator's interactive command waits for the database's server.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
-/// What the process that the service runs in gives it.
+/// Provided by the process that runs the service.
 pub struct Dependencies {
-    /// Where events go: the bus in this process. `None`: to the broker that the settings name.
+    /// The in-process bus for events. `None`: events go to the broker in the settings.
     pub publisher: Option<Arc<dyn Publisher>>,
     /// What time it is.
     pub clock: SharedClock,
 }
 
-/// Where events go.
 enum Events {
     InProcess(Arc<dyn Publisher>),
     Broker(Box<RabbitSettings>),
 }
 
-/// The core service at its address, with its store not yet open.
+/// The core service, bound to its address, before its store is open.
 pub struct Bound {
     settings: Settings,
     listener: TcpListener,
@@ -100,15 +98,15 @@ impl Bound {
         self.address
     }
 
-    /// Opens the store, migrates it, loads the catalogue at the first start. Waits for the database's
-    /// server if there is one, for as long as it takes, and meanwhile answers at the address:
-    /// `/healthz` 200, `/readyz` what it waits for, anything else 503. Drop the future to give up. The
-    /// broker is not waited for: events wait in the outbox until it is there.
+    /// Opens the store, migrates it, and loads the catalogue at the first start. Waits for a database
+    /// server without limit; meanwhile `/healthz` responds 200, `/readyz` names the server, and
+    /// everything else responds 503. Drop the future to stop waiting. Does not wait for the broker:
+    /// events stay in the outbox until it is reachable.
     ///
     /// # Errors
     /// When the database cannot be used.
     pub async fn open(self) -> anyhow::Result<Core> {
-        // What it logs meanwhile is its own.
+        // Attributes the log lines of the wait to this service.
         let service = Service::new(SERVICE).listening(self.address);
         service.run(self.open_store()).await
     }
@@ -160,7 +158,7 @@ pub struct Core {
     state: AppState,
     stopping: Shutdown,
     clock: SharedClock,
-    /// Held for its effect: it keeps a second core out of the folder.
+    /// The lock that keeps a second core out of the data folder.
     held: File,
 }
 
@@ -168,15 +166,16 @@ impl Core {
     /// [`Core::bind`], then [`Bound::open`].
     ///
     /// # Errors
-    /// Those of both.
+    /// The errors of both.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
         Self::bind(settings, dependencies).await?.open().await
     }
 
-    /// Checks the settings, takes the data folder and the address.
+    /// Checks the settings, locks the data folder and binds the address.
     ///
     /// # Errors
-    /// When a setting is bad, events have nowhere to go, the data folder cannot be used, or the address is taken.
+    /// When a setting is invalid, no bus or broker is given, the data folder cannot be used, or the
+    /// address is taken.
     pub async fn bind(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Bound> {
         settings.tokens.policy()?;
         if let Some(url) = settings.database.mysql() {
@@ -201,8 +200,8 @@ impl Core {
         let held = hold_folder(&settings.data_dir, SERVICE)
             .with_context(|| format!("--data-dir {}", settings.data_dir.display()))?;
         let keys = signing_keys(&settings.tokens, &settings.data_dir)?;
-        // Before anything is written to the database: of two on one folder, one fails here or waits
-        // for the other's lock, and neither is half-way through.
+        // Before the first write to the database: of two processes on one folder, one fails here or
+        // waits for the other's lock, and neither has written.
         let listener = bind(settings.listen).await?;
         let address = listener.local_addr()?;
         Ok(Bound { settings, listener, address, registry, events, clock, sessions, keys, held })
@@ -213,13 +212,13 @@ impl Core {
         self.address
     }
 
-    /// Registers and serves until `stop`, then leaves the registry, drains and ends.
+    /// Registers and serves until `stop`, then leaves the registry, drains and ends its tasks.
     ///
     /// # Errors
     /// When the listener fails for good.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
         let service = Service::new(SERVICE).listening(self.address);
-        // What it logs and traces outside of requests is its own, too.
+        // Attributes logs and traces outside of requests to this service.
         service.run(self.run(&service, stop)).await
     }
 
@@ -236,7 +235,7 @@ impl Core {
             clock,
             held,
         } = self;
-        // Tasks outlive the last request: what it left behind (views, events) is still written.
+        // Tasks outlive the last request, so that its views and events are still written.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
         let metrics = Metrics::new(SERVICE);
@@ -312,7 +311,7 @@ impl Core {
         );
         tasks.spawn("registry watch", registry);
 
-        // Requests are served until every gateway knows that we leave.
+        // Requests are served until every gateway knows that the instance leaves.
         let drain = Shutdown::new();
         let farewell = async {
             stop.begun().await;
@@ -326,7 +325,7 @@ impl Core {
         let (served, ()) = tokio::join!(
             async {
                 let served = serving.await;
-                // A listener that failed must not leave the farewell waiting for a stop.
+                // After the listener has failed, `farewell` must not wait for a stop.
                 stop.begin();
                 served
             },
@@ -344,22 +343,22 @@ impl Core {
             broker::close(bus).await;
         }
         if timeout(CLOSE_LIMIT, store.close()).await.is_err() {
-            tracing::warn!("connections to the database were still in use at the end");
+            tracing::warn!("connections to the database were still in use at the stop");
         }
         drop(held);
         served.context("serving").and(finished)
     }
 }
 
-/// Handles a request to its end, even when the client has left or the time is up: the driver cannot
-/// use a connection again on which an operation was dropped half-way, and would wait on it for ever.
+/// Handles a request to its end, even after the client has disconnected or the request has timed out.
+/// The driver cannot reuse a connection whose operation was dropped, and would wait on it forever.
 /// Each operation of the store bounds its own time.
 async fn to_the_end(request: Request, next: Next) -> Response {
     let handling = tokio::spawn(Span::current().run(next.run(request)));
     match handling.await {
         Ok(response) => response,
         Err(error) => match error.try_into_panic() {
-            // Answered and logged where every service does.
+            // The chassis handles the panic, as in every service.
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_cancelled) => {
                 ApiError::unavailable(messages::stopping(), Duration::from_secs(1)).into_response()
@@ -368,7 +367,7 @@ async fn to_the_end(request: Request, next: Next) -> Response {
     }
 }
 
-/// The database as readiness names it, without credentials.
+/// The database's name in readiness, without credentials.
 fn database_name(settings: &Settings) -> String {
     match settings.database.mysql() {
         Some(url) => format!("mysql at {url}"),
@@ -376,7 +375,7 @@ fn database_name(settings: &Settings) -> String {
     }
 }
 
-/// Opens the store that the settings choose, with the catalogue in it.
+/// Opens the configured store and loads the catalogue.
 async fn open_store(
     settings: &Settings,
     sessions: Option<RedisSessions>,
@@ -405,36 +404,36 @@ async fn open_store(
     Ok(store)
 }
 
-/// Makes the folder with access for its owner only: it holds a private key and password hashes.
+/// Creates the folder with access for its owner only: it has a private key and password hashes.
 fn create_private(folder: &Path) -> anyhow::Result<()> {
     create_private_folder(folder)
         .with_context(|| format!("--data-dir {}: cannot make the folder", folder.display()))
 }
 
-/// Whether core has kept data in this folder before.
+/// Whether the folder has a database of core.
 pub fn has_database(data_dir: &Path) -> bool {
     data_dir.join(store::DATABASE_FILE).exists()
 }
 
-/// The tour spots in a data folder, for an import beside a service that may be running on it.
+/// The tour spots in a data folder, for an import. A service may run on the folder.
 ///
 /// # Errors
-/// When the folder cannot be made or the database in it not be opened.
+/// When the folder cannot be created or the database cannot be opened.
 pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteStore> {
     create_private(data_dir)?;
     Store::open_sqlite(data_dir, 1).await
 }
 
-/// The tour spots in a database on a server, for an import beside services that may be running on
-/// it. Waits for the server 10 s.
+/// The tour spots in a database on a server, for an import. Services may run on the database. Waits
+/// 10 s for the server.
 ///
 /// # Errors
-/// When the address is none, or the server refuses or does not answer.
+/// When the address is invalid, or the server refuses or does not answer.
 pub async fn open_spots_on_server(url: &MysqlUrl) -> anyhow::Result<MysqlStore> {
     Store::open_mysql_within(COMMAND_LIMIT, url).await
 }
 
-/// The outbox in a data folder, beside a service that may be running on it.
+/// The outbox in a data folder. A service may run on the folder.
 ///
 /// # Errors
 /// When the database cannot be opened.
@@ -442,11 +441,10 @@ pub async fn open_outbox(data_dir: &Path) -> anyhow::Result<Arc<dyn OutboxStore>
     Ok(Store::Sqlite(Store::open_sqlite(data_dir, 1).await?).outbox())
 }
 
-/// The outbox in a database on a server, beside services that may be running on it. Waits for the
-/// server 10 s.
+/// The outbox in a database on a server. Services may run on the database. Waits 10 s for the server.
 ///
 /// # Errors
-/// When the address is none, or the server refuses or does not answer.
+/// When the address is invalid, or the server refuses or does not answer.
 pub async fn open_outbox_on_server(url: &MysqlUrl) -> anyhow::Result<Arc<dyn OutboxStore>> {
     Ok(Store::Mysql(Store::open_mysql_within(COMMAND_LIMIT, url).await?).outbox())
 }

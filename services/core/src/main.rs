@@ -25,7 +25,7 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli: Cli = parse();
-    // Events go to the broker that the settings name.
+    // Events go to the broker in the settings.
     let dependencies = Dependencies { publisher: None, clock: Arc::new(SystemClock) };
     let build = Core::build(cli.settings, dependencies);
     process::run(cli.telemetry, build, Core::run_until_stopped).await

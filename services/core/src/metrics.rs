@@ -1,5 +1,5 @@
-//! What core tells Prometheus besides its requests: the outbox, the relay and the broker, connections,
-//! log-ins, views, the search index.
+//! Core's metrics besides requests: the outbox, the relay and the broker, connections, log-ins, views,
+//! the search index.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::app::sessions::Outcomes;
 use crate::app::views::Views;
 use crate::store::Store;
 
-/// How often the outbox's rows are counted: it is a query, and scrapes may come as often as they like.
+/// How often the outbox's rows are counted. The count is a query, so it does not run per scrape.
 const DEPTH_EVERY: Duration = Duration::from_secs(5);
 
-/// Where the numbers are.
+/// The sources of the metrics.
 pub(crate) struct Sources {
     pub(crate) store: Store,
     pub(crate) views: Views,
@@ -27,7 +27,7 @@ pub(crate) struct Sources {
 }
 
 type Readings = Vec<(Vec<(&'static str, String)>, f64)>;
-/// A metric that is one number of a snapshot: its name, its help, the number.
+/// A metric of one number of a snapshot: its name, its help, its value.
 type OfSnapshot<S> = (&'static str, &'static str, fn(&S) -> u64);
 
 fn labelled(
@@ -38,7 +38,7 @@ fn labelled(
     values.into_iter().map(reading).collect()
 }
 
-/// Registers all that is there from the start.
+/// Registers the metrics that exist from the start.
 pub(crate) fn register(metrics: &Metrics, sources: &Sources) {
     of_connections(metrics, &sources.store);
     let outcomes = sources.outcomes.clone();
@@ -129,13 +129,13 @@ fn of_broker(metrics: &Metrics, bus: &RabbitBus) {
     });
 }
 
-/// What is known of the outbox at the moment.
+/// The last counts of the outbox.
 pub(crate) struct OutboxGauge {
     store: Arc<dyn OutboxStore>,
     depth: Arc<Mutex<Option<Depth>>>,
 }
 
-/// Registers what there is where a relay publishes.
+/// Registers the metrics of the relay.
 pub(crate) fn of_relay(
     metrics: &Metrics,
     sources: &Sources,
@@ -194,7 +194,7 @@ impl OutboxGauge {
         });
     }
 
-    /// Counts again and again until `stop`. What cannot be counted is not told.
+    /// Counts periodically until `stop`. After a failed count there is no value.
     pub(crate) async fn run(self, stop: Shutdown) {
         loop {
             let counted = match self.store.depth().await {

@@ -1,4 +1,4 @@
-//! The service before its database is there: alive, not ready, and saying what it waits for.
+//! The service while it waits for its database: alive, not ready, and naming what it waits for.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use tourin_chassis::shutdown::Shutdown;
 use crate::SERVICE;
 use crate::http::messages;
 
-/// How long answers that are under way may take when the database is there.
+/// How long requests in flight may take once the database answers.
 const HAND_OVER: Duration = Duration::from_millis(200);
 
-/// Two handles of one listening socket: what one does not accept, the other does.
+/// Two handles of one listening socket; either accepts connections.
 pub(crate) fn share(listener: TcpListener) -> std::io::Result<(TcpListener, TcpListener)> {
     let listener = listener.into_std()?;
     let other = TcpListener::from_std(listener.try_clone()?)?;
     Ok((TcpListener::from_std(listener)?, other))
 }
 
-/// Answers until `opening` is done: `/healthz` that the process is alive, `/readyz` what it waits
-/// for, and everything else 503 with `Retry-After`.
+/// Serves until `opening` is done: `/healthz` says that the process is alive, `/readyz` what it waits
+/// for, and everything else responds 503 with `Retry-After`.
 pub(crate) async fn answer_meanwhile<T>(
     listener: TcpListener,
     verifier: IdentityVerifier,

@@ -1,5 +1,5 @@
-//! A core service without a port, for tests of its HTTP face: requests come with identities signed
-//! as the gateway signs them.
+//! A core service without a port, for tests of its HTTP interface. Requests have identities signed as
+//! the gateway signs them.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ struct Flags {
     settings: Settings,
 }
 
-/// The settings with the defaults, cheap hashes, and `flags`.
+/// The default settings with cheap hashes and `flags`.
 pub(crate) fn settings(flags: &[&str]) -> Settings {
     let always = [
         "core",
@@ -53,7 +53,7 @@ pub(crate) fn settings(flags: &[&str]) -> Settings {
     Flags::parse_from(always.iter().chain(flags)).settings
 }
 
-/// The service, its store and its clock. The store's folder goes with it.
+/// The service, its store and its clock. Owns the store's folder.
 pub(crate) struct TestCore {
     pub(crate) router: Router,
     pub(crate) store: SqliteStore,
@@ -64,7 +64,7 @@ pub(crate) struct TestCore {
     _dir: tempfile::TempDir,
 }
 
-/// An answer, read to its end.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -83,13 +83,13 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// The sessions that the answer says have ended.
+    /// The sessions that the response names as ended.
     pub(crate) fn ended(&self) -> Vec<String> {
         let list = self.header(SESSION_ENDED_HEADER.as_str());
         list.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect()
     }
 
-    /// The value that a cookie is set to.
+    /// The value of a set cookie.
     pub(crate) fn cookie(&self, name: &str) -> Option<String> {
         self.headers
             .get_all(SET_COOKIE)
@@ -106,7 +106,7 @@ impl TestCore {
         Self::with(&[]).await
     }
 
-    /// The same with settings of its own.
+    /// The same with `flags`.
     pub(crate) async fn with(flags: &[&str]) -> Self {
         let settings = settings(flags);
         let dir = tempfile::tempdir().unwrap();
@@ -130,7 +130,7 @@ impl TestCore {
         Self { router, store, state, clock, stopping, signer, _dir: dir }
     }
 
-    /// The header by which the gateway says who calls.
+    /// The gateway's header that identifies the caller.
     pub(crate) fn identity(&self, subject: &Subject) -> http::HeaderValue {
         self.signer.sign(subject, SERVICE)
     }
@@ -145,7 +145,7 @@ impl TestCore {
         Answer { status: parts.status, headers: parts.headers, text }
     }
 
-    /// A request on behalf of nobody, a member, a visitor or a service, with or without a JSON body.
+    /// A request without identity, or by a member, a visitor or a service, with or without a JSON body.
     pub(crate) async fn call(
         &self,
         method: &str,
@@ -178,8 +178,8 @@ impl TestCore {
         self.send(request.unwrap()).await
     }
 
-    /// Signs a member up, with [`PASSWORD`], and logs in: the answer and the identity that the
-    /// gateway would make of it.
+    /// Signs a member up with [`PASSWORD`] and logs in. Returns the response and the identity that
+    /// the gateway would derive from it.
     pub(crate) async fn member(&self, id: &str) -> (Answer, Subject) {
         let account = json!({
             "id": id, "password": PASSWORD, "name": "김하나", "email": "hana@example.com",
@@ -189,7 +189,7 @@ impl TestCore {
         self.log_in(id).await
     }
 
-    /// Opens one more session of a member whose password is [`PASSWORD`].
+    /// Opens another session of a member whose password is [`PASSWORD`].
     pub(crate) async fn log_in(&self, id: &str) -> (Answer, Subject) {
         let credentials = json!({"id": id, "password": PASSWORD});
         let answer = self.call("POST", "/api/auth/login", None, Some(credentials)).await;
@@ -200,7 +200,7 @@ impl TestCore {
     }
 }
 
-/// The claims of an access token that core signed; its times are not checked.
+/// The claims of an access token of core; does not check its times.
 pub(crate) fn claims(token: &str) -> crate::domain::token::Claims {
     use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
     let key = SigningKey::from_bytes(&[7; 32]).verifying_key();
@@ -220,7 +220,7 @@ pub(crate) fn session(subject: &Subject) -> String {
     }
 }
 
-/// Another service of the mesh.
+/// The identity of another service.
 pub(crate) fn service() -> Subject {
     Subject::Service { name: "gateway".to_owned() }
 }

@@ -17,7 +17,7 @@ use crate::domain::search::{QueryTooLong, SearchText};
 use crate::domain::session::SessionPolicy;
 use crate::domain::token::SessionId;
 
-/// An account with what proves that somebody is its member.
+/// An account with its password's hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// The account.
@@ -26,12 +26,12 @@ pub struct Credentials {
     pub hash: PasswordHash,
 }
 
-/// What became of an account to create.
+/// The outcome of creating an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
     /// It exists now.
     Created,
-    /// Somebody has this id, or one that differs only in case.
+    /// The id exists, or one that differs only in case.
     Taken,
 }
 
@@ -40,12 +40,12 @@ pub enum Created {
 pub struct PasswordChange {
     /// Whose.
     pub member: MemberId,
-    /// The hash that the old password was verified with: if it is no longer the account's, the
-    /// password has been changed meanwhile.
+    /// The hash that the old password was verified with. If the account has another hash by now, the
+    /// password was changed concurrently.
     pub verified: PasswordHash,
     /// The new password's hash.
     pub replacement: PasswordHash,
-    /// The session that goes on; all others are ended.
+    /// The session that is kept; all others are ended.
     pub keep: SessionId,
     /// Until when the ended sessions stay in the revocation log.
     pub revoked_until: DateTime<Utc>,
@@ -53,7 +53,7 @@ pub struct PasswordChange {
     pub now: DateTime<Utc>,
 }
 
-/// What became of a password to change.
+/// The outcome of changing a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
     /// It is changed.
@@ -65,11 +65,11 @@ pub enum Changed {
     Stale,
 }
 
-/// Accounts. Each method is one transaction; one that ends sessions appends them to the revocation
-/// log in the same one.
+/// Accounts. Each method is one transaction. A method that ends sessions appends them to the
+/// revocation log in the same transaction.
 #[async_trait]
 pub trait AccountStore: Send + Sync {
-    /// Creates an account unless its id is taken, whatever the case of its letters.
+    /// Creates an account unless its id is taken, compared without case.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -79,25 +79,25 @@ pub trait AccountStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Created, StoreError>;
 
-    /// Whether [`AccountStore::create`] would answer [`Created::Taken`] at this moment.
+    /// Whether [`AccountStore::create`] would return [`Created::Taken`] now.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn is_taken(&self, id: &MemberId) -> Result<bool, StoreError>;
 
-    /// The member of exactly this id.
+    /// The member with exactly this id.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn member(&self, id: &MemberId) -> Result<Option<Member>, StoreError>;
 
-    /// The account of exactly this id, with its password's hash.
+    /// The account with exactly this id, with its password's hash.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn credentials(&self, id: &MemberId) -> Result<Option<Credentials>, StoreError>;
 
-    /// Changes the profile; `None` when there is no such account.
+    /// Changes the profile; `None` if the account does not exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -108,16 +108,15 @@ pub trait AccountStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Option<Account>, StoreError>;
 
-    /// Replaces the password's hash if the verified one is still the account's, and ends the
-    /// member's other sessions.
+    /// Replaces the password's hash if it is still the verified one, and ends the member's other
+    /// sessions.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError>;
 
-    /// Removes the account, everything that is the member's and all sessions, and appends the fact
-    /// to the outbox (`user.delete`). Says which sessions were ended; `None` when there is no such
-    /// account.
+    /// Removes the account with the member's content and sessions, and appends `user.delete` to the
+    /// outbox. Returns the ended sessions; `None` if the account does not exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -128,8 +127,8 @@ pub trait AccountStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<SessionId>>, StoreError>;
 
-    /// Members whose id or name, folded, contains `query` (all without one), by id in code point
-    /// order.
+    /// Members whose id or name, folded, contains `query`, by id in code point order. Without a
+    /// query, all members.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -140,7 +139,7 @@ pub trait AccountStore: Send + Sync {
     ) -> Result<Page<Member>, StoreError>;
 }
 
-/// Why something about an account was not done.
+/// Why a use case of accounts failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
     /// The id is another member's, or differs from it only in case.
@@ -171,9 +170,9 @@ pub struct Accounts {
     pub passwords: Arc<Passwords>,
     /// Slows down guessing.
     pub attempts: Arc<Attempts>,
-    /// Is told when sessions end.
+    /// Notified when sessions end.
     pub revocations: Arc<Revocations>,
-    /// How long tokens live, and so revocations.
+    /// The lifetimes of tokens, and therefore of revocations.
     pub policy: SessionPolicy,
     /// What time it is.
     pub clock: SharedClock,
@@ -191,7 +190,7 @@ impl Accounts {
         name: Name,
         email: Email,
     ) -> Result<Account, AccountError> {
-        // Asked first because a hash is dear; creating asks again, so that of two at once one wins.
+        // Checked first because a hash is expensive. `create` checks again, for concurrent sign-ups.
         if self.accounts.is_taken(&id).await? {
             return Err(AccountError::Taken);
         }
@@ -216,8 +215,8 @@ impl Accounts {
         changed.ok_or(AccountError::Gone)
     }
 
-    /// Changes the password for a client that knows the old one and ends the member's sessions other than
-    /// `keep`; says which.
+    /// Changes the password for a client that knows the old one, and ends the member's sessions other
+    /// than `keep`. Returns the ended sessions.
     ///
     /// # Errors
     /// [`AccountError::WrongPassword`], [`AccountError::TooManyAttempts`], or a failure.
@@ -228,8 +227,8 @@ impl Accounts {
         old: &str,
         new: &Password,
     ) -> Result<Vec<SessionId>, AccountError> {
-        // A stolen session must not be a way to guess the password faster than logging in.
-        // Counted by itself: somebody who guesses elsewhere does not keep the member from changing it.
+        // A stolen session must not allow faster guessing than the log-in does. The session has its own
+        // count, so that guesses from elsewhere do not block the member's change.
         let source = ClientSource::Session(keep);
         self.attempts.charge(id.as_str(), &source)?;
         let (known, comparison) = self
@@ -263,7 +262,7 @@ impl Accounts {
         }
     }
 
-    /// Removes the account and what is the member's; says which sessions were ended.
+    /// Removes the account and the member's content. Returns the ended sessions.
     ///
     /// # Errors
     /// [`AccountError::Gone`], or a failure.
@@ -292,7 +291,7 @@ impl Accounts {
         query: Option<&str>,
         page: PageRequest,
     ) -> Result<Page<Member>, StoreError> {
-        // A text that is too long to look for is longer than any id and any name.
+        // A query over the limit is longer than any id and any name.
         match query.map(SearchText::new).transpose() {
             Ok(query) => self.accounts.members(query.flatten().as_ref(), page).await,
             Err(QueryTooLong) => Ok(Page { items: Vec::new(), total: 0, request: page }),

@@ -1,9 +1,8 @@
 //! Slows down guessing of one account's password, before any hash is computed.
 //!
-//! Two counts, each charged before the password is compared. The strict one is of an account as
-//! guessed from one source: whoever guesses there uses up that source's attempts, and the member logs
-//! in from elsewhere as ever. The loose one is of the account alone: it bounds what many sources
-//! together can guess.
+//! Two counts are charged before the password is compared. The strict one counts per account and
+//! source: guesses from one source do not lock out the member, who logs in from another source. The
+//! loose one counts per account: it bounds the guesses of all sources together.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,7 +19,7 @@ use governor::{Quota, RateLimiter};
 
 use crate::domain::token::SessionId;
 
-/// How many wrong passwords an account bears. Defaults: see [`AttemptPolicy::default`].
+/// How many wrong passwords are allowed per account. Defaults: see [`AttemptPolicy::default`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttemptPolicy {
     /// Failures in a row from one source before its first wait.
@@ -31,8 +30,8 @@ pub struct AttemptPolicy {
     pub account_burst: NonZeroU32,
     /// After that burst, one attempt per this long.
     pub account_refill: Duration,
-    /// Accounts, and accounts as guessed from one source, watched at once. What nobody fails on is
-    /// forgotten after `burst * refill` of its kind.
+    /// Most keys of each count: accounts, and pairs of an account and a source. A key without new
+    /// failures is forgotten after `burst * refill`.
     pub keys: usize,
 }
 
@@ -50,11 +49,11 @@ impl Default for AttemptPolicy {
     }
 }
 
-/// Too many failures; try again after the time given.
+/// Too many failures; try again after `retry_after`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many failed attempts; try again in {} s", .retry_after.as_millis().div_ceil(1_000).max(1))]
 pub struct TooManyAttempts {
-    /// When one attempt is free again.
+    /// The time until the next attempt is allowed.
     pub retry_after: Duration,
 }
 
@@ -63,11 +62,11 @@ pub struct TooManyAttempts {
 pub enum ClientSource {
     /// A client's network, by its first address.
     Network(IpAddr),
-    /// A visitor whose network is not told.
+    /// A visitor whose network is unknown.
     Visitor(String),
-    /// A session that is open.
+    /// An open session.
     Session(SessionId),
-    /// Nobody said: all of these are one source.
+    /// Unknown. All such attempts count as one source.
     Unknown,
 }
 
@@ -84,16 +83,15 @@ impl fmt::Display for ClientSource {
 
 /// Counts failures per account.
 ///
-/// An attempt is charged before it is made, so that many at once cannot slip past the count, and
-/// refunded when it turns out right: a member who logs in often is not slowed down.
+/// An attempt is charged before it is made, so that concurrent attempts cannot bypass the count. A
+/// successful attempt is refunded, so that frequent log-ins are not slowed down.
 #[derive(Debug)]
 pub struct Attempts<C: Clock<Instant = Nanos> = Uptime> {
     from_place: Count<C>,
     in_all: Count<C>,
 }
 
-/// Account names are at most 17 characters, and pseudonyms 31; anything much longer names nobody
-/// and is cut.
+/// Account names have at most 17 characters, pseudonyms 31. Longer keys cannot be valid and are cut.
 const KEY_CHARS: usize = 32;
 
 impl Attempts {
@@ -120,15 +118,15 @@ impl<C: Clock<Instant = Nanos> + Clone> Attempts<C> {
     /// Charges `account` with one attempt from `source`.
     ///
     /// # Errors
-    /// [`TooManyAttempts`] when the source has no attempt left, which costs the account nothing, or
-    /// the account has none.
+    /// [`TooManyAttempts`] when the source or the account has no attempt left. A refusal by the
+    /// source's count does not charge the account's.
     pub fn charge(&self, account: &str, source: &ClientSource) -> Result<(), TooManyAttempts> {
         let (account, there) = keys(account, source);
         self.from_place.charge(&there)?;
         self.in_all.charge(&account).inspect_err(|_| self.from_place.refund(&there))
     }
 
-    /// Takes the charge of one attempt back: it was right, or was never made.
+    /// Refunds one attempt: it succeeded, or was never made.
     pub fn refund(&self, account: &str, source: &ClientSource) {
         let (account, there) = keys(account, source);
         self.from_place.refund(&there);
@@ -136,7 +134,7 @@ impl<C: Clock<Instant = Nanos> + Clone> Attempts<C> {
     }
 }
 
-/// The keys of the account, and of the account as guessed from `source`.
+/// The key of the account, and the key of the account and `source`.
 fn keys(account: &str, source: &ClientSource) -> (String, String) {
     let account = key(account);
     let there = format!("{source}\n{account}");
@@ -182,7 +180,7 @@ fn key(account: &str) -> String {
     account.chars().take(KEY_CHARS).collect()
 }
 
-/// Time since the process began to count.
+/// Time since the count was created.
 #[derive(Clone, Copy, Debug)]
 pub struct Uptime(Instant);
 
@@ -205,7 +203,7 @@ struct Ledger<C: Clock<Instant = Nanos>> {
 
 impl<C: Clock<Instant = Nanos>> Ledger<C> {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Nanos>> {
-        // Nothing in here panics half-way through a change.
+        // No change can panic half-way, so a poisoned lock is safe to use.
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -213,8 +211,8 @@ impl<C: Clock<Instant = Nanos>> Ledger<C> {
         self.clock.now().saturating_sub(self.start)
     }
 
-    /// Makes room: forgets keys that owe nothing, then those that owe least. A flood of made-up
-    /// names, one attempt each, so pushes out only itself, never an account under attack.
+    /// Evicts keys that owe nothing, then those that owe least. A flood of made-up names with one
+    /// attempt each therefore evicts only itself, never an account under attack.
     fn make_room(&self, due: &mut HashMap<String, Nanos>) {
         let now = self.now();
         due.retain(|_, at| *at > now);
@@ -270,7 +268,7 @@ mod tests {
         ClientSource::Network(Ipv4Addr::from_bits(number).into())
     }
 
-    /// Guesses from a source until it has to wait; says how often it could.
+    /// Charges until the source has to wait; returns the number of attempts.
     fn exhaust(attempts: &Attempts<FakeRelativeClock>, source: &ClientSource) -> usize {
         (0..1_000).take_while(|_| attempts.charge(HANA, source).is_ok()).count()
     }
@@ -313,7 +311,7 @@ mod tests {
         assert_eq!(attempts.charge("another123", &network(50)), Ok(()));
         clock.advance(Duration::from_secs(1));
         assert_eq!(exhaust(&attempts, &network(50)), 1);
-        // What the account refused has cost the source nothing.
+        // A refusal by the account's count has not charged the source's.
         clock.advance(Duration::from_secs(100));
         assert_eq!(exhaust(&attempts, &network(49)), 10);
     }

@@ -1,4 +1,4 @@
-//! Bookmarks: each placed or removed together with its event.
+//! Bookmarks, each stored or removed in one transaction with its event.
 
 use std::sync::Arc;
 
@@ -12,34 +12,34 @@ use crate::domain::bookmark::Bookmark;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::spot::SpotId;
 
-/// What placing a bookmark did.
+/// The outcome of placing a bookmark.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Placed {
-    /// It is new; the event is on its way.
+    /// The bookmark is new; its event is in the outbox.
     Placed(Bookmark),
-    /// It was there; nothing changed and there is no event.
+    /// The bookmark existed; there is no event.
     AlreadyThere(Bookmark),
-    /// There is no such spot.
+    /// The spot does not exist.
     NoSuchSpot,
-    /// The member's account is gone.
+    /// The account does not exist.
     NoSuchMember,
 }
 
-/// What removing a bookmark did.
+/// The outcome of removing a bookmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
-    /// It is gone; the event is on its way.
+    /// The bookmark is removed; its event is in the outbox.
     Removed,
-    /// It was not there.
+    /// The bookmark did not exist.
     NotThere,
-    /// The member's account is gone.
+    /// The account does not exist.
     NoSuchMember,
 }
 
-/// Where bookmarks are kept.
+/// The store of bookmarks.
 #[async_trait]
 pub trait BookmarkStore: Send + Sync {
-    /// Places a bookmark and its event, or neither.
+    /// Stores a bookmark and appends its event, in one transaction.
     async fn place(
         &self,
         member: &str,
@@ -48,7 +48,7 @@ pub trait BookmarkStore: Send + Sync {
         event: Outgoing,
     ) -> Result<Placed, StoreError>;
 
-    /// Removes a bookmark and appends its event, or neither.
+    /// Removes a bookmark and appends its event, in one transaction.
     async fn remove(
         &self,
         member: &str,
@@ -60,7 +60,7 @@ pub trait BookmarkStore: Send + Sync {
     /// A member's bookmark of a spot.
     async fn find(&self, member: &str, spot: SpotId) -> Result<Option<Bookmark>, StoreError>;
 
-    /// One page of a member's bookmarks, newest first; `None` when there is no such member.
+    /// One page of a member's bookmarks, newest first; `None` if the member does not exist.
     async fn page(
         &self,
         member: &str,
@@ -68,7 +68,7 @@ pub trait BookmarkStore: Send + Sync {
     ) -> Result<Option<Page<Bookmark>>, StoreError>;
 }
 
-/// The event of a bookmark that is gone.
+/// The event of a removed bookmark.
 pub fn unbookmarked(member: &str, spot: SpotId, now: DateTime<Utc>) -> Outgoing {
     let event = UnbookmarkTourspot { user_id: member.to_owned(), tourspot_id: spot.to_string() };
     Outgoing::new(&event, now)
@@ -97,7 +97,7 @@ impl Bookmarks {
         self.store.place(member, spot, now, Outgoing::new(&event, now)).await
     }
 
-    /// Takes a bookmark back.
+    /// Removes a bookmark.
     ///
     /// # Errors
     /// When the store fails.

@@ -11,16 +11,16 @@ use super::reviews::Reviews;
 use super::spots::Spots;
 use super::views::Views;
 
-/// The events that were committed, as services in other processes ask about them.
+/// The committed events, for services in other processes.
 #[async_trait]
 pub trait EventLog: Send + Sync {
-    /// Names the history of events. Another name means that the data was made anew or restored.
+    /// The id of the event history. A different id means that the data was recreated or restored.
     ///
     /// # Errors
     /// When the store fails.
     async fn id(&self) -> Result<String, StoreError>;
 
-    /// How many wait for the bus.
+    /// How many events wait for the bus.
     ///
     /// # Errors
     /// When the store fails.
@@ -36,8 +36,8 @@ pub struct Content {
     pub bookmarks: Bookmarks,
     /// Writing, deleting and liking reviews.
     pub reviews: Reviews,
-    /// Noting who looked at what. Its owner runs [`Views::run`] until after the last request.
+    /// Recording views. The owner runs [`Views::run`] until after the last request.
     pub views: Views,
-    /// The events that were committed.
+    /// The committed events.
     pub events: Arc<dyn EventLog>,
 }

@@ -1,5 +1,5 @@
-//! Use cases and the ports they need. Every port method is one whole atomic operation; none of
-//! them knows which engine answers it.
+//! Use cases and the ports they need. Every port method is one atomic operation. Use cases do not
+//! depend on the engine behind a port.
 
 pub mod accounts;
 pub mod attempts;
@@ -16,13 +16,13 @@ pub mod spots;
 mod tokens;
 pub mod views;
 
-/// What a port answers when its engine fails. The caller can do nothing but pass it on.
+/// A failure of the engine behind a port. Callers can only pass it on.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Out of reach or overloaded; trying again later may help.
+    /// Unreachable or overloaded; a retry later may succeed.
     #[error("the store cannot be reached")]
     Unavailable(#[source] anyhow::Error),
-    /// A fault: a statement that is wrong, data that breaks a rule.
+    /// A fault, such as an invalid statement or stored data that breaks a rule.
     #[error("the store failed")]
     Failed(#[source] anyhow::Error),
 }

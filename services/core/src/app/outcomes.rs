@@ -1,12 +1,11 @@
-//! What became of log-ins and renewals, in numbers: a wave of guesses, or of stolen refresh tokens,
-//! shows here before anywhere else.
+//! Counts log-ins and renewals by outcome, so that waves of guesses or of stolen refresh tokens
+//! become visible.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::sessions::{LoggedIn, SessionError, TokenPair};
 
-/// Outcomes that are told apart.
 const KINDS: [&str; 5] = ["succeeded", "refused", "reused", "too_many_attempts", "failed"];
 
 /// Counts since the start. Clones share them.

@@ -1,4 +1,4 @@
-//! Hashing passwords: Argon2id, on threads that may block, so many at once and no more.
+//! Hashes passwords with Argon2id on blocking threads, with bounded concurrency.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub struct HashingPolicy {
     pub parallelism: u32,
     /// Hashes computed at once; each takes a core and `memory_kib`.
     pub concurrency: usize,
-    /// How long a request waits for its turn before it is told to come back.
+    /// How long a request waits for a free slot before it is refused with [`HashingError::Busy`].
     pub wait: Duration,
 }
 
@@ -50,7 +50,7 @@ impl std::fmt::Debug for PasswordHash {
 /// Why a password was not hashed or compared.
 #[derive(Debug, thiserror::Error)]
 pub enum HashingError {
-    /// All places are taken and none became free in time.
+    /// No slot became free in time.
     #[error("too many passwords are being checked")]
     Busy,
     /// The computation itself failed.
@@ -61,11 +61,11 @@ pub enum HashingError {
 /// The outcome of comparing a password with a stored hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// Another password, or nobody's.
+    /// Another password, or the account does not exist.
     Different,
     /// The same.
     Same {
-        /// The hash was made with other costs than today's, or of another form of the password, and
+        /// The hash has other costs than the current ones, or is of another form of the password. It
         /// should be replaced.
         outdated: bool,
     },
@@ -78,7 +78,7 @@ pub struct Passwords {
     places: Arc<Semaphore>,
     memory: Arc<Memory>,
     wait: Duration,
-    /// Compared with when the account does not exist, so that this takes as long as when it does.
+    /// Compared with when the account does not exist, so that both cases take equally long.
     nobody: PasswordHash,
 }
 
@@ -115,27 +115,26 @@ impl Passwords {
         self.in_turn(move |memory| hash_now(&argon2, &password, memory)).await
     }
 
-    /// A hash of the very text that was typed, as they were made before passwords had one form.
+    /// A hash of the text as typed, as older versions made them.
     #[cfg(test)]
     pub(crate) fn hash_as_typed(&self, typed: &str) -> anyhow::Result<PasswordHash> {
         self.memory.lend(|memory| hash_now(&self.argon2, typed, memory))
     }
 
-    /// Compares a password that somebody typed with a stored hash; with nobody's when there is no
-    /// such account, which takes as long and never matches.
+    /// Compares a typed password with a stored hash. If the account does not exist, compares with a
+    /// dummy hash, which takes as long and never matches.
     ///
-    /// Hashes are of the form of [`opaque`]. Those made before that was so are of what was typed:
-    /// where that is another text, it is tried second.
+    /// Hashes are of the form of [`opaque`]. Older hashes are of the text as typed; if that text
+    /// differs, it is tried second.
     ///
     /// # Errors
-    /// [`HashingError`]; also when the stored hash cannot be read.
+    /// [`HashingError`]; also when the stored hash is malformed.
     pub async fn compare(
         &self,
         typed: &str,
         stored: Option<&PasswordHash>,
     ) -> Result<Comparison, HashingError> {
-        // Longer than any password can be: it cannot match, and must not cost more than one that
-        // could.
+        // A text longer than any password cannot match, and must not cost more than one that can.
         let form = opaque(typed).into_owned();
         let possible = form.chars().count() <= Password::MAX_CHARS;
         let known = stored.is_some() && possible;
@@ -164,7 +163,7 @@ impl Passwords {
         .await
     }
 
-    /// The costly part of a log-in: waiting for a turn, and computing.
+    /// The expensive part of a log-in: waiting for a slot, and computing.
     #[tracing::instrument(name = "password hash", skip_all)]
     async fn in_turn<T: Send + 'static>(
         &self,
@@ -174,8 +173,8 @@ impl Passwords {
             .await
             .map_err(|_| HashingError::Busy)?
             .map_err(|closed| HashingError::Failed(closed.into()))?;
-        // The place moves into the thread: a client that hangs up does not stop the computation,
-        // so it must not free the place either.
+        // The slot moves into the thread: a disconnected client does not stop the computation, so it
+        // must not free the slot either.
         let memory = Arc::clone(&self.memory);
         let done = tokio::task::spawn_blocking(move || {
             let outcome = memory.lend(work);
@@ -188,9 +187,9 @@ impl Passwords {
     }
 }
 
-/// The memory of hashes, kept from one to the next: as many blocks of it as are computed at once.
-/// Allocated anew for each, it would stay with the allocator of whichever thread computed it, and a
-/// service that uses 30 MB would hold hundreds.
+/// The memory of hashes, reused: one buffer per concurrent hash. If each hash allocated its own, the
+/// memory would stay with the allocator of each thread, and a service that uses 30 MB would hold
+/// hundreds.
 #[derive(Default)]
 struct Memory(Mutex<Vec<Vec<Block>>>);
 
@@ -247,8 +246,7 @@ fn hash_now(
     Ok(PasswordHash(hash.to_string()))
 }
 
-/// Whether `typed` has this hash, computed with the costs that the hash names, not with today's.
-/// Compared in constant time.
+/// Whether `typed` has this hash, computed with the costs in the hash. Compared in constant time.
 fn matches_now(hash: &Phc<'_>, typed: &str, memory: &mut Vec<Block>) -> anyhow::Result<bool> {
     let algorithm = Algorithm::try_from(hash.algorithm).map_err(|error| unreadable(&error))?;
     let version = hash.version.map_or(Ok(Version::V0x13), Version::try_from);
@@ -299,7 +297,7 @@ mod tests {
         for typed in ["", "sea-breeze1!"] {
             assert_eq!(passwords.compare(typed, None).await.unwrap(), Comparison::Different);
         }
-        // The stand-in for an unknown account costs what a known one costs.
+        // The dummy hash costs as much as a real one.
         assert!(passwords.nobody.0.starts_with("$argon2id$v=19$m=16,t=1,p=1$"));
     }
 
@@ -321,7 +319,7 @@ mod tests {
             let outcome = passwords.compare(typed, Some(&hash)).await.unwrap();
             assert_eq!(outcome, Comparison::Same { outdated: false }, "{typed}");
         }
-        // Made before passwords had one form.
+        // As an older version made it.
         let before = passwords.hash_as_typed(apart).unwrap();
         let outcome = passwords.compare(apart, Some(&before)).await.unwrap();
         assert_eq!(outcome, Comparison::Same { outdated: true }, "to be hashed anew");

@@ -1,4 +1,4 @@
-//! Reviews and their likes. Writing and deleting have events; likes have none.
+//! Reviews and their likes. Writing and deleting a review have events; likes have none.
 
 use std::sync::Arc;
 
@@ -12,45 +12,46 @@ use crate::domain::page::{Page, PageRequest};
 use crate::domain::review::{Review, ReviewContent, ReviewId};
 use crate::domain::spot::SpotId;
 
-/// What writing a review did.
+/// The outcome of writing a review.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
-    /// It is there; the event is on its way.
+    /// The review is stored; its event is in the outbox.
     Written(Review),
-    /// There is no such spot.
+    /// The spot does not exist.
     NoSuchSpot,
-    /// The member's account is gone.
+    /// The account does not exist.
     NoSuchMember,
 }
 
-/// What deleting a review did.
+/// The outcome of deleting a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deleted {
-    /// It is gone with its likes; the event is on its way.
+    /// The review and its likes are deleted; its event is in the outbox.
     Deleted,
-    /// Somebody else wrote it.
+    /// Another member wrote it.
     NotYours,
-    /// There is no such review.
+    /// The review does not exist.
     NotThere,
-    /// The member's account is gone.
+    /// The account does not exist.
     NoSuchMember,
 }
 
-/// What liking a review, or not liking it any more, did.
+/// The outcome of liking or unliking a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Liked {
-    /// It is as asked for, whether it was before or not.
+    /// The like is set as requested, whether it changed or not.
     Done,
-    /// There is no such review.
+    /// The review does not exist.
     NoSuchReview,
-    /// The member's account is gone.
+    /// The account does not exist.
     NoSuchMember,
 }
 
-/// Where reviews and likes are kept.
+/// The store of reviews and likes.
 #[async_trait]
 pub trait ReviewStore: Send + Sync {
-    /// Keeps a review and its [`reviewed`] event, or neither. The store numbers the review.
+    /// Stores a review and appends its [`reviewed`] event, in one transaction. The store assigns the
+    /// id.
     async fn write(
         &self,
         member: &str,
@@ -59,8 +60,8 @@ pub trait ReviewStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Written, StoreError>;
 
-    /// Deletes a member's own review, with its likes, and appends its [`deleted`] event; all or
-    /// nothing.
+    /// Deletes a member's own review with its likes and appends its [`deleted`] event, in one
+    /// transaction.
     async fn delete(
         &self,
         member: &str,
@@ -68,18 +69,18 @@ pub trait ReviewStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Deleted, StoreError>;
 
-    /// Makes a member like a review, or not; idempotent both ways.
+    /// Sets whether a member likes a review; idempotent.
     async fn like(&self, member: &str, review: ReviewId, liked: bool) -> Result<Liked, StoreError>;
 
-    /// One page of a spot's reviews, newest first; `None` when there is no such spot.
+    /// One page of a spot's reviews, newest first; `None` if the spot does not exist.
     async fn page(
         &self,
         spot: SpotId,
         page: PageRequest,
     ) -> Result<Option<Page<Review>>, StoreError>;
 
-    /// Whether a member likes each of these reviews, in their order; a review that is not there is
-    /// not liked. `None` when there is no such member.
+    /// Whether a member likes each of these reviews, in their order. A review that does not exist is
+    /// not liked. `None` if the member does not exist.
     async fn likes(
         &self,
         member: &str,
@@ -87,7 +88,7 @@ pub trait ReviewStore: Send + Sync {
     ) -> Result<Option<Vec<bool>>, StoreError>;
 }
 
-/// The event of a review that was written.
+/// The event of a written review.
 pub fn reviewed(member: &str, spot: SpotId, review: ReviewId, now: DateTime<Utc>) -> Outgoing {
     let event = ReviewTourspot {
         user_id: member.to_owned(),
@@ -97,7 +98,7 @@ pub fn reviewed(member: &str, spot: SpotId, review: ReviewId, now: DateTime<Utc>
     Outgoing::new(&event, now)
 }
 
-/// The event of a review that is gone.
+/// The event of a deleted review.
 pub fn deleted(member: &str, spot: SpotId, review: ReviewId, now: DateTime<Utc>) -> Outgoing {
     let event = DeleteReview {
         user_id: member.to_owned(),
@@ -120,7 +121,7 @@ impl Reviews {
         Self { store, clock }
     }
 
-    /// Keeps a review.
+    /// Stores a review.
     ///
     /// # Errors
     /// When the store fails.
@@ -141,7 +142,7 @@ impl Reviews {
         self.store.delete(member, review, self.clock.now()).await
     }
 
-    /// Makes a member like a review, or not.
+    /// Sets whether a member likes a review.
     ///
     /// # Errors
     /// When the store fails.

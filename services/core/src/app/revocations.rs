@@ -1,4 +1,4 @@
-//! The log of ended sessions, which gateways follow so that no request needs a look-up.
+//! The log of ended sessions. Gateways follow it, so that no request needs a look-up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,30 +14,30 @@ use crate::domain::token::SessionId;
 /// A session that was ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
-    /// Its place in the log; grows, with gaps where entries have expired.
+    /// The position in the log; grows, with gaps where entries have expired.
     pub seq: u64,
     /// The session.
     pub session: SessionId,
-    /// From when on the entry is of no use: every access token of the session has expired.
+    /// When the entry expires: by then every access token of the session has expired.
     pub until: DateTime<Utc>,
 }
 
-/// A stretch of the log.
+/// A page of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevocationPage {
-    /// The log's identity. Another one than before: begin again from 0.
+    /// The log's id. If it has changed, begin again from 0.
     pub log_id: String,
-    /// Where to go on: the last entry's place, or the place asked for when there is none.
+    /// The cursor of the next page: the last entry's position, or the requested one for an empty page.
     pub next: u64,
     /// The entries, oldest first.
     pub entries: Vec<Revocation>,
 }
 
-/// Reads the log. What is appended to it is appended by the stores of accounts and sessions, in the
-/// transaction that ends the session.
+/// Reads the log. The stores of accounts and sessions append to it, in the transaction that ends the
+/// session.
 #[async_trait]
 pub trait RevocationLog: Send + Sync {
-    /// At most `limit` entries after place `after`, in order, expired ones left out.
+    /// At most `limit` entries after position `after`, in order, without expired ones.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -48,20 +48,20 @@ pub trait RevocationLog: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<RevocationPage, StoreError>;
 
-    /// Removes entries that have expired; says how many.
+    /// Removes expired entries; returns their number.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError>;
 }
 
-/// Most entries in one answer; a follower asks again at once for the next.
+/// Most entries in one page; a follower requests the next page at once.
 pub const PAGE_LIMIT: u32 = 1_000;
 
 /// How often a waiting follower looks for entries that another process appended.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// Serves the log to followers that wait for news.
+/// Serves the log by long poll.
 pub struct Revocations {
     log: Arc<dyn RevocationLog>,
     clock: SharedClock,
@@ -74,13 +74,13 @@ impl Revocations {
         Self { log, clock, news: watch::Sender::new(()) }
     }
 
-    /// Wakes the followers: sessions have been ended.
+    /// Wakes the followers after sessions were ended.
     pub fn appended(&self) {
         self.news.send_replace(());
     }
 
-    /// The entries after `after`; when there are none, waits for some for at most `wait`, or until
-    /// `stop` ends, and then answers with an empty page.
+    /// The entries after `after`. If there are none, waits for new ones until `wait` has passed or
+    /// `stop` has begun, and then returns an empty page.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -94,7 +94,7 @@ impl Revocations {
         let deadline = tokio::time::Instant::now() + wait;
         tokio::pin!(stop);
         loop {
-            // Marked as seen before the look: what comes during it wakes us again.
+            // Marked as seen before the log is read, so that an append during the read wakes the loop again.
             news.borrow_and_update();
             let page = self.log.page_after(after, PAGE_LIMIT, self.clock.now()).await?;
             let now = tokio::time::Instant::now();
@@ -109,7 +109,7 @@ impl Revocations {
         }
     }
 
-    /// Removes entries that have expired at `now`, the time of a checked clock; says how many.
+    /// Removes entries that have expired at `now`, the time of a checked clock. Returns their number.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -18,8 +18,8 @@ use crate::domain::account::{Account, MemberId};
 use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{NoEntropy, RefreshToken, Salt, SessionId, TokenHash};
 
-/// Sessions, salts and revocations that one pass of pruning removes at most, of each: 10,000 a minute, so that a clock that is
-/// wrong for longer than its check notices does not end all sessions at once.
+/// Most sessions, salts and revocations, each, that one pruning pass removes: 10,000 a minute. A clock
+/// that is wrong for longer than its check notices then does not end all sessions at once.
 pub const PRUNED_PER_PASS: i64 = 10_000;
 
 /// A session to open.
@@ -31,19 +31,19 @@ pub struct OpenSession {
     pub session: SessionId,
     /// Its first refresh token.
     pub token: TokenHash,
-    /// The password hash that was verified: if it is no longer the account's, the password has been
-    /// changed meanwhile and the session must not open.
+    /// The verified password hash. If the account has another hash by now, the password was changed
+    /// concurrently, and the session must not open.
     pub verified: PasswordHash,
-    /// A hash with today's costs to replace it with.
+    /// Its replacement with the current costs, if it is outdated.
     pub rehashed: Option<PasswordHash>,
     /// When.
     pub now: DateTime<Utc>,
 }
 
-/// What became of a session to open.
+/// The outcome of opening a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// It is open; these, the oldest, were ended to make room.
+    /// The session is open. The member's oldest sessions above the limit were ended.
     Open {
         /// The sessions ended.
         ended: Vec<SessionId>,
@@ -52,10 +52,10 @@ pub enum Opened {
     Stale,
 }
 
-/// What became of a refresh token that was presented.
+/// The outcome of presenting a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// It was current, and its successor is now.
+    /// The token was current; its successor is current now.
     Rotated {
         /// Whose session it is.
         member: MemberId,
@@ -64,7 +64,7 @@ pub enum Rotation {
         /// When it began and was last renewed (now).
         times: SessionTimes,
     },
-    /// It was used a moment ago; its successor is the one under `salt` and is current.
+    /// The token was used within the grace; its successor under `salt` is current.
     Repeated {
         /// Whose session it is.
         member: MemberId,
@@ -75,30 +75,30 @@ pub enum Rotation {
         /// What the successor was derived with.
         salt: Salt,
     },
-    /// It had been used before; the session is ended by now.
+    /// The token was used before; its session is ended.
     Reused {
         /// The session ended.
         session: SessionId,
     },
-    /// Its session is over.
+    /// The session has expired.
     Expired,
-    /// No session knows it.
+    /// The token belongs to no session.
     Unknown,
 }
 
-/// Sessions and their refresh tokens. Each method is one transaction; one that ends sessions
-/// appends them to the revocation log in the same one.
+/// Sessions and their refresh tokens. Each method is one transaction. A method that ends sessions
+/// appends them to the revocation log in the same transaction.
 #[async_trait]
 pub trait SessionStore: Send + Sync {
-    /// Opens a session if the verified password hash is still the account's, replaces the hash when
-    /// a fresh one is given, and ends the member's oldest sessions above `policy.per_member`.
+    /// Opens a session if the verified password hash is still the account's. Replaces the hash if a
+    /// new one is given, and ends the member's oldest sessions above `policy.per_member`.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn open(&self, open: OpenSession, policy: &SessionPolicy) -> Result<Opened, StoreError>;
 
-    /// Judges the presented token ([`SessionPolicy::judge`]) and acts: a current one is used up and
-    /// its successor under `salt` becomes current; a reused one ends its session.
+    /// Judges the presented token ([`SessionPolicy::judge`]). A current token is used up, and its
+    /// successor under `salt` becomes current. A reused token ends its session.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -111,8 +111,8 @@ pub trait SessionStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Rotation, StoreError>;
 
-    /// Moves the idle clock of a session of the member that is open at `now`, and uses nothing up;
-    /// says when it began and was last renewed (now). `None` when it is not open.
+    /// Renews a session of the member that is open at `now`, without using a token. Returns its
+    /// times; `None` if it is not open.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -124,7 +124,7 @@ pub trait SessionStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Option<SessionTimes>, StoreError>;
 
-    /// The session that a refresh token, used up or not, is of, and its member.
+    /// The member and the session of a refresh token, used or not.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -145,10 +145,9 @@ pub trait SessionStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Option<Account>, StoreError>;
 
-    /// Ends this session of the member; says which are ended. It is among them, and in the
-    /// revocation log, even when it was over already: its access tokens may be about. With
-    /// `everywhere` the member's others end with it, unless it was over: what has ended has no say
-    /// over what goes on.
+    /// Ends this session of the member; with `everywhere` also the member's others, unless this one
+    /// had ended before. Returns the ended sessions. This session is always among them and in the
+    /// revocation log, since access tokens of it may still be valid.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -160,15 +159,16 @@ pub trait SessionStore: Send + Sync {
         revoked_until: DateTime<Utc>,
     ) -> Result<Vec<SessionId>, StoreError>;
 
-    /// Removes sessions that are over at `now` (no revocation is needed: their access tokens are
-    /// too) and forgets salts whose grace is over, at most [`PRUNED_PER_PASS`]; says how many sessions.
+    /// Removes sessions that have expired at `now`, and salts whose grace has passed, at most
+    /// [`PRUNED_PER_PASS`] of each. Returns the number of sessions. No revocation is needed: the
+    /// access tokens of such sessions have expired too.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn prune(&self, policy: &SessionPolicy, now: DateTime<Utc>) -> Result<u64, StoreError>;
 }
 
-/// Somebody has logged in.
+/// The result of a log-in.
 #[derive(Debug)]
 pub struct LoggedIn {
     /// Who.
@@ -179,16 +179,16 @@ pub struct LoggedIn {
     pub ended: Vec<SessionId>,
 }
 
-/// Why nobody has logged in, or no session was renewed.
+/// Why a log-in or a renewal failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The id or the password is wrong. Which one is not told.
+    /// The id or the password is wrong. The error does not say which.
     #[error("the id or the password is wrong")]
     WrongCredentials,
     /// Too many wrong passwords for this account.
     #[error(transparent)]
     TooManyAttempts(#[from] TooManyAttempts),
-    /// The refresh token is of no use.
+    /// The refresh token is not valid.
     #[error("the refresh token is unknown, used, expired or revoked; log in again")]
     Refused {
         /// The session that was ended because the token had been used before.
@@ -223,19 +223,18 @@ pub struct Sessions {
     pub attempts: Arc<Attempts>,
     /// Signs access tokens.
     pub keys: Arc<SigningKeys>,
-    /// Is told when sessions end.
+    /// Notified when sessions end.
     pub revocations: Arc<Revocations>,
-    /// How long everything lives.
+    /// The lifetimes of tokens and sessions.
     pub policy: SessionPolicy,
     /// What time it is.
     pub clock: SharedClock,
-    /// What became of log-ins and renewals.
+    /// Counts log-ins and renewals.
     pub outcomes: Outcomes,
 }
 
 impl Sessions {
-    /// Opens a session for a client that knows the password. Wrong ones count for the `source` they come
-    /// from.
+    /// Opens a session for a client that knows the password. Wrong passwords count for `source`.
     ///
     /// # Errors
     /// [`SessionError`]; an unknown id takes as long as a wrong password.
@@ -279,7 +278,7 @@ impl Sessions {
         let now = self.clock.now();
         let session = SessionId::new();
         let refresh_token = RefreshToken::random()?;
-        // Signed first: a session without a token would only take up room.
+        // Signed first, so that a failure leaves no session without a token.
         let times = SessionTimes { started_at: now, renewed_at: now };
         let token = refresh_token.hash();
         let tokens = self.pair(&account.id, session, refresh_token, &times, now)?;
@@ -329,7 +328,7 @@ impl Sessions {
                 self.pair(&member, session, presented.successor(&salt), &times, now)
             }
             Rotation::Reused { session } => {
-                tracing::warn!(%session, "a used refresh token came back; its session is ended");
+                tracing::warn!(%session, "a used refresh token was reused; its session is ended");
                 self.announce(&[session]);
                 Err(SessionError::Refused { ended: Some(session) })
             }
@@ -337,7 +336,7 @@ impl Sessions {
         }
     }
 
-    /// The account behind a session, if the session is open.
+    /// The account of a session, if the session is open.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -349,8 +348,8 @@ impl Sessions {
         self.sessions.account(member, session, &self.policy, self.clock.now()).await
     }
 
-    /// A new access token of a session that is open; `None` when it is not. Nothing is used up, so
-    /// that it does no harm to ask twice.
+    /// A new access token of an open session; `None` if the session is not open. The call uses no
+    /// token and can be repeated.
     ///
     /// # Errors
     /// [`SessionError::Store`], [`SessionError::Token`].
@@ -369,9 +368,9 @@ impl Sessions {
         }
     }
 
-    /// Ends what is named: the session `named` of a member, those that the refresh tokens are of
-    /// (mostly the same one), and with `everywhere` the others of their members. Says which are ended;
-    /// one that was over already is among them. What names no session ends none.
+    /// Ends the session `named` and the sessions of the refresh tokens, mostly the same one; with
+    /// `everywhere` also the other sessions of their members. Returns the ended sessions, including
+    /// those that had ended before. Unknown sessions and tokens are ignored.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -398,7 +397,7 @@ impl Sessions {
         Ok(ended)
     }
 
-    /// Removes sessions that are over at `now`, the time of a checked clock; says how many.
+    /// Removes sessions that have expired at `now`, the time of a checked clock. Returns their number.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -412,13 +411,13 @@ impl Sessions {
         }
     }
 
-    /// A hash with today's costs; a failure only means that the old one stays for now.
+    /// A hash with the current costs. On failure the account keeps the old hash for now.
     async fn rehash(&self, password: &str) -> Option<PasswordHash> {
         let password = crate::domain::password::Password::parse("password", password).ok()?;
         match self.passwords.hash(&password).await {
             Ok(hash) => Some(hash),
             Err(error) => {
-                tracing::warn!(%error, "a password keeps its outdated hash");
+                tracing::warn!(%error, "an outdated password hash was not replaced");
                 None
             }
         }
@@ -451,7 +450,7 @@ impl Sessions {
     }
 }
 
-/// A session of a member as a token names it; `None` when it cannot be one of ours.
+/// The member and the session that a token names; `None` if one of them is malformed.
 fn read(member: &str, session: &str) -> Option<(MemberId, SessionId)> {
     Some((MemberId::parse(member).ok()?, SessionId::parse(session)?))
 }

@@ -1,4 +1,4 @@
-//! The keys that sign access tokens, and what the world may know of them.
+//! The keys that sign access tokens, and their public halves.
 
 use anyhow::Context;
 use base64::Engine;
@@ -31,8 +31,7 @@ impl PublicKey {
 
 /// Signs with the current key; publishes it and the previous ones.
 ///
-/// A key is retired by making it a previous one: tokens that it signed stay good until they expire,
-/// then it can go.
+/// To retire a key, make it a previous one until the tokens that it signed have expired.
 pub struct SigningKeys {
     current: EncodingKey,
     header: Header,
@@ -43,7 +42,7 @@ impl SigningKeys {
     /// Signs with `current`; `previous` keys are only published.
     ///
     /// # Errors
-    /// When the key cannot be encoded, which no valid key does.
+    /// When the key cannot be encoded, which does not happen with a valid key.
     pub fn new(
         current: &ed25519_dalek::SigningKey,
         previous: &[VerifyingKey],
@@ -63,7 +62,7 @@ impl SigningKeys {
     /// Signs an access token.
     ///
     /// # Errors
-    /// When signing fails, which a key that was accepted at the start does not.
+    /// When signing fails, which does not happen with a key that was accepted at the start.
     pub fn sign(&self, claims: &Claims) -> anyhow::Result<String> {
         jsonwebtoken::encode(&self.header, claims, &self.current).context("signing an access token")
     }

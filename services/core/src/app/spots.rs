@@ -1,4 +1,4 @@
-//! Tour spots: finding, listing, the map, and changing them in batches.
+//! Tour spots: search, list, map, and changes in batches.
 
 use std::sync::Arc;
 
@@ -12,30 +12,29 @@ use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::{SpotFilter, SpotSort};
 use crate::domain::spot::{Spot, SpotDraft, SpotId, SpotOverview};
 
-/// Most spots on the map when the settings do not say.
+/// Most spots on the map by default.
 pub const DEFAULT_MAP_SPOTS: usize = 500;
 /// Most drafts in one [`SpotStore::upsert_batch`].
 pub const MAX_BATCH: usize = 1_000;
 /// Most spots in one [`SpotStore::page_after`].
 pub const MAX_RESYNC_PAGE: u32 = 1_000;
 
-/// What a batch did.
+/// The outcome of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Upserted {
-    /// Drafts that added a spot or changed one; each has its event.
+    /// Drafts that added or changed a spot; each has an event.
     pub changed: u64,
-    /// Drafts that said what was there already: no new version, no event.
+    /// Drafts equal to the stored spot: no new version, no event.
     pub unchanged: u64,
 }
 
-/// Where spots are kept and looked up.
+/// The store of spots.
 #[async_trait]
 pub trait SpotStore: Send + Sync {
     /// The spot with this id.
     async fn find(&self, id: SpotId) -> Result<Option<Spot>, StoreError>;
 
-    /// One page of the spots that pass the filter. `None` when the filter names a member who does
-    /// not exist.
+    /// One page of the spots that pass the filter. `None` if the filter's member does not exist.
     async fn search(
         &self,
         filter: &SpotFilter,
@@ -43,9 +42,9 @@ pub trait SpotStore: Send + Sync {
         page: PageRequest,
     ) -> Result<Option<Page<SpotOverview>>, StoreError>;
 
-    /// The spots in a box that pass the filter, by id; when there are more than `max`, the choice
-    /// that [`crate::domain::geo::spread`] makes over the box's grid of at most `max` cells.
-    /// `None` when the filter names a member who does not exist.
+    /// The spots in a box that pass the filter, by id. Of more than `max`, those that
+    /// [`crate::domain::geo::spread`] selects over the box's grid of at most `max` cells. `None` if
+    /// the filter's member does not exist.
     async fn map(
         &self,
         filter: &SpotFilter,
@@ -53,31 +52,31 @@ pub trait SpotStore: Send + Sync {
         max: usize,
     ) -> Result<Option<Vec<SpotOverview>>, StoreError>;
 
-    /// Adds or changes at most [`MAX_BATCH`] spots, in their order, with a [`upserted`] event for
-    /// each that changes; all or nothing. An id that comes twice is changed twice.
+    /// Adds or changes at most [`MAX_BATCH`] spots in their order, with an [`upserted`] event for
+    /// each that changes, in one transaction. An id that occurs twice is changed twice.
     async fn upsert_batch(
         &self,
         drafts: &[SpotDraft],
         now: DateTime<Utc>,
     ) -> Result<Upserted, StoreError>;
 
-    /// At most `limit` spots with greater ids than `after`, by id: a walk over all spots that
-    /// misses none that is there from beginning to end.
+    /// At most `limit` spots with greater ids than `after`, by id. Paging through all spots misses
+    /// none that exists throughout.
     async fn page_after(&self, after: Option<SpotId>, limit: u32) -> Result<Vec<Spot>, StoreError>;
 
-    /// Whether the catalogue that comes with the program was loaded once.
+    /// Whether the built-in catalogue was loaded before.
     async fn catalogue_was_loaded(&self) -> Result<bool, StoreError>;
 
-    /// Remembers that it was.
+    /// Records that the built-in catalogue was loaded.
     async fn mark_catalogue_loaded(&self, now: DateTime<Utc>) -> Result<(), StoreError>;
 }
 
-/// The event of a spot that was added or changed.
+/// The event of an added or changed spot.
 pub fn upserted(spot: &Spot, now: DateTime<Utc>) -> Outgoing {
     Outgoing::new(&upsert_payload(spot), now)
 }
 
-/// The whole of a spot as its event carries it.
+/// A complete spot as its event carries it.
 pub fn upsert_payload(spot: &Spot) -> TourSpotUpsert {
     let content = &spot.content;
     TourSpotUpsert {
@@ -140,8 +139,7 @@ impl Spots {
         self.store.map(filter, bounds, self.map_spots).await
     }
 
-    /// One step of a walk over all spots, by id, for replicas; `limit` is cut to
-    /// 1..=[`MAX_RESYNC_PAGE`].
+    /// One page of all spots by id, for replicas. `limit` is clamped to 1..=[`MAX_RESYNC_PAGE`].
     ///
     /// # Errors
     /// When the store fails.

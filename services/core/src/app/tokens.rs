@@ -22,7 +22,7 @@ impl AccessToken {
     /// Signs a token of a session.
     ///
     /// # Errors
-    /// When signing fails, which a key that was accepted at the start does not.
+    /// When signing fails, which does not happen with a key that was accepted at the start.
     pub(super) fn sign(
         keys: &SigningKeys,
         member: &MemberId,

@@ -1,11 +1,11 @@
-//! Views of spots, grouped so that looking at a page does not cost a commit.
+//! Views of spots, grouped so that not every view costs a commit.
 //!
 //! # Delivery
-//! A view waits in memory until [`FLUSH_AFTER`] after the first one of its group or until
-//! [`FLUSH_AT`] wait, then the group is committed to the outbox in one transaction, and from there
-//! on no crash loses it. A crash of the process loses at most the views of the last 200 ms. An
-//! orderly stop loses none. While the store refuses writes, at most [`MAX_WAITING`] views wait;
-//! more are dropped and counted.
+//! A view waits in memory until [`FLUSH_AFTER`] has passed since the first one of its group, or until
+//! [`FLUSH_AT`] views wait. Then the group is committed to the outbox in one transaction and is
+//! durable. A crash of the process loses at most the views of the last 200 ms; an orderly stop loses
+//! none. While the store refuses writes, at most [`MAX_WAITING`] views wait; more are dropped and
+//! counted.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,23 +25,23 @@ use crate::domain::spot::SpotId;
 
 /// Longest time that a view waits for its group.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
-/// Views that make a group; it does not wait for more.
+/// Most views of one group; a full group is written at once.
 pub const FLUSH_AT: usize = 500;
 /// Most views that wait at once.
 pub const MAX_WAITING: usize = 10_000;
-/// Pause after the store failed to take a group.
+/// Pause after the store failed to write a group.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// One look at a spot's page.
+/// One view of a spot's page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// A member's id or a visitor's pseudonym.
     pub user_id: String,
-    /// What was looked at.
+    /// The viewed spot.
     pub spot: SpotId,
     /// When.
     pub at: DateTime<Utc>,
-    /// The trace of the request that looked at it, as its event's headers carry it.
+    /// The trace of the request, as the event's headers carry it.
     pub trace: BTreeMap<String, String>,
 }
 
@@ -53,17 +53,17 @@ impl View {
         Outgoing { headers: self.trace.clone(), ..Outgoing::new(&event, self.at) }
     }
 
-    /// Whether it is a member's, not an anonymous visitor's.
+    /// Whether the viewer is a member, not an anonymous visitor.
     pub fn is_by_member(&self) -> bool {
         !is_pseudonym(&self.user_id)
     }
 }
 
-/// Where views go.
+/// The store of views.
 #[async_trait]
 pub trait ViewStore: Send + Sync {
-    /// Appends the views' events, in their order, in one transaction. Views by members whose
-    /// account is gone are left out: after an erasure nothing brings a member back.
+    /// Appends the views' events, in their order, in one transaction. Skips views by members whose
+    /// account is deleted, so that no event follows an erasure.
     async fn record(&self, views: &[View]) -> Result<(), StoreError>;
 }
 
@@ -78,12 +78,12 @@ struct Inner {
     arrived: Notify,
     full: Notify,
     dropped: AtomicU64,
-    /// One group is written at a time, so that the views of one person keep their order.
+    /// One group is written at a time, so that the views of one viewer keep their order.
     writing: tokio::sync::Mutex<()>,
 }
 
 impl Views {
-    /// Views that go to `store` once [`Views::run`] runs.
+    /// Views written to `store` by [`Views::run`].
     pub fn new(store: Arc<dyn ViewStore>, clock: SharedClock) -> Self {
         Self(Arc::new(Inner {
             store,
@@ -96,14 +96,14 @@ impl Views {
         }))
     }
 
-    /// Notes that somebody looks at a spot now. Never waits.
+    /// Records a view at the current time. Never waits.
     pub fn record(&self, user_id: String, spot: SpotId) {
         let view = View { user_id, spot, at: self.0.clock.now(), trace: trace::current() };
         let count = {
             let mut waiting = self.waiting();
             if waiting.len() >= MAX_WAITING {
                 drop(waiting);
-                // Once per thousand: the store's own failure is in the log already.
+                // Logged once per thousand: the store's failure is in the log already.
                 if self.0.dropped.fetch_add(1, Ordering::Relaxed).is_multiple_of(1_000) {
                     tracing::warn!(dropped = self.dropped(), "views dropped: too many wait");
                 }
@@ -120,18 +120,18 @@ impl Views {
         }
     }
 
-    /// Views dropped since the start because too many waited.
+    /// Views dropped since the start because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Views that wait to be written at this moment.
+    /// Views that wait to be written.
     pub fn waiting_now(&self) -> usize {
         self.waiting().len()
     }
 
-    /// Writes groups until the shutdown begins, then what waits. Requests that are still being
-    /// answered then may add views: call [`Views::flush`] once more after the last answer.
+    /// Writes groups until the shutdown begins, then the remaining views. Requests in flight may
+    /// still add views: call [`Views::flush`] again after the last response.
     pub async fn run(self, shutdown: Shutdown) {
         while !shutdown.is_begun() {
             tokio::select! {
@@ -156,10 +156,10 @@ impl Views {
         }
     }
 
-    /// Writes what waits now, in groups of [`FLUSH_AT`].
+    /// Writes the waiting views, in groups of [`FLUSH_AT`].
     ///
     /// # Errors
-    /// When the store fails; the views that it did not take wait on.
+    /// When the store fails; the unwritten views keep waiting.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.0.writing.lock().await;
         loop {
@@ -171,7 +171,7 @@ impl Views {
                 return Ok(());
             }
             self.0.store.record(&group).await?;
-            // Only this function takes views out, and only one of it runs.
+            // Only this function removes views, and only one call of it runs at a time.
             self.waiting().drain(..group.len());
         }
     }
@@ -181,7 +181,7 @@ impl Views {
     }
 }
 
-/// The error and what caused it, in one line.
+/// The error and its causes, in one line.
 fn describe(error: &StoreError) -> String {
     match error {
         StoreError::Unavailable(cause) | StoreError::Failed(cause) => format!("{error}: {cause:#}"),

@@ -1,20 +1,20 @@
-//! A member's account: the shape of its id, name and email address.
+//! A member's account: the rules of its id, name and email address.
 //!
-//! Each newtype parses at the edge and is carried inward. The `PATTERN` beside a parser is the same
-//! rule as a regular expression, for the OpenAPI document; a test keeps the two equal.
+//! Each `PATTERN` is the parser's rule as a regular expression, for the OpenAPI document. A test
+//! keeps the two equal.
 
 use std::fmt;
 
 use serde::Serialize;
 use tourin_chassis::text;
 
-/// A field that was understood but is not allowed.
+/// A field with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}` must be {expected}")]
 pub struct Invalid {
     /// The field as the client named it.
     pub field: &'static str,
-    /// What would have been accepted; completes the sentence "`field` must be ...".
+    /// The rule; completes the sentence "`field` must be ...".
     pub expected: &'static str,
 }
 
@@ -24,13 +24,13 @@ pub struct Invalid {
 pub struct MemberId(String);
 
 impl MemberId {
-    /// The rule as a regular expression (besides that `anonymous` is reserved).
+    /// The rule as a regular expression, without the exception of [`Self::RESERVED`].
     pub const PATTERN: &'static str = "^[a-zA-Z][a-zA-Z0-9]{7,16}$";
     /// The shortest id, in characters.
     pub const MIN_CHARS: usize = 8;
     /// The longest id, in characters.
     pub const MAX_CHARS: usize = 17;
-    /// Stands for a visitor without an account elsewhere, so nobody may be called that.
+    /// Means a visitor without an account elsewhere, so no member may have this id.
     pub const RESERVED: &'static str = "anonymous";
 
     /// Accepts what [`Self::PATTERN`] describes, except `anonymous` in any case.
@@ -52,7 +52,7 @@ impl MemberId {
         }
     }
 
-    /// An id that was parsed before it was stored.
+    /// An id from the store, parsed before it was stored.
     pub(crate) fn trusted(text: String) -> Self {
         Self(text)
     }
@@ -75,17 +75,16 @@ impl fmt::Display for MemberId {
 pub struct Name(String);
 
 impl Name {
-    /// The rule for a name's characters as a regular expression (ECMA 262, of Unicode); their number
-    /// is bounded besides.
+    /// The rule for a name's characters as a regular expression (ECMA 262, Unicode), without the
+    /// bounds on their number.
     pub const PATTERN: &'static str = r"^[\p{M} '’.·-]*\p{L}[\p{L}\p{M} '’.·-]*$";
     /// The shortest name, in characters (Unicode scalar values, after NFC).
     pub const MIN_CHARS: usize = 1;
     /// The longest name, in characters (Unicode scalar values, after NFC).
     pub const MAX_CHARS: usize = 24;
 
-    /// Accepts what [`Self::PATTERN`] describes once the text is one line ([`text::line`]) without
-    /// spaces around it: a keyboard's suggestion ends in a space that nobody means. That is the form
-    /// which is kept, and its characters are counted.
+    /// Normalises the text ([`text::line`]), trims it (keyboard suggestions end in a space), and
+    /// accepts it if it matches [`Self::PATTERN`]. The normalised form is counted and stored.
     ///
     /// # Errors
     /// [`Invalid`] naming `name` and the rule.
@@ -111,7 +110,7 @@ impl Name {
         }
     }
 
-    /// A name that was parsed before it was stored.
+    /// A name from the store, parsed before it was stored.
     pub(crate) fn trusted(text: String) -> Self {
         Self(text)
     }
@@ -129,15 +128,15 @@ impl Name {
 pub struct Email(String);
 
 impl Email {
-    /// The rule as a regular expression; besides, at most [`Self::MAX_CHARS`] characters.
+    /// The rule as a regular expression, without the bound of [`Self::MAX_CHARS`].
     pub const PATTERN: &'static str = "^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+$";
     /// The shortest address: `a@b.c`.
     pub const MIN_CHARS: usize = 5;
     /// The longest address that SMTP can carry (RFC 5321, 4.5.3.1.3, less the angle brackets).
     pub const MAX_CHARS: usize = 254;
 
-    /// Accepts what [`Self::PATTERN`] describes once the text is one line ([`text::line`]) without
-    /// spaces around it: pasting brings them along.
+    /// Normalises the text ([`text::line`]), trims it (pasted text may have spaces around it), and
+    /// accepts it if it matches [`Self::PATTERN`].
     ///
     /// # Errors
     /// [`Invalid`] naming `email` and the rule.
@@ -154,7 +153,7 @@ impl Email {
         }
     }
 
-    /// An address that was parsed before it was stored.
+    /// An address from the store, parsed before it was stored.
     pub(crate) fn trusted(text: String) -> Self {
         Self(text)
     }
@@ -166,7 +165,7 @@ impl Email {
 }
 
 impl fmt::Debug for Email {
-    /// Says nothing: an address is personal and debug output ends in logs.
+    /// Hides the address: it is personal data, and debug output ends in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Email(..)")
     }
@@ -188,18 +187,18 @@ fn is_address(text: &str) -> bool {
     local_ok && domain.contains('.') && domain.split('.').all(label_ok)
 }
 
-/// A member as the member sees it.
+/// An account as its member sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// The member's id.
     pub id: MemberId,
     /// The name that others see.
     pub name: Name,
-    /// Where the member can be written to; shown to nobody else.
+    /// The member's address; not shown to others.
     pub email: Email,
 }
 
-/// A member as others see one.
+/// A member as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// The member's id.
@@ -228,7 +227,7 @@ mod tests {
         Regex::new(pattern).unwrap().is_match(text)
     }
 
-    /// Whether a text is a name by the pattern and the bounds, in the form in which it is kept.
+    /// Whether the normalised text is a name by the pattern and the bounds.
     fn is_name(text: &str) -> bool {
         let line = text::line(text);
         let name = line.trim();
@@ -327,7 +326,7 @@ mod tests {
             prop_assert_eq!(parsed.as_str(), text);
         }
 
-        /// Near misses: characters that matter to the rules, in any order and number.
+        /// Near misses: characters that the rules mention, in any order and number.
         #[test]
         fn the_parsers_agree_with_their_patterns(
             text in "[a-cA-C0-1가-각힣ㄱé@. _\\-\n'’·\u{301}\u{200b}\u{3164}\u{a0}]{0,26}"
@@ -345,7 +344,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_a_parser_panic(text in any::<String>()) {
-            // The two libraries know different versions of Unicode.
+            // The two libraries implement different versions of Unicode.
             prop_assume!(matches(r"^\P{Cn}*$", &text) && matches(r"^\P{Cn}*$", &text::line(&text)));
             let outcomes =
                 [MemberId::parse(&text).is_ok(), Name::parse(&text).is_ok(), Email::parse(&text).is_ok()];

@@ -1,9 +1,8 @@
-//! The map: boxes of coordinates, the cells that index them, and what to show of too many spots.
+//! The map: boxes of coordinates, the cells that index them, and the selection among too many spots.
 //!
-//! A spot's *cell* is its Z-order (Morton) code: the bits of its longitude and latitude, taken in
-//! turn. All points of one quarter of the earth, of one quarter of that, and so on, have codes in
-//! one contiguous range, so that an ordinary B-tree over the code finds the points of a box in a
-//! few ranges, on any store.
+//! A spot's *cell* is its Z-order (Morton) code: the interleaved bits of its longitude and latitude.
+//! All points of one quarter of the earth, of one quarter of that, and so on, have codes in one
+//! contiguous range. So a sorted list or a B-tree of codes finds the points of a box in a few ranges.
 
 use std::ops::RangeInclusive;
 
@@ -35,7 +34,7 @@ fn morton(column: u32, row: u32) -> i64 {
     (spaced(column) | (spaced(row) << 1)).cast_signed()
 }
 
-/// The bits of a number with a zero between any two.
+/// The bits of a number with a zero between each two.
 fn spaced(number: u32) -> u64 {
     let mut bits = u64::from(number);
     for (shift, mask) in [
@@ -57,7 +56,7 @@ pub struct Bounds {
     max: Coordinates,
 }
 
-/// Why four numbers are no box.
+/// Why four numbers are not a valid box.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each message says it")]
 pub enum InvalidBounds {
@@ -121,9 +120,9 @@ impl Bounds {
             && (self.min.lng()..=self.max.lng()).contains(&at.lng())
     }
 
-    /// The cells of the finest grid of which at most `max` touch the box, each as its range of
-    /// codes, in the order of their codes. `max` below 4 may give 4, the least that a box on
-    /// both a meridian and a parallel of every grid can touch.
+    /// The cells of the finest grid of which at most `max` touch the box, each as a range of codes,
+    /// in order. A `max` below 4 may return 4: a box may lie on both a meridian and a parallel of
+    /// every grid.
     pub fn grid(&self, max: usize) -> Vec<RangeInclusive<i64>> {
         let columns = column(self.min.lng())..=column(self.max.lng());
         let rows = row(self.min.lat())..=row(self.max.lat());
@@ -147,15 +146,15 @@ impl Bounds {
     }
 }
 
-/// Takes at most `max` items out of groups: the first of every group, then the second of every
-/// group, and so on; groups come in their order. With the grid's cells as groups, each sorted by
-/// code and id, this is what the map shows of too many spots: the same spots for the same box and
-/// data, from all over the box rather than from its densest corner.
+/// Takes at most `max` items out of groups, round robin: the first of every group, then the second
+/// of every group, and so on. With the grid's cells as groups, each sorted by code and id, this
+/// selects the spots on a crowded map: deterministic, and spread over the box rather than from its
+/// densest corner.
 pub fn spread<T>(
     groups: impl IntoIterator<Item = impl IntoIterator<Item = T>>,
     max: usize,
 ) -> Vec<T> {
-    // No more is asked of a group than is taken.
+    // Groups are lazy: only the taken items are computed.
     let mut groups: Vec<_> = groups.into_iter().map(IntoIterator::into_iter).collect();
     let mut taken = Vec::new();
     while taken.len() < max && !groups.is_empty() {

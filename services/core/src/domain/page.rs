@@ -1,23 +1,23 @@
-//! Pages of a list: which one is asked for, and what it holds.
+//! Pages of a list, and requests for them.
 
 use std::fmt;
 
-/// Items on a page when the caller does not say.
+/// Items on a page by default.
 pub const DEFAULT_PAGE_SIZE: u32 = 10;
 /// Most items on a page.
 pub const MAX_PAGE_SIZE: u32 = 100;
 
-/// Greatest page number: that a 64-bit signed number can hold.
+/// Greatest page number: the greatest signed 64-bit number.
 pub const MAX_PAGE_NUMBER: u64 = i64::MAX as u64;
 
-/// Which page of a list: its number counts from 1.
+/// The number of a page, from 1, and its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageRequest {
     number: u64,
     size: u32,
 }
 
-/// Why a page cannot be asked for.
+/// Why a page request is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPage {
     /// The page's number is 0 or over [`MAX_PAGE_NUMBER`].
@@ -59,8 +59,7 @@ impl PageRequest {
         self.size
     }
 
-    /// Items before the page. A product that no store can count to is cut at [`i64::MAX`]: no list
-    /// is that long, so the page is empty either way.
+    /// Items before the page, at most [`i64::MAX`]. No list is that long, so such a page is empty.
     pub const fn offset(self) -> u64 {
         let offset = (self.number - 1).saturating_mul(self.size as u64);
         if offset > MAX_PAGE_NUMBER { MAX_PAGE_NUMBER } else { offset }
@@ -86,7 +85,7 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Items on all pages.
     pub total: u64,
-    /// The page asked for.
+    /// The requested page.
     pub request: PageRequest,
 }
 

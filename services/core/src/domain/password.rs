@@ -1,4 +1,4 @@
-//! What a password must be. How it is hashed is in [`crate::app::passwords`].
+//! The rules for passwords. Hashing is in [`crate::app::passwords`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,8 +14,8 @@ pub fn opaque(typed: &str) -> Cow<'_, str> {
 }
 
 /// A password that satisfies the rules: 8 to 64 characters, at least one Latin letter, one digit
-/// and one of `@$!%*?&`, no control and no invisible character (RFC 8264, 9.13: somebody who types
-/// it again cannot know of one). In the form of [`opaque`]. Never printed.
+/// and one of `@$!%*?&`, no control and no invisible character (RFC 8264, 9.13: a member cannot see
+/// one to type it again). In the form of [`opaque`]. Never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(String);
 
@@ -32,7 +32,7 @@ impl Password {
     /// Accepts what [`Self::PATTERN`] describes. `field` is how the client named it.
     ///
     /// # Errors
-    /// [`Invalid`] with the whole rule: telling which part failed would help only a reader of logs.
+    /// [`Invalid`] with the complete rule: naming the failed part would only help readers of logs.
     pub fn parse(field: &'static str, typed: &str) -> Result<Self, Invalid> {
         let password = opaque(typed);
         let length = (Self::MIN_CHARS..=Self::MAX_CHARS).contains(&password.chars().count());
@@ -105,7 +105,7 @@ mod tests {
     }
 
     proptest! {
-        /// The same rule, said as three properties and a length, over near misses.
+        /// The same rule as three properties and a length, over near misses.
         #[test]
         fn the_parser_agrees_with_the_rule(text in "[a-b0-1@!#가 \t]{6,66}") {
             let expected = (8..=64).contains(&text.chars().count())

@@ -11,7 +11,7 @@ use super::spot::{InvalidId, SpotId, parse_id};
 /// Longest review, in characters (Unicode scalar values, after NFC).
 pub const MAX_CONTENT_CHARS: usize = 500;
 
-/// Names a review.
+/// The id of a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReviewId(i64);
 
@@ -45,7 +45,7 @@ impl FromStr for ReviewId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReviewContent(String);
 
-/// A text that is no review.
+/// The text is not a valid review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("content must have 1 to {MAX_CONTENT_CHARS} characters, at least one of them visible")]
 pub struct InvalidContent;
@@ -80,7 +80,7 @@ pub struct Review {
     pub user_id: String,
     /// When it was written; lists show the newest first.
     pub created_at: DateTime<Utc>,
-    /// What it says.
+    /// The text.
     pub content: String,
     /// Members who like it now.
     pub like_count: u64,

@@ -1,8 +1,8 @@
-//! Finding spots by a piece of their name or address.
+//! Search of spots by a substring of their name or address.
 //!
-//! A text matches when the query, both folded, is a substring of its name or of its address. To
-//! find matches without reading every text, each text is cut into *grams*, its characters and its
-//! pairs of neighbouring characters: a text that holds the query holds all of the query's grams.
+//! A spot matches when the folded query is a substring of its folded name or address. To find
+//! matches without reading every text, each text is split into *grams*: its characters and its pairs
+//! of neighbouring characters. A text that contains the query contains all of the query's grams.
 
 use tourin_chassis::text;
 
@@ -31,8 +31,8 @@ pub const fn unigram(character: char) -> Gram {
     character as Gram
 }
 
-/// The gram of two neighbours. A first neighbour U+0000 would look like a single character; texts
-/// of spots have no control characters, so that only makes a query's gram set less sharp.
+/// The gram of two neighbours. A first neighbour U+0000 gives the gram of a single character. Texts
+/// of spots have no control characters, so this only makes a query's grams less selective.
 pub const fn bigram(first: char, second: char) -> Gram {
     ((first as Gram) << CHAR_BITS) | second as Gram
 }
@@ -49,17 +49,17 @@ pub fn push_grams(folded: &str, grams: &mut Vec<Gram>) {
     }
 }
 
-/// A text to look for: one line ([`text::line`]), folded, not blank, bounded.
+/// A query: one line ([`text::line`]), folded, not blank, bounded.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SearchText(String);
 
-/// A query that is too long.
+/// The query is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("query must have at most {MAX_QUERY_CHARS} characters")]
 pub struct QueryTooLong;
 
 impl SearchText {
-    /// The query for a text; `None` when it is blank.
+    /// The query for a typed text; `None` if it is blank.
     ///
     /// # Errors
     /// [`QueryTooLong`] over [`MAX_QUERY_CHARS`] characters, white space around it included.
@@ -77,7 +77,7 @@ impl SearchText {
         &self.0
     }
 
-    /// The grams that every match has, each once: the pairs, or the character when it is alone.
+    /// The grams that every match has, each once: the pairs, or the single character.
     pub fn grams(&self) -> Vec<Gram> {
         let mut characters = self.0.chars();
         let mut grams: Vec<Gram> = characters
@@ -93,7 +93,7 @@ impl SearchText {
         grams
     }
 
-    /// Whether having the grams is having the text: so for one or two characters.
+    /// Whether a text with the grams contains the query: true for one or two characters.
     pub fn is_one_gram(&self) -> bool {
         self.0.chars().nth(2).is_none() && !self.0.starts_with('\0')
     }
@@ -104,12 +104,12 @@ impl SearchText {
     }
 }
 
-/// Which spots: all conditions must hold.
+/// Conditions on spots; all must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct SpotFilter {
     /// The text in the name or in the address.
     pub query: Option<SearchText>,
-    /// At least one of these tags; none given is no condition.
+    /// At least one of these tags; an empty set is no condition.
     pub tags: TagSet,
     /// Bookmarked by this member.
     pub bookmarked_by: Option<String>,
@@ -125,14 +125,14 @@ impl SpotFilter {
 /// The order of a list of spots: by the code points of the name, then by id.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum SpotSort {
-    /// From the least name on; the ids of one name ascend.
+    /// Ascending by name; equal names ascending by id.
     #[default]
     NameAscending,
     /// The exact reverse.
     NameDescending,
 }
 
-/// A text that names no order.
+/// The text is not a valid order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it must be name-asc or name-desc")]
 pub struct UnknownSort;

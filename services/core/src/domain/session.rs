@@ -1,8 +1,7 @@
-//! How long a session lives and what a presented refresh token is worth.
+//! The lifetimes of sessions, and the judgement of presented refresh tokens.
 //!
-//! A session is a family of refresh tokens, one after the other. Exactly one is current. The rules
-//! are here and pure; a store loads the rows, asks [`SessionPolicy::judge`], and acts on the verdict
-//! in the same transaction.
+//! A session is a family of refresh tokens, one after the other. Exactly one is current. A store
+//! loads the rows, calls [`SessionPolicy::judge`], and applies the verdict in the same transaction.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -19,8 +18,8 @@ pub struct SessionPolicy {
     pub grace: TimeDelta,
     /// Sessions that a member may have at once; opening one more ends the oldest.
     pub per_member: usize,
-    /// How many used refresh tokens of a session are remembered, so that their reuse is noticed.
-    /// An older one is merely unknown.
+    /// How many used refresh tokens of a session are kept to detect their reuse. Older ones are
+    /// treated as unknown.
     pub remembered_tokens: u32,
 }
 
@@ -38,8 +37,8 @@ impl Default for SessionPolicy {
     }
 }
 
-/// How far the clocks of the mesh's machines may differ; a revocation is kept that much longer than
-/// the last access token of its session.
+/// The greatest difference between the clocks of the mesh's machines. A revocation is kept that much
+/// longer than the last access token of its session.
 const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 
 /// The times of a session that its bounds depend on.
@@ -47,27 +46,27 @@ const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 pub struct SessionTimes {
     /// When the member logged in.
     pub started_at: DateTime<Utc>,
-    /// When a token of it was last issued, a refresh token or an access token by itself.
+    /// When a refresh token or an access token was last issued.
     pub renewed_at: DateTime<Utc>,
 }
 
-/// What the presented refresh token is in its family.
+/// The state of a presented refresh token in its family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenState {
-    /// The one that may be used.
+    /// The current token.
     Current,
-    /// The one whose successor is current.
+    /// The token whose successor is current.
     JustUsed {
         /// When it was used.
         at: DateTime<Utc>,
     },
-    /// One whose successor has been used too: both cannot be in the hands of one honest client.
+    /// A token whose successor has been used too; an honest client does not present it.
     UsedBefore,
 }
 
 impl TokenState {
-    /// The state of a token by what is stored of it: when it was used, whether its successor is current, and
-    /// whether the salt is there by which the successor can be given again.
+    /// The state by the stored facts: when the token was used, whether its successor is current, and
+    /// whether the salt that derives the successor is still stored.
     pub fn of(used_at: Option<DateTime<Utc>>, is_successor_current: bool, has_salt: bool) -> Self {
         match used_at {
             None => Self::Current,
@@ -77,16 +76,16 @@ impl TokenState {
     }
 }
 
-/// What to do about a presented refresh token.
+/// What to do with a presented refresh token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Use it up; issue its successor.
+    /// Mark it used and issue its successor.
     Rotate,
-    /// The race of two tabs: give the same successor again.
+    /// The race of two tabs: return the same successor again.
     Repeat,
-    /// A used token has come back: somebody copied it. End the session.
+    /// A used token was presented again, so it was copied. End the session.
     Reuse,
-    /// The session is over.
+    /// The session has expired.
     Expired,
 }
 
@@ -96,8 +95,7 @@ impl SessionPolicy {
         (times.started_at + self.absolute).min(times.renewed_at + self.idle)
     }
 
-    /// When an access token issued at `now` ceases to hold: never later than the session's
-    /// absolute end.
+    /// When an access token issued at `now` expires: never later than the session's absolute end.
     pub fn access_expires_at(
         &self,
         started_at: DateTime<Utc>,
@@ -106,13 +104,13 @@ impl SessionPolicy {
         (now + self.access_token).min(started_at + self.absolute)
     }
 
-    /// Until when a gateway must remember that a session was ended at `now`: until every access
-    /// token of it has expired by anybody's clock.
+    /// Until when gateways must remember a session that was ended at `now`: until all of its access
+    /// tokens have expired by every machine's clock.
     pub fn revoked_until(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         now + self.access_token + CLOCK_LEEWAY
     }
 
-    /// What a refresh token presented at `now` is worth.
+    /// Judges a refresh token presented at `now`.
     pub fn judge(&self, times: &SessionTimes, state: TokenState, now: DateTime<Utc>) -> Verdict {
         if now >= self.expires_at(times) {
             return Verdict::Expired;

@@ -1,4 +1,4 @@
-//! Tour spots: what one is, and what makes one valid.
+//! Tour spots and their validation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,12 +13,12 @@ pub const MAX_NAME_CHARS: usize = 200;
 pub const MAX_ADDRESS_CHARS: usize = 300;
 /// Longest description, in characters.
 pub const MAX_DESCRIPTION_CHARS: usize = 5_000;
-/// Longest telephone number, in characters: the data has short lists of them.
+/// Longest telephone number, in characters: some spots have several numbers.
 pub const MAX_PHONE_CHARS: usize = 100;
 /// Longest image address, in characters.
 pub const MAX_IMAGE_URL_CHARS: usize = 2_048;
 
-/// Names a tour spot: a whole number, a string in JSON.
+/// The id of a tour spot: an integer, a string in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpotId(i64);
 
@@ -40,7 +40,7 @@ impl fmt::Display for SpotId {
     }
 }
 
-/// A text that is no id.
+/// The text is not a valid id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an id is a whole number from 0 to {} without sign or leading zeros", i64::MAX)]
 pub struct InvalidId;
@@ -53,7 +53,7 @@ impl FromStr for SpotId {
     }
 }
 
-/// One spelling per number, so that two paths never name one thing.
+/// Accepts one spelling per number, so that no spot has two paths.
 pub(super) fn parse_id(text: &str) -> Result<i64, InvalidId> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits || (text.len() > 1 && text.starts_with('0')) {
@@ -73,7 +73,7 @@ impl Coordinates {
     /// The point at a latitude of -90..=90 and a longitude of -180..=180 degrees.
     ///
     /// # Errors
-    /// [`InvalidSpot`] when a number is outside or not finite.
+    /// [`InvalidSpot`] when a number is out of range or not finite.
     pub fn new(lat: f64, lng: f64) -> Result<Self, InvalidSpot> {
         if !(-90.0..=90.0).contains(&lat) {
             return Err(InvalidSpot::Latitude);
@@ -96,7 +96,7 @@ impl Coordinates {
     }
 }
 
-/// Why a spot is not valid.
+/// Why a spot is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each message says it")]
 pub enum InvalidSpot {
@@ -116,9 +116,9 @@ pub enum InvalidSpot {
     NoTag,
 }
 
-/// What a spot says, without its version. Valid by construction: texts are trimmed, in Unicode NFC
-/// and bounded, the description in the form of [`text::prose`] and the others in that of
-/// [`text::line`], and there is at least one tag.
+/// The content of a spot. Valid by construction: texts are trimmed, in Unicode NFC and bounded, and
+/// there is at least one tag. The description has the form of [`text::prose`], the other texts that
+/// of [`text::line`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpotContent {
     name: String,
@@ -130,7 +130,7 @@ pub struct SpotContent {
     phone_number: Option<String>,
 }
 
-/// The parts of a [`SpotContent`] before they are checked. An empty optional text is none.
+/// The unchecked parts of a [`SpotContent`]. An empty optional text means absent.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs, reason = "the fields of a spot")]
 pub struct RawSpot {
@@ -173,8 +173,8 @@ impl SpotContent {
         })
     }
 
-    /// A spot that was checked before it was stored, as it is stored: it may have been so by rules
-    /// that were others then, and its place in the index is by these very texts.
+    /// A spot from the store, unchanged. It may have been checked by older rules, and the index uses
+    /// the stored texts.
     pub(crate) fn trusted(raw: RawSpot) -> Result<Self, InvalidSpot> {
         Ok(Self {
             name: raw.name,
@@ -192,38 +192,38 @@ impl SpotContent {
         &self.name
     }
 
-    /// Where it is, in words.
+    /// The address.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Where it is on the map.
+    /// The coordinates.
     pub const fn at(&self) -> Coordinates {
         self.at
     }
 
-    /// What kind of place it is.
+    /// The tags.
     pub const fn tags(&self) -> TagSet {
         self.tags
     }
 
-    /// A picture of it.
+    /// The URL of an image.
     pub fn image_url(&self) -> Option<&str> {
         self.image_url.as_deref()
     }
 
-    /// What there is to see.
+    /// The description.
     pub fn description(&self) -> Option<&str> {
         self.description.as_deref()
     }
 
-    /// Whom to call.
+    /// The telephone number.
     pub fn phone_number(&self) -> Option<&str> {
         self.phone_number.as_deref()
     }
 }
 
-/// A text of one line.
+/// A trimmed text of one line; `None` if it is empty.
 fn line(field: &'static str, value: String, max: usize) -> Result<Option<String>, InvalidSpot> {
     let value = bounded(field, &text::line(&value), max)?;
     match &value {
@@ -234,7 +234,7 @@ fn line(field: &'static str, value: String, max: usize) -> Result<Option<String>
     }
 }
 
-/// A text that shows something, trimmed.
+/// A trimmed text; `None` if it is empty.
 fn bounded(field: &'static str, value: &str, max: usize) -> Result<Option<String>, InvalidSpot> {
     if text::is_blank(value) {
         return Ok(None);
@@ -246,23 +246,23 @@ fn bounded(field: &'static str, value: &str, max: usize) -> Result<Option<String
     Ok(Some(value.to_owned()))
 }
 
-/// A spot as an editor or an import gives it.
+/// A spot to add or change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpotDraft {
     /// Its id.
     pub id: SpotId,
-    /// What it shall say.
+    /// The new content.
     pub content: SpotContent,
 }
 
-/// A spot as it is stored.
+/// A stored spot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spot {
     /// Its id.
     pub id: SpotId,
-    /// Grows by one with every change of its content, from 1.
+    /// From 1; increased by one with every change of the content.
     pub version: u64,
-    /// What it says.
+    /// The content.
     pub content: SpotContent,
 }
 

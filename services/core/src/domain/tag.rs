@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What kind of place a tour spot is.
+/// The category of a tour spot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tag {
     /// Nature.
@@ -66,8 +66,7 @@ impl Tag {
         }
     }
 
-    /// The tag's name in the system that Tourin replaces, by which its clients ask. Read, never
-    /// written.
+    /// The tag's name in the system that Tourin replaces. Accepted from its clients, never written.
     pub const fn old_name(self) -> &'static str {
         match self {
             Self::Nature => "NATURE",
@@ -93,7 +92,7 @@ impl fmt::Display for Tag {
     }
 }
 
-/// A text that names no tag.
+/// The text is not a valid tag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown tag `{0}`: it must be one of 자연 (NATURE), 역사 (HISTORY), 휴양 (REST), \
@@ -110,7 +109,7 @@ impl FromStr for Tag {
         Self::ALL
             .into_iter()
             .find(|tag| tag.name() == name || tag.old_name().eq_ignore_ascii_case(name))
-            // The message is for people; a megabyte of rubbish is none.
+            // Bounded: the text comes from the client and goes into the message.
             .ok_or_else(|| UnknownTag(name.chars().take(40).collect()))
     }
 }
@@ -120,7 +119,7 @@ impl FromStr for Tag {
 pub struct TagSet(u16);
 
 impl TagSet {
-    /// The set that a stored bit pattern stands for; bits of no tag are dropped.
+    /// The set of a stored bit pattern; unknown bits are dropped.
     pub const fn from_bits(bits: u16) -> Self {
         Self(bits & ((1 << Tag::ALL.len()) - 1))
     }
@@ -150,10 +149,10 @@ impl TagSet {
         Tag::ALL.into_iter().filter(move |tag| self.contains(*tag))
     }
 
-    /// The set of the tags so named.
+    /// The set of the named tags.
     ///
     /// # Errors
-    /// [`UnknownTag`] for the first name that is none.
+    /// [`UnknownTag`] for the first unknown name.
     pub fn parse<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self, UnknownTag> {
         names.into_iter().map(|name| name.as_ref().parse::<Tag>()).collect()
     }

@@ -1,17 +1,16 @@
 //! Access and refresh tokens.
 //!
-//! A refresh token is 256 random bits. The store keeps its SHA-256 and never the token; a plain
-//! digest is enough because nobody can try out 2^256 inputs.
+//! A refresh token is 256 random bits. The store keeps its SHA-256, never the token. A plain digest
+//! is enough, because 2^256 inputs cannot be tried.
 //!
 //! # The race of two tabs
-//! Two tabs of one browser share a refresh token and may both present it when the access token runs
-//! out. The second must get the *same* successor as the first, or one of them would hold a token of
-//! a branch that the next rotation kills. So the successor is derived, not drawn:
-//! `successor = HMAC-SHA-256(key: token, "tourin/refresh/v1" || salt)` with a fresh random salt per
-//! rotation, kept beside the digest of the used token. Whoever presents the used token within the
-//! grace lets us derive the successor again; the database alone does not (the token is not in it),
-//! and neither does an old token alone (the salt is not in it). The salt is forgotten at the next
-//! rotation, or by the pruner once the grace is over.
+//! Two tabs of one browser share a refresh token and may both present it when the access token
+//! expires. The second tab must get the *same* successor as the first; otherwise one of them would
+//! hold a token that the next rotation invalidates. So the successor is derived, not random:
+//! `successor = HMAC-SHA-256(key: token, "tourin/refresh/v1" || salt)` with a new random salt per
+//! rotation, stored beside the digest of the used token. Deriving it again needs both the used token,
+//! which is not in the database, and the salt, which is not in the token. The salt is deleted at the
+//! next rotation, or by the pruner after the grace.
 
 use std::fmt;
 
@@ -31,22 +30,22 @@ pub const AUDIENCE: &str = "tourin";
 
 const DERIVATION: &[u8] = b"tourin/refresh/v1";
 
-/// The operating system has no random bits to give.
+/// The operating system gave no random bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the operating system gave no random bytes")]
 pub struct NoEntropy;
 
-/// 32 bytes that nobody can guess.
+/// 32 cryptographically random bytes.
 ///
 /// # Errors
-/// [`NoEntropy`]; a token must not be made of anything weaker.
+/// [`NoEntropy`]; there is no weaker fallback.
 pub fn random_bytes() -> Result<[u8; 32], NoEntropy> {
     let mut bytes = [0_u8; 32];
     OsRng.try_fill_bytes(&mut bytes).map_err(|_| NoEntropy)?;
     Ok(bytes)
 }
 
-/// A refresh token, as the client holds it. Never printed, never stored.
+/// A refresh token as the client holds it. Never printed, never stored.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RefreshToken([u8; 32]);
 
@@ -62,7 +61,7 @@ impl RefreshToken {
         random_bytes().map(Self)
     }
 
-    /// Reads the text form; `None` when it cannot be a token of ours.
+    /// Reads the text form; `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0_u8; 32];
         if text.len() != Self::TEXT_CHARS {
@@ -74,12 +73,12 @@ impl RefreshToken {
         }
     }
 
-    /// What the store knows the token by.
+    /// The digest that the store keeps.
     pub fn hash(&self) -> TokenHash {
         TokenHash(Sha256::digest(self.0).into())
     }
 
-    /// The token that follows this one under `salt`; the same for the same salt.
+    /// The next token under `salt`; the same for the same salt.
     pub fn successor(&self, salt: &Salt) -> Self {
         let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.0)
             .expect("HMAC accepts a key of any length");
@@ -88,7 +87,7 @@ impl RefreshToken {
         Self(mac.finalize().into_bytes().into())
     }
 
-    /// The text form, for the client that it is for.
+    /// The text form, for the client.
     pub fn expose(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
     }
@@ -104,7 +103,7 @@ impl fmt::Debug for RefreshToken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenHash(pub [u8; 32]);
 
-/// What a used token is turned into its successor with; worthless without that token.
+/// Derives a used token's successor; useless without that token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Salt(pub [u8; 32]);
 
@@ -118,7 +117,7 @@ impl Salt {
     }
 }
 
-/// A session's id: the `sid` of its access tokens and what a revocation names.
+/// A session's id: the `sid` of its access tokens and of its revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub Uuid);
 
@@ -128,7 +127,7 @@ impl SessionId {
         Self(Uuid::new_v4())
     }
 
-    /// Reads the text form; `None` when it cannot be a session of ours.
+    /// Reads the text form; `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::try_parse(text).ok().map(Self)
     }
@@ -149,9 +148,9 @@ impl fmt::Display for SessionId {
 /// The claims of an access token. Times are seconds since the epoch (RFC 7519, NumericDate).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
-    /// Who issued it: [`ISSUER`].
+    /// The issuer: [`ISSUER`].
     pub iss: String,
-    /// Whom it is for: [`AUDIENCE`].
+    /// The audience: [`AUDIENCE`].
     pub aud: String,
     /// The member's id.
     pub sub: String,
@@ -159,13 +158,13 @@ pub struct Claims {
     pub sid: String,
     /// When it was issued.
     pub iat: i64,
-    /// From when on it holds.
+    /// When it becomes valid.
     pub nbf: i64,
-    /// When it ceases to hold.
+    /// When it expires.
     pub exp: i64,
     /// The token's own id.
     pub jti: String,
-    /// What the member may do beyond a member's own.
+    /// The member's additional roles.
     pub roles: Vec<String>,
 }
 

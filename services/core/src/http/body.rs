@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 use tourin_chassis::http::{ApiError, Json, read_value};
 use tourin_chassis::text;
 
-/// What is hashed, and so read as it was typed too: see [`crate::app::passwords`].
+/// Passwords, which are not normalised here: older hashes are of the text as typed, see
+/// [`crate::app::passwords`].
 const AS_TYPED: [&str; 3] = ["password", "oldPassword", "newPassword"];
 
-/// A JSON object as `T`, its texts in Unicode NFC. Refused like [`Json`].
+/// Extracts a JSON object as `T`, its texts in Unicode NFC. Rejects like [`Json`].
 #[derive(Debug)]
 pub(super) struct Object<T>(pub(super) T);
 
@@ -22,8 +23,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Object<T> {
     }
 }
 
-/// An object's fields as `T`, their texts in Unicode NFC: the one place where a body's are brought
-/// to it, as the extractors do for a path's and a query's.
+/// An object's fields as `T`, their texts in Unicode NFC. Only this function normalises bodies; the
+/// extractors normalise paths and queries.
 pub(super) fn read<T: DeserializeOwned>(mut object: Map<String, Value>) -> Result<T, ApiError> {
     for (name, value) in &mut object {
         if !AS_TYPED.contains(&name.as_str()) {

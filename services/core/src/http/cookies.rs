@@ -1,15 +1,15 @@
-//! The cookies of a session, for browsers that only send cookies.
+//! The cookies of a session, for browsers that send only cookies.
 //!
 //! | cookie | path | SameSite |
 //! |---|---|---|
 //! | `access_token` | `/` | `Lax` |
 //! | `refresh_token` | `/api/auth` | `Strict` |
 //!
-//! Both are `HttpOnly`, and `Secure` where the settings say so. The gateway checks the `Origin` of
-//! writes that a cookie authenticates.
+//! Both are `HttpOnly`, and `Secure` if the settings say so. The gateway checks the `Origin` of
+//! writes that are authenticated by a cookie.
 //!
-//! The access cookie outlives its token: the gateway has an expired one replaced for as long as the
-//! client may be idle, and a browser must still send it then.
+//! The access cookie outlives its token: while the client may be idle, the gateway replaces an expired
+//! token, so the browser must still send it.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use http::header::SET_COOKIE;
@@ -18,7 +18,7 @@ use tourin_chassis::http::fields;
 
 use crate::app::sessions::{AccessToken, TokenPair};
 
-/// Most refresh tokens of one request that are tried.
+/// Most refresh tokens tried per request.
 const MAX_TOKENS: usize = 4;
 const ACCESS: Cookie = Cookie { name: "access_token", path: "/", same_site: "Lax" };
 const REFRESH: Cookie = Cookie { name: "refresh_token", path: "/api/auth", same_site: "Strict" };
@@ -34,12 +34,12 @@ struct Cookie {
 pub struct CookieSettings {
     /// Whether browsers may send them over HTTPS only.
     pub secure: bool,
-    /// For how long after its token has expired a browser keeps the access cookie.
+    /// How long a browser keeps the access cookie after its token has expired.
     pub idle: TimeDelta,
 }
 
 impl CookieSettings {
-    /// Adds the headers that set both cookies to a pair of tokens.
+    /// Adds the headers that set both cookies.
     pub(super) fn set(self, headers: &mut HeaderMap, tokens: &TokenPair) {
         let refresh = tokens.refresh_token.expose();
         let lasts = seconds(tokens.access.issued_at, tokens.refresh_expires_at);
@@ -47,7 +47,7 @@ impl CookieSettings {
         headers.append(SET_COOKIE, self.cookie(&REFRESH, &refresh, lasts));
     }
 
-    /// The header's value that sets the access cookie.
+    /// The header value that sets the access cookie.
     pub(super) fn access(self, access: &AccessToken) -> HeaderValue {
         let lasts = seconds(access.issued_at, access.expires_at + self.idle);
         self.cookie(&ACCESS, &access.token, lasts)
@@ -76,8 +76,8 @@ fn seconds(from: DateTime<Utc>, until: DateTime<Utc>) -> i64 {
     (until - from).num_seconds().max(0)
 }
 
-/// The refresh tokens among the request's cookies, as many as are looked at. A browser may hold several
-/// of one name, of which a stale one comes first.
+/// At most [`MAX_TOKENS`] refresh tokens of the request's cookies. A browser may send several cookies
+/// of one name, a stale one first.
 pub(super) fn refresh_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     fields::cookies(headers, REFRESH.name).take(MAX_TOKENS)
 }

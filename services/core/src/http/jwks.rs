@@ -66,6 +66,6 @@ impl From<&PublicKey> for Key {
 )]
 async fn jwks(State(state): State<AppState>) -> Response {
     let keys = state.keys.public().iter().map(Key::from).collect();
-    // Short: after a key was replaced, a cache must not hide the new one for long.
+    // Short, so that a cache does not hide a new key for long.
     ([(CACHE_CONTROL, "public, max-age=60")], Json(KeySet { keys })).into_response()
 }

@@ -1,4 +1,4 @@
-//! The service's HTTP face: parses at the edge, calls one use case, shapes the answer.
+//! The service's HTTP interface: parses the request, calls one use case, builds the response.
 
 mod auth;
 mod backlog;
@@ -70,7 +70,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(cause) => {
-                // Why this request failed; that a server is away is the probe's to warn of, once.
+                // Only the reason for this request. The readiness probe warns once about an unreachable server.
                 tracing::info!(error = format!("{cause:#}"), "the store cannot be reached");
                 Self::unavailable(messages::store_out_of_reach(), Duration::from_secs(1))
             }

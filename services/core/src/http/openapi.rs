@@ -1,7 +1,7 @@
-//! The service's part of the OpenAPI 3.1 document, and the pieces that its calls share.
+//! The service's part of the OpenAPI 3.1 document, and the parts that its calls share.
 //!
-//! The gateway merges the parts of all services. `/internal` calls are not in it: no client can
-//! reach them.
+//! The gateway merges the parts of all services. `/internal` calls are not in the document: clients
+//! cannot reach them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ pub(super) fn document() -> OpenApi {
         .build()
 }
 
-/// Serves the routes, and to other services their description.
+/// Serves the routes, and their description to other services.
 pub(super) fn serve(routes: OpenApiRouter<AppState>) -> Router<AppState> {
     let (router, document) = routes.split_for_parts();
     let text = document.to_json().expect("the document holds strings, numbers and maps");
@@ -80,7 +80,7 @@ impl IntoResponses for BodyRefused {
     }
 }
 
-/// The status of a call that a query parameter can spoil.
+/// The status of an invalid query parameter.
 pub(super) struct QueryRefused;
 
 impl IntoResponses for QueryRefused {
@@ -98,7 +98,7 @@ impl IntoResponses for SessionNeeded {
     }
 }
 
-/// The status of a call that guesses may be made with.
+/// The status of a call that checks passwords.
 pub(super) struct TooManyAttempts;
 
 impl IntoResponses for TooManyAttempts {
@@ -107,7 +107,7 @@ impl IntoResponses for TooManyAttempts {
     }
 }
 
-/// The status of every call: something that it needs is down, or overloaded.
+/// The status of every call when a dependency is down or overloaded.
 pub(super) struct Unavailable;
 
 impl IntoResponses for Unavailable {
@@ -209,7 +209,7 @@ pub(super) fn password() -> Schema {
         .into()
 }
 
-/// A password as somebody types it; a wrong one is not invalid, only wrong.
+/// A typed password, without rules: a wrong one is not invalid.
 pub(super) fn typed_password() -> Schema {
     ObjectBuilder::new()
         .schema_type(SchemaType::Type(Type::String))

@@ -1,4 +1,4 @@
-//! Paging: `pageNo` and `pageSize` in the query, the rest in headers of the answer.
+//! Paging: `pageNo` and `pageSize` in the query, totals in response headers.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -41,7 +41,7 @@ pub(super) fn request(params: &Params) -> Result<PageRequest, ApiError> {
     PageRequest::new(number, size).map_err(refusal)
 }
 
-/// The headers of a page with what each says.
+/// The headers of a page and their descriptions.
 const HEADERS: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("x-pagination-page"), "The page"),
     (HeaderName::from_static("x-pagination-page-size"), "Items on this page"),
@@ -66,8 +66,8 @@ pub(super) fn answer<T: Serialize>(page: Page<T>) -> Response {
     response
 }
 
-/// The 200 of a call that answers a page of `T`, for the OpenAPI document. `T` must be registered
-/// by another call.
+/// The 200 of a call that returns a page of `T`, for the OpenAPI document. Another call must
+/// register `T`.
 pub(super) struct PageOf<T>(PhantomData<T>);
 
 impl<T: ToSchema> IntoResponses for PageOf<T> {

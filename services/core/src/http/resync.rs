@@ -1,5 +1,5 @@
-//! `/internal/tour-spots`: all spots, by id, for replicas that start or were away. A replica that
-//! consumes events meanwhile keeps the higher version of each spot.
+//! `/internal/tour-spots`: all spots by id, for replicas that start or have missed events. A replica
+//! that consumes events at the same time keeps the higher version of each spot.
 
 use axum::extract::State;
 use axum::routing::get;
@@ -25,10 +25,10 @@ impl Parameter for SpotId {
 
 #[derive(Serialize)]
 struct SpotsAnswer {
-    /// Names core's history of events. Versions of spots are comparable within one history only.
+    /// The id of core's event history. Spot versions are comparable only within one history.
     log_id: String,
     spots: Vec<TourSpotUpsert>,
-    /// What to ask for next; null at the end.
+    /// The cursor of the next page; null at the end.
     next: Option<String>,
 }
 

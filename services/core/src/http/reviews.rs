@@ -20,7 +20,7 @@ use crate::app::reviews::{Deleted, Liked, Written};
 use crate::domain::review::{MAX_CONTENT_CHARS, Review, ReviewContent, ReviewId};
 use crate::domain::spot::SpotId;
 
-/// Most reviews whose likes can be asked for at once.
+/// Most reviews per query of likes.
 const MAX_LIKES: usize = 100;
 
 pub(super) fn router() -> OpenApiRouter<AppState> {
@@ -97,7 +97,7 @@ fn no_such_review() -> ApiError {
     ApiError::not_found(messages::no_such_review())
 }
 
-/// A body that speaks for a member must speak for the session's.
+/// Checks that the body's member is the session's.
 fn own(caller: &MemberCaller, user_id: &str) -> Result<(), ApiError> {
     if caller.id == user_id {
         Ok(())

@@ -1,5 +1,5 @@
-//! `/internal/revocations`: the log of ended sessions, by long poll. For gateways, which keep the
-//! sessions in memory until `until` and ask again from `next`.
+//! `/internal/revocations`: the log of ended sessions, by long poll. Gateways keep the sessions in
+//! memory until `until` and continue from `next`.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::AppState;
 use crate::app::revocations::RevocationPage;
 
-/// The longest that a follower is kept waiting, in milliseconds.
+/// The longest wait of a long poll, in milliseconds.
 const MAX_WAIT_MS: u64 = 25_000;
 
 pub(super) fn router() -> OpenApiRouter<AppState> {

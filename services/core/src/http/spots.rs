@@ -144,7 +144,7 @@ fn list_of(words: &[&str]) -> Schema {
     ArrayBuilder::new().items(word).into()
 }
 
-/// A condition on what the caller did.
+/// A condition on the caller's own data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CustomFilter {
     /// The caller has bookmarked the spot.
@@ -247,12 +247,12 @@ fn bounds(params: &Params) -> Result<Bounds, ApiError> {
     )
 }
 
-/// The caller of a member's call whose account was deleted meanwhile.
+/// The error when the caller's account was deleted concurrently.
 pub(super) fn no_such_member() -> ApiError {
     ApiError::unauthenticated(messages::account_is_gone())
 }
 
-/// No spot has the id.
+/// The error when the spot does not exist.
 pub(super) fn no_such_spot() -> ApiError {
     ApiError::not_found(messages::no_such_spot())
 }
@@ -333,7 +333,7 @@ async fn find(
 ) -> Result<Json<TourSpot>, ApiError> {
     let id: SpotId = id.parse().map_err(|_| no_such_spot())?;
     let spot = state.content.spots.find(id).await?.ok_or_else(no_such_spot)?;
-    // HEAD comes here too; it shows the spot to nobody.
+    // HEAD requests come here too, but are not views.
     if method == Method::GET {
         match caller.0 {
             Some(Subject::Member { id: viewer, .. }) => state.content.views.record(viewer, id),

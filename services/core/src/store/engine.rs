@@ -1,4 +1,4 @@
-//! The engine that the settings choose.
+//! The engine chosen by the settings.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,11 +33,11 @@ pub enum Store {
     Sqlite(SqliteStore),
     /// A database on a server.
     Mysql(MysqlStore),
-    /// The same, but for sessions and revocations, which are in Redis.
+    /// A database on a server, with sessions and revocations in Redis.
     MysqlRedis(MysqlRedisStore),
 }
 
-/// Does something with the database, whichever engine it is.
+/// Evaluates an expression on the database of any engine.
 macro_rules! on_database {
     ($store:expr, $database:ident => $do:expr) => {
         match $store {
@@ -51,7 +51,7 @@ macro_rules! on_database {
     };
 }
 
-/// The same where Redis has a part in it, if there is one.
+/// The same, on the Redis-backed store if there is one.
 macro_rules! on_all {
     ($store:expr, $engine:ident => $do:expr) => {
         match $store {
@@ -73,16 +73,16 @@ impl Store {
             .with_context(|| format!("--data-dir {}", data_dir.display()))
     }
 
-    /// Opens a database on a server; waits for the server as long as it takes.
+    /// Opens a database on a server. Waits for the server without limit.
     ///
     /// # Errors
-    /// When the address is none, the server refuses, or a migration fails.
+    /// When the address is invalid, the server refuses, or a migration fails.
     pub async fn open_mysql(url: &MysqlUrl, sizes: PoolSizes) -> anyhow::Result<MysqlStore> {
         MysqlStore::open(url, sizes, Wake::new()).await.context("--mysql-url")
     }
 
-    /// The same for an operator's command, which does one thing at a time and waits for the server
-    /// only so long. What it has to migrate may take its time.
+    /// The same for an operator's command: few connections, and at most `limit` for the server to
+    /// answer. The migration has no limit.
     ///
     /// # Errors
     /// As [`Store::open_mysql`], and when the server does not answer within `limit`.
@@ -94,7 +94,7 @@ impl Store {
         MysqlStore::on(database.context("--mysql-url")?, Wake::new()).await.context("--mysql-url")
     }
 
-    /// The same database with the sessions in Redis, if they are there.
+    /// The store with sessions in Redis, if that is the engine.
     pub fn with_redis(&self) -> Option<&MysqlRedisStore> {
         match self {
             Self::MysqlRedis(store) => Some(store),
@@ -142,22 +142,22 @@ impl Store {
         on_database!(self, store => Arc::new(store.outbox()))
     }
 
-    /// When sessions and their revocations were pruned last, and the time of the server that they are on.
+    /// The last pruning of sessions and revocations, and the clock of their server.
     pub fn session_passes(&self) -> Arc<dyn PassLog> {
         on_all!(self, store => Arc::new(store.clone()))
     }
 
-    /// The same of the outbox.
+    /// The same for the outbox.
     pub fn outbox_passes(&self) -> Arc<dyn PassLog> {
         on_database!(self, store => Arc::new(store.clone()))
     }
 
-    /// The signal that its transactions give when they have appended to the outbox.
+    /// The signal that a committed transaction has appended to the outbox.
     pub fn wake(&self) -> Wake {
         on_database!(self, store => store.wake.clone())
     }
 
-    /// Keeps the search index up to date until `stop`; `read` is ready once it has been read.
+    /// Keeps the search index up to date until `stop`; `read` becomes ready after the first read.
     pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
         on_database!(&self, store => store.clone().keep_search_index(read, stop).await);
     }
@@ -167,7 +167,7 @@ impl Store {
         on_database!(self, store => store.search_index())
     }
 
-    /// Its pools of connections to the database, by name, each with what it may have at most.
+    /// The use of each connection pool of the database, by name.
     pub(crate) fn pools(&self) -> Vec<(&'static str, PoolUse)> {
         on_database!(self, store => vec![
             ("readers", PoolUse::of(store.db.reader())),
@@ -175,26 +175,26 @@ impl Store {
         ])
     }
 
-    /// How what is asked of the database ends.
+    /// The outcomes of database operations.
     pub(crate) fn outcomes(&self) -> Outcomes {
         on_database!(self, store => store.outcomes.clone())
     }
 
-    /// Makes a small write, to know whether the database takes one.
+    /// Makes a small write, to check that the database accepts writes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the database does not accept a write.
     pub(crate) async fn write_probe(&self) -> Result<(), Trouble> {
         on_database!(self, store => store.write_probe().await)
     }
 
-    /// Closes the connections once they are given back.
+    /// Closes the connections when they are back in the pool.
     pub async fn close(&self) {
         on_database!(self, store => store.close().await)
     }
 }
 
-/// How a pool of connections is used at the moment.
+/// The current use of a connection pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PoolUse {
     pub(crate) open: usize,

@@ -1,4 +1,4 @@
-//! What a failure of an engine means to the caller of a port.
+//! Maps an engine's errors to a port's.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::app::StoreError;
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        // An error of the one engine is none that the other knows.
+        // Each function returns false for an error of the other engine.
         if sqlite::is_unreachable(&error) || mysql::is_unreachable(&error) {
             Self::Unavailable(error.into())
         } else {
@@ -20,28 +20,28 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// From an adapter of shared-events, which wraps the engine's errors.
+/// Maps an error of a shared-events adapter, which wraps the engine's.
 pub(super) fn of_engine(error: anyhow::Error) -> StoreError {
     match error.downcast::<sqlx::Error>() {
         Ok(error) => error.into(),
-        // The change is refused, for it could not be told of; the caller may come again.
+        // The change is refused, because its event could not be recorded; the caller may retry.
         Err(error) if error.is::<OutboxFull>() => StoreError::Unavailable(error),
         Err(error) => StoreError::Failed(error),
     }
 }
 
-/// What is behind a port's error, also behind one that several callers share.
+/// The cause of a port's error, also of one that several callers share.
 fn cause(error: &StoreError) -> &anyhow::Error {
     let (StoreError::Unavailable(cause) | StoreError::Failed(cause)) = error;
     cause.downcast_ref::<Arc<StoreError>>().map_or(cause, |shared| self::cause(shared))
 }
 
-/// The engine's error behind a port's, if there is one.
+/// The engine's error behind a port's error, if there is one.
 pub(super) fn engine_error(error: &StoreError) -> Option<&sqlx::Error> {
     cause(error).downcast_ref()
 }
 
-/// What a failure says of its engine, in words for an operator and without anything of the request.
+/// The state of the engine by a failure, for operators, without data of the request.
 pub(super) fn trouble(error: &StoreError) -> Trouble {
     let cause = cause(error);
     let refusal = if let Some(error) = cause.downcast_ref::<sqlx::Error>() {

@@ -24,7 +24,7 @@ pub fn read_signing_key(path: &Path) -> anyhow::Result<SigningKey> {
     {
         tracing::warn!(
             path = %path.display(),
-            "everybody on this machine can read the signing key; chmod it to 0600"
+            "other users of this machine can read the signing key; chmod it to 0600"
         );
     }
     SigningKey::from_pkcs8_pem(&pem).map_err(|_| {
@@ -35,8 +35,8 @@ pub fn read_signing_key(path: &Path) -> anyhow::Result<SigningKey> {
     })
 }
 
-/// Reads the key at `path`, or makes one and writes it there, readable by its owner only. When
-/// several processes start at once, all use the key of the one that was first.
+/// Reads the key at `path`, or creates one there, readable by its owner only. When several processes
+/// start at once, all use the key of the first one.
 ///
 /// # Errors
 /// When the key can neither be read nor written.
@@ -51,14 +51,14 @@ pub fn read_or_create_signing_key(path: &Path) -> anyhow::Result<SigningKey> {
     }
     let key = SigningKey::from_bytes(&random_bytes()?);
     let pem = key.to_pkcs8_pem(LineEnding::LF).context("encoding a new signing key")?;
-    // Written aside and then given its name, so that nobody ever reads half a key.
+    // Written to a temporary file and then linked, so that no process reads half a key.
     let draft = path.with_extension(format!("{}.new", uuid::Uuid::new_v4()));
     let written = write_private(&draft, pem.as_bytes()).and_then(|()| fs::hard_link(&draft, path));
-    // The draft is of no more use, however it went; a leftover would only take up room.
+    // A draft that cannot be removed does no harm.
     let _ = fs::remove_file(&draft);
     match written {
         Ok(()) => {
-            tracing::info!(path = %path.display(), "made a new signing key");
+            tracing::info!(path = %path.display(), "created a new signing key");
             Ok(key)
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => read_signing_key(path),

@@ -1,4 +1,4 @@
-//! An operation of a store: its span, and its outcome for readiness.
+//! Operations of a store: their spans, and their outcomes for readiness.
 
 use tourin_chassis::health::{Access, Outcomes, Trouble};
 use tourin_chassis::telemetry::{DbCall, db_call};
@@ -6,14 +6,11 @@ use tourin_chassis::telemetry::{DbCall, db_call};
 use super::errors::trouble;
 use crate::app::StoreError;
 
-/// Operations that only read. Others may have written.
+/// Operations that only read; others may write.
 const READS: [&str; 3] = ["select", "search", "search map"];
 
-/// Runs an operation on a collection within a client span of the database `system` (OpenTelemetry's name), and
-/// counts its outcome.
-///
-/// The words are fixed. What an operation is given (ids, addresses, what somebody searches for) is in none of
-/// them.
+/// Runs an operation on a collection in a client span of the database `system` (OpenTelemetry's name),
+/// and counts its outcome. The span has only fixed names, no parameters such as ids or search texts.
 pub(super) async fn operation<T>(
     system: &'static str,
     outcomes: &Outcomes,
@@ -28,13 +25,13 @@ pub(super) async fn operation<T>(
             let (Trouble::Refuses(why) | Trouble::Away(why)) = trouble(error);
             outcomes.failed(access, &why);
         }
-        // It may be the request's own fault.
+        // The request may be the cause, not the engine.
         Err(StoreError::Failed(_)) => {}
     }
     result
 }
 
-/// The kind of failure, without what the engine says of it.
+/// The class of the error, without the engine's message.
 fn class(error: &StoreError) -> &'static str {
     match error {
         StoreError::Unavailable(_) => "unavailable",

@@ -1,4 +1,4 @@
-//! RabbitMQ goes away.
+//! RabbitMQ becomes unreachable.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
     for spot in ["2", "3", "4"] {
         assert_eq!(next_spot(&mut deliveries).await, spot);
     }
-    // A last one right before the stop: it goes out, too.
+    // An event right before the stop is published too.
     assert_eq!(core.bookmark("hana12345", 5).await.status(), 201);
     assert!(core.stop().await < Duration::from_secs(4));
     assert_eq!(next_spot(&mut deliveries).await, "5");

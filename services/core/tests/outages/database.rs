@@ -1,4 +1,4 @@
-//! MariaDB goes away under load.
+//! MariaDB becomes unreachable under load.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use tourin_testbed::{Bed, Ending, Server};
 
 use super::running::{RECOVERY, Running, person, settings};
 
-/// Who place bookmarks, all at once.
+/// Members who place bookmarks concurrently.
 const MEMBERS: u64 = 8;
-/// How many spots the catalogue that comes with the program has for them at least.
+/// The built-in catalogue has at least this many spots.
 const SPOTS: u64 = 40;
 
-/// What the answers were.
+/// Counts the responses.
 #[derive(Default)]
 struct Tally {
     done: AtomicU64,
     refused: AtomicU64,
-    /// Neither done nor 503 with the time to wait: status, path, body.
+    /// Neither success nor 503 with `Retry-After`: status, path, body.
     wrong: std::sync::Mutex<Vec<String>>,
     over: AtomicBool,
 }
@@ -53,7 +53,7 @@ fn name(member: u64) -> String {
     format!("member000{member}")
 }
 
-/// Places bookmarks one after the other, each until it is acknowledged, over and over.
+/// Places bookmarks one after the other, each until it is acknowledged, in a loop.
 async fn place(core: Arc<Running>, tally: Arc<Tally>, member: u64) -> u64 {
     let mut acknowledged = 0;
     while !tally.over.load(Ordering::SeqCst) {
@@ -61,7 +61,7 @@ async fn place(core: Arc<Running>, tally: Arc<Tally>, member: u64) -> u64 {
         let answer = core.bookmark(&name(member), spot).await;
         if tally.note("bookmark", answer).await {
             acknowledged += 1;
-            // Or it would be through before the server is gone.
+            // Slow enough that the server goes down before the end.
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -130,7 +130,7 @@ async fn a_database_that_restarts_under_load_loses_nothing_and_doubles_nothing()
         &wrong[..wrong.len().min(5)]
     );
 
-    // Each acknowledged bookmark is there, and each that is there has one event.
+    // Each acknowledged bookmark exists, and each bookmark has one event.
     let mut events: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (member, spot) in core.bookmark_events().await {
         events.entry(member).or_default().push(spot);

@@ -1,5 +1,5 @@
-//! The service while a server that it uses is killed, is away and comes back. Each test has servers
-//! of its own, which `deploy/testbed.sh` starts.
+//! The service while a server is killed, unreachable and restarted. Each test has its own servers,
+//! which `deploy/testbed.sh` starts.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

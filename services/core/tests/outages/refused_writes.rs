@@ -1,5 +1,5 @@
-//! Stores that answer, and refuse to write: the service says so, names the store and the reason, goes on with what reads,
-//! and is back by itself.
+//! Stores that answer but refuse writes: readiness names the store and the reason, reads continue, and the
+//! service recovers by itself.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -18,7 +18,7 @@ fn log_in(id: &str) -> Value {
     json!({"id": id, "password": "sea-breeze1!"})
 }
 
-/// Log-ins fail, `/readyz` says why, reads go on.
+/// Asserts that log-ins fail, `/readyz` has the reason, and reads continue.
 async fn refuses(core: &Running, dependency: &str, store: &str, why: &str) {
     let unready = core.until_status("/readyz", 503).await;
     let reason = unready["unready"][dependency].as_str().unwrap_or_default();
@@ -61,7 +61,7 @@ async fn a_redis_without_memory_is_named_and_log_ins_are_back_with_it() {
 async fn a_mysql_that_becomes_read_only_is_named_and_writes_are_back_with_it() {
     let bed = Bed::with(&[Server::Mysql]).await;
     let mut admin = MySqlConnection::connect(bed.url(Server::Mysql)).await.unwrap();
-    // One with all privileges writes to a read-only server.
+    // A user with all privileges can write to a read-only server.
     for statement in [
         "CREATE USER plain@'127.0.0.1' IDENTIFIED BY 'plain-password'",
         "GRANT ALL PRIVILEGES ON tourin.* TO plain@'127.0.0.1'",
@@ -88,11 +88,11 @@ async fn a_mysql_that_becomes_read_only_is_named_and_writes_are_back_with_it() {
     bed.remove().await;
 }
 
-/// A disk of a few megabytes.
+/// A file system of a few megabytes.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// Panics where nothing can be mounted: the test needs root, as the installation of the test bed does.
+    /// Panics if mounting fails: the test needs root, as the installation of the test bed does.
     fn mount() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
@@ -115,7 +115,7 @@ impl SmallDisk {
         self.path().join("filler")
     }
 
-    /// Writes until there is no byte left.
+    /// Fills the disk.
     fn fill(&self) {
         let mut file = File::options().create(true).append(true).open(self.filler()).unwrap();
         for block in [vec![0; 1 << 16], vec![0; 512]] {
@@ -141,7 +141,7 @@ async fn a_full_disk_is_named_and_log_ins_are_back_with_room_on_it() {
     assert_eq!(core.get("/readyz").await.0, 200);
 
     disk.fill();
-    // The write-ahead log may have room of its own left.
+    // The write-ahead log may still have free space.
     let deadline = Instant::now() + RECOVERY;
     let mut members = 0;
     while core.post("/api/auth/signup", person(&format!("member{members:04}"))).await.0 != 503 {

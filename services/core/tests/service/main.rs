@@ -1,4 +1,4 @@
-//! The service as a process runs it: on a port, with a folder, started, stopped, started again.
+//! The service as in a process: on a port, with a folder, started, stopped, restarted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -65,7 +65,7 @@ async fn a_stop_does_not_wait_for_those_who_wait_for_news() {
         stream.write_all(request.as_bytes()).await.unwrap();
         followers.push(stream);
     }
-    // Connections are accepted in order: when this one is answered, the followers' are accepted.
+    // Connections are accepted in order: after this response, those of the followers are accepted.
     assert_eq!(core.get("/healthz").await.0, 200);
     assert!(core.stop().await < Duration::from_secs(4));
     for mut follower in followers {

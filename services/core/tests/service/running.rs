@@ -1,4 +1,4 @@
-//! A service that runs as a process runs it, for the tests of this folder and of `outages`.
+//! A service that runs as in a process, for the tests of this folder and of `outages`.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use tourin_shared_events::events::{BookmarkTourspot, Event as _, Outgoing};
 use tourin_shared_events::outbox::contract::recorded;
 
 pub const SECRET: &str = "0123456789abcdef";
-/// How long the service may take to notice that a server is there again.
+/// How long the service may take to notice that a server is reachable again.
 pub const RECOVERY: Duration = Duration::from_secs(10);
 
 #[derive(Parser)]
@@ -29,7 +29,7 @@ struct Flags {
     settings: Settings,
 }
 
-/// Settings on a free port, with a registry that is not there and without servers.
+/// Settings on a free port, with an unreachable registry and without servers.
 pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
     let dir = dir.to_str().unwrap();
     let always = [
@@ -55,7 +55,7 @@ pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
     settings
 }
 
-/// A bus on which nobody listens.
+/// A bus without consumers.
 struct Nobody;
 
 #[async_trait]
@@ -82,7 +82,7 @@ impl Running {
     pub async fn start(settings: Settings) -> Self {
         let database = settings.database.mysql_url.clone();
         let mut dependencies = alone();
-        // A broker that the settings name is used.
+        // If the settings name a broker, it is used.
         dependencies.publisher.take_if(|_| settings.events.amqp_url.is_some());
         let core = Core::build(settings, dependencies).await.unwrap();
         let address = core.addr();
@@ -103,7 +103,7 @@ impl Running {
         read(self.client.post(self.url(path)).json(&body).send().await.unwrap()).await
     }
 
-    /// A member, by the identity that a gateway gives, places a bookmark.
+    /// Places a bookmark as a member, with a gateway's identity.
     pub async fn bookmark(&self, member: &str, spot: u64) -> Response {
         let subject = Subject::Member {
             id: member.to_owned(),
@@ -115,7 +115,7 @@ impl Running {
         request.json(&json!({"tourSpotId": spot.to_string()})).send().await.unwrap()
     }
 
-    /// The bookmarks in the outbox of its database on a server, as (member, spot), in its order.
+    /// The bookmark events in the outbox of the database on a server, as (member, spot), in order.
     pub async fn bookmark_events(&self) -> Vec<(String, String)> {
         let outbox = tourin_core::open_outbox_on_server(self.database.as_ref().unwrap());
         let events = recorded(&*outbox.await.unwrap()).await;
@@ -127,7 +127,7 @@ impl Running {
             .collect()
     }
 
-    /// Asks until the answer has this status; its body.
+    /// Repeats a request until the response has this status; returns its body.
     pub async fn until_status(&self, path: &str, status: u16) -> Value {
         let deadline = Instant::now() + RECOVERY;
         loop {
@@ -157,7 +157,7 @@ pub async fn read(answer: Response) -> (u16, Value) {
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
-/// What a member signs up with.
+/// The body of a member's sign-up.
 pub fn person(id: &str) -> Value {
     json!({
         "id": id, "password": "sea-breeze1!", "name": "김하나", "email": "hana@example.com",

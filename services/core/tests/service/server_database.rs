@@ -1,4 +1,4 @@
-//! The service on a database server that comes late, goes away and comes back.
+//! The service on a database server that starts late, becomes unreachable and recovers.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use tourin_testbed::{Cut, Proxy, free_address};
 
 use super::*;
 
-/// Settings with the database at the end of the way. Keep the folder.
+/// Settings with the database behind the proxy. Keep the folder.
 fn settings_by(way: &Proxy, home: &TestDatabase) -> (Settings, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &["--no-demo"]);
@@ -77,7 +77,7 @@ async fn connections_that_broke_between_two_requests_are_nobodys_error() {
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
     way.cut().await;
-    // Longer than a connection is trusted without being asked.
+    // Longer than a connection is used without a check.
     sleep(Duration::from_millis(1_200)).await;
     let credentials = json!({"id": "hana12345", "password": "sea-breeze1!"});
     assert_eq!(core.post("/api/auth/login", credentials).await.0, 200);
@@ -116,8 +116,8 @@ async fn a_wrong_address_stops_the_start_without_being_repeated() {
     assert!(error.contains("--mysql-url") && !error.contains("s3cr3t"), "{error}");
 }
 
-/// The connection breaks while the server commits: whether it did is not known, so nobody is told
-/// that it did, and trying again ends in one bookmark with one event.
+/// The connection breaks while the server commits, so the outcome is unknown. The client gets no
+/// success, and a retry ends in one bookmark with one event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_outcome_is_unknown_is_never_reported_as_done() {
     let home = TestDatabase::create().await;
@@ -127,7 +127,7 @@ async fn a_commit_whose_outcome_is_unknown_is_never_reported_as_done() {
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
     for (spot, cut, was_committed) in [(1, Cut::BeforeRequest, 404), (2, Cut::AfterRequest, 200)] {
-        // Not the COMMIT of another connection: core looks after its outbox in between.
+        // Not the COMMIT of another connection: core reads its outbox at the same time.
         way.cut_at(BookmarkTourspot::TYPE.as_bytes(), b"COMMIT", cut);
         let answer = core.bookmark("hana12345", spot).await;
         assert_eq!(answer.status(), 503, "{cut:?}");
@@ -143,7 +143,7 @@ async fn a_commit_whose_outcome_is_unknown_is_never_reported_as_done() {
     home.remove().await;
 }
 
-/// Somebody locks the member for longer than the server lets a transaction wait.
+/// Another transaction locks the member for longer than the server's lock time-out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_is_waited_for_in_vain_is_waited_for_again() {
     let home = TestDatabase::create().await;
@@ -169,7 +169,7 @@ async fn a_lock_that_is_waited_for_in_vain_is_waited_for_again() {
     home.remove().await;
 }
 
-/// Clients that give up in the middle of a search or a bookmark leave no broken connection behind.
+/// Clients that disconnect during a search or a bookmark leave no broken connection behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_leave_cost_no_connection() {
     let home = TestDatabase::create().await;
@@ -184,7 +184,7 @@ async fn clients_that_leave_cost_no_connection() {
         let (client, url) = (core.client.clone(), core.url(&format!("{map}{number}")));
         impatient.spawn(async move {
             let patience = Duration::from_micros(200 + number * 37 % 5_000);
-            // Most get no answer, which is what they are for.
+            // Most clients disconnect before the response, on purpose.
             drop(timeout(patience, client.get(url).send()).await);
         });
     }

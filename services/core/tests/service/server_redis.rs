@@ -1,4 +1,4 @@
-//! The service with its sessions on a Redis that comes late, goes away and comes back.
+//! The service with sessions on a Redis that starts late, becomes unreachable and recovers.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use tourin_testbed::{Proxy, Server, free_address, given};
 
 use super::*;
 
-/// A database and a prefix of a test's own, and a way to Redis.
+/// A test's own database and prefix, and a proxy to Redis.
 struct Home {
     database: TestDatabase,
     prefix: String,
@@ -94,7 +94,7 @@ async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
         assert_eq!(answer.status(), 503, "{path}");
         assert!(answer.headers().contains_key("retry-after"), "{path}");
     }
-    // What needs no session goes on.
+    // Calls without a session still work.
     assert_eq!(core.get("/api/users/hana12345").await.0, 200);
     assert_eq!(core.get("/api/tour-spots").await.0, 200);
 

@@ -9,7 +9,6 @@ use tourin_core::{open_outbox, open_spots};
 use tourin_shared_events::outbox::{SHARDS, Shard};
 use tourin_shared_events::trace::BULK;
 
-/// Of one batch, and beyond it.
 const FIRST_BATCH: usize = 1_000;
 const ROWS: usize = FIRST_BATCH + 100;
 

@@ -1,4 +1,4 @@
-//! What core's spans and metrics say, and what they must never say.
+//! Core's spans and metrics: what they contain, and what they must not contain.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -62,7 +62,7 @@ fn settings(folder: &Path) -> Settings {
     settings
 }
 
-/// Counts in a cache.
+/// A consumer that counts in a cache.
 struct Counting;
 
 #[async_trait]
@@ -77,7 +77,7 @@ impl Handler for Counting {
     }
 }
 
-/// Core, the bus in memory, and a consumer of another service on it.
+/// Core, the in-process bus, and a consumer of another service on it.
 struct Mesh {
     base: String,
     http: reqwest::Client,
@@ -111,7 +111,7 @@ impl Mesh {
         Self { base, http, stop, core, spans, _consumers: consumers }
     }
 
-    /// A request; its status, its trace and its body.
+    /// Sends a request; returns its status, trace and body.
     async fn ask(
         &self,
         method: &str,
@@ -140,7 +140,7 @@ impl Mesh {
         answer.text().await.unwrap()
     }
 
-    /// A trace's spans once they pass a test, by kind and name.
+    /// Waits until a trace's spans satisfy `enough`; returns them by kind and name.
     async fn trace(&self, id: &str, enough: impl Fn(&[ZipkinSpan]) -> bool) -> Vec<ZipkinSpan> {
         let deadline = Instant::now() + SOON;
         loop {
@@ -171,7 +171,7 @@ fn remote(span: &ZipkinSpan) -> &str {
     span.remote_endpoint.as_ref().and_then(|at| at.service_name.as_deref()).unwrap_or("")
 }
 
-/// The one span of a kind and name.
+/// The only span of a kind and name.
 fn one<'a>(spans: &'a [ZipkinSpan], of_kind: &str, name: &str) -> &'a ZipkinSpan {
     let named = |span: &&ZipkinSpan| kind(span) == of_kind && span.name.as_deref() == Some(name);
     let found: Vec<_> = spans.iter().filter(named).collect();
@@ -179,7 +179,7 @@ fn one<'a>(spans: &'a [ZipkinSpan], of_kind: &str, name: &str) -> &'a ZipkinSpan
     found[0]
 }
 
-/// Each span but one has its parent in the trace.
+/// Asserts that each span but one has its parent in the trace.
 fn assert_no_gap(spans: &[ZipkinSpan]) {
     let ids: Vec<&str> = spans.iter().map(|span| span.id.as_str()).collect();
     let roots = spans.iter().filter(|span| span.parent_id.is_none()).count();
@@ -198,8 +198,8 @@ fn hana() -> Subject {
     }
 }
 
-/// Signs up, logs in well and badly, looks, searches, bookmarks; answers tokens and the traces of
-/// signing up, of looking and of the bookmark.
+/// Signs up, logs in correctly and wrongly, views, searches, bookmarks. Returns the tokens, and the
+/// traces of the sign-up, the view and the bookmark.
 async fn journey(mesh: &Mesh) -> (Vec<String>, [String; 4]) {
     let account = json!({ "id": "pelican123", "password": PASSWORD, "name": NAME, "email": EMAIL });
     let (status, signed_up, _) = mesh.ask("POST", "/api/auth/signup", None, Some(account)).await;
@@ -239,7 +239,7 @@ async fn assert_one_trace(mesh: &Mesh, engine: &str, bookmarked: &str) {
     let effect = one(&spans, "CLIENT", "record trend");
     assert_eq!((server.parent_id.as_ref(), service(server)), (None, "core"));
     assert_eq!((place.parent_id.as_ref(), remote(place)), (Some(&server.id), engine));
-    // Of the request, not of the call that wrote the outbox.
+    // A child of the request, not of the call that wrote the outbox.
     assert_eq!((producer.parent_id.as_ref(), service(producer)), (Some(&server.id), "core"));
     assert_eq!(remote(producer), "tourin");
     assert_eq!(consumer.parent_id.as_ref(), Some(&producer.id));
@@ -250,19 +250,19 @@ async fn assert_one_trace(mesh: &Mesh, engine: &str, bookmarked: &str) {
     assert_eq!(consumer.tags["tourin.outcome"], "applied");
 }
 
-/// Nothing of what people entrusted to core is in any span or metric.
+/// Asserts that no span or metric contains members' data.
 fn assert_nothing_told(told: &str, secrets: &[String]) {
     let encoded = "%EC%8C%80";
     let entrusted =
         [PASSWORD, WRONG_PASSWORD, EMAIL, "pelican.drift", NAME, QUERY, encoded, SECRET];
     let entrusted = entrusted.into_iter().chain(secrets.iter().map(String::as_str));
     for secret in entrusted {
-        assert!(!told.contains(secret), "{secret} is told of");
+        assert!(!told.contains(secret), "{secret} is in a span or a metric");
     }
-    assert!(!told.contains("argon2"), "a password's hash is told of");
+    assert!(!told.contains("argon2"), "a password's hash is in a span or a metric");
 }
 
-/// All spans there are, in their own words.
+/// The text of all spans.
 fn text_of_spans(store: &MemoryStore) -> String {
     let query = TraceQuery {
         service: None,
@@ -321,7 +321,7 @@ async fn a_journey_is_traced_and_measured_and_tells_nothing_private() {
     let spans = mesh.trace(&logged_in, |spans| spans.len() >= 4).await;
     one(&spans, "", "password hash");
     one(&spans, "CLIENT", "open sessions");
-    // A view is written later, with those of others; its event is part of the request's trace all the same.
+    // A view is written later in a group; its event is still part of the request's trace.
     let viewed = |spans: &[ZipkinSpan]| spans.iter().any(|span| kind(span) == "CONSUMER");
     let spans = mesh.trace(&looked, viewed).await;
     assert_eq!(one(&spans, "CONSUMER", "process trend").tags["tourin.outcome"], "applied");
@@ -335,7 +335,7 @@ async fn a_journey_is_traced_and_measured_and_tells_nothing_private() {
         ready.contains(r#""status":"ready""#) && ready.contains(r#""missed":{"registry":"#),
         "{ready}"
     );
-    // No probe, heartbeat or poll has begun a trace of its own.
+    // Probes, heartbeats and polls begin no trace.
     assert!(!told.contains("/healthz") && !told.contains("/metrics"), "{told}");
     mesh.stop().await;
 }

@@ -1,16 +1,16 @@
 //! Importing spots from CSV or NDJSON, of any size, in bounded memory.
 //!
 //! # Contract
-//! Rows are written in their order, [`MAX_BATCH`] per transaction. A row whose spot says the same
-//! already changes nothing, so that importing a file twice is importing it once; an id that comes
-//! twice is a spot and a later update of it. A bad row is reported with its line and left out. When
-//! the import is broken off, the batches before it stay, and importing again completes it.
+//! Rows are written in their order, [`MAX_BATCH`] per transaction. A row equal to the stored spot
+//! changes nothing, so an import is idempotent. An id that occurs twice is a spot and a later update
+//! of it. A bad row is reported with its line and skipped. An aborted import keeps the committed
+//! batches; importing again completes it.
 //!
-//! An import may run while the service does: it holds the store's writer for one batch at a time.
+//! An import may run beside the service: it holds the store's writer for one batch at a time.
 //!
 //! # Traces
-//! An import is one trace, its caller's, of which the events are part. A trace of a million events could not be read: only
-//! those of the first batch have spans, and those that are given up.
+//! An import is one trace, and its events are part of it. A trace of a million events would be
+//! unreadable, so only the events of the first batch and dead-lettered events have spans.
 
 mod records;
 mod rows;
@@ -33,17 +33,17 @@ use super::spots::{MAX_BATCH, SpotStore};
 use crate::SERVICE;
 use crate::domain::spot::SpotDraft;
 
-/// The catalogue that comes with the program.
+/// The built-in catalogue.
 const CATALOGUE: &str = include_str!("../../../data/catalogue.csv");
 
 impl Format {
-    /// The format that a file's name tells: `.csv`, or `.ndjson`, `.jsonl`, `.json`.
+    /// The format by the file's extension: `.csv`, or `.ndjson`, `.jsonl`, `.json`.
     pub fn of_path(path: &Path) -> Option<Self> {
         path.extension()?.to_str()?.parse().ok()
     }
 }
 
-/// A text that names no [`Format`].
+/// The text is not a valid [`Format`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the format must be csv or ndjson")]
 pub struct UnknownFormat;
@@ -60,46 +60,46 @@ impl FromStr for Format {
     }
 }
 
-/// How far an import is; at its end, what it did.
+/// The progress of an import; at the end, its totals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the source that are behind us.
+    /// Bytes of the source consumed.
     pub bytes: u64,
-    /// Rows read, a CSV file's header not counted. The three below add up to it at the end.
+    /// Rows read without a CSV header. At the end, the sum of the three fields below.
     pub rows: u64,
-    /// Rows that added a spot or changed one.
+    /// Rows that added or changed a spot.
     pub imported: u64,
-    /// Rows that said what was there already.
+    /// Rows equal to the stored spot.
     pub unchanged: u64,
-    /// Rows left out, each reported.
+    /// Rows skipped, each reported.
     pub rejected: u64,
 }
 
-/// A row that was left out.
+/// A skipped row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// The line that it begins on, from 1.
+    /// The row's first line, from 1.
     pub line: u64,
-    /// What is wrong with it.
+    /// Why the row is invalid.
     pub reason: String,
 }
 
-/// Who wants to know how an import goes.
+/// Receives the progress of an import.
 pub trait Observer: Send {
-    /// Called for every row that is left out.
+    /// Called for every skipped row.
     fn rejected(&mut self, row: Rejected);
 
     /// Called after every batch, and at the end.
     fn progressed(&mut self, progress: &Progress);
 }
 
-/// Why an import broke off.
+/// Why an import was aborted.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The source cannot be read.
     #[error("the source cannot be read: {0}")]
     Read(#[from] std::io::Error),
-    /// A CSV file whose first line does not name the columns.
+    /// The first line of a CSV file does not name the required columns.
     #[error("{0}")]
     Header(String),
     /// The store failed.
@@ -107,15 +107,15 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
-/// A trace for an import by `service` (a program's name), to run it in.
+/// The root span of an import by `service`, a program's name.
 pub fn import_span(service: &'static str) -> Span {
     Service::new(service).work("import of spots")
 }
 
-/// Imports everything that `source` has.
+/// Imports all rows of `source`.
 ///
 /// # Errors
-/// [`ImportError`]; a bad row is none.
+/// [`ImportError`]. A bad row is not an error.
 pub async fn import(
     store: &dyn SpotStore,
     source: impl AsyncRead + Unpin + Send,
@@ -179,19 +179,19 @@ async fn write(
     Ok(())
 }
 
-/// Logs what is wrong with the catalogue; nothing is, or a test fails.
+/// Logs invalid rows of the built-in catalogue. A test checks that there are none.
 struct Log;
 
 impl Observer for Log {
     fn rejected(&mut self, row: Rejected) {
-        tracing::error!(line = row.line, reason = row.reason, "a bad row in the own catalogue");
+        tracing::error!(line = row.line, reason = row.reason, "a bad row in the catalogue");
     }
 
     fn progressed(&mut self, _: &Progress) {}
 }
 
-/// Imports the catalogue that comes with the program, unless that was done before: spots that were
-/// edited or removed since stay so. `None` when it was.
+/// Imports the built-in catalogue once, so that later edits are kept. `None` if it was imported
+/// before.
 ///
 /// # Errors
 /// [`ImportError`].

@@ -1,9 +1,9 @@
 //! Cuts a byte stream into records in bounded memory: lines, or CSV rows that may span lines.
 //!
-//! A record that is wrong costs only itself. When a quoted CSV field does not end as one should,
-//! or not within [`MAX_RECORD_BYTES`], the record's first line is given up and reading goes on at
-//! the second: one forgotten quotation mark does not swallow the file. That is why the `csv` crate is not used here:
-//! it reads a stray quotation mark as text, and an open one to the end of the file.
+//! A malformed record does not affect other records. When a quoted CSV field does not end correctly,
+//! or not within [`MAX_RECORD_BYTES`], the record's first line is skipped and reading continues at
+//! the second. The `csv` crate is not used here: it reads a stray quotation mark as text, and an
+//! unclosed one to the end of the file.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 pub const MAX_RECORD_BYTES: usize = 64 * 1024;
 const READ_BYTES: usize = 256 * 1024;
 
-/// How records are told apart.
+/// The format of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// RFC 4180: the first row names the columns.
@@ -20,12 +20,12 @@ pub enum Format {
     NdJson,
 }
 
-/// What comes next in the file.
+/// The next record of the source.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Record {
-    /// The fields of a CSV row, or the one text of a line.
+    /// The fields of a CSV row, or the text of a line as one field.
     Fields(Vec<String>),
-    /// It cannot be read; why.
+    /// The record is malformed, for this reason.
     Broken(&'static str),
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Records<R> {
     source: R,
     format: Format,
     buffer: Vec<u8>,
-    /// Where the unread rest of the buffer begins.
+    /// The start of the buffer's unread part.
     start: usize,
     ended: bool,
     /// The number of the line at `start`, from 1.
@@ -48,11 +48,11 @@ const UNCLOSED: &str = "a quotation mark is not closed";
 const AFTER_QUOTE: &str = "text after a closing quotation mark";
 const STRAY_QUOTE: &str = "a quotation mark inside a field that does not begin with one";
 
-/// What a look at the unread rest says.
+/// The result of looking for a record in the unread part of the buffer.
 enum Look {
-    /// A record of so many bytes and lines.
+    /// A complete record, its bytes and its lines.
     Whole { bytes: usize, lines: u64, record: Record },
-    /// The record may go on behind the rest.
+    /// The record may continue after the buffer.
     More,
 }
 
@@ -61,12 +61,12 @@ impl<R: AsyncRead + Unpin + Send> Records<R> {
         Self { source, format, buffer: Vec::new(), start: 0, ended: false, line: 1, bytes: 0 }
     }
 
-    /// Bytes of the source that are behind us.
+    /// Bytes of the source consumed.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The next record with the number of its first line; blank lines are none. `None` at the end.
+    /// The next record with the number of its first line. Blank lines are skipped. `None` at the end.
     pub(super) async fn next(&mut self) -> std::io::Result<Option<(u64, Record)>> {
         loop {
             let rest = &self.buffer[self.start..];
@@ -110,14 +110,14 @@ impl<R: AsyncRead + Unpin + Send> Records<R> {
         let read = self.source.read(&mut self.buffer[old..]).await?;
         self.buffer.truncate(old + read);
         self.ended = read == 0;
-        // A byte order mark is no part of the first column's name.
+        // A byte order mark is not part of the first column's name.
         if self.bytes == 0 && self.buffer.starts_with(b"\xEF\xBB\xBF") {
             self.consume(3, 0);
         }
         Ok(())
     }
 
-    /// Passes over a line whose end is not in the buffer.
+    /// Skips a line whose end is not in the buffer.
     async fn skip_line(&mut self) -> std::io::Result<()> {
         loop {
             if let Some(end) = line_end(&self.buffer[self.start..]) {
@@ -133,7 +133,7 @@ impl<R: AsyncRead + Unpin + Send> Records<R> {
     }
 }
 
-/// The length of the first line with its end.
+/// The length of the first line with its line break.
 fn line_end(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1)
 }
@@ -176,7 +176,7 @@ fn look_at_row(rest: &[u8], ended: bool) -> Look {
     let mut lines = 0;
     let mut at = 0;
     loop {
-        // One field per turn; `at` is its first byte.
+        // One field per iteration; `at` is its first byte.
         let mut field = Vec::new();
         if rest.get(at) == Some(&b'"') {
             at += 1;
@@ -310,7 +310,7 @@ mod tests {
         );
     }
 
-    /// Hands out one byte at a time, so that every record is cut everywhere.
+    /// Reads one byte at a time, so that every record is cut at every byte.
     struct Drops<'a>(&'a [u8]);
 
     impl AsyncRead for Drops<'_> {

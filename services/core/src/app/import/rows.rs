@@ -1,4 +1,4 @@
-//! From a record to a spot, or to the reason why it is none.
+//! Parses a record into a spot, or into the reason why it is invalid.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,20 +9,20 @@ use super::ImportError;
 use crate::domain::spot::{RawSpot, SpotContent, SpotDraft, SpotId};
 use crate::domain::tag::TagSet;
 
-/// The columns, by the names that clients see; those that every row needs first.
+/// The columns by their public names; the required ones come first.
 const COLUMNS: [&str; 9] =
     ["id", "name", "address", "lat", "lng", "tags", "description", "phoneNumber", "imageUrl"];
 const REQUIRED: usize = 6;
 
-/// Where each of [`COLUMNS`] is in a CSV file.
+/// The position of each of [`COLUMNS`] in a CSV file.
 pub(super) struct Header {
     places: [Option<usize>; COLUMNS.len()],
     width: usize,
 }
 
 impl Header {
-    /// Reads the names in the first row: in any order, `phoneNumber` or `phone_number` alike;
-    /// other columns are passed over.
+    /// Reads the column names of the first row, in any order, as `phoneNumber` or `phone_number`.
+    /// Other columns are ignored.
     pub(super) fn parse(row: &[String]) -> Result<Self, ImportError> {
         let mut places = [None; COLUMNS.len()];
         for (place, name) in row.iter().enumerate() {
@@ -75,7 +75,7 @@ fn plain(name: &str) -> String {
     text::line(name).trim().chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
 }
 
-/// A line of NDJSON; members that are not named here are passed over.
+/// A line of NDJSON; other members are ignored.
 #[derive(Deserialize)]
 struct Line {
     id: Value,
@@ -91,9 +91,8 @@ struct Line {
     image_url: Option<String>,
 }
 
-/// The spot in a line of NDJSON.
 pub(super) fn spot_of_line(line: &str) -> Result<SpotDraft, String> {
-    // The line's own number is reported beside it.
+    // The line number of the file is reported separately.
     let line: Value = serde_json::from_str(line)
         .map_err(|error| format!("it is not JSON: look at column {}", error.column()))?;
     let line: Line = read_value(line).map_err(|message| message.to_string())?;

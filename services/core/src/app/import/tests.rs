@@ -17,7 +17,7 @@ use crate::domain::search::{SpotFilter, SpotSort};
 use crate::domain::spot::{Spot, SpotId, SpotOverview};
 use crate::domain::tag::Tag;
 
-/// Keeps what is written; nothing else is asked of it.
+/// A store that only keeps the written spots.
 #[derive(Default)]
 struct Shelf {
     spots: Mutex<HashMap<SpotId, SpotDraft>>,
@@ -86,7 +86,6 @@ impl Shelf {
     }
 }
 
-/// Remembers what it is told.
 #[derive(Default)]
 struct Notes {
     rejected: Vec<(u64, String)>,
@@ -253,7 +252,7 @@ fn the_format_is_told_by_the_name() {
     assert_eq!("xml".parse::<Format>(), Err(UnknownFormat));
 }
 
-/// A file that is made while it is read; counts how much of it was asked for.
+/// A file that is generated while it is read; counts the bytes read.
 struct Generated<'a> {
     rows: std::ops::Range<u64>,
     left: Vec<u8>,
@@ -280,7 +279,7 @@ impl AsyncRead for Generated<'_> {
     }
 }
 
-/// Holds how far reading is ahead of writing.
+/// Checks how far reading is ahead of writing.
 struct Ahead<'a>(&'a AtomicU64);
 
 impl Observer for Ahead<'_> {

@@ -9,7 +9,7 @@ use crate::app::sessions::TokenPair;
 use crate::domain::account::{Account, Email, MemberId, Name, ProfileChange};
 use crate::domain::password::Password;
 
-/// A secret as somebody typed it: not shown in debug output.
+/// A secret as typed: not shown in debug output.
 #[derive(Clone, Default, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Typed(pub(super) String);
@@ -35,7 +35,7 @@ pub(super) struct SignUp {
 }
 
 impl SignUp {
-    /// The parts, or everything that is wrong with them.
+    /// The parsed parts, or all their errors.
     pub(super) fn parse(&self) -> Result<(MemberId, Password, Name, Email), ApiError> {
         let parts = (
             MemberId::parse(&self.id).map_err(|_| invalid_id()),
@@ -52,7 +52,7 @@ impl SignUp {
     }
 }
 
-/// All refusals in one message.
+/// All errors in one message.
 fn invalid(reasons: impl IntoIterator<Item = Option<Message>>) -> ApiError {
     let reasons: Vec<_> = reasons.into_iter().flatten().collect();
     ApiError::invalid(Message::all(&reasons))
@@ -103,7 +103,7 @@ pub(super) struct UpdateProfile {
 }
 
 impl UpdateProfile {
-    /// The change, or everything that is wrong with it.
+    /// The parsed change, or all its errors.
     pub(super) fn parse(&self) -> Result<ProfileChange, ApiError> {
         let name = self.name.as_deref().map(Name::parse).transpose();
         let email = self.email.as_deref().map(Email::parse).transpose();
@@ -198,7 +198,7 @@ pub(super) struct ReissuedAnswer {
 }
 
 impl ReissuedAnswer {
-    /// The answer to a caller that sent the old token as a cookie, or not.
+    /// The response for a caller that sent the old token as a cookie, or in the body.
     pub(super) fn new(pair: &TokenPair, by_cookie: bool) -> Self {
         let TokensAnswer { access_token, refresh_token, token_type, expires_in } = pair.into();
         let shown = |token: String| (!by_cookie).then_some(token);

@@ -131,15 +131,16 @@ async fn reissue(
                 name_ended(response.headers_mut(), &ended);
                 return Ok(response);
             }
-            // That says nothing of the others.
+            // The other tokens may still be valid.
             Err(SessionError::Refused { ended: one }) => ended.extend(one),
             Err(error) => return Err(error.into()),
         }
     }
     let refused = SessionError::Refused { ended: None };
     let mut response = ApiError::from(refused).into_response();
-    // A token in the body says nothing of the cookies. Who shows no cookie has none to lose, and may be
-    // another site's page, to whose calls browsers add none and whose answers they let set some.
+    // Cookies are cleared only for a request that sent them and no token in the body. A request without
+    // cookies may come from another site's page: browsers add no cookies to its calls, but accept the
+    // cookies of its responses.
     if body.is_none() && !presented.is_empty() {
         state.cookies.clear(response.headers_mut());
     }
@@ -259,8 +260,8 @@ async fn update_password(
     Ok(response)
 }
 
-/// The caller's account and session. The gateway has verified the token; here is the last word on
-/// whether the session is still open.
+/// The caller's account and session. The gateway has verified the token; this checks that the session
+/// is still open.
 async fn signed_in(
     state: &AppState,
     caller: &MemberCaller,
@@ -278,7 +279,7 @@ fn read_reissue(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Reissue, ApiError> {
     match read_body(headers, &body?)? {
-        // Null is how some clients say that there is no body.
+        // Some clients send null for an absent body.
         None | Some(Value::Null) => Ok(Reissue::default()),
         Some(body) => read_value(body).map_err(ApiError::invalid),
     }
@@ -290,7 +291,7 @@ fn with_tokens(state: &AppState, tokens: &TokenPair, answer: impl IntoResponse) 
     response
 }
 
-/// An answer that no cache may keep.
+/// A response that caches must not store.
 fn private(answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -304,7 +305,7 @@ fn farewell(state: &AppState, ended: &[SessionId]) -> Response {
     response
 }
 
-/// Tells the gateway which sessions are over from now on.
+/// Adds the header that tells the gateway which sessions have ended.
 fn name_ended(headers: &mut HeaderMap, ended: &[SessionId]) {
     if ended.is_empty() {
         return;

@@ -1,5 +1,5 @@
-//! `/internal/access-tokens`: a new access token for a session that is carried by cookies. For
-//! gateways, which ask when a cookie's token is due and pass the new cookie on as it is.
+//! `/internal/access-tokens`: a new access token for a session in cookies. Gateways call it when a
+//! cookie's token is due, and pass the new cookie on unchanged.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -17,10 +17,10 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::default().route("/internal/access-tokens", post(issue))
 }
 
-/// The only service that may ask.
+/// The only service that may call.
 const GATEWAY: &str = "gateway";
 
-/// The session, as its last access token names it.
+/// The session that the last access token names.
 #[derive(Deserialize)]
 struct Asked {
     member: String,
@@ -31,11 +31,11 @@ struct Asked {
 #[serde(rename_all = "camelCase")]
 struct IssuedAnswer {
     access_token: String,
-    /// The value of the `Set-Cookie` header that gives it to the browser.
+    /// The value of the `Set-Cookie` header for the browser.
     set_cookie: String,
 }
 
-/// Answers `null` when the session is not open.
+/// Responds with `null` when the session is not open.
 async fn issue(
     State(state): State<AppState>,
     caller: ServiceCaller,

@@ -1,4 +1,4 @@
-//! The source that a call comes from, for counting wrong passwords.
+//! The source of a call, for counting wrong passwords.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,14 +10,14 @@ use tourin_chassis::identity::Subject;
 
 use crate::app::attempts::ClientSource;
 
-/// The client's address and those of the proxies after it; the gateway replaces what came in.
+/// The addresses of the client and of the proxies after it. The gateway replaces a client's header.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The client's network as the gateway tells it.
+/// The client's network by the gateway's header.
 ///
-/// Only of a request that came through the gateway, which its identity proves. A visitor's
-/// pseudonym stands in where no address is told. It is second choice because the browser's name
-/// goes into it, and a client that makes names up would be a new source each time.
+/// Only for a request with an identity, which proves that it came through the gateway. Without an
+/// address, a visitor's pseudonym is used. It is second choice because it depends on the browser's
+/// name: a client that makes up names would be a new source each time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct CallSource(pub(super) ClientSource);
 
@@ -36,7 +36,7 @@ impl<S: Send + Sync> FromRequestParts<S> for CallSource {
     }
 }
 
-/// The client's network: an IPv4 address, or the /64 that the holder of one IPv6 address has.
+/// The client's network: an IPv4 address, or the /64 of an IPv6 address.
 fn network(headers: &HeaderMap) -> Option<IpAddr> {
     let first = headers.get(FORWARDED_FOR)?.to_str().ok()?.split(',').next()?;
     Some(match first.trim().parse::<IpAddr>().ok()?.to_canonical() {

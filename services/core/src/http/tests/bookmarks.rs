@@ -1,4 +1,4 @@
-//! Bookmarks, and every way in which they are refused.
+//! Bookmarks, and their refusals.
 
 use http::StatusCode;
 use serde_json::json;

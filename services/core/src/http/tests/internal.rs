@@ -1,4 +1,4 @@
-//! What other services ask for: all spots, and how many events wait.
+//! Calls of other services: all spots, and the number of waiting events.
 
 use serde_json::json;
 use tourin_shared_events::outbox::OutboxStore as _;

@@ -1,4 +1,4 @@
-//! The calls of accounts and members, and every way in which they are refused.
+//! Calls of accounts and members, and their refusals.
 
 mod account;
 mod bookmarks;
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::testing::Answer;
 
-/// Asserts the contract's error body: the status, the kind, and what the message must say.
+/// Asserts the contract's error body: the status, the kind, and a part of the message.
 #[track_caller]
 fn refused(answer: &Answer, status: u16, kind: &str, says: &str) {
     assert_eq!(answer.status.as_u16(), status, "{answer:?}");

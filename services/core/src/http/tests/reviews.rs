@@ -1,4 +1,4 @@
-//! Reviews and likes, and every way in which they are refused.
+//! Reviews and likes, and their refusals.
 
 use http::StatusCode;
 use serde_json::{Value, json};

@@ -29,7 +29,7 @@ async fn reissue_by_cookie(core: &TestCore, cookie: &str) -> Answer {
     core.send(request.unwrap()).await
 }
 
-/// A stale cookie of the same name, or a stranger's of any bytes, must not cost a member the session.
+/// A stale or malformed cookie of the same name must not cost a member the session.
 #[tokio::test]
 async fn a_session_is_renewed_beside_any_other_cookie() {
     let core = TestCore::start().await;
@@ -43,7 +43,7 @@ async fn a_session_is_renewed_beside_any_other_cookie() {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         token = answer.cookie("refresh_token").unwrap();
     }
-    // One that has been used before ends its own session, and no other.
+    // A reused token ends its own session only.
     core.clock.advance(TimeDelta::minutes(5));
     let cookies = format!("{other}; refresh_token={token}");
     let answer = reissue_by_cookie(&core, &cookies).await;
@@ -111,7 +111,7 @@ async fn a_wrong_id_and_a_wrong_password_are_refused_alike() {
         log_in(&core, "hana12345", "").await,
     ] {
         refused(&answer, 401, "unauthenticated", "the id or the password is wrong");
-        // The trace is all that differs.
+        // Only the trace id differs.
         assert_eq!(answer.json()["message"], wrong_password.json()["message"]);
         assert_eq!(answer.text.len(), wrong_password.text.len());
         assert_eq!(answer.headers.get(SET_COOKIE), None);
@@ -134,7 +134,7 @@ async fn guessing_a_password_is_slowed_down_before_it_costs_a_hash() {
     let seconds: u64 = answer.header("retry-after").parse().unwrap();
     assert!((1..=6).contains(&seconds), "{answer:?}");
     assert_eq!(log_in(&core, "minsu1234", PASSWORD).await.status, StatusCode::OK);
-    // An id that nobody has is treated like one that somebody has.
+    // An unknown id is treated like a known one.
     for _ in 0..10 {
         assert_eq!(log_in(&core, "nobody1234", "wrong").await.status, StatusCode::UNAUTHORIZED);
     }
@@ -147,7 +147,7 @@ async fn whoever_guesses_locks_out_their_own_network_only() {
     core.member("hana12345").await;
     let wrong = json!({"id": "hana12345", "password": "wrong"});
     let right = json!({"id": "hana12345", "password": PASSWORD});
-    // Another browser's name is not another network.
+    // Another browser name is not another network.
     for n in 0..10 {
         let answer = core.log_in_from("198.51.100.1", &format!("browser {n}"), &wrong).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
@@ -215,7 +215,7 @@ async fn a_refresh_token_is_exchanged_for_a_new_pair_of_the_same_session() {
     assert_eq!(second.cookie("access_token").as_deref(), Some(access));
     assert_eq!(second.cookie("refresh_token").as_deref(), body["refreshToken"].as_str());
     assert_ne!(refresh_token(&second), refresh_token(&first));
-    // By cookie, and the body goes first.
+    // By cookie; the body has precedence.
     let third = reissue_by_cookie(&core, &refresh_token(&second)).await;
     assert_eq!(third.status, StatusCode::OK);
     assert_eq!(third.json(), json!({"tokenType": "Bearer", "expiresIn": 600}), "cookies alone");
@@ -234,7 +234,7 @@ async fn two_tabs_that_renew_at_once_get_the_same_successor() {
     let tabs = futures::future::join_all((0..4).map(|_| reissue_by_cookie(&core, &token))).await;
     let successors: Vec<_> = tabs.iter().map(refresh_token).collect();
     assert!(successors.iter().all(|next| *next == successors[0]), "{successors:?}");
-    // The slow one, a moment later; then the successor works, in whatever tab.
+    // The slow tab repeats the token; then the successor works in every tab.
     core.clock.advance(TimeDelta::seconds(9));
     assert_eq!(refresh_token(&reissue(&core, &token).await), successors[0]);
     assert_eq!(reissue(&core, &successors[0]).await.status, StatusCode::OK);
@@ -256,7 +256,7 @@ async fn a_used_token_that_comes_back_late_ends_the_session() {
     assert_eq!(stolen.ended(), [session(&hana)]);
     assert_eq!(stolen.cookie("access_token").as_deref(), Some(""));
     assert_eq!(stolen.cookie("refresh_token").as_deref(), Some(""));
-    // Whoever holds the newest token is out as well.
+    // The newest token is refused as well.
     let newest = reissue(&core, &refresh_token(&second)).await;
     refused(&newest, 401, "unauthenticated", "");
     let me = core.call("GET", "/api/auth/me", Some(&hana), None).await;
@@ -271,7 +271,7 @@ async fn tokens_that_lead_nowhere_are_refused_and_the_cookies_removed() {
     for body in [
         Some(json!({"refreshToken": unknown})),
         Some(json!({"refreshToken": "x"})),
-        // Another site's page may make a browser send these.
+        // Another site's page can make a browser send these.
         Some(json!({"refreshToken": ""})),
         Some(json!({"refreshToken": null})),
         Some(json!({})),
@@ -280,7 +280,7 @@ async fn tokens_that_lead_nowhere_are_refused_and_the_cookies_removed() {
     ] {
         let answer = core.call("POST", "/api/auth/reissue", None, body).await;
         refused(&answer, 401, "unauthenticated", "log in again");
-        // No cookie was shown, and so none is taken away.
+        // No cookie was sent, so none is cleared.
         assert_eq!(answer.cookie("refresh_token"), None, "{answer:?}");
     }
     for cookie in [unknown.as_str(), "x"] {
@@ -330,7 +330,7 @@ async fn logging_out_ends_this_session_or_all() {
     assert_eq!(ended, expected);
 }
 
-/// Logs out with a refresh cookie, as the member or as nobody.
+/// Logs out with a refresh cookie, with or without a member's identity.
 async fn log_out(core: &TestCore, path: &str, caller: Option<&Subject>, refresh: &str) -> Answer {
     let mut request = Request::post(path).header(COOKIE, format!("refresh_token={refresh}"));
     if let Some(caller) = caller {
@@ -358,7 +358,7 @@ async fn logging_out_ends_what_is_named_and_always_clears_the_cookies() {
         assert_eq!(out.cookie("refresh_token").as_deref(), Some(""), "{refresh}");
         assert_eq!(out.ended(), Vec::<String>::new(), "{refresh}");
     }
-    // By the refresh cookie alone, used up or not; the second time it leads nowhere.
+    // By the refresh cookie alone, used or not; the second time there is no session.
     let used = refresh_token(&first);
     reissue(&core, &used).await;
     let out = log_out(&core, "/api/auth/logout", Some(&visitor), &used).await;
@@ -369,7 +369,7 @@ async fn logging_out_ends_what_is_named_and_always_clears_the_cookies() {
     assert_eq!(again.ended(), Vec::<String>::new());
     let me = core.call("GET", "/api/auth/me", Some(&there), None).await;
     assert_eq!(me.status, StatusCode::OK, "{me:?}");
-    // What has ended has no say over what goes on, and both that are named end.
+    // An ended session does not end others, and both named sessions end.
     let path = "/api/auth/logout?everywhere=true";
     let over = core.call("POST", path, Some(&here), None).await;
     assert_eq!(over.ended(), [session(&here)]);
@@ -428,7 +428,7 @@ async fn gateways_follow_the_revocations() {
     let entry = &page["entries"][0];
     assert_eq!(entry["session"], json!(session(&hana)));
     assert_eq!(entry["seq"], page["next"]);
-    // Ten minutes of the access token and a minute for clocks that differ.
+    // Ten minutes of the access token and one minute for clock differences.
     assert_eq!(entry["until"], "2027-01-15T08:11:00.000000Z");
 }
 

@@ -36,7 +36,7 @@ async fn a_gateway_gets_a_new_access_token_of_an_open_session() {
     assert_eq!((new.iat, new.exp), (1_800_001_200, 1_800_001_800));
     let cookie = format!("access_token={token}; Path=/; Max-Age=660; HttpOnly; SameSite=Lax");
     assert_eq!(slid.json()["setCookie"], cookie);
-    // Nothing is used up: neither by asking twice nor of the refresh token.
+    // The call can be repeated and does not use the refresh token.
     assert_eq!(slide(&core, &hana).await.status, StatusCode::OK);
     assert_eq!(reissue(&core, &refresh_token(&first)).await.status, StatusCode::OK);
 }

@@ -1,4 +1,4 @@
-//! Tour spots: the list, the map, one spot and who looked at it.
+//! Tour spots: the list, the map, one spot and its views.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -228,7 +228,7 @@ async fn the_map_is_bounded_and_the_same_each_time() {
     let core = TestCore::with(&["--map-spots", "20"]).await;
     let mut csv = String::from("id,name,address,lat,lng,tags\n");
     for id in 0..300 {
-        // A crowd in one corner, a few elsewhere.
+        // Many in one corner, a few elsewhere.
         let (lat, lng) =
             if id < 290 { (37.5, 127.0) } else { (33.5 + f64::from(id - 290) / 4.0, 126.5) };
         csv.push_str(&format!("{id},곳 {id},서울,{lat},{lng},자연\n"));

@@ -1,4 +1,4 @@
-//! What people type, however their keyboard composes it, and what nobody sees.
+//! Unicode forms of typed text, and invisible characters.
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use super::refused;
 use super::spots::with_spots;
 use crate::testing::{Answer, TestCore, service};
 
-/// A form of text: as a macOS keyboard sends it, or another.
+/// A Unicode form of text, such as that of a macOS keyboard.
 type Form = fn(&str) -> String;
 
 fn composed(text: &str) -> String {
@@ -20,7 +20,7 @@ fn apart(text: &str) -> String {
     text.nfd().collect()
 }
 
-/// What is typed into a field, a parameter or a segment of this name.
+/// The text typed into a field, a parameter or a path segment of this name.
 fn typed(name: &str) -> &str {
     match name {
         "id" => "hana12345",
@@ -34,7 +34,7 @@ fn typed(name: &str) -> &str {
         "tags" => "역사,건축/조형",
         "customFilters" => "bookmarked",
         "sort" => "name-asc",
-        // Nothing is called so.
+        // No spot or member has this name.
         _ => "한글é",
     }
 }
@@ -43,7 +43,7 @@ fn encoded(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
-/// One call of the OpenAPI document, with texts in a form in every place that takes one.
+/// One call of the OpenAPI document, with all texts in one form.
 struct Call {
     method: String,
     path: String,
@@ -92,7 +92,7 @@ impl Call {
     }
 }
 
-/// What an answer says, but for what no two calls have in common.
+/// The response, without the values that differ in every call.
 fn said(answer: &Answer) -> (StatusCode, Value) {
     let mut body = serde_json::from_str(&answer.text).unwrap_or(Value::Null);
     if let Some(fields) = body.as_object_mut() {
@@ -103,7 +103,7 @@ fn said(answer: &Answer) -> (StatusCode, Value) {
     (answer.status, body)
 }
 
-/// Walks all calls with one form: a member signs up, logs in, does everything, and leaves.
+/// Makes all calls with one form, from the sign-up to the deletion of the account.
 async fn walk(form: Form) -> Vec<(String, StatusCode, Value)> {
     let core = with_spots().await;
     let document = core.call("GET", "/internal/openapi.json", Some(&service()), None).await.json();
@@ -122,7 +122,7 @@ async fn walk(form: Form) -> Vec<(String, StatusCode, Value)> {
     for (path, item) in document["paths"].as_object().unwrap() {
         calls.extend(item.as_object().unwrap().keys().map(|method| (path.clone(), method.clone())));
     }
-    // Writing first, so that reading finds something; what ends things last.
+    // Writes first, so that reads find something; deletions last.
     calls.sort_by_key(|(path, method)| {
         let writes = ["post", "put"].contains(&method.as_str());
         let ends = method == "delete"
@@ -199,7 +199,7 @@ async fn a_member_whose_name_came_apart_is_found_by_either_form() {
     for none in ["\u{3164}", "\u{200B} \u{2800}"] {
         let path = format!("/api/users?query={}", encoded(none));
         let found = core.call("GET", &path, None, None).await.json();
-        assert_eq!(found.as_array().unwrap().len(), 1, "blank is no query: {none:?}");
+        assert_eq!(found.as_array().unwrap().len(), 1, "a blank query filters nothing: {none:?}");
     }
 }
 
@@ -228,7 +228,7 @@ async fn a_hash_of_a_password_that_came_apart_still_logs_in_and_is_renewed() {
     let core = TestCore::start().await;
     let (old, new) = (apart("비밀 번호1!a바다"), "비밀 번호1!a바다");
     assert_eq!(sign_up(&core, new, "홍길동").await.status, StatusCode::CREATED);
-    // As it was hashed before passwords had one form.
+    // As an older version hashed it.
     let policy = crate::app::passwords::HashingPolicy {
         memory_kib: 16,
         iterations: 1,

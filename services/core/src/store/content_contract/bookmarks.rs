@@ -62,7 +62,7 @@ pub(super) async fn the_newest_bookmark_is_first_on_pages_without_gaps(stores: S
     stores.add(&drafts).await;
     let (bookmarks, clock) = use_cases(&stores);
     for id in 1..=25 {
-        // Pairs of one moment, to see ties.
+        // Pairs with equal times, to test ties.
         if id % 2 == 0 {
             clock.advance(TimeDelta::microseconds(1));
         }
@@ -87,7 +87,7 @@ pub(super) async fn a_bookmark_needs_a_member_and_a_spot(stores: Stores) {
     assert_eq!(bookmarks.remove(STRANGER, spot).await.unwrap(), Removed::NoSuchMember);
     assert_eq!(bookmarks.page(STRANGER, page(1, 10)).await.unwrap(), None);
     assert_eq!(stores.events_of_users().await, []);
-    // The event belongs to the bookmark, whatever it says.
+    // Without a bookmark, the removal's event is not appended.
     let event = unbookmarked(HANA, spot, at(0));
     assert_eq!(stores.bookmarks.remove(HANA, spot, at(0), event).await.unwrap(), Removed::NotThere);
     assert_eq!(stores.events_of_users().await, []);

@@ -1,5 +1,5 @@
-//! What every implementation of the ports of spots, bookmarks, reviews and views must do, whatever
-//! its engine. Each engine runs the whole suite over stores of its own.
+//! The contract of the ports of spots, bookmarks, reviews and views. Each engine runs the complete
+//! suite.
 
 mod bookmarks;
 mod model;
@@ -26,7 +26,7 @@ use crate::domain::page::PageRequest;
 use crate::domain::spot::{RawSpot, SpotContent, SpotDraft, SpotId};
 use crate::domain::tag::{Tag, TagSet};
 
-/// The stores under test: all ports on one engine.
+/// All ports on the engine under test.
 pub(super) struct Stores {
     accounts: Arc<dyn AccountStore>,
     spots: Arc<dyn SpotStore>,
@@ -82,8 +82,8 @@ impl Stores {
         }
     }
 
-    /// The events so far but those of spots, as their types with their data. Each has a version, later ones a higher
-    /// one, which is taken off.
+    /// The events so far without those of spots, as type and data. Checks that versions grow, and removes
+    /// them.
     async fn events_of_users(&self) -> Vec<(String, Value)> {
         let mut last = 0;
         let mut events = self.events().await;

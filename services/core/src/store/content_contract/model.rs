@@ -1,4 +1,4 @@
-//! Lists and maps against a look at every spot.
+//! Lists and maps against a naive model that looks at every spot.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -8,7 +8,7 @@ use crate::domain::geo::{Bounds, cell, spread};
 use crate::domain::search::{SearchText, SpotFilter, SpotSort};
 use crate::domain::spot::{Spot, SpotOverview};
 
-/// What is asked of a catalogue.
+/// Parameters of a list and of a map.
 #[derive(Debug, Clone)]
 pub(super) struct Question {
     filter: SpotFilter,
@@ -18,7 +18,7 @@ pub(super) struct Question {
     max: usize,
 }
 
-/// Hangul composed and in parts, Latin in both cases, signs that are syntax elsewhere, a character
+/// Hangul composed and decomposed, Latin in both cases, signs that are syntax elsewhere, a character
 /// of four bytes.
 fn text(max: usize) -> impl Strategy<Value = String> {
     let character = prop_oneof![
@@ -47,7 +47,7 @@ fn spot() -> impl Strategy<Value = RawSpot> {
     )
 }
 
-/// Ids come twice now and then: a later one changes the spot.
+/// Some ids repeat: the later draft changes the spot.
 fn catalogue() -> impl Strategy<Value = Vec<SpotDraft>> {
     proptest::collection::vec((0_i64..80, spot()), 0..80)
         .prop_map(|spots| spots.into_iter().map(|(id, raw)| draft(id, raw)).collect())
@@ -88,7 +88,7 @@ fn question() -> impl Strategy<Value = Question> {
         })
 }
 
-/// Runs `case` with catalogues and questions about them.
+/// Runs `case` with generated catalogues and questions.
 pub(super) fn check(case: impl Fn(&[SpotDraft], &[Question])) {
     let mut runner = TestRunner::new(Config { cases: 24, ..Config::default() });
     let inputs = (catalogue(), proptest::collection::vec(question(), 12));
@@ -114,7 +114,7 @@ pub(super) async fn answers_as_the_model_does(
     answers_about(stores, &all, drafts, questions).await;
 }
 
-/// Adds the drafts, and bookmarks; the spots that they came to.
+/// Adds the drafts and bookmarks; returns the resulting spots.
 pub(super) async fn fill(stores: &Stores, drafts: &[SpotDraft]) -> Vec<Spot> {
     stores.sign_up(HANA).await;
     stores.add(drafts).await;
@@ -130,14 +130,13 @@ pub(super) async fn fill(stores: &Stores, drafts: &[SpotDraft]) -> Vec<Spot> {
     all
 }
 
-/// Asks the questions, and more about pieces of what is there.
+/// Checks the questions, and others with substrings of the drafts.
 pub(super) async fn answers_about(
     stores: &Stores,
     all: &[Spot],
     drafts: &[SpotDraft],
     questions: &[Question],
 ) {
-    // Besides texts at random, pieces of what is there.
     let pieces = questions.iter().zip(drafts).enumerate().map(|(index, (question, draft))| {
         let name = draft.content.name().chars().skip(1).take(index % 5 + 1).collect::<String>();
         let filter =
@@ -164,10 +163,10 @@ fn overviews(spots: &[&Spot]) -> Vec<SpotOverview> {
     spots.iter().map(|spot| spot.overview()).collect()
 }
 
-/// The pages together are the naive list, and each says how long it is.
+/// The pages together equal the naive list, and each has its total.
 async fn check_list(stores: &Stores, question: &Question, passing: &[&Spot]) {
     let mut expected = passing.to_vec();
-    // Code points compare as the bytes of UTF-8 do.
+    // UTF-8 bytes sort in the order of code points.
     expected
         .sort_by(|one, other| (one.content.name(), one.id).cmp(&(other.content.name(), other.id)));
     if question.sort == SpotSort::NameDescending {
@@ -188,7 +187,7 @@ async fn check_list(stores: &Stores, question: &Question, passing: &[&Spot]) {
     assert_eq!(found, overviews(&expected), "{question:?}");
 }
 
-/// The map is the naive one, spread over the grid when there is too much of it.
+/// The map equals the naive one, spread over the grid when there are too many spots.
 async fn check_map(stores: &Stores, question: &Question, passing: &[&Spot]) {
     let Question { bounds, max, .. } = question;
     let mut groups: Vec<Vec<&Spot>> = Vec::new();

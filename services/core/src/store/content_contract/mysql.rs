@@ -72,7 +72,7 @@ fn lists_and_maps_are_what_a_naive_look_finds() {
     });
 }
 
-/// The tables that grow with the catalogue, by the names that the statements give them.
+/// The tables that grow with the catalogue, by name or alias.
 const LARGE: [&str; 2] = ["s", "tour_spots"];
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn no_search_reads_every_row() {
         .collect();
     stores.add(&drafts).await;
     sqlx::query("ANALYZE TABLE tour_spots").fetch_all(store.db.writer()).await.unwrap();
-    // The steps that read a whole table or a whole index.
+    // The steps that scan a table or an index.
     let whole = async |sql: &str| -> Vec<String> {
         let explained = sqlx::AssertSqlSafe(format!("EXPLAIN {sql}"));
         let rows = sqlx::raw_sql(explained).fetch_all(store.db.reader()).await.unwrap();
@@ -97,7 +97,7 @@ async fn no_search_reads_every_row() {
             let access: String = row.get("type");
             let extra: Option<String> = row.get("Extra");
             let sorted = extra.unwrap_or_default().contains("filesort");
-            // Only a list that was handed in is sorted, and it is read first, under another name.
+            // A list passed as a parameter may be sorted; it is read first, under another name.
             (matches!(access.as_str(), "ALL" | "index") || sorted)
                 .then(|| format!("{table}: {access}"))
         });
@@ -109,7 +109,7 @@ async fn no_search_reads_every_row() {
         assert!(!whole(sql).await.is_empty(), "the check can fail");
     }
     for sql in STATEMENTS {
-        // A value that stands for any: a list, or a number.
+        // Example parameters: a list and a number.
         let (list, number) = ("JSON_TABLE('[1,2,3,500,700]'", "7");
         let sql = sql.replace("JSON_TABLE(?", list).replace('?', number);
         let steps = whole(&sql).await;
@@ -118,8 +118,8 @@ async fn no_search_reads_every_row() {
     home.remove().await;
 }
 
-/// Members who bookmark, review, like and leave, all at once: deadlocks are tried again, and what is
-/// counted stays true.
+/// Members bookmark, review, like and leave concurrently: deadlocks are retried, and the counts stay
+/// correct.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_get_in_each_others_way_and_counts_stay_true() {
     use crate::app::reviews::Written;

@@ -1,4 +1,4 @@
-//! Reviews, likes, and a member's leaving.
+//! Reviews, likes, and the erasure of a member.
 
 use serde_json::json;
 use tourin_chassis::clock::ManualClock;

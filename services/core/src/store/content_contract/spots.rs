@@ -1,4 +1,4 @@
-//! Spots: reading, changing, walking over them.
+//! Spots: reading, changing, paging through all of them.
 
 use super::*;
 use crate::app::import::load_catalogue;
@@ -86,7 +86,7 @@ pub(super) async fn a_filter_by_a_stranger_finds_no_list(stores: Stores) {
 }
 
 pub(super) async fn pages_hold_over_many_chunks_of_the_index(stores: Stores) {
-    // Names in another order than ids; every seventh has a tag and a word of its own.
+    // Names in another order than ids; every seventh spot has its own tag and word.
     const COUNT: i64 = 9_000;
     let name = |id: i64| format!("{:04} 곳", (id * 7_919) % COUNT);
     let drafts: Vec<_> = (0..COUNT)
@@ -145,7 +145,7 @@ pub(super) async fn an_edited_spot_is_found_by_its_new_words_only(stores: Stores
     }
 }
 
-/// A spot may have been stored when its texts could have characters that are left out by now.
+/// A stored spot may have characters that the current rules remove.
 pub(super) async fn a_spot_of_other_rules_is_read_and_mended_by_importing_it_again(stores: Stores) {
     let (name, address) = ("경\u{200B}복궁", "서울\u{A0}종로구");
     let content = SpotContent::trusted(raw(name, address)).unwrap();
@@ -194,11 +194,11 @@ pub(super) async fn a_search_finds_what_was_committed_before_it(stores: Stores) 
     assert_eq!((found("남산").await, found("부산").await, found("해운대").await), (1, 1, 1));
 }
 
-/// More spots than are looked up one by one, in cells that are crowded and cells that are not.
+/// More spots than are looked up one by one, in crowded and in sparse cells.
 pub(super) async fn a_crowded_map_shows_spots_from_all_over_it(stores: Stores) {
     let drafts: Vec<_> = (0..22_000_i64)
         .map(|id| {
-            // Nine of ten in one corner.
+            // Nine of ten spots are in one corner.
             let spread = if id % 10 == 0 { 4.0 } else { 0.01 };
             let along = |seed: i64| ((id * seed) % 10_007) as f64 / 10_007.0;
             let (lat, lng) = (33.0 + spread * along(7_919), 126.0 + spread * along(104_729));

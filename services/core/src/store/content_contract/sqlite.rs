@@ -1,4 +1,4 @@
-//! The suite over SQLite, and what only SQLite has: query plans.
+//! The suite over SQLite, and its query plans.
 
 use sqlx::Row as _;
 use tourin_shared_events::outbox::Wake;
@@ -70,10 +70,10 @@ fn lists_and_maps_are_what_a_naive_look_finds() {
 }
 
 /// Whether a step of a query plan reads all rows of a table that grows with the catalogue. Lists
-/// that are handed in as JSON are read whole, of course.
+/// passed as JSON are read completely.
 fn reads_everything(step: &str) -> bool {
     step.contains("SCAN") && !step.contains("VIRTUAL TABLE") && !step.contains("CONSTANT ROW")
-        // A subquery's own steps are in the plan as well.
+        // The plan also lists the steps of a subquery.
         && !step.starts_with("SCAN (subquery")
 }
 
@@ -94,7 +94,7 @@ async fn no_search_reads_every_row() {
         "the check can fail"
     );
 
-    // Whatever is in the tables, and whatever is known of them.
+    // The plans must not depend on the rows or on the statistics.
     let drafts: Vec<_> =
         (0..300).map(|id| draft(id, raw(&format!("한강 공원 {id}"), "서울"))).collect();
     for _ in 0..2 {

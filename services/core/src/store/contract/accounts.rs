@@ -72,7 +72,7 @@ pub(super) async fn a_new_password_ends_the_members_other_sessions(store: impl P
     assert!(is_open(&store, &minsu.account.id, others.id, at(11)).await);
     assert_eq!(revoked(&store, at(11)).await, [there.id]);
 
-    // The old password's hash proves nothing any more.
+    // The old password's hash is no longer accepted.
     let late = store.change_password(password_change(&hana, here.id)).await.unwrap();
     assert_eq!(late, Changed::Stale);
     let open = OpenSession {

@@ -1,4 +1,4 @@
-//! A clock that is wrong for a while.
+//! A clock that is temporarily wrong.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::app::sessions::Rotation;
 
 pub(super) async fn a_clock_that_is_weeks_ahead_for_a_minute_ends_no_session(store: impl Ports) {
     let policy = SessionPolicy::default();
-    // The clock of a server tells the time that it is.
+    // A server's clock is right.
     let clock = Arc::new(ManualClock::new(Utc::now()));
     let store = Arc::new(store);
     let guard = PruneGuard::new("sessions", store.clone(), clock.clone());
@@ -21,7 +21,7 @@ pub(super) async fn a_clock_that_is_weeks_ahead_for_a_minute_ends_no_session(sto
         store.prune_expired(now).await.unwrap();
         true
     };
-    // Without a server that tells the same time the first passes of all only look at the clock.
+    // Without a server's clock to agree with, the first passes only read the clock.
     let mut looks = 0;
     while !pass().await {
         looks += 1;

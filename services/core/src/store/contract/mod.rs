@@ -1,7 +1,6 @@
-//! What every implementation of the account, session and revocation ports must do, whatever its
-//! engine. Each engine runs the whole suite over stores of its own.
+//! The contract of the account, session and revocation ports. Each engine runs the complete suite.
 
-/// Every scenario that holds on every engine, handed to the macro that makes tests of them.
+/// Passes the scenarios of all engines to a macro that makes tests of them.
 macro_rules! every_scenario {
     ($suite:ident) => {
         $suite! {
@@ -61,7 +60,7 @@ use crate::store::sqlite::SqliteStore;
 pub(super) trait Ports:
     AccountStore + SessionStore + RevocationLog + PassLog + 'static
 {
-    /// Whether sessions that are over go away without a pruner, so that it finds none.
+    /// Whether expired sessions disappear without the pruner.
     const EXPIRES_BY_ITSELF: bool = false;
 }
 impl Ports for MysqlStore {}
@@ -95,7 +94,7 @@ async fn sign_up(store: &impl Ports, member: &str) -> Credentials {
     credentials
 }
 
-/// A session just opened, and those that were ended for it.
+/// A new session, and the sessions ended for it.
 struct Session {
     id: SessionId,
     token: RefreshToken,

@@ -36,7 +36,7 @@ fn tokens_rotate_as_the_model_says() {
     let mut runner = TestRunner::new(Config { cases: 32, ..Config::default() });
     runner
         .run(&rotation::steps(), |steps| {
-            // Each case, and each attempt at a smaller one, has a member of its own.
+            // Each case, and each shrunk one, has its own member.
             case.set(case.get() + 1);
             let member = format!("member{:06}", case.get());
             runtime.block_on(rotation::answers_as_the_model_does(&store, &member, &steps));
@@ -86,8 +86,8 @@ async fn what_is_stored_is_there_after_a_restart_and_the_log_keeps_its_name() {
     home.remove().await;
 }
 
-/// Everybody at once, on few members: sessions opened, renewed and ended, passwords changed. What
-/// deadlocks is tried again, and nobody hears of it.
+/// Sessions are opened, renewed and ended and passwords changed concurrently, on few members.
+/// Deadlocks are retried and not reported to callers.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_get_in_each_others_way_and_none_fails() {
     let home = TestDatabase::create().await;
@@ -111,7 +111,7 @@ async fn many_at_once_get_in_each_others_way_and_none_fails() {
             })
         })
         .collect();
-    // A follower of the log, meanwhile, misses none.
+    // A concurrent follower of the log misses no entry.
     let mut seen = Vec::new();
     let mut after = 0;
     let mut done = false;

@@ -1,4 +1,4 @@
-//! The suite over MySQL and Redis, on real servers, and what only two stores can do: part ways.
+//! The suite over MySQL and Redis, on real servers, and scenarios where the two stores disagree.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::domain::token::Salt;
 use crate::store::Store;
 use crate::store::redis::{PendingRevocations, RedisSessions};
 
-/// A database and a prefix of a test's own, and a way to Redis that can be cut.
+/// A test's own database and prefix, and a connection to Redis that can be cut.
 struct Home {
     database: TestDatabase,
     url: String,
@@ -56,7 +56,7 @@ impl Home {
         }
     }
 
-    /// With a way to Redis in between, which is open.
+    /// With a proxy in front of Redis, which is open.
     async fn with_way() -> Self {
         let mut home = Self::new().await;
         let way = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -76,7 +76,6 @@ impl Home {
                 let server = server.clone();
                 connections.spawn(async move {
                     let mut to = TcpStream::connect(server).await.unwrap();
-                    // How a connection ends is of no interest.
                     drop(copy_bidirectional(&mut from, &mut to).await);
                 });
             }
@@ -106,7 +105,7 @@ impl Home {
         MysqlRedisStore::new(mysql, redis, Arc::new(ManualClock::new(at(0))))
     }
 
-    /// Names of keys without the prefix and its hash tag.
+    /// The keys without the prefix and its hash tag.
     async fn keys(&mut self, middle: &str) -> Vec<String> {
         let base = format!("{{{}}}:", self.prefix);
         let mut keys = Vec::new();
@@ -162,7 +161,7 @@ fn tokens_rotate_as_the_model_says() {
     let mut runner = TestRunner::new(Config { cases: 32, ..Config::default() });
     runner
         .run(&rotation::steps(), |steps| {
-            // Each case, and each attempt at a smaller one, has a member of its own.
+            // Each case, and each shrunk one, has its own member.
             case.set(case.get() + 1);
             let member = format!("member{:06}", case.get());
             runtime.block_on(rotation::answers_as_the_model_does(&store, &member, &steps));
@@ -191,12 +190,12 @@ async fn a_crash_between_the_commit_and_redis_is_repaired() {
     let hana = sign_up(&store, "hana12345").await;
     let here = log_in(&store, &hana, &policy, at(1)).await;
     let there = log_in(&store, &hana, &policy, at(2)).await;
-    // Committed, and nobody went on.
+    // Committed, but not settled in Redis.
     let noted = store.mysql().change_password_and_note(&change(&hana, "new", here.id)).await;
     assert!(noted.unwrap().is_some());
     assert!(is_open(&store, &hana.account.id, there.id, at(11)).await);
 
-    // Of two that repair at once, both may; the session ends once.
+    // Two settle concurrently; the session ends once.
     let (one, other) = tokio::join!(store.settle_pending(), store.settle_pending());
     assert!(one.unwrap() + other.unwrap() >= 1);
     assert!(!is_open(&store, &hana.account.id, there.id, at(11)).await);
@@ -219,7 +218,7 @@ async fn an_account_that_is_deleted_half_way_and_made_again_starts_afresh() {
     let before = log_in(&store, &hana, &policy, at(1)).await;
     let noted = store.mysql().delete_and_note(&hana.account.id, at(1_000), at(2)).await;
     assert!(noted.unwrap().is_some());
-    // Somebody else takes the id before Redis has heard of the end of the first.
+    // Another member takes the id before the first one's end has reached Redis.
     let hana = sign_up(&store, "hana12345").await;
     let after = log_in(&store, &hana, &policy, at(3)).await;
     assert_eq!(store.settle_pending().await.unwrap(), 1);
@@ -240,7 +239,7 @@ async fn endings_settled_in_any_order_end_the_same() {
     assert!(noted.unwrap().is_some());
     let hana = Credentials { hash: PasswordHash("two".to_owned()), ..hana };
     let second = log_in(&store, &hana, &policy, at(2)).await;
-    // The later change reaches Redis, and the earlier one after it.
+    // The later change reaches Redis before the earlier one.
     let changed = store.change_password(change(&hana, "three", second.id)).await.unwrap();
     assert_eq!(changed, Changed::Changed { ended: vec![first.id] });
     assert_eq!(store.settle_pending().await.unwrap(), 1);
@@ -250,7 +249,7 @@ async fn endings_settled_in_any_order_end_the_same() {
     home.remove().await;
 }
 
-/// The port answers that it cannot be reached, not that there is no such session.
+/// The port returns `Unavailable`, not that the session does not exist.
 #[track_caller]
 fn assert_unavailable<T: std::fmt::Debug>(answer: Result<T, crate::app::StoreError>) {
     assert!(matches!(answer, Err(crate::app::StoreError::Unavailable(_))), "{answer:?}");
@@ -284,7 +283,7 @@ async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
     };
     assert_unavailable(store.open(open, &policy).await);
     assert!(store.sessions().write_probe().await.is_err());
-    // The password changes all the same; the sessions end when Redis is back.
+    // The password changes without Redis; the sessions end when Redis is back.
     let changed = store.change_password(change(&hana, "new", here.id)).await.unwrap();
     assert_eq!(changed, Changed::Changed { ended: vec![] });
 
@@ -301,7 +300,7 @@ async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
     assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
     assert_eq!(revoked(&store, at(11)).await, [there.id]);
     assert!(store.sessions().write_probe().await.is_ok());
-    // A connection that broke between two requests is nobody's error.
+    // A connection that broke between two requests causes no error.
     home.cut().await;
     home.open().await;
     assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
@@ -353,7 +352,7 @@ async fn every_key_is_of_one_slot_goes_away_by_itself_and_holds_no_token() {
             }
         }
     }
-    // The end of a session leaves of it what gateways are to know.
+    // Of an ended session, only what gateways need remains.
     store.end(&hana.account.id, session.id, true, at(1_000)).await.unwrap();
     assert_eq!(home.keys("").await, ["epoch:hana12345", "log", "revocations"]);
     home.remove().await;
@@ -371,7 +370,7 @@ async fn a_session_below_the_members_epoch_is_never_renewed() {
     let rotation = sessions::rotate(&store, &session.token, &policy, at(1)).await;
     assert_eq!(rotation, Rotation::Unknown);
     assert_eq!(revoked(&store, at(1)).await, [session.id]);
-    // The account has the same password still: it takes the epoch over.
+    // The account still has the same password: it adopts the epoch.
     let next = log_in(&store, &hana, &policy, at(2)).await;
     assert!(is_open(&store, &hana.account.id, next.id, at(3)).await);
     home.remove().await;
@@ -421,7 +420,7 @@ async fn a_rotation_that_is_sent_twice_is_no_reuse_even_without_a_grace() {
         sessions::rotate(&store, &next, &policy, at(2)).await,
         Rotation::Rotated { .. }
     ));
-    // Somebody else with the same token is another matter.
+    // Another client with the same token is refused.
     let stolen = sessions::rotate(&store, &next, &policy, at(2)).await;
     assert_eq!(stolen, Rotation::Reused { session: session.id });
     home.remove().await;

@@ -1,4 +1,4 @@
-//! Sessions that open, are renewed and end while the account changes.
+//! Sessions are opened, renewed and ended while the account changes.
 
 use super::*;
 use crate::app::accounts::{Changed, PasswordChange};
@@ -8,7 +8,7 @@ use crate::domain::token::Salt;
 const ROUNDS: i64 = 12;
 const AT_ONCE: usize = 6;
 
-/// Tries to open a session with a password that may be another one by now.
+/// Tries to open a session with a password that may have changed.
 async fn try_log_in(store: &impl Ports, credentials: &Credentials) -> Option<SessionId> {
     let session = SessionId::new();
     let open = OpenSession {
@@ -25,7 +25,6 @@ async fn try_log_in(store: &impl Ports, credentials: &Credentials) -> Option<Ses
     }
 }
 
-/// Renews until the session is over.
 async fn renew_to_the_end(store: &impl Ports, session: &Session) {
     let mut token = session.token.clone();
     for _ in 0..1_000 {
@@ -41,7 +40,6 @@ async fn renew_to_the_end(store: &impl Ports, session: &Session) {
     panic!("the session goes on and on");
 }
 
-/// Uses it until it is over.
 async fn touch_to_the_end(store: &impl Ports, member: &MemberId, session: SessionId) {
     let policy = SessionPolicy::default();
     for _ in 0..1_000 {
@@ -96,7 +94,7 @@ pub(super) async fn a_new_password_leaves_no_session_of_the_old_one(store: impl 
             panic!("nobody else changes it");
         };
         assert!(ended.contains(&there.id) && !ended.contains(&here.id));
-        // Whoever got in with the old password was put out again, and gateways know.
+        // Sessions opened with the old password are ended, and the log has them.
         let known = revoked(&store, at(6)).await;
         for opened in opened.into_iter().flatten() {
             assert!(!is_open(&store, &member, opened, at(6)).await, "round {round}");

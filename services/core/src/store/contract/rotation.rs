@@ -1,4 +1,4 @@
-//! Refresh tokens against a model: any interleaving of uses, repeats, reuse and the passing of time.
+//! Refresh tokens against a model: any interleaving of use, repeat, reuse and waiting.
 
 use proptest::prelude::*;
 
@@ -7,18 +7,18 @@ use crate::app::sessions::Rotation;
 use crate::domain::session::SessionTimes;
 use crate::domain::token::Salt;
 
-/// One thing that happens.
+/// A step of a scenario.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// Somebody presents the `n`-th newest token that was ever issued (0 is the newest).
+    /// Present the `n`-th newest issued token (0 is the newest).
     Present(usize),
-    /// Somebody presents a token that was never issued.
+    /// Present a token that was never issued.
     Forge,
-    /// The session is used with an access token.
+    /// Use the session with an access token.
     Touch,
-    /// Seconds go by.
+    /// Wait so many seconds.
     Wait(i64),
-    /// The pruner runs.
+    /// Run the pruner.
     Prune,
 }
 
@@ -35,8 +35,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..40)
 }
 
-/// What must be, said without tables: the tokens in the order of their issue, when each was used,
-/// and the times of the session.
+/// The model: the tokens in the order of issue, when each was used, and the times of the session.
 struct Model {
     tokens: Vec<RefreshToken>,
     used_at: Vec<Option<i64>>,
@@ -44,7 +43,7 @@ struct Model {
     over: bool,
 }
 
-/// Bounds that a case of a few dozen steps can reach.
+/// Bounds small enough to be reached in a few dozen steps.
 fn policy() -> SessionPolicy {
     SessionPolicy {
         absolute: TimeDelta::seconds(300),
@@ -56,7 +55,7 @@ fn policy() -> SessionPolicy {
 }
 
 impl Model {
-    /// What presenting the token at `index` must do at `now`; the session began at 0.
+    /// The expected result of presenting the token at `index` at `now`; the session began at 0.
     fn expect(&self, index: usize, now: i64) -> &'static str {
         let newest = self.tokens.len() - 1;
         if self.over {
@@ -73,7 +72,7 @@ impl Model {
     }
 }
 
-/// Runs the steps on a fresh session and compares every answer with the model's.
+/// Runs the steps on a new session and compares every result with the model's.
 pub(super) async fn answers_as_the_model_does<S: Ports>(store: &S, member: &str, steps: &[Step]) {
     let policy = policy();
     let hana = sign_up(store, member).await;
@@ -135,7 +134,7 @@ pub(super) async fn answers_as_the_model_does<S: Ports>(store: &S, member: &str,
                         "reused"
                     }
                     Rotation::Expired => "expired",
-                    // The pruner was there before, or the engine has let it expire.
+                    // The pruner or the engine has removed it.
                     Rotation::Unknown if expected == "expired" => "expired",
                     Rotation::Unknown => "unknown",
                 };
@@ -160,7 +159,7 @@ pub(super) async fn tokens_older_than_the_remembered_are_unknown(store: impl Por
         store.rotate(&token.hash(), &salt, &next.hash(), &policy, at(n)).await.unwrap();
         tokens.push(next);
     }
-    // The current one is tokens[6]; the three before it are remembered.
+    // tokens[6] is current; the three before it are remembered.
     let forgotten = sessions::rotate(&store, &tokens[2], &policy, at(7)).await;
     assert_eq!(forgotten, Rotation::Unknown);
     assert!(is_open(&store, &hana.account.id, session.id, at(7)).await);

@@ -168,7 +168,7 @@ pub(super) async fn a_pruned_salt_turns_a_repeat_into_a_reuse(store: impl Ports)
     let in_grace = rotate(&store, &session.token, &policy, at(19)).await;
     assert!(matches!(in_grace, Rotation::Repeated { .. }), "{in_grace:?}");
     store.prune(&policy, at(20)).await.unwrap();
-    // A longer grace after a restart finds nothing to derive the successor with.
+    // With a longer grace after a restart, the salt of the successor is gone.
     let longer = SessionPolicy { grace: TimeDelta::seconds(60), ..policy };
     let late = rotate(&store, &session.token, &longer, at(21)).await;
     assert_eq!(late, Rotation::Reused { session: session.id });
@@ -218,7 +218,7 @@ pub(super) async fn the_log_is_read_in_stretches_and_forgets_what_has_expired(st
     assert_eq!(revoked(&store, at(102)).await, sessions[3..], "expired entries are left out");
     assert_eq!(store.prune_expired(at(102)).await.unwrap(), 3);
     assert_eq!(revoked(&store, at(0)).await, sessions[3..]);
-    // Places are not given twice, even when the newest entries are gone.
+    // Positions are never reused, even when the newest entries are gone.
     assert_eq!(store.prune_expired(at(1_000)).await.unwrap(), 2);
     store.end(&hana.account.id, sessions[0], false, at(2_000)).await.unwrap();
     let after = store.page_after(0, 10, at(0)).await.unwrap();

@@ -1,4 +1,4 @@
-//! The suite over SQLite, and what only SQLite has: the outbox in the same file.
+//! The suite over SQLite, and the outbox in the same file.
 
 use proptest::test_runner::{Config, TestRunner};
 use tourin_shared_events::outbox::Wake;
@@ -37,7 +37,7 @@ fn tokens_rotate_as_the_model_says() {
     let mut runner = TestRunner::new(Config { cases: 64, ..Config::default() });
     runner
         .run(&rotation::steps(), |steps| {
-            // Each case, and each attempt at a smaller one, has a member of its own.
+            // Each case, and each shrunk one, has its own member.
             case.set(case.get() + 1);
             let member = format!("member{:06}", case.get());
             runtime.block_on(rotation::answers_as_the_model_does(&store, &member, &steps));

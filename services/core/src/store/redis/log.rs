@@ -1,5 +1,5 @@
-//! The stream of revocations as the numbered log that core serves over HTTP, for gateways that are
-//! not told where Redis is.
+//! The stream of revocations as the numbered log that core serves over HTTP, for gateways without
+//! access to Redis.
 
 use chrono::{DateTime, Utc};
 
@@ -10,14 +10,14 @@ use crate::app::revocations::{Revocation, RevocationPage};
 use crate::app::sessions::PRUNED_PER_PASS;
 use crate::domain::token::SessionId;
 
-/// An entry's id is a time in milliseconds and a number within it, of which this many bits are kept:
-/// four million endings in a millisecond, and times until the year 2109.
+/// A position is an entry's time in milliseconds, and this many bits for its number within the
+/// millisecond: four million entries per millisecond, and times until the year 2109.
 const NUMBER_BITS: u32 = 22;
 const NUMBERS: u64 = 1 << NUMBER_BITS;
-/// Entries that one script of the pruner removes at most, so that nobody waits for it for long.
+/// Most entries that one script of the pruner removes, so that it does not block Redis for long.
 const PRUNED_AT_ONCE: u64 = 1_000;
 
-/// An entry as Redis gives it: its id, then fields and values by turns.
+/// An entry as Redis returns it: its id, then alternating fields and values.
 type RawEntry = (String, Vec<String>);
 
 impl RedisSessions {
@@ -29,7 +29,7 @@ impl RedisSessions {
     ) -> Result<RevocationPage, StoreError> {
         let mut page = RevocationPage { log_id: String::new(), next: after, entries: Vec::new() };
         let mut place = after;
-        // Expired entries are left out, and the pruner soon removes them: few rounds.
+        // The loop skips expired entries. The pruner removes them soon, so there are few rounds.
         loop {
             let mut call = self.call(&self.scripts.page);
             call.arg(format!("({}-{}", place / NUMBERS, place % NUMBERS)).arg(limit);

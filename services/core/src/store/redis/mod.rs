@@ -1,12 +1,12 @@
 //! Sessions, refresh tokens and revocations on Redis 7, beside accounts on MySQL.
 //!
-//! `docs/decisions/0008-sessions-on-redis.md` says why it is so, and what of it the gateway reads.
-//! With `PREFIX` for the prefix of the settings, every key begins with `{PREFIX}:`, so that all are
-//! in one slot of a cluster and one script may end a session and tell of it:
+//! `docs/decisions/0008-sessions-on-redis.md` has the reasons, and the keys that the gateway reads.
+//! Every key begins with `{PREFIX}:`, where `PREFIX` is a setting. All keys are therefore in one slot
+//! of a cluster, and one script can end a session and append it to the stream:
 //!
 //! | key | type | what | lives |
 //! |---|---|---|---|
-//! | `session:<id>` | hash | `member`, `started`, `renewed`, `epoch`, digests of the `current` token and the `previous` one, when that was `used`, `grace_until` | as the session |
+//! | `session:<id>` | hash | `member`, `started`, `renewed`, `epoch`, digests of the `current` token and the `previous` one, when the latter was `used`, `grace_until` | as the session |
 //! | `token:<digest>` | string | the session whose refresh token it is, used or not | to the session's absolute end |
 //! | `family:<id>` | list | digests of the session's tokens, the oldest first | the same |
 //! | `salt:<id>` | string | derives the current token from the previous one | the grace, and a second |
@@ -14,13 +14,13 @@
 //! | `epoch:<id>` | string | sessions of the member below it are over | a day after it was raised |
 //! | `revocations` | stream | the sessions ended before their tokens expire | for ever; entries until they expire |
 //! | `log` | string | the stream's identity | as the stream |
-//! | `probe` | string | nothing: the small write by which readiness sees that the server takes writes | a minute |
+//! | `probe` | string | nothing: written by the readiness probe | a minute |
 //!
 //! Times are microseconds since the epoch. Every operation is one script.
 //!
-//! What Redis has confirmed is as safe as its persistence: with `appendfsync everysec` a crash of
-//! the server itself can cost the last second, log-outs among it. `maxmemory-policy` must be
-//! `noeviction`: an evicted entry is a session that goes on.
+//! Confirmed writes are as durable as Redis's persistence: with `appendfsync everysec` a crash of
+//! the server can lose the last second, including log-outs. `maxmemory-policy` must be `noeviction`:
+//! if a revocation is evicted, its session stays valid.
 
 mod log;
 mod operations;
@@ -50,7 +50,7 @@ use crate::app::StoreError;
 const START_BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_millis(5_000), jitter: 0.5 };
 
-/// The sessions' side of the store. Clones share its connection.
+/// Sessions, tokens and revocations in Redis. Clones share the connection.
 #[derive(Clone)]
 pub(crate) struct RedisSessions {
     connection: ConnectionManager,
@@ -60,7 +60,6 @@ pub(crate) struct RedisSessions {
     outcomes: Outcomes,
 }
 
-/// Names of keys.
 #[derive(Clone)]
 struct Keys {
     base: String,
@@ -107,8 +106,8 @@ impl RedisSessions {
     /// Sessions under `prefix` on the Redis at `url`. Nothing is sent before the first use.
     ///
     /// # Errors
-    /// When the URL is not one of Redis, or the prefix would put keys into different slots. Names
-    /// the flag and does not repeat the URL.
+    /// When the URL is invalid, or the prefix would put keys into different slots. The error names
+    /// the flag, not the URL.
     pub(crate) fn new(url: &ServerUrl, prefix: &str) -> anyhow::Result<Self> {
         let (connection, address) = connection(url).context("--redis-url")?;
         ensure!(
@@ -131,10 +130,10 @@ impl RedisSessions {
         &self.address
     }
 
-    /// Waits until the server answers, as long as it takes; drop the future to give up.
+    /// Waits until the server answers, without limit. Drop the future to stop waiting.
     ///
     /// # Errors
-    /// When it answers that we may not come in.
+    /// When the server refuses the credentials.
     pub(crate) async fn wait(&self) -> anyhow::Result<()> {
         let mut failures = 0;
         while let Err(error) = self.ping().await {
@@ -149,24 +148,24 @@ impl RedisSessions {
         Ok(())
     }
 
-    /// How what is asked of it ends.
+    /// The outcomes of operations.
     pub(crate) fn outcomes(&self) -> Outcomes {
         self.outcomes.clone()
     }
 
-    /// Makes a small write, to know whether the server takes one.
+    /// Makes a small write, to check that the server accepts writes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the server does not accept a write.
     pub(crate) async fn write_probe(&self) -> Result<(), Trouble> {
         let written = write_probe(&self.connection, &self.keys.probe).await;
         written.map_err(|error| trouble(&failed(error)))
     }
 
-    /// The time by its own clock.
+    /// The time of the server's clock.
     ///
     /// # Errors
-    /// When it does not tell.
+    /// When the server does not answer with a time.
     pub(crate) async fn time(&self) -> Result<DateTime<Utc>, StoreError> {
         let (seconds, micros): (i64, i64) = self.ask("time", &redis::cmd("TIME")).await?;
         let micros = seconds.saturating_mul(1_000_000).saturating_add(micros);
@@ -180,7 +179,7 @@ impl RedisSessions {
     async fn warn_of_eviction(&self) {
         let mut connection = self.connection.clone();
         let info = redis::cmd("INFO").arg("memory").query_async::<String>(&mut connection).await;
-        // Some hosted Redis forbids INFO; then nobody can tell.
+        // Some hosted Redis servers forbid INFO; then the policy cannot be checked.
         let Ok(info) = info else { return };
         let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
         if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
@@ -191,7 +190,7 @@ impl RedisSessions {
         }
     }
 
-    /// A call of `script` with what all of them begin with.
+    /// A call of `script` with the keys and arguments that all scripts share.
     fn call<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         let mut call = script.prepare_invoke();
         call.key(&self.keys.stream).key(&self.keys.log);
@@ -199,7 +198,7 @@ impl RedisSessions {
         call
     }
 
-    /// Sends a command that changes nothing; as [`RedisSessions::run`].
+    /// Sends a read-only command, with the same retry as [`RedisSessions::run`].
     async fn ask<T: FromRedisValue>(
         &self,
         operation: &'static str,
@@ -217,8 +216,8 @@ impl RedisSessions {
         super::operation::operation("redis", &self.outcomes, (operation, "sessions"), asking).await
     }
 
-    /// Runs a script. Once more when the connection turns out to be broken: every script bears being
-    /// run again, and a restart between two requests is nobody's error. `operation` is its span's.
+    /// Runs a script; repeats it once if the connection was dropped, for example by a restart of the
+    /// server. Every script can be repeated. `operation` names the span.
     async fn run<T: FromRedisValue>(
         &self,
         operation: &'static str,
@@ -243,7 +242,7 @@ fn failed(error: RedisError) -> StoreError {
     if is_down { StoreError::Unavailable(error) } else { StoreError::Failed(error) }
 }
 
-/// An answer that no script of ours gives.
+/// The error for a malformed answer.
 fn garbled(what: &'static str) -> StoreError {
-    StoreError::Failed(anyhow::anyhow!("redis: {what} does not read"))
+    StoreError::Failed(anyhow::anyhow!("redis: {what} is malformed"))
 }

@@ -1,4 +1,4 @@
-//! What can be done to sessions in Redis, each in one script.
+//! The operations on sessions in Redis, one script each.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -10,15 +10,14 @@ use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 use crate::store::mysql::PendingRevocation;
 
-/// How long a raised epoch is remembered: longer than any log-in can be on its way that has read
-/// the account before it was raised.
+/// How long a raised epoch is kept: longer than any log-in that read the account before can take.
 const EPOCH_MS: i64 = 24 * 3_600 * 1_000;
 
-/// What became of a session to open.
+/// The outcome of opening a session.
 pub(super) enum OpenedAt {
-    /// It is open; these were ended to make room.
+    /// The session is open; these sessions above the limit were ended.
     Open(Vec<SessionId>),
-    /// The member's sessions at the account's epoch are over: it has been raised to this one.
+    /// The session's epoch is too low: Redis knows this higher one.
     Behind(i64),
 }
 
@@ -114,7 +113,7 @@ impl RedisSessions {
         }
     }
 
-    /// The times of a session of the member, if Redis has it.
+    /// The times of a session of the member, if it exists.
     pub(super) async fn session(
         &self,
         owner: &MemberId,
@@ -148,7 +147,7 @@ impl RedisSessions {
         sessions(&ended)
     }
 
-    /// Does what the account's change asks for; says which sessions it ended.
+    /// Ends the sessions of a changed account; returns the ended ones.
     pub(super) async fn settle(
         &self,
         pending: &PendingRevocation,
@@ -187,12 +186,12 @@ fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok()
 }
 
-/// At least one: nothing lives for no time.
+/// Milliseconds, at least one.
 fn millis(span: TimeDelta) -> i64 {
     span.num_milliseconds().max(1)
 }
 
-/// A span in microseconds; one that does not fit is the longest that does.
+/// Microseconds, saturating.
 fn micros(span: TimeDelta) -> i64 {
     span.num_microseconds().unwrap_or(i64::MAX)
 }

@@ -1,8 +1,8 @@
-//! Ending sessions in Redis because an account has changed in MySQL.
+//! Ends sessions in Redis after an account has changed in MySQL.
 //!
-//! The transaction that changes the account notes what is to be ended; after the commit it is ended
-//! and the note removed. A process that stops between the two, or finds Redis away, leaves the note to
-//! the task here, which does the same: at least once, and twice is as good as once.
+//! The transaction that changes the account also stores a note of the sessions to end. After the
+//! commit they are ended and the note is removed. If the process stops in between, or Redis is
+//! unreachable, the task here does it later: at least once, and idempotently.
 
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use tourin_chassis::shutdown::Shutdown;
 
 use super::store::MysqlRedisStore;
 
-/// How often the notes are looked through. One that is there is being dealt with, or was left.
+/// How often the notes are read.
 const EVERY: Duration = Duration::from_millis(1_000);
 
-/// The task that settles what was left.
+/// The task that settles the remaining notes.
 pub struct PendingRevocations(MysqlRedisStore);
 
 impl PendingRevocations {
-    /// For what `store` leaves.
+    /// A task for the notes of `store`.
     pub fn new(store: MysqlRedisStore) -> Self {
         Self(store)
     }
 
-    /// Looks through the notes until `stop`.
+    /// Settles notes until `stop`.
     pub async fn run(self, stop: Shutdown) {
         let mut works = true;
         loop {
@@ -30,12 +30,12 @@ impl PendingRevocations {
                 Ok(0) => works = true,
                 Ok(settled) => {
                     works = true;
-                    tracing::info!(settled, "ended the sessions of accounts that had changed");
+                    tracing::info!(settled, "sessions of changed accounts ended");
                 }
                 Err(error) => {
                     if works {
                         let error = format!("{:#}", anyhow::Error::from(error));
-                        tracing::warn!(error, "sessions of changed accounts are still to be ended");
+                        tracing::warn!(error, "the sessions of changed accounts are not ended yet");
                     }
                     works = false;
                 }

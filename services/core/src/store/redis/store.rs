@@ -1,15 +1,15 @@
-//! The ports of accounts, sessions and revocations over both: accounts in MySQL, the rest in Redis.
+//! The ports of accounts, sessions and revocations: accounts in MySQL, the rest in Redis.
 //!
-//! # Two stores, one truth
-//! The account's row in MySQL has an epoch, which grows when all its sessions end at once: with the
-//! password, with the account. Every session carries the epoch that the account had when its
-//! password was verified, and Redis lets none open below the epoch that it knows of the member. So
-//! a log-in that has read the old password opens nothing once the change has reached Redis, and
-//! what it opened before is ended by the change.
+//! # Consistency
+//! The account's row in MySQL has an epoch, which grows when all its sessions end: when the password
+//! changes or the account is deleted. Every session has the epoch that the account had when its
+//! password was verified. Redis opens no session below the member's epoch that it knows. So a log-in
+//! that has read the old password cannot open a session after the change has reached Redis, and the
+//! change ends a session that was opened before.
 //!
-//! An epoch that Redis knows comes from a change that MySQL has committed. If the account, read
-//! after that, has a lower one and still the verified password, it is another account of the same
-//! id, made after the first was deleted; it takes the known epoch over.
+//! An epoch in Redis comes from a change that MySQL has committed. If the account, read after that,
+//! has a lower epoch and still the verified password, it is a new account with the id of a deleted
+//! one; it adopts the known epoch.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -30,7 +30,7 @@ use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
 use crate::store::mysql::{MysqlStore, PendingRevocation};
 
-/// Attempts to open a session while its account's epoch keeps being raised.
+/// Attempts to open a session while the account's epoch changes.
 const OPEN_ATTEMPTS: usize = 4;
 
 /// Accounts in MySQL, sessions and revocations in Redis. Clones share the connections.
@@ -46,30 +46,29 @@ impl MysqlRedisStore {
         Self { mysql, redis, clock }
     }
 
-    /// Where everything but sessions and revocations is.
+    /// The store of everything except sessions and revocations.
     pub fn mysql(&self) -> &MysqlStore {
         &self.mysql
     }
 
-    /// Where Redis is, without credentials.
+    /// The address of Redis, without credentials.
     pub fn redis_address(&self) -> &str {
         self.redis.address()
     }
 
-    /// Where the sessions are.
+    /// The store of sessions.
     pub(crate) fn sessions(&self) -> &RedisSessions {
         &self.redis
     }
 
-    /// Ends the sessions of accounts whose change was committed and left at that; says of how many
-    /// changes.
+    /// Ends the sessions of changed accounts that still have a note. Returns the number of notes.
     ///
     /// # Errors
-    /// [`StoreError`]. What was not done yet is still noted.
+    /// [`StoreError`]. Notes that are not settled remain.
     pub async fn settle_pending(&self) -> Result<u64, StoreError> {
         let mut settled = 0;
         for pending in self.mysql.pending_revocations().await? {
-            // Their tokens may have been renewed since the change, so the time counts from now.
+            // The tokens may have been renewed since the change, so the lifetime counts from now.
             let lasts = pending.revoked_until - pending.noted_at;
             let until = pending.revoked_until.max(self.clock.now() + lasts);
             self.settle(&pending, until).await?;
@@ -88,13 +87,13 @@ impl MysqlRedisStore {
         Ok(ended)
     }
 
-    /// The same right after the commit: the change is made, so a failure only means that the
-    /// sessions end a little later.
+    /// Settles right after the commit. The change is committed, so after a failure the sessions end
+    /// a little later.
     async fn settle_now(&self, pending: &PendingRevocation) -> Vec<SessionId> {
         match self.redis.settle(pending, pending.revoked_until).await {
             Ok(ended) => {
                 if let Err(error) = self.mysql.forget_pending(pending).await {
-                    tracing::warn!(%error, "sessions that are ended will be ended again");
+                    tracing::warn!(%error, "a pending revocation was settled but not removed");
                 }
                 ended
             }
@@ -178,7 +177,7 @@ impl SessionStore for MysqlRedisStore {
         self.redis.end(member, session, everywhere, revoked_until).await
     }
 
-    /// Everything expires by itself.
+    /// Keys in Redis expire, so there is nothing to prune.
     async fn prune(&self, _: &SessionPolicy, _: DateTime<Utc>) -> Result<u64, StoreError> {
         Ok(0)
     }
@@ -259,7 +258,7 @@ impl AccountStore for MysqlRedisStore {
     }
 }
 
-/// What is pruned is in Redis, whose clock counts; the passes are noted in MySQL.
+/// The clock is that of Redis, where the pruned entries are; the passes are stored in MySQL.
 #[async_trait]
 impl PassLog for MysqlRedisStore {
     async fn times(&self, what: &str) -> anyhow::Result<StoreTimes> {

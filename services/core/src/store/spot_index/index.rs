@@ -1,7 +1,7 @@
-//! Which spots have a text and a tag, their order by name, and where they are.
+//! The index of spots by text and by tag, in the order of names, and by place on the map.
 //!
-//! A spot has a doc id: a dense number, given in the order of arrival. A posting list is the set of the doc
-//! ids of all spots with one gram or one tag, as a compressed bitmap.
+//! A spot's doc id is a dense number, assigned in the order of arrival. A posting list is the set of
+//! the doc ids of all spots with one gram or one tag, as a compressed bitmap.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -15,12 +15,12 @@ use crate::domain::search::{Gram, SearchText, SpotSort, fold, push_grams};
 use crate::domain::spot::{Coordinates, SpotId, SpotOverview};
 use crate::domain::tag::{Tag, TagSet};
 
-/// Of a query's grams, the rarest so many choose the spots whose text is compared.
+/// How many of a query's grams, the rarest ones, select the candidates whose text is compared.
 const RAREST: usize = 4;
-/// Up to so many matches are looked up one by one on the map; more are looked for in the box.
+/// For the map, up to so many matches are filtered one by one; for more, the box is scanned.
 const FEW: u64 = 20_000;
 
-/// The key of a tag's posting list: below all grams of texts.
+/// The key of a tag's posting list: negative, unlike the grams of texts.
 const fn tag_gram(tag: Tag) -> Gram {
     -1 - tag as Gram
 }
@@ -31,28 +31,28 @@ pub(in crate::store) struct SpotIndex {
     /// By doc id.
     docs: Vec<Doc>,
     postings: HashMap<Gram, RoaringBitmap>,
-    /// What is to be added to posting lists: by and by, list for list, is several times quicker than at once.
+    /// Pending additions to posting lists. Adding them later, list by list, is several times faster.
     added: Vec<(Gram, u32)>,
     /// The doc ids by name and spot id, and the rank of each doc id there.
     by_name: Vec<u32>,
     name_ranks: Vec<u32>,
     /// The doc ids by cell and spot id.
     by_cell: Vec<u32>,
-    /// Changed since the orders were made.
+    /// The doc ids changed since the orders were built.
     unordered: RoaringBitmap,
 }
 
-/// A spot as a list shows it, in little space.
+/// A spot as a list shows it, compactly.
 struct Doc {
     id: SpotId,
     at: Coordinates,
     cell: i64,
     tags: TagSet,
-    /// Name, address and image URL, one after the other.
+    /// Name, address and image URL, concatenated.
     text: Box<str>,
     name_end: u32,
     address_end: u32,
-    /// Name and address as queries are compared with them, where folding changes one.
+    /// The folded name and address, if folding changes one of them.
     folded: Option<Box<(String, String)>>,
 }
 
@@ -123,31 +123,31 @@ impl Doc {
     }
 }
 
-/// So many additions to posting lists are made together.
+/// How many pending additions to posting lists are applied together.
 const ADDED_TOGETHER: usize = 1 << 20;
 
-/// A doc id that has been skipped: doc ids are dense.
+/// A doc id was skipped; doc ids must be dense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the spots' doc ids have a gap before {0}")]
 pub(in crate::store) struct DocIdGap(u32);
 
 impl SpotIndex {
-    /// How many spots there are.
+    /// The number of spots.
     pub(in crate::store) fn spots(&self) -> u64 {
         self.docs.len() as u64
     }
 
-    /// About what it takes, in bytes.
+    /// The approximate size in bytes.
     pub(in crate::store) fn bytes(&self) -> usize {
         self.docs.iter().map(Doc::bytes).sum::<usize>()
             + self.postings.values().map(|list| list.serialized_size() + 64).sum::<usize>()
             + (self.by_name.len() + self.name_ranks.len() + self.by_cell.len()) * size_of::<u32>()
     }
 
-    /// Adds a spot, whose doc id is the next one, or changes one. [`SpotIndex::order`] comes after the last.
+    /// Adds a spot with the next doc id, or changes a spot. Call [`SpotIndex::order`] after the last one.
     ///
     /// # Errors
-    /// [`DocIdGap`] when it is neither.
+    /// [`DocIdGap`] when the doc id is greater than the next one.
     pub(in crate::store) fn put(&mut self, doc: u32, spot: &SpotOverview) -> Result<(), DocIdGap> {
         let new = Doc::new(spot);
         let grams = new.grams();
@@ -187,14 +187,14 @@ impl SpotIndex {
         self.added.clear();
     }
 
-    /// Puts what was added and changed into its place in the posting lists, by name and on the map.
+    /// Applies the additions and changes to the posting lists and to the orders by name and by cell.
     pub(in crate::store) fn order(&mut self) {
         self.add_to_postings();
         self.added.shrink_to_fit();
         let changed = std::mem::take(&mut self.unordered);
         let docs = &self.docs;
         let doc = |id: u32| &docs[id as usize];
-        // The bytes of UTF-8 compare as code points do.
+        // UTF-8 bytes sort in the order of code points.
         merge(&mut self.by_name, &changed, |id| (doc(id).name(), doc(id).id));
         merge(&mut self.by_cell, &changed, |id| (doc(id).cell, doc(id).id));
         self.name_ranks.resize(docs.len(), 0);
@@ -224,7 +224,7 @@ impl SpotIndex {
         found.iter().filter(|doc| self.docs[*doc as usize].contains(&finder)).collect()
     }
 
-    /// The spots of a page in their order, out of `matches` or of all spots.
+    /// The spots of a page in order, of `matches` or of all spots.
     pub(in crate::store) fn page(
         &self,
         matches: Option<&RoaringBitmap>,
@@ -236,7 +236,7 @@ impl SpotIndex {
             return Vec::new();
         };
         let length = left.min(u64::from(page.size()));
-        // The page as seen from the end of the ascending list that is nearer.
+        // The page, counted from the nearer end of the ascending list.
         let from_far_end = page.offset() > left - length;
         let offset = if from_far_end { left - length } else { page.offset() };
         let backwards = (sort == SpotSort::NameDescending) != from_far_end;
@@ -260,13 +260,13 @@ impl SpotIndex {
         self.overviews(&docs)
     }
 
-    /// Sorting looks at every match, walking at every name up to the page's end; how many these are if the
-    /// matches are spread evenly.
+    /// Compares the costs: sorting visits every match; walking visits every name up to the page's end,
+    /// estimated for evenly spread matches.
     fn is_sorting_cheaper(&self, total: u64, end: usize) -> bool {
         total <= (end as u64).saturating_mul(self.spots()) / total.max(1)
     }
 
-    /// The ranks of the first `count` matches, seen from one end of the list or from the other.
+    /// The ranks of the first `count` matches, counted from the start or the end of the list.
     fn first_ranks(&self, matches: &RoaringBitmap, backwards: bool, count: usize) -> Vec<u32> {
         let last = self.name_ranks.len() as u32 - 1;
         let rank = |doc: u32| self.name_ranks[doc as usize];
@@ -282,8 +282,8 @@ impl SpotIndex {
         ranks
     }
 
-    /// At most `max` spots in the box, out of `matches` or of all spots, in no order; of more, those that
-    /// [`spread`] chooses.
+    /// At most `max` spots in the box, of `matches` or of all spots, unordered. Of more, those that
+    /// [`spread`] selects.
     pub(in crate::store) fn in_box(
         &self,
         matches: Option<&RoaringBitmap>,
@@ -318,7 +318,7 @@ impl SpotIndex {
     }
 }
 
-/// Takes the changed doc ids out of an ordered list and puts them where they belong now.
+/// Moves the changed doc ids to their new positions in an ordered list.
 fn merge<K: Ord>(list: &mut Vec<u32>, changed: &RoaringBitmap, key: impl Fn(u32) -> K) {
     let mut moved: Vec<u32> = changed.iter().collect();
     moved.sort_by_cached_key(|doc| key(*doc));

@@ -1,8 +1,8 @@
-//! The index that searches are answered from, as new as the tables.
+//! The index that serves searches, as current as the tables.
 //!
-//! Before a search is answered, the catalogue's revision is read from its table, and what has changed since
-//! the index's own revision is put into the index: a search finds what was committed before it began, by
-//! whichever process. Searches that come at the same time share one reading.
+//! Before each search, the catalogue's revision is read from its table, and the changes since the
+//! index's revision are applied to the index. A search therefore finds everything that any process
+//! committed before it began. Concurrent searches share one refresh.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -19,25 +19,25 @@ use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::{SearchText, SpotFilter, SpotSort};
 use crate::domain::spot::SpotOverview;
 
-/// Most bytes of the matches of recent searches.
+/// Most bytes of cached matches.
 const RECENT_BYTES: u64 = 16 << 20;
 
-/// A text that was looked for, and the revision of the catalogue that it was looked for in.
+/// The key of cached matches: the catalogue's revision and the query.
 type Asked = (i64, SearchText);
-/// A reading that has not begun yet.
+/// A refresh, shared by its callers.
 type Refresh = Shared<BoxFuture<'static, Result<(), Arc<StoreError>>>>;
 
 /// The index of one process.
 pub(in crate::store) struct LiveIndex {
     held: RwLock<Held>,
-    /// The spots with the texts of recent searches.
+    /// The matches of recent queries.
     recent: Cache<Asked, Arc<RoaringBitmap>>,
     next: Mutex<Option<Refresh>>,
-    /// One reads at a time.
+    /// One refresh runs at a time.
     reading: tokio::sync::Semaphore,
 }
 
-/// An index, and the revision of the catalogue that it is of; none before it was first read.
+/// An index and its revision of the catalogue; `None` before the first read.
 #[derive(Default)]
 struct Held {
     revision: Option<i64>,
@@ -66,22 +66,22 @@ impl LiveIndex {
         self.held.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The revision that the index is of.
+    /// The index's revision of the catalogue.
     pub(in crate::store) fn revision(&self) -> Option<i64> {
         self.held().revision
     }
 
-    /// Spots in the index, and its bytes; `None` before it was read.
+    /// The index's number of spots and bytes; `None` before the first read.
     pub(in crate::store) fn size(&self) -> Option<(u64, usize)> {
         let held = self.held();
         held.revision.map(|_| (held.index.spots(), held.index.bytes()))
     }
 
-    /// Has `refresh` run, or takes part in a run of another caller's that begins after this call: whatever
-    /// was committed before is in the index then.
+    /// Runs `refresh`, or shares another caller's run that begins after this call. Everything committed
+    /// before this call is then in the index.
     ///
     /// # Errors
-    /// Those of the run.
+    /// The errors of the run.
     pub(in crate::store) async fn up_to_date<F>(
         self: &Arc<Self>,
         refresh: impl FnOnce() -> F,
@@ -105,21 +105,21 @@ impl LiveIndex {
         refresh: impl Future<Output = Result<(), StoreError>>,
     ) -> Result<(), Arc<StoreError>> {
         let _turn = self.reading.acquire().await;
-        // From here on it is too late to take part.
+        // Later callers must start a new run.
         self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         refresh.await.map_err(Arc::new)
     }
 
-    /// Answers from another index from now on, which is of `revision`.
+    /// Replaces the index.
     pub(in crate::store) fn replace(&self, revision: i64, index: SpotIndex) {
         let held = Held { revision: Some(revision), index };
         *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
     }
 
-    /// Puts changes into the index, which is of `revision` then.
+    /// Applies changes to the index, which then has `revision`.
     ///
     /// # Errors
-    /// [`DocIdGap`]; the index is to be read anew.
+    /// [`DocIdGap`]; the index must be read again.
     pub(in crate::store) fn apply(
         &self,
         revision: i64,
@@ -136,7 +136,8 @@ impl LiveIndex {
         Ok(())
     }
 
-    /// One page of the spots that pass the filter; `bookmarked` has the doc ids of its member's bookmarks.
+    /// One page of the spots that pass the filter; `bookmarked` are the doc ids of its member's
+    /// bookmarks.
     pub(in crate::store) fn page(
         &self,
         filter: &SpotFilter,
@@ -165,7 +166,7 @@ impl LiveIndex {
         spots
     }
 
-    /// The spots that pass the filter; `None` is every spot.
+    /// The spots that pass the filter; `None` means every spot.
     fn matching(
         &self,
         held: &Held,

@@ -1,7 +1,7 @@
 //! The search index of spots, in memory, the same for every database.
 //!
-//! [`SpotIndex`] is the index itself, without I/O. [`LiveIndex`] holds the one that searches are answered
-//! from and keeps it as new as the tables; a database only says which spots have changed.
+//! [`SpotIndex`] is the index, without I/O. [`LiveIndex`] holds the index that serves searches and
+//! keeps it as current as the tables. A database only reports the changed spots.
 
 mod index;
 mod live;

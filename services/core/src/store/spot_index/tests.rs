@@ -1,4 +1,4 @@
-//! The index against a look at every spot is in the stores' contract; here is what changes do to it.
+//! Changes of the index. The stores' contract tests the index against a naive model.
 
 use proptest::prelude::*;
 use roaring::RoaringBitmap;
@@ -53,7 +53,7 @@ fn a_query_does_not_match_across_name_and_address_nor_by_the_image() {
 }
 
 proptest! {
-    /// An index that was changed step by step is the one that is made of the result.
+    /// An index that was changed step by step equals an index built from the result.
     #[test]
     fn changes_leave_the_index_that_their_result_gives(
         steps in proptest::collection::vec((0_u32..12, "[가-각A-Ca-c]{1,4}", 0_u16..4), 1..40),
@@ -62,7 +62,7 @@ proptest! {
         let mut result: Vec<SpotOverview> = Vec::new();
         for (revision, (doc, name, tags)) in (1..).zip(steps) {
             let doc = doc.min(result.len() as u32);
-            // Spot ids in another order than doc ids.
+            // Spot ids have another order than doc ids.
             let id = i64::from((doc * 7) % 13);
             let spot = SpotOverview { tags: TagSet::from_bits(tags | 1), ..spot(id, &name) };
             match result.get_mut(doc as usize) {

@@ -42,8 +42,8 @@ async fn find(conn: &mut Connection, id: &MemberId) -> sqlx::Result<Option<Crede
     }))
 }
 
-/// Removes the account and appends `events` and the fact: the last part of the transaction that has
-/// locked the member and removed what is the member's.
+/// Removes the account and appends `events` and `user.delete`. Runs last in a transaction that has
+/// locked the member and removed the member's content.
 pub(super) async fn remove_member(
     conn: &mut Connection,
     id: &MemberId,
@@ -51,12 +51,12 @@ pub(super) async fn remove_member(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM members WHERE id = ?").bind(id.as_str()).execute(&mut *conn).await?;
-    // Last: a consumer that keeps something of the member hears of it after everything else.
+    // Last, so that consumers receive it after the member's other events.
     events.push(Outgoing::new(&DeleteUser { user_id: id.to_string() }, now));
     record(conn, &events, now).await
 }
 
-/// Replaces the password's hash if it is still the one that was verified; says whether it was.
+/// Replaces the password's hash if it is still the verified one; returns whether it was.
 pub(super) async fn replace_password(
     conn: &mut Connection,
     change: &PasswordChange,
@@ -83,7 +83,7 @@ impl AccountStore for Store {
         let Credentials { account, hash } = credentials;
         operation!(self, "insert", "accounts", async {
             let mut tx = self.db.write().await?;
-            // The unique key of folded ids decides between two at once.
+            // The unique key of folded ids decides between concurrent sign-ups.
             let created = sqlx::query(
                 "INSERT INTO members (id, id_folded, name, name_folded, email, password_hash, \
                      created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -192,7 +192,7 @@ impl AccountStore for Store {
     ) -> Result<Option<Vec<SessionId>>, StoreError> {
         operation!(self, "delete", "accounts", async {
             let mut tx = self.db.write().await?;
-            // From here on nobody places or writes anything for this member.
+            // From here on no other transaction writes content of this member.
             if !lock_member(&mut tx, id.as_str()).await? {
                 return Ok(None);
             }
@@ -213,7 +213,7 @@ impl AccountStore for Store {
     ) -> Result<Page<Member>, StoreError> {
         let query = query.map(SearchText::as_str);
         operation!(self, "search", "accounts", async {
-            // One snapshot, so that the total and the page are of the same members.
+            // One snapshot, so that the total and the page agree.
             let mut snapshot = self.snapshot().await?;
             let total: i64 = sqlx::query_scalar(COUNT)
                 .bind(query)

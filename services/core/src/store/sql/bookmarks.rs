@@ -78,7 +78,7 @@ impl BookmarkStore for Store {
             };
             let bookmark = find(&mut tx, member, spot).await?.ok_or_else(|| {
                 StoreError::Failed(anyhow::anyhow!(
-                    "a bookmark is not there right after it was placed"
+                    "a bookmark is missing right after it was placed"
                 ))
             })?;
             if !is_new {

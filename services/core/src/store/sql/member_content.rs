@@ -1,4 +1,4 @@
-//! What a member owns here, as a whole: whether there is a member, and removing it with one.
+//! A member's content: checks that the member exists, and the erasure.
 
 use chrono::{DateTime, Utc};
 use tourin_shared_events::events::Outgoing;
@@ -10,8 +10,8 @@ use crate::domain::account::MemberId;
 use crate::domain::review::ReviewId;
 use crate::domain::spot::SpotId;
 
-/// Whether a text can be an account's id at all. MySQL pads with spaces when it compares, so that
-/// it would find the id with a space behind it.
+/// Whether a text can be an account's id. MySQL pads with spaces when it compares, so it would also
+/// match the id with a space after it.
 pub(super) fn is_an_id(user_id: &str) -> bool {
     MemberId::parse(user_id).is_ok()
 }
@@ -21,13 +21,13 @@ pub(super) async fn member_exists(conn: &mut Connection, user_id: &str) -> sqlx:
     find_member("SELECT 1 FROM members WHERE id = ?", conn, user_id).await
 }
 
-/// The same, and the account stays until the transaction ends. Many may keep it at once.
+/// The same, with a shared lock on the account until the transaction ends.
 pub(super) async fn keep_member(conn: &mut Connection, user_id: &str) -> sqlx::Result<bool> {
     find_member(concat!("SELECT 1 FROM members WHERE id = ?", in_share_mode!()), conn, user_id)
         .await
 }
 
-/// The same, and until the transaction ends nobody else changes or keeps the account.
+/// The same, with an exclusive lock on the account until the transaction ends.
 pub(super) async fn lock_member(conn: &mut Connection, user_id: &str) -> sqlx::Result<bool> {
     find_member(concat!("SELECT 1 FROM members WHERE id = ?", for_update!()), conn, user_id).await
 }
@@ -53,9 +53,9 @@ pub(super) async fn spot_exists(conn: &mut Connection, spot: SpotId) -> sqlx::Re
     Ok(found.is_some())
 }
 
-/// Removes a member's bookmarks, reviews (with everybody's likes of them) and likes, of a member
-/// who is locked ([`lock_member`]). The events this causes come back, in order, to be appended in
-/// the same transaction; likes have none.
+/// Removes the bookmarks, reviews (with all likes of them) and likes of a locked member
+/// ([`lock_member`]). Returns the events, in order, to append in the same transaction; likes have
+/// none.
 pub(super) async fn erase(
     conn: &mut Connection,
     user_id: &str,

@@ -1,8 +1,9 @@
 //! The ports on a database: SQLite, or MySQL and MariaDB.
 //!
-//! Each statement stands once. The files beside this one are compiled twice, as modules of [`sqlite`] and of
-//! [`mysql`]: what they take from `super` is the engine's. Where the engines need different SQL, both versions
-//! stand together in `either!`; smaller differences have a macro each, at the head of both engines' files:
+//! Each statement exists once. The files beside this one are compiled twice, as modules of [`sqlite`]
+//! and of [`mysql`]; what they import from `super` is the engine's. Where the engines need different
+//! SQL, `either!` has both versions. Smaller differences have a macro each, at the top of both
+//! engines' files:
 //!
 //! | macro | stands for |
 //! |---|---|
@@ -10,10 +11,10 @@
 //! | `join!()` | a join that reads the left table first |
 //! | `by_index!(name)` | reads the table before it by this index |
 //! | `for_update!()`, `in_share_mode!()` | lock the rows until the transaction ends |
-//! | `retried!(attempt)` | runs a future; again when the server rolled it back because of a conflict |
+//! | `retried!(attempt)` | runs a future; repeats it when the server rolled it back because of a conflict |
 
-/// Runs an operation of a port: in a span of its own, with its outcome told to readiness, and again after a
-/// conflict. The attempt is an expression that makes a future, evaluated for each attempt.
+/// Runs an operation of a port in its own span, reports its outcome to readiness, and repeats it after a
+/// conflict. The attempt is an expression of a future, evaluated for each attempt.
 macro_rules! operation {
     ($store:expr, $operation:literal, $collection:literal, $attempt:expr) => {
         $store.call($operation, $collection, async { retried!($attempt) }).await
@@ -25,7 +26,7 @@ pub mod mysql;
 #[allow(clippy::duplicate_mod, reason = "compiled once per engine")]
 pub mod sqlite;
 
-/// A JSON array of numbers: the way to hand a database a list as one value.
+/// A JSON array of numbers, to pass a list to the database as one value.
 fn json_numbers(numbers: impl IntoIterator<Item = i64>) -> String {
     serde_json::Value::from_iter(numbers).to_string()
 }

@@ -1,23 +1,23 @@
 //! The store on a server: MySQL 8, or MariaDB 10.6 or newer.
 //!
 //! # Transactions
-//! Each method of a port is one transaction. Those that write run under READ COMMITTED and lock
-//! what they rely on, in this order: the member (shared; alone when the account itself changes), the
-//! session or the review, the log of revocations or the catalogue, and last the outbox. Where two
-//! still meet in a deadlock, the server rolls one back and it is run again, a bounded number of
-//! times ([`retried`]).
+//! Each method of a port is one transaction. Those that write run under READ COMMITTED and lock the
+//! rows that they depend on, in this order: the member (shared; exclusive when the account changes),
+//! the session or the review, the log of revocations or the catalogue, and last the outbox. If a
+//! deadlock still occurs, the server rolls one transaction back, and it is retried a bounded number
+//! of times ([`retried`]).
 //!
-//! # What SQL may be written here
-//! What MySQL 8 and MariaDB 10.6 both have; the tests run on MariaDB.
-//! - Collations: `utf8mb4_bin` or a binary type. `utf8mb4_0900_*` is MySQL's alone, `*_nopad_*`
-//!   MariaDB's; `utf8mb4_bin` sorts by code point on both, and pads with spaces on both.
-//! - No `RETURNING` (MariaDB's alone), no `INSERT ... AS new` (MySQL's alone): `VALUES(column)`.
-//! - Locks: `FOR UPDATE`, and `LOCK IN SHARE MODE` rather than `FOR SHARE` (MySQL's alone).
-//!   `SKIP LOCKED` is in both.
+//! # The SQL dialect
+//! Only what MySQL 8 and MariaDB 10.6 both have; the tests run on MariaDB.
+//! - Collations: `utf8mb4_bin` or a binary type. Only MySQL has `utf8mb4_0900_*`, only MariaDB
+//!   `*_nopad_*`; `utf8mb4_bin` sorts by code point and pads with spaces on both.
+//! - No `RETURNING` (MariaDB only), no `INSERT ... AS new` (MySQL only): `VALUES(column)`.
+//! - Locks: `FOR UPDATE`, and `LOCK IN SHARE MODE` rather than `FOR SHARE` (MySQL only).
+//!   Both have `SKIP LOCKED`.
 //! - Lists by `JSON_TABLE`, first in a `STRAIGHT_JOIN`, with `FORCE INDEX` where the planner errs. No
 //!   `LATERAL`, no functional or descending index, no `JSON` column type, no `UUID` type.
-//! - Conditions like `(a, b) > (?, ?)` search no index on either: `a >= ? AND (a > ? OR b > ?)`.
-//! - What only one understands goes into a comment that is code to it: `/*M!100100 ... */`,
+//! - Neither uses an index for `(a, b) > (?, ?)`: write `a >= ? AND (a > ? OR b > ?)`.
+//! - SQL for only one of them goes into its executable comment: `/*M!100100 ... */`,
 //!   `/*!80000 ... */`.
 
 /// Chooses this engine's version.
@@ -46,13 +46,13 @@ macro_rules! for_update {
         " FOR UPDATE"
     };
 }
-/// Others may hold the row in this way too, and nobody change it.
+/// A shared lock.
 macro_rules! in_share_mode {
     () => {
         " LOCK IN SHARE MODE"
     };
 }
-/// An operation that the server rolled back has done nothing. Bounded in attempts, and each of them in time.
+/// A rolled-back operation has had no effect, so it is retried. Attempts and their time are bounded.
 macro_rules! retried {
     ($attempt:expr) => {{
         let mut conflicts = super::Retries::default();
@@ -111,7 +111,7 @@ use crate::store::errors::{engine_error, of_engine, trouble};
 use crate::store::operation::operation;
 use crate::store::spot_index::LiveIndex;
 
-/// The steps of core's own schema; the outbox has its own, in the same database.
+/// The migrations of core's schema; the outbox has its own, in the same database.
 const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
@@ -146,23 +146,23 @@ pub struct MysqlStore {
     pub(crate) db: Database,
     /// Wakes the outbox relay; carries no data.
     pub(crate) wake: Wake,
-    /// How what is asked of it ends.
+    /// The outcomes of operations.
     pub(crate) outcomes: Outcomes,
     outbox: MysqlOutbox,
     index: Arc<LiveIndex>,
 }
 
 impl MysqlStore {
-    /// Opens the database and brings its schema up to date. Waits for the server as long as it
-    /// takes; drop the future to give up.
+    /// Opens the database and migrates its schema. Waits for the server without limit; drop the
+    /// future to stop waiting.
     ///
     /// # Errors
-    /// When the address is none, the server refuses, or a migration fails.
+    /// When the address is invalid, the server refuses, or a migration fails.
     pub async fn open(url: &MysqlUrl, sizes: PoolSizes, wake: Wake) -> anyhow::Result<Self> {
         Self::on(Database::open(url, sizes).await?, wake).await
     }
 
-    /// Brings the schema of an open database up to date.
+    /// Migrates the schema of an open database.
     ///
     /// # Errors
     /// When a migration fails.
@@ -178,25 +178,25 @@ impl MysqlStore {
         self.outbox.clone()
     }
 
-    /// Makes a small write, to know whether the database takes one.
+    /// Makes a small write, to check that the database accepts writes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the database does not accept a write.
     pub async fn write_probe(&self) -> Result<(), Trouble> {
         bounded(self.db.write_probe()).await.map_err(|error: sqlx::Error| trouble(&error.into()))
     }
 
-    /// Closes the connections once they are given back.
+    /// Closes the connections when they are back in the pool.
     pub async fn close(&self) {
         self.db.close().await;
     }
 
-    /// Tells the relay that a transaction with events has committed.
+    /// Wakes the relay after a transaction with events has committed.
     pub(crate) fn committed(&self) {
         self.wake.notify();
     }
 
-    /// A reading transaction: everything in it is of one moment.
+    /// A read transaction on one snapshot.
     async fn snapshot(&self) -> sqlx::Result<Transaction<'static, Db>> {
         self.db.snapshot().await
     }
@@ -230,13 +230,12 @@ impl Retries {
     }
 }
 
-/// A stored time; one that no date can be is a fault.
+/// A stored time; an error if it is out of range.
 fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
     from_micros(micros).map_err(StoreError::Failed)
 }
 
-/// Appends events to the outbox, inside the transaction of the change that they tell of. The last
-/// thing before the commit.
+/// Appends events to the outbox in the transaction of their change. Call it last before the commit.
 async fn record(
     conn: &mut Connection,
     events: &[Outgoing],

@@ -1,4 +1,4 @@
-//! When what is old was deleted last, and the time of the database's server.
+//! The times of the last pruning passes, and the clock of the database's server.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -11,7 +11,7 @@ use super::{Store, bounded};
 impl PassLog for Store {
     async fn times(&self, what: &str) -> anyhow::Result<StoreTimes> {
         let reading = sqlx::query_as(either!(
-            // A file has no clock but the machine's.
+            // A file has no server clock.
             sqlite: "SELECT NULL, (SELECT passed_at FROM prune_passes WHERE what = ?)",
             mysql: "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED),
                         (SELECT passed_at FROM prune_passes WHERE what = ?)",

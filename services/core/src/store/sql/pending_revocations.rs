@@ -1,8 +1,7 @@
-//! The half of an account's change that concerns sessions kept elsewhere: the account's epoch, and
-//! the notes of sessions that are to be ended because of it.
+//! Account changes when sessions are in Redis: the account's epoch, and the notes of sessions to end.
 //!
-//! Sessions that were kept in this database before are removed with the change, too: they must not
-//! come back when it is asked for sessions again.
+//! Older sessions in this database are removed with the change too. Otherwise they would become valid
+//! again if sessions move back to this database.
 
 use chrono::{DateTime, Utc};
 use tourin_shared_events::mysql::to_micros;
@@ -17,23 +16,22 @@ use crate::app::sessions::OpenSession;
 use crate::domain::account::MemberId;
 use crate::domain::token::SessionId;
 
-/// Notes that are dealt with at once.
+/// Notes per read.
 const PENDING: i64 = 100;
 
-/// Sessions to end because the account has changed.
+/// A note of sessions to end because the account has changed.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct PendingRevocation {
-    /// Its row in the database.
+    /// The id of the note's row.
     pub(in crate::store) id: u64,
-    /// Whose sessions.
     pub(in crate::store) member: MemberId,
-    /// Those that were opened below this epoch.
+    /// Sessions below this epoch end.
     pub(in crate::store) epoch: i64,
-    /// The one that goes on.
+    /// The session that is kept.
     pub(in crate::store) keep: Option<SessionId>,
     /// When the account changed.
     pub(in crate::store) noted_at: DateTime<Utc>,
-    /// Until when the ended sessions are to be remembered, if they end at once.
+    /// Until when the revocations are kept, if the sessions end at `noted_at`.
     pub(in crate::store) revoked_until: DateTime<Utc>,
 }
 
@@ -47,7 +45,7 @@ struct PendingRow {
     revoked_until: i64,
 }
 
-/// Notes that the member's sessions below the account's epoch are to be ended.
+/// Stores a note to end the member's sessions below the account's epoch.
 async fn note(
     conn: &mut Connection,
     member: &MemberId,
@@ -89,8 +87,8 @@ async fn note(
     })
 }
 
-/// Gives a new account an epoch: what is still to be ended of an account of this id that was deleted is not the
-/// new one's.
+/// Gives a new account an epoch above the notes of a deleted account with the same id, so that they do
+/// not end the new account's sessions.
 pub(super) async fn begin_above_noted(conn: &mut Connection, id: &MemberId) -> sqlx::Result<()> {
     sqlx::query(
         "UPDATE members SET sessions_epoch = \
@@ -105,8 +103,8 @@ pub(super) async fn begin_above_noted(conn: &mut Connection, id: &MemberId) -> s
 }
 
 impl MysqlStore {
-    /// The account's epoch if the verified password is still its own; replaces the hash if a fresh
-    /// one is given.
+    /// The account's epoch if it still has the verified password. Replaces the hash if a new one is
+    /// given.
     pub(in crate::store) async fn verified_epoch(
         &self,
         open: &OpenSession,
@@ -135,8 +133,8 @@ impl MysqlStore {
         })
     }
 
-    /// The account's epoch, raised to `known` if it is below, if the verified password is still the
-    /// account's.
+    /// Raises the account's epoch to at least `known` and returns it, if the account still has the
+    /// verified password.
     pub(in crate::store) async fn raise_epoch(
         &self,
         open: &OpenSession,
@@ -166,8 +164,8 @@ impl MysqlStore {
         })
     }
 
-    /// Changes the password and notes the sessions to be ended; `None` when the account is gone or
-    /// its password is another one now.
+    /// Changes the password and stores the note; `None` if the account is gone or has another
+    /// password.
     pub(in crate::store) async fn change_password_and_note(
         &self,
         change: &PasswordChange,
@@ -185,8 +183,8 @@ impl MysqlStore {
         })
     }
 
-    /// Removes the account and what is the member's, and notes the sessions to be ended; `None`
-    /// when there is no such account.
+    /// Removes the account and the member's content, and stores the note; `None` if the account does
+    /// not exist.
     pub(in crate::store) async fn delete_and_note(
         &self,
         id: &MemberId,
@@ -207,7 +205,7 @@ impl MysqlStore {
         })
     }
 
-    /// The oldest of what is noted.
+    /// The oldest notes.
     pub(in crate::store) async fn pending_revocations(
         &self,
     ) -> Result<Vec<PendingRevocation>, StoreError> {
@@ -223,7 +221,7 @@ impl MysqlStore {
         rows.into_iter().map(pending).collect()
     }
 
-    /// Removes the note: the sessions are ended.
+    /// Removes a note after its sessions are ended.
     pub(in crate::store) async fn forget_pending(
         &self,
         pending: &PendingRevocation,

@@ -1,4 +1,4 @@
-//! Reviews and likes. A transaction that changes a review, or its likes, locks the row of the review first.
+//! Reviews and likes. A transaction that changes a review or its likes locks the review's row first.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! The revocation log, and ending sessions so that it knows.
+//! The revocation log, and ending sessions with an entry in it.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -23,8 +23,8 @@ pub(super) async fn end_sessions(
         let id = session.to_string();
         sqlx::query("DELETE FROM sessions WHERE id = ?").bind(&id).execute(&mut *conn).await?;
     }
-    // MySQL gives numbers before the commit. Held until then, this lock makes the order of numbers the order in
-    // which they appear, so that a follower that goes on from the last number misses none.
+    // MySQL assigns numbers before the commit. This lock is held until the commit, so entries become visible in
+    // the order of their numbers, and a follower that continues from the last number misses none.
     either!(
         sqlite: (),
         mysql: sqlx::query("SELECT id FROM revocation_log WHERE id = 1 FOR UPDATE")
@@ -41,10 +41,10 @@ pub(super) async fn end_sessions(
     Ok(())
 }
 
-/// A stored session id; one that does not read is a fault.
+/// A stored session id; an error if it is malformed.
 pub(super) fn session_id(text: &str) -> Result<SessionId, StoreError> {
     SessionId::parse(text)
-        .ok_or_else(|| StoreError::Failed(anyhow::anyhow!("a stored session id does not read")))
+        .ok_or_else(|| StoreError::Failed(anyhow::anyhow!("a stored session id is malformed")))
 }
 
 #[async_trait]
@@ -66,7 +66,7 @@ impl RevocationLog for Store {
                 "SELECT seq, session_id, until FROM revocations \
                  WHERE seq > ? AND until > ? ORDER BY seq LIMIT ?",
             )
-            // A number beyond what the database counts to is beyond the end of the log.
+            // A number above the database's range is after the end of the log.
             .bind(i64::try_from(after).unwrap_or(i64::MAX))
             .bind(to_micros(now))
             .bind(limit)

@@ -1,6 +1,6 @@
 //! Sessions and their refresh tokens.
 //!
-//! A transaction that changes the tokens of a session locks the row of the session first.
+//! A transaction that changes the tokens of a session locks the session's row first.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -16,7 +16,7 @@ use crate::domain::token::{Salt, SessionId, TokenHash};
 
 /// Sessions removed per transaction by the pruner.
 const PRUNED_AT_ONCE: i64 = 500;
-/// How many such transactions make a pass.
+/// Transactions per pruning pass.
 const BATCHES_PER_PASS: i64 = PRUNED_PER_PASS / PRUNED_AT_ONCE;
 
 /// The member's sessions, the newest first.
@@ -33,7 +33,7 @@ pub(super) async fn sessions_of(
     rows.iter().map(|id| session_id(id)).collect()
 }
 
-/// A refresh token in its family.
+/// A presented refresh token in its family.
 struct Presented {
     generation: i64,
     state: TokenState,
@@ -101,7 +101,7 @@ async fn insert_token(
     Ok(())
 }
 
-/// Uses the presented token up and makes its successor current.
+/// Marks the presented token used and makes its successor current.
 async fn advance(
     conn: &mut Connection,
     used: &Presented,
@@ -112,7 +112,7 @@ async fn advance(
 ) -> sqlx::Result<()> {
     let session = used.session.to_string();
     let next = used.generation + 1;
-    // The token before this one leads nowhere any more.
+    // The previous token's salt is deleted: it can no longer be repeated.
     sqlx::query(
         "UPDATE refresh_tokens SET salt = NULL, salted_at = NULL \
          WHERE session_id = ? AND generation = ?",
@@ -147,14 +147,14 @@ async fn advance(
     Ok(())
 }
 
-/// Removes some of the sessions whose time in a column is no later than `until`: how many, and whether there may
-/// be more.
+/// Removes a batch of the sessions whose time in a column is no later than `until`. Returns how many, and
+/// whether there may be more.
 async fn prune_sessions(
     store: &Store,
     (find, delete): (&'static str, &'static str),
     until: DateTime<Utc>,
 ) -> Result<(u64, bool), StoreError> {
-    // Found without a lock on what is still open, and looked at again when it is deleted.
+    // Found without locking open sessions, and checked again when they are deleted.
     let over: Vec<String> = sqlx::query_scalar(find)
         .bind(to_micros(until))
         .bind(PRUNED_AT_ONCE)
@@ -173,10 +173,11 @@ async fn prune_sessions(
     Ok((pruned, over.len() as i64 == PRUNED_AT_ONCE))
 }
 
-/// Forgets some of the salts whose token was used no later than `until`; whether there may be more.
+/// Deletes a batch of the salts whose token was used no later than `until`; returns whether there may be
+/// more.
 async fn forget_salts(store: &Store, until: DateTime<Utc>) -> Result<bool, StoreError> {
     let mut tx = store.db.write().await?;
-    // In MySQL, a session that is being renewed right now is left for the next time.
+    // On MySQL, a session that is being renewed is left for the next pass.
     let tokens: Vec<(String, i64)> = sqlx::query_as(concat!(
         "SELECT session_id, generation FROM refresh_tokens \
          WHERE salted_at <= ? ORDER BY salted_at LIMIT ?",
@@ -205,7 +206,7 @@ impl SessionStore for Store {
     async fn open(&self, open: OpenSession, policy: &SessionPolicy) -> Result<Opened, StoreError> {
         operation!(self, "open", "sessions", async {
             let mut tx = self.db.write().await?;
-            // Locked: of many who log in at once, each counts the sessions of those before.
+            // Locked, so that each of several concurrent log-ins counts the sessions of the earlier ones.
             let known: Option<String> = sqlx::query_scalar(concat!(
                 "SELECT password_hash FROM members WHERE id = ?",
                 for_update!()
@@ -251,7 +252,7 @@ impl SessionStore for Store {
         now: DateTime<Utc>,
     ) -> Result<Rotation, StoreError> {
         operation!(self, "rotate", "sessions", async {
-            // Made-up tokens must not take up the writing connections.
+            // Looked up on a reading connection first, so that made-up tokens do not use the writing ones.
             let session: Option<String> =
                 sqlx::query_scalar("SELECT session_id FROM refresh_tokens WHERE hash = ?")
                     .bind(hash.0.as_slice())
@@ -293,7 +294,7 @@ impl SessionStore for Store {
                     end_sessions(&mut tx, &[token.session], policy.revoked_until(now)).await?;
                     Rotation::Reused { session: token.session }
                 }
-                // Left to the pruner, whose clock is checked.
+                // The pruner, whose clock is checked, removes the session.
                 Verdict::Expired => return Ok(Rotation::Expired),
             };
             tx.commit().await?;

@@ -12,7 +12,7 @@ use crate::app::StoreError;
 use crate::app::spots::{Upserted, upserted};
 use crate::domain::spot::{Spot, SpotDraft, SpotId};
 
-/// Rows per statement: twelve values each, far below what SQLite (32,766) and MySQL (65,535) take.
+/// Rows per statement: twelve values each, far below the limits of SQLite (32,766) and MySQL (65,535).
 const ROWS_PER_INSERT: usize = 250;
 
 pub(super) const STORED: &str = concat!(
@@ -25,7 +25,7 @@ pub(super) const STORED: &str = concat!(
     by_index!(tour_spots_by_id),
     " ON s.id = w.v"
 );
-/// In MySQL it is a lock besides: one changes spots at a time, until the commit.
+/// In MySQL it is also a lock until the commit: one transaction changes spots at a time.
 const REVISION: &str = either!(
     sqlite: "SELECT revision FROM catalogue",
     mysql: "SELECT revision FROM catalogue FOR UPDATE",
@@ -43,7 +43,7 @@ const ELSE_UPDATE: &str = either!(
              changed_in = VALUES(changed_in)",
 );
 
-/// Adds or changes spots in their order, with their events, inside the caller's transaction.
+/// Adds or changes spots in their order, with their events, in the caller's transaction.
 pub(super) async fn upsert(
     conn: &mut Connection,
     drafts: &[SpotDraft],
@@ -64,8 +64,8 @@ pub(super) async fn upsert(
     Ok(Upserted { changed, unchanged: drafts.len() as u64 - changed })
 }
 
-/// Cuts a batch before every draft whose id is in the current piece already, so that each piece can be
-/// written at once and the later draft still comes later.
+/// Splits a batch before every draft whose id is already in the current piece, so that each piece can be
+/// written at once and the drafts of one id stay in order.
 fn runs_without_repeats(drafts: &[SpotDraft]) -> Vec<&[SpotDraft]> {
     let mut runs = Vec::new();
     let mut seen = HashSet::new();
@@ -84,7 +84,7 @@ fn runs_without_repeats(drafts: &[SpotDraft]) -> Vec<&[SpotDraft]> {
     runs
 }
 
-/// Writes a batch without repeated ids; the spots that it changed.
+/// Writes a batch without repeated ids; returns the changed spots.
 async fn upsert_run(
     conn: &mut Connection,
     drafts: &[SpotDraft],
@@ -111,7 +111,7 @@ async fn upsert_run(
     Ok(changes.into_iter().map(|(_, spot)| spot).collect())
 }
 
-/// Those of the spots that are there, with their doc ids.
+/// The spots that exist, with their doc ids.
 async fn stored(
     conn: &mut Connection,
     drafts: &[SpotDraft],
@@ -153,7 +153,7 @@ async fn write_rows(
                 .push_bind(revision);
         });
         insert.push(ELSE_UPDATE);
-        // Only statements of full size come again; the others would push them out of the cache.
+        // Only full-size statements recur; others would evict them from the statement cache.
         let full = rows.len() == ROWS_PER_INSERT;
         insert.build().persistent(full).execute(&mut *conn).await?;
     }

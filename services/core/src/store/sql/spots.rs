@@ -1,4 +1,4 @@
-//! Tour spots: reading them, and the search index over them. Changing them is in [`super::spot_writes`].
+//! Tour spots: reads, and the search index. Writes are in [`super::spot_writes`].
 
 use std::time::{Duration, Instant};
 
@@ -23,15 +23,14 @@ use crate::domain::spot::{
 use crate::domain::tag::TagSet;
 use crate::store::spot_index::SpotIndex;
 
-/// How often the index is brought up to date when nobody searches, so that the next search has little to wait
-/// for.
+/// How often the index is refreshed without searches, so that the next search waits little.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// Spots per statement when the index is read whole.
+/// Spots per statement when the complete index is read.
 const READ_AT_ONCE: u32 = 20_000;
-/// Up to so many changed spots are put into the index; after more of them it is read whole.
+/// Up to so many changed spots are applied to the index; for more, the complete index is read.
 const MAX_CHANGES: u32 = 100_000;
 
-/// The columns that [`spot_of`] reads, of a table called `s`.
+/// The columns that [`spot_of`] reads, of a table with the alias `s`.
 macro_rules! spot_columns {
     () => {
         "s.id, s.version, s.name, s.address, s.lat, s.lng, s.tags, s.image_url, s.description, \
@@ -111,7 +110,7 @@ async fn revision(conn: &mut Connection) -> sqlx::Result<i64> {
     sqlx::query_scalar(REVISION).fetch_one(conn).await
 }
 
-/// Runs what takes many milliseconds of a processor, not on a thread that serves.
+/// Runs CPU-heavy work on a blocking thread.
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -119,13 +118,13 @@ async fn off_thread<T: Send + 'static>(
 }
 
 impl Store {
-    /// Keeps the search index up to date until `stop`, and says when it has been read for the first time.
+    /// Keeps the search index up to date until `stop`; `read` becomes ready after the first read.
     pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
         let keeping = async {
             loop {
                 match self.refresh_search_index().await {
                     Ok(()) => read.set_ready(),
-                    // A server that is away is the probe's to report.
+                    // The readiness probe reports an unreachable server.
                     Err(error) => tracing::debug!(%error, "the search index was not refreshed"),
                 }
                 tokio::time::sleep(REFRESH_EVERY).await;
@@ -134,7 +133,7 @@ impl Store {
         stop.token().run_until_cancelled(keeping).await;
     }
 
-    /// Spots in the search index, and its bytes; `None` before it was read.
+    /// The search index's number of spots and bytes; `None` before the first read.
     pub(crate) fn search_index(&self) -> Option<(u64, usize)> {
         self.index.size()
     }
@@ -143,8 +142,8 @@ impl Store {
         self.index.up_to_date(|| refresh(self.clone())).await
     }
 
-    /// The doc ids of what the filter's member has bookmarked, if it has one; `None` when there is no such
-    /// member.
+    /// The doc ids of the bookmarks of the filter's member, if it has one; `None` if the member does not
+    /// exist.
     async fn bookmarked(
         &self,
         filter: &SpotFilter,
@@ -163,7 +162,7 @@ impl Store {
     }
 }
 
-/// Brings the index up to the catalogue's revision of this moment.
+/// Brings the index up to the catalogue's current revision.
 async fn refresh(store: Store) -> Result<(), StoreError> {
     let known = store.index.revision();
     let now = retried!(async {
@@ -172,7 +171,7 @@ async fn refresh(store: Store) -> Result<(), StoreError> {
     match known {
         Some(known) if known == now => Ok(()),
         Some(known) if known < now => read_changes(&store, known).await,
-        // Never read, or the database is another one by now.
+        // Not read yet, or the database was replaced.
         _ => read_whole(&store).await,
     }
 }
@@ -319,7 +318,7 @@ impl SpotStore for Store {
     }
 }
 
-/// What is asked of tables that grow, for the test of the query plans.
+/// Statements on growing tables, for the test of the query plans.
 #[cfg(test)]
 pub(in crate::store) const STATEMENTS: [&str; 6] =
     [BY_ID, AFTER_ID, INDEXED, CHANGED, BOOKMARKED, spot_writes::STORED];

@@ -22,7 +22,7 @@ macro_rules! by_index {
         ""
     };
 }
-/// There is one writer, which has the whole file: nothing needs a lock.
+/// There is one writer for the file, so no row needs a lock.
 macro_rules! for_update {
     () => {
         ""
@@ -33,7 +33,7 @@ macro_rules! in_share_mode {
         ""
     };
 }
-/// Nor is anything rolled back because of another transaction.
+/// No transaction is rolled back because of another one.
 macro_rules! retried {
     ($attempt:expr) => {
         $attempt.await
@@ -80,7 +80,7 @@ use crate::store::errors::{of_engine, trouble};
 use crate::store::operation::operation;
 use crate::store::spot_index::LiveIndex;
 
-/// The steps of core's own schema; the outbox has its own, in the same file.
+/// The migrations of core's schema; the outbox has its own, in the same file.
 const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
@@ -116,23 +116,23 @@ const MIGRATIONS: &[Migration] = &[
 
 /// Core's ports on one SQLite file.
 ///
-/// A method that writes does so in one `BEGIN IMMEDIATE` transaction, with the events it causes,
-/// and calls [`SqliteStore::committed`] after the commit.
+/// A method that writes uses one `BEGIN IMMEDIATE` transaction, including its events, and calls
+/// [`SqliteStore::committed`] after the commit.
 #[derive(Clone)]
 pub struct SqliteStore {
     /// The file: one writer connection, a pool of readers.
     pub(crate) db: Database,
     /// Wakes the outbox relay; carries no data.
     pub(crate) wake: Wake,
-    /// How what is asked of it ends.
+    /// The outcomes of operations.
     pub(crate) outcomes: Outcomes,
     outbox: SqliteOutbox,
     index: Arc<LiveIndex>,
 }
 
 impl SqliteStore {
-    /// Opens the file, creating it for its owner only if need be, and brings its schema up to date.
-    /// `readers` is the number of reading connections.
+    /// Opens the file and migrates its schema. Creates a missing file with access for its owner
+    /// only. `readers` is the number of reading connections.
     ///
     /// # Errors
     /// When the file cannot be opened or a migration fails.
@@ -149,25 +149,25 @@ impl SqliteStore {
         self.outbox.clone()
     }
 
-    /// Makes a small write, to know whether the database takes one.
+    /// Makes a small write, to check that the database accepts writes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the database does not accept a write.
     pub async fn write_probe(&self) -> Result<(), Trouble> {
         self.db.write_probe().await.map_err(|error| trouble(&error.into()))
     }
 
-    /// Closes the connections once they are given back.
+    /// Closes the connections when they are back in the pool.
     pub async fn close(&self) {
         self.db.close().await;
     }
 
-    /// Tells the relay that a transaction with events has committed.
+    /// Wakes the relay after a transaction with events has committed.
     pub(crate) fn committed(&self) {
         self.wake.notify();
     }
 
-    /// A reading transaction: everything in it is of one moment.
+    /// A read transaction on one snapshot.
     async fn snapshot(&self) -> sqlx::Result<Transaction<'static, Db>> {
         self.db.reader().begin().await
     }
@@ -182,17 +182,17 @@ impl SqliteStore {
     }
 }
 
-/// Runs an operation of the database. What a statement waits for is bounded by the file's own time-outs.
+/// Runs an operation of the database. The file's own time-outs bound the waits of a statement.
 async fn bounded<T>(operation: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     operation.await
 }
 
-/// A stored time; one that no date can be is a fault.
+/// A stored time; an error if it is out of range.
 fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
     from_micros(micros).map_err(StoreError::Failed)
 }
 
-/// Appends events to the outbox, inside the transaction of the change that they tell of.
+/// Appends events to the outbox in the transaction of their change.
 async fn record(
     conn: &mut Connection,
     events: &[Outgoing],

@@ -1,4 +1,4 @@
-//! Views: they are kept as their events only.
+//! Views, stored only as events.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::{Connection, Db, Store, record};
 use crate::app::StoreError;
 use crate::app::views::{View, ViewStore};
 
-/// Those of the viewers who have an account; it stays until the transaction ends.
+/// The viewers that have an account, locked (shared) until the transaction ends.
 async fn keep_members(
     conn: &mut Connection,
     viewers: &BTreeSet<&str>,
