@@ -1,7 +1,7 @@
 //! Publish and consume: a change commits with its event, a relay publishes the event, and a consumer applies it once.
 //!
-//! Run it by `cargo run -p tourin-shared-events --example publish_and_consume`. All of it runs in this process; with
-//! `RabbitBus` in the place of `InProcessBus`, publisher and consumer can be two processes.
+//! Run it by `cargo run -p tourin-shared-events --example publish_and_consume`. All of it runs in this process. With
+//! `RabbitBus` in place of `InProcessBus`, publisher and consumer can be separate processes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +52,7 @@ impl CountViews {
 #[async_trait]
 impl Handler for CountViews {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
-        // A payload that is not valid becomes a dead letter, an error of the database is tried again.
+        // An invalid payload becomes a dead letter; a database error is retried.
         let view: ViewTourspot = event.data()?;
         Ok(self.count(event, &view).await?)
     }
@@ -67,7 +67,7 @@ async fn main() -> anyhow::Result<()> {
     let outbox = SqliteOutbox::open(database.clone()).await?;
     let (wake, stop) = (Wake::new(), CancellationToken::new());
 
-    // Queues before the first publisher: an event goes to the queues that are there.
+    // Declare queues before the first publisher: an event goes to the queues that exist.
     let bus = InProcessBus::new(Arc::new(dead_letters));
     let bindings = vec![Binding::new(USER_EXCHANGE, ViewTourspot::TYPE)];
     let deliveries = bus.subscribe(Subscription::new("views", bindings)).await?;

@@ -1,7 +1,7 @@
 //! Request and reply: a service answers on a queue, and a requester waits for the answer with a time-out.
 //!
-//! Run it by `cargo run -p tourin-shared-events --example request_and_reply`. With `RabbitBus` in the place of
-//! `InProcessBus`, the two can be two processes.
+//! Run it by `cargo run -p tourin-shared-events --example request_and_reply`. With `RabbitBus` in place of
+//! `InProcessBus`, the two can be separate processes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tourin_shared_events::messaging_patterns::{
 use tourin_shared_events::sqlite::Database;
 use tourin_shared_events::system_clock;
 
-/// Says how far it is.
+/// Answers requests for a distance.
 struct Distances;
 
 #[async_trait]
@@ -27,7 +27,7 @@ impl Answerer for Distances {
     async fn answer(&self, request: &Received) -> Result<Value, HandlerError> {
         match request.envelope.data["to"].as_str() {
             Some("경복궁") => Ok(json!({"km": 3})),
-            // A refusal is an answer, too. An error would be retried, and the requester would wait in vain.
+            // A refusal is an answer too. An error would be retried, and the requester would time out.
             _ => Ok(json!({"error": "unknown place"})),
         }
     }
@@ -57,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
         anyhow::ensure!(answer.envelope.data == expected, "{place}: {answer:?}");
     }
 
-    // No queue of this name is there.
+    // There is no queue of this name.
     let nowhere = requests.request("nowhere", Message::new("distance", json!({})), limit).await;
     anyhow::ensure!(matches!(nowhere, Err(RequestError::NotSent(_))), "{nowhere:?}");
     stop.cancel();

@@ -22,8 +22,8 @@ pub struct Backoff {
     pub base: Duration,
     /// The longest wait, jitter included.
     pub max: Duration,
-    /// The part of each wait that is random, 0.0 to 1.0: with 0.5 a wait of 2 s becomes one of 1 s to 2 s, so that
-    /// what failed together does not come back together.
+    /// The random part of each wait, 0.0 to 1.0. With 0.5 a wait of 2 s becomes 1 s to 2 s, so that simultaneous
+    /// failures do not retry at the same time.
     pub jitter: f64,
 }
 
@@ -33,7 +33,7 @@ impl Backoff {
         self.after_with(failures, rand::rng().random::<f64>())
     }
 
-    /// The same, for a given random number from 0.0 (the shortest wait) to 1.0 (the longest).
+    /// Like `after`, for a given random number from 0.0 (the shortest wait) to 1.0 (the longest).
     fn after_with(&self, failures: u32, random: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let full = self.base.saturating_mul(1_u32 << doublings).min(self.max);

@@ -1,8 +1,8 @@
-//! Counters that a part of this crate keeps, and that services export.
+//! Counters of this crate's parts, which services export.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Declares a struct of counters and one of their values at a moment.
+/// Declares a struct of counters, and one of their values at one time.
 macro_rules! counters {
     ($(#[$doc:meta])* $stats:ident, $(#[$snapshot_doc:meta])* $snapshot:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? } $(with $(#[$extra_doc:meta])* $extra:ident: $extra_type:ty)*) => {
         $(#[$doc])*
@@ -17,7 +17,7 @@ macro_rules! counters {
         pub struct $snapshot { $($(#[$field_doc])* pub $field: u64,)* }
 
         impl $stats {
-            /// The numbers as they are now; each is exact, together they may be of slightly different moments.
+            /// The current values. Each is exact; they may be read at slightly different times.
             pub fn snapshot(&self) -> $snapshot {
                 $snapshot { $($field: self.$field.load(std::sync::atomic::Ordering::Relaxed),)* }
             }
@@ -26,7 +26,7 @@ macro_rules! counters {
 }
 pub(crate) use counters;
 
-/// Counts one more; says how many there are now.
+/// Adds one and returns the new count.
 pub(crate) fn count(counter: &AtomicU64) -> u64 {
     counter.fetch_add(1, Ordering::Relaxed) + 1
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 /// The longest event type, in bytes; the limit AMQP sets on a routing key.
 pub const MAX_TYPE_BYTES: usize = 255;
 
-/// The field of an event's data that says which of two changes of one thing is the later one: the higher.
+/// The field of an event's data with its version: of two changes of one thing, the later one has the higher version.
 pub(crate) const VERSION: &str = "version";
 
 /// One event on the wire.
@@ -24,26 +24,26 @@ pub(crate) const VERSION: &str = "version";
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// Unique, UUID version 7; what consumers dedupe by.
+    /// Unique, UUID version 7. Consumers dedupe by it.
     pub id: Uuid,
-    /// Decides the schema of `data`, and is the routing key.
+    /// The schema of `data`, and the routing key.
     pub r#type: String,
-    /// When it happened (not when it was sent), to the microsecond.
+    /// When the change happened (not when it was sent), to the microsecond.
     pub timestamp: DateTime<Utc>,
     /// The payload, a JSON object.
     pub data: Value,
 }
 
-/// Why bytes are not an envelope. Names the fault, never quotes the payload.
+/// Why bytes are not an envelope. Names the fault and never quotes the payload.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEnvelope {
     /// Not JSON, or not of the envelope's shape.
     #[error("not an event envelope: {0} error at line {1} column {2}")]
     Shape(&'static str, usize, usize),
-    /// The all-zero id, by which nothing can be deduped.
+    /// The all-zero id, which cannot dedupe anything.
     #[error("the event's id is nil")]
     NilId,
-    /// Empty, longer than [`MAX_TYPE_BYTES`], or of characters a routing key does not have.
+    /// Empty, longer than [`MAX_TYPE_BYTES`], or with characters that a routing key cannot have.
     #[error("the event's type is empty, too long or not printable ASCII without spaces")]
     Type,
     /// `data` is not a JSON object.
@@ -62,9 +62,9 @@ impl Envelope {
         }
     }
 
-    /// Which of two changes of one thing is the later one: the one with the higher version, whatever their timestamps say.
-    /// It comes from the outbox of the service that owns the thing. An event that has none is from before there were
-    /// versions, and so earlier than every event that has one.
+    /// The version, set by the outbox of the service that owns the thing. Of two changes of one thing, the later one
+    /// has the higher version, whatever their timestamps. An event without a version is older than versions, and so
+    /// earlier than every event with one.
     pub fn version(&self) -> Option<u64> {
         self.data.get(VERSION)?.as_u64()
     }
@@ -76,14 +76,14 @@ impl Envelope {
             .into()
     }
 
-    /// Reads and checks the wire form. Unknown fields are ignored, so that the envelope can grow.
+    /// Parses and checks the wire form. Unknown fields are ignored, so that the envelope can grow.
     ///
     /// # Errors
     /// [`InvalidEnvelope`] when it is not JSON of this shape, the id is nil, the type cannot be a routing key, or
     /// the data is not an object.
     pub fn decode(bytes: &[u8]) -> Result<Self, InvalidEnvelope> {
         let envelope: Self = serde_json::from_slice(bytes).map_err(|e| {
-            // The parser's own message may quote values, and those may be personal.
+            // The parser's message may quote values, which may be personal data.
             let class = match e.classify() {
                 serde_json::error::Category::Syntax => "syntax",
                 serde_json::error::Category::Data => "shape",
@@ -139,7 +139,7 @@ mod tests {
         #[test]
         fn what_is_encoded_decodes_to_the_same(
             r#type in "[!-~]{1,255}",
-            // Years 1 to 9999, which is what RFC 3339 can write.
+            // Years 1 to 9999, the range of RFC 3339.
             micros in -62_135_596_800_000_000_i64..253_402_300_799_000_000,
             data in proptest::collection::btree_map(any::<String>(), any_json(), 0..6),
         ) {

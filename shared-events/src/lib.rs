@@ -1,23 +1,23 @@
-//! Events that Tourin's services meet in: envelope, types, bus, outbox, consumer pipeline.
+//! The events between Tourin's services: envelope, types, bus, outbox, consumer pipeline.
 //!
-//! The life of an event, and who keeps it at each step:
+//! The life of an event, and the owner of each step:
 //!
-//! 1. A service appends an [`events::Outgoing`] to its [`outbox`] in the transaction of the change it tells of.
+//! 1. A service appends an [`events::Outgoing`] to its [`outbox`] in the transaction of the change.
 //! 2. The [`outbox::Relay`] publishes it on the [`bus`] and marks it once the bus confirmed it. The bus is
-//!    [`bus::in_process`] where all services share a process, and [`bus::rabbitmq`] between processes.
-//! 3. A [`consumer::Consumer`] receives it, validates, expires, hands it to a [`consumer::Handler`] that commits the
-//!    effect together with the event's id, and only then acknowledges.
-//! 4. What cannot be handled ends in [`dead_letters`], never in a loop and never in silence.
+//!    [`bus::in_process`] within one process, and [`bus::rabbitmq`] between processes.
+//! 3. A [`consumer::Consumer`] receives, validates and expires it. A [`consumer::Handler`] commits the effect together
+//!    with the event's id. Only then the consumer acknowledges the event.
+//! 4. An event that cannot be handled ends in [`dead_letters`], never in a loop or silently.
 //!
-//! An event carries its trace on all of this way ([`trace`]): from the change, over the broker, to the effect.
+//! An event carries its trace all the way ([`trace`]): from the change, over the broker, to the effect.
 //!
-//! Requests, replies and commands travel over the same bus ([`messaging_patterns`]). The folder `examples` has a whole
-//! way of an event and of a request.
+//! Requests, replies and commands travel over the same bus ([`messaging_patterns`]). The folder `examples` shows an
+//! event and a request from end to end.
 //!
 //! Each module knows only those above it in this list: `backoff`, `counters`, `sqlite`, `mysql`, `envelope`, `events`,
 //! `dead_letters`, `bus`, `trace`, `consumer`, `outbox` and `messaging_patterns`.
 //!
-//! Delivery is at least once and in order per ordering key; the handler's dedupe makes the effect happen once.
+//! Delivery is at least once and in order per ordering key. The handler's dedupe makes the effect happen once.
 
 use std::sync::Arc;
 
@@ -40,15 +40,15 @@ pub mod sqlite;
 mod tests;
 pub mod trace;
 
-/// Where "now" comes from; passed in so that a test can own the time.
+/// The source of the current time; passed in so that a test can control it.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
-/// Asked by each pass that deletes what is old: the time to delete by, or `None` when the clock is not to be trusted at the
-/// moment. The service that runs the pass knows how to tell.
+/// The time by which a pass deletes old data, or `None` while the clock is not trusted. Called by each such pass; the
+/// service that runs the pass decides.
 pub type PassTime =
     Arc<dyn Fn() -> BoxFuture<'static, anyhow::Result<Option<DateTime<Utc>>>> + Send + Sync>;
 
-/// Trusts a clock whatever it says.
+/// Always trusts a clock.
 pub fn unchecked(clock: Clock) -> PassTime {
     Arc::new(move || {
         let now = clock();

@@ -18,13 +18,12 @@ use sqlx::{Connection as _, SqlSafeStr as _, Sqlite, SqliteConnection, Transacti
 
 /// How long a statement waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a caller waits for its turn on the writer, or for a free reader.
+/// How long a caller waits for the writer or for a free reader.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The size to which the write-ahead log is cut back after a checkpoint, in bytes (64 MiB).
+/// The size to which a checkpoint cuts the write-ahead log, in bytes (64 MiB).
 const JOURNAL_SIZE_LIMIT: &str = "67108864";
 
-/// The bytes of the small write: about the pages that a log-in changes, so that a disk with no room for the one has none
-/// for the other.
+/// The bytes of the probe: about the pages that a log-in changes, so that a full disk fails both.
 const PROBE_BYTES: u32 = 16_384;
 const PROBE_MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
@@ -34,10 +33,10 @@ const PROBE_MIGRATIONS: &[Migration] = &[Migration {
 
 /// An open database file. Clones share its connections.
 ///
-/// SQLite has one writer at a time, so there is one writing connection and everybody queues for it here, fairly, instead
-/// of spinning on the file's lock. Readers see the last commit and never wait for the writer (write-ahead log). The
-/// writer syncs the log at every commit (`synchronous=FULL`): group work into one transaction where many small ones
-/// would wait for the disk. Another process may write too; its commits are waited for up to 5 s.
+/// SQLite has one writer at a time. So there is one writing connection with a fair queue, instead of spinning on the
+/// file's lock. Readers see the last commit and never wait for the writer (write-ahead log). The writer syncs the log
+/// at every commit (`synchronous=FULL`): group many small transactions into one, so that they share the sync. Another
+/// process may write too. A transaction waits up to 5 s for it.
 #[derive(Clone, Debug)]
 pub struct Database {
     path: PathBuf,
@@ -52,13 +51,13 @@ pub struct Migration {
     pub version: i64,
     /// What it does, in a few words.
     pub description: &'static str,
-    /// One or more statements. Never changed once released: its checksum is kept in the database and compared.
+    /// One or more statements. Never change them once released: the database keeps their checksum, which is compared.
     pub sql: &'static str,
 }
 
 impl Database {
-    /// Opens the file with one writing and up to `readers` (at least 1) reading connections. A file that is not there
-    /// is created with access for its owner only, and SQLite gives those beside it (`-wal`, `-shm`) the same mode.
+    /// Opens the file with one writing and up to `readers` (at least 1) reading connections. A missing file is created
+    /// with access for its owner only, and SQLite gives its companions (`-wal`, `-shm`) the same mode.
     ///
     /// # Errors
     /// When the file cannot be opened or is not a database.
@@ -76,21 +75,21 @@ impl Database {
         let pool = || {
             SqlitePoolOptions::new()
                 .acquire_timeout(ACQUIRE_TIMEOUT)
-                // Local connections do not go stale; opening them again would only cost their caches.
+                // Local connections do not go stale. Reopening them would only lose their caches.
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_before_acquire(false)
-                // SQLite ends a transaction by itself when the disk is full, say; the driver then counts one that is
-                // not there, and nothing could begin on this connection any more. A new one starts from nothing.
+                // SQLite may end a transaction by itself, for example when the disk is full. The driver still counts
+                // it, and this connection could begin no other one. A new connection starts clean.
                 .before_acquire(|connection, _| {
                     let usable = !connection.is_in_transaction();
                     Box::pin(async move { Ok(usable) })
                 })
         };
-        // The writer first: it turns the write-ahead log on.
+        // The writer first: it enables the write-ahead log.
         let writer =
             pool().max_connections(1).connect_with(options.clone()).await.with_context(opening)?;
-        // Not opened read-only: a reader of a write-ahead log may have to create its shared memory file.
+        // Not read-only: a reader of a write-ahead log may have to create its shared memory file.
         let readers = pool()
             .max_connections(readers.max(1))
             .connect_with(options.pragma("query_only", "1"))
@@ -99,9 +98,9 @@ impl Database {
         Ok(Self { path: path.to_owned(), writer, readers })
     }
 
-    /// Starts a writing transaction (`BEGIN IMMEDIATE`); waits for its turn. Rolled back unless committed.
+    /// Starts a writing transaction (`BEGIN IMMEDIATE`) and waits for the writer. Rolled back unless committed.
     ///
-    /// Never await anything but statements of this transaction before its end: everybody who writes is waiting.
+    /// Within it, never await anything but its statements: all other writers are waiting.
     ///
     /// # Errors
     /// When the writer is not free within 5 s, or another process holds the file's lock for as long.
@@ -114,22 +113,22 @@ impl Database {
         &self.readers
     }
 
-    /// The one writing connection, to look at: [`write`](Self::write) is the way to write.
+    /// The one writing connection, to inspect it. Use [`write`](Self::write) to write.
     pub fn writer(&self) -> &SqlitePool {
         &self.writer
     }
 
-    /// The file.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Brings a schema up to date: runs the steps that `table` does not list yet, all in one transaction. Several
-    /// schemas can live in one file, each with its own table. Safe when several processes do it at once.
+    /// Migrates a schema: runs the steps that `table` does not list yet, all in one transaction. Several schemas can
+    /// share a file, each with its own table. Safe when several processes do it at once.
     ///
     /// # Errors
-    /// When a step fails, when a step that ran was changed since, or when the file was migrated by a newer version of
-    /// the program.
+    /// When a step fails, when a completed step was changed since, or when a newer version of the program migrated the
+    /// file.
     pub async fn migrate(&self, steps: &[Migration], table: &'static str) -> anyhow::Result<()> {
         let steps = steps
             .iter()
@@ -151,7 +150,7 @@ impl Database {
         transaction.commit().await.with_context(migrating)
     }
 
-    /// Makes the table of [`Database::write_probe`], if it is not there.
+    /// Creates the table of [`Database::write_probe`] if it is missing.
     ///
     /// # Errors
     /// Those of [`Database::migrate`].
@@ -159,24 +158,24 @@ impl Database {
         self.migrate(PROBE_MIGRATIONS, "write_probe_migrations").await
     }
 
-    /// Writes a row of its own and commits: a file on a full disk is read all the same.
+    /// Writes a row of its own and commits: a file on a full disk can still be read.
     ///
     /// # Errors
-    /// Those of a write; [`refusal`] puts them into words.
+    /// Those of a write; [`refusal`] describes them.
     pub async fn write_probe(&self) -> sqlx::Result<()> {
         let mut transaction = self.write().await?;
         write_probe(&mut transaction).await?;
         transaction.commit().await
     }
 
-    /// Closes all connections once they are given back. Not needed for durability.
+    /// Closes all connections once they are returned. Not needed for durability.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
     }
 }
 
-/// [`Database::write_probe`] inside a transaction that others share.
+/// [`Database::write_probe`] inside a shared transaction.
 ///
 /// # Errors
 /// Those of a write.
@@ -186,14 +185,14 @@ pub async fn write_probe(connection: &mut SqliteConnection) -> sqlx::Result<()> 
     Ok(())
 }
 
-/// SQLite's primary result code, if it is SQLite that failed.
+/// SQLite's primary result code, if SQLite caused the error.
 fn code(error: &sqlx::Error) -> Option<u32> {
     let cause = error.as_database_error()?.try_downcast_ref::<SqliteError>()?;
-    // The extended code has the primary one in its last byte.
+    // The last byte of the extended code is the primary one.
     DatabaseError::code(cause)?.parse::<u32>().ok().map(|code| code & 0xff)
 }
 
-/// Why the file cannot be written or read, by the code; a fault of the statement has no such words.
+/// Why the file cannot be written or read, by the code. `None` for a faulty statement.
 fn known_refusal(code: u32) -> Option<&'static str> {
     match code {
         // SQLITE_BUSY and SQLITE_LOCKED.
@@ -207,7 +206,7 @@ fn known_refusal(code: u32) -> Option<&'static str> {
     }
 }
 
-/// Whether somebody else holds the file, or the disk is at fault: the same may go well later.
+/// Whether another process holds the file, or the disk fails: a retry may succeed.
 pub fn is_unreachable(error: &sqlx::Error) -> bool {
     use sqlx::Error as E;
     match error {
@@ -216,7 +215,7 @@ pub fn is_unreachable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Why the file refuses the work, in words for an operator; `None` when it did not come to that.
+/// Why the file refuses the work, for an operator; `None` when SQLite did not cause the error.
 pub fn refusal(error: &sqlx::Error) -> Option<String> {
     let code = code(error)?;
     Some(match (known_refusal(code), code) {
@@ -227,20 +226,20 @@ pub fn refusal(error: &sqlx::Error) -> Option<String> {
     })
 }
 
-/// Makes a folder and those above it, where they are not there, with access for their owner only: what services keep
-/// names people. A folder that is there stays as it is.
+/// Creates missing folders with access for their owner only: services keep personal data in them. An existing folder is
+/// not changed.
 ///
 /// # Errors
-/// When it cannot be made, or something else than a folder is there.
+/// When it cannot be created, or another kind of file is there.
 pub fn create_private_folder(folder: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Holds a folder for one process: a second one that asks for the same `name` in it is refused for as long as the file
-/// that is returned is kept. `name` is the service's.
+/// Locks a folder for one process, as long as the returned file is kept. A second process that asks for the same `name`
+/// (the service's) fails.
 ///
 /// # Errors
-/// When another process holds it ([`ErrorKind::WouldBlock`]), or the folder cannot be written to.
+/// When another process holds the lock ([`ErrorKind::WouldBlock`]), or the folder cannot be written to.
 pub fn hold_folder(folder: &Path, name: &str) -> std::io::Result<File> {
     let file = OpenOptions::new()
         .write(true)
@@ -258,9 +257,9 @@ pub fn hold_folder(folder: &Path, name: &str) -> std::io::Result<File> {
     }
 }
 
-/// Creates an empty file, if there is none, that only its owner may read.
+/// Creates an empty file, readable by its owner only, if there is none.
 fn create_private_file(path: &Path) -> std::io::Result<()> {
-    // A file that is there is not opened: closing it again would take away every lock that this process has on it.
+    // Do not open an existing file: closing it would release every lock that this process has on it.
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         created => created.map(drop),
@@ -275,7 +274,7 @@ pub fn to_micros(time: DateTime<Utc>) -> i64 {
 /// The inverse of [`to_micros`].
 ///
 /// # Errors
-/// When the number is beyond what a date can be (about 262,000 years).
+/// When the number is beyond the range of a date (about 262,000 years).
 pub fn from_micros(micros: i64) -> anyhow::Result<DateTime<Utc>> {
     DateTime::from_timestamp_micros(micros).with_context(|| format!("{micros} is not a time"))
 }

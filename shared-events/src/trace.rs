@@ -1,19 +1,19 @@
 //! The trace of an event.
 //!
-//! An event is part of the trace in which its change was made:
+//! An event is part of the trace of its change:
 //!
 //! | where | what |
 //! |---|---|
-//! | appending to the outbox | the row's headers keep the context that is current then |
-//! | the relay | a producer span below that, from the first attempt until the bus has confirmed it or it is given up; the event goes out with this span's context |
+//! | appending to the outbox | the row's headers keep the current context |
+//! | the relay | a producer span below that, until the event is confirmed or dead-lettered; the event carries this span's context |
 //! | a consumer | a consumer span below the producer's for each attempt, until its outcome is settled |
-//! | a consumer whose dependency is away | the first attempts, then those after 8, 16, 32 waits and so on, and the one that ends the wait; the others are marked `tourin.repeat` when they start and not `tourin.keep` when they end, and left to the tracer |
+//! | a consumer whose dependency is down | the first attempts, then those after 8, 16, 32 waits and so on, and the last one; the others start with `tourin.repeat`, end without `tourin.keep`, and the tracer may drop them |
 //! | a dead letter and its replay | keep the producer's context: the next attempts are part of the same trace |
-//! | work that makes more events than a trace can show ([`rest_of_bulk`]) | carry its trace's id and are marked [`BULK`]: their spans are like those of a wait that goes on, and exported only where an event is given up |
-//! | commands, requests, answers | a producer span below what is current, or what their headers carry |
+//! | events of a bulk, beyond what a trace can show ([`rest_of_bulk`]) | carry its trace's id and the mark [`BULK`]; their spans are exported only when the event is dead-lettered |
+//! | commands, requests, answers | a producer span below the context of their headers, or the current one |
 //!
-//! Only OpenTelemetry's API is used: which formats headers have, what is sampled and where spans go is up to whoever
-//! sets the process's tracer and propagator. Without any, headers pass as they are.
+//! Only OpenTelemetry's API is used. The process's tracer and propagator decide the formats of headers, the sampling
+//! and the destination of spans. Without them, headers pass unchanged.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ use opentelemetry::{Context, ContextGuard, KeyValue, Value, global};
 use crate::bus::{Carrier, Delivery, PublishError, Publisher};
 use crate::events::Outgoing;
 
-/// OpenTelemetry's names, and some of Tourin's, of what spans of events say.
+/// The attribute names of event spans: OpenTelemetry's, and some of Tourin's.
 mod names {
     pub(super) const SYSTEM: &str = "messaging.system";
     pub(super) const OPERATION: &str = "messaging.operation.name";
@@ -71,18 +71,18 @@ impl Injector for Writing<'_> {
     }
 }
 
-/// In an event's headers: it is one of so many that its spans would say nothing.
+/// A header that marks one of so many events that its spans would be of no use.
 pub const BULK: &str = "x-tourin-bulk";
 
-/// In the context of the rest of a bulk.
+/// Marks the context of the rest of a bulk.
 struct RestOfBulk;
 
-/// Runs what remains of work that makes more events than a trace can show, such as the later batches of an import: what
-/// it records and sends carries the trace's id, and has no spans unless an event is given up.
+/// Runs the rest of work that makes more events than a trace can show, such as the later batches of an import. Its
+/// events carry the trace's id, and have no spans unless an event is dead-lettered.
 pub fn rest_of_bulk<F: Future>(work: F) -> WithContext<F> {
     let context = Context::current();
     let here = context.span().span_context().clone();
-    // Not remote: what is done within it is part of a span that is not recorded.
+    // Not remote: the work is part of a span that is not recorded.
     let unsampled = SpanContext::new(
         here.trace_id(),
         here.span_id(),
@@ -93,15 +93,14 @@ pub fn rest_of_bulk<F: Future>(work: F) -> WithContext<F> {
     work.with_context(context.with_remote_span_context(unsampled).with_value(RestOfBulk))
 }
 
-/// The current context as headers, for an event that is recorded later than what it tells of; empty when nothing is
-/// being traced.
+/// The current context as headers, for an event that is recorded later than its change. Empty when nothing is traced.
 pub fn current() -> BTreeMap<String, String> {
     let mut headers = Headers::new();
     inject(&Context::current(), &mut headers);
     headers
 }
 
-/// An event's headers with the current context, unless they have one.
+/// An event's headers, with the current context unless they have one.
 pub(crate) fn with_current(headers: &Headers) -> Cow<'_, Headers> {
     let context = Context::current();
     if !context.span().span_context().is_valid() || is_in(headers) {
@@ -112,17 +111,17 @@ pub(crate) fn with_current(headers: &Headers) -> Cow<'_, Headers> {
     Cow::Owned(headers)
 }
 
-/// Whether headers carry a context, in whichever of the process's formats.
+/// Whether headers carry a context, in any of the process's formats.
 fn is_in(headers: &Headers) -> bool {
     global::get_text_map_propagator(|format| format.fields().any(|name| headers.contains_key(name)))
 }
 
-/// The current context with what the headers carry; the current one when they carry nothing.
+/// The current context with the one that the headers carry, if any.
 pub(crate) fn extract(headers: &Headers) -> Context {
     global::get_text_map_propagator(|format| format.extract(&Reading(headers)))
 }
 
-/// Puts a context in the place of whatever the headers have.
+/// Replaces the context in the headers.
 fn inject(context: &Context, headers: &mut Headers) {
     if !context.span().span_context().is_valid() {
         return;
@@ -152,8 +151,8 @@ fn inject(context: &Context, headers: &mut Headers) {
     }
 }
 
-/// In the context of an attempt that the tracer may have left out for now: this trace is sampled, and whoever continues it
-/// by an event is to know.
+/// In the context of an attempt whose span may be left out: this trace is sampled, and an event that continues it must
+/// say so.
 struct Sampled(TraceId);
 
 /// A span of an event, which ends when this is dropped.
@@ -161,18 +160,18 @@ struct Sampled(TraceId);
 pub(crate) struct EventSpan {
     context: Context,
     recording: bool,
-    /// It says what earlier ones said, as far as is known.
+    /// It repeats earlier spans, as far as is known.
     repeats: bool,
-    /// It is of one event of very many.
+    /// It belongs to one event of a bulk.
     of_bulk: bool,
 }
 
-/// So many waits for a dependency are seen each; after that, those whose number is a power of two. An outage of an hour is
-/// some three thousand.
+/// The first waits for a dependency that have a span each. Later, only waits whose number is a power of two have one.
+/// An outage of an hour is about three thousand waits.
 const WAITS_SEEN: u32 = 4;
 
 impl EventSpan {
-    /// With attributes by which the tracer decides what to do with the span.
+    /// Starts a span with attributes by which the tracer decides what to do with it.
     fn start_with(
         attributes: Vec<KeyValue>,
         parent: &Context,
@@ -194,12 +193,12 @@ impl EventSpan {
         this
     }
 
-    /// An event on its way out, below the context that its headers carry.
+    /// A producer span, below the context that the event's headers carry.
     pub(crate) fn producer(event: &Outgoing, carrier: &Carrier) -> Self {
         Self::producer_below(&extract(&event.headers), event, carrier)
     }
 
-    /// The same below a context that is known.
+    /// A producer span below a known context.
     pub(crate) fn producer_below(parent: &Context, event: &Outgoing, carrier: &Carrier) -> Self {
         let of_bulk = event.headers.contains_key(BULK);
         let repeats = of_bulk.then(|| KeyValue::new(names::REPEAT, true));
@@ -237,14 +236,14 @@ impl EventSpan {
         span
     }
 
-    /// The event is given up: whatever became of others, this is something new.
+    /// The event is dead-lettered, which is worth a span even in a bulk.
     pub(crate) fn given_up(&self) {
         if self.of_bulk {
             self.set(names::KEEP, true);
         }
     }
 
-    /// The event waits on. Whatever else ends an attempt is something new.
+    /// The event keeps waiting. Any other end of an attempt is worth a span.
     pub(crate) fn waits_on(mut self) {
         if self.recording {
             self.context.span().end();
@@ -264,14 +263,14 @@ impl EventSpan {
         }
     }
 
-    /// Which event it is.
+    /// Sets the event's id.
     pub(crate) fn identify(&self, event: &uuid::Uuid) {
         if self.recording {
             self.set(names::MESSAGE_ID, event.to_string());
         }
     }
 
-    /// How old the event is when it is attempted: also what it waited for others of its key.
+    /// Sets the event's age at this attempt, which includes its wait for others of its key.
     pub(crate) fn age(&self, age: Duration) {
         self.set(names::AGE, i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     }
@@ -282,12 +281,12 @@ impl EventSpan {
         }
     }
 
-    /// What became of it, in a fixed word.
+    /// Sets the outcome, a fixed word.
     pub(crate) fn outcome(&self, outcome: &'static str) {
         self.set(names::OUTCOME, outcome);
     }
 
-    /// It failed: a class of failure, never a message, which may quote data.
+    /// Marks a failure. `class` is a class of failure, never a message, which may quote data.
     pub(crate) fn fail(&self, class: &'static str) {
         if self.recording {
             self.set(names::ERROR, class);
@@ -295,7 +294,7 @@ impl EventSpan {
         }
     }
 
-    /// Something happened, with a fact.
+    /// Adds an annotation with a fact.
     pub(crate) fn annotate(&self, event: &'static str, fact: &'static str, value: impl ToString) {
         if self.recording {
             let fact = KeyValue::new(fact, value.to_string());
@@ -303,7 +302,7 @@ impl EventSpan {
         }
     }
 
-    /// It goes again after this while, for a reason in a fixed word.
+    /// Annotates a retry: its delay, and a fixed word as its reason.
     pub(crate) fn retry(&self, reason: &'static str, after: Duration) {
         if self.recording {
             let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
@@ -312,17 +311,17 @@ impl EventSpan {
         }
     }
 
-    /// For what happens within it.
+    /// The context for work within the span.
     pub(crate) fn context(&self) -> &Context {
         &self.context
     }
 
-    /// Makes it current on this thread for a stretch of code without an await, such as a log line.
+    /// Makes it current on this thread for code without an await, such as a log line.
     pub(crate) fn enter(&self) -> ContextGuard {
         self.context.clone().attach()
     }
 
-    /// Has the event carry this span to whoever receives it.
+    /// Puts this span into the event's headers.
     pub(crate) fn carry(&self, event: &mut Outgoing) {
         inject(&self.context, &mut event.headers);
     }
@@ -330,7 +329,7 @@ impl EventSpan {
 
 impl Drop for EventSpan {
     fn drop(&mut self) {
-        // Not left to the context's last clone: what it started may outlive it.
+        // Do not leave the end to the context's last clone: spawned work may outlive the attempt.
         if self.recording {
             if self.repeats && !self.of_bulk {
                 self.set(names::KEEP, true);
@@ -350,7 +349,7 @@ pub(crate) fn class_of(error: &PublishError) -> &'static str {
     }
 }
 
-/// Publishes one event that waits in no outbox, within a producer span below `parent`.
+/// Publishes one event without an outbox, within a producer span below `parent`.
 pub(crate) async fn send_below(
     parent: &Context,
     publisher: &dyn Publisher,
@@ -367,7 +366,7 @@ pub(crate) async fn send_below(
     result
 }
 
-/// The same below what the event's headers carry, or what is current.
+/// Like [`send_below`], below the context in the event's headers, or the current one.
 pub(crate) async fn send(publisher: &dyn Publisher, event: Outgoing) -> Result<(), PublishError> {
     send_below(&extract(&event.headers), publisher, event).await
 }

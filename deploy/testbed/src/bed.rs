@@ -1,4 +1,4 @@
-//! Servers of a test's own, which it may stop, kill and start again.
+//! A test's own servers, which it can stop, kill and restart.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -11,52 +11,52 @@ use tokio::time::timeout;
 
 use crate::{Server, quorum_queues};
 
-/// What the bed is kept for: it says where the servers are, and ends with its standard input, which
-/// is the end of this process at the latest.
+/// The command that keeps the bed running: it prints the servers' addresses, and ends with its
+/// standard input, so at the latest with this process.
 const KEEPER: &str = "env | grep ^TOURIN_; echo 'the bed is up'; exec cat >&2";
 const READY: &str = "the bed is up";
 const STATE: &str = "TOURIN_TESTBED_STATE";
-/// How long the bed may take to install what is missing and to start.
+/// How long the bed may take to install missing servers and to start.
 const START_LIMIT: Duration = Duration::from_secs(300);
-/// How long it may take to start or end one server, or to end itself.
+/// How long it may take to start or stop one server, or to end.
 const ORDER_LIMIT: Duration = Duration::from_secs(150);
 
 /// How a server ends; its data stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// SIGKILL: nothing is said and nothing is saved.
+    /// SIGKILL: without a clean stop.
     Kill,
-    /// SIGTERM: in good order.
+    /// SIGTERM: a clean stop.
     Stop,
 }
 
 /// Private servers, started by `deploy/testbed.sh`. They end when this value is dropped or its
-/// process ends, however that comes; [`Bed::remove`] also waits until they are gone.
+/// process ends; [`Bed::remove`] also waits until they have ended.
 ///
-/// It is not bound to the runtime that it was made in.
+/// It is independent of the runtime that it was created in.
 #[derive(Debug)]
 pub struct Bed {
-    // Its standard input is held open.
+    // Its standard input is kept open.
     keeper: Child,
     variables: BTreeMap<String, String>,
 }
 
 impl Bed {
-    /// Starts these servers and no others, and waits until each of them answers: half a minute.
+    /// Starts only these servers and waits, at most half a minute, until each of them answers.
     ///
     /// # Panics
     ///
-    /// If they do not start; `deploy/testbed.sh` has said why on standard error.
+    /// If they do not start; `deploy/testbed.sh` prints the reason to standard error.
     pub async fn with(servers: &[Server]) -> Self {
         let mut command = Command::new(script());
         command.args(["run", "--", "sh", "-c", KEEPER]);
-        // Servers that are given by the environment must not be stopped.
+        // Servers from the environment must not be stopped.
         command.env_remove("TOURIN_AMQP_API_URL").env_remove(STATE);
         for server in Server::ALL {
             if servers.contains(&server) {
                 command.env_remove(server.variable());
             } else {
-                // What has an address already is not started.
+                // A server with an address is not started.
                 command.env(server.variable(), "not-needed");
             }
         }
@@ -91,21 +91,21 @@ impl Bed {
         self.variables.get(name).unwrap_or_else(|| panic!("the bed does not say {name}"))
     }
 
-    /// Where a server of the bed is.
+    /// The URL of a server of the bed.
     pub fn url(&self, server: Server) -> &str {
         self.variable(server.variable())
     }
 
-    /// The folder of logs and data, which goes with the bed.
+    /// The folder of logs and data, which is deleted with the bed.
     pub fn folder(&self) -> &Path {
         Path::new(self.variable(STATE))
     }
 
-    /// Ends a server and waits until it is gone.
+    /// Ends a server and waits until it has ended.
     ///
     /// # Panics
     ///
-    /// If that cannot be done.
+    /// If it does not end.
     pub async fn end(&self, server: Server, ending: Ending) {
         let order = match ending {
             Ending::Kill => "kill",
@@ -114,11 +114,12 @@ impl Bed {
         self.order(order, server).await;
     }
 
-    /// Starts a server on what it has kept and waits until it answers; leaves one alone that runs.
+    /// Starts a server on its existing data and waits until it answers. A running server is not
+    /// changed.
     ///
     /// # Panics
     ///
-    /// If that cannot be done.
+    /// If it does not start.
     pub async fn start(&self, server: Server) {
         self.order("start", server).await;
     }
@@ -134,22 +135,22 @@ impl Bed {
 
     /// Waits until RabbitMQ can be killed without harm to quorum queues that were just declared.
     ///
-    /// RabbitMQ 3.10 answers a declaration before the name of the queue's replica is on the disk. A
-    /// broker that is killed in that half second knows the queue and not its replica when it is back,
-    /// and does not answer calls for the queue.
+    /// RabbitMQ 3.10 answers a declaration before the name of the queue's replica is on disk. A
+    /// broker that is killed in that half second knows the queue but not its replica after a
+    /// restart, and does not answer calls for the queue.
     ///
     /// # Panics
     ///
-    /// If the names are not there in half a minute.
+    /// If the names are not on disk within half a minute.
     pub async fn quorum_queues_are_kept(&self, queues: &[String]) {
         quorum_queues::are_kept(&self.folder().join("amqp/data"), queues).await;
     }
 
-    /// Ends the bed and waits until it is gone.
+    /// Ends the bed and waits until it has ended.
     ///
     /// # Panics
     ///
-    /// If it does not end in time or in good order.
+    /// If it does not end in time or fails.
     pub async fn remove(mut self) {
         drop(self.keeper.stdin.take());
         let ending = spawn_blocking(move || self.keeper.wait());

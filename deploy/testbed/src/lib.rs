@@ -1,11 +1,11 @@
-//! Real servers in the hands of a test. For tests only: no program of Tourin depends on this crate.
+//! Real servers for tests. No program of Tourin depends on this crate.
 //!
-//! - [`Bed`]: servers of a test's own, which it may stop, kill and start again.
-//! - [`Proxy`]: a way to a server that can be cut, delayed and made deaf, while the server stays as
-//!   it is for everybody else.
-//! - [`given`]: where the servers are that the caller of the tests has running.
+//! - [`Bed`]: a test's own servers, which it can stop, kill and restart.
+//! - [`Proxy`]: a route to a server that can be cut, delayed and muted, without a change for the
+//!   server's other clients.
+//! - [`given`]: the servers that already run when the tests start.
 //!
-//! A failure here fails the test; nothing returns an error.
+//! A failure here fails the test; no function returns an error.
 
 mod bed;
 mod proxy;
@@ -35,10 +35,10 @@ pub enum Server {
 }
 
 impl Server {
-    /// Each of them.
+    /// All servers.
     pub const ALL: [Self; 4] = [Self::Mysql, Self::Redis, Self::Mongodb, Self::Amqp];
 
-    /// The environment variable that says where it is.
+    /// The environment variable with its URL.
     pub fn variable(self) -> &'static str {
         match self {
             Self::Mysql => "TOURIN_MYSQL_URL",
@@ -61,9 +61,9 @@ impl fmt::Display for Server {
     }
 }
 
-/// An address of this machine on which nobody listens: for who must know it before the program that
-/// will. Its port is below the kernel's range for outgoing connections, so that it is still free when
-/// a program that was killed comes back to it.
+/// An unused address of this machine, for a test that must know it before its program starts. The
+/// port is below the kernel's range for outgoing connections, so that it is still free when a
+/// killed program restarts on it.
 pub fn free_address() -> SocketAddr {
     loop {
         let address = SocketAddr::from(([127, 0, 0, 1], rand::rng().random_range(15_000..32_000)));
@@ -73,11 +73,11 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
-/// The URL of a server that is given to the tests by the environment.
+/// The URL of a server from the tests' environment.
 ///
 /// # Panics
 ///
-/// Without one.
+/// If the variable is missing.
 pub fn given(server: Server) -> String {
     let variable = server.variable();
     match std::env::var(variable) {

@@ -1,4 +1,4 @@
-//! A TCP proxy by which a test cuts, refuses, delays and drops.
+//! A TCP proxy with which a test cuts, refuses, delays and drops.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,22 +42,22 @@ struct Manner {
     deaf: bool,
     /// Connections on which bytes were dropped since then.
     unheard: usize,
-    /// Connections that were opened under another number transfer nothing any more.
+    /// Connections opened under another number transfer nothing any more.
     silences: u64,
-    /// Where a connection is to be cut.
+    /// The request at which a connection is to be cut.
     cut_at: Option<CutAt>,
-    /// How many cuts were asked for.
+    /// How many cuts were requested.
     cuts: u64,
 }
 
 /// The request at which a connection is cut.
 #[derive(Clone, Copy)]
 struct CutAt {
-    /// Which of the cuts this is.
+    /// The number of this cut.
     number: u64,
-    /// What the connection sends before it.
+    /// What the connection must send before the request.
     after: &'static [u8],
-    /// What the request has in it.
+    /// What the request contains.
     request: &'static [u8],
     cut: Cut,
 }
@@ -65,7 +65,8 @@ struct CutAt {
 type Shared = Arc<Mutex<Manner>>;
 
 impl Manner {
-    /// Whether what the server says on a connection is lost now; `is_unheard` keeps whether it was before.
+    /// Whether the server's bytes on a connection are dropped now; `is_unheard` keeps whether they
+    /// were before.
     fn loses(&mut self, is_unheard: &mut bool) -> bool {
         if self.deaf && !*is_unheard {
             self.unheard += 1;
@@ -75,28 +76,28 @@ impl Manner {
     }
 }
 
-/// Stands between a client and a server. It runs on a thread of its own until it is dropped, so
-/// several tests, each with its own runtime, may share one.
+/// A proxy between a client and a server. It runs on its own thread until it is dropped, so several
+/// tests, each with its own runtime, may share it.
 pub struct Proxy {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     manner: Shared,
     orders: mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>,
 }
 
 impl Proxy {
-    /// In front of `target`, which is `HOST:PORT`, and open.
+    /// An open proxy for `target`, which is `HOST:PORT`.
     pub async fn open_to(target: impl ToString) -> Self {
         let proxy = Self::closed_to(target);
         proxy.open().await;
         proxy
     }
 
-    /// In front of `target`: it has an address, and refuses connections.
+    /// A closed proxy for `target`: it has an address, and refuses connections.
     ///
     /// # Panics
     ///
-    /// If there is no port or no thread to be had.
+    /// If no port or thread is available.
     pub fn closed_to(target: impl ToString) -> Self {
         let closed = bind(([127, 0, 0, 1], 0).into());
         let address = closed.local_addr().expect("it is bound");
@@ -114,22 +115,22 @@ impl Proxy {
         Self { address, manner, orders }
     }
 
-    /// In front of the server of a URL, and open.
+    /// An open proxy for the server of a URL.
     pub async fn open_to_url(url: &str) -> Self {
         Self::open_to(authority(url)).await
     }
 
-    /// In front of the server of a URL, and closed.
+    /// A closed proxy for the server of a URL.
     pub fn closed_to_url(url: &str) -> Self {
         Self::closed_to(authority(url))
     }
 
-    /// The URL of the server, which leads through here.
+    /// The server's URL, through this proxy.
     pub fn url(&self, url: &str) -> String {
         with_authority(url, &self.address.to_string())
     }
 
-    /// Lets new connections in.
+    /// Accepts new connections.
     pub async fn open(&self) {
         self.order(Order::Open).await;
     }
@@ -139,7 +140,7 @@ impl Proxy {
         self.order(Order::Close).await;
     }
 
-    /// Cuts all connections; bytes on the way are lost. New connections are accepted.
+    /// Cuts all connections; bytes in flight are lost. New connections are accepted.
     pub async fn cut(&self) {
         self.order(Order::Cut).await;
     }
@@ -161,7 +162,7 @@ impl Proxy {
         self.manner().unheard
     }
 
-    /// Open connections stay open and transfer nothing any more; new ones work.
+    /// Open connections stay open but transfer nothing any more; new ones work.
     pub fn silence(&self) {
         self.manner().silences += 1;
     }
@@ -171,8 +172,8 @@ impl Proxy {
         self.manner().target = target.to_string();
     }
 
-    /// Cuts, once, the first connection that sends `request` after it has sent `after`. Other connections
-    /// that send the same request are not cut.
+    /// Cuts, once, the first connection that sends `request` after it has sent `after`. Other
+    /// connections with the same request are not cut.
     pub fn cut_at(&self, after: &'static [u8], request: &'static [u8], cut: Cut) {
         let mut manner = self.manner();
         manner.cuts += 1;
@@ -183,7 +184,7 @@ impl Proxy {
         lock(&self.manner)
     }
 
-    /// Returns when it is done.
+    /// Returns when the change has taken effect.
     async fn order(&self, order: Order) {
         let (done, is_done) = oneshot::channel();
         assert!(self.orders.send((order, done)).is_ok(), "the proxy's thread runs");
@@ -195,7 +196,7 @@ fn lock(manner: &Shared) -> MutexGuard<'_, Manner> {
     manner.lock().expect("nobody panics with it")
 }
 
-/// A port that is taken refuses connections until it is listened at.
+/// A bound port refuses connections until a socket listens on it.
 enum Door {
     Closed(TcpSocket),
     Open(TcpListener),
@@ -203,7 +204,7 @@ enum Door {
 
 fn bind(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("a socket");
-    // Or the connections that were cut would keep the port.
+    // Otherwise the cut connections would keep the port.
     socket.set_reuseaddr(true).expect("a socket's option");
     socket.bind(address).expect("a port");
     socket
@@ -225,7 +226,7 @@ impl Door {
     }
 
     fn close(self, address: SocketAddr) -> Self {
-        // There is no way back from listening but a new socket.
+        // A listening socket cannot stop listening; a new socket replaces it.
         drop(self);
         Self::Closed(bind(address))
     }
@@ -253,7 +254,7 @@ async fn serve(
                 if !matches!(order, Order::Open) {
                     lock(&manner).deaf = false;
                 }
-                // Whoever asked may have gone.
+                // The caller may be gone.
                 let _ = done.send(());
             }
             client = door.next() => {
@@ -282,7 +283,7 @@ async fn carry(client: TcpStream, manner: Shared) {
     let passage = Passage { manner, silences, answer_is_lost: AtomicBool::new(false) };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    // Both ends are dropped with the first that ends.
+    // Both ends are dropped when either ends.
     tokio::select! {
         () = passage.requests(from_client, to_server) => {}
         () = passage.answers(from_server, to_client) => {}
@@ -308,7 +309,7 @@ impl Passage {
         let mut piece = vec![0; PIECE];
         let mut is_unheard = false;
         while let Some(answer) = self.next(&mut from, &mut piece).await {
-            // It answers when it has done what it was asked for.
+            // It answers once the change has taken effect.
             if self.answer_is_lost.load(Ordering::SeqCst) {
                 return;
             }
@@ -321,7 +322,7 @@ impl Passage {
         }
     }
 
-    /// The next piece, when it may go on; none at the end.
+    /// The next bytes, when they may pass; none at the end.
     async fn next<'a>(&self, from: &mut OwnedReadHalf, piece: &'a mut [u8]) -> Option<&'a [u8]> {
         let read = from.read(piece).await;
         let (delay, is_silent) = {
@@ -329,7 +330,7 @@ impl Passage {
             (manner.delay, manner.silences != self.silences)
         };
         if is_silent {
-            // Not even the end is heard of.
+            // Even the end is dropped.
             std::future::pending::<()>().await;
         }
         let length = read.ok().filter(|length| *length > 0)?;
@@ -339,7 +340,7 @@ impl Passage {
         Some(&piece[..length])
     }
 
-    /// `came_before` keeps for which cut the connection has sent what comes before the request.
+    /// `came_before` keeps the cut for which the connection has already sent the preceding bytes.
     fn cut_of(&self, sent: &[u8], came_before: &mut u64) -> Option<Cut> {
         let find = |wanted: &[u8], sent: &[u8]| {
             sent.windows(wanted.len()).position(|window| window == wanted)

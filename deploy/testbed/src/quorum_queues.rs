@@ -1,4 +1,4 @@
-//! What RabbitMQ has on the disk of its quorum queues.
+//! RabbitMQ's files of its quorum queues.
 
 use std::fs;
 use std::io;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 /// RabbitMQ writes the names every half second.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Between two looks.
+/// The interval between checks.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Waits until the replica of each of the queues is named in a file of RabbitMQ's.
+/// Waits until one of RabbitMQ's files names the replica of each queue.
 pub(crate) async fn are_kept(data: &Path, queues: &[String]) {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -27,7 +27,7 @@ pub(crate) async fn are_kept(data: &Path, queues: &[String]) {
     }
 }
 
-/// The tables of names of all nodes, `NODE/quorum/NODE/names.dets`, as they are.
+/// The unparsed tables of names of all nodes, `NODE/quorum/NODE/names.dets`.
 fn names(data: &Path) -> io::Result<Vec<u8>> {
     let mut names = Vec::new();
     for node in fs::read_dir(data)? {

@@ -1,12 +1,12 @@
-//! The part of a server's URL that says where it is.
+//! The host and port in a server's URL.
 
 use std::ops::Range;
 
-/// `HOST:PORT` of a server's URL, with the port that its scheme stands for if it names none.
+/// `HOST:PORT` of a server's URL, with its scheme's default port if it has none.
 ///
 /// # Panics
 ///
-/// If it is no URL, or names no port and has a scheme that no server of a bed has.
+/// If it is not a URL, or has neither a port nor the scheme of one of the bed's servers.
 pub fn authority(url: &str) -> String {
     let host = &url[place(url)];
     if host.contains(':') {
@@ -26,7 +26,7 @@ pub fn authority(url: &str) -> String {
 ///
 /// # Panics
 ///
-/// If it is no URL.
+/// If it is not a URL.
 pub fn with_authority(url: &str, authority: &str) -> String {
     let mut url = url.to_owned();
     let place = place(&url);

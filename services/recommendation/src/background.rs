@@ -20,22 +20,21 @@ use crate::upstream::core::CORE;
 /// Waits after a resync that failed.
 const RETRY: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_secs(3), jitter: 0.5 };
-/// How often core is asked whether its data was made anew, apart from when its instances change.
+/// How often to ask core whether its data was replaced, in addition to changes of its instances.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// So many failures in a row are told of each.
+/// The first failures in a row, which are logged one by one.
 const FAILURES_TOLD: u32 = 4;
 
-/// Whether one more of so many failures in a row has a line in the log, and a trace: not one a second
-/// for as long as an outage lasts.
+/// Whether this failure in a row is logged and traced. During a long outage, few are.
 fn is_told(failures: u32) -> bool {
     failures <= FAILURES_TOLD || failures.is_power_of_two()
 }
 
-/// How long events of spots wait for the first reading of the catalogue, which is faster than they are and leaves them
-/// nothing to do; without core there is none.
+/// How long events of spots wait for the first reading of the catalogue. The reading is faster than the events and makes
+/// them redundant. Without core it does not happen.
 const FIRST_READING_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often what has no effect any more is removed.
+/// How often expired data is removed.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Keeps the replica in step with core: reads the whole catalogue when the service starts, whenever

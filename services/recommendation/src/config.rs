@@ -83,12 +83,12 @@ impl Default for ServerSettings {
 }
 
 impl ServerSettings {
-    /// The Redis to use, when there is one: a blank URL is none.
+    /// The Redis to use, if any; a blank URL counts as absent.
     pub fn redis(&self) -> Option<&ServerUrl> {
         ServerUrl::given(self.redis_url.as_ref())
     }
 
-    /// The MongoDB to use, when there is one: a blank URL is none.
+    /// The MongoDB to use, if any; a blank URL counts as absent.
     pub fn mongodb(&self) -> Option<&ServerUrl> {
         ServerUrl::given(self.mongodb_url.as_ref())
     }
@@ -107,7 +107,7 @@ pub struct BrokerSettings {
 }
 
 impl BrokerSettings {
-    /// The broker to use, when there is one: a blank URL is none.
+    /// The broker to use, if any; a blank URL counts as absent.
     ///
     /// # Errors
     /// When the URL is not one of AMQP. The message does not repeat it.

@@ -1,4 +1,4 @@
-//! What every bus must do, whatever carries the events. Each function takes a fixture with a bus of its own.
+//! What every bus must do. Each function takes a fixture with its own bus.
 
 use std::time::Duration;
 
@@ -14,24 +14,24 @@ use crate::events::{
     ViewTourspot,
 };
 
-/// How long something may take that must happen.
+/// The time within which expected events must happen.
 const SOON: Duration = Duration::from_secs(10);
-/// How long something is watched for that must not happen.
+/// How long to watch that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(120);
 
 /// A bus under test.
 #[async_trait]
 pub trait BusFixture: Send + Sync {
-    /// Hands events to the bus, in order, without waiting for them to be settled. Calls keep their order too.
+    /// Publishes events, in order, without waiting for their settlement. Calls keep their order too.
     async fn send(&self, events: Vec<Outgoing>);
 
-    /// Makes a queue that nobody receives from yet. A bus that keeps all events anyway has nothing to do.
+    /// Creates a queue without a consumer. A bus that keeps all events anyway does nothing.
     async fn declare(&self, subscription: Subscription);
 
     /// The consuming side.
     fn subscriber(&self) -> &dyn Subscriber;
 
-    /// Where the bus puts what is given up.
+    /// The bus's dead letters.
     fn dead_letters(&self) -> &dyn DeadLetterStore;
 }
 
@@ -65,7 +65,7 @@ pub fn users(queue: &str) -> Subscription {
     Subscription::new(queue, vec![Binding::new(USER_EXCHANGE, "user.#")])
 }
 
-/// Who did what: the key and the number of a [`view`].
+/// The key and the number of a [`view`].
 pub fn who_and_what(delivery: &Delivery) -> (String, String) {
     let envelope = Envelope::decode(&delivery.body).expect("an envelope");
     let text = |field: &str| envelope.data[field].as_str().unwrap_or_default().to_owned();
@@ -97,7 +97,7 @@ async fn ack(delivery: Delivery) {
     delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
 }
 
-/// In the queue, handed out or waiting for its retry; and nothing once it is settled.
+/// Queued, delivered and waiting events are backlog; settled ones are not.
 pub async fn what_is_not_settled_is_backlog(fixture: &impl BusFixture) {
     let deadline = Instant::now() + SOON;
     let waits = async |is_right: fn(u64) -> bool| {
@@ -122,7 +122,7 @@ pub async fn what_is_not_settled_is_backlog(fixture: &impl BusFixture) {
     waits(|waiting| waiting == 0).await;
 }
 
-/// By exchange and by pattern.
+/// Bindings select by exchange and by pattern.
 pub async fn a_queue_gets_what_it_is_bound_to_and_nothing_else(fixture: &impl BusFixture) {
     let bindings = vec![
         Binding::new(USER_EXCHANGE, ViewTourspot::TYPE),
@@ -184,7 +184,7 @@ pub async fn a_retry_holds_back_its_own_key_only(fixture: &impl BusFixture) {
     ack(expect(&mut deliveries, "a", 2).await).await;
 }
 
-/// The next of a key waits for the outcome of the one before.
+/// The next event of a key waits for the outcome of the one before.
 pub async fn of_one_key_one_delivery_is_out(fixture: &impl BusFixture) {
     let mut deliveries = subscribe(fixture, users("q")).await;
     fixture.send(vec![view("a", 1), view("a", 2), view("a", 3)]).await;
@@ -198,7 +198,7 @@ pub async fn of_one_key_one_delivery_is_out(fixture: &impl BusFixture) {
     expect_nothing(&mut deliveries).await;
 }
 
-/// Nothing is lost with a consumer that dies in the middle.
+/// A consumer that dies halfway loses no event.
 pub async fn a_dropped_delivery_comes_again(fixture: &impl BusFixture) {
     let mut deliveries = subscribe(fixture, users("q")).await;
     fixture.send(vec![view("a", 1), view("a", 2)]).await;
@@ -218,7 +218,7 @@ fn as_sent(body: &[u8]) -> Envelope {
     envelope
 }
 
-/// Giving one up is final, recorded, and frees its key.
+/// A dead letter is final, recorded, and frees its key.
 pub async fn a_dead_letter_is_kept_and_its_key_goes_on(fixture: &impl BusFixture) {
     let mut deliveries = subscribe(fixture, users("q")).await;
     let poison = view("a", 1).with_header("traceparent", "00-1-2-01");
@@ -241,7 +241,7 @@ pub async fn a_dead_letter_is_kept_and_its_key_goes_on(fixture: &impl BusFixture
     assert_eq!(as_sent(&letter.body), poison.envelope);
 }
 
-/// Back-pressure: what is out is bounded, and settling makes room.
+/// Backpressure: unsettled deliveries are bounded, and settling makes room.
 pub async fn a_subscriber_holds_no_more_than_its_prefetch(fixture: &impl BusFixture) {
     let subscription = Subscription { prefetch: 2, ..users("q") };
     let mut deliveries = subscribe(fixture, subscription).await;
@@ -279,7 +279,7 @@ pub async fn queues_each_get_all_events(fixture: &impl BusFixture) {
     }
 }
 
-/// The start of a service: its queues are there before it is.
+/// A service's queues are declared before it subscribes.
 pub async fn a_declared_queue_keeps_events_for_whoever_subscribes(fixture: &impl BusFixture) {
     fixture.declare(users("one")).await;
     fixture.declare(users("two")).await;
@@ -296,7 +296,7 @@ pub async fn a_declared_queue_keeps_events_for_whoever_subscribes(fixture: &impl
     expect_nothing(&mut two).await;
 }
 
-/// Events of a type that no queue is bound to come before others of their key.
+/// Unbound event types do not block later events of their key.
 pub async fn what_nobody_wants_holds_nobody_up(fixture: &impl BusFixture) {
     let bindings = vec![Binding::new(USER_EXCHANGE, ViewTourspot::TYPE)];
     let mut deliveries = subscribe(fixture, Subscription::new("q", bindings)).await;
@@ -328,7 +328,7 @@ async fn expect_dead_letters(fixture: &impl BusFixture, count: usize) -> Vec<Dea
     }
 }
 
-/// Exactly the letters named; other queues of the same exchange do not see it, and the letter is gone afterwards.
+/// Replays exactly the named letters, in their own queue only, and deletes each letter afterwards.
 pub async fn a_replayed_dead_letter_comes_again_whole_and_to_its_queue_only(
     fixture: &impl BusFixture,
 ) {
@@ -358,13 +358,13 @@ pub async fn a_replayed_dead_letter_comes_again_whole_and_to_its_queue_only(
     let left = expect_dead_letters(fixture, 1).await;
     assert_ne!(left[0].id, id);
     assert_eq!(dead.replay(&[id]).await.expect("a replay"), [Settled::Gone]);
-    // Longer than it takes to look for replays that were asked for.
+    // Longer than the interval at which replays are looked for.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     expect_nothing(&mut one).await;
     expect_nothing(&mut two).await;
 }
 
-/// It is there again, with what is known by then, and can be replayed again.
+/// The dead letter returns with its latest facts, and can be replayed again.
 pub async fn a_replay_that_fails_again_is_the_same_dead_letter(fixture: &impl BusFixture) {
     let mut deliveries = subscribe(fixture, users("q")).await;
     fixture.send(vec![view("a", 1)]).await;
@@ -384,7 +384,7 @@ pub async fn a_replay_that_fails_again_is_the_same_dead_letter(fixture: &impl Bu
     expect_nothing(&mut deliveries).await;
 }
 
-/// A mistake shows at once, not as silence.
+/// An invalid subscription fails at once.
 pub async fn a_subscription_that_cannot_work_is_refused(fixture: &impl BusFixture) {
     let wrong = [
         Subscription { queue: String::new(), ..users("q") },

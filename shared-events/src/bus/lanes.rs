@@ -1,6 +1,6 @@
-//! Items in order per key, many keys at once: the rule of order that every bus adapter and the relay share.
+//! Items in order per key, many keys at once: the ordering rule of every bus adapter and of the relay.
 //!
-//! No I/O and no waiting happens here. Each key has a lane; the head of a lane is handed out only when nothing else of
+//! No I/O and no waiting happens here. Each key has a lane. The head of a lane is handed out only when no other item of
 //! the lane is out or waiting for a retry. Ready lanes are served round robin.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-/// Names a lane for handing an item back.
+/// Names a lane, to return an item to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LaneKey {
     Named(Arc<str>),
@@ -27,7 +27,7 @@ struct Lane<T> {
 pub(crate) struct Lanes<T> {
     lanes: HashMap<LaneKey, Lane<T>>,
     ready: VecDeque<LaneKey>,
-    /// Lanes whose head waits for its time; the number tells equal times apart.
+    /// Lanes whose head waits for its time. The number keeps equal times distinct.
     delayed: BTreeMap<(Instant, u64), LaneKey>,
     counter: u64,
     waiting: usize,
@@ -64,7 +64,7 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Hands out the next item whose turn it is; its lane is held until one of `done`, `back` or `again`.
+    /// Hands out the next item. Its lane is held until one of `done`, `back` or `again`.
     pub(crate) fn take(&mut self, now: Instant) -> Option<(LaneKey, T)> {
         while let Some(entry) = self.delayed.first_entry() {
             if entry.key().0 > now {
@@ -81,25 +81,25 @@ impl<T> Lanes<T> {
         Some((key, item))
     }
 
-    /// The item that was out is finished; the next of its lane may go.
+    /// The item is finished, and the next one of its lane may go.
     pub(crate) fn done(&mut self, key: &LaneKey) {
         self.release(key, false);
     }
 
-    /// The item that was out comes back and goes out again as soon as possible.
+    /// The item returns and goes out again as soon as possible.
     pub(crate) fn back(&mut self, key: &LaneKey, item: T) {
         self.put_first(key, item);
         self.release(key, true);
     }
 
-    /// The item that was out comes back and waits until `at`, and its lane with it.
+    /// The item returns, and waits with its lane until `at`.
     pub(crate) fn again(&mut self, key: &LaneKey, item: T, at: Instant) {
         self.put_first(key, item);
         let number = self.count();
         self.delayed.insert((at, number), key.clone());
     }
 
-    /// Forgets a lane whose head is out, and gives back what waits behind it.
+    /// Removes a lane whose head is out, and returns the items that wait behind the head.
     pub(crate) fn drop_lane(&mut self, key: &LaneKey) -> VecDeque<T> {
         let waiting = self.lanes.remove(key).map(|lane| lane.waiting).unwrap_or_default();
         self.waiting -= waiting.len();
@@ -111,13 +111,13 @@ impl<T> Lanes<T> {
         self.delayed.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// How many items wait, those that are out not counted.
+    /// How many items wait, without those that are out.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
     }
 
     fn put_first(&mut self, key: &LaneKey, item: T) {
-        // The lane is there as long as it is held; after `clear` it may not be.
+        // A held lane exists, except after `clear`.
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.waiting.push_front(item);
             self.waiting += 1;
@@ -172,8 +172,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in between, each key's items finish in the order in which they came, one out at a time,
-        /// and in the end all of them have finished.
+        /// Each key's items finish in the order in which they came, one out at a time, and in the end all of them have
+        /// finished.
         #[test]
         fn order_per_key_holds_and_nothing_is_lost(steps in proptest::collection::vec(step(), 0..200)) {
             let mut now = Instant::now();

@@ -1,18 +1,17 @@
-//! The bus port: what a service may expect of whatever carries its events.
+//! The bus port: what a service may expect of the transport of its events.
 //!
 //! # The delivery contract
-//! * **At least once.** A confirmed event reaches every queue whose bindings match it, and stays the bus's concern
-//!   until a consumer settles it. A delivery that is dropped unsettled comes again.
-//! * **In order per key.** While a delivery of an ordering key is unsettled or waiting for its retry, no other
-//!   delivery of that key is handed out on that queue, to any subscriber. Other keys go on meanwhile.
-//! * **Bind every type of a domain.** For each exchange some subscription must take every type, known or not: `user.#`
-//!   on the exchange of members, say. What becomes of an event that no binding matches depends on the bus. In memory
-//!   all bindings are known, so nobody misses it and it is confirmed. A broker cannot tell a type that nobody wants
-//!   from a subscriber that has not come yet: the event is [`PublishError::Unroutable`], and its outbox keeps it, and
-//!   what comes after it of its key, until some queue takes it. Nothing is lost, and the key waits for as long as it
-//!   takes.
-//! * **Declare before publishing.** A queue gets what is published once it is declared.
-//! * **Bounded.** A subscriber never holds more than its prefetch; a full queue makes publishers wait.
+//! * **At least once.** A confirmed event reaches every queue whose bindings match it, and the bus keeps it until a
+//!   consumer settles it. A delivery that is dropped unsettled is delivered again.
+//! * **In order per key.** While a delivery of an ordering key is unsettled or waiting for its retry, the queue
+//!   delivers no other event of that key to any subscriber. Other keys continue.
+//! * **Bind every type of a domain.** For each exchange some subscription must take every type, known or not: for
+//!   example `user.#` on the exchange of members. In memory all bindings are known, so an event that no binding matches
+//!   is confirmed. A broker cannot tell a type without consumers from a consumer that has not subscribed yet. The event
+//!   is [`PublishError::Unroutable`] there, and its outbox keeps it, with all later events of its key, until a queue
+//!   takes it. Nothing is lost, but the key waits.
+//! * **Declare before publishing.** A queue receives only events that are published after its declaration.
+//! * **Bounded.** A subscriber never holds more than its prefetch. A full queue makes publishers wait.
 
 pub mod in_process;
 mod lanes;
@@ -38,20 +37,20 @@ pub(crate) use reply_queue::ReplySender;
 pub use reply_queue::{Answer, CORRELATION_ID, REPLY_EXCHANGE, REPLY_TO, ReplyQueue, ReplyQueues};
 pub use topic::TopicPattern;
 
-/// The exchange of commands and requests: each goes to the one queue that its routing key names.
+/// The exchange of commands and requests. Each goes to the one queue that its routing key names.
 pub const COMMAND_EXCHANGE: &str = "command.ex";
 
-/// Why an event was not confirmed. It may or may not have been carried: publishing it again is always right.
+/// Why an event was not confirmed. The bus may have carried it all the same: publishing it again is always right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// Nobody is known who wants the event, and somebody may come: on a broker, no queue is bound for its type; in
-    /// memory, no queue at all is declared yet. Or the one queue that a command names is not there.
-    #[error("no queue is there for it")]
+    /// No queue takes the event yet. On a broker no queue is bound for its type; in memory no queue is declared at all.
+    /// Or the queue that a command names does not exist.
+    #[error("there is no queue for it")]
     Unroutable,
-    /// The bus took this event and gave it back; it may take it later (a queue may have been full).
+    /// The bus returned this event and may accept it later (a queue may have been full).
     #[error("the bus refused the event: {0}")]
     Rejected(String),
-    /// The bus can never take this event as it is: it is too large, or a name in it too long.
+    /// The bus can never carry this event: it is too large, or a name in it is too long.
     #[error("the bus cannot carry the event: {0}")]
     Invalid(String),
     /// The bus cannot be reached or is shutting down.
@@ -59,14 +58,14 @@ pub enum PublishError {
     Unavailable(String),
 }
 
-/// What carries events, as traces name it.
+/// The messaging system, as traces name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Carrier {
     /// The kind of system.
     pub system: &'static str,
-    /// Who events are given to, or come from: the broker, as it stands in the graph of services.
+    /// The peer in the graph of services: the broker.
     pub peer: &'static str,
-    /// The broker's host and port, where it has one.
+    /// The broker's host and port, if it has one.
     pub server: Option<(Arc<str>, u16)>,
 }
 
@@ -85,18 +84,18 @@ impl Carrier {
 pub trait Publisher: Send + Sync {
     /// Publishes events in order and waits until each is confirmed or failed.
     ///
-    /// Returns one result per event, in the order given. `Ok` means that the bus will not lose it, or (never on a
-    /// broker) that all bindings are known and none is for it. When the future is dropped, what becomes of the events
-    /// is unknown; publish them again.
+    /// Returns one result per event, in the order given. `Ok` means that the bus will not lose the event, or (never on
+    /// a broker) that all bindings are known and none matches it. When the future is dropped, the outcome of the events
+    /// is unknown: publish them again.
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>>;
 
-    /// How many events are best handed over in one call. Above 1 only where all of a call are confirmed within moments of
-    /// each other, for the results come together: one that takes long would keep the others' from the caller.
+    /// The best number of events for one call. It is above 1 only where all events of a call are confirmed at nearly
+    /// the same time: the results come together, so one slow event delays the others.
     fn batch_size(&self) -> usize {
         1
     }
 
-    /// How traces name it.
+    /// Its messaging system, for traces.
     fn carrier(&self) -> Carrier {
         Carrier::IN_PROCESS
     }
@@ -118,17 +117,17 @@ impl Binding {
     }
 }
 
-/// A consumer's wish: a queue of its own, what goes into it, and how much of it at once.
+/// A consumer's subscription: its queue, the queue's bindings and its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// The queue's name. Subscribers of one name share its events; queues of different names each get all of them.
+    /// The queue's name. Subscribers of the same name share its events. Queues of different names each get all of them.
     pub queue: String,
-    /// What the queue is bound to.
+    /// The queue's bindings.
     pub bindings: Vec<Binding>,
-    /// The most deliveries this subscriber holds unsettled; at least 1.
+    /// The most unsettled deliveries of this subscriber; at least 1.
     pub prefetch: usize,
-    /// Into how many shards the queue is split by ordering key; at least 1, at most [`MAX_SHARDS`]. Each shard has one
-    /// active subscriber at a time, so more subscribers than shards leave some standing by.
+    /// The number of shards into which the queue is split by ordering key; at least 1, at most [`MAX_SHARDS`]. Each
+    /// shard has one active subscriber at a time, so subscribers beyond the number of shards stand by.
     pub shards: usize,
 }
 
@@ -166,7 +165,7 @@ impl Subscription {
 /// Why a subscription failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SubscribeError {
-    /// The subscription itself is wrong; trying again will not help.
+    /// The subscription is invalid. A retry does not help.
     #[error("invalid subscription: {0}")]
     Invalid(String),
     /// The bus cannot be reached or is shutting down.
@@ -177,23 +176,22 @@ pub enum SubscribeError {
 /// The consuming side of the bus.
 #[async_trait]
 pub trait Subscriber: Send + Sync {
-    /// Declares the queue with its bindings if need be, and starts to receive from it.
+    /// Declares the queue with its bindings if necessary, and starts to receive from it.
     ///
     /// # Errors
-    /// [`SubscribeError::Invalid`] for a subscription that can never work, [`SubscribeError::Unavailable`] when the
-    /// bus is out of reach.
+    /// [`SubscribeError::Invalid`] for an invalid subscription, [`SubscribeError::Unavailable`] when the bus is out of
+    /// reach.
     async fn subscribe(&self, subscription: Subscription) -> Result<Deliveries, SubscribeError>;
 
-    /// How many events are still to come for the queues of this subscriber: those that wait, retries included, and
-    /// those that are handed out here and not settled. What another subscriber of the same queue has taken is in its
-    /// own backlog.
+    /// The events that the queues of this subscriber still have to settle: waiting events, retries included, and
+    /// unsettled deliveries of this process. Unsettled deliveries of another subscriber are in its own backlog.
     ///
     /// # Errors
     /// When the bus is out of reach.
     async fn backlog(&self) -> anyhow::Result<u64>;
 }
 
-/// The deliveries of one subscriber. Dropping it ends the subscription; what other subscribers may have, they get.
+/// The deliveries of one subscriber. Dropping it ends the subscription, and other subscribers get its unsettled events.
 pub struct Deliveries(Box<dyn DeliverySource>);
 
 impl Deliveries {
@@ -202,20 +200,19 @@ impl Deliveries {
         Self(Box::new(source))
     }
 
-    /// The next delivery; waits for one. `None` once the bus has ended for good.
+    /// Waits for the next delivery. `None` once the bus has ended.
     ///
-    /// Safe to drop and call again (in `select!`): nothing is lost by it.
+    /// Safe to drop and call again (in `select!`): no delivery is lost.
     pub async fn next(&mut self) -> Option<Delivery> {
         self.0.next().await
     }
 
-    /// How traces name what they come over.
+    /// The messaging system, for traces.
     pub fn carrier(&self) -> Carrier {
         self.0.carrier()
     }
 
-    /// Ends the subscription in good order: progress that is kept lazily is saved first. Settle or drop all deliveries
-    /// before.
+    /// Ends the subscription and saves progress that is kept lazily. Settle or drop all deliveries before the call.
     pub async fn close(mut self) {
         self.0.close().await;
     }
@@ -227,10 +224,10 @@ impl std::fmt::Debug for Deliveries {
     }
 }
 
-/// What an adapter implements to give [`Deliveries`].
+/// The adapter's side of [`Deliveries`].
 #[async_trait]
 pub trait DeliverySource: Send {
-    /// See [`Deliveries::next`]; must be safe to drop at any await.
+    /// See [`Deliveries::next`]. Must be safe to drop at any await.
     async fn next(&mut self) -> Option<Delivery>;
 
     /// See [`Deliveries::close`].
@@ -242,33 +239,33 @@ pub trait DeliverySource: Send {
     }
 }
 
-/// One event, handed to a subscriber for settling.
+/// One event, delivered to a subscriber that must settle it.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The envelope as it came over the wire, not yet checked in any way.
+    /// The envelope as received, not validated.
     pub body: Bytes,
-    /// The exchange it was published to.
+    /// The exchange of its publication.
     pub exchange: String,
-    /// The topic it was published under.
+    /// Its routing key.
     pub routing_key: String,
-    /// The key by which it is ordered, where the publisher gave one.
+    /// Its ordering key, if the publisher set one.
     pub ordering_key: Option<String>,
     /// The transport's metadata.
     pub headers: BTreeMap<String, String>,
-    /// From 1; grows with every redelivery this bus knows of, save those after a wait.
+    /// From 1. Grows with every redelivery that this bus knows of, except redeliveries after a wait.
     pub attempt: u32,
-    /// How often it was handed out and had to wait ([`Settlement::Wait`]), which was no attempt. Counted in memory: from
-    /// 0 again when another process or connection gets it.
+    /// How often it was delivered and had to wait ([`Settlement::Wait`]), which is not an attempt. Counted in memory:
+    /// starts at 0 again in another process or connection.
     pub waits: u32,
-    /// How the bus learns of the outcome.
+    /// Notifies the bus of the outcome.
     pub settler: Settler,
 }
 
 impl Delivery {
-    /// Tells the bus what became of it.
+    /// Notifies the bus of the outcome.
     ///
     /// # Errors
-    /// [`SettleError`] when the bus could not record the outcome. It will deliver the event again.
+    /// [`SettleError`] when the bus could not record the outcome. It then delivers the event again.
     pub async fn settle(self, settlement: Settlement) -> Result<(), SettleError> {
         self.settler.0.settle(settlement).await
     }
@@ -277,21 +274,21 @@ impl Delivery {
 /// The outcome of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// The effect is committed (or there is none to have).
+    /// The effect is committed, or the event has no effect.
     Ack,
-    /// Deliver it again after a while; its key waits, others do not.
+    /// Deliver it again after a delay. Its key waits, other keys do not.
     Retry {
-        /// How long to wait at least.
+        /// The shortest delay.
         after: Duration,
     },
-    /// Deliver it again after a while as if this had been no attempt: what its effect goes to is away.
+    /// Deliver it again after a delay, without counting an attempt: a dependency of its effect is down.
     Wait {
-        /// How long to wait at least.
+        /// The shortest delay.
         after: Duration,
     },
-    /// Give up and keep it with the dead letters.
+    /// Move it to the dead letters.
     DeadLetter {
-        /// For the person who will look at it. Must not contain personal data.
+        /// For the operator. Must not contain personal data.
         reason: String,
     },
 }
@@ -317,8 +314,8 @@ impl std::fmt::Debug for Settler {
     }
 }
 
-/// What an adapter implements to learn of outcomes. When it is dropped without [`Settle::settle`] having finished, the
-/// delivery was abandoned and must come again.
+/// The adapter's side of a settlement. A handle that is dropped before [`Settle::settle`] has finished means an
+/// abandoned delivery, which must be delivered again.
 #[async_trait]
 pub trait Settle: Send + Sync {
     /// See [`Delivery::settle`].

@@ -11,21 +11,21 @@ use crate::envelope::Envelope;
 
 /// The exchange of answers: each goes to the reply queue that its routing key names.
 pub const REPLY_EXCHANGE: &str = "reply.ex";
-/// In an event's headers: the name of the reply queue. On RabbitMQ it is AMQP's own property.
+/// In an event's headers: the name of the reply queue. RabbitMQ carries it as AMQP's own property.
 pub const REPLY_TO: &str = "reply-to";
-/// In an event's headers: which request an answer belongs to. On RabbitMQ it is AMQP's own property.
+/// In an event's headers: the request that an answer belongs to. RabbitMQ carries it as AMQP's own property.
 pub const CORRELATION_ID: &str = "correlation-id";
 
-/// An answer as it came.
+/// An answer as it arrived.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// Its data, and when it was given.
+    /// The envelope: the answer's data and its time.
     pub envelope: Envelope,
-    /// The transport's metadata, trace context among it.
+    /// The transport's metadata, including trace context.
     pub headers: BTreeMap<String, String>,
 }
 
-/// A queue of answers for one requester. It ends with this value.
+/// A queue of answers for one requester. It lives as long as this value.
 #[derive(Debug)]
 pub struct ReplyQueue {
     address: String,
@@ -42,7 +42,7 @@ impl ReplyQueue {
         Self { address, answers, _receiving: receiving }
     }
 
-    /// What to put into [`REPLY_TO`].
+    /// The value for [`REPLY_TO`].
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -53,23 +53,23 @@ impl ReplyQueue {
     }
 }
 
-/// A bus that can bring answers back.
+/// A bus that can carry answers back.
 #[async_trait]
 pub trait ReplyQueues: Publisher {
-    /// Opens a reply queue with a name of its own. It holds up to `capacity` answers (at least 1) that were not read
-    /// yet; what comes beyond that waits or is refused.
+    /// Opens a reply queue with a unique name. It holds at most `capacity` (at least 1) unread answers. Further answers
+    /// wait or are refused.
     ///
     /// # Errors
     /// [`SubscribeError::Unavailable`] when the bus is out of reach.
     async fn open_reply_queue(&self, capacity: usize) -> Result<ReplyQueue, SubscribeError>;
 }
 
-/// The end of a reply queue into which an adapter's task puts answers.
+/// The sending end of a reply queue, for an adapter's task.
 pub(crate) struct ReplySender(pub(crate) mpsc::Sender<(String, Answer)>);
 
 impl ReplySender {
-    /// Waits for room. What is not an answer (no envelope, no correlation id) is dropped, for no request waits for it.
-    /// Returns `false` when the reply queue is gone.
+    /// Waits for room. Drops a message that is not an answer (no envelope, no correlation id). Returns `false` when the
+    /// reply queue is gone.
     pub(crate) async fn put(&self, body: &[u8], headers: BTreeMap<String, String>) -> bool {
         let (Ok(envelope), Some(id)) = (Envelope::decode(body), headers.get(CORRELATION_ID)) else {
             tracing::debug!("a message on a reply queue is not an answer");

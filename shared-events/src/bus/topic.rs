@@ -1,7 +1,7 @@
 //! Topic patterns, as AMQP's topic exchanges have them.
 
-/// A pattern over routing keys: words separated by dots; `*` stands for exactly one word, `#` for any number of them,
-/// none included.
+/// A pattern over routing keys, which are words separated by dots: `*` stands for exactly one word, `#` for zero or
+/// more words.
 ///
 /// ```
 /// use tourin_shared_events::bus::TopicPattern;
@@ -20,7 +20,7 @@ enum Word {
 }
 
 impl TopicPattern {
-    /// Reads a pattern. Every text is one.
+    /// Parses a pattern. Every text is a valid pattern.
     pub fn new(pattern: &str) -> Self {
         Self(
             pattern
@@ -34,9 +34,9 @@ impl TopicPattern {
         )
     }
 
-    /// Whether a routing key falls under the pattern. Takes time proportional to the product of their lengths.
+    /// Whether the pattern matches a routing key. Takes time proportional to the product of their lengths.
     pub fn matches(&self, routing_key: &str) -> bool {
-        // reachable[i]: the words read so far can be matched by the first i words of the pattern.
+        // reachable[i]: the first i words of the pattern match the words read so far.
         let mut reachable = vec![false; self.0.len() + 1];
         reachable[0] = true;
         for i in 0..self.0.len() {

@@ -1,21 +1,21 @@
-//! How often an event was handed out, and how each delivery ended.
+//! Counts how often an event was delivered, and how each delivery ended.
 
 use std::time::Duration;
 
-/// What becomes of an entry that was out.
+/// What happens to a delivered entry.
 #[derive(Debug)]
 pub(super) enum Fate {
-    /// It is settled for good.
+    /// It is settled.
     Finished,
-    /// It goes out again after a while.
+    /// It is delivered again after a delay.
     Again(Duration),
-    /// It goes out again after a while, and this was no attempt.
+    /// It is delivered again after a delay, and this delivery does not count as an attempt.
     Later(Duration),
-    /// It was abandoned, and goes out again as soon as possible.
+    /// It was abandoned, and is delivered again as soon as possible.
     Back,
 }
 
-/// How often an entry went out.
+/// How often an entry was delivered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tries {
     pub(super) attempt: u32,
@@ -23,12 +23,12 @@ pub(super) struct Tries {
 }
 
 impl Tries {
-    /// It goes out as the attempt of this number, from 1.
+    /// A delivery with this attempt number, from 1.
     pub(super) fn at(attempt: u32) -> Self {
         Self { attempt, waits: 0 }
     }
 
-    /// Counts how its last delivery ended.
+    /// Counts the end of the last delivery.
     pub(super) fn ended(&mut self, fate: &Fate) {
         let count =
             if matches!(fate, Fate::Later(_)) { &mut self.waits } else { &mut self.attempt };

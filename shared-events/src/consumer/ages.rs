@@ -1,9 +1,9 @@
-//! How old events were when they took effect.
+//! The age of events when they took effect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The upper bounds of the buckets; what is older is counted in the sum of all only.
+/// The upper bounds of the buckets. Older events count only in the total.
 pub const AGE_BUCKETS: [Duration; 14] = [
     Duration::from_millis(5),
     Duration::from_millis(10),
@@ -21,7 +21,7 @@ pub const AGE_BUCKETS: [Duration; 14] = [
     Duration::from_secs(3_600),
 ];
 
-/// A histogram that only grows; from the time that the envelope tells to the commit of the effect.
+/// A histogram that only grows, of the time from the envelope's timestamp to the commit of the effect.
 #[derive(Debug, Default)]
 pub struct Ages {
     buckets: [AtomicU64; AGE_BUCKETS.len()],
@@ -29,14 +29,14 @@ pub struct Ages {
     sum_micros: AtomicU64,
 }
 
-/// [`Ages`] at a moment.
+/// [`Ages`] at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AgesSnapshot {
-    /// How many were as old as this bucket's bound, or younger, and older than the one's before: not cumulative.
+    /// The events in this bucket, above the bound of the one before: not cumulative.
     pub buckets: [u64; AGE_BUCKETS.len()],
-    /// How many in all.
+    /// The number of all events.
     pub count: u64,
-    /// Their ages together, in microseconds.
+    /// The sum of their ages, in microseconds.
     pub sum_micros: u64,
 }
 
@@ -50,7 +50,7 @@ impl Ages {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The numbers as they are now.
+    /// The current values.
     pub fn snapshot(&self) -> AgesSnapshot {
         AgesSnapshot {
             buckets: std::array::from_fn(|bucket| self.buckets[bucket].load(Ordering::Relaxed)),

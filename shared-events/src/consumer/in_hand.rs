@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 
-/// When the events happened that are in hand: how far a consumer is behind. Clones share the times.
+/// The timestamps of the events in hand, which show how far a consumer is behind. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct InHandTimes(Arc<Mutex<BTreeMap<DateTime<Utc>, u32>>>);
 
@@ -15,14 +15,14 @@ impl InHandTimes {
         self.lock().first_key_value().map(|(at, _)| *at)
     }
 
-    /// The event of this time is in hand for as long as what is returned lives.
+    /// The event of this time is in hand as long as the returned value lives.
     pub(super) fn take(&self, at: DateTime<Utc>) -> InHandTime {
         *self.lock().entry(at).or_default() += 1;
         InHandTime { times: self.clone(), at }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<DateTime<Utc>, u32>> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock can panic halfway through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,20 +4,20 @@
 //!
 //! | the event | becomes | counted as |
 //! |---|---|---|
-//! | longer than `max_body_bytes` | a dead letter, unread | `oversized` |
+//! | longer than `max_body_bytes` | a dead letter, not parsed | `oversized` |
 //! | not an envelope | a dead letter | `malformed` |
-//! | dated ahead of the clock by more than `max_ahead` | one that happens now, and goes on | `ahead` |
+//! | dated ahead of the clock by more than `max_ahead` | an event of now, and continues | `ahead` |
 //! | of a type under an [`Expiry`], older than its bound | acknowledged without effect | `expired` |
-//! | applied, or seen before, or of no interest | acknowledged | `applied`, `duplicate`, `ignored` |
-//! | failed for now ([`HandlerError::Transient`], a panic, a time-out) | retried with backoff, then a dead letter | `retried`, `dead_lettered` |
-//! | met a dependency that is down ([`HandlerError::Unavailable`]) | tried again every second or two until it is back, without counting attempts | `retried` |
-//! | failed for good ([`HandlerError::Permanent`]) | a dead letter at once | `dead_lettered` |
+//! | applied, or a duplicate, or ignored | acknowledged | `applied`, `duplicate`, `ignored` |
+//! | a transient failure ([`HandlerError::Transient`], a panic, a time-out) | retried with backoff, then a dead letter | `retried`, `dead_lettered` |
+//! | a dependency is down ([`HandlerError::Unavailable`]) | retried every second or two until it is back, without counting attempts | `retried` |
+//! | a permanent failure ([`HandlerError::Permanent`]) | a dead letter at once | `dead_lettered` |
 //!
-//! Each attempt is a consumer span of the event's trace ([`crate::trace`] says which of an outage's many are left out), an error when
-//! and only when the attempt failed.
+//! Each attempt is a consumer span of the event's trace, and an error only when the attempt failed. [`crate::trace`]
+//! says which attempts during an outage are left out.
 //!
-//! An event is acknowledged only after the handler said that its effect is committed. While one is being retried, its
-//! ordering key waits and the others go on.
+//! An event is acknowledged only after the handler reported that its effect is committed. During its retries its
+//! ordering key waits, and other keys continue.
 
 mod ages;
 mod in_hand;
@@ -49,27 +49,27 @@ pub use stats::{ConsumerSnapshot, ConsumerStats};
 /// An event that passed the checks of its envelope.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The event itself. One that was dated too far ahead has the time at which it was received.
+    /// The event itself. An event dated too far ahead has the time of its arrival.
     pub envelope: Envelope,
-    /// The time that it was dated by its maker: until its id may be forgotten is counted from that, for it comes again
-    /// with that, and is only too old by that.
+    /// Its producer's timestamp. Dedupe keys expire by this one: when the event comes again it has this timestamp, and
+    /// expires by it.
     pub dated_at: DateTime<Utc>,
-    /// The exchange it was published to.
+    /// The exchange of its publication.
     pub exchange: String,
-    /// The topic it was published under.
+    /// Its routing key.
     pub routing_key: String,
-    /// The key by which it is ordered, where the publisher gave one.
+    /// Its ordering key, if the publisher set one.
     pub ordering_key: Option<String>,
     /// The transport's metadata.
     pub headers: BTreeMap<String, String>,
     /// From 1.
     pub attempt: u32,
-    /// This attempt in the event's trace; what the handler does is part of it. Empty where nothing is traced.
+    /// This attempt in the event's trace; the handler's work is part of it. Empty without tracing.
     pub trace: Context,
 }
 
 impl PartialEq for Received {
-    /// By all but the trace, which is another one for each attempt.
+    /// Compares all but the trace, which differs for each attempt.
     fn eq(&self, other: &Self) -> bool {
         self.envelope == other.envelope
             && self.dated_at == other.dated_at
@@ -82,12 +82,12 @@ impl PartialEq for Received {
 }
 
 impl Received {
-    /// Runs what is done for it as part of this attempt in its trace.
+    /// Runs a future as part of this attempt in its trace.
     pub fn run<F: Future>(&self, future: F) -> WithContext<F> {
         future.with_context(self.trace.clone())
     }
 
-    /// For what is sent because of it: this attempt, or where there is none, the trace that it came with.
+    /// The context for events that it causes: this attempt, or else the trace that it came with.
     pub(crate) fn trace_or_its_headers(&self) -> Context {
         if self.trace.span().span_context().is_valid() {
             self.trace.clone()
@@ -96,7 +96,7 @@ impl Received {
         }
     }
 
-    /// Reads the payload as a typed, validated event.
+    /// Parses the payload as a typed, validated event.
     ///
     /// # Errors
     /// [`InvalidEvent`]; as a [`HandlerError`] it is permanent, so `?` in a handler dead-letters the event.
@@ -110,23 +110,23 @@ impl Received {
 pub enum Outcome {
     /// Its effect and its id are committed.
     Applied,
-    /// Its id was committed before; nothing was done.
+    /// Its id was committed before; nothing changed.
     Duplicate,
-    /// It is not one that this handler knows or needs.
+    /// The handler does not know or need it.
     Ignored,
 }
 
-/// Why a handler did not handle an event.
+/// Why a handler failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    /// It may work later; tried again as often as the [`RetryPolicy`] says.
+    /// It may work later. Retried as often as the [`RetryPolicy`] says.
     #[error("{0:#}")]
     Transient(anyhow::Error),
-    /// Something that every event needs is down. Tried again for as long as that takes: an outage must not turn good
-    /// events into dead letters.
+    /// A dependency of every event is down. Retried until it is back: an outage must not turn good events into dead
+    /// letters.
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
-    /// It never will. The text becomes the dead letter's reason; no personal data in it.
+    /// It never works. The text becomes the dead letter's reason and must not contain personal data.
     #[error("{0}")]
     Permanent(String),
 }
@@ -146,21 +146,21 @@ impl From<InvalidEvent> for HandlerError {
 /// The effect of events on a service.
 #[async_trait]
 pub trait Handler: Send + Sync {
-    /// Handles one event. Commits its effect and its id together, and answers [`Outcome::Duplicate`] when the id was
-    /// there already: that is what makes at-least-once delivery take effect once.
+    /// Handles one event. Commits its effect and its id together, and returns [`Outcome::Duplicate`] when the id exists
+    /// already. So at-least-once delivery takes effect once.
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError>;
 
-    /// Handles several events at once, no two of the same ordering key; one result per event, in order. Override it to
-    /// commit a batch in one transaction, and run what belongs to one event within [`Received::trace`]: nothing else says
-    /// then whose trace it is part of. An event that failed is retried alone, through [`Handler::handle`], so that
-    /// a poison event spoils one batch at most.
+    /// Handles several events at once, no two of the same ordering key. Returns one result per event, in order.
+    /// Override it to commit a batch in one transaction, and run each event's own work within [`Received::trace`],
+    /// which connects it to that event's trace. A failed event is retried alone, through [`Handler::handle`], so a
+    /// poison event spoils at most one batch.
     async fn handle_batch(&self, events: &[Received]) -> Vec<Result<Outcome, HandlerError>> {
         let each = events.iter().map(|event| self.handle(event).with_context(event.trace.clone()));
         join_all(each).await
     }
 }
 
-/// Events of a kind lose their meaning with age.
+/// Events of some types lose their meaning with age.
 ///
 /// ```
 /// use std::time::Duration;
@@ -175,26 +175,26 @@ pub trait Handler: Send + Sync {
 /// assert!(expiry.is_over(now - TimeDelta::minutes(61), now));
 /// ```
 ///
-/// Use it for what only matters while fresh, such as views that feed a trend; never for events that carry state
-/// (a deletion, a changed spot), which must take effect however late.
+/// Use it for events that matter only while they are fresh, such as views that feed a trend. Never use it for events
+/// that carry state (a deletion, a changed spot), which must take effect however late.
 ///
 /// # How long to remember an event
-/// An event may come again as long as somebody can send it again: its publisher's outbox keeps it until it is confirmed
-/// and for its retention after that, queues keep it until it is handled, dead letters until an operator replays them.
-/// There is no bound to that, so there is one here: an event older than `max_age` has no effect any more, however
-/// it comes and however late. A dedupe key that is kept until [`remember_until`](Self::remember_until) can therefore be
-/// forgotten then. What has no expiry must be harmless when it comes again at any time: keep the key for ever, or with
-/// the state (a version that only grows).
+/// An event may come again as long as some component can send it again. Its publisher's outbox keeps it until it is
+/// confirmed and for its retention after that, queues keep it until it is handled, and dead letters keep it until an
+/// operator replays them. That has no bound, so the expiry sets one: an event older than `max_age` has no effect any
+/// more. So a dedupe key that is kept until [`remember_until`](Self::remember_until) can be deleted then. An event
+/// without an expiry must be harmless whenever it comes again: keep its key for ever, or with the state (a version that
+/// only grows).
 #[derive(Clone, Debug)]
 pub struct Expiry {
-    /// Which event types, as a topic pattern over the envelope's type.
+    /// The event types, as a topic pattern over the envelope's type.
     pub types: TopicPattern,
-    /// The greatest age at which they are still handled.
+    /// The greatest age at which they are handled.
     pub max_age: Duration,
 }
 
-/// Added to the greatest age when a dedupe key is kept: what the clocks of two consumers may differ by, and what lies
-/// between the check of the age and the commit of the effect. An hour.
+/// Added to the greatest age when a dedupe key is kept. Covers the difference between two consumers' clocks, and the
+/// time between the check of the age and the commit of the effect. An hour.
 pub const DEDUPE_SLACK: Duration = Duration::from_secs(3_600);
 
 impl Expiry {
@@ -204,8 +204,8 @@ impl Expiry {
         TimeDelta::from_std(self.max_age).is_ok_and(|max_age| age > max_age)
     }
 
-    /// Until when the id of an event that takes effect at `now` must be remembered at least. An event of the future is
-    /// too old only once its own time has passed by its greatest age.
+    /// The earliest time at which the id of an event that takes effect at `now` may be forgotten. An event dated ahead
+    /// expires only by its own timestamp.
     pub fn remember_until(&self, occurred_at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
         TimeDelta::from_std(self.max_age.saturating_add(DEDUPE_SLACK))
             .ok()
@@ -219,7 +219,7 @@ impl Expiry {
 pub struct MayExpire(Arc<dyn Fn(DateTime<Utc>) -> bool + Send + Sync>);
 
 impl MayExpire {
-    /// Asks `check` with the time that the clock tells.
+    /// Calls `check` with the clock's time.
     pub fn when(check: impl Fn(DateTime<Utc>) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(check))
     }
@@ -241,21 +241,22 @@ impl std::fmt::Debug for MayExpire {
     }
 }
 
-/// How often and how patiently a failed event is tried.
+/// How often a failed event is tried, and with which delays.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
-    /// How often in all, the first time included; then it is dead-lettered. Default 8.
+    /// The number of attempts, the first included. Then the event is dead-lettered. Default 8.
     pub max_attempts: u32,
-    /// The waits in between. Default 100 ms doubling to at most 10 s, half of it random: 8 attempts span at most 13 s.
+    /// The delays in between. Default 100 ms, doubling to at most 10 s, half of it random: 8 attempts take at most 13
+    /// s.
     pub backoff: Backoff,
 }
 
-/// The failure in a row whose wait is that of an outage: 1.6 s by default, half of it random.
+/// The failure in a row whose delay is used during an outage: 1.6 s by default, half of it random.
 const OUTAGE_STEP: u32 = 5;
 
 impl RetryPolicy {
-    /// How long an event waits for a dependency that is away before it is tried again. It does not grow, so that the
-    /// dependency's return is soon noticed.
+    /// How long an event waits for a dependency that is down before it is tried again. The delay does not grow, so that
+    /// the dependency's return is noticed soon.
     pub(crate) fn outage_wait(&self) -> Duration {
         self.backoff.after(OUTAGE_STEP)
     }
@@ -281,20 +282,21 @@ pub struct ConsumerSettings {
     pub retry: RetryPolicy,
     /// Which events expire; the first entry that matches a type decides. Default: none do.
     pub expiry: Vec<Expiry>,
-    /// Whether the clock may be relied on at this moment to call an event too old, which drops it for good. While it may
-    /// not, such an event is handled like any other. Default: always.
+    /// Whether the clock is trusted now to expire an event, which drops it for good. While it is not, such an event is
+    /// handled like any other. Default: always.
     pub may_expire: MayExpire,
-    /// How far ahead of the clock an event may be dated; one further ahead counts as happening now. Default 5 minutes.
+    /// How far ahead of the clock an event may be dated. An event further ahead counts as happening now. Default 5
+    /// minutes.
     pub max_ahead: Duration,
-    /// The longest body that is read, in bytes. Default 256 KiB.
+    /// The longest accepted body, in bytes. Default 256 KiB.
     pub max_body_bytes: usize,
-    /// The most events handed to the handler together. Default 64.
+    /// The most events in one batch for the handler. Default 64.
     pub max_batch: usize,
-    /// The most batches at work at once. Default 2.
+    /// The most concurrent batches. Default 2.
     pub concurrency: usize,
-    /// How long one call of the handler may take before it counts as failed for now. Default 10 s.
+    /// The time-out of one handler call, after which it counts as a transient failure. Default 10 s.
     pub handle_timeout: Duration,
-    /// How long a stopping consumer waits for what it has begun. Default 2 s.
+    /// How long a stopping consumer waits for the deliveries that it has begun. Default 2 s.
     pub drain_timeout: Duration,
 }
 

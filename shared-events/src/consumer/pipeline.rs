@@ -1,4 +1,4 @@
-//! The pipeline at work.
+//! The consumer's implementation.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -22,17 +22,16 @@ use crate::dead_letters::REPLAYED;
 use crate::envelope::Envelope;
 use crate::trace::EventSpan;
 
-/// The longest reason that is kept with a dead letter, in characters.
+/// The longest reason of a dead letter, in characters.
 const MAX_REASON_CHARS: usize = 1_000;
 
-/// Receives the deliveries of one subscription and has a handler take care of them, as the
-/// [module's table](super) says.
+/// Receives the deliveries of one subscription and has a handler process them, as the [module's table](super) says.
 pub struct Consumer {
     deliveries: Deliveries,
     work: Work,
 }
 
-/// What is needed to take care of one batch; shared by those at work at once.
+/// The state of a batch, shared by concurrent batches.
 struct Work {
     name: String,
     carrier: Carrier,
@@ -48,7 +47,7 @@ struct Job {
     attempt: Attempt,
 }
 
-/// What goes with an event while it is in hand.
+/// An event's delivery and span while it is in hand.
 struct Attempt {
     delivery: Delivery,
     span: EventSpan,
@@ -57,7 +56,7 @@ struct Attempt {
 
 /// An attempt that failed.
 struct Failure {
-    /// Of which class, for its span.
+    /// The class of failure, for its span.
     class: &'static str,
     error: HandlerError,
 }
@@ -73,7 +72,7 @@ impl From<HandlerError> for Failure {
     }
 }
 
-/// A call of the handler that gave no answer.
+/// A handler call without a result.
 #[derive(Clone)]
 struct Broken {
     class: &'static str,
@@ -88,7 +87,7 @@ impl From<Broken> for Failure {
 }
 
 impl Consumer {
-    /// A consumer with default settings. `name`, the queue's usually, appears in logs and traces.
+    /// A consumer with default settings. `name`, usually the queue's, appears in logs and traces.
     pub fn new(
         name: impl Into<String>,
         deliveries: Deliveries,
@@ -109,7 +108,7 @@ impl Consumer {
         }
     }
 
-    /// Replaces the settings. Counts below 1 are taken for 1.
+    /// Replaces the settings. Counts below 1 become 1.
     #[must_use]
     pub fn with_settings(mut self, settings: ConsumerSettings) -> Self {
         self.work.settings = ConsumerSettings {
@@ -120,7 +119,7 @@ impl Consumer {
         self
     }
 
-    /// Counts into the given counters, which several consumers (replicas, say) may share.
+    /// Uses the given counters, which several consumers (for example, replicas) may share.
     #[must_use]
     pub fn with_stats(mut self, stats: Arc<ConsumerStats>) -> Self {
         self.work.stats = stats;
@@ -132,8 +131,8 @@ impl Consumer {
         self.work.stats.clone()
     }
 
-    /// Works until told to stop or until the bus ends. Stopping, it takes nothing new and gives what it has begun
-    /// `drain_timeout` to finish; what does not, is delivered again.
+    /// Works until it is stopped or the bus ends. On stop it takes no new delivery, and waits up to `drain_timeout` for
+    /// those it has begun. Unfinished ones are delivered again.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { mut deliveries, work } = self;
         let settings = &work.settings;
@@ -166,12 +165,12 @@ impl Consumer {
     }
 }
 
-/// One of the future, by its maker's clock, has none.
+/// The event's age; zero when it is dated ahead.
 fn age_of(envelope: &Envelope, now: DateTime<Utc>) -> Duration {
     now.signed_duration_since(envelope.timestamp).to_std().unwrap_or_default()
 }
 
-/// Adds what is there already; waits for nothing.
+/// Adds the deliveries that have arrived already; does not wait.
 fn gather(first: Delivery, deliveries: &mut Deliveries, max: usize) -> Vec<Delivery> {
     let mut batch = vec![first];
     while batch.len() < max {
@@ -245,7 +244,7 @@ impl Work {
         join_all(conclusions).await;
     }
 
-    /// The attempt's span, from before it is checked.
+    /// The attempt's span, which includes the checks.
     fn begin(&self, delivery: &Delivery) -> EventSpan {
         let span = EventSpan::consumer(delivery, &self.carrier, &self.name);
         if let Some(times) = delivery.headers.get(REPLAYED) {
@@ -255,7 +254,7 @@ impl Work {
         span
     }
 
-    /// Validates and expires.
+    /// Validates and expires an event.
     fn check(&self, delivery: &Delivery, span: &EventSpan) -> Result<Received, Settlement> {
         let bytes = delivery.body.len();
         let max = self.settings.max_body_bytes;
@@ -298,14 +297,14 @@ impl Work {
             && self.settings.may_expire.at(now)
     }
 
-    /// An event from too far in the future counts as happening now: its maker's clock is wrong.
+    /// An event dated too far ahead counts as happening now: its producer's clock is wrong.
     fn bring_back(&self, envelope: &mut Envelope, now: DateTime<Utc>) {
         let ahead = envelope.timestamp.signed_duration_since(now).to_std().unwrap_or_default();
         if ahead <= self.settings.max_ahead {
             return;
         }
         envelope.timestamp = now;
-        // Not each of them: a clock that is wrong dates all of its events so.
+        // Not for each of them: a wrong clock dates all of its events ahead.
         if count(&self.stats.ahead).is_power_of_two() {
             tracing::warn!(
                 consumer = self.name,
@@ -317,7 +316,7 @@ impl Work {
         }
     }
 
-    /// Calls the handler within its time; a panic is a failure like another.
+    /// Calls the handler with a time-out. A panic is a failure like any other.
     async fn call<T>(
         &self,
         handling: impl Future<Output = T>,
@@ -434,12 +433,12 @@ impl Work {
             routing_key,
             attempt,
             reason,
-            "event given up"
+            "event dead-lettered"
         );
         Settlement::DeadLetter { reason }
     }
 
-    /// Tells the bus, and ends the attempt.
+    /// Settles the delivery, and ends the attempt.
     async fn settle(&self, delivery: Delivery, settlement: Settlement, span: EventSpan) {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
         let waits_on = matches!(settlement, Settlement::Wait { .. });
@@ -456,7 +455,7 @@ impl Work {
             Ok(()) => {}
             Err(error) => {
                 count(&self.stats.unsettled);
-                // The effect is had; it is the outcome that is not known, and the event comes again.
+                // The effect is committed. Only the outcome is unknown, and the event comes again.
                 span.annotate("unsettled", "dead_letter", dead);
                 tracing::warn!(consumer = self.name, error = %error, "outcome not recorded");
             }

@@ -1,47 +1,47 @@
-//! What a consumer has done, in numbers.
+//! A consumer's counters.
 
 use std::sync::atomic::Ordering;
 
 use crate::counters::counters;
 
 counters! {
-    /// Counters of one consumer, since it was made. Shared with their exporter.
+    /// Counters of one consumer, since its creation. Shared with their exporter.
     ConsumerStats,
-    /// [`ConsumerStats`] at a moment.
+    /// [`ConsumerStats`] at one time.
     ConsumerSnapshot {
         /// Deliveries taken, redeliveries included.
         received,
         /// Events whose effect was committed.
         applied,
-        /// Events whose effect had been committed before.
+        /// Events whose effect was committed before.
         duplicate,
-        /// Events of no interest to the handler.
+        /// Events that the handler ignored.
         ignored,
-        /// Events too old to matter, dropped as configured.
+        /// Expired events, acknowledged without effect.
         expired,
-        /// Events dated so far ahead that they count as happening when they are handled; each delivery counted.
+        /// Events dated too far ahead, which count as happening when they are handled; each delivery counted.
         ahead,
-        /// Failures that will be tried again.
+        /// Failures that will be retried.
         retried,
-        /// Dead letters whose body was no envelope.
+        /// Dead letters whose body was not an envelope.
         malformed,
         /// Dead letters whose body was too long.
         oversized,
         /// All dead letters, malformed and oversized ones included.
         dead_lettered,
-        /// Calls of the handler that panicked or took too long.
+        /// Handler calls that panicked or timed out.
         broken,
-        /// Those of them that panicked.
+        /// Handler calls that panicked.
         panicked,
-        /// Events that were replayed from the dead letters, each delivery counted.
+        /// Events replayed from the dead letters, each delivery counted.
         replayed,
-        /// Outcomes the bus could not record; it delivers those events again.
+        /// Outcomes that the bus could not record. It delivers those events again.
         unsettled,
-        /// Not a counter: deliveries in hand at this moment.
+        /// A gauge: deliveries in hand now.
         held,
     }
     with
-    /// How old events were when their effect was committed.
+    /// The age of events when their effect was committed.
     ages: super::ages::Ages
     with
     /// The times of the events in hand.

@@ -1,4 +1,4 @@
-//! What every dead letter store must do. Each function takes a store that is empty.
+//! What every dead letter store must do. Each function takes an empty store.
 
 use std::collections::BTreeMap;
 
@@ -107,7 +107,7 @@ async fn ids(store: &impl DeadLetterStore) -> Vec<Uuid> {
     letters.into_iter().map(|letter| letter.id).collect()
 }
 
-/// By its id, as the list shows it.
+/// A letter is found by its id.
 pub async fn one_can_be_looked_at(store: &impl DeadLetterStore) {
     let [_, second, _] = put_some(store).await;
     let found = store.get(second).await.expect("get").expect("the second");
@@ -116,7 +116,7 @@ pub async fn one_can_be_looked_at(store: &impl DeadLetterStore) {
     assert_eq!(store.get(Uuid::now_v7()).await.expect("get"), None);
 }
 
-/// The set is what was listed: what came later stays, and for what is gone nothing else goes.
+/// Only the listed letters are deleted: later ones stay, and a missing one has no substitute.
 pub async fn exactly_what_is_named_is_discarded(store: &impl DeadLetterStore) {
     let [first, second, third] = put_some(store).await;
     let [later] = put_some(store).await;
@@ -130,7 +130,7 @@ pub async fn exactly_what_is_named_is_discarded(store: &impl DeadLetterStore) {
     assert_eq!(ids(store).await, [later]);
 }
 
-/// What cannot be replayed stays, and says why.
+/// A letter that cannot be replayed stays, with the reason.
 pub async fn what_is_gone_or_cut_is_not_replayed(store: &impl DeadLetterStore) {
     let cut = letter("q", None, &Bytes::from(vec![b'x'; MAX_BODY_BYTES + 1]));
     store.put(cut.clone()).await.expect("put");

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{CUT, DeadLetter, DeadLetterStore, MAX_LIST, ReplayRequests, Settled};
 use crate::sqlite::{Database, Migration, from_micros, to_micros};
 
-/// How many dead letters are kept unless set otherwise.
+/// The default bound on dead letters.
 pub const DEFAULT_CAPACITY: u32 = 100_000;
 
 /// The table that records which steps of [`MIGRATIONS`] ran.
@@ -66,7 +66,7 @@ impl SqliteDeadLetters {
         Self::with_capacity(database, DEFAULT_CAPACITY).await
     }
 
-    /// The same, with room for `capacity` (at least 1) letters: beyond it the oldest are dropped, with a warning in
+    /// Like `open`, with room for `capacity` (at least 1) letters. Beyond it the oldest are dropped, with a warning in
     /// the log.
     ///
     /// # Errors
@@ -127,8 +127,8 @@ impl DeadLetterStore for SqliteDeadLetters {
         .bind(letter.ordering_key)
         .execute(&mut *transaction)
         .await?;
-        // Replayed letters leave gaps in the numbers. The first comparison is cheap and finds nothing to drop for as
-        // long as there cannot be too many; only then is it looked for who lies beyond.
+        // Replayed letters leave gaps in the numbers. The first comparison is cheap and finds nothing while there
+        // cannot be too many letters. Only otherwise the second one searches for the letters beyond the bound.
         let dropped = sqlx::query(
             "DELETE FROM dead_letters WHERE number <= (SELECT max(number) FROM dead_letters) - ?1
                  AND number <= (SELECT number FROM dead_letters ORDER BY number DESC LIMIT 1 OFFSET ?1)",

@@ -1,6 +1,6 @@
-//! The events that exist, typed, and the form in which a service hands one over for publishing.
+//! The typed events, and the form in which a service publishes one.
 //!
-//! Exchanges are named for the domain whose facts they carry, not for what someone does with them.
+//! Exchanges are named for the domain of their facts, not for their consumers.
 
 mod tour_spot;
 mod user;
@@ -19,37 +19,37 @@ pub use user::{
     is_pseudonym,
 };
 
-/// The exchange of what members and visitors do.
+/// The exchange of the events of members and visitors.
 pub const USER_EXCHANGE: &str = "event.user.ex";
-/// The exchange of what becomes of tour spots.
+/// The exchange of the events of tour spots.
 pub const TOUR_SPOT_EXCHANGE: &str = "event.tour-spot.ex";
 
 /// A typed payload: the `data` of one event type.
 pub trait Event: Serialize + DeserializeOwned {
     /// The envelope's `type`, and the routing key.
     const TYPE: &'static str;
-    /// The exchange it is published to.
+    /// The exchange of its publication.
     const EXCHANGE: &'static str;
 
     /// Events of one key take effect in the order in which they were committed.
     fn ordering_key(&self) -> String;
 
-    /// Checks what the types cannot say.
+    /// Checks the rules beyond the types.
     ///
     /// # Errors
-    /// The first field that is wrong, and how. Consumers dead-letter such an event.
+    /// The first invalid field, and its rule. Consumers dead-letter such an event.
     fn validate(&self) -> Result<(), InvalidEvent>;
 }
 
-/// Why a payload is not a sound event of its type. Names the field, never quotes the value.
+/// Why a payload is not a valid event of its type. Names the field, never quotes the value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEvent {
-    /// The envelope carries another type than the one asked for.
+    /// The envelope carries another type than expected.
     #[error("expected an event of type {expected}, found {found}")]
     Type {
-        /// The type asked for.
+        /// The expected type.
         expected: &'static str,
-        /// The envelope's.
+        /// The envelope's type.
         found: String,
     },
     /// The data does not have the type's fields.
@@ -65,7 +65,7 @@ pub enum InvalidEvent {
     },
 }
 
-/// Reads the payload of an envelope as a typed, validated event.
+/// Parses the payload of an envelope as a typed, validated event.
 ///
 /// ```
 /// use tourin_shared_events::events::{DeleteUser, Outgoing, ViewTourspot, read};
@@ -77,7 +77,7 @@ pub enum InvalidEvent {
 /// ```
 ///
 /// # Errors
-/// [`InvalidEvent`] when the type is another one, fields are missing or of the wrong kind, or a rule is broken.
+/// [`InvalidEvent`] when the type differs, fields are missing or of the wrong type, or a rule is broken.
 pub fn read<E: Event>(envelope: &Envelope) -> Result<E, InvalidEvent> {
     if envelope.r#type != E::TYPE {
         return Err(InvalidEvent::Type { expected: E::TYPE, found: envelope.r#type.clone() });
@@ -87,18 +87,18 @@ pub fn read<E: Event>(envelope: &Envelope) -> Result<E, InvalidEvent> {
     Ok(event)
 }
 
-/// An event ready for the outbox: the envelope and where it goes.
+/// An event ready for the outbox: the envelope and its routing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outgoing {
-    /// What travels.
+    /// The envelope.
     pub envelope: Envelope,
     /// The domain's exchange.
     pub exchange: String,
-    /// The topic; the envelope's type.
+    /// The routing key; the envelope's type.
     pub routing_key: String,
     /// See [`Event::ordering_key`].
     pub ordering_key: String,
-    /// Metadata of the transport, such as trace context; never part of the envelope.
+    /// The transport's metadata, such as trace context; never part of the envelope.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -114,8 +114,8 @@ impl Outgoing {
     /// assert_eq!(event.ordering_key, "hana12345");
     /// ```
     ///
-    /// It does not validate: where the values come from outside, call [`Event::validate`] first, for consumers will
-    /// dead-letter what breaks it.
+    /// It does not validate. Call [`Event::validate`] first on values from outside: consumers dead-letter an invalid
+    /// event.
     pub fn new<E: Event>(event: &E, occurred_at: DateTime<Utc>) -> Self {
         let data = serde_json::to_value(event)
             .expect("payloads are structs of strings and numbers, which JSON can hold");

@@ -1,10 +1,10 @@
-//! What becomes of tour spots: exchange `event.tour-spot.ex`, ordered per spot.
+//! Events of tour spots: exchange `event.tour-spot.ex`, ordered per spot.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Event, InvalidEvent, TOUR_SPOT_EXCHANGE, validation};
 
-/// The bounds of a spot's fields in events. Together they stay far below the 256 KiB that a consumer accepts.
+/// The bounds of a spot's fields in events. Their sum is far below a consumer's 256 KiB.
 pub mod limits {
     /// Characters in a name; at least one.
     pub const NAME_CHARS: usize = 500;
@@ -22,15 +22,15 @@ pub mod limits {
     pub const TAG_CHARS: usize = 64;
 }
 
-/// A spot was added or changed; carries the whole of it.
+/// A spot was added or changed; carries all of its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TourSpotUpsert {
     /// The spot's id.
     pub tourspot_id: String,
-    /// Grows with every change of this spot. A replica keeps the highest it has seen and ignores lower ones, which
-    /// is what lets a full resync and the stream of events run at once.
+    /// Grows with every change of this spot. A replica keeps the highest version and ignores lower ones, so a full
+    /// resync and the stream of events can run at once.
     pub version: u64,
-    /// The name shown to people.
+    /// The display name.
     pub name: String,
     /// The postal address.
     pub address: String,
@@ -38,16 +38,16 @@ pub struct TourSpotUpsert {
     pub lat: f64,
     /// Longitude, decimal degrees.
     pub lng: f64,
-    /// Where its picture is.
+    /// The URL of its picture.
     #[serde(default)]
     pub image_url: Option<String>,
-    /// What it is, in a few sentences.
+    /// A description of a few sentences.
     #[serde(default)]
     pub description: Option<String>,
-    /// Whom to call.
+    /// Its telephone number.
     #[serde(default)]
     pub phone_number: Option<String>,
-    /// What kind of spot it is.
+    /// Its tags.
     #[serde(default)]
     pub tags: Vec<String>,
 }
@@ -98,7 +98,7 @@ impl Event for TourSpotUpsert {
     }
 }
 
-/// A spot is gone.
+/// A spot was deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TourSpotDelete {
     /// The spot's id.

@@ -1,10 +1,10 @@
-//! What members and visitors do: exchange `event.user.ex`, ordered per user.
+//! Events of members and visitors: exchange `event.user.ex`, ordered per user.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Event, InvalidEvent, USER_EXCHANGE, validation};
 
-/// Whether a `user_id` stands for a visitor who is not signed in.
+/// Whether a `user_id` belongs to a visitor who is not signed in.
 pub fn is_pseudonym(user_id: &str) -> bool {
     validation::is_pseudonym(user_id)
 }
@@ -51,7 +51,7 @@ user_event! {
     }
 }
 user_event! {
-    /// A member took a bookmark back.
+    /// A member removed a bookmark.
     UnbookmarkTourspot, "user.unbookmarkTourspot", {
         /// The spot's id.
         tourspot_id,
@@ -76,6 +76,6 @@ user_event! {
     }
 }
 user_event! {
-    /// A member's account ended: forget everything kept under this id.
+    /// A member's account ended: delete all data of this id.
     DeleteUser, "user.delete", {}
 }

@@ -10,7 +10,7 @@ pub(super) fn is_pseudonym(user_id: &str) -> bool {
     user_id.starts_with(PSEUDONYM_PREFIX)
 }
 
-/// A member's id, or `anon:` and base32. Which member ids may be chosen is the core service's rule, not this one.
+/// A member's id, or `anon:` and base32. The core service decides which member ids may be chosen.
 pub(super) fn user_id(value: &str) -> Result<(), InvalidEvent> {
     let sound = value.len() <= MAX_USER_ID_BYTES
         && match value.strip_prefix(PSEUDONYM_PREFIX) {
@@ -32,7 +32,7 @@ pub(super) fn user_id(value: &str) -> Result<(), InvalidEvent> {
     })
 }
 
-/// Spots and reviews have numeric ids, as strings: what a signed 64-bit integer can hold.
+/// Spots and reviews have numeric ids, as strings within a signed 64-bit integer.
 pub(super) fn numeric_id(field: &'static str, value: &str) -> Result<(), InvalidEvent> {
     if value.bytes().all(|b| b.is_ascii_digit()) && value.parse::<i64>().is_ok() {
         return Ok(());

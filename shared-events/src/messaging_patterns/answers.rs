@@ -1,4 +1,4 @@
-//! Answering.
+//! Replies to requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ pub enum Heard {
     Sent,
     /// The requester's reply queue is gone.
     Gone,
-    /// Nobody asked: the event has no address for answers.
+    /// The event has no reply address.
     NotAsked,
 }
 
-/// Gives answers to requests, and to events that were published for answers.
+/// Sends answers to requests, and to events that were published for answers.
 #[derive(Clone)]
 pub struct Answers {
     publisher: Arc<dyn Publisher>,
@@ -41,7 +41,7 @@ impl Answers {
     /// Answers `request` with `data`, a JSON object, in the request's trace.
     ///
     /// # Errors
-    /// When the bus did not take it. Then answering again is right.
+    /// When the bus did not take the answer. A retry is right then.
     pub async fn give(&self, request: &Received, data: Value) -> Result<Heard, PublishError> {
         let header = |name: &str| request.headers.get(name);
         let (Some(address), Some(id)) = (header(REPLY_TO), header(CORRELATION_ID)) else {
@@ -67,26 +67,26 @@ impl Answers {
     }
 }
 
-/// What a service says to requests.
+/// A service's answers to requests.
 #[async_trait]
 pub trait Answerer: Send + Sync {
-    /// The answer's data, a JSON object. Called again when the request comes again: what changes anything must be
-    /// deduped by the envelope's id.
+    /// The answer's data, a JSON object. Called again when the request comes again: dedupe changes by the envelope's
+    /// id.
     ///
     /// # Errors
-    /// As with any [`Handler`]: the request is retried or becomes a dead letter, and the requester gets a time-out.
-    /// What the requester should know is an answer and no error.
+    /// As with any [`Handler`]: the request is retried or dead-lettered, and the requester gets a time-out. Return a
+    /// refusal for the requester as an answer, not as an error.
     async fn answer(&self, request: &Received) -> Result<Value, HandlerError>;
 }
 
-/// A [`Handler`] that sends what an [`Answerer`] says to the requester, before the request is acknowledged.
+/// A [`Handler`] that sends an [`Answerer`]'s answer to the requester before the request is acknowledged.
 pub struct Responder<A> {
     answerer: A,
     answers: Answers,
 }
 
 impl<A: Answerer> Responder<A> {
-    /// Run it by a [`Consumer`](crate::consumer::Consumer).
+    /// Run it with a [`Consumer`](crate::consumer::Consumer).
     pub fn new(answerer: A, answers: Answers) -> Self {
         Self { answerer, answers }
     }

@@ -7,7 +7,7 @@ use crate::Clock;
 use crate::bus::{Binding, COMMAND_EXCHANGE, Publisher, Subscription};
 use crate::trace;
 
-/// Sends commands, each to one queue by name, and expects nothing back.
+/// Sends commands, each to one named queue, without a reply.
 ///
 /// A command that must not be lost with the sender belongs in the sender's outbox instead: append
 /// [`Commands::outgoing`] there, in the transaction that decides on it.
@@ -24,14 +24,14 @@ impl Commands {
         Self { publisher, clock, max_bytes: DEFAULT_MAX_BYTES }
     }
 
-    /// The same, with another bound for a command's envelope, in bytes.
+    /// Like `new`, with another bound on a command's envelope, in bytes.
     #[must_use]
     pub fn with_max_bytes(self, max_bytes: usize) -> Self {
         Self { max_bytes, ..self }
     }
 
-    /// The receiving side's subscription to `queue`, for commands and requests. Everything else about it is as with
-    /// events: adjust prefetch and shards, subscribe, and run a [`Consumer`](crate::consumer::Consumer).
+    /// The receiver's subscription to `queue`, for commands and requests. The rest is the same as for events: adjust
+    /// prefetch and shards, subscribe, and run a [`Consumer`](crate::consumer::Consumer).
     pub fn subscription(queue: &str) -> Subscription {
         Subscription::new(queue, vec![Binding::new(COMMAND_EXCHANGE, queue)])
     }
@@ -39,8 +39,8 @@ impl Commands {
     /// Sends one and waits for the bus's confirm.
     ///
     /// # Errors
-    /// [`SendError::TooLarge`], or what the bus says. It may have been carried all the same; sending it again is right
-    /// only if the receiver takes no harm.
+    /// [`SendError::TooLarge`], or the bus's error. The bus may have carried it all the same: send it again only if the
+    /// receiver tolerates duplicates.
     pub async fn send(&self, queue: &str, command: Message) -> Result<(), SendError> {
         let command = command.for_queue(queue, (self.clock)());
         check_length(&command, self.max_bytes)?;

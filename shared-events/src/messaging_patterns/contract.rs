@@ -1,4 +1,4 @@
-//! What every bus that brings answers back must do. Each function takes a bus of its own.
+//! What every bus with reply queues must do. Each function takes a separate bus.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use crate::consumer::{Consumer, HandlerError, Received};
 use crate::envelope::Envelope;
 use crate::system_clock;
 
-/// How long something may take that must happen.
+/// The time within which expected events must happen.
 const SOON: Duration = Duration::from_secs(10);
-/// How long something is watched for that must not happen.
+/// How long to watch that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(200);
 
 /// The queues that the suite makes, for cleaning up.
@@ -57,12 +57,12 @@ fn traceparent(number: u32) -> String {
     format!("00-{}-{:016x}-01", trace_of_number(number), 2)
 }
 
-/// The trace that headers carry. Who sent them last, changes where spans are made on the way.
+/// The trace that headers carry. The parent differs where a hop makes spans.
 fn trace_of(headers: &BTreeMap<String, String>) -> String {
     headers["traceparent"].split('-').nth(1).unwrap_or_default().to_owned()
 }
 
-/// Says its name and what it was asked.
+/// Answers with its name and the request's data.
 struct Echo(&'static str);
 
 #[async_trait]
@@ -85,7 +85,7 @@ fn respond(
     running
 }
 
-/// One queue, whatever others there are; without it, sending fails.
+/// A command goes to one queue only, and fails without it.
 pub async fn a_command_goes_to_the_queue_it_names_and_to_no_other<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
@@ -117,7 +117,7 @@ where
     assert!(matches!(long, Err(SendError::TooLarge { max_bytes: 10, .. })), "{long:?}");
 }
 
-/// Many at once, over one reply queue.
+/// Many requests at once share one reply queue.
 pub async fn each_request_gets_its_own_answer_in_its_trace<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
@@ -139,7 +139,7 @@ where
     assert_eq!(requests.late(), 0);
 }
 
-/// The next request is not answered with what the one before was waiting for.
+/// A late answer does not reach the next request.
 pub async fn a_request_without_an_answer_runs_out_and_a_late_one_harms_nobody<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
@@ -150,7 +150,7 @@ where
     let slow = async {
         let delivery = timeout(SOON, deliveries.next()).await.expect("in time").expect("a request");
         let received = received(&delivery);
-        // In hand until its asker has given up.
+        // In hand until the requester has timed out.
         sleep(A_WHILE * 2).await;
         delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
         received
@@ -191,7 +191,7 @@ where
     assert_eq!((until_late.answers.len(), until_late.complete), (2, false));
 }
 
-/// In number and in length.
+/// Requests are bounded in number and in length.
 pub async fn asking_is_bounded<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
@@ -206,7 +206,7 @@ where
     let refused = RequestError::TooManyPending;
     let lost = RequestError::TimedOut;
     assert_eq!(results, [Err(lost.clone()), Err(lost), Err(refused)]);
-    // Those that ran out made room.
+    // Timed-out requests made room.
     let again = requests.request("one", request(), A_WHILE).await;
     assert_eq!(again, Err(RequestError::TimedOut));
     let long = Message::new("sum", json!({ "text": "x".repeat(400) }));
@@ -219,7 +219,7 @@ where
     assert_eq!(nowhere, Err(RequestError::NotSent(unroutable)));
 }
 
-/// A responder is not held up by askers that died.
+/// Requesters that died do not block a responder.
 pub async fn an_answer_to_someone_who_left_is_not_kept<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
@@ -236,7 +236,7 @@ where
     let (_, request) = tokio::join!(asking, receiving);
     drop(requests);
     let answers = Answers::new(bus.clone(), system_clock());
-    // The reply queue may outlive its owner for a while; either way no request waits.
+    // The reply queue may outlive its owner for a while. In either case no request waits.
     let given = timeout(SOON, answers.give(&request, json!({}))).await.expect("in time");
     assert!(matches!(given, Ok(_) | Err(PublishError::Unavailable(_))), "{given:?}");
 }

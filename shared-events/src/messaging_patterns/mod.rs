@@ -6,21 +6,22 @@
 //! | publish/subscribe | [`Publisher::publish`] | every queue that is bound for it | nothing |
 //! | one-way command | [`Commands::send`] | the one queue it names | nothing |
 //! | request/asynchronous reply | [`Requests::request`] | the one queue it names | one answer, or a time-out |
-//! | publish/asynchronous responses | [`Requests::publish`] | every queue that is bound for it | answers until there are enough or it is late |
+//! | publish/asynchronous responses | [`Requests::publish`] | every queue that is bound for it | answers, up to a number and a time limit |
 //!
-//! All of them travel over the bus's publisher and queues, so commands and requests have what events have: delivery at
+//! All of them use the bus's publisher and queues. So commands and requests have the guarantees of events: delivery at
 //! least once, order per key, retries and dead letters. An **answer** comes at most once for each time the request is
-//! handled, and only while the requester is there: it is not retried, for the time-out takes care of lost ones. So
-//! answering must not be the only effect of a request that changes something, and handlers dedupe by the envelope's id.
+//! handled, and only while the requester waits. It is not retried: the requester's time-out covers a lost one. So an
+//! answer must not be the only effect of a request that changes something, and handlers dedupe by the envelope's id.
 //!
-//! A refusal is an answer too: put it into the answer's data. A handler's error means retries and a dead letter, and
-//! a time-out for the requester.
+//! A refusal is an answer too: put it into the answer's data. A handler's error means retries and a dead letter, and a
+//! time-out for the requester.
 //!
 //! # On the wire
-//! Commands go to the topic exchange [`COMMAND_EXCHANGE`] with the queue's name as routing key, answers to
-//! [`REPLY_EXCHANGE`] with the name of the requester's reply queue. Requests carry that name in the header [`REPLY_TO`] and
-//! their id in [`CORRELATION_ID`], which are AMQP's own properties on RabbitMQ. What is sent goes within a producer span ([`crate::trace`]): of the trace that the
-//! [`Message`]'s headers carry, else of the current one; an answer is part of its request's trace.
+//! Commands go to the topic exchange [`COMMAND_EXCHANGE`] with the queue's name as routing key. Answers go to
+//! [`REPLY_EXCHANGE`] with the name of the requester's reply queue. Requests carry that name in the header [`REPLY_TO`]
+//! and their id in [`CORRELATION_ID`], which are AMQP's own properties on RabbitMQ. Each message has a producer span
+//! ([`crate::trace`]) in the trace of the [`Message`]'s headers, or else in the current one. An answer is part of its
+//! request's trace.
 
 mod answers;
 mod commands;
@@ -43,31 +44,31 @@ pub use answers::{Answerer, Answers, Heard, Responder};
 pub use commands::Commands;
 pub use requests::{Collected, RequestError, RequestSettings, Requests};
 
-/// The headers that an answer takes over from its request.
+/// The headers that an answer copies from its request.
 pub const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
-/// The longest message unless set otherwise, in bytes of its envelope: what a consumer reads by default.
+/// The default bound on a message, in bytes of its envelope: a consumer's default limit.
 pub const DEFAULT_MAX_BYTES: usize = 256 * 1024;
 
 /// A command or a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// What it is; the envelope's type.
+    /// The envelope's type.
     pub kind: String,
     /// A JSON object.
     pub data: Value,
-    /// Messages of the same key are handled in order. Default: it is alone.
+    /// Messages of the same key are handled in order. Default: no order.
     pub ordering_key: Option<String>,
-    /// The transport's metadata; the place of trace context.
+    /// The transport's metadata, including trace context.
     pub headers: BTreeMap<String, String>,
 }
 
 impl Message {
-    /// A message by itself, without headers.
+    /// A message without order and headers.
     pub fn new(kind: impl Into<String>, data: Value) -> Self {
         Self { kind: kind.into(), data, ordering_key: None, headers: BTreeMap::new() }
     }
 
-    /// The same, in order with others of the key.
+    /// Sets the ordering key.
     #[must_use]
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
         self.ordering_key = Some(key.into());
@@ -104,7 +105,7 @@ pub enum SendError {
         /// The bound.
         max_bytes: usize,
     },
-    /// The bus did not take it; with [`PublishError::Unroutable`] there is no such queue.
+    /// The bus did not take it. [`PublishError::Unroutable`] means that the queue does not exist.
     #[error(transparent)]
     Publish(#[from] PublishError),
 }

@@ -1,4 +1,4 @@
-//! Asking, and waiting for one answer or for several.
+//! Requests with one answer or several.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,12 +17,12 @@ use crate::bus::{
 use crate::events::Outgoing;
 use crate::trace;
 
-/// The bounds of asking.
+/// The bounds of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestSettings {
-    /// Questions that wait for answers at the same time; more are refused. Default 1024.
+    /// Requests that wait for answers at the same time; more are refused. Default 1024.
     pub max_pending: usize,
-    /// The longest question, in bytes of its envelope. Default [`DEFAULT_MAX_BYTES`].
+    /// The longest request, in bytes of its envelope. Default [`DEFAULT_MAX_BYTES`].
     pub max_bytes: usize,
 }
 
@@ -35,13 +35,13 @@ impl Default for RequestSettings {
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Nobody answered in time. The request may still be handled, and its answer come too late.
+    /// No answer in time. The request may still be handled, and its answer come too late.
     #[error("no answer in time")]
     TimedOut,
-    /// As many questions wait for answers as are allowed.
-    #[error("too many questions wait for answers")]
+    /// Too many requests wait for answers.
+    #[error("too many requests wait for answers")]
     TooManyPending,
-    /// It was not sent.
+    /// The request was not sent.
     #[error(transparent)]
     NotSent(#[from] SendError),
     /// The bus has ended.
@@ -49,16 +49,16 @@ pub enum RequestError {
     Closed,
 }
 
-/// What came back to a published event.
+/// The answers to a published event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Collected {
-    /// In the order of their coming.
+    /// In the order of arrival.
     pub answers: Vec<Answer>,
-    /// There are as many as were wanted; otherwise the time was over first.
+    /// As many answers arrived as were wanted; otherwise the time was over first.
     pub complete: bool,
 }
 
-/// Who waits for which answers, by correlation id.
+/// The calls that wait for answers, by correlation id.
 #[derive(Default)]
 struct Pending {
     waiting: Mutex<HashMap<String, mpsc::Sender<Answer>>>,
@@ -67,7 +67,7 @@ struct Pending {
 
 impl Pending {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Answer>>> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock can panic halfway through a change.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -82,7 +82,7 @@ impl Pending {
     }
 }
 
-/// Asks over the bus. One of these serves many questions at once; it has one reply queue, which ends with it.
+/// Sends requests over the bus. One value serves many requests at once. It has one reply queue, which ends with it.
 pub struct Requests {
     bus: Arc<dyn ReplyQueues>,
     clock: Clock,
@@ -93,7 +93,7 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Opens the reply queue and starts to give its answers to the calls that wait for them.
+    /// Opens the reply queue and starts to pass its answers to the waiting calls.
     ///
     /// # Errors
     /// [`SubscribeError::Unavailable`] when the bus is out of reach.
@@ -111,7 +111,7 @@ impl Requests {
     /// Sends a request to a queue and waits for the first answer, at most `limit` from now, publishing included.
     ///
     /// # Errors
-    /// [`RequestError`]. After a time-out it is not known whether the request was handled.
+    /// [`RequestError`]. After a time-out it is unknown whether the request was handled.
     pub async fn request(
         &self,
         queue: &str,
@@ -123,8 +123,8 @@ impl Requests {
         collected.answers.into_iter().next().ok_or(RequestError::TimedOut)
     }
 
-    /// Publishes an event to everyone whom it may concern and collects answers: until there are `at_most` (at least 1)
-    /// of them, or for `limit` from now, whichever is first. None at all is no error.
+    /// Publishes an event to all bound queues and collects answers, until there are `at_most` (at least 1) of them or
+    /// `limit` is over. No answer is not an error.
     ///
     /// # Errors
     /// As [`Requests::request`], time-outs excepted.
@@ -137,7 +137,7 @@ impl Requests {
         self.ask(event, at_most.max(1), limit).await
     }
 
-    /// Answers to nobody: they came after the time-out, or besides as many as were wanted.
+    /// Answers without a waiting call: they came after the time-out, or beyond the wanted number.
     pub fn late(&self) -> u64 {
         self.pending.late.load(Ordering::Relaxed)
     }
@@ -159,7 +159,7 @@ impl Requests {
         let mut published = false;
         let collecting = async {
             while answers.len() < wanted {
-                // A bus may confirm only when the event is settled, which is after it was answered.
+                // A bus may confirm only when the event is settled, which is after its answer.
                 tokio::select! {
                     answer = coming.recv() => answers.push(answer.ok_or(RequestError::Closed)?),
                     result = &mut publishing, if !published => {
@@ -197,7 +197,7 @@ fn failed(error: PublishError) -> RequestError {
     RequestError::NotSent(SendError::Publish(error))
 }
 
-/// Somebody waits; ends with its owner, also when that is dropped.
+/// A waiting call; ends with its owner, also when that is dropped.
 struct Entry<'a> {
     pending: &'a Pending,
     id: String,
@@ -213,6 +213,6 @@ async fn sort(mut replies: ReplyQueue, pending: Arc<Pending>) {
     while let Some((id, answer)) = replies.next().await {
         pending.give(&id, answer);
     }
-    // Requests that still wait fail: nothing will come.
+    // Waiting requests fail: no answer can come.
     pending.lock().clear();
 }

@@ -1,4 +1,4 @@
-//! What went wrong on the way to the database, and what may be tried again.
+//! Database errors, and which of them allow a retry.
 
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ fn number(error: &sqlx::Error) -> Option<u16> {
     Some(cause.number())
 }
 
-/// Whether two transactions were in each other's way and this one was rolled back: a deadlock (1213), or a lock waited for
-/// in vain (1205). Doing the same again is safe and mostly succeeds.
+/// Whether two transactions conflicted and this one was rolled back: a deadlock (1213) or a lock wait time-out (1205).
+/// A retry is safe and mostly succeeds.
 pub fn is_conflict(error: &sqlx::Error) -> bool {
     matches!(number(error), Some(1205 | 1213))
 }
 
-/// Whether a row was not added because its key is there already.
+/// Whether a row was not added because its key exists already.
 pub fn is_unique_violation(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|cause| cause.is_unique_violation())
 }
 
-/// Whether the server is out of reach, overloaded, or for the moment not what it should be; not a fault of the statement.
+/// Whether the server is out of reach, overloaded, or temporarily unfit. Not a fault of the statement.
 pub fn is_unreachable(error: &sqlx::Error) -> bool {
     use sqlx::Error as E;
     match error {
@@ -47,12 +47,12 @@ pub fn is_unreachable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Why a server that answers does not do what anybody asks, by the error's number.
+/// Why a running server refuses all work, by the error's number.
 fn known_refusal(number: u16) -> Option<&'static str> {
     match number {
-        // InnoDB says "the table is full" (1114) of a full disk; 3, 20 and 1026 are the server's own files.
+        // InnoDB reports a full disk as "the table is full" (1114); 3, 20 and 1026 are the server's own files.
         1021 | 1114 | 3 | 20 | 1026 => Some("disk full"),
-        // From the storage engine: mostly what the system said of a file.
+        // From the storage engine: mostly the operating system's error on a file.
         1030 => Some("storage error"),
         1290 | 1792 | 1836 => Some("read-only"),
         1040 | 1041 | 1203 | 1226 => Some("too many connections, or out of memory"),
@@ -63,7 +63,7 @@ fn known_refusal(number: u16) -> Option<&'static str> {
     }
 }
 
-/// Why a server that answers refuses the work, in words for an operator; `None` for one that does not answer.
+/// Why a running server refuses the work, for an operator; `None` when the server does not answer.
 pub fn refusal(error: &sqlx::Error) -> Option<String> {
     match number(error) {
         Some(1053 | 1077 | 1080 | 1927) | None => None,
@@ -74,7 +74,7 @@ pub fn refusal(error: &sqlx::Error) -> Option<String> {
     }
 }
 
-/// Whether asking again will not help: wrong user, password or database, or a TLS demand that cannot be met.
+/// Whether a retry does not help: wrong user, password or database, or an unmet TLS requirement.
 pub(super) fn is_refused_for_good(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => true,
@@ -82,12 +82,12 @@ pub(super) fn is_refused_for_good(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Counts how often one transaction met a conflict, and says whether to try again.
+/// Counts the conflicts of one transaction, and decides whether to retry.
 #[derive(Debug, Default)]
 pub struct Conflicts(u32);
 
 impl Conflicts {
-    /// Waits a little and answers `true` when the error is a conflict and attempts are left (6 in all).
+    /// Waits a little and returns `true` when the error is a conflict and attempts are left (6 in all).
     pub async fn again(&mut self, error: &sqlx::Error) -> bool {
         if !is_conflict(error) {
             return false;

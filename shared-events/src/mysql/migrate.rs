@@ -1,7 +1,7 @@
-//! Bringing a schema up to date.
+//! Schema migrations.
 //!
-//! Not sqlx's migrator: on MariaDB its lock is none (`GET_LOCK` with a negative time-out answers NULL there), and a crash
-//! between a step and its mark would lock the service out until somebody repairs the table by hand.
+//! Not sqlx's migrator: its lock does not work on MariaDB (`GET_LOCK` with a negative time-out answers NULL there). A
+//! crash between a step and its mark would block the service until an operator repairs the table by hand.
 
 use anyhow::{Context as _, bail, ensure};
 use sqlx::migrate::MigrationType;
@@ -10,21 +10,21 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqlSafeStr as _};
 
 use super::{Database, Migration, connect};
 
-/// How long another process may take to migrate before this one gives up, in seconds.
+/// How long to wait for another process's migration, in seconds.
 const LOCK_SECONDS: i64 = 120;
 
 impl Database {
-    /// Runs the steps that `table` does not list yet. Several schemas can live in one database, each with its own table.
+    /// Runs the steps that `table` does not list yet. Several schemas can share a database, each with its own table.
     /// Safe when several processes do it at once.
     ///
-    /// MySQL commits at every change of a table, so a step that breaks off has been done in part, and is done again by
-    /// the next start: every statement of a step must bear that (`CREATE TABLE IF NOT EXISTS`, `INSERT IGNORE`).
+    /// MySQL commits at every change of a table. So a step that fails halfway is done in part, and the next start does
+    /// it again: every statement of a step must be repeatable (`CREATE TABLE IF NOT EXISTS`, `INSERT IGNORE`).
     ///
     /// # Errors
-    /// When a step fails, when a step that ran was changed since, or when the database was migrated by a newer version of
-    /// the program.
+    /// When a step fails, when a completed step was changed since, or when a newer version of the program migrated the
+    /// database.
     pub async fn migrate(&self, steps: &[Migration], table: &'static str) -> anyhow::Result<()> {
-        // A connection of its own, without the limits of the others; the lock goes with it, whatever happens.
+        // A separate connection, without the limits of the others. The lock ends with it in any case.
         let mut connection = connect(&self.options)
             .await
             .with_context(|| format!("cannot migrate {table} in {}", self.shown))?;

@@ -1,9 +1,8 @@
-//! MySQL 8 and MariaDB 10.6 or newer as Tourin's services use them. All SQL is what both speak.
+//! MySQL 8 and MariaDB 10.6 or newer for Tourin's services. All SQL works on both.
 //!
 //! # Isolation
-//! Transactions that write run under READ COMMITTED: what must not change under them they lock by name (`FOR UPDATE`,
-//! `LOCK IN SHARE MODE`), and there are no gap locks for others to run into. What reads several statements of one moment
-//! does so in a [`Database::snapshot`].
+//! Writing transactions run under READ COMMITTED. They lock the rows that must not change by name (`FOR UPDATE`, `LOCK
+//! IN SHARE MODE`), and there are no gap locks. Statements that must read the same state use a [`Database::snapshot`].
 
 mod errors;
 mod migrate;
@@ -27,20 +26,20 @@ pub use self::url::{InvalidMysqlUrl, MysqlUrl};
 use crate::backoff::Backoff;
 pub use crate::sqlite::{Migration, from_micros, to_micros};
 
-/// How long making a connection may take, TLS and authentication included.
+/// The time-out for opening a connection, TLS and authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a caller waits for a free connection, or for the server to come back.
+/// How long a caller waits for a free connection, or for the server to return.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that was idle for longer is asked whether it still works before it is used.
+/// A connection that was idle for longer is tested before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// The waits between attempts to reach the server at the start.
+/// The delays between attempts to reach the server at the start.
 const START_BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5), jitter: 0.5 };
-/// What no single operation takes longer than, unless the server or the way to it is gone without a word.
+/// The bound on one operation.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What every connection is told first. A lock is waited for up to 3 s; the server gives up a reading statement after
-/// 10 s (MariaDB: any statement), each by its own variable: the comments are code to one and not to the other.
+/// The settings of every connection. A lock is waited for up to 3 s. The server aborts a reading statement after 10 s
+/// (MariaDB: any statement). Each server has its own variable, in a comment that only that server executes.
 macro_rules! session {
     ($transactions:literal) => {
         concat!(
@@ -54,7 +53,7 @@ macro_rules! session {
 const WRITER_SESSION: &str = session!("READ COMMITTED");
 const READER_SESSION: &str = session!("REPEATABLE READ, READ ONLY");
 
-/// How many connections a [`Database`] makes, at most.
+/// The connection limits of a [`Database`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSizes {
     /// Connections that read. Default 16.
@@ -71,28 +70,28 @@ impl Default for PoolSizes {
 
 /// A database on a server. Clones share its connections.
 ///
-/// Readers have connections of their own, which refuse to write, so that many searches do not keep a bookmark waiting.
-/// Connections that broke are made again as they are needed; a caller waits up to 2 s for one.
+/// Readers have separate connections, which refuse to write, so that many searches do not delay a bookmark. Broken
+/// connections are replaced when needed; a caller waits up to 2 s for one.
 #[derive(Clone)]
 pub struct Database {
     shown: Arc<str>,
     options: Arc<MySqlConnectOptions>,
     writers: MySqlPool,
     readers: MySqlPool,
-    /// Which row of the small writes is this one's.
+    /// The row of this process's write probe.
     probe_row: u16,
 }
 
 impl fmt::Debug for Database {
-    // The options know the password.
+    // The options contain the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Database").field(&self.shown).finish()
     }
 }
 
 impl Database {
-    /// Opens the database, which must exist. Waits for the server for as long as it takes, with growing pauses, and logs
-    /// what it waits for; drop the future to give up.
+    /// Opens the database, which must exist. Waits for the server without a limit, with growing delays, and logs the
+    /// reason. Drop the future to stop waiting.
     ///
     /// # Errors
     /// When the URL is invalid, or the server refuses for good: wrong user, password or database.
@@ -132,7 +131,7 @@ impl Database {
         &self.writers
     }
 
-    /// A reading transaction in which everything is of the moment of this call.
+    /// A reading transaction: all of its statements see the state at this call.
     ///
     /// # Errors
     /// When no connection is free or can be made within 2 s.
@@ -145,7 +144,7 @@ impl Database {
         &self.readers
     }
 
-    /// Closes all connections once they are given back.
+    /// Closes all connections once they are returned.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writers.close().await;
@@ -170,7 +169,7 @@ fn too_late() -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, error))
 }
 
-/// A connection that broke while it was idle shows it here, before anything was done that could be done twice.
+/// Tests for a connection that broke while it was idle, before any statement that could then run twice.
 async fn begin(
     pool: &MySqlPool,
     statement: &'static str,
@@ -202,13 +201,13 @@ async fn connect(options: &MySqlConnectOptions) -> sqlx::Result<MySqlConnection>
     })
 }
 
-/// Comes back when the server takes a connection.
+/// Returns when the server accepts a connection.
 async fn wait_for(options: &MySqlConnectOptions, shown: &str) -> anyhow::Result<()> {
     let mut failures = 0;
     loop {
         let error = match connect(options).await {
             Ok(connection) => {
-                // It has served its purpose; how it ends does not matter.
+                // The result of closing does not matter.
                 drop(connection.close().await);
                 if failures > 0 {
                     tracing::info!(database = shown, "the database answers");

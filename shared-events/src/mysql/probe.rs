@@ -1,11 +1,11 @@
-//! A small write as requests make it, to see whether the database takes writes.
+//! A small write like those of requests, to check that the database takes writes.
 
 use uuid::Uuid;
 
 use super::{Database, Migration};
 
-/// Rows of small writes: so many processes are most likely not in each other's way, and a database does not grow by the
-/// processes that it has seen.
+/// Rows of write probes: enough that processes rarely share one, and a fixed number, so that the table does not grow
+/// with each process.
 const ROWS: u128 = 1_024;
 
 const MIGRATIONS: &[Migration] = &[Migration {
@@ -17,18 +17,18 @@ const MIGRATIONS: &[Migration] = &[Migration {
           ) ENGINE = InnoDB",
 }];
 
-/// Another value each time: a server does not write what is there already.
+/// A different value each time: a server does not write an unchanged value.
 const WRITE: &str = "INSERT INTO write_probe (id, written_at) \
                      VALUES (?, CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)) \
                      ON DUPLICATE KEY UPDATE written_at = VALUES(written_at)";
 
-/// One of the rows, by chance.
+/// A random row.
 pub(super) fn any_row() -> u16 {
     u16::try_from(Uuid::new_v4().as_u128() % ROWS).unwrap_or_default()
 }
 
 impl Database {
-    /// Makes the table of [`Database::write_probe`], if it is not there.
+    /// Creates the table of [`Database::write_probe`] if it is missing.
     ///
     /// # Errors
     /// Those of [`Database::migrate`].
@@ -36,10 +36,10 @@ impl Database {
         self.migrate(MIGRATIONS, "write_probe_migrations").await
     }
 
-    /// Writes a row of its own and commits: a server that is read-only, or whose disk is full, answers all the same.
+    /// Writes a row of its own and commits: a server that is read-only or has a full disk still answers reads.
     ///
     /// # Errors
-    /// Those of a write; [`refusal`](super::refusal) puts them into words.
+    /// Those of a write; [`refusal`](super::refusal) describes them.
     pub async fn write_probe(&self) -> sqlx::Result<()> {
         sqlx::query(WRITE).bind(self.probe_row).execute(&self.writers).await?;
         Ok(())

@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::MysqlUrl;
 
-/// The variable that says where the server is.
+/// The variable with the server's URL.
 pub const VARIABLE: &str = "TOURIN_MYSQL_URL";
 
-/// A database of a test's own, on the server that [`VARIABLE`] names.
+/// A separate database for one test, on the server that [`VARIABLE`] names.
 #[derive(Debug)]
 pub struct TestDatabase {
     name: String,
@@ -17,10 +17,10 @@ pub struct TestDatabase {
 }
 
 impl TestDatabase {
-    /// Makes an empty database.
+    /// Creates an empty database.
     ///
     /// # Panics
-    /// When there is no server: nothing is skipped in silence.
+    /// When there is no server: no test is skipped silently.
     pub async fn create() -> Self {
         let name = format!("tourin_test_{}", Uuid::now_v7().simple());
         execute(format!("CREATE DATABASE {name} CHARACTER SET utf8mb4")).await;
@@ -28,12 +28,12 @@ impl TestDatabase {
         Self { name, url }
     }
 
-    /// Where it is.
+    /// Its URL.
     pub fn url(&self) -> &MysqlUrl {
         &self.url
     }
 
-    /// Where it would be, were the server at `authority` (`HOST:PORT`); for a proxy before it.
+    /// Its URL if the server were at `authority` (`HOST:PORT`); for a proxy in front of it.
     ///
     /// # Panics
     /// When the server's address names no host.
@@ -80,7 +80,7 @@ fn with_database(url: &str, name: &str) -> String {
 }
 
 async fn execute(sql: String) {
-    // The one database that every server has and every user may enter.
+    // The one database that every server has and every user may use.
     let url = with_database(&server_url(), "information_schema");
     let mut connection = MySqlConnection::connect(&url).await.expect("the test bed's server");
     connection.execute(AssertSqlSafe(sql)).await.expect("rights to make databases");

@@ -1,4 +1,4 @@
-//! Where a database is, without saying the password to anybody but the server.
+//! The address of a database, whose password is never shown.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -8,24 +8,24 @@ use sqlx::mysql::MySqlConnectOptions;
 
 /// `mysql://USER:PASSWORD@HOST:PORT/DATABASE`, with the port 3306 if none is given and sqlx's parameters behind a `?`.
 ///
-/// `ssl-mode` is `PREFERRED` by default: TLS if the server has it, whoever it is. Across a network that is not trusted say
-/// `?ssl-mode=VERIFY_IDENTITY`, and `&ssl-ca=FILE` for a certificate authority of one's own.
+/// `ssl-mode` is `PREFERRED` by default: TLS if the server has it, without checking its identity. Across a network that
+/// is not trusted use `?ssl-mode=VERIFY_IDENTITY`, and `&ssl-ca=FILE` for a private certificate authority.
 ///
-/// `Debug` and `Display` show host, port and database only. It is parsed from any text, so that no message about a wrong
-/// one has to repeat it; [`MysqlUrl::options`] says what is wrong.
+/// `Debug` and `Display` show host, port and database only. It is parsed from any text, so that no parse error has to
+/// repeat the text; [`MysqlUrl::options`] returns the error.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MysqlUrl(String);
 
-/// A text that is no database address. Does not repeat it.
+/// A text that is not a database address. The error does not repeat it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it must be mysql://USER:PASSWORD@HOST:PORT/DATABASE")]
 pub struct InvalidMysqlUrl;
 
 impl MysqlUrl {
-    /// What to connect with.
+    /// The options to connect with.
     ///
     /// # Errors
-    /// [`InvalidMysqlUrl`] when it is no URL of this kind, or names no database.
+    /// [`InvalidMysqlUrl`] when it is not a URL of this kind, or names no database.
     pub fn options(&self) -> Result<MySqlConnectOptions, InvalidMysqlUrl> {
         let scheme = self.0.split_once("://").map(|(scheme, _)| scheme);
         if !matches!(scheme, Some("mysql" | "mariadb")) {
@@ -39,7 +39,7 @@ impl MysqlUrl {
         }
     }
 
-    /// Whether nothing is given: an environment variable that is set to nothing.
+    /// Whether it is blank: an environment variable that is set to nothing.
     pub fn is_blank(&self) -> bool {
         self.0.trim().is_empty()
     }

@@ -1,4 +1,4 @@
-//! The bound on what waits.
+//! The bound on waiting events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,26 +7,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::OutboxStore;
 
-/// How many events may wait unless configured otherwise. At 200 events a second a bus may be away for 80 minutes, and a
-/// million events of about 600 bytes with their indexes take about a gigabyte: room that a database server has, and the
-/// backlog is published within minutes of the bus's return.
+/// The default bound on waiting events. At 200 events a second the bus may be down for 80 minutes. A million events of
+/// about 600 bytes with their indexes take about a gigabyte, and are published within minutes of the bus's return.
 pub const DEFAULT_MAX_PENDING: u64 = 1_000_000;
 
-/// How often the bound is looked after. What is appended in between may come on top of it.
+/// How often the bound is checked. Events appended in between may exceed it.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// So many events wait for the bus that no more are taken: a change that causes one must be refused, for its event
-/// could not be recorded. Roll back, and have the caller try again later.
+/// Too many events wait for the bus, so the outbox takes no more. A change that causes an event must be refused: roll
+/// back, and have the caller try again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the outbox is full: too many events wait for the bus")]
 pub struct OutboxFull;
 
-/// From how many on appending is refused, and up to how many it stays so.
+/// The number of waiting events from which appending is refused, and the number below which it resumes.
 pub(super) fn refused_from(max_pending: u64, refused_now: bool) -> u64 {
     if refused_now { (max_pending - max_pending / 10).max(1) } else { max_pending.max(1) }
 }
 
-/// Looks after the bound until told to stop.
+/// Checks the bound until it is stopped.
 pub(super) async fn keep_bound(
     store: Arc<dyn OutboxStore>,
     max_pending: Option<u64>,
@@ -45,7 +44,7 @@ pub(super) async fn keep_bound(
             }
             Ok(_) => {}
             // A database that cannot be read takes no events either.
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "backlog not looked at"),
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "backlog not checked"),
         }
         tokio::select! {
             () = shutdown.cancelled() => return,

@@ -1,4 +1,4 @@
-//! What operators see of the outbox, and what they can do with it.
+//! The operators' view of the outbox, and their operations.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
@@ -6,13 +6,13 @@ use uuid::Uuid;
 
 use super::Shard;
 
-/// What has become of an event.
+/// The state of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// It waits for a relay, or for the bus.
     Pending,
-    /// The bus cannot carry it: it was given up, and waits for an operator.
+    /// The bus cannot carry it: it is dead-lettered and waits for an operator.
     Rejected,
     /// The bus confirmed it. It is kept for a while, then pruned.
     Published,
@@ -21,7 +21,7 @@ pub enum State {
 /// A row of the outbox without its payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stored {
-    /// Its place in the outbox.
+    /// Its number in the outbox.
     pub seq: u64,
     /// The event's id.
     pub event_id: Uuid,
@@ -33,19 +33,19 @@ pub struct Stored {
     pub ordering_key: String,
     /// The key's shard.
     pub shard: Shard,
-    /// What has become of it.
+    /// Its state.
     pub state: State,
-    /// When it happened.
+    /// When the change happened.
     pub occurred_at: DateTime<Utc>,
     /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
     /// When the bus confirmed it.
     pub published_at: Option<DateTime<Utc>>,
-    /// When it was given up.
+    /// When it was dead-lettered.
     pub rejected_at: Option<DateTime<Utc>>,
-    /// How often the bus gave it back.
+    /// How often the bus returned it.
     pub attempts: u32,
-    /// Why, the last time.
+    /// The last reason.
     pub last_error: Option<String>,
 }
 
@@ -59,31 +59,31 @@ impl Stored {
 /// Which rows to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// What has become of them.
+    /// Their state.
     pub state: State,
-    /// Only above this number; for the next page, the last one's.
+    /// Only rows above this number; for the next page, the last one's.
     pub after: u64,
     /// The most rows.
     pub limit: u32,
 }
 
-/// Whether something is done or only looked at. Both read the same rows by the same statement.
+/// Whether an operation runs, or only reports. Both read the same rows by the same statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Run {
     /// Nothing is changed.
     Dry,
-    /// It is done, to exactly the rows answered, in transactions of up to a thousand rows.
+    /// The operation changes exactly the returned rows, in transactions of up to a thousand rows.
     Real,
 }
 
-/// What became of the numbers that an operator gave. Each is in one of the lists, in the order of numbers.
+/// The outcome for the given numbers. Each number is in one of the lists, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Selected {
-    /// It was done to these (or would be, in a dry run).
+    /// The operation changed these (or would, in a dry run).
     pub touched: Vec<u64>,
-    /// These are there, and in a state for which it makes no sense.
+    /// These exist, in a state that the operation does not apply to.
     pub unfit: Vec<u64>,
-    /// There is no such row.
+    /// These do not exist.
     pub missing: Vec<u64>,
 }
 
@@ -111,7 +111,7 @@ pub(super) fn state_of(published_at: Option<i64>, rejected_at: Option<i64>) -> S
     }
 }
 
-/// The set that was asked for: each number once, in order.
+/// The requested set: each number once, in order.
 pub(super) fn frozen(seqs: &[u64]) -> Vec<u64> {
     let mut seqs = seqs.to_vec();
     seqs.sort_unstable();
@@ -120,7 +120,7 @@ pub(super) fn frozen(seqs: &[u64]) -> Vec<u64> {
 }
 
 impl Selected {
-    /// Sorts what was asked for by what was found, which is in the order of numbers.
+    /// Sorts the requested numbers by the rows found, which are in the order of numbers.
     pub(super) fn add(&mut self, operation: Operation, asked: &[u64], found: &[(u64, State)]) {
         for seq in asked {
             let place = found.binary_search_by_key(seq, |(seq, _)| *seq).ok();

@@ -1,4 +1,4 @@
-//! Deletes rows that are past their retention, so that the outbox does not grow without end.
+//! Deletes expired rows, so that the outbox does not grow without bound.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use tokio_util::sync::CancellationToken;
 use super::OutboxStore;
 use crate::PassTime;
 
-/// How often old rows are looked for.
+/// The interval between passes.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Rows deleted per transaction.
 const ROWS: u32 = 2_000;
 /// The pause between two such transactions, in which others can write.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The most rows that one pass deletes: 8,000 for each second of its interval, more than an outbox of a million grows by. A
-/// clock that is wrong for longer than its check notices does not empty the outbox at once.
+/// The most rows that one pass deletes: 8,000 for each second of its interval, which is more than an outbox of a
+/// million grows by. So a wrong clock does not empty the outbox at once.
 const ROWS_PER_PASS: u64 = 500_000;
 
-/// Deletes confirmed rows that are past their retention, a little at a time.
+/// Deletes confirmed rows that are past their retention, in small steps.
 pub struct Pruner {
     store: Arc<dyn OutboxStore>,
     retention: Duration,
@@ -32,18 +32,17 @@ impl Pruner {
         Self { store, retention, time }
     }
 
-    /// Deletes what is past its retention now, in bounds. Returns the number of rows; 0 while the clock is not to be
-    /// trusted.
+    /// Deletes expired rows now, within bounds. Returns the number of rows; 0 while the clock is not trusted.
     ///
     /// # Errors
-    /// When the store cannot delete; what was deleted before stays so.
+    /// When the store cannot delete. Earlier deletions stay.
     pub async fn prune(&self) -> anyhow::Result<u64> {
         let Some(now) = (self.time)().await? else {
             return Ok(0);
         };
         let until = TimeDelta::from_std(self.retention).ok();
         let Some(until) = until.and_then(|age| now.checked_sub_signed(age)) else {
-            // It reaches back before the first time that can be written: nothing is that old.
+            // The limit is before the first date that can be represented: no row is that old.
             return Ok(0);
         };
         let mut total = 0;
@@ -57,7 +56,7 @@ impl Pruner {
         }
     }
 
-    /// Prunes once a minute until told to stop.
+    /// Prunes once a minute until it is stopped.
     pub async fn run(&self, shutdown: CancellationToken) {
         loop {
             tokio::select! {

@@ -1,10 +1,10 @@
-//! Which shard an ordering key belongs to.
+//! The shard of an ordering key.
 
 /// A part of the outbox, from 0 to [`SHARDS`] - 1.
 pub type Shard = u8;
 
-/// How many shards an outbox has; also the most relays that can share its work. Written with each row, so another number
-/// needs a step in the schema's history that computes them anew.
+/// The number of shards of an outbox, and so the most relays that share its work. Each row stores its shard, so another
+/// number needs a migration that computes them again.
 pub const SHARDS: Shard = 16;
 
 /// All shards.
@@ -21,8 +21,8 @@ pub(crate) fn all_shards() -> Vec<Shard> {
 /// assert_eq!(shard_of("hana12345"), shard_of("hana12345"));
 /// ```
 ///
-/// FNV-1a over its bytes, mixed as MurmurHash3 finishes, modulo [`SHARDS`]. The same in
-/// every version of the program, for rows of before are in the table.
+/// FNV-1a over its bytes, mixed as MurmurHash3 finishes, modulo [`SHARDS`]. The same in every version of the program,
+/// because the table has rows of older versions.
 pub fn shard_of(ordering_key: &str) -> Shard {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in ordering_key.bytes() {

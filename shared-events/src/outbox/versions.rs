@@ -1,13 +1,13 @@
 //! Versions of events: which of two changes of one thing is the later one.
 //!
-//! A clock cannot say that: it may be set back between the two. The outbox can. Its numbers follow the order of commits of
-//! whatever depends on each other, so an event leaves with its number, above a base, as the field `version` of its data.
-//! Payloads that have a version of their own (spots) keep it.
+//! A clock cannot decide that, because it may be set back between the two. The outbox can: its numbers follow the order
+//! of commits of dependent changes. So an event leaves with its number, added to a base, as the field `version` of its
+//! data. Payloads with their own version (spots) keep it.
 //!
-//! The base is the moment at which the outbox got its versions, in microseconds since the epoch. It never changes; it only
-//! puts the versions of a database that was made anew above those of the one before. After a copy was restored an operator
-//! raises it (`docs/operations.md`). Rows that are older than the versions leave without one, as ever: what has a version
-//! is later than what has none.
+//! The base is the time at which the outbox got its versions, in microseconds since the epoch. It never changes. It
+//! makes the versions of a new database higher than those of the one before. After a copy was restored an operator
+//! raises it (`docs/operations.md`). Rows older than the versions leave without one: an event with a version is later
+//! than one without.
 
 use serde_json::Value;
 
@@ -18,15 +18,15 @@ use crate::envelope::VERSION;
 pub(super) struct Versions {
     /// Added to a row's number.
     base: i64,
-    /// Rows up to this number are from before there were versions.
+    /// Rows up to this number are older than versions and have none.
     unversioned: i64,
 }
 
-/// The row of an outbox that says so, in either engine.
+/// The outbox row with both values, in either engine.
 pub(super) const SELECT: &str = "SELECT base, unversioned FROM outbox_versions WHERE id = 1";
 
 impl Versions {
-    /// Gives the data of the row with this number its version.
+    /// Adds the version to the data of the row with this number.
     pub(super) fn stamp(self, seq: i64, data: &mut Value) {
         if seq > self.unversioned
             && let Value::Object(fields) = data

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Tells the relay that there may be something new in the outbox. Carries no data: the relay reads the outbox. Clones
-/// are the same signal.
+/// Signals the relay that the outbox may have new rows. Carries no data: the relay reads the outbox. Clones are the
+/// same signal.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -26,17 +26,17 @@ impl Default for Wake {
 }
 
 impl Wake {
-    /// A signal that nobody has given yet.
+    /// A signal that was not given yet.
     pub fn new() -> Self {
         Self(Arc::new(watch::Sender::new(0)))
     }
 
-    /// Call after a commit that appended to the outbox. Cheap, and never waits.
+    /// Call it after a commit that appended to the outbox. Cheap, and never waits.
     pub fn notify(&self) {
         self.0.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Hears every signal given from now on.
+    /// Listens for every signal from now on.
     pub fn listen(&self) -> WakeListener {
         WakeListener(self.0.subscribe(), self.clone())
     }
@@ -54,7 +54,7 @@ pub struct WakeListener(
 );
 
 impl WakeListener {
-    /// Waits for a signal given since the last time this returned. Safe to drop and call again.
+    /// Waits for a signal since the last time this returned. Safe to drop and call again.
     pub async fn notified(&mut self) {
         self.0.changed().await.expect("the listener itself keeps the sender alive");
     }

@@ -41,7 +41,7 @@ impl BusFixture for Fixture {
     async fn send(&self, events: Vec<Outgoing>) {
         let bus = self.bus.clone();
         let mut publishing = async move { drop(bus.publish(events).await) }.boxed();
-        // Polled once, the events lie in their queues.
+        // After the first poll the events are in their queues.
         if futures::poll!(&mut publishing).is_pending() {
             self.publishing.lock().unwrap().spawn(publishing);
         }
@@ -221,7 +221,7 @@ async fn subscribers_of_one_queue_share_its_shards() {
     assert!(matches!(bus.subscribe(different).await, Err(SubscribeError::Invalid(_))));
 }
 
-/// What a subscriber of the property below does with its deliveries, one after the other.
+/// What a subscriber of the property below does with its next delivery.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Ack,
@@ -240,7 +240,7 @@ async fn visit(bus: InProcessBus, subscription: Subscription, acts: Vec<Act>, lo
     let mut deliveries = bus.subscribe(subscription).await.unwrap();
     let mut held = std::collections::VecDeque::new();
     for act in acts {
-        // Nothing may come: all is done, or waits for what is in hand here.
+        // There may be no delivery: everything is done, or waits for the deliveries held here.
         let next = tokio::time::timeout(Duration::from_millis(2), deliveries.next()).await;
         let nothing = next.is_err();
         if let Ok(Some(delivery)) = next {
@@ -252,7 +252,7 @@ async fn visit(bus: InProcessBus, subscription: Subscription, acts: Vec<Act>, lo
             finish(act, delivery, &log).await;
         }
     }
-    // Leaving with some still in hand.
+    // Leaves while holding some.
     drop(deliveries);
     for (act, delivery) in held {
         finish(act, delivery, &log).await;
@@ -299,7 +299,7 @@ proptest! {
         let results = runtime.block_on(async {
             let bus = Fixture::new().bus;
             let subscription = Subscription { prefetch, shards, ..users("q") };
-            // The queue must be there before the first event; who declared it need not stay.
+            // The queue must exist before the first event; its declaring subscriber may leave.
             drop(bus.subscribe(subscription.clone()).await.unwrap());
             let publishing = tokio::spawn({
                 let bus = bus.clone();
@@ -310,7 +310,7 @@ proptest! {
                 visitors.spawn(visit(bus.clone(), subscription.clone(), acts, log.clone()));
             }
             soon(visitors.join_all()).await;
-            // Whatever they left over is for the last one, who stays until all is confirmed.
+            // The last subscriber gets the rest, and stays until everything is confirmed.
             let patient = visit(bus.clone(), subscription, vec![Act::Ack; 10_000], log.clone());
             let patient = tokio::spawn(patient);
             let results = soon(publishing).await.unwrap();

@@ -25,7 +25,7 @@ use crate::dead_letters::{DeadLetterStore as _, MemoryDeadLetters};
 use crate::events::{DeleteUser, Event as _, Outgoing, ViewTourspot};
 use crate::system_clock;
 
-/// Keeps ids and effects, and does by user what the name says.
+/// Keeps ids and effects, and acts by the user's name.
 #[derive(Default)]
 struct Diary {
     seen: Mutex<BTreeSet<Uuid>>,
@@ -117,7 +117,7 @@ impl Scene {
         Self { bus, dead_letters, diary, stats, shutdown, consumer }
     }
 
-    /// Publishes and waits until all of it is settled.
+    /// Publishes and waits until everything is settled.
     async fn publish(&self, events: Vec<Outgoing>) {
         let results = soon(self.bus.publish(events)).await;
         assert!(results.iter().all(Result::is_ok), "{results:?}");
@@ -180,7 +180,7 @@ async fn a_handler_that_panics_or_hangs_spoils_nothing_else() {
     given_up.sort();
     assert_eq!(given_up.len(), 2, "{given_up:?}");
     assert!(given_up[0].0.contains("panicked") && given_up[1].0.contains("longer"), "{given_up:?}");
-    // The batch they spoil between them, then three more attempts each, alone.
+    // One failed batch, then three more attempts each, alone.
     assert_eq!(scene.stats.snapshot().broken, 7);
 }
 
@@ -283,7 +283,7 @@ async fn while_the_clock_is_not_to_be_trusted_nothing_is_too_old() {
     assert_eq!(scene.stats.snapshot().expired, 0);
 }
 
-/// A bus whose deliveries are whatever the test says, for what the in-process bus would never carry.
+/// A bus whose deliveries come from the test, including some that the in-process bus would never carry.
 struct Raw(mpsc::Receiver<Delivery>);
 
 #[async_trait]
@@ -331,7 +331,7 @@ async fn what_is_no_event_is_given_up_unread() {
     for body in [oversized, Bytes::from_static(b"\xff{"), Bytes::from_static(b"{\"secret\":1}")] {
         deliver(body, true).await;
         let Some(Settlement::DeadLetter { reason }) = soon(settlements.recv()).await else {
-            panic!("not given up");
+            panic!("not dead-lettered");
         };
         assert!(!reason.contains("secret"), "{reason}");
         reasons.push(reason);
@@ -372,7 +372,7 @@ async fn stopping_finishes_what_was_begun_and_hands_the_rest_back() {
     assert_eq!(soon(slow).await.unwrap(), [Ok(())]);
 }
 
-/// Remembers ids as the rule says, and no longer.
+/// Remembers ids exactly as long as the rule says.
 struct Forgetful {
     expiry: Expiry,
     clock: crate::Clock,
@@ -422,7 +422,7 @@ async fn an_event_that_comes_again_at_any_time_has_no_second_effect_though_its_k
         event.envelope.timestamp = start + TimeDelta::hours(hours);
         event
     };
-    // One of a clock that is ahead, one of now, one that waited in an outbox for most of its life.
+    // Events of a fast clock, of now, and one that waited in an outbox for most of its life.
     let events = vec![at(5), at(0), at(-23)];
     // From the queue, from the outbox by a replay, from the dead letters weeks later.
     for half_hours in 0..100 {
@@ -442,11 +442,12 @@ async fn an_event_that_comes_again_at_any_time_has_no_second_effect_though_its_k
 }
 
 proptest::proptest! {
-    /// Whatever two consumers' clocks differ by, and however long the effect takes after the check of the age.
+    /// Holds for any difference between two consumers' clocks, and any time between the check of the age and the
+    /// effect.
     #[test]
     fn a_key_outlives_every_chance_of_its_event(
         max_age in 0_u64..10_000_000,
-        // In seconds: the first effect after the event, when it comes again, the clocks' error, the handling.
+        // In seconds: the first effect after the event, its repetition, the clocks' error, the handling.
         first in -3_000_i64..10_000_000, again in 0_i64..20_000_000,
         error in -1_500_i64..1_500, handling in 0_i64..60,
     ) {

@@ -51,7 +51,7 @@ async fn beyond_the_capacity_the_oldest_are_dropped() {
     let letters: Vec<DeadLetter> = (0..5).map(|_| letter()).collect();
     for letter in &letters {
         store.put(letter.clone()).await.unwrap();
-        // The same again makes no new record, so it must not push an older one out either.
+        // The same letter makes no new record, so it must not push an older one out.
         store.put(DeadLetter { id: Uuid::now_v7(), ..letter.clone() }).await.unwrap();
     }
     let kept: Vec<Uuid> = store.list(10, None).await.unwrap().iter().map(|l| l.id).collect();
@@ -89,7 +89,7 @@ async fn a_replay_asked_for_by_another_process_is_carried_out_after_a_restart() 
     drop(deliveries);
     bus.close();
 
-    // Another process, on the same file, marks it while nobody subscribes.
+    // Another process, on the same file, marks it while there is no subscriber.
     let path = folder.path().join("test.db");
     let other = crate::sqlite::Database::open(&path, 1).await.unwrap();
     let other = SqliteDeadLetters::open(other).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_replay_asked_for_by_another_process_is_carried_out_after_a_restart() 
     assert_eq!(other.replay(&[id]).await.unwrap(), [Settled::Accepted]);
     assert!(other.get(id).await.unwrap().unwrap().replay_requested);
 
-    // The one that subscribes then dies with the event in hand: it is not lost.
+    // The next subscriber dies while holding the event, which is not lost.
     let bus = InProcessBus::new(store.clone());
     let mut deliveries = bus.subscribe(users("q")).await.unwrap();
     let again = soon(deliveries.next()).await.unwrap();

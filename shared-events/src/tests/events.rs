@@ -135,7 +135,7 @@ fn a_spot_is_checked_field_by_field() {
 
 #[test]
 fn the_largest_sound_spot_fits_what_a_consumer_accepts() {
-    // A control character is the worst that JSON can meet: six bytes for one character.
+    // A control character is the worst case of JSON: six bytes for one character.
     let fill = |chars| "\u{1}".repeat(chars);
     let spot = TourSpotUpsert {
         name: format!("a{}", fill(limits::NAME_CHARS - 1)),

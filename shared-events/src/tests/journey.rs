@@ -1,4 +1,4 @@
-//! The whole way: outbox, relay, bus, consumer, an effect in another database; with everything dying in between.
+//! End to end: outbox, relay, bus, consumer, an effect in another database; with crashes in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl Handler for Effects {
     }
 }
 
-/// One life of the process: a relay, a bus and three replicas of the consumer. Dropped, it dies where it stands.
+/// One life of the process: a relay, a bus and three replicas of the consumer. Dropping it is a crash.
 async fn live(outbox: &Outbox, effects: &Database, wake: &Wake) -> JoinSet<()> {
     let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
     let mut tasks = JoinSet::new();
@@ -109,7 +109,7 @@ async fn every_event_takes_effect_once_and_in_order_whatever_dies() {
     each_took_effect_once_and_in_order(&effects).await;
 }
 
-/// Of each of four users, sixty.
+/// Sixty events of each of four users.
 async fn each_took_effect_once_and_in_order(effects: &Database) {
     let applied: Vec<(String, String)> =
         sqlx::query_as("SELECT user_id, spot FROM effects ORDER BY number")

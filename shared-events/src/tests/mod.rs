@@ -1,4 +1,4 @@
-//! Scenarios across modules, and the contract suites over the adapters that live here.
+//! Scenarios across modules, and the contract suites over this crate's adapters.
 
 mod bus;
 mod consumer;
@@ -18,10 +18,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::sqlite::Database;
 
-/// How long something may take that must happen.
+/// The time within which expected events must happen.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Waits until a condition holds; panics with its last word when it does not in time.
+/// Waits until a condition holds; panics with its last value after the time limit.
 async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<(), T>) {
     let deadline = Instant::now() + SOON;
     loop {
@@ -33,19 +33,19 @@ async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<()
     }
 }
 
-/// The future's output, which must come soon.
+/// The future's output, within the time limit.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(SOON, future).await.expect("it should not take so long")
 }
 
-/// A database in a folder of its own; keep both.
+/// A database in a separate folder; keep both.
 async fn database() -> (Database, Arc<TempDir>) {
     let folder = Arc::new(TempDir::new().unwrap());
     let database = Database::open(&folder.path().join("test.db"), 2).await.unwrap();
     (database, folder)
 }
 
-/// What `docs/operations.md` tells an operator to run after a copy of the database was restored.
+/// The operator's command in `docs/operations.md` after a copy of the database was restored.
 fn statements_after_a_restore(engine: &str) -> Vec<&'static str> {
     let manual = include_str!("../../../docs/operations.md");
     let block = manual.split("```sql").nth(1).and_then(|rest| rest.split("```").next()).unwrap();

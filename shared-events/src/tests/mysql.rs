@@ -90,7 +90,7 @@ async fn rows_from_before_there_were_versions_leave_without_one() {
     appended(1).await;
     let store = MysqlOutbox::open(database.clone()).await.unwrap();
     appended(2).await;
-    // Opened again it is the same.
+    // Opening it again changes nothing.
     for store in [store, MysqlOutbox::open(database.clone()).await.unwrap()] {
         let pending = store.pending(&[shard_of("a")], 0, 10).await.unwrap();
         let versions: Vec<_> = pending.iter().map(|row| row.event.envelope.version()).collect();
@@ -118,7 +118,7 @@ async fn after_a_copy_was_restored_new_versions_are_above_all_of_before() {
     outbox.remove().await;
 }
 
-/// However many events are kept that were published long ago.
+/// Also with many old published events.
 #[tokio::test]
 async fn who_has_just_started_sees_at_once_what_waits() {
     let outbox = Outbox::new().await;

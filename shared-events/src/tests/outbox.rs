@@ -115,7 +115,7 @@ async fn what_was_confirmed_long_ago_is_pruned() {
     let old = now - TimeDelta::hours(2);
     let pruned = async |retention: Duration| {
         let outbox = Outbox::new().await;
-        // Two old ones, the first of them confirmed long ago; two young ones, the first of them confirmed just now.
+        // Two old events, the first of them confirmed long ago; two new events, the first of them confirmed just now.
         outbox.append(&[view("a", 1), view("a", 2)], old).await;
         outbox.append(&[view("a", 3), view("a", 4)], now).await;
         outbox.store.mark_published(&[1], old).await.unwrap();

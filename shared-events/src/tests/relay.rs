@@ -21,7 +21,7 @@ use crate::outbox::{OutboxStore as _, Relay, RelaySettings, Wake};
 use crate::sqlite::Database;
 use crate::system_clock;
 
-/// What the bus does with one attempt.
+/// The bus's reaction to one attempt.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Confirm,
@@ -44,7 +44,7 @@ struct ScriptedBus {
     crash: Notify,
     /// Every event of this key is refused.
     refused_key: Mutex<Option<String>>,
-    /// Every event of a key that begins so has nowhere to go.
+    /// Every event of a key with this prefix is unroutable.
     unroutable_keys: Mutex<Option<&'static str>>,
 }
 
@@ -62,7 +62,7 @@ impl ScriptedBus {
         self.carried.lock().unwrap().clone()
     }
 
-    /// By key, in the order in which each number was first carried: what a consumer that dedupes makes of it.
+    /// By key, in the order of each number's first delivery, as a deduping consumer sees it.
     fn effect(&self) -> BTreeMap<String, Vec<u32>> {
         let mut effect: BTreeMap<String, Vec<u32>> = BTreeMap::new();
         for (key, number) in self.carried() {
@@ -81,7 +81,7 @@ impl Publisher for ScriptedBus {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         let mut results = Vec::new();
         for event in batch {
-            // Others get their turn, as on a network.
+            // Lets other tasks run, as on a network.
             tokio::task::yield_now().await;
             let act = if self.refused_key.lock().unwrap().as_ref() == Some(&event.ordering_key) {
                 Act::Refuse
@@ -115,7 +115,7 @@ impl Publisher for ScriptedBus {
     }
 }
 
-/// As by default, only quicker.
+/// The defaults, with shorter times.
 fn quick() -> RelaySettings {
     RelaySettings {
         poll_interval: Duration::from_millis(5),
@@ -145,7 +145,7 @@ async fn all_marked(outbox: &Outbox) {
     .await;
 }
 
-/// Runs a relay until all is marked, then stops it.
+/// Runs a relay until everything is marked, then stops it.
 async fn run_until_marked(outbox: &Outbox, relay: Relay) {
     let shutdown = CancellationToken::new();
     let work = relay.run(shutdown.clone());
@@ -161,7 +161,7 @@ async fn what_is_committed_is_published_at_once_and_marked() {
     let outbox = Outbox::new().await;
     let bus = ScriptedBus::new(Vec::new());
     let wake = Wake::new();
-    // Long enough that only the signal can be what woke it.
+    // Longer than the test: only the signal can wake it.
     let settings = RelaySettings { poll_interval: Duration::from_secs(600), ..quick() };
     let relay = relay(&outbox, &bus, &wake, settings);
     let stats = relay.stats();
@@ -189,7 +189,7 @@ async fn commits_of_another_process_are_found_without_a_signal() {
     let relay = relay(&outbox, &bus, &Wake::new(), settings);
     let shutdown = CancellationToken::new();
     let control = async {
-        // The relay has looked once and found nothing.
+        // The relay has polled once and found nothing.
         sleep(Duration::from_millis(20)).await;
         let mut transaction = other.write().await.unwrap();
         append(&mut transaction, &[view("a", 1)], chrono::Utc::now()).await.unwrap();
@@ -230,7 +230,7 @@ async fn unroutable_events_leave_room_for_others_and_go_in_order_once_they_can()
     let outbox = Outbox::new().await;
     let bus = ScriptedBus::new(Vec::new());
     *bus.unroutable_keys.lock().unwrap() = Some("nobody");
-    // Many times what fits in memory, then one that somebody wants.
+    // Many times the memory bound, then one event with a consumer.
     let unwanted = (0..300).map(|n| view(&format!("nobody{}", n % 60), n));
     let events: Vec<Outgoing> = unwanted.chain([view("wanted", 1)]).collect();
     outbox.append_now(&events).await;
@@ -244,7 +244,7 @@ async fn unroutable_events_leave_room_for_others_and_go_in_order_once_they_can()
             pending => Err((pending, stats.snapshot())),
         })
         .await;
-        // It goes on like that, however often they were tried.
+        // Retries continue without a bound.
         let tried = stats.snapshot().unroutable;
         eventually(async || match stats.snapshot().unroutable {
             now if now > tried + 120 => Ok(()),
@@ -331,14 +331,14 @@ async fn a_relay_that_was_paused_repeats_events_but_loses_and_swaps_none() {
     outbox.append_now(&events).await;
     let paused = relay(&outbox, &slow, &Wake::new(), quick());
     let mut paused = Box::pin(paused.run(CancellationToken::new()));
-    // It has published the first event, and then it stands still with its shards and its confirmation.
+    // It has published the first event. Then it stops, with its shards and its confirmation.
     tokio::select! {
         () = &mut paused => unreachable!(),
         () = slow.crash.notified() => {}
     }
     run_until_marked(&outbox, relay(&outbox, &fast, &Wake::new(), quick())).await;
     assert_eq!(fast.effect()["a"], [0, 1, 2, 3, 4]);
-    // It wakes up, and knows before it publishes that its lease is over.
+    // It resumes, and notices before it publishes that its lease has ended.
     outbox.append_now(&[view("a", 5)]).await;
     let control = async {
         all_marked(&outbox).await;
@@ -382,8 +382,7 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Whatever fails and whenever the process dies: every committed event is carried at least once, and first in its
-    /// key's order.
+    /// With any failures and crashes, every committed event is carried at least once, and first in its key's order.
     #[test]
     fn every_committed_event_is_carried_in_order_across_crashes(
         transactions in proptest::collection::vec(proptest::collection::vec(0_u8..4, 1..6), 1..8),
@@ -421,7 +420,7 @@ proptest! {
                 loop {
                     let shutdown = CancellationToken::new();
                     tokio::select! {
-                        // Dropped where it stands: nothing is drained, marked or given back.
+                        // Dropped without draining, marking or releasing.
                         () = bus.crash.notified() => continue,
                         () = relay(&outbox, &bus, &wake, settings).run(shutdown) => unreachable!(),
                     }

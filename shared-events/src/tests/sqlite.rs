@@ -115,7 +115,7 @@ async fn what_is_created_is_for_its_owner_only() {
     for file in ["test.db", "test.db-wal", "test.db-shm"] {
         assert_eq!(mode(&folder.join(file)), 0o600, "{file}");
     }
-    // Opening it again is no reason to make it anew.
+    // Opening it again does not create it again.
     let again = Database::open(&folder.join("test.db"), 1).await.unwrap();
     assert_eq!(notes(&again).await, 1);
 }
@@ -126,7 +126,7 @@ async fn a_transaction_that_the_engine_ended_by_itself_does_not_stop_the_next() 
     let database = Database::open(&folder.path().join("a.db"), 1).await.unwrap();
     for _ in 0..3 {
         let mut transaction = database.write().await.unwrap();
-        // What SQLite does of its own accord when the disk is full.
+        // SQLite does this by itself when the disk is full.
         sqlx::query("ROLLBACK").execute(&mut *transaction).await.unwrap();
         assert!(transaction.commit().await.is_err());
     }

@@ -1,3 +1,3 @@
-//! The bus while its broker is killed and restarted: each test has a broker of its own, for it takes it away.
+//! The bus while its broker is killed and restarted. Each test has its own broker, because it stops it.
 
 mod restart;

@@ -1,4 +1,4 @@
-//! A broker that goes and comes back, with events waiting in it.
+//! A broker that stops and restarts while events wait in it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,14 +14,14 @@ use tourin_shared_events::bus::{
 use tourin_testbed::{Bed, Ending, Server};
 
 const KEYS: u32 = 48;
-/// How long the bus may take to work again once the broker answers.
+/// How long the bus may take to recover once the broker answers.
 const RECOVERY: Duration = Duration::from_secs(10);
-/// How long something may take that must happen.
+/// The time within which expected events must happen.
 const SOON: Duration = Duration::from_secs(120);
 
-/// What was confirmed: how many events of each key, which are numbered from 0.
+/// The confirmed events of each key, which are numbered from 0.
 type Confirmed = Arc<Mutex<BTreeMap<String, u32>>>;
-/// What was settled, in the order of settling.
+/// The settled events, in order.
 type Handled = Arc<Mutex<Vec<(String, u32)>>>;
 
 fn lock<T>(shared: &Arc<Mutex<T>>) -> MutexGuard<'_, T> {
@@ -32,7 +32,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(SOON, future).await.expect("it should not take so long")
 }
 
-/// As an outbox does: the events of one key one after the other, each again until it is confirmed.
+/// Publishes as an outbox does: the events of one key in order, each until it is confirmed.
 async fn publish(bus: RabbitBus, user: String, count: u32, confirmed: Confirmed) -> u32 {
     let from = lock(&confirmed).get(&user).copied().unwrap_or(0);
     let mut failures = 0;
@@ -43,7 +43,7 @@ async fn publish(bus: RabbitBus, user: String, count: u32, confirmed: Confirmed)
                 Ok(()) => break,
                 Err(PublishError::Unavailable(_)) => failures += 1,
                 Err(error @ PublishError::Invalid(_)) => panic!("{error}"),
-                // A broker that is starting may have its exchanges before it has its queues.
+                // A starting broker may have its exchanges before its queues.
                 Err(PublishError::Rejected(_) | PublishError::Unroutable) => {
                     failures += 1;
                     sleep(Duration::from_millis(50)).await;
@@ -73,7 +73,7 @@ async fn handle(mut deliveries: Deliveries, pace: Duration, handled: Handled) {
     }
 }
 
-/// Per key, the numbers in the order of their first coming.
+/// Per key, the numbers in the order of their first delivery.
 fn first_comings(handled: &Handled) -> BTreeMap<String, Vec<u32>> {
     let mut seen: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     for (user, number) in lock(handled).iter() {
@@ -85,7 +85,7 @@ fn first_comings(handled: &Handled) -> BTreeMap<String, Vec<u32>> {
     seen
 }
 
-/// Waits until everything that was confirmed was handled, and checks the order of each key.
+/// Waits until every confirmed event was handled, and checks the order of each key.
 async fn all_is_there_in_order(confirmed: &Confirmed, handled: &Handled) {
     let expected = lock(confirmed).clone();
     let deadline = Instant::now() + SOON;
@@ -105,7 +105,7 @@ async fn all_is_there_in_order(confirmed: &Confirmed, handled: &Handled) {
     }
 }
 
-/// Waits until something new was handled.
+/// Waits until another event was handled.
 async fn works_again(handled: &Handled) {
     let before = lock(handled).len();
     while lock(handled).len() == before {
@@ -113,7 +113,7 @@ async fn works_again(handled: &Handled) {
     }
 }
 
-/// With a backlog in the queues and publishers at work, once for each way to end.
+/// With a backlog in the queues and running publishers, once for each way to stop the broker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
     let bed = Bed::with(&[Server::Amqp]).await;
@@ -125,13 +125,13 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
     let queues: Vec<_> = shards.chain(["q.dead".to_owned()]).collect();
     let deliveries = consumer.subscribe(subscription).await.unwrap();
     bed.quorum_queues_are_kept(&queues).await;
-    // One at a time and slowly, so that there is a backlog in every shard when the broker goes.
+    // One at a time and slowly, so that every shard has a backlog when the broker stops.
     let consuming = tokio::spawn(handle(deliveries, Duration::from_millis(1), handled.clone()));
     for ending in [Ending::Kill, Ending::Stop, Ending::Kill] {
         let mut publishing = publish_all(&publisher, 40, &confirmed);
         let sent = || lock(&confirmed).values().sum::<u32>() as usize;
         let before = sent();
-        // In the middle: some are sent, and most are not.
+        // Halfway: some events are sent, most are not.
         while sent() < before + KEYS as usize * 5 {
             sleep(Duration::from_millis(1)).await;
         }

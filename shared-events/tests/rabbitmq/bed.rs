@@ -1,4 +1,4 @@
-//! A corner of the broker for each test.
+//! A separate prefix at the broker for each test.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use tourin_shared_events::events::{TOUR_SPOT_EXCHANGE, USER_EXCHANGE};
 use tourin_testbed::{Proxy, Server, given};
 use uuid::Uuid;
 
-/// How long something may take that must happen.
+/// The time within which expected events must happen.
 pub const SOON: Duration = Duration::from_secs(30);
 
 pub fn broker_url() -> String {
     given(Server::Amqp)
 }
 
-/// A way to the broker.
+/// A route to the broker.
 pub async fn broker_proxy() -> Proxy {
     Proxy::open_to_url(&broker_url()).await
 }
@@ -28,7 +28,7 @@ pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(SOON, future).await.expect("it should not take so long")
 }
 
-/// Waits until a condition holds; panics with its last word when it does not in time.
+/// Waits until a condition holds; panics with its last value after the time limit.
 pub async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<(), T>) {
     let deadline = Instant::now() + SOON;
     loop {
@@ -40,7 +40,7 @@ pub async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Resul
     }
 }
 
-/// Names of its own at the broker.
+/// A test's own names at the broker.
 pub struct Bed {
     pub prefix: String,
 }
@@ -76,14 +76,14 @@ impl Bed {
         RabbitBus::start(self.settings())
     }
 
-    /// A connection past everything that is under test.
+    /// A connection that bypasses the bus under test.
     pub async fn broker() -> Connection {
         let url = broker_url();
         let connecting = Connection::connect(&url, ConnectionProperties::default());
         soon(connecting).await.expect("a broker")
     }
 
-    /// Leaves nothing behind.
+    /// Deletes everything that the test declared.
     pub async fn clear(&self, queues: &[&str]) {
         let connection = Self::broker().await;
         let channel = connection.create_channel().await.expect("a channel");

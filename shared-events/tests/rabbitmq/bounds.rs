@@ -1,4 +1,4 @@
-//! What happens when something at the broker is full, and what operators do then.
+//! Full queues at the broker, and the operator's remedies.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ async fn a_full_shard_refuses_and_takes_again_when_there_is_room() {
     assert!(matches!(refused, PublishError::Rejected(_)), "{refused}");
     println!("{confirmed} events in 20,000 bytes");
     let mut deliveries = bus.subscribe(subscription).await.unwrap();
-    // What was refused may be in all the same: the bound is a soft one. Nothing that was confirmed is missing.
+    // A refused event may be in the queue all the same: the bound is soft. No confirmed event is missing.
     for number in 0..confirmed {
         let delivery = next(&mut deliveries).await;
         assert_eq!(who_and_what(&delivery).1, number.to_string());
@@ -93,7 +93,7 @@ async fn operators_who_look_at_the_same_time_all_see_everything() {
         let reason = "broken".to_owned();
         next(&mut deliveries).await.settle(Settlement::DeadLetter { reason }).await.unwrap();
     }
-    // Each over connections of its own, as other processes have.
+    // Separate connections, as in separate processes.
     let others = [bed.bus(), bed.bus(), bed.bus()];
     let looks = others.iter().cycle().take(9).map(|bus| {
         let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
@@ -149,7 +149,7 @@ async fn a_pattern_that_would_take_slots_for_types_is_refused() {
         let refused = soon(bus.subscribe(subscription)).await;
         assert!(matches!(refused, Err(SubscribeError::Invalid(_))), "{pattern}: {refused:?}");
     }
-    // Everything is not mistaken, and comes once.
+    // The pattern `#` is valid, and delivers each event once.
     let subscription = Subscription::new("q", vec![Binding::new(USER_EXCHANGE, "#")]);
     let started = Instant::now();
     let mut deliveries = bus.subscribe(subscription.clone()).await.unwrap();

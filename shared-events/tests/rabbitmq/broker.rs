@@ -1,4 +1,4 @@
-//! What the broker refuses, returns, loses and gives up.
+//! What the broker refuses, returns, loses and dead-letters.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -83,7 +83,7 @@ async fn a_poison_event_among_good_ones_ends_with_the_dead_letters() {
     })
     .await;
     let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
-    // More often than the twenty looks after which RabbitMQ 4 drops a message by default.
+    // More often than the twenty returns after which RabbitMQ 4 drops a message by default.
     for _ in 0..25 {
         let letters = soon(dead_letters.list(10, None)).await.unwrap();
         let [letter] = letters.as_slice() else { panic!("one dead letter, not {letters:?}") };
@@ -130,7 +130,7 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
     assert!(letters[0].reason.contains("went away"), "{letters:?}");
     assert_eq!(letters[0].routing_key, deadly.routing_key);
     assert_eq!(letters[0].exchange, USER_EXCHANGE);
-    // Replayed, it comes to someone whom it does not kill, as it was at first.
+    // The replayed event reaches a consumer that survives it, unchanged.
     let mut deliveries = bus.subscribe(users("q")).await.unwrap();
     assert_eq!(dead_letters.replay(&[letters[0].id]).await.unwrap(), [Settled::Done]);
     let again = soon(deliveries.next()).await.unwrap();
@@ -138,7 +138,7 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
     assert_eq!((again.exchange.as_str(), &again.routing_key), (USER_EXCHANGE, &deadly.routing_key));
     assert_eq!((again.ordering_key.as_deref(), again.attempt), (Some("a"), 1));
     again.settle(Settlement::Ack).await.unwrap();
-    // Its key goes on.
+    // Its key continues.
     assert_eq!(soon(bus.publish(vec![view("a", 2)])).await, [Ok(())]);
     let next = soon(deliveries.next()).await.unwrap();
     assert_eq!(who_and_what(&next), ("a".to_owned(), "2".to_owned()));
@@ -147,7 +147,7 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
     bed.clear(&["q"]).await;
 }
 
-/// However far a look had come.
+/// A reader may be dropped at any point.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn looks_that_are_given_up_keep_nobody_out_and_no_letters() {
     let bed = Bed::new();

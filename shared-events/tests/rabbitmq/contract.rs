@@ -64,7 +64,7 @@ async fn dead_letters_on_rabbitmq_keep_the_contract() {
         beds.lock().unwrap().push(bed);
         let queues = ["q", "another"];
         for queue in queues {
-            // It makes the queues of dead letters.
+            // Creates the queues of dead letters.
             bus.subscribe(contract::users(queue)).await.unwrap().close().await;
         }
         let store = RabbitDeadLetters::new(bus, queues.map(str::to_owned).to_vec());

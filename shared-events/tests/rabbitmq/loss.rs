@@ -16,10 +16,10 @@ use crate::bed::{Bed, broker_proxy, eventually, soon};
 const KEYS: u32 = 24;
 const EVENTS_PER_KEY: u32 = 40;
 const CUTS: u32 = 8;
-/// Events that are confirmed between two cuts: about half of all, over all cuts.
+/// Events that are confirmed between two cuts: about half of all.
 const BETWEEN_CUTS: u64 = (KEYS * EVENTS_PER_KEY / CUTS / 2) as u64;
 
-/// Publishes the events of one key, each until it is confirmed; gives the number of failures.
+/// Publishes the events of one key, each until it is confirmed; returns the number of failures.
 async fn publish_all(bus: RabbitBus, user: String) -> u32 {
     let mut failures = 0;
     for n in 0..EVENTS_PER_KEY {
@@ -32,7 +32,7 @@ async fn publish_all(bus: RabbitBus, user: String) -> u32 {
     failures
 }
 
-/// Receives and settles until everything was seen; per key, the numbers in the order of their first coming.
+/// Receives and settles until all events arrived; per key, the numbers in the order of their first delivery.
 async fn receive_all(mut deliveries: Deliveries) -> (BTreeMap<String, Vec<u32>>, u32) {
     let mut seen: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     let (mut new, mut again) = (0, 0);
@@ -73,8 +73,8 @@ async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
             confirmed => Err(confirmed),
         })
         .await;
-        // What is confirmed and delivered from here on is not heard of, and must come again: on both
-        // connections, unless the last event was heard of just before.
+        // Later confirms and deliveries are lost and must come again: on both connections, unless the last event
+        // arrived just before.
         proxy.deafen();
         eventually(async || match proxy.unheard() {
             2.. => Ok(()),
@@ -131,7 +131,7 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Ok(())]);
     let delivery = soon(deliveries.next()).await.unwrap();
 
-    // An outage that is longer than a moment, with a delivery in hand at the other bus.
+    // A longer outage, while the other bus holds a delivery.
     proxy.close().await;
     assert!(soon(bus.wait_until_connected(false)).await);
     let results = soon(bus.publish(vec![view("a", 2)])).await;
@@ -141,7 +141,7 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     eventually(async || bus.publish(vec![view("a", 2)]).await.remove(0)).await;
     println!("publishing again {:?} after the broker's return", back.elapsed());
     assert!(back.elapsed() < Duration::from_secs(5));
-    // Publishing has a connection of its own, which may be the first to be back.
+    // Publishing has a separate connection, which may recover first.
     assert!(soon(bus.wait_until_connected(true)).await);
     delivery.settle(Settlement::Ack).await.unwrap();
     let delivery = soon(deliveries.next()).await.unwrap();

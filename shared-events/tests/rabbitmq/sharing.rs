@@ -14,7 +14,7 @@ use crate::bed::{Bed, broker_proxy, eventually, soon};
 
 const KEYS: u32 = 40;
 
-/// Who handled what, in the order of their handling, over all replicas.
+/// The replica and event of each delivery, in order over all replicas.
 type Log = Arc<Mutex<Vec<(&'static str, String, u32)>>>;
 
 fn entries(log: &Log) -> MutexGuard<'_, Vec<(&'static str, String, u32)>> {
@@ -30,7 +30,7 @@ async fn replica(name: &'static str, mut deliveries: Deliveries, log: Log) {
     }
 }
 
-/// One event for each key, the next of its numbers, until stopped.
+/// Publishes one event for each key, with growing numbers, until it is stopped.
 async fn publish_rounds(bus: RabbitBus, stop: CancellationToken) -> u32 {
     let mut round = 0;
     while !stop.is_cancelled() {
@@ -51,7 +51,7 @@ fn keys_of(log: &Log, name: &str, from: usize) -> BTreeSet<String> {
         .collect()
 }
 
-/// Per key, the numbers in the order of their first handling, by whomever.
+/// Per key, the numbers in the order of their first delivery, to any replica.
 fn numbers(log: &Log) -> BTreeMap<String, Vec<u32>> {
     let mut seen: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     for (_, user, number) in entries(log).iter() {
@@ -89,7 +89,7 @@ async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
     })
     .await;
 
-    // A second one comes: it gets a share of the shards while the first is at work.
+    // A second replica gets a share of the shards while the first is running.
     let two = RabbitBus::start(bed.settings_through(&proxy));
     let joined = Instant::now();
     let second = two.subscribe(users("q")).await.unwrap();
@@ -101,7 +101,7 @@ async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
     .await;
     println!("sharing {:?} after joining", joined.elapsed());
 
-    // It dies: no goodbye, the connection is gone.
+    // It dies: its connection is lost without a close.
     let theirs = keys_of(&log, "two", 0);
     proxy.close().await;
     second.abort();
@@ -161,7 +161,7 @@ async fn three_replicas_come_and_go_in_good_order_without_a_duplicate() {
     for (user, numbers) in numbers(&log) {
         assert_eq!(numbers, (0..rounds).collect::<Vec<_>>(), "{user}");
     }
-    // Shards change hands only when nothing of them is out.
+    // A shard moves only when it has no unsettled delivery.
     assert_eq!(entries(&log).len(), (rounds * KEYS) as usize);
     soon(buses[2].1.close(Duration::from_secs(5))).await;
     for replica in replicas {

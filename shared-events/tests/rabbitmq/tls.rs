@@ -1,4 +1,4 @@
-//! TLS to the broker, through a proxy that ends it: the test bed's broker has none of its own.
+//! TLS to the broker, through a proxy that terminates it: the test bed's broker has no TLS.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use tourin_shared_events::bus::{
 
 use crate::bed::{Bed, broker_url, soon};
 
-/// Python is there, for the test bed needs it.
+/// Python is available, because the test bed needs it.
 const PROXY: &str = r#"
 import asyncio, ssl, sys
 certificate, key, host, port = sys.argv[1:]
@@ -39,7 +39,7 @@ async def main():
 asyncio.run(main())
 "#;
 
-/// An authority and a certificate of its for 127.0.0.1.
+/// A certificate authority, and its certificate for 127.0.0.1.
 async fn certificates(folder: &Path) {
     let script = r#"
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=test authority" \

@@ -25,7 +25,7 @@ use tourin_shared_events::system_clock;
 use crate::bed::{Bed, eventually, soon};
 use crate::spans::{collect, request, trace_of};
 
-/// Fails so often, then works.
+/// Fails a given number of times, then works.
 struct Failing(AtomicU32);
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! Collects the spans of a test process, in which each test looks for those of its own traces.
+//! Collects the spans of a test process. Each test looks for those of its own traces.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "no test target needs all of it")]
@@ -32,7 +32,7 @@ impl SpanProcessor for Spans {
     }
 }
 
-/// All spans of the process from now on; the same for every test.
+/// All spans of the process from now on; the same collection for every test.
 pub fn collect() -> Spans {
     static SPANS: OnceLock<Spans> = OnceLock::new();
     let start = || {
@@ -45,7 +45,7 @@ pub fn collect() -> Spans {
     SPANS.get_or_init(start).clone()
 }
 
-/// A request, for what happens within it.
+/// A request, as the parent of a test's work.
 pub fn request() -> Context {
     let tracer = global::tracer("test");
     let builder = tracer.span_builder("request").with_kind(SpanKind::Server);
@@ -56,7 +56,7 @@ pub fn trace_of(context: &Context) -> TraceId {
     context.span().span_context().trace_id()
 }
 
-/// A span as a test looks at it.
+/// A span, for assertions.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub id: SpanId,
@@ -65,7 +65,7 @@ pub struct Seen {
     pub name: String,
     pub took: Duration,
     pub tags: BTreeMap<String, String>,
-    /// Its annotations with their facts.
+    /// Its annotations with their attributes.
     pub events: Vec<(String, BTreeMap<String, String>)>,
     pub failed: bool,
 }
@@ -85,7 +85,7 @@ fn facts<'a>(pairs: impl IntoIterator<Item = &'a KeyValue>) -> BTreeMap<String, 
 }
 
 impl Spans {
-    /// The ended spans of a trace in the order of their start.
+    /// The ended spans of a trace, in the order of their start.
     pub fn of(&self, trace: TraceId) -> Vec<Seen> {
         let spans = self.0.lock().unwrap();
         let mut spans: Vec<_> =
@@ -108,7 +108,7 @@ impl Spans {
         spans.iter().map(seen).collect()
     }
 
-    /// Those of the kind, once there are so many of them.
+    /// The spans of a kind, once there are as many as expected.
     pub async fn wait_for(&self, trace: TraceId, kind: SpanKind, count: usize) -> Vec<Seen> {
         for _ in 0..3_000 {
             let mut spans = self.of(trace);

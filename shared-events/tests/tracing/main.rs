@@ -1,4 +1,4 @@
-//! The trace of an event from the change to its effect, over the bus in memory.
+//! The trace of an event from the change to its effect, over the in-process bus.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -41,7 +41,7 @@ use self::spans::{Seen, Spans, collect, request, trace_of};
 const BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(2), max: Duration::from_millis(20), jitter: 0.5 };
 
-/// Fails as often as it is told, then works; remembers in which span it was called.
+/// Fails a given number of times, then works. Records the span of each call.
 #[derive(Default)]
 struct Fickle {
     failures: Mutex<Vec<HandlerError>>,
@@ -115,7 +115,7 @@ impl Journey {
         self.tasks.spawn(relay.with_settings(settings).run(CancellationToken::new()));
     }
 
-    /// Appends events within a request; answers its trace.
+    /// Appends events within a request, and returns its trace.
     async fn append(&self, events: &[Outgoing]) -> Context {
         let request = request();
         async {
@@ -170,7 +170,7 @@ async fn each_event_of_a_batch_has_its_own_trace() {
     for user in ["a", "b", "c", "d"] {
         traces.push(trace_of(&journey.append(&[view(user, 1)]).await));
     }
-    // All of them wait already, so that they come together.
+    // All of them wait already, so they arrive together.
     let mut journey = journey;
     let bus = Arc::new(journey.bus.clone());
     journey.relay_to(bus).await;
@@ -241,7 +241,7 @@ async fn a_long_wait_for_a_store_is_told_in_a_few_spans() {
     journey.tasks.abort_all();
 }
 
-/// A bus on which publishing fails as told, then works.
+/// A bus on which publishing fails a given number of times, then works.
 struct Shaky {
     failures: Mutex<Vec<PublishError>>,
     headers: Mutex<Vec<BTreeMap<String, String>>>,
@@ -306,7 +306,7 @@ async fn an_event_that_is_given_up_is_an_error() {
     assert!(producer.event("given_up").is_some());
 }
 
-/// Says in which trace it was asked.
+/// Answers with the trace of the request.
 struct Echo;
 
 #[async_trait]

@@ -1,13 +1,13 @@
 //! The configuration file as arguments: each key becomes `--key=value` before the real arguments,
-//! unless a flag or an environment variable gives it already. So clap checks a file's values with
-//! the same rules and the same words as a flag's.
+//! unless a flag or an environment variable sets it already. So clap checks a file's values by the
+//! same rules, with the same messages, as a flag's.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::ConfigError;
 
-/// The file that `--config` names, if any.
+/// The file in `--config`, if any.
 pub(super) fn path_in(args: &[OsString]) -> Option<PathBuf> {
     let mut args = args.iter().skip(1);
     while let Some(arg) = args.next() {
@@ -21,7 +21,7 @@ pub(super) fn path_in(args: &[OsString]) -> Option<PathBuf> {
     None
 }
 
-/// `args` with the file's keys put in as the least of their sources after the defaults.
+/// `args` with the file's keys, which take precedence over the defaults only.
 pub(super) fn merge(
     command: &clap::Command,
     args: &[OsString],
@@ -36,7 +36,7 @@ pub(super) fn merge(
         ConfigError::File(format!("{shown}:{line}: not TOML: {}", error.message()))
     })?;
 
-    // Keys belong to the innermost subcommand that is named, for it has the flags.
+    // Keys belong to the innermost named subcommand, which has the flags.
     let (mut target, mut at) = (command, 1);
     while let Some(inner) =
         args.get(at).and_then(|arg| arg.to_str()).and_then(|name| target.find_subcommand(name))
@@ -47,7 +47,7 @@ pub(super) fn merge(
     let mut merged: Vec<OsString> = args[..at.min(args.len())].to_vec();
     for (key, value) in &table {
         let Some(arg) = target.get_arguments().find(|arg| arg.get_long() == Some(key)) else {
-            // One file serves all of a program's commands.
+            // One file serves all commands of a program.
             if knows(command, key) {
                 continue;
             }
@@ -102,7 +102,7 @@ fn arguments(arg: &clap::Arg, flag: &str, value: &toml::Value) -> Option<Vec<OsS
     }
 }
 
-/// Lets clap judge one key by itself, so that its verdict can be said with the file's name.
+/// Has clap check one key by itself, so that the error can name the file.
 fn check(arg: &clap::Arg, as_arguments: &[OsString]) -> Result<(), clap::Error> {
     clap::Command::new("file")
         .disable_help_flag(true)

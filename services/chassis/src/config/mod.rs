@@ -1,8 +1,8 @@
 //! Configuration by the field's habit: defaults < file < environment < flags.
 //!
-//! A binary's settings are one clap struct. Flags and `TOURIN_*` variables are clap's; this module
-//! adds the file: TOML whose keys are the long flags' names (`listen = "127.0.0.1:8080"`). A bad
-//! value stops the start with one line that names it, and exit code 2.
+//! A binary's settings are one clap struct. Flags and `TOURIN_*` variables are clap's. This module
+//! adds the file: TOML whose keys are the long flags' names (`listen = "127.0.0.1:8080"`). An
+//! invalid value stops the start with one line that names it, and exit code 2.
 
 mod file;
 mod server_url;
@@ -41,7 +41,7 @@ pub struct LogSettings {
     pub log: String,
 }
 
-/// How closely a service watches its stores, the same in every service that has some.
+/// How often a service checks its stores, the same in every service with stores.
 #[derive(Debug, Clone, Args)]
 pub struct ReadinessSettings {
     /// Milliseconds between two looks at whether each store and the broker take a write; /readyz says
@@ -57,7 +57,7 @@ impl Default for ReadinessSettings {
 }
 
 impl ReadinessSettings {
-    /// The time between two looks.
+    /// The interval between checks.
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.readiness_interval_ms)
     }
@@ -82,7 +82,7 @@ pub struct SessionRedisSettings {
 }
 
 impl SessionRedisSettings {
-    /// The Redis to use, when there is one: a blank URL is none.
+    /// The configured Redis, if any; a blank URL counts as absent.
     pub fn redis(&self) -> Option<&ServerUrl> {
         ServerUrl::given(self.redis_url.as_ref())
     }
@@ -96,8 +96,7 @@ pub struct ConfigFile {
     pub config: Option<PathBuf>,
 }
 
-/// Where a mesh's registry is, and what proves that one belongs to the mesh: for its services and for an
-/// operator's commands alike.
+/// The registry of a mesh, and the secret of its members, for services and operators' commands.
 #[derive(Debug, Clone, Args)]
 pub struct MeshAccess {
     /// Where the registry answers
@@ -116,7 +115,7 @@ pub struct MeshAccess {
 }
 
 impl MeshAccess {
-    /// The one argument that has no default, for [`defaults`].
+    /// The one argument without a default, for [`defaults`].
     pub fn secret_argument(&self) -> String {
         format!("--registration-secret={}", self.registration_secret.expose())
     }
@@ -144,16 +143,16 @@ pub struct MeshSettings {
 }
 
 impl MeshSettings {
-    /// Settings of an instance in the registry at `registry_url`, with the defaults for the rest.
+    /// Settings of an instance in the registry at `registry_url`, with defaults for the rest.
     pub fn new(registry_url: impl Into<String>, registration_secret: Secret) -> Self {
         let access = MeshAccess { registry_url: registry_url.into(), registration_secret };
         let defaults = defaults(&[&access.secret_argument()]);
         Self { access, ..defaults }
     }
 
-    /// The address at which others reach an instance that listens on `listening`: the configured one;
-    /// else that itself; when it listens on all addresses, the one that this machine has towards the
-    /// registry (a UDP socket tells without sending anything), or loopback if there is none.
+    /// The address at which others reach an instance that listens on `listening`: the configured
+    /// one, or else `listening`. For a wildcard address it is this machine's address towards the
+    /// registry (found by a UDP socket that sends nothing), or loopback if there is none.
     pub fn advertised(&self, listening: SocketAddr) -> SocketAddr {
         if let Some(address) = self.advertise {
             return address;
@@ -186,11 +185,11 @@ impl MeshSettings {
     }
 }
 
-/// The settings that `arguments` and the flags' defaults give, whatever the environment says: so that
-/// a default stands once, at its flag.
+/// The settings from `arguments` and the flags' defaults, without the environment, so that a
+/// default stands only at its flag.
 ///
 /// # Panics
-/// When a flag that is not among the arguments has no default.
+/// When a missing flag has no default.
 pub fn defaults<S: Args>(arguments: &[&str]) -> S {
     let command = S::augment_args(clap::Command::new("defaults").no_binary_name(true))
         .mut_args(|arg| arg.env(None::<&'static str>));
@@ -198,13 +197,13 @@ pub fn defaults<S: Args>(arguments: &[&str]) -> S {
     settings.expect("every flag that is not given has a default")
 }
 
-/// Reads the settings of this process, or ends it with exit code 2 and one line that says which
-/// value is wrong, or with code 0 after `--help` and `--version`.
+/// Parses the settings of this process. Otherwise ends it: with exit code 2 and one line that names
+/// the invalid value, or with code 0 after `--help` and `--version`.
 pub fn parse<C: Parser>() -> C {
     parse_args(&std::env::args_os().collect::<Vec<_>>())
 }
 
-/// [`parse`] over arguments that the binary has looked at itself.
+/// [`parse`] with arguments that the binary has already read.
 pub fn parse_args<C: Parser>(args: &[OsString]) -> C {
     match try_parse_from::<C>(args, |name| std::env::var_os(name).is_some(), config_from_env()) {
         Ok(settings) => settings,
@@ -216,25 +215,27 @@ fn config_from_env() -> Option<PathBuf> {
     std::env::var_os("TOURIN_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// What was wrong with the settings.
+/// Why the settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// clap's own report: a bad value, a missing argument, or a request for help.
+    /// clap's own report: an invalid value, a missing argument, or a request for help.
     #[error("{}", one_line(.0))]
     Arguments(#[from] clap::Error),
-    /// A setting without a default is not given.
+    /// A setting without a default is missing.
     #[error("{0}")]
     Missing(String),
-    /// The configuration file cannot be read, is not TOML, or has a key or value that is not one.
+    /// The configuration file cannot be read, is not TOML, or has an unknown key or an invalid
+    /// value.
     #[error("{0}")]
     File(String),
 }
 
-/// [`parse`] over given arguments, for tests: `is_set` says whether an environment variable is set.
+/// [`parse`] with given arguments, for tests; `is_set` returns whether an environment variable is
+/// set.
 ///
 /// # Errors
-/// When a value is bad, a key unknown, the file unreadable; also for `--help`, which clap reports
-/// as an error of its own kind.
+/// When a value is invalid, a key is unknown or the file is unreadable. Also for `--help`, which
+/// clap reports as a special error.
 pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
     args: &[OsString],
     is_set: impl Fn(&str) -> bool,
@@ -254,7 +255,7 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
     Ok(C::from_arg_matches(&matches)?)
 }
 
-/// A switch's variable is as good with `1`, `yes` or `on` as with `true`.
+/// A switch's variable may be `1`, `yes` or `on` as well as `true`.
 fn with_switches_from_variables(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|arg| match arg.get_action() {
         clap::ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
@@ -263,7 +264,7 @@ fn with_switches_from_variables(command: clap::Command) -> clap::Command {
     command.mut_subcommands(with_switches_from_variables)
 }
 
-/// Prints an error the way every Tourin binary does and ends the process.
+/// Prints an error in the form of every Tourin binary and ends the process.
 #[allow(clippy::print_stderr, reason = "logging is not set up yet; it is the process's last word")]
 fn exit_with(error: &ConfigError) -> ! {
     if let ConfigError::Arguments(error) = error
@@ -275,7 +276,7 @@ fn exit_with(error: &ConfigError) -> ! {
     std::process::exit(2)
 }
 
-/// A report of missing flags with the variables that do as well.
+/// A report of missing flags, with the variables that can replace them.
 fn with_variables(command: &clap::Command, report: String) -> String {
     let variables: Vec<_> = command
         .get_arguments()

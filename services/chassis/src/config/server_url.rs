@@ -1,12 +1,13 @@
-//! The address of a server, with the credentials to enter it.
+//! The URL of a server, with its credentials.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
-/// The URL of a server, which may hold a password: it does not show itself.
+/// The URL of a server. It may contain a password, so it is never shown.
 ///
-/// It is parsed from any text. Whoever connects judges it, without repeating it as clap would.
+/// It is parsed from any text. The code that connects validates it, without quoting it as clap
+/// would.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerUrl(String);
 
@@ -16,12 +17,12 @@ impl ServerUrl {
         &self.0
     }
 
-    /// Whether nothing is given: an environment variable that is set to nothing.
+    /// Whether it is blank: an environment variable that is set to nothing.
     pub fn is_blank(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The URL that is given, if any: a blank one is none.
+    /// The given URL, if any; a blank one counts as absent.
     pub fn given(url: Option<&Self>) -> Option<&Self> {
         url.filter(|url| !url.is_blank())
     }

@@ -39,8 +39,8 @@ fn a_file_wins_over_defaults_and_flags_win_over_the_file() {
 
 #[test]
 fn the_environment_wins_over_the_file() {
-    // The variable is said to be set but is not, so that clap falls back to the default: what
-    // matters is that the file's value was not used.
+    // The variable counts as set but is not, so clap uses the default: the test only checks that
+    // the file's value is not used.
     let demo = parse_with("listen = '127.0.0.1:2'", &[], &["DEMO_LISTEN"]).unwrap();
     assert_eq!(demo.listen.port(), 1);
 }

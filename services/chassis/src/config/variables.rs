@@ -1,16 +1,16 @@
-//! The variables of Tourin's programs, by which a misspelt one is found.
+//! The environment variables of Tourin's programs, to find misspelt ones.
 //!
-//! A variable that nobody reads changes nothing, and says nothing either. So each program names at its
-//! start those that begin like Tourin's and are none. It knows those of the others, for a mesh is often
-//! given one file of variables for all of its programs.
+//! A variable that no program reads is silently ignored. So each program logs at its start the
+//! variables with Tourin's prefix that no program knows. It also knows those of the other programs,
+//! because a mesh often has one file of variables for all of them.
 
 use std::collections::BTreeSet;
 
-/// What every variable of Tourin's begins with.
+/// The prefix of Tourin's variables.
 const PREFIX: &str = "TOURIN_";
 
-/// The variables that some program or command reads. The services do not know each other, so they are
-/// listed here; a test of the crate that links them all compares the list with their settings.
+/// The variables of all programs and commands. The services do not know each other, so they are
+/// listed here. A test of the crate that links them all compares the list with their settings.
 pub const VARIABLES: &[&str] = &[
     "TOURIN_ACCESS_TOKEN_S",
     "TOURIN_ADVERTISE",
@@ -145,7 +145,7 @@ pub const VARIABLES: &[&str] = &[
     "TOURIN_ZIPKIN_URL",
 ];
 
-/// Variables of what surrounds the programs: compose.yaml and the test bed's tools.
+/// Variables of compose.yaml and of the test bed's tools.
 const SURROUNDINGS: &[&str] = &[
     "TOURIN_AMQP_API_URL",
     "TOURIN_BIND",
@@ -160,24 +160,24 @@ const SURROUNDINGS: &[&str] = &[
     "TOURIN_SCHEMATHESIS",
 ];
 
-/// What tests and benchmarks are told is theirs.
+/// The prefixes of tests' and benchmarks' own variables.
 const OTHERS: [&str; 3] = ["TOURIN_TESTBED_", "TOURIN_TEST_", "TOURIN_BENCH_"];
 
-/// Names as like as this, of 1, may have been meant.
+/// The least similarity, of 1, of a suggestion.
 const LIKE: f64 = 0.7;
-/// The most variables that are named one by one.
+/// The most variables that are logged one by one.
 const NAMED: usize = 20;
 
-/// A variable that looks like one of Tourin's and is none.
+/// A variable with Tourin's prefix that no program reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Unknown {
     name: String,
-    /// The variable that may have been meant.
+    /// The suggested variable.
     nearest: Option<&'static str>,
 }
 
-/// Warns of each variable of the environment that looks like one of Tourin's and is none. Its value is
-/// not told: it may be a secret.
+/// Warns of each environment variable with Tourin's prefix that no program reads. Its value is not
+/// logged: it may be a secret.
 pub fn warn_of_unknown_variables() {
     let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
     let unknown = unknown(names.collect());
@@ -209,8 +209,9 @@ fn unknown(names: BTreeSet<String>) -> Vec<Unknown> {
         .collect()
 }
 
-/// Kubernetes tells every pod where the services of its namespace are: of a service `tourin-gateway`
-/// by `TOURIN_GATEWAY_SERVICE_HOST`, `TOURIN_GATEWAY_PORT` and more that begin with these.
+/// Kubernetes sets variables in every pod for the services of its namespace: for a service
+/// `tourin-gateway` `TOURIN_GATEWAY_SERVICE_HOST`, `TOURIN_GATEWAY_PORT` and more with these
+/// prefixes.
 fn is_of_kubernetes(name: &str, names: &BTreeSet<String>) -> bool {
     ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|part| {
         name.match_indices(part)
@@ -220,7 +221,7 @@ fn is_of_kubernetes(name: &str, names: &BTreeSet<String>) -> bool {
 
 fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let likeness = |known: &str| {
-        // The prefix would make all of them alike.
+        // The common prefix would make all of them similar.
         strsim::normalized_damerau_levenshtein(&name[PREFIX.len()..], &known[PREFIX.len()..])
     };
     known

@@ -1,4 +1,4 @@
-//! What a span says of the request or the call that it stands for.
+//! The attributes of requests and calls on their spans.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use super::names;
 use super::span::Span;
 
-/// A method's name, for spans and labels. One that HTTP does not know is a stranger's text and goes by
+/// A method's name, for spans and labels. An unknown method is a client's own text and becomes
 /// `_OTHER`.
 pub fn method_name(method: &Method) -> &'static str {
     match *method {
@@ -26,7 +26,7 @@ pub fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// A span of `tracing` for a call of something else.
+/// A `tracing` span for an outgoing call.
 fn client_span(name: &str, attributes: Vec<KeyValue>) -> tracing::Span {
     let span = tracing::info_span!(parent: None, "call", otel.kind = "client", otel.name = name);
     for KeyValue { key, value, .. } in attributes {
@@ -45,14 +45,15 @@ fn peer(service: &str, address: Option<SocketAddr>) -> impl Iterator<Item = KeyV
     [KeyValue::new(names::PEER_SERVICE, service.to_owned())].into_iter().chain(address)
 }
 
-/// A request that came in.
+/// An incoming request.
 #[derive(Debug, Clone)]
 pub struct HttpRequest<'a> {
     /// Its method.
     pub method: &'a Method,
-    /// The template of its route; `None` where it has none.
+    /// The template of its route, if it has one.
     pub route: Option<&'a str>,
-    /// Whether it joins a caller's trace but starts none: the mesh's own heartbeats and long polls.
+    /// Whether it joins a caller's trace but starts none, as the mesh's own heartbeats and long
+    /// polls.
     pub unsampled: bool,
 }
 
@@ -74,7 +75,7 @@ impl<'a> HttpRequest<'a> {
     }
 }
 
-/// A request that goes to another service.
+/// A request to another service.
 #[derive(Debug, Clone)]
 pub struct HttpCall<'a> {
     /// Its method.
@@ -83,11 +84,11 @@ pub struct HttpCall<'a> {
     pub route: &'a str,
     /// The called service's name in the mesh.
     pub service: &'a str,
-    /// The called instance's id, where one was chosen.
+    /// The called instance's id, if one was chosen.
     pub instance: Option<&'a str>,
     /// The called instance's address.
     pub address: Option<SocketAddr>,
-    /// 0 at first, 1 when it is sent again, and so on.
+    /// 0 for the first try, 1 for the first retry, and so on.
     pub resend_count: u32,
 }
 
@@ -113,19 +114,19 @@ impl HttpCall<'_> {
     }
 }
 
-/// A call to a database or a cache. Never the statement: it may hold a person's words.
+/// A call to a database or a cache. Never holds the statement, which may contain a user's input.
 #[derive(Debug, Clone)]
 pub struct DbCall<'a> {
     /// OpenTelemetry's name of the engine: `mysql`, `mariadb`, `sqlite`, `redis`, `mongodb`.
     pub system: &'static str,
-    /// What is done, as a fixed word or two: `select`, `zincrby`, `place bookmark`.
+    /// The operation, as a fixed word or two: `select`, `zincrby`, `place bookmark`.
     pub operation: &'static str,
     /// The table, collection or kind of key.
     pub collection: &'a str,
 }
 
 impl<'a> DbCall<'a> {
-    /// A call with what every call has.
+    /// A call with the required attributes.
     pub fn new(system: &'static str, operation: &'static str, collection: &'a str) -> Self {
         Self { system, operation, collection }
     }
@@ -140,11 +141,11 @@ impl<'a> DbCall<'a> {
     }
 }
 
-/// Runs an operation of a database or a cache within a client span. `class` says in a fixed word of
-/// which kind a failure is.
+/// Runs an operation of a database or a cache within a client span. `class` returns a failure's
+/// class as a fixed word.
 ///
-/// The span is not current within the operation: what is recorded there for later, such as an event
-/// in the outbox, belongs to the work that asked for it and not to the call.
+/// The span is not current within the operation: an event that the operation puts into the outbox
+/// belongs to the caller's span, not to the call's.
 pub async fn db_call<T, E>(
     call: DbCall<'_>,
     class: impl FnOnce(&E) -> &'static str,

@@ -1,4 +1,4 @@
-//! A collector that spans are posted to, as the exporters' HTTP client.
+//! The exporters' HTTP client, which posts spans to a collector.
 
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,24 +8,24 @@ use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use tokio::runtime::{Builder, Runtime};
 
-/// Times that a batch is offered to the collector before it is dropped.
+/// How often a batch is offered to the collector before it is dropped.
 const TRIES: u32 = 3;
-/// Pause before the second try; it doubles for the third.
+/// Delay before the second try; doubled for the third.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A collector. A clone is the same one.
+/// A collector. Clones are the same one.
 #[derive(Debug, Clone)]
 pub(super) struct Collector {
     url: String,
-    /// For an operator: a URL may carry a password.
+    /// The URL for operators, without its password.
     authority: String,
     client: reqwest::Client,
-    /// The exporting thread's own: an asynchronous client that is polled without a runtime stalls
-    /// (open-telemetry/opentelemetry-rust#2739). Made by that thread, and dropped there.
+    /// Created and dropped by the exporting thread: an asynchronous client that is polled without a
+    /// runtime stalls (open-telemetry/opentelemetry-rust#2739).
     runtime: Arc<Mutex<Option<Runtime>>>,
 }
 
-/// Why a batch was not taken.
+/// Why a batch was not accepted.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}, at {at}")]
 struct NotTaken {
@@ -34,10 +34,10 @@ struct NotTaken {
 }
 
 impl Collector {
-    /// At `url`, which was set as `setting`, with `path` where it names none.
+    /// A collector at `url`, which was set as `setting`. `path` is the default path.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with the setting.
+    /// A sentence that says why the setting is invalid.
     pub fn new(setting: &str, url: &str, path: &str, timeout: Duration) -> Result<Self, String> {
         // Bounded, and without the mesh's own middleware.
         let client = reqwest::Client::builder()
@@ -54,7 +54,7 @@ impl Collector {
         Ok(Self { url, authority, client, runtime: Arc::default() })
     }
 
-    /// Where it is, without credentials.
+    /// Its URL without credentials.
     pub fn place(&self) -> String {
         format!("http://{}", self.authority)
     }
@@ -63,7 +63,7 @@ impl Collector {
         &self.url
     }
 
-    /// Posts until the collector takes it, refuses it or has failed [`TRIES`] times.
+    /// Posts until the collector accepts it, refuses it, or has failed [`TRIES`] times.
     async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, NotTaken> {
         let (head, body) = request.into_parts();
         let mut pause = FIRST_PAUSE;
@@ -81,13 +81,13 @@ impl Collector {
                     }
                     what
                 }
-                // Without the URL, which may carry a password.
+                // Without the URL, which may contain a password.
                 Err(error) => innermost(&error.without_url()),
             };
             if attempt == TRIES {
                 return Err(self.not_taken(what));
             }
-            // Collectors that come back meet their clients spread out.
+            // Jitter, so that clients do not all retry at the same time.
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
             pause *= 2;
         }
@@ -101,7 +101,7 @@ impl Collector {
 
 #[async_trait]
 impl HttpClient for Collector {
-    /// Blocks the thread, which is the exporter's own.
+    /// Blocks the exporter's own thread.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime = match &mut *runtime {

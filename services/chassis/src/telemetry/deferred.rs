@@ -1,6 +1,6 @@
-//! A request whose spans are built when it is over, if they are kept: for the gateway, which most of
-//! the time passes on what goes well and is not sampled. While it runs there are ids, and the notes
-//! that something unusual leaves.
+//! A request whose spans are built at its end, and only if they are kept. It is for the gateway,
+//! where most requests are successful and unsampled. While the request runs it has ids, and notes
+//! of unusual events.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,15 +20,15 @@ use super::service::{Scope, Service};
 use super::span::Span;
 use super::tail::{Ended, Verdict};
 
-/// Notes that are kept of one request.
+/// The most notes of one request.
 const MAX_NOTES: usize = 64;
 
-/// A request under way; see the module.
+/// A running request; see the module.
 pub struct DeferredRequest {
     scope: Arc<Scope>,
     parent: SpanContext,
     ids: SpanContext,
-    /// `Drop` also once it is finished.
+    /// `Drop` once it is finished.
     decision: SamplingDecision,
     started: SystemTime,
     notes: Notes,
@@ -41,22 +41,22 @@ impl fmt::Debug for DeferredRequest {
     }
 }
 
-/// A call to another service that is over.
+/// A finished call to another service.
 #[derive(Debug)]
 pub struct FinishedCall<'a> {
     /// The span's id, as [`DeferredRequest::new_call`] gave it.
     pub id: SpanId,
-    /// What was called.
+    /// The called service.
     pub call: HttpCall<'a>,
     /// When it began.
     pub started: SystemTime,
     /// How long it took.
     pub took: Duration,
-    /// The answer's status, if there was one.
+    /// The response's status, if there was one.
     pub status: Option<u16>,
     /// Why it failed, in a fixed word.
     pub error: Option<&'static str>,
-    /// Why it was abandoned through no fault of what was called.
+    /// Why it was abandoned without a fault of the called service.
     pub abandoned: Option<&'static str>,
 }
 
@@ -110,8 +110,8 @@ impl DeferredRequest {
         SpanContext::new(trace, span, flags, false, self.ids.trace_state().clone())
     }
 
-    /// It was answered by `status` and is over. `calls` gives the calls that were made for it, and is
-    /// asked only if they are exported or buffered.
+    /// Ends the request with the response's status. `calls` returns the calls that were made for
+    /// it, and runs only if they are exported or buffered.
     pub fn finish<'a, C>(
         &mut self,
         request: &HttpRequest<'_>,
@@ -207,7 +207,7 @@ fn answered(mut span: SpanData, status: Option<u16>, error: Option<&'static str>
 }
 
 impl Drop for DeferredRequest {
-    /// One that was never finished leaves no part of a trace behind.
+    /// A request that was never finished is removed from the buffer.
     fn drop(&mut self) {
         if let (SamplingDecision::RecordOnly, Some(tail)) = (&self.decision, &self.scope.parts.tail)
         {
@@ -219,11 +219,11 @@ impl Drop for DeferredRequest {
 /// What unusual happened; empty for nearly every request.
 type Notes = Arc<Mutex<Vec<Event>>>;
 
-/// The request to code that asks OpenTelemetry for the current span: a parent, and a place for notes.
+/// The request as OpenTelemetry's current span: a parent, and a target for notes.
 #[derive(Debug)]
 struct CurrentSpan {
     ids: SpanContext,
-    /// `None` where they are of no use.
+    /// `None` where they are not used.
     notes: Option<Notes>,
 }
 

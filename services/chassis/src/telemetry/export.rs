@@ -1,6 +1,6 @@
-//! The way out of the process. Each destination has a bounded queue and a batch processor of the
-//! SDK, whose thread no request shares. A span that finds the queue full is dropped and counted:
-//! nobody waits for a collector.
+//! Export of spans. Each destination has a bounded queue and a batch processor of the SDK, with its
+//! own thread. A span that finds the queue full is dropped and counted: no request waits for a
+//! collector.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,14 +13,14 @@ use opentelemetry_sdk::trace::{
 
 use super::privacy;
 
-/// What happened to spans on their way to one destination, since the start.
+/// The outcomes of spans for one destination, since the start.
 #[derive(Debug, Default)]
 pub struct ExportCounters {
-    /// Taken by the destination.
+    /// Accepted by the destination.
     pub exported: AtomicU64,
     /// Dropped because the queue was full: the destination is slow or dead.
     pub queue_full: AtomicU64,
-    /// Dropped because the destination did not take them in three tries, or refused them.
+    /// Dropped because the destination refused them, or failed three times.
     pub failed: AtomicU64,
 }
 
@@ -31,7 +31,7 @@ impl ExportCounters {
     }
 }
 
-/// Bounds of the way to one destination.
+/// The bounds of one destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub queue_spans: usize,
@@ -39,13 +39,13 @@ pub(super) struct Bounds {
     pub flush_interval: Duration,
 }
 
-/// A destination, seen from the spans' side.
+/// A destination.
 #[derive(Debug)]
 pub(super) struct Destination {
     pub name: &'static str,
     pub counters: Arc<ExportCounters>,
-    /// Spans in the queue. The SDK's processor has the same bound, but keeps its count of dropped
-    /// spans to itself.
+    /// Spans in the queue. The SDK's processor has the same bound, but does not expose its count of
+    /// dropped spans.
     waiting: Arc<AtomicUsize>,
     limit: usize,
     batches: BatchSpanProcessor,
@@ -75,7 +75,7 @@ impl Destination {
         Self { name, counters, waiting, limit: bounds.queue_spans, batches }
     }
 
-    /// Takes the span if there is room for it; never waits.
+    /// Queues the span if there is room; never waits.
     pub fn offer(&self, span: SpanData) {
         let one_more = |waiting| (waiting < self.limit).then_some(waiting + 1);
         if self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
@@ -85,7 +85,7 @@ impl Destination {
         }
     }
 
-    /// Waits until what is in the queue now was sent or dropped.
+    /// Waits until the spans in the queue are sent or dropped.
     pub fn flush(&self) -> OTelSdkResult {
         self.batches.force_flush()
     }
@@ -95,7 +95,7 @@ impl Destination {
     }
 }
 
-/// An exporter that is handed only what may leave the process, and whose results are counted.
+/// An exporter that sends only what may leave the process, and counts the results.
 #[derive(Debug)]
 struct Counted<E> {
     exporter: E,
@@ -113,7 +113,7 @@ impl<E: SpanExporter> SpanExporter for Counted<E> {
         let result = self.exporter.export(batch).await;
         let counter = if result.is_ok() { &self.counters.exported } else { &self.counters.failed };
         counter.fetch_add(count as u64, Ordering::Relaxed);
-        // Once for an outage, not for each batch of it.
+        // Once for an outage, not for each batch.
         let was_reachable = self.reachable.swap(result.is_ok(), Ordering::Relaxed);
         match &result {
             Ok(()) if !was_reachable => tracing::info!(to = self.name, "spans are taken again"),

@@ -1,5 +1,5 @@
-//! Logs: structured, human or JSON, on standard error so that standard output stays the program's
-//! own. Every line of a request's work carries its service and its trace id.
+//! Logs: structured, human or JSON, on standard error, because standard output is the program's
+//! own. Every line within a request carries its service and its trace id.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -24,35 +24,36 @@ use super::service::Scope;
 use super::span::current_trace_id;
 use crate::config::{LogFormat, LogSettings};
 
-/// What libraries may log at most, whatever the filter says: beyond it are whole requests, answers and
-/// messages, with people's tokens and words in them. The first that a target begins with counts.
+/// The most verbose level of libraries, whatever the filter says: more detail shows complete
+/// requests, responses and messages, with users' tokens and input. The first prefix of a target
+/// counts.
 const BOUNDS: [(&str, LevelFilter); 4] = [
-    // Its errors are questions for a queue that is not there, and connections that we are closing; of
-    // those that are lost the bus tells itself. It also logs whole messages that came back.
+    // Its errors are lookups of missing queues, and connections that this program closes; the
+    // bus itself logs lost ones. It also logs complete returned messages.
     ("lapin", LevelFilter::OFF),
-    // "Fail to proxy" repeats what came in.
+    // "Fail to proxy" repeats the request.
     ("pingora_proxy", LevelFilter::OFF),
     ("pingora", LevelFilter::ERROR),
     ("sqlx", LevelFilter::WARN),
 ];
-/// The bound of other libraries.
+/// The bound for other libraries.
 const BOUND: LevelFilter = LevelFilter::INFO;
-/// Our programs' own crates, besides those whose name begins with `tourin`.
+/// Crates of this project whose name does not begin with `tourin`.
 const OURS: [&str; 4] = ["gateway", "core", "recommendation", "registry"];
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Starts logging for this process, and the layer by which `tracing`'s spans go to `tracer`. A second
-/// call changes nothing.
+/// Starts logging for this process, and the layer that sends `tracing`'s spans to `tracer`. A
+/// second call changes nothing.
 ///
-/// Each of the two has a filter of its own: what is logged does not decide what is traced.
+/// Each of the two has its own filter: the log level does not decide what is traced.
 pub(super) fn init(settings: &LogSettings, tracer: SdkTracer) -> Result<(), String> {
     let filter = parse(&settings.log)
         .map_err(|error| format!("invalid value '{}' for '--log': {error}", settings.log))?;
     let (filter, handle) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // Colours are for a person's terminal, not for a file or a pipe.
+        // Colours are for a terminal, not for a file or a pipe.
         .with_ansi(std::io::stderr().is_terminal());
     let lines = match settings.log_format {
         LogFormat::Text => lines.event_format(TextLine).boxed(),
@@ -60,15 +61,15 @@ pub(super) fn init(settings: &LogSettings, tracer: SdkTracer) -> Result<(), Stri
     };
     let lines = lines.with_filter(filter.and(filter_fn(is_line)));
     let registry = tracing_subscriber::registry().with(lines).with(span_layer(tracer));
-    // An error here means only that a subscriber is installed already.
+    // An error only means that a subscriber is installed already.
     if registry.try_init().is_ok() {
         FILTER.set(handle).ok();
     }
     Ok(())
 }
 
-/// Hands our own spans of `tracing` to `tracer`. Libraries' spans stay out, and so do events: a line of
-/// the log is no annotation, which is made on purpose ([`super::Span::annotate`]).
+/// Sends this project's `tracing` spans to `tracer`. Libraries' spans stay out, and so do events:
+/// annotations are made explicitly ([`super::Span::annotate`]).
 pub(super) fn span_layer<S>(tracer: SdkTracer) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -103,7 +104,7 @@ fn is_line(metadata: &Metadata<'_>) -> bool {
 
 fn is_within_bounds(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    // What comes by the `log` crate is asked for by its own target before it goes by this one.
+    // A record of the `log` crate is checked by its own target before this one.
     if is_ours(target) || root(target) == "log" {
         return true;
     }
@@ -111,15 +112,15 @@ fn is_within_bounds(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= bound.map_or(BOUND, |(_, bound)| *bound)
 }
 
-/// What is logged now; `None` before [`super::init`].
+/// The current filter; `None` before [`super::init`].
 pub fn log_filter() -> Option<String> {
     FILTER.get()?.with_current(ToString::to_string).ok()
 }
 
-/// Changes what is logged from now on, in the form of `--log`; in the whole process.
+/// Changes the filter of the complete process, in the form of `--log`.
 ///
 /// # Errors
-/// What is wrong with the filter, or that logging was not started.
+/// When the filter is invalid, or logging was not started.
 pub fn set_log_filter(filter: &str) -> Result<(), String> {
     let parsed = parse(filter)?;
     let handle = FILTER.get().ok_or("logging was not started here")?;
@@ -206,14 +207,14 @@ struct Fields<'a>(&'a mut Map<String, Value>);
 
 impl Fields<'_> {
     fn put(&mut self, field: &Field, value: Value) {
-        // What comes by the `log` crate brings its own place as fields.
+        // A record of the `log` crate has its own location as fields.
         if let Some(about_the_record) = field.name().strip_prefix("log.") {
             if about_the_record == "target" {
                 self.0.insert("target".to_owned(), value);
             }
             return;
         }
-        // A field of an event does not take the place of the line's own.
+        // An event's field does not replace a field of the line.
         let name = match field.name() {
             name @ ("timestamp" | "level" | "target" | "service" | "trace_id")
                 if self.0.contains_key(name) =>

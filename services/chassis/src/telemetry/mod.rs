@@ -1,12 +1,12 @@
 //! Logs and traces.
 //!
 //! [`init`] starts both for the process, once: logs on standard error, and the pipeline of spans.
-//! Spans are OpenTelemetry's, recorded by its SDK: requests, events and named work begin by its API
-//! ([`Service`], shared-events), what is below them by `tracing`, whose spans `tracing-opentelemetry`
-//! hands on. The gateway's requests are built afterwards ([`DeferredRequest`]). A span that has ended
-//! goes through [`tail`] to a batch of each destination ([`export`]).
+//! OpenTelemetry's SDK records the spans. Requests, events and named work begin by its API
+//! ([`Service`], shared-events). The spans below them come from `tracing`, by
+//! `tracing-opentelemetry`. The gateway's requests are built afterwards ([`DeferredRequest`]). An
+//! ended span passes through [`tail`] to a batch of each destination ([`export`]).
 //!
-//! docs/decisions/0009-spans.md says why it is made so.
+//! docs/decisions/0009-spans.md gives the reasons.
 
 mod calls;
 mod collector;
@@ -56,14 +56,14 @@ use self::tail::{Keep, TailProcessor};
 pub use self::zipkin::{Annotation, Endpoint, ZipkinSpan};
 use self::zipkin::{Receiver, ZipkinExporter};
 
-/// Attributes that are kept of one span.
+/// The most attributes of a span.
 const MAX_ATTRIBUTES: u32 = 32;
-/// Annotations that are kept of one span.
+/// The most annotations of a span.
 const MAX_EVENTS: u32 = 64;
 
 static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
 
-/// The process's pipeline; before [`init`], one that gives ids and exports nothing.
+/// The process's pipeline. Before [`init`] it creates ids and exports nothing.
 fn pipeline() -> &'static Pipeline {
     static NONE: OnceLock<Pipeline> = OnceLock::new();
     PIPELINE.get().unwrap_or_else(|| {
@@ -76,12 +76,12 @@ fn pipeline() -> &'static Pipeline {
 /// nothing.
 ///
 /// # Errors
-/// When a setting is not valid, with what is wrong in it.
+/// When a setting is invalid; the error says why.
 pub fn init(settings: impl Into<TelemetrySettings>) -> Result<(), String> {
     init_with(settings, None)
 }
 
-/// [`init`], with a store in which this process keeps its traces to show them itself.
+/// [`init`], with a store that keeps this process's traces for its own viewer.
 ///
 /// # Errors
 /// Those of [`init`].
@@ -98,17 +98,17 @@ pub fn init_with(
     log::init(&settings.log, provider.tracer("tourin"))?;
     opentelemetry::global::set_tracer_provider(provider.clone());
     opentelemetry::global::set_text_map_propagator(propagator(&settings.traces));
-    // Another thread may have been first; then this pipeline ends unused.
+    // Another thread may have been first. Then this pipeline ends unused.
     PIPELINE.set(pipeline).ok();
     Ok(())
 }
 
-/// Sends what has ended so far, for `limit` at most: a process's last act.
+/// Sends the ended spans, for at most `limit`: the last act of a process.
 pub async fn flush(limit: Duration) {
     pipeline().flush(limit).await;
 }
 
-/// Where this process's traces go and which part of them, for its start to say.
+/// The destinations and the sampling ratio of this process's traces, for its start-up message.
 pub fn destinations() -> &'static Destinations {
     &pipeline().destinations
 }
@@ -118,29 +118,28 @@ pub fn stats() -> TraceStats {
     pipeline().stats()
 }
 
-/// How the export of spans is going, since the start.
+/// The results of the export of spans, since the start.
 #[derive(Debug, Clone)]
 pub struct TraceStats {
     /// Each destination's name (`zipkin`, `otlp`, `memory`) and counters.
     pub destinations: Vec<(&'static str, Arc<ExportCounters>)>,
-    /// Spans and traces not kept back for a possible failure because their bound was reached.
+    /// Spans and traces that were not buffered because a bound was reached.
     pub not_kept_back: u64,
 }
 
-/// The way of spans through a process. [`init`] makes the one that the process uses; tests make
-/// their own.
+/// A pipeline of spans. The process uses the one of [`init`]; tests create their own.
 #[derive(Debug)]
 pub struct Pipeline {
     parts: Arc<Parts>,
     destinations: Destinations,
 }
 
-/// Where traces go.
+/// The destinations of traces.
 #[derive(Debug, Default)]
 pub struct Destinations {
-    /// Each place, in words and without credentials.
+    /// Each destination, in words and without credentials.
     pub places: Vec<String>,
-    /// The part of the traces that start here which is sampled, from 0 to 1.
+    /// The sampling ratio of traces that start here, from 0 to 1.
     pub ratio: f64,
 }
 
@@ -154,10 +153,10 @@ impl fmt::Display for Destinations {
 }
 
 impl Pipeline {
-    /// Starts what `settings` ask for, and export into `memory` if given.
+    /// Starts what `settings` ask for, and exports into `memory` if given.
     ///
     /// # Errors
-    /// When a URL is not one, or OTLP is asked for and not built in.
+    /// When a URL is invalid, or OTLP is requested but not built in.
     pub fn start(settings: &TraceSettings, memory: Option<MemoryStore>) -> Result<Self, String> {
         let timeout = Duration::from_millis(settings.trace_export_timeout_ms);
         let collector = |setting: &str, url: &Option<String>, path| {
@@ -190,7 +189,7 @@ impl Pipeline {
         if let Some(store) = memory {
             places.push("this process's memory".to_owned());
             let exporter = ZipkinExporter::new(Receiver::Memory(store))?;
-            // A store in this process has no reason to wait.
+            // A store in this process can be written to at once.
             let flush_interval = bounds.flush_interval.min(MEMORY_FLUSH_INTERVAL);
             to.push(Destination::start("memory", exporter, Bounds { flush_interval, ..bounds }));
         }
@@ -228,36 +227,36 @@ impl Pipeline {
         Parts { provider, sampler, tail, propagator: propagator(settings) }
     }
 
-    /// A service whose spans go this way.
+    /// A service that uses this pipeline.
     pub fn service(&self, name: &'static str) -> Service {
         Service::with(Arc::clone(&self.parts), name, None)
     }
 
-    /// OpenTelemetry's side of it, for code that knows that alone.
+    /// OpenTelemetry's tracer provider of it, for code that uses only that API.
     pub fn provider(&self) -> &SdkTracerProvider {
         &self.parts.provider
     }
 
-    /// Has `tracing`'s spans on this thread go this way until the guard is dropped, for a pipeline that
-    /// is not the process's.
+    /// Sends `tracing`'s spans on this thread to this pipeline until the guard is dropped, for a
+    /// pipeline that is not the process's.
     #[must_use = "it holds as long as the guard lives"]
     pub fn enter(&self) -> tracing::subscriber::DefaultGuard {
         let layer = log::span_layer(self.parts.provider.tracer("tourin"));
         tracing_subscriber::registry().with(layer).set_default()
     }
 
-    /// Sends what has ended so far, for `limit` at most.
+    /// Sends the ended spans, for at most `limit`.
     pub async fn flush(&self, limit: Duration) {
         let provider = self.parts.provider.clone();
         let (done, flushed) = tokio::sync::oneshot::channel();
-        // Not a task of the runtime's, which would wait for it when it stops. The SDK gives up after 5 s.
+        // Not a task of the runtime, which would wait for it on shutdown. The SDK stops after 5 s.
         std::thread::spawn(move || done.send(provider.force_flush().is_ok()));
         if !matches!(tokio::time::timeout(limit, flushed).await, Ok(Ok(_))) {
-            tracing::warn!("the last spans were not taken in time");
+            tracing::warn!("the last spans were not exported in time");
         }
     }
 
-    /// How the export is going.
+    /// The results of the export.
     pub fn stats(&self) -> TraceStats {
         let tail = self.parts.tail.as_ref();
         let destinations = tail.map_or(&[][..], TailProcessor::destinations);
@@ -268,14 +267,14 @@ impl Pipeline {
     }
 }
 
-/// How long a span waits on its way to a store in this process.
+/// How long a span may wait for a store in this process.
 const MEMORY_FLUSH_INTERVAL: Duration = Duration::from_millis(20);
 
 fn propagator(settings: &TraceSettings) -> Propagator {
     Propagator::new(&settings.trace_accept, &settings.trace_propagation)
 }
 
-/// A setting that is there and not blank.
+/// A setting that is present and not blank.
 fn given(setting: &Option<String>) -> Option<&str> {
     setting.as_deref().map(str::trim).filter(|value| !value.is_empty())
 }

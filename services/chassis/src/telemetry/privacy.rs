@@ -1,6 +1,6 @@
-//! What may leave the process in a span. Names are on a list ([`super::names::EXPORTED`]); values
-//! are cut, and those that look like a secret or like a person are taken out, in case a caller's
-//! reason for a failure quotes one.
+//! What may leave the process in a span. Names are on a list ([`super::names::EXPORTED`]). Values
+//! are cut, and secrets and personal data are removed by their looks, because a failure's reason
+//! may quote some.
 
 use std::borrow::Cow;
 
@@ -12,14 +12,14 @@ use super::names;
 
 /// Longest value that is exported, in characters.
 const MAX_VALUE_CHARS: usize = 256;
-/// Bytes from which on a word of mixed letters and digits is taken for a key.
+/// Words of mixed letters and digits from this length on (bytes) are treated as keys.
 const MIN_KEY_BYTES: usize = 40;
 const REMOVED: &str = "[removed]";
 
-/// What an exporter makes endpoints and resources of, besides the tags.
+/// Attributes that exporters turn into endpoints and resources, besides the tags.
 const ENDPOINTS: [&str; 3] = [names::SERVICE, names::LOCAL, names::PEER_SERVICE];
 
-/// Leaves of a span what may go out.
+/// Removes what must not leave the process.
 pub(super) fn clean_span(span: &mut SpanData) {
     span.name = clean(&span.name).into_owned().into();
     span.attributes.retain(|pair| {
@@ -27,7 +27,7 @@ pub(super) fn clean_span(span: &mut SpanData) {
         names::EXPORTED.contains(&name) || ENDPOINTS.contains(&name)
     });
     for pair in &mut span.attributes {
-        // An address is neither a secret nor a person's.
+        // An address is neither a secret nor personal data.
         if pair.key.as_str() != names::LOCAL {
             clean_value(pair);
         }
@@ -49,7 +49,7 @@ fn clean_value(pair: &mut KeyValue) {
     }
 }
 
-/// `value` as it may go out.
+/// `value` in its exported form.
 fn clean(value: &str) -> Cow<'_, str> {
     if is_plain(value) {
         return Cow::Borrowed(value);
@@ -72,20 +72,22 @@ fn clean(value: &str) -> Cow<'_, str> {
     value
 }
 
-/// What nearly all values are: too short for a key, and without the marks of anything private.
+/// Whether a value is certainly harmless, as nearly all are: too short for a key, and without the
+/// marks of anything private.
 fn is_plain(value: &str) -> bool {
     value.len() < MIN_KEY_BYTES
         && !value.bytes().any(|byte| matches!(byte, b'@' | b'?' | b'=' | b':'))
         && !value.as_bytes().windows(3).any(|three| three == b"eyJ")
 }
 
-/// A word that may be an e-mail address, a URL with a user or a query, a token or a password.
+/// Whether a word may be an e-mail address, a URL with a user or a query, a token or a password.
 fn is_private(word: &str) -> bool {
     const MARKS: [&str; 6] = ["password", "secret", "token=", "bearer", "authorization", "cookie"];
     if word.contains('@') || word.starts_with("eyJ") || word.contains('?') {
         return true;
     }
-    // Ids and digests are hexadecimal; what is long and mixed is more likely a key.
+    // Ids and digests are hexadecimal; a long word of other letters and digits is more likely a
+    // key.
     let opaque = word.len() >= MIN_KEY_BYTES
         && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+/=".contains(&b))
         && word.bytes().any(|b| b.is_ascii_uppercase())

@@ -1,8 +1,8 @@
 //! Trace context in headers: W3C Trace Context by the SDK's propagator, B3 by `opentelemetry-zipkin`'s.
 //!
-//! Added here is what they lack: several formats at once, in the order W3C, B3 single, B3 multi, of
-//! which the first well-formed one counts; a decision without ids and ids without a decision; several
-//! lines of `tracestate`, of which the bad members alone are dropped; and strict ids.
+//! This module adds what they lack: several formats at once, in the order W3C, B3 single, B3 multi,
+//! of which the first valid one counts; a decision without ids and ids without a decision; several
+//! lines of `tracestate`, of which only the invalid members are dropped; and strict ids.
 
 #![allow(deprecated, reason = "decision 9 says until when the crate is used")]
 
@@ -23,7 +23,7 @@ use opentelemetry_zipkin::{B3Encoding, Propagator as B3Propagator};
 const MAX_TRACESTATE_BYTES: usize = 512;
 /// Most of its members; W3C's own bound.
 const MAX_TRACESTATE_MEMBERS: usize = 32;
-/// Where there is too much of it, members longer than this (bytes) go first, as W3C asks.
+/// When there are too many, members longer than this (bytes) are dropped first, as W3C asks.
 const LONG_TRACESTATE_MEMBER_BYTES: usize = 128;
 
 const TRACEPARENT: &str = "traceparent";
@@ -37,7 +37,7 @@ const B3_FLAGS: &str = "x-b3-flags";
 const NAMES: [&str; 8] =
     [TRACEPARENT, TRACESTATE, B3, B3_TRACE, B3_SPAN, B3_PARENT, B3_SAMPLED, B3_FLAGS];
 
-/// The crate's flags of a B3 context without a decision, and of one that is to be debugged.
+/// The crate's flags of a B3 context without a decision, and of one with the debug flag.
 const DEFERRED: TraceFlags = TraceFlags::new(0x02);
 const DEBUG: TraceFlags = TraceFlags::new(0x04);
 
@@ -85,27 +85,27 @@ fn decision(state: &str) -> Option<bool> {
     }
 }
 
-/// What was decided about sampling, in a context, where the flag of its span cannot say it.
+/// A sampling decision in a context, where the flag of its span cannot express it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeadDecision {
-    /// By the caller: B3 with ids and without a decision, which is ours to take.
+    /// By the caller: B3 with ids and without a decision, which this process makes.
     Deferred,
     /// By the caller: B3 without ids, a decision for the trace that starts here.
     ForNewTrace(bool),
-    /// By us: a trace starts here, and its ratio decides.
+    /// By this process: a trace starts here, and its ratio decides.
     ByRatio,
-    /// By us: what starts here is not worth a trace of its own.
+    /// By this process: the work is not worth a trace of its own.
     Unsampled,
 }
 
-/// One format's way in and out.
+/// One format's reader and writer.
 #[derive(Debug)]
 struct Format {
     is: Propagation,
     by: Box<dyn TextMapPropagator + Send + Sync>,
 }
 
-/// Reads and writes trace context; also OpenTelemetry's global propagator of the process.
+/// Reads and writes trace context. Also OpenTelemetry's global propagator of the process.
 #[derive(Debug)]
 pub struct Propagator {
     accepted: Vec<Format>,
@@ -130,7 +130,7 @@ impl Propagator {
         Self { accepted: of(accepted), sent: of(sent) }
     }
 
-    /// `base` with a request's trace context; `base` itself when there is none to read.
+    /// `base` with a request's trace context, or `base` itself if the request has none.
     pub(super) fn extract_headers(&self, base: &Context, headers: &HeaderMap) -> Context {
         let state = joined_tracestate(headers);
         self.extract_by(base, |name| match name {
@@ -178,7 +178,7 @@ fn with_caller(base: &Context, span: &SpanContext) -> Context {
     if flag(DEFERRED) { context.with_value(HeadDecision::Deferred) } else { context }
 }
 
-/// So that code which knows only OpenTelemetry's API carries the same formats.
+/// For code that uses only OpenTelemetry's API: it carries the same formats.
 impl TextMapPropagator for Propagator {
     fn inject_context(&self, context: &Context, injector: &mut dyn Injector) {
         if !context.span().span_context().is_valid() {
@@ -199,7 +199,7 @@ impl TextMapPropagator for Propagator {
     }
 }
 
-/// Leaves empty values out: the SDK writes a `tracestate` even if there is none.
+/// Leaves out empty values: the SDK writes an empty `tracestate` too.
 struct Filled<'a>(&'a mut dyn Injector);
 
 impl Injector for Filled<'_> {
@@ -220,7 +220,7 @@ impl Injector for Outgoing {
     }
 }
 
-/// Those headers of [`NAMES`] that are there and well-formed.
+/// The valid ones among the headers [`NAMES`].
 struct Incoming<'a>(BTreeMap<&'static str, Cow<'a, str>>);
 
 impl<'a> Incoming<'a> {
@@ -229,7 +229,7 @@ impl<'a> Incoming<'a> {
             let value = get(name)?.trim();
             let value = match name {
                 TRACESTATE => Cow::Owned(well_formed_tracestate(value)),
-                // Anything else says nothing.
+                // Any other value is ignored.
                 B3_FLAGS if value != "1" => return None,
                 B3_SAMPLED if decision(value).is_none() => return None,
                 TRACEPARENT if !is_traceparent(value) => return None,
@@ -241,7 +241,7 @@ impl<'a> Incoming<'a> {
         Self(headers.collect())
     }
 
-    /// Those of one format: the B3 propagator reads both of its formats.
+    /// The headers of one format: the B3 propagator reads both of its formats.
     fn of(&self, format: Propagation) -> OfFormat<'_> {
         OfFormat { headers: self, format }
     }
@@ -276,7 +276,7 @@ fn is_hex_and_dashes(value: &str) -> bool {
         && !value.ends_with('-')
 }
 
-/// `VERSION-TRACE-SPAN-FLAGS`, after which a later version may have more.
+/// `VERSION-TRACE-SPAN-FLAGS`, to which a later version may add fields.
 fn is_traceparent(value: &str) -> bool {
     let Some((ours, more)) = value.split_at_checked(55) else { return false };
     is_hex_and_dashes(ours)
@@ -284,14 +284,14 @@ fn is_traceparent(value: &str) -> bool {
         && (more.is_empty() || (more.starts_with('-') && !ours.starts_with("00")))
 }
 
-/// One value of a header. Two that differ contradict each other and count as none.
+/// A header's only value. Two different values contradict each other and count as absent.
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let first = values.next()?;
     values.all(|value| value == first).then_some(first)
 }
 
-/// `tracestate`, the one of these headers that is a list, over all its lines.
+/// `tracestate`, the only list among these headers, over all its lines.
 fn joined_tracestate(headers: &HeaderMap) -> Option<String> {
     let mut lines = headers.get_all(TRACESTATE).iter().peekable();
     lines.peek()?;
@@ -300,7 +300,7 @@ fn joined_tracestate(headers: &HeaderMap) -> Option<String> {
     Some(readable.join(","))
 }
 
-/// The members that are well-formed, as many as are passed on. Of two with one key the first counts.
+/// The valid members, up to the limits. Of two with one key the first counts.
 fn well_formed_tracestate(text: &str) -> String {
     let mut members: Vec<(&str, &str)> = Vec::new();
     for member in text.split(',').map(str::trim) {

@@ -71,7 +71,7 @@ fn what_is_malformed_is_as_if_it_were_not_there() {
         assert_eq!(ids_of(&read(&[("traceparent", bad)])), None, "{bad}");
     }
     let good = format!("{TRACE}-{SPAN}-1");
-    // A bad header of one format does not stand in the way of a good one of another.
+    // An invalid header of one format does not hide a valid one of another.
     assert_eq!(ids_of(&read(&[("traceparent", "junk"), ("b3", &good)])), expected(true));
     for bad in ["2", "x-y", &format!("{TRACE}-{SPAN}-2"), &format!("{good}-{SPAN}-1")] {
         assert_eq!(ids_of(&read(&[("b3", bad)])), None, "{bad}");
@@ -101,7 +101,7 @@ fn tracestate_is_a_list() {
     }
     let joined = joined_tracestate(&headers).unwrap();
     assert_eq!(well_formed_tracestate(&joined), "a=1,b=2,c=4,d=6,e@f=7");
-    // What is too much goes from the right, and before that what is long.
+    // Members are dropped from the right, long ones first.
     let long = format!("long={},short=1234567890,", "x".repeat(130));
     let many: Vec<_> = (0..40).map(|n| format!("key-{n}=123456789")).collect();
     let kept = well_formed_tracestate(&format!("{long}{}", many.join(",")));

@@ -1,13 +1,13 @@
-//! Which traces are sampled, decided at their head.
+//! Head sampling of traces.
 //!
-//! A caller's decision holds. A trace that starts here is sampled by its route's ratio, else by the
-//! general one, from its trace id, so that processes with the same ratio agree. What is not sampled
-//! is recorded nevertheless where failed and slow requests are to be kept; see [`super::tail`]. Where
-//! not, it costs ids and nothing else. A span that repeats what earlier ones said
-//! ([`names::REPEAT`]) is not sampled whatever its trace is, and recorded all the same.
+//! A caller's decision holds. A trace that starts here is sampled by its route's ratio, or else by
+//! the general one, from its trace id, so that processes with the same ratio agree. Unsampled spans
+//! are still recorded where failed and slow requests are to be kept; see [`super::tail`]. Otherwise
+//! they cost ids only. A span that repeats earlier ones ([`names::REPEAT`]) is never sampled, but
+//! recorded.
 //!
-//! Requests, events and named work begin a trace. A span within a service that has no parent begins
-//! none: what a timer does (probes, pruning) is not worth one.
+//! Requests, events and named work begin a trace. A span within a service that has no parent does
+//! not: periodic work (probes, pruning) is not worth a trace.
 
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
@@ -22,12 +22,12 @@ use super::settings::RouteRatio;
 pub(super) struct Sampler {
     pub ratio: f64,
     pub routes: Vec<RouteRatio>,
-    /// Whether unsampled spans are recorded until it is known how their request ended.
+    /// Whether unsampled spans are recorded until their request's outcome is known.
     pub record_unsampled: bool,
 }
 
 impl Sampler {
-    /// What becomes of a span of `trace` below what `parent` holds.
+    /// The decision for a span of `trace` below `parent`.
     pub fn decide(
         &self,
         parent: &Context,
@@ -41,7 +41,7 @@ impl Sampler {
         let sampled = if above.is_valid() {
             match decision {
                 Some(HeadDecision::Deferred) if above.is_remote() => self.by_ratio(trace, route),
-                // Its parent was dropped, by us.
+                // This process dropped its parent.
                 _ if !above.is_sampled() && !above.is_remote() && !span.is_recording() => {
                     return SamplingDecision::Drop;
                 }
@@ -70,11 +70,11 @@ impl Sampler {
     }
 }
 
-/// By the trace id's last eight bytes, which W3C asks to be random.
+/// Decides by the trace id's last eight bytes, which should be random by W3C.
 fn in_ratio(trace: TraceId, ratio: f64) -> bool {
     let bytes = trace.to_bytes();
     let low = bytes[8..].iter().fold(0u64, |low, byte| low << 8 | u64::from(*byte));
-    // 53 bits: what a double holds exactly.
+    // 53 bits: the exact range of a double.
     ((low >> 11) as f64) < ratio * (1u64 << 53) as f64
 }
 
@@ -94,7 +94,7 @@ impl ShouldSample for Sampler {
         let route = attribute(names::HTTP_ROUTE).map(|route| route.value.as_str());
         let decision = match self.decide(parent, trace, kind, route.as_deref()) {
             decision if attribute(names::REPEAT).is_none() => decision,
-            // Until it is known whether it says something new.
+            // Until it is known whether it only repeats earlier ones.
             SamplingDecision::RecordAndSample => SamplingDecision::RecordOnly,
             _ if self.record_unsampled => SamplingDecision::RecordOnly,
             decision => decision,
@@ -194,7 +194,7 @@ mod tests {
         }
         let work = none.with_value(HeadDecision::ByRatio);
         assert_eq!(decide(&work, SpanKind::Internal), SamplingDecision::RecordAndSample);
-        // Below what is not recorded nothing is.
+        // Nothing below a span that is not recorded is recorded.
         let dropped = Context::new().with_remote_span_context(SpanContext::new(
             TraceId::from(7u128),
             SpanId::from(7u64),

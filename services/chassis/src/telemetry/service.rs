@@ -1,4 +1,4 @@
-//! Where a service's spans begin.
+//! The entry spans of a service.
 
 use std::fmt;
 use std::future::Future;
@@ -22,7 +22,7 @@ use super::sampler::Sampler;
 use super::span::Span;
 use super::tail::TailProcessor;
 
-/// What the spans of a pipeline are made with.
+/// The parts that create a pipeline's spans.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub provider: SdkTracerProvider,
@@ -32,7 +32,7 @@ pub(super) struct Parts {
     pub propagator: Propagator,
 }
 
-/// Whose spans they are. It travels in the context, for what is found there.
+/// The service and pipeline of spans, passed on in the context.
 #[derive(Debug)]
 pub(super) struct Scope {
     pub service: &'static str,
@@ -42,19 +42,19 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    /// The one of a context.
+    /// The scope of a context, if any.
     pub fn of(context: &Context) -> Option<&Arc<Self>> {
         context.get()
     }
 
-    /// What each span says of its service.
+    /// The attributes of every span of the service.
     pub fn attributes(&self) -> impl Iterator<Item = KeyValue> {
         let local = self.local.clone().map(StringValue::from);
         let local = local.map(|local| KeyValue::new(names::LOCAL, local));
         [KeyValue::new(names::SERVICE, self.service)].into_iter().chain(local)
     }
 
-    /// The ids of a new span below `parent`, and what becomes of it.
+    /// The ids of a new span below `parent`, and its sampling decision.
     pub fn new_span(
         &self,
         parent: &Context,
@@ -73,10 +73,10 @@ impl Scope {
     }
 }
 
-/// A service (of which one process may run several) as the start of spans.
+/// A service (one process may run several) as the source of spans.
 ///
-/// What begins here has a remote parent or none, and ends when its answer is out: these spans are
-/// made by OpenTelemetry's API. Those below them are spans of `tracing`.
+/// Its spans have a remote parent or none, and end with the response: OpenTelemetry's API creates
+/// them. The spans below them come from `tracing`.
 #[derive(Clone)]
 pub struct Service {
     scope: Arc<Scope>,
@@ -103,7 +103,7 @@ impl Service {
         Self { base: Context::new().with_value(Arc::clone(&scope)), tracer, scope }
     }
 
-    /// The same with the address that it listens on, for Zipkin's local endpoint.
+    /// Sets the address that it listens on, for Zipkin's local endpoint.
     #[must_use]
     pub fn listening(&self, address: SocketAddr) -> Self {
         let local = Some(Arc::from(address.to_string()));
@@ -115,31 +115,29 @@ impl Service {
         self.scope.service
     }
 
-    /// The context in which background tasks run, so that their spans and log lines are this
-    /// service's.
+    /// The context of background tasks: their spans and log lines belong to this service.
     pub fn context(&self) -> Context {
         self.base.clone()
     }
 
-    /// Runs a background task's future with the context of this service.
+    /// Runs a background task's future in the context of this service.
     pub fn run<F: Future>(&self, future: F) -> WithContext<F> {
         future.with_context(self.base.clone())
     }
 
-    /// A request that came in, continuing the caller's trace.
+    /// An incoming request, which continues the caller's trace.
     pub fn server(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Span {
         let parent = self.caller(headers, request);
         self.start(&parent, SpanKind::Server, request.name(), request.attributes(), request.route)
     }
 
-    /// A trace that starts within: a timer's or an operator's work. `name` says what, in a few fixed
-    /// words.
+    /// A trace that starts here: a timer's or an operator's work. `name` is a few fixed words.
     pub fn work(&self, name: &'static str) -> Span {
         let parent = self.base.with_value(HeadDecision::ByRatio);
         self.start(&parent, SpanKind::Internal, name.to_owned(), Vec::new(), None)
     }
 
-    /// The context of who sent a request.
+    /// The context of a request's sender.
     pub(super) fn caller(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Context {
         let caller = self.scope.parts.propagator.extract_headers(&self.base, headers);
         if request.unsampled && !caller.has_active_span() {

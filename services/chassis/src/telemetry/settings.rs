@@ -1,4 +1,4 @@
-//! What an operator sets about logs and traces, the same in every binary.
+//! The settings of logs and traces, the same in every binary.
 
 use std::str::FromStr;
 
@@ -7,8 +7,8 @@ use clap::Args;
 use super::propagation::Propagation;
 use crate::config::LogSettings;
 
-/// Part of the traces that is sampled unless said otherwise: who tries a mesh looks for the trace of the request just made.
-/// In production it is set, to 0.1 for example.
+/// The default sampling ratio: in a trial, each request should have its trace. In production it is
+/// set, for example to 0.1.
 pub const DEFAULT_RATIO: f64 = 1.0;
 
 /// Logs and traces.
@@ -35,7 +35,7 @@ impl From<&Self> for TelemetrySettings {
     }
 }
 
-/// Traces: where they go, which, and within which bounds.
+/// Traces: their destinations, sampling and bounds.
 #[derive(Debug, Clone, Args)]
 pub struct TraceSettings {
     /// Zipkin server to send spans to, such as http://127.0.0.1:9411 [default: none]
@@ -94,7 +94,7 @@ pub struct TraceSettings {
 }
 
 impl TraceSettings {
-    /// Whether spans are sent to anybody.
+    /// Whether spans are exported.
     pub fn has_collector(&self) -> bool {
         let given = |url: &Option<String>| url.as_ref().is_some_and(|url| !url.trim().is_empty());
         given(&self.zipkin_url) || given(&self.otlp_url)
@@ -102,7 +102,7 @@ impl TraceSettings {
 }
 
 impl Default for TraceSettings {
-    /// Nothing exported, nothing sampled; context is still read, carried on and logged.
+    /// Exports and samples nothing. Context is still read, passed on and logged.
     fn default() -> Self {
         Self {
             zipkin_url: None,
@@ -128,17 +128,17 @@ fn parse_ratio(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A route with a sampling ratio of its own.
+/// A route with its own sampling ratio.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteRatio {
     route: String,
     prefix: bool,
-    /// The part of its traces that is sampled, from 0 to 1.
+    /// The sampling ratio of its traces, from 0 to 1.
     pub ratio: f64,
 }
 
 impl RouteRatio {
-    /// Whether it is for `route`, a template such as `/api/tourspots/{id}`.
+    /// Whether it applies to `route`, a template such as `/api/tourspots/{id}`.
     pub fn matches(&self, route: &str) -> bool {
         if self.prefix { route.starts_with(&self.route) } else { route == self.route }
     }
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn the_defaults_of_the_flags_are_those_of_the_code() {
         let (flags, code) = (parsed(&[]).unwrap().traces, TraceSettings::default());
-        // The test bed's variables are the operator's words, not defaults.
+        // The test bed's variables are settings, not defaults.
         let without_urls = |settings: TraceSettings| {
             format!("{:?}", TraceSettings { zipkin_url: None, otlp_url: None, ..settings })
         };

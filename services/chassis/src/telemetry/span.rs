@@ -1,4 +1,4 @@
-//! A span as Tourin's code holds it.
+//! The span handle of Tourin's code.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,20 +13,20 @@ use super::calls::{DbCall, HttpCall};
 use super::service::Scope;
 use super::{TRACE_HEADERS, names};
 
-/// A handle on a span: it can be sent and kept, has children, and ends when dropped. [`Span::run`]
-/// makes it current for a future, so that [`Span::current`] finds it there, `tracing`'s spans and
-/// those of OpenTelemetry's API have it as their parent, and log lines carry its trace id. A span
-/// that is not recorded costs its ids; every call on it returns at once.
+/// A handle on a span. It can be sent and kept, has children, and ends when dropped. [`Span::run`]
+/// makes it current for a future: [`Span::current`] finds it there, `tracing`'s spans and those of
+/// OpenTelemetry's API have it as their parent, and log lines carry its trace id. A span that is
+/// not recorded costs its ids only.
 #[derive(Debug)]
 pub struct Span {
     context: Context,
     end: End,
 }
 
-/// What ends with the handle.
+/// What dropping the handle ends.
 #[derive(Debug)]
 enum End {
-    /// Nothing: it is one more handle.
+    /// Nothing: an additional handle.
     Nothing,
     /// The context's span.
     Entry,
@@ -43,23 +43,23 @@ impl Span {
         Self { context, end: End::Entry }
     }
 
-    /// No span: where there is no request, as in tests. Its children are none either.
+    /// No span, as in tests without a request. Its children are empty too.
     pub fn none() -> Self {
         Self::found(Context::new())
     }
 
-    /// What is current here, for children and annotations; dropping it ends nothing.
+    /// The current span, for children and annotations. Dropping it ends nothing.
     pub fn current() -> Self {
         Self::found(Context::current())
     }
 
-    /// One more handle on it; dropping that ends nothing.
+    /// An additional handle. Dropping it ends nothing.
     #[must_use]
     pub fn handle(&self) -> Self {
         Self::found(self.context.clone())
     }
 
-    /// A span of `tracing` below this one; without one, this span's ids are passed on.
+    /// A `tracing` span below this one. Without a subscriber, this span's ids are passed on.
     fn below(&self, span: impl FnOnce() -> tracing::Span) -> Self {
         if !self.is_recording() {
             return Self::found(self.context.clone());
@@ -67,7 +67,7 @@ impl Span {
         let span = span();
         match span.set_parent(self.context.clone()) {
             Ok(()) => Self { context: span.context(), end: End::Inner(span) },
-            // There is no layer for spans: the process was not started by `telemetry::init`.
+            // There is no layer for spans: the process did not call `telemetry::init`.
             Err(_) => {
                 let ids = self.context.span().span_context().clone();
                 Self::found(self.context.with_remote_span_context(ids))
@@ -85,12 +85,12 @@ impl Span {
         self.below(|| call.span())
     }
 
-    /// A piece of work worth a line of its own in the waterfall.
+    /// A piece of work with its own line in the waterfall.
     pub fn child(&self, name: &'static str) -> Self {
         self.below(|| tracing::info_span!(parent: None, "part", otel.name = name))
     }
 
-    /// Whether anything set on it is kept.
+    /// Whether the span is recorded.
     pub fn is_recording(&self) -> bool {
         self.context.span().is_recording()
     }
@@ -100,7 +100,7 @@ impl Span {
         trace_id_in(self.context.span().span_context())
     }
 
-    /// Its context, for code that works with OpenTelemetry's API itself.
+    /// Its context, for code that uses OpenTelemetry's API.
     pub fn context(&self) -> &Context {
         &self.context
     }
@@ -110,16 +110,16 @@ impl Span {
         future.with_context(self.context.clone())
     }
 
-    /// Makes it current on this thread until the guard is dropped: for a stretch of code without
-    /// an `await`, such as one of Pingora's callbacks that logs.
+    /// Makes it current on this thread until the guard is dropped: for code without an `await`,
+    /// such as one of Pingora's callbacks that logs.
     #[must_use = "it is current as long as the guard lives"]
     pub fn enter(&self) -> ContextGuard {
         self.context.clone().attach()
     }
 
-    /// The answer's status. From 500 on it is a failure. A call that was answered 4xx has been
-    /// answered: the gateway passes 401 and 404 on all day. A caller to whom it is a failure says so
-    /// by [`Span::set_error`].
+    /// Sets the response's status. 500 and above is a failure. 4xx on a call is not: the gateway
+    /// passes on 401 and 404 regularly. A caller that treats it as a failure calls
+    /// [`Span::set_error`].
     pub fn set_status(&self, status: u16) {
         self.set(names::HTTP_STATUS, i64::from(status));
         if status >= 500 {
@@ -127,8 +127,8 @@ impl Span {
         }
     }
 
-    /// It failed. `reason` is a class of failure (`connect_refused`, `timeout`), not a message that
-    /// may quote data; it becomes Zipkin's `error` tag.
+    /// Marks a failure. `reason` is a class of failure (`connect_refused`, `timeout`), not a
+    /// message, which may quote data. It becomes Zipkin's `error` tag.
     pub fn set_error(&self, reason: &str) {
         self.set(names::ERROR_TYPE, reason.to_owned());
         self.context.span().set_status(Status::error(reason.to_owned()));
@@ -138,20 +138,20 @@ impl Span {
         self.context.span().set_attribute(KeyValue::new(name, value));
     }
 
-    /// Something that happened at a moment: `retry`, `fall_back`, `breaker_open`, `dead_lettered`,
-    /// `replayed`, with its facts.
+    /// Adds an annotation with its attributes: `retry`, `fall_back`, `breaker_open`,
+    /// `dead_lettered`, `replayed`.
     pub fn annotate(&self, event: &'static str, facts: &[(&'static str, &str)]) {
         let facts = facts.iter().map(|(name, fact)| KeyValue::new(*name, (*fact).to_owned()));
         self.context.span().add_event(event, facts.collect());
     }
 
-    /// The headers that carry it to the next hop. A proxy takes [`TRACE_HEADERS`] off first.
+    /// The headers that carry it to the next hop. A proxy removes [`TRACE_HEADERS`] first.
     pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         Scope::of(&self.context)
             .map_or_else(Vec::new, |scope| scope.parts.propagator.headers(&self.context))
     }
 
-    /// Puts it into a request's headers, in the place of whatever trace context they have.
+    /// Replaces the trace context in a request's headers.
     pub fn inject(&self, headers: &mut HeaderMap) {
         for name in TRACE_HEADERS.iter() {
             headers.remove(name);
@@ -159,7 +159,7 @@ impl Span {
         headers.extend(self.headers());
     }
 
-    /// Puts it into an event's headers, in the place of whatever trace context they have.
+    /// Replaces the trace context in an event's headers.
     pub fn inject_event(&self, headers: &mut BTreeMap<String, String>) {
         for name in TRACE_HEADERS.iter() {
             headers.remove(name.as_str());
@@ -171,7 +171,7 @@ impl Span {
         }
     }
 
-    /// The value of the answer's `traceresponse` header (W3C Trace Context level 2); `None` for
+    /// The value of the response's `traceresponse` header (W3C Trace Context level 2); `None` for
     /// [`Span::none`].
     pub fn trace_response(&self) -> Option<HeaderValue> {
         let span = self.context.span();

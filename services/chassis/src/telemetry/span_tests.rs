@@ -120,7 +120,7 @@ async fn a_services_background_tasks_know_whose_they_are() {
     let tasks = Tasks::new(stop.clone()).of_service(&service);
     let (seen, see) = tokio::sync::oneshot::channel();
     tasks.spawn("asks", async move {
-        // As code does that knows OpenTelemetry's API alone.
+        // As in code that uses only OpenTelemetry's API.
         let whose = Context::map_current(|context| Scope::of(context).map(|scope| scope.service));
         seen.send(whose).unwrap();
         stop.begun().await;

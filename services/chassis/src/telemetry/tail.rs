@@ -1,14 +1,14 @@
-//! What becomes of a span that has ended: queued for export, buffered, or dropped.
+//! Tail sampling: an ended span is queued for export, buffered, or dropped.
 //!
 //! A sampled span goes to the queues at once. The spans of an unsampled request are buffered until
 //! this process's part of its trace ends. If that part failed or was slow they are exported, else
-//! dropped. That is a decision per process and not per trace: another process whose part went well
-//! exports nothing, so that such a trace can begin with a span whose parent Zipkin does not have.
+//! dropped. Each process decides for its own part: a process whose part succeeded exports nothing,
+//! so such a trace can begin with a span whose parent Zipkin does not have.
 //!
-//! A span that is marked [`names::REPEAT`] when it starts says what earlier ones said, unless it is
-//! marked [`names::KEEP`] before it ends. Such a part is buffered whether its trace is sampled or not,
-//! and dropped also when it failed. Where it overlaps in time with another part of its trace that is
-//! kept, calls of its own may be exported without it.
+//! A span that starts with [`names::REPEAT`] repeats earlier ones, unless it has [`names::KEEP`]
+//! before it ends. Such a part is buffered whether its trace is sampled or not, and dropped even
+//! when it failed. When it overlaps in time with another part of its trace that is kept, calls of
+//! its own may be exported without it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,14 +24,13 @@ use super::names;
 use super::service::Scope;
 
 const SHARDS: usize = 64;
-/// Unsampled traces under way at once whose spans are buffered, per shard; the bound on memory
-/// together with the next, and on how many ids are compared. Those above it are dropped however they
-/// end.
+/// The most buffered unsampled traces per shard. With the next bound it limits memory, and the
+/// number of ids to compare. Further traces are dropped, whatever their outcome.
 const MAX_TRACES_PER_SHARD: usize = 128;
-/// Spans buffered for one trace, besides the request's own.
+/// The most buffered spans of one trace, besides the request's own.
 const MAX_SPANS_PER_TRACE: usize = 128;
 
-/// When an unsampled request's spans are exported all the same.
+/// When an unsampled request's spans are exported.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Keep {
     pub failed: bool,
@@ -44,7 +43,7 @@ impl Keep {
         self.failed || self.slower_than.is_some()
     }
 
-    /// What the end of an unsampled request, or of another part's first span, decides.
+    /// The decision at the end of an unsampled request, or of another part's first span.
     pub fn outcome(self, failed: bool, took: Duration) -> Verdict {
         if self.failed && failed {
             Verdict::Keep(Reason::Failed)
@@ -63,7 +62,7 @@ impl Keep {
         if is_marked(names::REPEAT) {
             return Verdict::SaysNothing;
         }
-        // Of what a request did, the request itself decides.
+        // Within a request, only the request's own span decides.
         if !is_entry(span) {
             return Verdict::AsItsPart;
         }
@@ -72,17 +71,17 @@ impl Keep {
     }
 }
 
-/// Whether a span's parent, if it has one, is elsewhere.
+/// Whether a span is the root, or its parent is in another process.
 fn is_entry(span: &SpanData) -> bool {
     span.parent_span_id == SpanId::INVALID || span.parent_span_is_remote
 }
 
-/// What an unsampled span says for its export.
+/// The decision about an unsampled span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing: it goes where its part of the trace goes.
+    /// It follows its part of the trace.
     AsItsPart,
-    /// It repeats what others said: neither it nor anything below it is exported.
+    /// It repeats earlier spans: neither it nor any span below it is exported.
     SaysNothing,
     /// It is exported, and its part with it.
     Keep(Reason),
@@ -91,14 +90,14 @@ pub(super) enum Verdict {
 /// Why a span is exported although it was not sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// It is marked [`names::KEEP`], which holds even when its part has ended before.
+    /// It is marked [`names::KEEP`], which counts even after the end of its part.
     Wanted,
     Failed,
     Slow,
 }
 
 impl Verdict {
-    /// The tag that says why, for a span that is exported for its own sake.
+    /// The tag with the reason, for a span that is exported for its own sake.
     pub fn tag(self) -> Option<KeyValue> {
         let reason = match self {
             Self::Keep(Reason::Wanted) => "kept",
@@ -123,7 +122,7 @@ pub(super) struct Ended {
 #[derive(Debug)]
 struct Part {
     trace: TraceId,
-    /// Spans under way here whose parent is elsewhere. More than one where several services share a
+    /// Running spans here whose parent is elsewhere. More than one where several services share a
     /// process.
     entries: u32,
     kept: bool,
@@ -131,7 +130,7 @@ struct Part {
 }
 
 impl Part {
-    /// Drops what is below a span.
+    /// Drops the spans below a span.
     fn drop_below(&mut self, span: SpanId) {
         let mut gone = vec![span];
         // A child ends before its parent.
@@ -143,7 +142,7 @@ impl Part {
     }
 }
 
-/// The span processor before the batches. A clone is the same one.
+/// The span processor before the batches. Clones are the same one.
 #[derive(Debug, Clone)]
 pub(super) struct TailProcessor(Arc<Inner>);
 
@@ -151,7 +150,7 @@ pub(super) struct TailProcessor(Arc<Inner>);
 struct Inner {
     destinations: Vec<Destination>,
     keep: Keep,
-    /// Lists and no maps: a shard has few traces at once, and strangers choose their ids.
+    /// Lists, not maps: a shard has few traces at once, and clients choose their ids.
     shards: [Mutex<Vec<Part>>; SHARDS],
     not_buffered: AtomicU64,
 }
@@ -170,7 +169,7 @@ impl TailProcessor {
         self.0.keep
     }
 
-    /// Spans and traces that were not buffered since the bounds were reached.
+    /// Spans and traces that were not buffered because a bound was reached.
     pub fn not_buffered(&self) -> u64 {
         self.0.not_buffered.load(Ordering::Relaxed)
     }
@@ -189,7 +188,7 @@ impl TailProcessor {
         last.offer(span);
     }
 
-    /// This process's part of an unsampled trace begins, or another service's in this process.
+    /// Starts this process's part of an unsampled trace, or another service's part in this process.
     pub fn enter(&self, trace: TraceId) {
         let mut shard = self.shard(trace);
         if let Some(part) = shard.iter_mut().find(|part| part.trace == trace) {
@@ -201,8 +200,9 @@ impl TailProcessor {
         }
     }
 
-    /// An unsampled span has ended: it is buffered, dropped, or queued with all that was buffered for
-    /// it. `spans` gives it, after those that were made with it; it is not asked if they are dropped.
+    /// Buffers or drops an ended unsampled span, or queues it with all spans buffered for it.
+    /// `spans` returns it, after the spans that were made with it; it does not run if they are
+    /// dropped.
     pub fn settle<S>(&self, ended: Ended, spans: impl FnOnce() -> S)
     where
         S: IntoIterator<Item = SpanData>,
@@ -210,7 +210,7 @@ impl TailProcessor {
         let mut shard = self.shard(ended.trace);
         let Some(at) = shard.iter().position(|part| part.trace == ended.trace) else {
             drop(shard);
-            // It outlived the request that started it, or was over the bound.
+            // It outlived the request that started it, or exceeded the bound.
             if ended.verdict == Verdict::Keep(Reason::Wanted) {
                 spans().into_iter().for_each(|span| self.queue(span));
             }
@@ -228,8 +228,7 @@ impl TailProcessor {
         let is_dropped = ended.verdict == Verdict::SaysNothing || (is_over && !part.kept);
         let mut out = Vec::new();
         if !is_dropped && part.kept {
-            // The request itself, without which its children would have no parent, has room however
-            // many they are.
+            // The request itself always has room: without it its children would have no parent.
             out = std::mem::take(&mut part.spans);
             out.extend(spans());
         } else if !is_dropped {
@@ -244,7 +243,7 @@ impl TailProcessor {
             out = std::mem::take(&mut part.spans);
         }
         let over = is_over.then(|| shard.swap_remove(at));
-        // What a whole part drops is freed while nobody waits for the shard.
+        // Frees a dropped part outside the shard's lock.
         drop(shard);
         drop(over);
         out.into_iter().for_each(|span| self.queue(span));

@@ -17,7 +17,7 @@ fn request(service: &Service) -> Span {
     service.server(&HeaderMap::new(), &HttpRequest::new(&Method::GET, Some("/a")))
 }
 
-/// A span as code makes it that knows OpenTelemetry's API alone.
+/// A span by code that uses only OpenTelemetry's API.
 fn foreign(pipeline: &Pipeline, parent: &Context, kind: SpanKind) -> Context {
     let tracer = pipeline.parts.provider.tracer("foreign");
     let builder = tracer.span_builder("foreign").with_kind(kind);
@@ -59,7 +59,7 @@ async fn a_failed_event_brings_our_spans_along() {
     assert!(services.eq(["core", "core"]));
 }
 
-/// As of an event that waits for a store: nobody needs a span a second that says so.
+/// Spans of an event that waits for a store repeat every second.
 #[tokio::test]
 async fn what_repeats_is_exported_only_when_it_says_something_new() {
     for (ratio, keep_failed) in [(1.0, true), (0.0, true), (1.0, false)] {

@@ -1,4 +1,4 @@
-//! Tests look at the spans of their whole process: the services in it and what they call.
+//! The spans of a complete test process: its services and their calls.
 
 use std::sync::OnceLock;
 
@@ -6,10 +6,10 @@ use super::memory::{MemoryLimits, MemoryStore};
 use super::{TelemetrySettings, TraceSettings, init_with, stats};
 use crate::config::{LogFormat, LogSettings};
 
-/// All spans of this process from the first call on, as far as [`MemoryLimits`] let them be kept.
+/// All spans of this process from the first call on, within [`MemoryLimits`].
 ///
 /// # Panics
-/// When tracing cannot be started, or was started by somebody else before.
+/// When tracing cannot be started, or was started before.
 pub fn all_spans() -> MemoryStore {
     static STORE: OnceLock<MemoryStore> = OnceLock::new();
     let start = || {

@@ -1,7 +1,7 @@
-//! Zipkin's v2 JSON, by `opentelemetry-zipkin`, with what that crate leaves out: who a span is of and
-//! who is on the other side, and the facts of annotations. It hands its body to an HTTP client of
-//! ours, and nothing else in Tourin knows the crate; docs/decisions/0009-spans.md says what
-//! takes its place once it is gone.
+//! Zipkin's v2 JSON, by `opentelemetry-zipkin`, with what that crate leaves out: the local and the
+//! remote endpoint, and the attributes of annotations. The crate passes its body to an HTTP client
+//! in this module. No other code uses the crate; docs/decisions/0009-spans.md says what can replace
+//! it.
 
 #![allow(deprecated, reason = "decision 9 says until when the crate is used")]
 
@@ -20,14 +20,14 @@ use super::collector::Collector;
 use super::memory::MemoryStore;
 use super::names;
 
-/// Tag of a failure's reason; there if and only if the span failed.
+/// The tag with a failure's reason; present if and only if the span failed.
 const ERROR: &str = "error";
 
-/// Who takes the spans.
+/// The destination of spans.
 #[derive(Debug)]
 pub(super) enum Receiver {
     Collector(Collector),
-    /// It takes what a Zipkin server would be sent, so that there is one conversion.
+    /// It accepts the body for a Zipkin server, so that there is one conversion.
     Memory(MemoryStore),
 }
 
@@ -37,7 +37,7 @@ pub(super) struct ZipkinExporter(opentelemetry_zipkin::ZipkinExporter);
 
 impl ZipkinExporter {
     /// # Errors
-    /// When the collector's URL is not one.
+    /// When the collector's URL is invalid.
     pub fn new(receiver: Receiver) -> Result<Self, String> {
         let url = match &receiver {
             Receiver::Collector(collector) => collector.url().to_owned(),
@@ -89,7 +89,7 @@ impl HttpClient for Receiver {
     }
 }
 
-/// Moves names and addresses to where Zipkin looks for them, and takes out what the crate adds.
+/// Moves names and addresses to Zipkin's endpoints, and removes the crate's extra tags.
 fn complete(span: &mut ZipkinSpan) {
     span.parent_id.take_if(|parent| parent.bytes().all(|digit| digit == b'0'));
     span.name = span.name.take().map(|name| name.to_lowercase());
@@ -101,7 +101,7 @@ fn complete(span: &mut ZipkinSpan) {
         port: local.map(|at| at.port()),
         ..Endpoint::default()
     }
-    // "All addresses" is not one.
+    // The wildcard address is not an endpoint.
     .at(local.map(|at| at.ip()).filter(|ip| !ip.is_unspecified()))
     .filled();
     let system = || tags.get(names::DB_SYSTEM).or_else(|| tags.get(names::MESSAGING_SYSTEM));
@@ -132,22 +132,22 @@ pub struct ZipkinSpan {
     /// `CLIENT`, `SERVER`, `PRODUCER` or `CONSUMER`; absent for work within a service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// What was done, in lower case as Zipkin keeps it.
+    /// The span's name, in lower case as in Zipkin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Start in microseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<u64>,
-    /// In microseconds, 1 at least: Zipkin takes 0 for unknown.
+    /// Duration in microseconds, at least 1: Zipkin treats 0 as unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<u64>,
-    /// Whose span it is.
+    /// The span's own service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_endpoint: Option<Endpoint>,
-    /// Who is on the other side.
+    /// The peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_endpoint: Option<Endpoint>,
-    /// What happened on the way.
+    /// The span's annotations.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<Annotation>,
     /// Attributes; `error` if and only if it failed.
@@ -155,11 +155,11 @@ pub struct ZipkinSpan {
     pub tags: BTreeMap<String, String>,
 }
 
-/// A place in the network.
+/// A network endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// In lower case, as Zipkin keeps it.
+    /// The service's name, in lower case as in Zipkin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_name: Option<String>,
     /// IPv4 address.
@@ -183,14 +183,14 @@ impl Endpoint {
         self
     }
 
-    /// `None` if nothing is known of it.
+    /// `None` if all parts are unknown.
     fn filled(mut self) -> Option<Self> {
         self.port = self.port.filter(|port| *port > 0);
         (self != Self::default()).then_some(self)
     }
 }
 
-/// A moment in a span.
+/// An event at one time in a span.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Annotation {
     /// Microseconds since 1970.

@@ -121,7 +121,7 @@ async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
-    // Whoever looked at something is told in no span and no metric.
+    // No span and no metric names the user of a view.
     let told = format!("{text}{:?}", traces.iter().map(|id| store.trace(id)).collect::<Vec<_>>());
     assert!(!told.contains("member0"), "{told}");
     service.stop().await;

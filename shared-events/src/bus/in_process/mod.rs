@@ -1,13 +1,13 @@
 //! The bus inside one process: bounded queues in memory, made durable by the outbox behind the publisher.
 //!
-//! [`InProcessBus::publish`](Publisher::publish) resolves only when every bound queue has settled the event, so the
-//! relay marks an outbox row after the effect, and a crash at any moment publishes again what had not taken effect.
+//! [`InProcessBus::publish`](Publisher::publish) resolves only when every bound queue has settled the event. So the
+//! relay marks an outbox row after the effect. After a crash, events without a committed effect are published again.
 //!
-//! # Declare first, publish then
-//! An event goes to the queues that are there when it is published, and is confirmed at once when none of them wants
-//! it. A queue that comes later has lost it. So the program that puts services together calls
-//! [`InProcessBus::declare`] for every queue of every consumer before the first publisher starts. Only while no queue at
-//! all is declared does a publisher get [`PublishError::Unroutable`], for then nothing can be said of who wants what.
+//! # Declare before publishing
+//! An event goes to the queues that exist when it is published. When no binding matches, it is confirmed at once. A
+//! queue that is declared later does not get it. So the program that assembles the services calls
+//! [`InProcessBus::declare`] for every queue of every consumer before the first publisher starts. While no queue is
+//! declared at all, a publisher gets [`PublishError::Unroutable`].
 
 mod queue;
 mod replays;
@@ -31,7 +31,7 @@ use crate::{Clock, system_clock};
 use queue::{Cause, Entry, Message, Queue, Source, State};
 use replays::Replays;
 
-/// The most events a queue holds, delivered and unsettled ones included, unless set otherwise.
+/// The default bound on a queue's events, unsettled deliveries included.
 pub const DEFAULT_QUEUE_CAPACITY: usize = 4096;
 
 /// How full a queue is.
@@ -39,9 +39,9 @@ pub const DEFAULT_QUEUE_CAPACITY: usize = 4096;
 pub struct QueueDepth {
     /// The queue's name.
     pub queue: String,
-    /// Events not handed out, waiting retries included.
+    /// Events that are not delivered yet, waiting retries included.
     pub waiting: usize,
-    /// Deliveries handed out and not settled.
+    /// Deliveries that are not settled.
     pub unsettled: usize,
     /// Subscribers.
     pub subscribers: usize,
@@ -95,7 +95,7 @@ impl InProcessBus {
         Self::with_capacity(dead_letters, DEFAULT_QUEUE_CAPACITY, system_clock())
     }
 
-    /// The same, with queues of `queue_capacity` events (at least 1) and a given clock for dead letters.
+    /// Like `new`, with queues of `queue_capacity` events (at least 1) and a clock for dead letters.
     pub fn with_capacity(
         dead_letters: Arc<dyn DeadLetterStore>,
         queue_capacity: usize,
@@ -110,8 +110,8 @@ impl InProcessBus {
         }))
     }
 
-    /// Makes a queue with its bindings, without a subscriber: it takes events from now on, and keeps them for its
-    /// subscribers. Declaring it again, or subscribing to it, adds what bindings are new and nothing else.
+    /// Creates a queue with its bindings, without a subscriber. The queue receives events from now on and keeps them
+    /// for its subscribers. Declaring it again, or subscribing to it, only adds new bindings.
     ///
     /// # Errors
     /// As [`Subscriber::subscribe`].
@@ -122,7 +122,7 @@ impl InProcessBus {
     fn declared(&self, subscription: &Subscription) -> Result<Arc<Queue>, SubscribeError> {
         let bindings = subscription.check()?;
         let mut queues = lock(&self.0.queues);
-        // Asked under the lock that `close` takes to close the queues: none is made after it.
+        // Checked under the lock that `close` takes to close the queues: no queue is added after that.
         if self.is_closed() {
             return Err(SubscribeError::Unavailable(anyhow::anyhow!("the bus is closed")));
         }
@@ -145,8 +145,8 @@ impl InProcessBus {
         lock(&self.0.queues).values().map(|queue| queue.depth()).collect()
     }
 
-    /// Ends the bus: publishers get [`PublishError::Unavailable`], subscribers the end of their deliveries. What was
-    /// not settled stays in the publisher's outbox.
+    /// Ends the bus: publishers get [`PublishError::Unavailable`], and subscribers get the end of their deliveries.
+    /// Unsettled events stay in the publisher's outbox.
     pub fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
         for queue in lock(&self.0.queues).values() {
@@ -158,11 +158,12 @@ impl InProcessBus {
         self.0.closed.load(Ordering::Acquire)
     }
 
-    /// The queues an event goes to; `None` while there is no queue at all, or not the one that a command names.
+    /// The queues that an event goes to. `None` while no queue is declared, or the queue that a command names is
+    /// missing.
     fn route(&self, event: &Outgoing) -> Option<Vec<Arc<Queue>>> {
         let queues = lock(&self.0.queues);
         let takers: Vec<_> = queues.values().filter(|queue| queue.takes(event)).cloned().collect();
-        // A command is for one queue; without it, somebody is missing.
+        // A command is unroutable until its queue is declared.
         let nobody = takers.is_empty() && event.exchange == COMMAND_EXCHANGE;
         (!queues.is_empty() && !nobody).then_some(takers)
     }
@@ -179,7 +180,7 @@ impl Publisher for InProcessBus {
             return batch.iter().map(|_| Err(closed())).collect();
         }
         let mut confirms: Vec<Option<Vec<oneshot::Receiver<()>>>> = Vec::with_capacity(batch.len());
-        // By queue and not by event: a full queue must not keep events from the others.
+        // By queue and not by event: a full queue must not block the others.
         let mut plan: BTreeMap<String, (Arc<Queue>, Vec<(Arc<Message>, oneshot::Sender<()>)>)> =
             BTreeMap::new();
         for event in batch {
@@ -201,7 +202,7 @@ impl Publisher for InProcessBus {
         }
         join_all(plan.into_values().map(|(queue, messages)| async move {
             for (message, confirm) in messages {
-                // A closed queue drops `confirm`, which its receiver takes for a failure.
+                // A closed queue drops `confirm`, and the receiver treats that as a failure.
                 let Ok(slot) = queue.slots.clone().acquire_owned().await else {
                     return;
                 };
@@ -233,7 +234,7 @@ impl Subscriber for InProcessBus {
         Ok(Deliveries::new(Source { queue, member, replays }))
     }
 
-    /// Of every subscriber: they are in one process.
+    /// The backlog of all subscribers: they are in one process.
     async fn backlog(&self) -> anyhow::Result<u64> {
         let of_queue = |depth: QueueDepth| (depth.waiting + depth.unsettled) as u64;
         Ok(self.depths().into_iter().map(of_queue).sum())
@@ -241,6 +242,6 @@ impl Subscriber for InProcessBus {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing under these locks can panic halfway through a change.
+    // No code under these locks can panic halfway through a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! One queue: shards, subscribers, and what is out with them.
+//! One queue: shards, subscribers and unsettled deliveries.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -25,7 +25,6 @@ use crate::events::Outgoing;
 /// How long a delivery waits when its dead letter could not be stored.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 
-/// An event as it lies in queues.
 pub(super) struct Message {
     id: Option<Uuid>,
     body: Bytes,
@@ -59,11 +58,11 @@ impl Message {
     }
 }
 
-/// Where an entry comes from, and what is notified of its end.
+/// The source of an entry, which is notified of its end.
 pub(super) enum Cause {
-    /// Closed when the publisher has gone. It publishes again, so this entry is void.
+    /// Closed when the publisher is gone. The publisher publishes again, so this entry is void.
     Publisher(oneshot::Sender<()>),
-    /// The dead letter of this id.
+    /// A replay of the dead letter of this id.
     Replay(Uuid),
 }
 
@@ -99,7 +98,7 @@ struct Member {
     id: u64,
     prefetch: usize,
     unsettled: usize,
-    /// The shard it looks at first, for round robin.
+    /// The next shard for round robin.
     turn: usize,
 }
 
@@ -121,7 +120,7 @@ impl State {
         }
     }
 
-    /// The next entry for a member: from its shards, round robin.
+    /// The next entry for a member, from its shards in round robin.
     fn take(&mut self, member: u64, now: Instant) -> Result<(usize, LaneKey, Entry), Taken> {
         if self.closed {
             return Err(Taken::Ended);
@@ -232,7 +231,7 @@ impl Queue {
         self.changed.notify_waiters();
     }
 
-    /// Puts the events of dead letters in that are not in already, as far as there is room; the others stay marked.
+    /// Enqueues the events of dead letters that are not enqueued yet, as far as there is room. The others stay marked.
     fn push_replays(&self, letters: Vec<DeadLetter>) {
         for letter in letters {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return };
@@ -294,7 +293,7 @@ impl DeliverySource for Source {
     async fn next(&mut self) -> Option<Delivery> {
         loop {
             let mut changed = std::pin::pin!(self.queue.changed.notified());
-            // Listening before looking: what changes in between is not missed.
+            // Subscribe before checking, so that no change in between is missed.
             changed.as_mut().enable();
             match self.queue.take(self.member) {
                 Taken::Delivery(delivery) => return Some(*delivery),
@@ -311,7 +310,7 @@ impl DeliverySource for Source {
     }
 }
 
-/// Where an entry that is out belongs, and who has it.
+/// The shard of a delivered entry, and its subscriber.
 struct Position {
     member: u64,
     shard: usize,
@@ -344,7 +343,7 @@ impl Queue {
         self.changed.notify_waiters();
     }
 
-    /// The record of giving an entry up.
+    /// The dead letter of an entry.
     fn dead_letter(&self, entry: &Entry, reason: String) -> DeadLetter {
         let message = &entry.message;
         DeadLetter::new(
@@ -364,7 +363,7 @@ impl Queue {
     }
 }
 
-/// An entry that is handed out. Dropped without having been settled, it goes back.
+/// A delivered entry. It returns to the queue when it is dropped before it is settled.
 struct Unsettled {
     queue: Arc<Queue>,
     position: Position,
@@ -376,7 +375,7 @@ impl Unsettled {
         Self { queue, position, entry: Some(entry) }
     }
 
-    /// Before the entry ends: as long as it has not, the mark of the letter is not taken for a replay to be carried out again.
+    /// Runs before the entry ends. Until then the letter's mark does not start a second replay.
     async fn replay_carried_out(&self) -> Result<(), SettleError> {
         match (
             self.entry.as_ref().map(|entry| &entry.cause),
@@ -421,7 +420,7 @@ impl Settle for Unsettled {
                         return Err(SettleError(error));
                     }
                 }
-                // The letter of the same event has lost its mark by now; one whose event has no id goes here.
+                // The letter of the same event has lost its mark already. Only an event without an id gets here.
                 let recorded = self.replay_carried_out().await;
                 self.end(Fate::Finished);
                 recorded?;

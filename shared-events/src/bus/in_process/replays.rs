@@ -1,4 +1,4 @@
-//! Dead letters that are marked for replay, for the adapters whose subscribers carry replays out themselves.
+//! Dead letters marked for replay, for adapters whose subscribers do the replays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::dead_letters::{DeadLetter, DeadLetterStore};
 
-/// How often it is looked for marks, which another process may have set.
+/// How often to look for marks, which another process may have set.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The most replays of one queue at a time, for its subscribers in one process.
 const AT_ONCE: u32 = 32;
 
-/// One subscriber's look-out for the marks of its queue.
+/// Watches for the replay marks of one queue.
 pub(super) struct Replays {
     queue: String,
     store: Arc<dyn DeadLetterStore>,
@@ -26,9 +26,9 @@ impl Replays {
         Self { queue: queue.to_owned(), store, look_at: Instant::now(), looking: None }
     }
 
-    /// The letters that are marked, those included that were found before and are still at work; waits for some.
+    /// Waits for marked letters and returns them, those whose replay is already running included.
     ///
-    /// Safe to drop and call again: it goes on where it was.
+    /// Safe to drop and call again: it continues from the same state.
     pub(super) async fn next(&mut self) -> Vec<DeadLetter> {
         if self.store.replay_requests().is_none() {
             return pending().await;
@@ -55,7 +55,7 @@ impl Replays {
                 Ok(letters) => return letters,
                 Err(error) => {
                     let (queue, error) = (&self.queue, format!("{error:#}"));
-                    tracing::warn!(queue, error, "it cannot be seen what is to be replayed");
+                    tracing::warn!(queue, error, "cannot look for dead letters to replay");
                 }
             }
         }

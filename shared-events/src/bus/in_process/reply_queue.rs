@@ -33,7 +33,7 @@ impl ReplyQueues for InProcessBus {
                 if !replies.put(&body, headers).await {
                     return;
                 }
-                // It cannot fail here, and if it did the answer would come twice, which is no harm.
+                // A failure here would only deliver the answer twice, which is harmless.
                 drop(delivery.settle(Settlement::Ack).await);
             }
         }));
@@ -41,7 +41,7 @@ impl ReplyQueues for InProcessBus {
     }
 }
 
-/// Removes the queue with what is in it: its reader is gone.
+/// Removes the queue and its messages when its reader is gone.
 struct Removal {
     bus: InProcessBus,
     queue: String,

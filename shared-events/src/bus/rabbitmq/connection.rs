@@ -1,4 +1,4 @@
-//! A connection that is always coming back: lapin connects, this decides when.
+//! A supervised connection: lapin connects, and this module decides when.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use super::RabbitSettings;
 use super::stats::BusStats;
 
-/// How often a connection's state is looked at, besides listening to its events.
+/// How often a connection's state is checked, in addition to its events.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long a connection may take to say goodbye.
+/// How long closing a connection may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Why something could not be done at the broker. Says nothing of credentials.
+/// Why a request to the broker failed. Never shows credentials.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BrokerError {
     #[error("there is no connection to the broker")]
@@ -35,17 +35,17 @@ pub(super) enum BrokerError {
 }
 
 impl BrokerError {
-    /// A declaration contradicts what is there.
+    /// A declaration contradicts an existing queue or exchange.
     pub(super) fn is_contradiction(&self) -> bool {
         self.is(&AMQPSoftError::PRECONDITIONFAILED)
     }
 
-    /// The queue or exchange is not there.
+    /// The queue or exchange does not exist.
     pub(super) fn is_missing(&self) -> bool {
         self.is(&AMQPSoftError::NOTFOUND)
     }
 
-    /// Another connection has it exclusively.
+    /// Another connection holds it exclusively.
     pub(super) fn is_locked(&self) -> bool {
         self.is(&AMQPSoftError::RESOURCELOCKED)
     }
@@ -60,7 +60,7 @@ impl BrokerError {
 /// One connection, from its opening to its end.
 pub(super) struct Connection {
     inner: lapin::Connection,
-    /// Tells connections apart: what was declared over one may be gone with the next (a broker may have lost its disk).
+    /// Distinguishes connections: after a reconnect, declared queues may be gone (a broker may have lost its disk).
     pub(super) number: u64,
     ended: CancellationToken,
     request_timeout: Duration,
@@ -71,9 +71,9 @@ impl Connection {
         self.ask(self.inner.create_channel()).await
     }
 
-    /// How many messages lie in a queue; `None` when it is not there.
+    /// The number of messages in a queue; `None` when the queue does not exist.
     pub(super) async fn depth(&self, queue: &str) -> Result<Option<u32>, BrokerError> {
-        // A queue that is missing costs the channel.
+        // A missing queue closes the channel.
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let asking = channel.queue_declare(queue.into(), options, FieldTable::default());
@@ -84,12 +84,12 @@ impl Connection {
         }
     }
 
-    /// Waits for the broker's answer, but not for ever.
+    /// Waits for the broker's response, with a time-out.
     pub(super) async fn ask<T>(
         &self,
         request: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, BrokerError> {
-        // Not every request hears of it when its connection ends.
+        // The library does not fail every request when its connection ends.
         tokio::select! {
             biased;
             answer = timeout(self.request_timeout, request) => {
@@ -105,12 +105,12 @@ impl Connection {
     }
 }
 
-/// Where the connection of the moment is to be had.
+/// Access to the current connection.
 #[derive(Clone)]
 pub(super) struct Connections(watch::Receiver<Option<Arc<Connection>>>);
 
 impl Connections {
-    /// The connection; waits for one.
+    /// Waits for the connection.
     pub(super) async fn get(&mut self) -> Result<Arc<Connection>, BrokerError> {
         let connection = self.0.wait_for(Option::is_some).await.map_err(|_| BrokerError::Down)?;
         connection.clone().ok_or(BrokerError::Down)
@@ -127,13 +127,13 @@ impl Connections {
         self.0.borrow().is_some()
     }
 
-    /// Waits until the connection comes or goes. An error when it never will again.
+    /// Waits until the connection changes. An error when there will be no other.
     pub(super) async fn changed(&mut self) -> Result<(), BrokerError> {
         self.0.changed().await.map_err(|_| BrokerError::Down)
     }
 }
 
-/// Starts to keep a connection for `purpose`; ends with `stop`.
+/// Starts to supervise a connection for `purpose`, until `stop`.
 pub(super) fn keep(
     settings: Arc<RabbitSettings>,
     purpose: &'static str,
@@ -147,7 +147,7 @@ pub(super) fn keep(
         if let Some(connection) = keeper.sender.send_replace(None) {
             connection.ended.cancel();
             let goodbye = connection.inner.close(200, "OK".into());
-            // The broker notices by itself if this does not reach it.
+            // The broker notices the end by itself if this does not reach it.
             drop(timeout(GOODBYE, goodbye).await);
         }
     };
@@ -179,7 +179,7 @@ impl Keeper {
                     tracing::warn!(broker, purpose = self.purpose, number, why, "connection lost");
                 }
                 Err(error) => {
-                    // Powers of two: an outage of an hour is not an hour of lines.
+                    // Powers of two, so that a long outage does not fill the log.
                     if u32::is_power_of_two(failures + 1) {
                         let failures = failures + 1;
                         tracing::warn!(broker, purpose = self.purpose, failures, %error, "waiting for RabbitMQ");
@@ -194,7 +194,7 @@ impl Keeper {
     async fn connect(&self, number: u64) -> Result<Connection, BrokerError> {
         let uri = self.settings.url.uri(&self.settings);
         let name = format!("{} {}", self.settings.connection_name, self.purpose);
-        // No recovery by the library: what is to be there again, and when, is decided here.
+        // No recovery by the library: this module decides what is restored, and when.
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = OwnedTLSConfig {
             identity: None,
@@ -215,7 +215,7 @@ impl Keeper {
     }
 }
 
-/// Waits for a connection's end and says why it came.
+/// Waits for a connection's end and returns its cause.
 async fn ended(connection: &lapin::Connection, stats: &BusStats) -> String {
     let mut blocked = None;
     let mut events = std::pin::pin!(connection.events_listener());
@@ -224,7 +224,7 @@ async fn ended(connection: &lapin::Connection, stats: &BusStats) -> String {
     while connection.status().connected() {
         tokio::select! {
             event = events.next() => match event {
-                // It may be a channel's only; the connection's state tells.
+                // The error may belong to a channel only; the connection's state decides.
                 Some(Event::Error(error)) => last_error = Some(error.to_string()),
                 Some(Event::ConnectionBlocked(reason)) => {
                     blocked.get_or_insert_with(|| stats.blocked());

@@ -1,4 +1,4 @@
-//! Which replicas of a subscriber there are, and which shards each of them should have.
+//! The replicas of a subscriber, and the shards that each of them should have.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,12 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// Calls that may be missed before a replica counts as gone.
+/// Missed announcements after which a replica counts as gone.
 const MISSED_CALLS: u32 = 4;
-/// The most names that are kept; more replicas than the most shards have nothing to share.
+/// The most names that are kept. Replicas beyond the largest number of shards get no shard.
 const MAX_NAMES: usize = 1024;
 
-/// The replicas that were heard lately, this one included.
+/// The replicas heard from recently, this one included.
 pub(super) struct Membership {
     pub(super) me: Uuid,
     call_every: Duration,
@@ -24,7 +24,7 @@ impl Membership {
         Self { me: Uuid::now_v7(), call_every, heard: Mutex::default() }
     }
 
-    /// Whether a shard should be another replica's.
+    /// Whether another replica should have a shard.
     pub(super) fn is_for_another(&self, shard: usize) -> bool {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = self.call_every * MISSED_CALLS;

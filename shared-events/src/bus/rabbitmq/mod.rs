@@ -7,29 +7,28 @@
 //! event.user.ex (topic) --user.#--> q.slots (direct) --slot-0 .. slot-255--> q.shard.0 .. q.shard.7
 //!                                     |                               quorum, single active consumer
 //!                                     '--no slot--> q.rest (fanout) --> q.shard.0
-//! q.dead (fanout) --> q.dead (quorum)     what was given up
-//! q.peers (fanout)                        replicas of the subscriber hear of each other
+//! q.dead (fanout) --> q.dead (quorum)     dead letters
+//! q.peers (fanout)                        replicas of the subscriber discover each other
 //! ```
 //!
-//! The code owns all of it: everything is declared when it is needed, and again after every loss. Publishers declare
-//! their domain's exchange and know of no queue.
+//! The code declares all of it when it is needed, and again after every loss. Publishers declare their domain's
+//! exchange and know no queue.
 //!
-//! # How the bus's contract is kept
-//! * **At least once.** Messages are persistent, queues are replicated, and an event is confirmed once every queue it
+//! # How the bus keeps its contract
+//! * **At least once.** Messages are persistent and queues are replicated. An event is confirmed once every queue it
 //!   went to has it on disk. An event that no queue takes comes back as [`PublishError::Unroutable`]. A delivery is
-//!   acknowledged when it is settled; a connection that breaks before makes the broker deliver it again.
-//! * **In order per key.** The events of a key go to one shard, a shard has one active consumer, and that one hands
-//!   out one event of a key at a time. A retry waits here, unacknowledged and with its key, while other keys go on:
-//!   sending it through a queue for delays would let the key's later events overtake it. The price is that the count
-//!   of attempts is kept in memory; a replica that dies leaves its events to the next one as tried once, and what
-//!   kills every replica is dead-lettered by the broker (see [`RabbitSettings::delivery_limit`]).
-//!   Publishers name the slot of an event's key, one of 256, and each queue has its slots bound to its shards: a key
-//!   belongs to the same shard for as long as the queue has that many.
-//! * **Bounded.** A subscriber never hands out more than its prefetch, and holds at most twice as many messages, or 16
-//!   for each shard if that is more. At the broker a shard is bounded in bytes; a full one refuses, and what is refused
+//!   acknowledged when it is settled; the broker redelivers it when the connection breaks before.
+//! * **In order per key.** The events of a key go to one shard. A shard has one active consumer, which delivers one
+//!   event of a key at a time. A retry waits here, unacknowledged and with its key, while other keys continue: a delay
+//!   queue would let later events of the key overtake it. The price is an attempt count in memory. A replica that dies
+//!   leaves its events to the next one as tried once, and the broker dead-letters an event that kills every replica
+//!   (see [`RabbitSettings::delivery_limit`]). Publishers name the slot of an event's key, one of 256, and each queue
+//!   binds its slots to its shards. A key belongs to the same shard as long as the queue keeps its number of shards.
+//! * **Bounded.** A subscriber never delivers more than its prefetch. It holds at most twice as many messages, or 16
+//!   for each shard if that is more. At the broker a shard is bounded in bytes. A full shard refuses an event, which
 //!   stays with the publisher.
 //!
-//! The library's own recovery is not used: connections, channels, topology and consumers are supervised here.
+//! The library's own recovery is not used: this module supervises connections, channels, topology and consumers.
 
 mod connection;
 mod dead_letters;
@@ -72,10 +71,10 @@ pub use stats::{BusSnapshot, SubscriptionSnapshot};
 
 /// The longest name AMQP allows, in bytes.
 const MAX_NAME_BYTES: usize = 255;
-/// How long connections may take to end.
+/// How long closing the connections may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// The bus. Clones are the same bus; with the last of them, and the last of its [`Deliveries`], it ends.
+/// The bus. Clones are the same bus. It ends with its last clone and the last of its [`Deliveries`].
 #[derive(Clone)]
 pub struct RabbitBus(Arc<Inner>);
 
@@ -83,7 +82,7 @@ struct Inner {
     settings: Arc<RabbitSettings>,
     carrier: Carrier,
     publishing: Publishing,
-    /// A connection of its own: a broker that is short of memory stops the connections that publish.
+    /// A separate connection: a broker that is short of memory blocks publishing connections.
     consuming: Connections,
     publishes: Connections,
     /// Ends the subscriptions.
@@ -92,9 +91,9 @@ struct Inner {
     hang_up: CancellationToken,
     tasks: Mutex<Tasks>,
     stats: Arc<BusStats>,
-    /// Those of the subscriptions that are alive.
+    /// The open subscriptions.
     buffers: Mutex<Vec<Weak<PrefetchBuffer>>>,
-    /// Two who look at dead letters at the same time hide them from each other.
+    /// Concurrent readers of dead letters would hide them from each other.
     looking: tokio::sync::Mutex<()>,
 }
 
@@ -111,12 +110,12 @@ impl std::fmt::Debug for RabbitBus {
 }
 
 impl RabbitBus {
-    /// Starts to connect, in the background of the current runtime, and keeps at it until [`RabbitBus::close`].
+    /// Starts to connect, in the background of the current runtime, and reconnects until [`RabbitBus::close`].
     pub fn start(settings: RabbitSettings) -> Self {
         let settings = Arc::new(settings);
         let stop = CancellationToken::new();
         let mut connections = JoinSet::new();
-        // Connections outlive what uses them, so that it can end in good order.
+        // Connections outlive their users, so that these can end in order.
         let hang_up = CancellationToken::new();
         let stats = Arc::<BusStats>::default();
         let mut keep = |purpose| {
@@ -147,19 +146,19 @@ impl RabbitBus {
         }))
     }
 
-    /// Whether both connections are up at the moment.
+    /// Whether both connections are up now.
     pub fn is_connected(&self) -> bool {
         self.0.publishes.is_up() && self.0.consuming.is_up()
     }
 
-    /// Publishes a message for nobody and waits for the broker's confirm: a broker that is short of memory or disk is
-    /// connected all the same, and takes no messages.
+    /// Publishes a message without a receiver and waits for the broker's confirm: a broker that is short of memory or
+    /// disk stays connected, but takes no messages.
     ///
     /// # Errors
-    /// Why there was no confirm, in words.
+    /// The reason why there was no confirm.
     pub async fn probe(&self, limit: Duration) -> Result<(), String> {
         match timeout(limit, self.0.publishing.probe()).await {
-            // Nobody takes it, as it should be.
+            // No queue takes it, as intended.
             Ok(Ok(()) | Err(PublishError::Unroutable)) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_elapsed) => Err(match self.0.stats.is_blocked() {
@@ -169,7 +168,7 @@ impl RabbitBus {
         }
     }
 
-    /// The numbers of this moment, for gauges and counters.
+    /// The current counters and gauges.
     pub fn stats(&self) -> BusSnapshot {
         let mut buffers = self.buffers();
         buffers.retain(|buffer| buffer.strong_count() > 0);
@@ -178,7 +177,7 @@ impl RabbitBus {
         self.0.stats.snapshot(self.is_connected(), subscriptions.collect())
     }
 
-    /// Waits until [`RabbitBus::is_connected`] is or is not so; `false` when the bus was closed meanwhile.
+    /// Waits until [`RabbitBus::is_connected`] equals the given value; `false` when the bus was closed meanwhile.
     pub async fn wait_until_connected(&self, connected: bool) -> bool {
         let (mut publishes, mut consuming) = (self.0.publishes.clone(), self.0.consuming.clone());
         while self.is_connected() != connected {
@@ -193,8 +192,8 @@ impl RabbitBus {
         true
     }
 
-    /// Tells `on_change` when the bus is connected and when it no longer is, until it is closed. It begins as not
-    /// connected: the first word is `true`.
+    /// Notifies `on_change` when the bus connects or disconnects, until it is closed. The bus starts disconnected, so
+    /// the first value is `true`.
     pub async fn follow(&self, mut on_change: impl FnMut(bool)) {
         let mut connected = false;
         while self.wait_until_connected(!connected).await {
@@ -203,7 +202,7 @@ impl RabbitBus {
         }
     }
 
-    /// Ends subscriptions, waits for what is out to be settled (at most `limit`), and closes the connections.
+    /// Ends subscriptions, waits until all deliveries are settled (at most `limit`), and closes the connections.
     pub async fn close(&self, limit: Duration) {
         self.0.stop.cancel();
         let mut tasks = std::mem::take(&mut *self.tasks());
@@ -217,12 +216,12 @@ impl RabbitBus {
     }
 
     fn buffers(&self) -> MutexGuard<'_, Vec<Weak<PrefetchBuffer>>> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock can panic halfway through a change.
         self.0.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock can panic halfway through a change.
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -253,7 +252,7 @@ impl Publisher for RabbitBus {
             .collect()
     }
 
-    /// A quarter of a group: several calls share a group, and groups go over the channels round robin.
+    /// A quarter of a group: several calls share a group, and groups use the channels round robin.
     fn batch_size(&self) -> usize {
         (self.0.settings.publish_group / 4).max(1)
     }
@@ -326,14 +325,14 @@ impl Subscriber for RabbitBus {
         Ok(Deliveries::new(source))
     }
 
-    /// What lies at the broker is of all subscribers together.
+    /// The messages at the broker belong to all subscribers together.
     async fn backlog(&self) -> anyhow::Result<u64> {
         let inner = &self.0;
         let buffers: Vec<_> = self.buffers().iter().filter_map(Weak::upgrade).collect();
         let connection =
             inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await?;
         let mut waiting = 0;
-        // First at the broker, then here: what comes over in between is counted twice, and not missed.
+        // The broker first, then this process: a message that moves in between is counted twice and not missed.
         for buffer in &buffers {
             let shards = (0..buffer.shards()).map(async |shard| {
                 let queue = topology::shard_queue(&inner.settings.prefix, &buffer.queue, shard);
@@ -354,7 +353,7 @@ struct Source {
     buffer: Arc<PrefetchBuffer>,
     carrier: Carrier,
     stop: CancellationToken,
-    /// The shards are given up.
+    /// The shards are released.
     done: CancellationToken,
 }
 

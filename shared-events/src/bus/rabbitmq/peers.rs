@@ -1,8 +1,8 @@
-//! How replicas of a subscriber learn of each other, so that they share the shards of its queue.
+//! Replicas of a subscriber discover each other, so that they share the shards of its queue.
 //!
-//! Every replica calls its name into a fanout exchange and hears the others. From the names each computes which replica
-//! should have which shard, and releases those that another should have. That is about fairness alone: the broker decides
-//! which replica consumes a shard, so replicas that disagree for a while do no harm.
+//! Every replica announces its name in a fanout exchange and hears the others. From the names each computes which
+//! replica should have which shard, and releases the shards of others. This is only about fairness: the broker decides
+//! which replica consumes a shard, so a temporary disagreement does no harm.
 
 use std::sync::Arc;
 
@@ -18,8 +18,7 @@ use tokio::time::{Instant, interval, sleep};
 use super::connection::{BrokerError, Connection};
 use super::shard::Subscribed;
 
-/// Consumes the shards of a subscription until it is stopped, and lets the replicas know of each other meanwhile, so that
-/// shards can be handed over in order.
+/// Consumes the shards of a subscription until it is stopped, and announces this replica to the others meanwhile.
 pub(super) async fn consume(subscribed: Arc<Subscribed>) {
     let peers = Peers(subscribed.clone());
     tokio::select! {
@@ -29,7 +28,7 @@ pub(super) async fn consume(subscribed: Arc<Subscribed>) {
     subscribed.buffer.end_all();
 }
 
-/// Calls and listens.
+/// Announces this replica and listens for the others.
 struct Peers(Arc<Subscribed>);
 
 impl Peers {
@@ -51,7 +50,7 @@ impl Peers {
             }
             failures += 1;
             let queue = &self.0.buffer.queue;
-            tracing::debug!(queue, failures, %error, "replicas not heard");
+            tracing::debug!(queue, failures, %error, "cannot reach the other replicas");
             sleep(self.0.settings.reconnect.after(failures)).await;
         }
     }
@@ -64,7 +63,7 @@ impl Peers {
         let me = self.0.membership.me.to_string();
         loop {
             tokio::select! {
-                // Stopping, it says so, for the others to take over at once.
+                // Announces the stop, so that the others take over at once.
                 () = self.0.stop.cancelled() => {
                     self.say(connection, &channel, &format!("-{me}")).await?;
                     return std::future::pending().await;

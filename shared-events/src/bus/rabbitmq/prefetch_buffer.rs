@@ -1,4 +1,4 @@
-//! What came from the broker and is not settled: the order of keys, and the count of what is out.
+//! Messages received from the broker and not settled: the order of keys, and the count of deliveries.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::bus::{Delivery, LaneKey, Lanes, Settle, SettleError, Settlement, Sett
 
 /// How long a delivery waits when its dead letter could not be published.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
-/// How long an acknowledgement may take to be written.
+/// How long writing an acknowledgement may take.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A message from a shard.
@@ -26,7 +26,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 struct Entry {
     message: Arc<Incoming>,
     tries: Tries,
-    /// The opening of the shard over which it came. With another one, the broker has taken it back.
+    /// The shard's epoch in which it came. In a later epoch, the broker has requeued it.
     epoch: u64,
 }
 
@@ -34,18 +34,18 @@ struct Entry {
 struct Shard {
     epoch: u64,
     lanes: Lanes<Entry>,
-    /// The deliveries that are out, of earlier epochs too.
+    /// Unsettled deliveries, those of earlier epochs included.
     out: HashMap<u64, (LaneKey, Entry)>,
-    /// It hands nothing out any more.
+    /// It delivers nothing more.
     releasing: bool,
-    /// Something came since it was opened.
+    /// A message came since it was opened.
     active: bool,
 }
 
 struct State {
     shards: Vec<Shard>,
     unsettled: usize,
-    /// The shard to look at first, for round robin.
+    /// The next shard for round robin.
     turn: usize,
     next_id: u64,
     ended: bool,
@@ -58,7 +58,7 @@ pub(super) struct PrefetchBuffer {
     prefetch: usize,
     state: Mutex<State>,
     changed: Notify,
-    /// A shard that is to be released has nothing out any more.
+    /// A shard that is to be released has no unsettled delivery left.
     drained: Notify,
     publishing: Publishing,
     stats: Arc<BusStats>,
@@ -98,7 +98,7 @@ impl PrefetchBuffer {
         }
     }
 
-    /// Into how many the queue is split.
+    /// The number of the queue's shards.
     pub(super) fn shards(&self) -> usize {
         self.lock().shards.len()
     }
@@ -115,12 +115,12 @@ impl PrefetchBuffer {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock can panic halfway through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A shard was opened, or is lost: what came before is void, for the broker has it back. A key with a delivery
-    /// that is still in someone's hands waits until that is settled.
+    /// A shard was opened or lost. Earlier messages are void, because the broker has requeued them. A key with an
+    /// unsettled delivery waits until it is settled.
     pub(super) fn begin(&self, shard: usize) -> u64 {
         let mut state = self.lock();
         let shard = &mut state.shards[shard];
@@ -140,8 +140,8 @@ impl PrefetchBuffer {
 
     pub(super) fn push(&self, shard: usize, epoch: u64, amqp: lapin::message::Delivery) {
         let key = wire::header(&amqp.properties, wire::ORDERING_KEY);
-        // What the broker took back may have been tried, or only have lain in a prefetch. It cannot tell, so however
-        // often that was, it counts for one attempt.
+        // A requeued message may have been tried, or may only have been prefetched. The broker does not distinguish the
+        // two, so all requeues together count as one attempt.
         let tries = Tries::at(if wire::was_taken_back(&amqp.properties) { 2 } else { 1 });
         if amqp.redelivered || tries.attempt > 1 {
             self.stats.count_redelivery();
@@ -166,12 +166,12 @@ impl PrefetchBuffer {
         }
     }
 
-    /// Hands nothing more of the shard out.
+    /// Delivers nothing more of the shard.
     pub(super) fn release(&self, shard: usize) {
         self.lock().shards[shard].releasing = true;
     }
 
-    /// Waits until nothing of the shard is out.
+    /// Waits until the shard has no unsettled delivery.
     pub(super) async fn drained(&self, shard: usize) {
         loop {
             let mut drained = std::pin::pin!(self.drained.notified());
@@ -191,7 +191,7 @@ impl PrefetchBuffer {
     pub(super) async fn next(self: &Arc<Self>) -> Option<Delivery> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
-            // Listening before looking: what changes in between is not missed.
+            // Subscribe before checking, so that no change in between is missed.
             changed.as_mut().enable();
             match self.take() {
                 Taken::Delivery(delivery) => return Some(*delivery),
@@ -284,7 +284,7 @@ struct Position {
     key: LaneKey,
 }
 
-/// A delivery that is out. Dropped without having been settled, it goes back.
+/// A delivery. It returns to the buffer when it is dropped before it is settled.
 struct Out {
     buffer: Arc<PrefetchBuffer>,
     position: Position,
@@ -336,7 +336,7 @@ impl Settle for Out {
                 return Err(SettleError(error.into()));
             }
         }
-        // The lane goes on only now: what follows may depend on this.
+        // The lane continues only now: the next delivery may depend on this one.
         let acking = entry.message.acker.ack(BasicAckOptions::default());
         let acked = timeout(ACK_TIMEOUT, acking).await;
         self.end(Fate::Finished);

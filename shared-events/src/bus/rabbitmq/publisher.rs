@@ -1,7 +1,7 @@
-//! Publishing in groups, each confirmed as a whole before its results are given.
+//! Publishes messages in groups, and confirms each group before its results are returned.
 //!
-//! A message that no queue takes comes back before its confirm, but the library hands it to whichever confirm comes
-//! next. So one channel has one group in flight: when every message of the group is confirmed, every return has
+//! A message that no queue takes is returned before its confirm, but the library attaches it to the next confirm of any
+//! message. So one channel has one group in flight. When every message of the group is confirmed, every return has
 //! arrived, and each is matched to its message by id and route.
 
 use std::collections::HashSet;
@@ -27,9 +27,9 @@ use crate::bus::PublishError;
 
 type Results = Vec<Result<(), PublishError>>;
 
-/// Calls that wait for a channel; more than that wait for room.
+/// Calls that wait for a channel; further calls wait for room.
 const MAX_WAITING: usize = 1024;
-/// How long confirms that arrived with the end of a connection may take to be passed on.
+/// How long the library may take to pass on confirms that arrived with the end of a connection.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 struct Request {
@@ -37,7 +37,7 @@ struct Request {
     reply: oneshot::Sender<Results>,
 }
 
-/// Where messages are handed in.
+/// The handle for publishing.
 #[derive(Clone)]
 pub(super) struct Publishing {
     requests: mpsc::Sender<Request>,
@@ -50,7 +50,7 @@ fn unavailable(why: impl std::fmt::Display) -> PublishError {
 }
 
 impl Publishing {
-    /// The handle, and the work behind it.
+    /// The handle, and the task behind it.
     pub(super) fn start(
         settings: Arc<RabbitSettings>,
         connections: &Connections,
@@ -97,7 +97,7 @@ impl Publishing {
         results.await.unwrap_or_else(|_| vec![Err(unavailable("the bus is closed")); count])
     }
 
-    /// Sends what nobody takes, which counts nowhere.
+    /// Sends a message that no queue takes, without counting it.
     pub(super) async fn probe(&self) -> Result<(), PublishError> {
         let results = self.hand_in(vec![wire::probe()]).await;
         results.into_iter().next().unwrap_or_else(|| Err(unavailable("the bus gave no result")))
@@ -132,14 +132,13 @@ impl Worker {
             let mut results = self.publish(&messages).await.into_iter();
             for request in group {
                 let own = results.by_ref().take(request.messages.len()).collect();
-                // The caller may have gone; it publishes again.
+                // The caller may be gone; it publishes again.
                 drop(request.reply.send(own));
             }
         }
     }
 
-    /// What is waiting, up to a group. A request that nobody waits for any more is passed over: whoever made it may have
-    /// made it again.
+    /// The waiting requests, up to a group. Abandoned requests are skipped: the caller may have repeated them.
     async fn gather(&self) -> Option<Vec<Request>> {
         let mut requests = self.requests.lock().await;
         let first = loop {
@@ -186,11 +185,11 @@ impl Worker {
             () = sleep(limit) => BrokerError::Slow,
             () = lost(&open.connection) => BrokerError::Down,
         };
-        // The channel goes with it: its late confirms must not be taken for another group's.
+        // The channel is closed with it: its late confirms must not count for another group.
         vec![Err(unavailable(why)); messages.len()]
     }
 
-    /// Takes the channel out; it is put back after a group that went well.
+    /// Takes the channel out; it is put back after a successful group.
     async fn open(&mut self) -> Result<Open, BrokerError> {
         let connection = self.connections.get_within(self.settings.publish_wait).await?;
         if let Some(open) = self.open.take()
@@ -205,7 +204,7 @@ impl Worker {
     }
 }
 
-/// The connection ended, and what it had still to say was heard.
+/// The connection ended, and its last confirms were received.
 async fn lost(connection: &Connection) {
     connection.ended().await;
     sleep(LAST_WORDS).await;
@@ -223,7 +222,7 @@ async fn send(channel: &Channel, messages: &[Message]) -> Results {
             &message.body,
             message.properties.clone(),
         ));
-        // Polled once, it has its place in the order; waiting for each to be written would be slow.
+        // The first poll fixes its place in the order. Waiting for each write would be slow.
         let early = match poll!(&mut publishing) {
             Poll::Ready(result) => Some(result),
             Poll::Pending => None,

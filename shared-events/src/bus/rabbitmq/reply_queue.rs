@@ -20,7 +20,7 @@ use super::wire::{self, text};
 use super::{RabbitBus, RabbitSettings};
 use crate::bus::{REPLY_EXCHANGE, ReplyQueue, ReplyQueues, ReplySender, SubscribeError};
 
-/// How long a reply queue outlives the connection of its reader, in milliseconds: for reconnecting.
+/// How long a reply queue outlives its reader's connection, in milliseconds: time to reconnect.
 const EXPIRES_MS: i32 = 60_000;
 
 struct Reader {
@@ -33,7 +33,7 @@ struct Reader {
 
 #[async_trait]
 impl ReplyQueues for RabbitBus {
-    /// A classic queue, which expires a minute after its reader has gone.
+    /// A classic queue, which expires a minute after its reader is gone.
     async fn open_reply_queue(&self, capacity: usize) -> Result<ReplyQueue, SubscribeError> {
         let (sender, answers) = mpsc::channel(capacity.max(1));
         let (opened, ready) = oneshot::channel();
@@ -96,7 +96,7 @@ impl Reader {
         let consuming = channel.basic_consume(queue.into(), "".into(), options, none);
         let mut consumer = connection.ask(consuming).await?;
         if let Some(opened) = opened.take() {
-            // The caller may have given up; then the reply queue is closed, and this ends with the first answer.
+            // The caller may be gone. Then the reply queue is closed, and this loop ends with the first answer.
             let _ = opened.send(());
         }
         loop {

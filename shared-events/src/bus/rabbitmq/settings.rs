@@ -13,12 +13,12 @@ use crate::bus::Carrier;
 #[derive(Clone)]
 pub struct AmqpUrl(AMQPUri);
 
-/// The text is not an AMQP URL. Does not quote it, for it may hold a password.
+/// The text is not an AMQP URL. The error does not quote it, because it may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an AMQP URL of the form amqp://user:password@host:port/vhost")]
 pub struct InvalidAmqpUrl;
 
-/// A service in a process of its own was given no broker.
+/// A service in a separate process has no broker configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "--amqp-url (TOURIN_AMQP_URL) is missing: services in separate processes exchange events over RabbitMQ. Give its URL, \
@@ -35,7 +35,7 @@ impl FromStr for AmqpUrl {
 }
 
 impl AmqpUrl {
-    /// Host and port, which may be logged.
+    /// Host and port, safe to log.
     pub fn address(&self) -> String {
         format!("{}:{}", self.0.authority.host, self.0.authority.port)
     }
@@ -44,7 +44,7 @@ impl AmqpUrl {
         Carrier::rabbitmq(&self.0.authority.host, self.0.authority.port)
     }
 
-    /// The URL with what this client insists on.
+    /// The URL with this client's fixed parameters.
     pub(super) fn uri(&self, settings: &RabbitSettings) -> AMQPUri {
         let mut uri = self.0.clone();
         let seconds = settings.heartbeat.as_secs().clamp(1, 60);
@@ -64,52 +64,48 @@ impl std::fmt::Debug for AmqpUrl {
 pub struct RabbitSettings {
     /// Where the broker is.
     pub url: AmqpUrl,
-    /// Shown in the broker's list of connections. Default `tourin`.
+    /// The client's name in the broker's list of connections. Default `tourin`.
     pub connection_name: String,
-    /// Certificates of authorities that are trusted besides the system's, as PEM text, for `amqps`. Default none.
+    /// Certificates (PEM) of trusted authorities besides the system's, for `amqps`. Default none.
     pub ca_certificates_pem: Option<String>,
-    /// Put before the name of every exchange and queue, so that several meshes can share a virtual host. Default none.
+    /// The prefix of every exchange and queue name, so that several meshes can share a virtual host. Default none.
     pub prefix: String,
     /// How long one attempt to connect may take. Default 5 s.
     pub connect_timeout: Duration,
-    /// The wait between attempts. Default 100 ms doubling to at most 3 s, half of it random.
+    /// The delay between attempts. Default 100 ms, doubling to at most 3 s, half of it random.
     pub reconnect: Backoff,
-    /// The broker and this side take the other for dead after twice this time in silence; whole seconds, 1 to 60.
-    /// Default 3 s.
+    /// Each side considers the other dead after twice this time of silence. Whole seconds, 1 to 60. Default 3 s.
     pub heartbeat: Duration,
-    /// How long one request to the broker (a declaration, say) may take. Default 10 s.
+    /// How long one request to the broker (for example, a declaration) may take. Default 10 s.
     pub request_timeout: Duration,
-    /// How long [`publish`](crate::bus::Publisher::publish) waits for a connection before it gives up. Default 2 s.
+    /// How long [`publish`](crate::bus::Publisher::publish) waits for a connection before it fails. Default 2 s.
     pub publish_wait: Duration,
     /// How long the broker may take to confirm a group of messages. Default 10 s.
     pub confirm_timeout: Duration,
-    /// Channels that publish at the same time, each with one group of messages in flight. Default 4.
+    /// Channels that publish concurrently, each with one group of messages in flight. Default 4.
     pub publish_channels: usize,
-    /// The most messages that are published before their confirms are awaited. Default 256.
+    /// The most messages published before their confirms are awaited. Default 256.
     pub publish_group: usize,
     /// How long [`subscribe`](crate::bus::Subscriber::subscribe) waits for the broker. Default 10 s.
     pub subscribe_timeout: Duration,
-    /// How long a shard that is to be given up waits for its deliveries to be settled. Default 10 s.
+    /// How long the release of a shard waits for its deliveries to be settled. Default 10 s.
     pub handover_timeout: Duration,
-    /// How often a broker may have to take a message back from consumers that went away before it goes to the dead
-    /// letters: the end of a message that kills its consumers. Part of the shard queues' arguments, so it cannot
-    /// be changed for queues that exist. Default 100.
+    /// How often a broker may requeue a message from lost consumers before it dead-letters it. This stops a message
+    /// that kills its consumers. An argument of the shard queues, so it cannot change for existing queues. Default 100.
     pub delivery_limit: u32,
-    /// The most bytes of messages a shard queue holds; beyond it publishing is refused, and the events stay in their
-    /// publishers' outboxes (also those for other queues of the domain, which get them again and again until then).
-    /// A queue of 8 shards takes up to 8 times this on the disk of each of its nodes. Cannot be changed for queues that
-    /// exist. Default 128 MiB.
+    /// The most bytes of messages in a shard queue. Beyond it the broker refuses an event, which stays in its
+    /// publisher's outbox. Other queues of the domain get it again with each try. A queue of 8 shards takes up to 8
+    /// times this on the disk of each of its nodes. Cannot change for existing queues. Default 128 MiB.
     pub shard_max_bytes: u64,
-    /// The most bytes of messages a queue of dead letters holds. With a full one nothing more can be given up: the
-    /// deliveries in question wait and are tried again, and their keys with them. Cannot be changed for queues that
-    /// exist. Default 128 MiB.
+    /// The most bytes of messages in a queue of dead letters. While it is full, nothing more can be dead-lettered: such
+    /// deliveries wait with their keys and are tried again. Cannot change for existing queues. Default 128 MiB.
     pub dead_max_bytes: u64,
-    /// The most messages a queue of dead letters holds, with the same consequence. Looking at them takes them all, so
-    /// it bounds the memory of that too. Cannot be changed for queues that exist. Default 10,000.
+    /// The most messages in a queue of dead letters, with the same effect. A look takes all of them, so this also
+    /// bounds its memory. Cannot change for existing queues. Default 10,000.
     pub dead_max_letters: u32,
-    /// How often replicas of a subscriber tell each other that they are there; after four times this in silence, a
-    /// replica counts as gone and its shards are spread over the others. (The broker moves the shards of a replica
-    /// whose connection ends at once; this is about fairness.) Default 500 ms.
+    /// How often replicas of a subscriber announce themselves. After four times this of silence a replica counts as
+    /// gone, and its shards are spread over the others. (The broker moves the shards of a lost connection at once; this
+    /// is about fairness.) Default 500 ms.
     pub peer_interval: Duration,
 }
 

@@ -1,8 +1,8 @@
 //! The consumers of one subscription: one channel for each shard, opened again whenever it ends.
 //!
-//! Every replica consumes every shard; the broker makes one of them the active one and the others stand by, so a
-//! replica's death moves its shards at once. A shard is given up by closing its channel: the broker takes all of its
-//! unsettled messages back, in their order, in the same step in which it makes another replica the active one.
+//! Every replica consumes every shard. The broker activates one of them and the others stand by, so a replica's death
+//! moves its shards at once. A replica releases a shard by closing its channel: in one step the broker requeues all of
+//! its unsettled messages in order and activates another replica.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use super::membership::Membership;
 use super::prefetch_buffer::PrefetchBuffer;
 use super::topology::Topology;
 
-/// A shard that was given up because it should be another replica's stays, should it come back, at least this long:
-/// replicas that disagree on who there is must not throw it to and fro.
+/// A released shard that returns stays at least this long: replicas that disagree on their membership must not move it
+/// back and forth.
 const KEEP_AT_LEAST: Duration = Duration::from_secs(2);
-/// The fewest messages a shard may have in flight, if the subscriber's prefetch allows it.
+/// The fewest messages in flight of a shard, if the subscriber's prefetch allows it.
 const MIN_SHARD_PREFETCH: usize = 16;
 
-/// Everything that one subscription's tasks share.
+/// State shared by one subscription's tasks.
 pub(super) struct Subscribed {
     pub(super) settings: Arc<RabbitSettings>,
     pub(super) connections: Connections,
@@ -36,7 +36,7 @@ pub(super) struct Subscribed {
     pub(super) buffer: Arc<PrefetchBuffer>,
     pub(super) membership: Membership,
     pub(super) stop: CancellationToken,
-    /// The connection over which the topology was declared last; `None` when it should be again.
+    /// The connection of the last declaration; `None` when the topology must be declared again.
     pub(super) declared: Mutex<Option<u64>>,
     shards: usize,
     /// In messages, for each shard.
@@ -46,9 +46,9 @@ pub(super) struct Subscribed {
 enum End {
     /// The subscription ended.
     Stopped,
-    /// It was given up for another replica.
+    /// It was released for another replica.
     Released,
-    /// The channel, the queue or the connection is gone.
+    /// The channel, the queue or the connection is lost.
     Failed(BrokerError),
 }
 
@@ -61,7 +61,7 @@ impl Subscribed {
         stop: CancellationToken,
         (shards, prefetch): (usize, usize),
     ) -> Self {
-        // Twice the fair share, for keys are never spread evenly.
+        // Twice the fair share, because keys are never spread evenly.
         let share = (prefetch.div_ceil(shards) * 2).max(MIN_SHARD_PREFETCH).min(prefetch);
         Self {
             membership: Membership::new(settings.peer_interval),
@@ -86,7 +86,7 @@ impl Subscribed {
         self.shards > 1
     }
 
-    /// Declares the topology, once for each connection and again after something was found missing.
+    /// Declares the topology, once for each connection and again after something was missing.
     pub(super) async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
         let mut declared = self.declared.lock().await;
         if *declared != Some(connection.number) {
@@ -121,7 +121,7 @@ impl Subscribed {
                     failures += 1;
                     let queue = &self.buffer.queue;
                     tracing::warn!(queue, shard, failures, %error, "shard lost, opening it again");
-                    // Whatever it was, the queue may be gone with it.
+                    // After any failure the queue may be gone too.
                     *self.declared.lock().await = None;
                     let wait = sleep(self.settings.reconnect.after(failures));
                     if self.stop.run_until_cancelled(wait).await.is_none() {
@@ -164,7 +164,7 @@ impl Subscribed {
             let limit = self.settings.handover_timeout;
             if timeout(limit, self.buffer.drained(shard)).await.is_err() {
                 let queue = &self.buffer.queue;
-                tracing::warn!(queue, shard, "shard given up with deliveries still unsettled");
+                tracing::warn!(queue, shard, "shard released with unsettled deliveries");
             }
             connection.ask(channel.close(200, "OK".into())).await?;
         }
@@ -180,7 +180,7 @@ impl Subscribed {
     ) -> End {
         let mut look = interval(self.settings.peer_interval);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The broker does not say who is active; the first delivery does.
+        // The broker does not say which consumer is active; the first delivery shows it.
         let mut active = false;
         loop {
             if active && Instant::now() >= keep_until && self.membership.is_for_another(shard) {

@@ -1,13 +1,13 @@
-//! Where a key belongs: to one of a fixed number of slots, for ever.
+//! The slot of a key: one of a fixed number, which never changes.
 //!
-//! The publisher names the slot of an event's key as a second routing key (in the header `CC`, which RabbitMQ routes by
-//! like by the first). Each queue's `slots` exchange hands the slots out to its shards. Nothing in this depends on the
-//! order in which anything is declared or restarted, so a key's events never go to another shard than those before.
+//! The publisher names the slot of an event's key as a second routing key (in the header `CC`, which RabbitMQ uses like
+//! the first one). Each queue's `slots` exchange distributes the slots over its shards. The result does not depend on
+//! the order of declarations or restarts, so a key's events always go to the same shard.
 
-/// How many there are. Part of what is on the wire between publishers and the bindings of queues: never change it.
+/// The number of slots. Publishers and the bindings of queues depend on it: never change it.
 pub(super) const SLOTS: usize = 256;
 
-/// One word, so that among topic patterns only `*` (which is refused) could take it for an event's type.
+/// One word, so that only the topic pattern `*` (which is refused) could take it for an event type.
 const PREFIX: &str = "slot-";
 
 /// The slot of an ordering key: FNV-1a over its bytes, folded to eight bits. The same in every version and on every
@@ -16,7 +16,7 @@ pub(super) fn slot(key: &str) -> usize {
     let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // The low bits alone would be a poor hash of keys that are alike.
+    // The low bits alone hash similar keys badly.
     let folded = hash ^ (hash >> 32);
     let folded = folded ^ (folded >> 16);
     usize::try_from((folded ^ (folded >> 8)) & 0xff).unwrap_or_default()
@@ -27,7 +27,7 @@ pub(super) fn routing_key(slot: usize) -> String {
     format!("{PREFIX}{slot}")
 }
 
-/// Whether a binding by this pattern would take slots for types.
+/// Whether a binding with this pattern would match slots as types.
 pub(super) fn is_mistaken_for_a_type(pattern: &str) -> bool {
     pattern == "*" || pattern.starts_with(PREFIX)
 }
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_key_has_its_slot_for_ever() {
-        // Copies of the first release's: another number would tear the order of keys on running meshes.
+        // Values of the first release: other numbers would break the order of keys on running meshes.
         let known =
             [("", 225), ("a", 187), ("user1", 201), ("anon:abcdefgh", 118), ("01890a5d-ac96", 167)];
         assert_eq!(known.map(|(key, _)| slot(key)), known.map(|(_, slot)| slot));

@@ -1,44 +1,43 @@
-//! What the bus has done and has at the moment, in numbers.
+//! The bus's counters and gauges.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bus::PublishError;
 
-/// The numbers of a [`RabbitBus`](super::RabbitBus) at a moment.
+/// The counters and gauges of a [`RabbitBus`](super::RabbitBus) at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BusSnapshot {
     /// Both connections are up.
     pub connected: bool,
     /// Connections made after the first two, since the start.
     pub reconnects: u64,
-    /// Messages handed in for publishing and not answered yet.
+    /// Messages whose publishing has no result yet.
     pub unconfirmed: u64,
-    /// Messages that the broker confirmed, since the start. Dead letters, replays and answers are counted too, here
-    /// and below.
+    /// Messages that the broker confirmed, since the start. This counter and the next ones include dead letters,
+    /// replays and answers.
     pub confirmed: u64,
-    /// Messages that came back because no queue is bound for them, since the start.
+    /// Messages that the broker returned because no queue is bound for them, since the start.
     pub returned: u64,
-    /// Messages that the broker refused (a queue at its bound, say) or that could not be sent as they are, since the
-    /// start.
+    /// Messages that the broker refused (for example, a queue at its bound) or that could not be sent, since the start.
     pub refused: u64,
-    /// Messages of which it is not known what became of them: no connection, or no confirm in time; since the start.
+    /// Messages with an unknown outcome (no connection, or no confirm in time), since the start.
     pub unavailable: u64,
-    /// Messages that the broker delivered again, since the start.
+    /// Messages that the broker redelivered, since the start.
     pub redelivered: u64,
-    /// The subscriptions that are alive.
+    /// The open subscriptions.
     pub subscriptions: Vec<SubscriptionSnapshot>,
 }
 
-/// The numbers of one subscription at a moment.
+/// The gauges of one subscription.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubscriptionSnapshot {
     /// The queue's name, without the prefix.
     pub queue: String,
-    /// Messages that came and were not handed out, waiting retries included.
+    /// Messages received and not delivered yet, waiting retries included.
     pub held: u64,
-    /// Deliveries handed out and not settled.
+    /// Deliveries that are not settled.
     pub unsettled: u64,
-    /// Shards from which something came since they were opened: those that this subscriber is known to be active in.
+    /// Shards that delivered something since they were opened: this subscriber is known to be active in them.
     pub active_shards: u64,
 }
 
@@ -52,7 +51,7 @@ pub(super) struct BusStats {
     refused: AtomicU64,
     unavailable: AtomicU64,
     redelivered: AtomicU64,
-    /// Connections of which the broker said that it takes nothing from them for now.
+    /// Connections that the broker blocks.
     blocked: AtomicU64,
 }
 
@@ -61,7 +60,7 @@ impl BusStats {
         self.blocked.load(Ordering::Relaxed) > 0
     }
 
-    /// The broker takes nothing from a connection any more, until what is returned is dropped.
+    /// The broker blocks a connection until the returned value is dropped.
     pub(super) fn blocked(&self) -> Blocked<'_> {
         self.blocked.fetch_add(1, Ordering::Relaxed);
         Blocked(self)
@@ -85,7 +84,7 @@ impl BusStats {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Messages are on their way for as long as what is returned lives.
+    /// Messages are in flight as long as the returned value lives.
     pub(super) fn on_their_way(&self, messages: usize) -> OnTheirWay<'_> {
         let messages = messages as u64;
         self.unconfirmed.fetch_add(messages, Ordering::Relaxed);
@@ -112,7 +111,7 @@ impl BusStats {
     }
 }
 
-/// A connection that the broker takes nothing from.
+/// A connection that the broker blocks.
 pub(super) struct Blocked<'a>(&'a BusStats);
 
 impl Drop for Blocked<'_> {
@@ -121,7 +120,7 @@ impl Drop for Blocked<'_> {
     }
 }
 
-/// Ends with its owner, also when nobody waits for the confirms any more.
+/// Ends with its owner, even when the confirms are no longer awaited.
 pub(super) struct OnTheirWay<'a> {
     stats: &'a BusStats,
     messages: u64,

@@ -1,4 +1,4 @@
-//! What exists at the broker, by what name, and in which order it is made.
+//! The broker's exchanges and queues: their names, and the order of their declaration.
 
 use futures::future::try_join_all;
 use lapin::options::{
@@ -24,12 +24,12 @@ pub(super) struct Topology {
     dead_max_letters: u32,
 }
 
-/// The queue of what a queue's consumers gave up.
+/// The queue of a queue's dead letters.
 pub(super) fn dead_queue(prefix: &str, queue: &str) -> String {
     format!("{prefix}{queue}.dead")
 }
 
-/// The exchange that hands a queue's slots out to its shards.
+/// The exchange that distributes a queue's slots over its shards.
 pub(super) fn slots_exchange(prefix: &str, queue: &str) -> String {
     format!("{prefix}{queue}.slots")
 }
@@ -71,7 +71,7 @@ impl Topology {
         }
     }
 
-    /// The longest name that it makes; AMQP allows 255 bytes.
+    /// The length of the longest name; AMQP allows 255 bytes.
     pub(super) fn longest_name(&self) -> usize {
         let exchanges = self.subscription.bindings.iter().map(|b| b.exchange.len());
         let exchange = self.prefix.len() + exchanges.max().unwrap_or_default();
@@ -83,19 +83,20 @@ impl Topology {
         shard_queue(&self.prefix, &self.subscription.queue, shard)
     }
 
-    /// The fanout exchange by which replicas of one subscriber learn of each other.
+    /// The fanout exchange by which replicas of one subscriber discover each other.
     pub(super) fn peers(&self) -> String {
         format!("{}{}.peers", self.prefix, self.subscription.queue)
     }
 
-    /// The fanout exchange of what has no slot.
+    /// The fanout exchange for messages without a slot.
     fn rest(&self) -> String {
         format!("{}{}.rest", self.prefix, self.subscription.queue)
     }
 
-    /// Makes what is not there yet.
+    /// Declares what is missing.
     ///
-    /// Dead letters first and the bindings to the domains last: no event comes in before all slots have their shards.
+    /// Dead letters come first and the bindings to the domains last: no event arrives before all slots have their
+    /// shards.
     pub(super) async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
         let channel = connection.channel().await?;
         let none = FieldTable::default;
@@ -141,8 +142,8 @@ impl Topology {
         connection.ask(channel.close(200, "OK".into())).await
     }
 
-    /// One binding for each slot, sent without waiting for answers. The channel's next request is answered after them,
-    /// and fails when one of them did.
+    /// One binding for each slot, sent without waiting for responses. The response to the channel's next request comes
+    /// after them, and is a failure when one of them failed.
     async fn bind_slots(
         &self,
         connection: &Connection,
@@ -181,16 +182,16 @@ impl Topology {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), text("quorum"));
         arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
-        // With a limit, a message that is taken back stays at the head of the queue; without one it goes to the tail
-        // and overtaking begins.
+        // With a limit, a requeued message stays at the head of the queue. Without one it goes to the tail and loses
+        // its order.
         arguments.insert("x-delivery-limit".into(), number(self.delivery_limit.into()));
         arguments.insert("x-dead-letter-exchange".into(), text(dead));
-        // It says where a dead letter comes from. And as a queue's arguments cannot change, it keeps anyone from
-        // subscribing with another number of shards, which would tear the order of keys.
+        // Names the source of a dead letter. It also makes a subscription with another number of shards fail, since a
+        // queue's arguments cannot change: another number would break the order of keys.
         let place = format!("shard {shard} of {}", self.subscription.shards);
         arguments.insert("x-dead-letter-routing-key".into(), text(&place));
         arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-        // A full shard refuses, and what it refuses stays in the publisher's outbox.
+        // A full shard refuses, and the event stays in the publisher's outbox.
         arguments.insert("x-overflow".into(), text("reject-publish"));
         arguments.insert("x-max-length-bytes".into(), number(self.shard_max_bytes));
         arguments
@@ -199,9 +200,9 @@ impl Topology {
     fn dead_arguments(&self) -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), text("quorum"));
-        // Looking at a dead letter is taking it and putting it back. RabbitMQ 4 would drop it after the twentieth look.
+        // A look takes dead letters and returns them. By default RabbitMQ 4 would drop them after twenty returns.
         arguments.insert("x-delivery-limit".into(), number(1_000_000_000));
-        // What does not fit stays, unacknowledged, in the shard that gave it up.
+        // A dead letter that does not fit stays, unacknowledged, in its shard.
         arguments.insert("x-overflow".into(), text("reject-publish"));
         arguments.insert("x-max-length-bytes".into(), number(self.dead_max_bytes));
         arguments.insert("x-max-length".into(), number(self.dead_max_letters.into()));

@@ -10,24 +10,24 @@ use super::slots;
 use crate::bus::{CORRELATION_ID, PublishError, REPLY_TO};
 use crate::events::Outgoing;
 
-/// The header that consumers order by.
+/// The header with the ordering key.
 pub(super) const ORDERING_KEY: &str = "x-ordering-key";
-/// The header by whose values RabbitMQ routes as by the routing key; here the slot of the ordering key.
+/// The header whose values RabbitMQ uses as further routing keys; here the slot of the ordering key.
 const COPY: &str = "CC";
-/// On what went to a queue past the exchange it was published to at first: that exchange.
+/// The first exchange of a message that was later published to a queue directly.
 pub(super) const ORIGIN_EXCHANGE: &str = "x-tourin-origin-exchange";
 
-/// How often quorum queues took a message back.
+/// How often a quorum queue redelivered a message.
 const DELIVERY_COUNT: &str = "x-delivery-count";
-/// What the broker adds, which is not the event's.
+/// Headers that the broker adds.
 const BROKERS_OWN: [&str; 5] =
     [DELIVERY_COUNT, "x-acquired-count", "x-death", "x-opt-", "x-stream-"];
 const PERSISTENT: u8 = 2;
 
-/// What the headers of a dead letter begin with that are not its event's.
+/// The prefix of the headers that a dead letter adds to those of its event.
 const DEAD_LETTER_PREFIX: &str = "x-tourin-dead-";
 
-/// A message as it came.
+/// A received message.
 pub(super) struct Incoming {
     pub(super) body: Bytes,
     /// Without the prefix.
@@ -44,11 +44,11 @@ pub(super) struct Message {
     pub(super) routing_key: ShortString,
     pub(super) body: Bytes,
     pub(super) properties: BasicProperties,
-    /// It goes to a topic exchange which may have to be declared first.
+    /// It goes to a topic exchange, which may have to be declared first.
     pub(super) to_domain: bool,
 }
 
-/// A text as AMQP's short string, if it is short.
+/// A text as AMQP's short string, if it fits.
 pub(super) fn short(text: impl Into<String>) -> Result<ShortString, PublishError> {
     ShortString::try_new(text).map_err(|_| {
         PublishError::Invalid(
@@ -61,7 +61,7 @@ pub(super) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-/// Headers as AMQP has them, and the two that are properties there.
+/// An event's headers as AMQP headers, and the two that are AMQP properties.
 pub(super) fn properties(
     id: &str,
     headers: &BTreeMap<String, String>,
@@ -87,10 +87,10 @@ pub(super) fn properties(
     Ok(properties.with_headers(table))
 }
 
-/// A message for nobody: the broker confirms it, gives it back, and keeps nothing of it.
+/// A message that no queue takes: the broker confirms and returns it, and keeps nothing.
 pub(super) fn probe() -> Message {
     Message {
-        // The default exchange knows queues by their names; an empty name is not one.
+        // The default exchange routes by queue name; no queue has an empty name.
         exchange: "".into(),
         routing_key: "tourin.write-probe".into(),
         body: Bytes::new(),
@@ -116,7 +116,7 @@ pub(super) fn message(event: &Outgoing, prefix: &str) -> Result<Message, Publish
     })
 }
 
-/// The same, with the slot of a key as a second routing key.
+/// Like `event`, with the slot of the key as a second routing key.
 pub(super) fn in_slot_of(properties: BasicProperties, key: &str) -> BasicProperties {
     let mut table = properties.headers().clone().unwrap_or_default();
     let slot = text(&slots::routing_key(slots::slot(key)));
@@ -137,7 +137,7 @@ pub(super) fn as_text(value: &AMQPValue) -> Option<String> {
     }
 }
 
-/// The headers of the event, without those of the broker and of this adapter.
+/// The event's headers, without those of the broker and of this adapter.
 pub(super) fn headers(properties: &BasicProperties) -> BTreeMap<String, String> {
     let mut headers = BTreeMap::new();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
@@ -161,7 +161,7 @@ pub(super) fn headers(properties: &BasicProperties) -> BTreeMap<String, String> 
     headers
 }
 
-/// Whether the broker took the message back from a consumer before.
+/// Whether the broker requeued the message before.
 pub(super) fn was_taken_back(properties: &BasicProperties) -> bool {
     let headers = properties.headers().as_ref();
     match headers.and_then(|headers| headers.inner().get(DELIVERY_COUNT)) {

@@ -1,4 +1,4 @@
-//! Who may publish which shard.
+//! The ownership of shards.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ async fn claim(store: &dyn OutboxStore, holder: &str, lease: Duration) -> Claim 
     store.claim(holder, lease).await.expect("claim")
 }
 
-/// Claims until `done` says so, within the lease and some time for a busy machine.
+/// Claims until `done` returns true, within the lease and a margin for a busy machine.
 async fn claim_until(
     store: &dyn OutboxStore,
     holder: &str,
@@ -33,7 +33,7 @@ async fn claim_until(
     }
 }
 
-/// One has all; what it gives up the next may take, and no shard is held twice.
+/// One relay holds all shards. The next takes the released ones, and no shard has two owners.
 pub async fn relays_share_the_shards(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let first = claim(store, "a", LONG).await;
@@ -48,14 +48,14 @@ pub async fn relays_share_the_shards(fixture: &impl OutboxFixture) {
     assert_eq!(second.shards, first.shards[8..]);
     assert_eq!(claim(store, "a", LONG).await.shards, first.shards[..8]);
 
-    // A third: six, six and four.
+    // A third relay: six, six and four.
     assert_eq!(claim(store, "c", LONG).await.relays, 3);
     store.release("a", &first.shards[6..8]).await.expect("release");
     store.release("b", &first.shards[14..]).await.expect("release");
     let third = claim(store, "c", LONG).await;
     assert_eq!(third.shards, [6, 7, 14, 15]);
 
-    // Who leaves, leaves at once.
+    // A relay that leaves, leaves at once.
     store.leave("b").await.expect("leave");
     let third = claim(store, "c", LONG).await;
     assert_eq!((third.relays, third.shards.len()), (2, 8));
@@ -65,7 +65,7 @@ pub async fn relays_share_the_shards(fixture: &impl OutboxFixture) {
     store.leave("c").await.expect("leaving again");
 }
 
-/// Not before its lease ends, and then all of it.
+/// A dead relay's shards move only after its lease ends, and then all of them.
 pub async fn what_a_dead_relay_held_is_taken_over(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let before = Instant::now();
@@ -79,7 +79,7 @@ pub async fn what_a_dead_relay_held_is_taken_over(fixture: &impl OutboxFixture) 
     store.leave("heir").await.expect("leave");
 }
 
-/// However many ask at once, each shard has one holder.
+/// With any number of concurrent claims, each shard has one owner.
 pub async fn no_shard_has_two_holders(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let names: Vec<String> = (0..6).map(|n| format!("relay{n}")).collect();
@@ -91,7 +91,7 @@ pub async fn no_shard_has_two_holders(fixture: &impl OutboxFixture) {
         assert_eq!(distinct.len(), shards.len(), "{claims:?}");
         assert!(shards.len() <= usize::from(SHARDS));
     }
-    // Those that hold too much give it up, and all shards are in somebody's hands in the end.
+    // Relays above their share release shards, and in the end all shards have an owner.
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let mut held = 0;
@@ -113,7 +113,7 @@ pub async fn no_shard_has_two_holders(fixture: &impl OutboxFixture) {
     }
 }
 
-/// A relay reads its own shards only; together they read everything, each key in one place.
+/// A relay reads its own shards only. Together they read everything, each key in one place.
 pub async fn a_shard_has_its_keys_and_no_others(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let events: Vec<_> = (0..100)

@@ -1,4 +1,4 @@
-//! What every outbox store must do. Each function takes a fixture with an empty outbox of its own.
+//! What every outbox store must do. Each function takes a fixture with an empty outbox.
 
 mod claims;
 mod operators;
@@ -26,12 +26,12 @@ pub trait OutboxFixture: Send + Sync {
     async fn appended(&self, events: &[Outgoing], recorded_at: DateTime<Utc>)
     -> anyhow::Result<()>;
 
-    /// The same where it cannot fail.
+    /// Appends, where that cannot fail.
     async fn append(&self, events: &[Outgoing], recorded_at: DateTime<Utc>) {
         self.appended(events, recorded_at).await.expect("append");
     }
 
-    /// Whether there was room for them.
+    /// Whether the outbox had room for them.
     async fn try_append(&self, events: &[Outgoing], recorded_at: DateTime<Utc>) -> bool {
         match self.appended(events, recorded_at).await {
             Ok(()) => true,
@@ -79,7 +79,7 @@ fn views(numbers: std::ops::Range<u32>) -> Vec<Outgoing> {
     numbers.map(|n| view("someone", n).with_header("number", n.to_string())).collect()
 }
 
-/// Which every event leaves with.
+/// The version that the outbox adds to every event.
 fn version_of(event: &Outgoing) -> u64 {
     event.envelope.version().expect("a version")
 }
@@ -103,7 +103,7 @@ async fn all_pending(store: &dyn OutboxStore, after: u64) -> Vec<(u64, Outgoing)
     pending.into_iter().map(|p| (p.seq, p.event)).collect()
 }
 
-/// All that the outbox has, confirmed or not, in the order of its numbers; at most 10,000 of each state.
+/// All rows of the outbox, confirmed or not, in the order of their numbers; at most 10,000 of each state.
 pub async fn recorded(store: &dyn OutboxStore) -> Vec<(Stored, Outgoing)> {
     let mut seqs = Vec::new();
     for state in [State::Pending, State::Rejected, State::Published] {
@@ -113,7 +113,7 @@ pub async fn recorded(store: &dyn OutboxStore) -> Vec<(Stored, Outgoing)> {
     store.show(&seqs).await.expect("rows")
 }
 
-/// Nothing is changed on the way, and the order is that of the commits.
+/// Events are unchanged, in the order of commits.
 pub async fn what_is_appended_is_pending_in_order_until_marked(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     assert!(all_pending(store, 0).await.is_empty());
@@ -136,7 +136,7 @@ pub async fn what_is_appended_is_pending_in_order_until_marked(fixture: &impl Ou
     assert_eq!(left, seqs.iter().copied().filter(|seq| seq % 2 == 1).collect::<Vec<_>>());
 }
 
-/// To the bus, to an operator, and again to the bus when it is replayed; whatever its time is.
+/// The version is the same for the bus, an operator and a replay, whatever the event's time.
 pub async fn an_event_has_one_version_on_every_way_out(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let mut sent = views(0..2);
@@ -157,7 +157,7 @@ pub async fn an_event_has_one_version_on_every_way_out(fixture: &impl OutboxFixt
     assert_eq!(again.iter().map(|(_, event)| version_of(event)).collect::<Vec<_>>(), versions[..1]);
 }
 
-/// Not even when the outbox is empty by now.
+/// Numbers are never reused, even when the outbox is empty.
 pub async fn a_number_is_never_given_twice(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..3), at(0)).await;
@@ -169,7 +169,7 @@ pub async fn a_number_is_never_given_twice(fixture: &impl OutboxFixture) {
     assert!(all_pending(store, 0).await[0].0 > seqs[2]);
 }
 
-/// By it, a replica learns that the database is another one.
+/// The history's name shows a replica that the database is another one.
 pub async fn an_outbox_has_one_name_of_its_own(
     fixture: &impl OutboxFixture,
     other: &impl OutboxFixture,
@@ -180,7 +180,7 @@ pub async fn an_outbox_has_one_name_of_its_own(
     assert_ne!(other.store().log_id().await.expect("a name"), name);
 }
 
-/// The oldest confirmations go first, and the number of rows is a bound.
+/// The oldest confirmations are deleted first, and the number of rows is bounded.
 pub async fn what_is_unconfirmed_or_young_is_not_pruned(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..6), at(0)).await;
@@ -203,7 +203,7 @@ pub async fn what_is_unconfirmed_or_young_is_not_pruned(fixture: &impl OutboxFix
     assert_eq!(left().await, [seqs[0], seqs[5]], "unconfirmed rows stay");
 }
 
-/// Unconfirmed rows only, and the age of the oldest.
+/// Counts unconfirmed rows only, with the age of the oldest.
 pub async fn depth_counts_what_waits(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     assert_eq!(store.depth().await.expect("depth"), Depth::default());

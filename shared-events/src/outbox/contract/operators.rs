@@ -15,7 +15,7 @@ fn refusal(seq: u64, reason: &str, give_up: bool) -> Refusal {
     Refusal { seq, reason: reason.to_owned(), give_up }
 }
 
-/// Attempts are counted, reasons kept; what is given up is out of the relays' way and does not get lost.
+/// Attempts are counted with their reasons. A dead-lettered row leaves the relays' path and is not lost.
 pub async fn what_is_given_up_is_kept_aside(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..4), at(0)).await;
@@ -46,13 +46,13 @@ pub async fn what_is_given_up_is_kept_aside(fixture: &impl OutboxFixture) {
     let kept = second.last_error.as_deref().unwrap_or_default();
     assert!(kept.starts_with("too 큰 ") && kept.chars().count() <= 500, "{kept}");
 
-    // A confirmation that came late settles it.
+    // A late confirmation settles it.
     store.mark_published(&all[2..3], at(3)).await.expect("mark");
     assert_eq!(seqs(&list(store, State::Rejected).await), all[1..2]);
     assert_eq!(store.depth().await.expect("depth").rejected, 1);
 }
 
-/// All that is known of a row, in pages; a single one with its payload; by the event's id too.
+/// All facts of a row, in pages; single rows with payload; rows by event id.
 pub async fn rows_are_listed_and_shown(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let sent = views(0..30);
@@ -76,7 +76,7 @@ pub async fn rows_are_listed_and_shown(fixture: &impl OutboxFixture) {
     assert_eq!(store.find(&ids).await.expect("find"), [all[2].seq, all[20].seq]);
 }
 
-/// Exactly the set, once; a dry run says the same and changes nothing.
+/// Changes exactly the given set, once. A dry run reports the same and changes nothing.
 pub async fn replay_and_discard_touch_a_frozen_set(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..6), at(0)).await;
@@ -108,12 +108,12 @@ pub async fn replay_and_discard_touch_a_frozen_set(fixture: &impl OutboxFixture)
     assert_eq!(pending().await, [all[0], all[2]]);
     assert_eq!(store.replay(&[], Run::Real).await.expect("replay"), Selected::default());
 
-    // A number is never given twice, though the last rows are gone.
+    // A number is never reused, even when the last rows are deleted.
     fixture.append(&views(6..7), at(3)).await;
     assert!(pending().await.last().is_some_and(|seq| *seq > all[5]));
 }
 
-/// Appending is refused from the bound on, and taken again with a tenth of it free.
+/// Appending is refused at the bound, and accepted again with a tenth of it free.
 pub async fn a_full_outbox_refuses_more(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let bound = async |max| store.keep_bound(max).await.expect("bound");
@@ -127,7 +127,7 @@ pub async fn a_full_outbox_refuses_more(fixture: &impl OutboxFixture) {
     assert!(fixture.try_append(&[], at(0)).await, "a change without events is none of its concern");
     let all: Vec<u64> = all_pending(store, 0).await.into_iter().map(|(seq, _)| seq).collect();
     assert_eq!(all.len(), 22);
-    // Those that are left behind the oldest count, not the numbers between them.
+    // Counts the rows that remain, not the gaps between their numbers.
     store.mark_published(&all[1..4], at(1)).await.expect("mark");
     assert!(bound(Some(20)).await);
     assert!(!fixture.try_append(&views(22..23), at(0)).await);

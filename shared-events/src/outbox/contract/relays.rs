@@ -1,4 +1,4 @@
-//! Relays at work on one outbox, several at once.
+//! Several relays on one outbox.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,19 +19,19 @@ use crate::events::Outgoing;
 use crate::outbox::{Filter, Relay, RelaySettings, RelayStats, Run, SHARDS, State, Wake, shard_of};
 use crate::system_clock;
 
-/// What must happen, happens within this time: the bound on recovery.
+/// The bound on recovery: expected events must happen within this time.
 const SOON: Duration = Duration::from_secs(10);
 const LEASE: Duration = Duration::from_secs(1);
 
-/// A bus that keeps what it was given, in order.
+/// A bus that records its events in order.
 #[derive(Default)]
 struct Recording {
     carried: Mutex<Vec<Outgoing>>,
-    /// Events of these keys it cannot carry.
+    /// It cannot carry events of these keys.
     impossible: Mutex<BTreeSet<String>>,
 }
 
-/// One relay's way to the bus. Cut, it carries events and confirms nothing any more.
+/// One relay's connection to the bus. Once cut, it carries events without confirming them.
 struct Wire {
     bus: Arc<Recording>,
     cut: CancellationToken,
@@ -124,7 +124,7 @@ async fn all_marked(fixture: &impl OutboxFixture) {
     .await;
 }
 
-/// The numbers of each key in the order in which they were first carried, and how many were carried again.
+/// The numbers of each key in the order of their first delivery, and the count of repeats.
 fn effect(bus: &Recording) -> (BTreeMap<String, Vec<u32>>, usize) {
     let mut seen = BTreeSet::<Uuid>::new();
     let mut effect = BTreeMap::<String, Vec<u32>>::new();
@@ -150,7 +150,7 @@ fn expected(rounds: u32) -> BTreeMap<String, Vec<u32>> {
     (0..40).map(|key| (format!("key{key}"), (0..rounds).collect())).collect()
 }
 
-/// Nothing twice while nobody fails, though relays come and go and hand shards to each other meanwhile.
+/// No event is published twice without a failure, even while relays come, go and exchange shards.
 pub async fn healthy_relays_publish_each_event_once(fixture: &impl OutboxFixture) {
     let (bus, wake) = (Arc::new(Recording::default()), Wake::new());
     let first = Running::start(fixture, &bus, &wake);
@@ -176,7 +176,7 @@ pub async fn healthy_relays_publish_each_event_once(fixture: &impl OutboxFixture
     assert_eq!(effect(&bus), (expected(rounds + 40), 0));
 }
 
-/// Its shards move; each key goes on in order; what it had published unconfirmed comes again.
+/// A dead relay's shards move, each key continues in order, and its unconfirmed events come again.
 pub async fn a_relay_that_dies_is_replaced(fixture: &impl OutboxFixture) {
     let (bus, wake) = (Arc::new(Recording::default()), Wake::new());
     let relays = [0, 1, 2].map(|_| Running::start(fixture, &bus, &wake));
@@ -188,7 +188,7 @@ pub async fn a_relay_that_dies_is_replaced(fixture: &impl OutboxFixture) {
         if shards.iter().all(|shards| *shards >= 4) { Ok(()) } else { Err(shards) }
     })
     .await;
-    // Its confirmations are lost from now on, and then it is gone without a word.
+    // Its confirmations are lost from now on. Then it stops without releasing its shards.
     relays[0].cut.cancel();
     write(fixture, &wake, rounds..rounds + 10).await;
     relays[0].task.abort();
@@ -200,7 +200,7 @@ pub async fn a_relay_that_dies_is_replaced(fixture: &impl OutboxFixture) {
     assert_eq!(effect(&bus).0, expected(rounds + 20));
 }
 
-/// From the append to the bus nothing of an event changes: id, time, payload, key, trace context.
+/// Id, time, payload, key and trace context are unchanged from the append to the bus.
 pub async fn an_event_arrives_as_it_was_recorded(fixture: &impl OutboxFixture) {
     let (bus, wake) = (Arc::new(Recording::default()), Wake::new());
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -219,7 +219,7 @@ pub async fn an_event_arrives_as_it_was_recorded(fixture: &impl OutboxFixture) {
     assert_eq!(super::without_versions(&carried), sent);
 }
 
-/// It is given up after a few attempts, its key goes on, and an operator can have it published after all.
+/// It is dead-lettered after a few attempts, its key continues, and an operator can replay it.
 pub async fn an_event_that_cannot_be_carried_is_given_up(fixture: &impl OutboxFixture) {
     let (bus, wake) = (Arc::new(Recording::default()), Wake::new());
     lock(&bus.impossible).insert("impossible".to_owned());
@@ -243,7 +243,7 @@ pub async fn an_event_that_cannot_be_carried_is_given_up(fixture: &impl OutboxFi
     store.replay(&[row.seq], Run::Real).await.expect("replay");
     all_marked(fixture).await;
     assert_eq!(effect(&bus).0["impossible"], [2, 1]);
-    // What was published goes out again when asked for, as the same event.
+    // A replay publishes a confirmed row again, as the same event.
     store.replay(&[row.seq], Run::Real).await.expect("replay");
     all_marked(fixture).await;
     relay.stop().await;

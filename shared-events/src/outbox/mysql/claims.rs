@@ -1,6 +1,6 @@
-//! Who publishes which shard.
+//! The ownership of shards.
 //!
-//! All times are the server's: relays on machines whose clocks disagree do not take each other's shards.
+//! All times are the server's, so relays whose clocks differ do not take each other's shards.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use crate::mysql::Database;
 use crate::outbox::sql::numbers;
 use crate::outbox::{Claim, SHARDS, Shard, fair_share, too_far_ahead};
 
-/// The server's time in microseconds; the same throughout a statement.
+/// The server's time in microseconds; constant within a statement.
 macro_rules! now {
     () => {
         "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)"
     };
 }
 
-/// No relay holds it, its lease has ended, or the lease is from before the clock was set back. To be bound: what is too far
-/// ahead.
+/// A shard without an owner, with an expired lease, or with a lease from before the clock was set back. Its parameter
+/// is the limit for leases that end too far ahead.
 macro_rules! free {
     () => {
         concat!("(holder IS NULL OR held_until <= ", now!(), " OR held_until > ", now!(), " + ?)")
@@ -79,7 +79,7 @@ async fn held_by(connection: &mut MySqlConnection, holder: &str) -> sqlx::Result
         .await
 }
 
-/// What another relay is taking or renewing right now is passed over.
+/// Skips shards that another relay is taking or renewing now.
 async fn take(
     connection: &mut MySqlConnection,
     holder: &str,
@@ -113,7 +113,7 @@ async fn take(
 }
 
 async fn forget_the_dead(connection: &mut MySqlConnection) -> sqlx::Result<()> {
-    // Nothing waits for it: relays that are passed over are forgotten another time.
+    // Skips relays whose rows are locked; a later call deletes them.
     let dead: Vec<String> = sqlx::query_scalar(concat!(
         "SELECT holder FROM outbox_relays WHERE alive_until < ",
         now!(),

@@ -1,11 +1,11 @@
 //! The outbox in MySQL and MariaDB.
 //!
 //! # Order
-//! Numbers are given when rows are written, not when they are committed, so a lower one can appear after a higher one.
-//! A relay reads on from the last number that it saw and would pass over it; so it sees an event only once no lower
-//! number can appear any more ([`watermark`]). Of two changes of the same thing the second waits for the first one's
-//! commit (they lock the same rows) before it gets its number, if events are appended last in their transaction: the order
-//! of numbers is the order of what depends on each other.
+//! A row gets its number when it is written, not when it commits, so a lower number can appear after a higher one. A
+//! relay reads on from its last number and would miss that row. So it sees an event only once no lower number can
+//! appear ([`watermark`]). Of two changes of the same thing, the second waits for the first one's commit (they lock the
+//! same rows) before it gets its number, if events are appended last in their transaction. So dependent events have
+//! numbers in order.
 
 mod claims;
 mod schema;
@@ -34,7 +34,7 @@ use self::watermark::Watermark;
 use super::sql::mysql as statements;
 use crate::mysql::{Conflicts, Database, bounded, from_micros, to_micros};
 
-/// Runs a transaction in bounded time, and again while it meets conflicts.
+/// Runs a transaction in bounded time, with retries after conflicts.
 async fn transaction<T, F: Future<Output = sqlx::Result<T>>>(
     work: impl Fn() -> F,
 ) -> sqlx::Result<T> {

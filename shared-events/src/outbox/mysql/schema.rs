@@ -8,7 +8,7 @@ pub const MIGRATIONS_TABLE: &str = "outbox_migrations";
 /// The outbox's schema.
 pub const MIGRATIONS: &[Migration] = &[OUTBOX, VERSIONS];
 
-/// Brings the tables up to date. `outbox_state.pruned` is from when the outbox was also read over HTTP.
+/// Migrates the tables. `outbox_state.pruned` is from when the outbox was also read over HTTP.
 pub(super) async fn bring_up_to_date(database: &Database) -> anyhow::Result<()> {
     database.migrate(MIGRATIONS, MIGRATIONS_TABLE).await
 }

@@ -1,10 +1,10 @@
-//! Up to which number of the outbox no lower one is still to be committed.
+//! The watermark: the number up to which every transaction has ended, so that no lower number can still appear.
 //!
-//! A number that is missing between others is one of three: given to a transaction that has not committed yet, to one
-//! that was rolled back, or deleted long ago. As long as nothing is missing there is nothing to ask. What is missing is
-//! waited for, a few milliseconds; a commit takes no longer. What is missing still is asked for at the gate: every
-//! transaction that appends holds it shared until its end, so a reader that holds it alone knows that all of them have
-//! ended. A process that has just started asks there too: it would look at all rows that are kept.
+//! A missing number belongs to a transaction that has not committed yet, to one that was rolled back, or to a row that
+//! was deleted. While no number is missing, there is nothing to check. For a missing number the reader waits a few
+//! milliseconds, enough for a commit. Then it locks the gate: every appending transaction holds it shared until its
+//! end, so an exclusive lock shows that all of them have ended. A process that has just started locks it too, because
+//! it would otherwise read all rows that are kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,23 +13,23 @@ use std::time::Duration;
 use super::rows::unsigned;
 use crate::mysql::Database;
 
-/// Numbers looked at before the gate is asked instead; more than a relay holds.
+/// The most numbers to check before locking the gate instead; more than a relay holds.
 const NUMBERS: u32 = 4_096;
 /// How often, and at which intervals, a missing number is looked for before the gate is locked.
 const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Up to which number nothing is missing, as far as this process knows. Clones share it.
+/// The number below which this process knows of no missing number. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watermark(Arc<AtomicU64>);
 
 impl Watermark {
-    /// The number last found.
+    /// The last result.
     fn known(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Finds a number at or above every one that is committed at the time of the call.
+    /// Finds a number at or above all numbers that are committed at the time of the call.
     pub(super) async fn find(&self, database: &Database) -> sqlx::Result<u64> {
         let mut goal = None;
         for look in 0..LOOKS {
@@ -60,7 +60,7 @@ impl Watermark {
         self.ask_at_the_gate(database).await
     }
 
-    /// Waits for the transactions that are appending at the moment; later ones wait meanwhile.
+    /// Waits for the transactions that append now; later ones wait meanwhile.
     async fn ask_at_the_gate(&self, database: &Database) -> sqlx::Result<u64> {
         let mut alone = database.write().await?;
         sqlx::query("SELECT id FROM outbox_gate WHERE id = 1 FOR UPDATE")

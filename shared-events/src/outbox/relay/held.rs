@@ -1,4 +1,4 @@
-//! What a relay has in memory of the shards that it holds.
+//! The in-memory state of the shards that a relay holds.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,43 +13,42 @@ pub(super) struct Queued {
     pub(super) pending: Pending,
     /// Failures of any kind, in this process.
     pub(super) failures: u32,
-    /// Since the first attempt; ends with the event's last moment here.
+    /// Its span, from the first attempt until the relay forgets the event.
     pub(super) span: Option<EventSpan>,
 }
 
-/// One that was taken, and where it goes back to.
+/// An event that was taken, and its lane.
 pub(super) struct Out {
     pub(super) key: LaneKey,
     pub(super) queued: Queued,
-    /// Which holding of the shard it was taken in; in a later one it has no place.
+    /// The shard's epoch in which it was taken. In a later epoch it is void.
     epoch: u64,
 }
 
 /// A shard that this relay holds.
 struct HeldShard {
     epoch: u64,
-    /// The lease ends.
+    /// The end of the lease.
     until: Instant,
     lanes: Lanes<Queued>,
     /// Numbers read and not yet marked: waiting, out or confirmed.
     known: HashSet<u64>,
-    /// How many are out.
     out: usize,
-    /// It is to go to another relay as soon as nothing is out and everything is marked.
+    /// Released as soon as nothing is out and everything is marked.
     leaving: bool,
 }
 
-/// All of them.
+/// All held shards.
 #[derive(Default)]
 pub(super) struct Held {
     shards: BTreeMap<Shard, HeldShard>,
     epochs: u64,
-    /// Whose turn it is.
+    /// The next shard for round robin.
     turn: Shard,
 }
 
 impl Held {
-    /// Takes note of a claim whose leases run until `until`. Answers whether there is a shard that was not held before.
+    /// Applies a claim whose leases run until `until`. Returns whether it brought a new shard.
     pub(super) fn claimed(&mut self, claim: &Claim, until: Instant) -> bool {
         self.shards.retain(|shard, _| claim.shards.contains(shard));
         let mut gained = false;
@@ -71,7 +70,7 @@ impl Held {
         }
         let staying = self.shards.values().filter(|held| !held.leaving).count();
         let surplus = staying.saturating_sub(claim.fair_share());
-        // The last ones, so that the same leave again when it happens again.
+        // Always the last ones, so that the same shards leave each time.
         for held in self.shards.values_mut().rev().filter(|held| !held.leaving).take(surplus) {
             held.leave();
         }
@@ -90,7 +89,7 @@ impl Held {
         self.shards.iter().filter(|(_, held)| !held.leaving).map(|(shard, _)| *shard).collect()
     }
 
-    /// Leaving shards that can be given back now, provided that everything confirmed is marked.
+    /// Leaving shards that can be released now, provided that every confirmed row is marked.
     pub(super) fn to_release(&self) -> Vec<Shard> {
         let idle = self.shards.iter().filter(|(_, held)| held.leaving && held.out == 0);
         idle.map(|(shard, _)| *shard).collect()
@@ -100,7 +99,6 @@ impl Held {
         self.shards.retain(|shard, _| !shards.contains(shard));
     }
 
-    /// How many shards are held.
     pub(super) fn len(&self) -> usize {
         self.shards.len()
     }
@@ -110,7 +108,7 @@ impl Held {
         self.shards.values().map(|held| held.known.len()).sum()
     }
 
-    /// Puts a row in line; `false` when it is there already or its shard is not held.
+    /// Queues a row; `false` when it is queued already or its shard is not held.
     pub(super) fn push(&mut self, pending: Pending) -> bool {
         let Some(held) = self.shards.get_mut(&pending.shard).filter(|held| !held.leaving) else {
             return false;
@@ -123,7 +121,7 @@ impl Held {
         true
     }
 
-    /// The next row whose turn it is, of a shard whose lease runs beyond `safe`. Shards are served round robin.
+    /// The next row, of a shard whose lease runs beyond `safe`. Shards are served round robin.
     pub(super) fn take(&mut self, now: Instant, safe: Instant) -> Option<Out> {
         let turn = self.turn;
         let (before, from) = {
@@ -149,21 +147,21 @@ impl Held {
         self.shards.values().filter_map(|held| held.lanes.next_due()).filter(|at| *at > after).min()
     }
 
-    /// It was confirmed, or given up: the next of its key may go. It stays known until [`marked`](Self::marked).
+    /// It was confirmed or dead-lettered: the next of its key may go. It stays known until [`marked`](Self::marked).
     pub(super) fn done(&mut self, out: &Out) {
         if let Some(held) = self.holding(out) {
             held.lanes.done(&out.key);
         }
     }
 
-    /// It goes again, at `at`, and before all others of its key.
+    /// It goes again at `at`, before all others of its key.
     pub(super) fn again(&mut self, out: Out, at: Instant) {
         if let Some(held) = self.holding(&out) {
             held.lanes.again(&out.key, out.queued, at);
         }
     }
 
-    /// Forgets it and what waits behind it; all are read again.
+    /// Forgets the row and those behind it; all are read again.
     pub(super) fn drop_key(&mut self, out: &Out) {
         if let Some(held) = self.holding(out) {
             held.known.remove(&out.queued.pending.seq);
@@ -173,14 +171,14 @@ impl Held {
         }
     }
 
-    /// The store knows what became of it.
+    /// The store has recorded the row's outcome.
     pub(super) fn marked(&mut self, shard: Shard, seq: u64) {
         if let Some(held) = self.shards.get_mut(&shard) {
             held.known.remove(&seq);
         }
     }
 
-    /// The holding that it was taken in, if it goes on; it is no longer out.
+    /// Counts the event as no longer out, and returns its shard if this relay still holds it.
     fn holding(&mut self, out: &Out) -> Option<&mut HeldShard> {
         let held = self.shards.get_mut(&out.queued.pending.shard)?;
         if held.epoch != out.epoch {
@@ -192,7 +190,7 @@ impl Held {
 }
 
 impl HeldShard {
-    /// What waits is left to the next holder; what is out, is waited for.
+    /// Leaves waiting rows to the next owner, and waits only for those that are out.
     fn leave(&mut self) {
         self.leaving = true;
         self.lanes = Lanes::default();

@@ -21,29 +21,29 @@ use running::Running;
 /// The relay's bounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RelaySettings {
-    /// How often it looks by itself, for commits of other processes, which give no signal here. Default 250 ms.
+    /// How often it polls for commits of other processes, which give no signal here. Default 250 ms.
     pub poll_interval: Duration,
     /// The most events being published at once. Default 512.
     pub max_in_flight: usize,
     /// The most events held in memory. Default 2048.
     pub max_buffered: usize,
-    /// How long a confirmed event waits for others to be marked with it. Default 10 ms; a crash within that time
+    /// How long a confirmed event waits to be marked together with others. Default 10 ms. A crash within that time
     /// publishes it again.
     pub mark_delay: Duration,
-    /// The most events that may wait for the bus; from then on appending is refused
-    /// ([`OutboxFull`](super::OutboxFull)). Default [`DEFAULT_MAX_PENDING`]; `None` is no bound but the disk's.
+    /// The most events that may wait for the bus. Beyond it appending is refused ([`OutboxFull`](super::OutboxFull)).
+    /// Default [`DEFAULT_MAX_PENDING`]; `None` is unbounded.
     pub max_pending: Option<u64>,
     /// How long the bus may take to confirm events before they are published again. Default 60 s.
     pub confirm_timeout: Duration,
-    /// The waits after failures; they never end, for nothing may be lost. Default 50 ms doubling to at most 5 s.
+    /// The delays after failures. Retries never end, because no event may be lost. Default 50 ms, doubling to at most 5
+    /// s.
     pub backoff: Backoff,
-    /// How long its leases on shards run without being renewed; it renews them three times as often. Default 2 s: after
-    /// a crash, others take its shards within that time and a third of it.
+    /// The length of its leases on shards, which it renews three times as often. Default 2 s: after a crash, others
+    /// take its shards within that time and a third of it.
     pub lease: Duration,
-    /// How often it starts again from the oldest event that waits, for what was replayed. Default 5 s.
+    /// How often it starts again from the oldest waiting event, to find replayed ones. Default 5 s.
     pub rescan_interval: Duration,
-    /// How long rows are kept after the bus confirmed them. Default 1 h. Rows that are not confirmed are kept
-    /// whatever their age.
+    /// How long rows are kept after the bus confirmed them. Default 1 h. Unconfirmed rows are always kept.
     pub retention: Duration,
     /// How long a stopping relay waits for confirmations. Default 1 s.
     pub drain_timeout: Duration,
@@ -72,7 +72,7 @@ impl Default for RelaySettings {
 }
 
 impl RelaySettings {
-    /// Shards that another relay gave up are taken a second later at most, however long leases are.
+    /// Released shards are taken at most a second later, however long leases are.
     fn claim_interval(&self) -> Duration {
         (self.lease / 3).min(Duration::from_secs(1))
     }
@@ -81,32 +81,32 @@ impl RelaySettings {
 counters! {
     /// Counters of one relay.
     RelayStats,
-    /// [`RelayStats`] at a moment.
+    /// [`RelayStats`] at one time.
     RelaySnapshot {
         /// Events confirmed by the bus.
         published,
-        /// Attempts that failed, unroutable ones included. Each is tried again.
+        /// Failed attempts, unroutable ones included. Each is tried again.
         failed,
-        /// Attempts that found no queue bound for the event, or none declared. When it goes on growing, a type is not
-        /// bound, or a subscriber never came.
+        /// Attempts that found no queue bound for the event, or none declared. Steady growth means that a type is not
+        /// bound, or a subscriber is missing.
         unroutable,
-        /// Events given up, because the bus can never carry them: now among the outbox's dead letters.
+        /// Events that the bus cannot carry, now in the outbox's dead letters.
         rejected,
-        /// Not a counter: the shards held at this moment.
+        /// A gauge: the shards held now.
         shards,
-        /// Times the store could not be read or written.
+        /// Failed reads and writes of the store.
         store_failures,
     }
 }
 
-/// Publishes what the outbox holds of the shards that it gets: in order per key, many keys at once, each event until it is
-/// confirmed. Several may run at once, in any number of processes, and share the work; see [the module](super).
+/// Publishes the events of the shards that it holds: in order per key, many keys at once, each event until it is
+/// confirmed. Several relays may run at once, in any number of processes, and share the work; see [the module](super).
 ///
-/// It marks an event only after the bus confirmed it. A crash in between publishes it again; that is what the
-/// consumers' dedupe is for. An event that fails holds back its own key only, unless the whole bus is out of reach.
-/// Events that the bus cannot route yet, or refuses again and again, take no room in memory, so that however many there
-/// are, others get through; they are tried again about every second, and a warning comes when that takes longer than
-/// 10 s. One that the bus can never carry is given up after three attempts and kept for an operator; its key goes on.
+/// It marks an event only after the bus confirmed it. After a crash in between, the event is published again and
+/// consumers dedupe it. A failing event holds back its own key only, unless the complete bus is out of reach. Events
+/// that the bus cannot route yet, or refuses again and again, take no memory, so any number of them lets others
+/// through. They are tried again about every second, with a warning after 10 s. An event that the bus can never carry
+/// is dead-lettered after three attempts and kept for an operator; its key continues.
 pub struct Relay {
     store: Arc<dyn OutboxStore>,
     publisher: Arc<dyn Publisher>,
@@ -118,7 +118,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay with default settings; `wake` is the signal that the outbox's writers give.
+    /// A relay with default settings; `wake` is the signal of the outbox's writers.
     pub fn new(
         store: Arc<dyn OutboxStore>,
         publisher: Arc<dyn Publisher>,
@@ -129,7 +129,7 @@ impl Relay {
         Self { store, publisher, wake, clock, pruning, settings, stats: Arc::default() }
     }
 
-    /// Replaces the settings. Counts below 1 are taken for 1.
+    /// Replaces the settings. Counts below 1 become 1.
     #[must_use]
     pub fn with_settings(mut self, settings: RelaySettings) -> Self {
         self.settings = RelaySettings {
@@ -140,7 +140,7 @@ impl Relay {
         self
     }
 
-    /// Has rows pruned by what `time` says, and not by the relay's own clock.
+    /// Prunes rows by `time` instead of the relay's own clock.
     #[must_use]
     pub fn with_pruning(mut self, time: PassTime) -> Self {
         self.pruning = time;
@@ -152,8 +152,8 @@ impl Relay {
         self.stats.clone()
     }
 
-    /// Works until told to stop; then waits a little for confirmations, marks them and gives its shards back. Looks after
-    /// the bound on what waits, and prunes.
+    /// Works until it is stopped. Then it waits a little for confirmations, marks them and releases its shards. Also
+    /// enforces the bound on waiting events, and prunes.
     pub async fn run(self, shutdown: CancellationToken) {
         let retention = self.settings.retention;
         let pruner = Pruner::new(self.store.clone(), retention, self.pruning.clone());

@@ -1,4 +1,4 @@
-//! What the bus cannot route for now, and how it is kept from being in the way.
+//! Events that the bus cannot route yet, kept out of the way of others.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -10,37 +10,37 @@ use crate::backoff::Backoff;
 use crate::outbox::Shard;
 use crate::trace::EventSpan;
 
-/// The most ordering keys that are held back at once; with more, the relay reads no further until the next round.
+/// The most ordering keys that are held back at once. At the bound the relay reads no further until the next round.
 const MAX_KEYS: usize = 65_536;
-/// The most events whose span is kept open from round to round. One above them ends as an error, and begins anew when its
-/// event is tried again.
+/// The most events whose span stays open between rounds. Beyond it a span ends as an error, and the next attempt starts
+/// a new one.
 const MAX_SPANS: usize = 1_024;
-/// From when on it is worth a warning.
+/// The time after which it is worth a warning.
 const WARN_AFTER: Duration = Duration::from_secs(10);
-/// How long there is no other warning after one.
+/// The interval between warnings.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// The longest wait between rounds up to [`WARN_AFTER`]: services start in any order, someone will bind soon.
+/// The longest wait between rounds up to [`WARN_AFTER`]: services start in any order, and a consumer may bind soon.
 const SHORT_WAIT: Duration = Duration::from_secs(1);
 
-/// The ordering keys whose next event is unroutable. Their rows are not kept in memory: the relay passes over them, and
-/// in rounds it forgets the keys and reads from the oldest row again. So any number of such rows leaves room for others,
-/// and no event overtakes one of its own key.
+/// The ordering keys whose next event is unroutable. Their rows are not kept in memory. The relay skips them, and in
+/// each round it forgets the keys and reads from the oldest row again. So any number of such rows leaves room for
+/// others, and no event overtakes another one of its key.
 #[derive(Debug, Default)]
 pub(super) struct Unroutable {
     hasher: RandomState,
-    /// Hashes of the keys. Two keys of one hash would wait for each other, no more.
+    /// Hashes of the keys. Two keys with the same hash only wait for each other.
     keys: HashSet<u64>,
     retry_at: Option<Instant>,
     rounds: u32,
     /// The row that has been unroutable for longest, and since when.
     oldest: Option<(u64, Instant)>,
     warned_at: Option<Instant>,
-    /// By the row's number: one span for all of an event's rounds.
+    /// By the row's number: one span for all rounds of an event.
     spans: HashMap<u64, (Shard, EventSpan)>,
 }
 
 impl Unroutable {
-    /// A row was unroutable: its key is held back until the next round.
+    /// Holds back the key of an unroutable row until the next round.
     pub(super) fn hold(&mut self, key: &str, seq: u64, now: Instant, backoff: &Backoff) {
         let (_, since) = *self.oldest.get_or_insert((seq, now));
         if self.retry_at.is_none() {
@@ -60,12 +60,12 @@ impl Unroutable {
         }
     }
 
-    /// The span that a row has from an earlier round.
+    /// The span of a row from an earlier round.
     pub(super) fn resume(&mut self, seq: u64) -> Option<EventSpan> {
         self.spans.remove(&seq).map(|(_, span)| span)
     }
 
-    /// What becomes of the rows of other shards is for others to tell.
+    /// Forgets the rows of other shards; their owners report them.
     pub(super) fn retain(&mut self, shards: &[Shard]) {
         self.spans.retain(|_, (shard, span)| {
             let stays = shards.contains(shard);
@@ -88,7 +88,6 @@ impl Unroutable {
         !self.keys.is_empty() && self.keys.contains(&self.hasher.hash_one(key))
     }
 
-    /// How many keys are held back.
     pub(super) fn keys(&self) -> usize {
         self.keys.len()
     }
@@ -108,7 +107,7 @@ impl Unroutable {
         self.retry_at = None;
     }
 
-    /// How long rows have been unroutable, when it is time to warn of it.
+    /// How long rows have been unroutable, when a warning is due.
     pub(super) fn warning(&mut self, now: Instant) -> Option<Duration> {
         let (_, since) = self.oldest?;
         let held = now - since;

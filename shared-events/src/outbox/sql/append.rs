@@ -8,19 +8,18 @@ use crate::events::Outgoing;
 use crate::outbox::{OutboxFull, shard_of};
 use crate::trace;
 
-/// Most rows per statement: ten values each, far below the 32,766 that SQLite takes.
+/// The most rows per statement: ten values each, far below SQLite's 32,766.
 const ROWS_PER_INSERT: usize = 200;
-/// About how many bytes of data a statement carries at most, unless one event alone has more: 1 MiB, far below the 16 MiB
-/// and more that servers take.
+/// About the most bytes of data in a statement, except for a single larger event: 1 MiB, far below the 16 MiB and more
+/// that servers accept.
 const BYTES_PER_INSERT: usize = 1024 * 1024;
 
-/// Appends events, in order, inside the caller's transaction: they are committed with the change they tell of, or not
-/// at all, and each with the trace in which it is made. Make it the last thing before the commit, so that events of changes
-/// that wait for each other are numbered in their order. After the commit call
-/// [`Wake::notify`](crate::outbox::Wake::notify).
+/// Appends events, in order, inside the caller's transaction: they commit or roll back with the change. Each carries
+/// the current trace. Call it last before the commit, so that events of dependent changes are numbered in their order.
+/// After the commit call [`Wake::notify`](crate::outbox::Wake::notify).
 ///
 /// # Errors
-/// [`OutboxFull`] when too many events wait for the bus; otherwise the database's. Roll back in any case.
+/// [`OutboxFull`] when too many events wait for the bus; otherwise the database's error. Roll back in any case.
 pub async fn append(
     connection: &mut Connection,
     events: &[Outgoing],
@@ -68,7 +67,7 @@ async fn insert(
             .push_bind(to_micros(recorded_at))
             .push_bind(shard_of(&event.ordering_key));
     });
-    // One event, or a full statement: these come again. The others would push them out of the cache of statements.
+    // Only statements for one event or a full batch recur. Others would push them out of the statement cache.
     let usual = rows.len() == 1 || rows.len() == ROWS_PER_INSERT;
     insert.build().persistent(usual).execute(connection).await?;
     Ok(())

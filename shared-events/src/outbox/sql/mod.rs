@@ -1,11 +1,11 @@
-//! What the outbox asks of a database, once for all engines.
+//! The outbox's SQL, once for all engines.
 //!
-//! `store.rs`, `operators.rs`, `append.rs` and `rows.rs` in this folder are compiled for each engine, as modules of [`sqlite`](super::sqlite)
-//! and of [`mysql`](super::mysql); what they take from `super` is that engine's. Statements that are the same stand there,
-//! and the parts that differ stand below, side by side. Who holds which shard ([`claims`](super::mysql)) is another matter
-//! on each engine, for locks differ.
+//! `store.rs`, `operators.rs`, `append.rs` and `rows.rs` in this folder are compiled for each engine, as modules of
+//! [`sqlite`](super::sqlite) and of [`mysql`](super::mysql); their imports from `super` are that engine's. They contain
+//! the common statements. The parts that differ are below, side by side. The ownership of shards
+//! ([`claims`](super::mysql)) is separate for each engine, because their locks differ.
 
-/// Statements, and parts of statements, as constants of each engine.
+/// Declares statements, and parts of statements, as constants of each engine.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident { sqlite: $sqlite:expr, mysql: $mysql:expr $(,)? })*) => {
         pub(super) mod sqlite {
@@ -17,8 +17,8 @@ macro_rules! statements {
     };
 }
 
-/// The numbers of a JSON array as a table `w` of one column `v`: a list as one value, whose length the statement does not
-/// depend on. To be joined with STRAIGHT_JOIN, so that the list is read first.
+/// The numbers of a JSON array as a table `w` of one column `v`: one bound value, so the statement does not depend on
+/// the list's length. Join it with STRAIGHT_JOIN, so that the list is read first.
 macro_rules! numbers {
     () => {
         "JSON_TABLE(?, '$[*]' COLUMNS (v BIGINT PATH '$')) AS w"
@@ -27,8 +27,8 @@ macro_rules! numbers {
 pub(super) use numbers;
 
 statements! {
-    /// The events that wait for a relay. By an index that is small when little waits; without the hint SQLite would walk
-    /// the whole table.
+    /// The events that wait for a relay. Uses an index that is small when few events wait. Without the hint SQLite
+    /// would scan the complete table.
     WAITING {
         sqlite: "outbox INDEXED BY outbox_pending WHERE published_at IS NULL AND rejected_at IS NULL",
         mysql: "outbox FORCE INDEX (outbox_waiting) WHERE published_at IS NULL AND rejected_at IS NULL",
@@ -43,7 +43,7 @@ statements! {
         sqlite: "outbox WHERE published_at IS NOT NULL",
         mysql: "outbox FORCE INDEX (PRIMARY) WHERE published_at IS NOT NULL",
     }
-    /// Those that were confirmed up to a time, the earliest first.
+    /// Events that were confirmed up to a time, the earliest first.
     PUBLISHED_UNTIL {
         sqlite: "outbox INDEXED BY outbox_published WHERE published_at IS NOT NULL AND published_at <= ?
                  ORDER BY published_at",
@@ -65,7 +65,7 @@ statements! {
              SET published_at = ?, rejected_at = NULL WHERE published_at IS NULL"
         ),
     }
-    /// Counts attempts. A list of `[number, reason, time at which it was given up or 0]`.
+    /// Counts attempts. A list of `[number, reason, time at which it was dead-lettered or 0]`.
     REFUSE {
         sqlite: "UPDATE outbox SET attempts = attempts + 1, last_error = w.value ->> 1, rejected_at = nullif(w.value ->> 2, 0)
                  FROM json_each(?) AS w WHERE seq = w.value ->> 0 AND published_at IS NULL",
@@ -74,7 +74,7 @@ statements! {
                 SET attempts = attempts + 1, last_error = w.reason, rejected_at = NULLIF(w.at, 0)
                 WHERE published_at IS NULL",
     }
-    /// Has rows wait again.
+    /// Sets rows to wait again.
     REPLAY {
         sqlite: "UPDATE outbox SET published_at = NULL, rejected_at = NULL, attempts = 0, last_error = NULL
                  WHERE seq IN (SELECT value FROM json_each(?))",
@@ -88,19 +88,19 @@ statements! {
         sqlite: "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))",
         mysql: concat!("DELETE outbox FROM ", numbers!(), " STRAIGHT_JOIN outbox ON seq = w.v"),
     }
-    /// Whether a row is of one of these events: a list of ids.
+    /// Whether a row belongs to one of these events: a list of ids.
     IS_OF_EVENTS {
         sqlite: "event_id IN (SELECT value FROM json_each(?))",
         mysql: "JSON_CONTAINS(?, JSON_QUOTE(event_id))",
     }
-    /// The highest number that was given.
+    /// The highest number so far.
     LAST {
         sqlite: "SELECT seq FROM sqlite_sequence WHERE name = 'outbox'",
         mysql: "SELECT MAX(seq) FROM outbox",
     }
     /// The table whose row says whether appending is refused.
     GATE { sqlite: "outbox_state", mysql: "outbox_gate" }
-    /// Holds the gate until the commit; many hold it at once. Its lock is how a reader learns that all transactions that
-    /// append have ended ([`Watermark`](super::super::mysql)). SQLite has one writer.
+    /// Locks the gate, shared, until the commit. An exclusive lock on it shows a reader that all appending transactions
+    /// have ended ([`Watermark`](super::super::mysql)). SQLite has one writer.
     SHARED { sqlite: "", mysql: " LOCK IN SHARE MODE" }
 }

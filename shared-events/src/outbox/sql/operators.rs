@@ -1,4 +1,4 @@
-//! What operators ask for.
+//! Operations for operators.
 
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
@@ -59,7 +59,7 @@ pub(super) async fn apply(
     Ok(selected)
 }
 
-/// Locks the rows, changes those that are fit for it, and says what it found.
+/// Locks the rows, changes those in a suitable state, and reports the result.
 async fn try_apply(
     database: &Database,
     operation: Operation,

@@ -1,4 +1,4 @@
-//! Rows of the outbox as events, and values as the database takes them.
+//! Conversion between the outbox's rows and events.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::outbox::Stored;
 use crate::outbox::operator::state_of;
 use crate::outbox::versions::Versions;
 
-/// Rows marked or deleted per transaction, so that none holds its locks for long.
+/// Rows marked or deleted per transaction, which bounds the time of its locks.
 pub(super) const ROWS_PER_CHANGE: usize = 1_000;
 
-/// What [`stored`] reads.
+/// The columns for [`stored`].
 pub(super) const STORED: &str = "seq, event_id, type, exchange, routing_key, ordering_key, shard, occurred_at, recorded_at, \
                        published_at, rejected_at, attempts, last_error";
 
@@ -71,7 +71,7 @@ pub(super) fn unsigned(seq: i64) -> u64 {
     u64::try_from(seq).unwrap_or(0)
 }
 
-/// A list as one value.
+/// A list as one bound value.
 pub(super) fn json<T: Serialize>(list: &[T]) -> String {
     serde_json::to_string(list).expect("numbers and texts are JSON")
 }

@@ -65,7 +65,7 @@ impl OutboxStore for Outbox {
         if shards.is_empty() {
             return Ok(Vec::new());
         }
-        // Numbers only, so it is safe; as values they would be in one text, and MySQL could use no index for them.
+        // Inlining is safe for numbers. With one bound text MySQL could use no index.
         let shards: Vec<String> = shards.iter().map(ToString::to_string).collect();
         let select = format!(
             "SELECT seq, shard, attempts, event_id, type, occurred_at, data, exchange, routing_key, ordering_key, headers
@@ -148,7 +148,7 @@ impl OutboxStore for Outbox {
         let select = format!("SELECT seq FROM {} LIMIT ?", sql::PUBLISHED_UNTIL);
         let reading =
             sqlx::query_scalar(AssertSqlSafe(select)).bind(to_micros(published_until)).bind(limit);
-        // Found without the writer; what is past its retention stays so.
+        // Read without the writer: an expired row stays expired.
         let seqs: Vec<i64> = bounded(reading.fetch_all(self.database.reader())).await?;
         let mut deleted = 0;
         for seqs in seqs.chunks(ROWS_PER_CHANGE) {
@@ -183,7 +183,7 @@ impl OutboxStore for Outbox {
 
 async fn keep_bound(database: &Database, max_pending: Option<u64>) -> sqlx::Result<bool> {
     let (gate, last, waiting) = (sql::GATE, sql::LAST, sql::WAITING);
-    // All numbers from the oldest that waits: at least as many as wait. Two steps into indexes.
+    // An upper bound of the waiting rows: the numbers from the oldest waiting one on. Two index lookups.
     let select = format!(
         "SELECT is_full <> 0, ({last}) - (SELECT seq FROM {waiting} ORDER BY seq LIMIT 1) + 1 FROM {gate} WHERE id = 1"
     );
@@ -202,7 +202,7 @@ async fn keep_bound(database: &Database, max_pending: Option<u64>) -> sqlx::Resu
         _ => false,
     };
     if now != full {
-        // On MySQL this waits for transactions that are appending at the moment.
+        // On MySQL this waits for the transactions that append now.
         let update = format!("UPDATE {gate} SET is_full = ? WHERE id = 1");
         sqlx::query(AssertSqlSafe(update)).bind(now).execute(database.writer()).await?;
     }

@@ -1,4 +1,4 @@
-//! Who publishes which shard.
+//! The ownership of shards.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::rows::json;
 use crate::outbox::{Claim, Shard, fair_share, too_far_ahead};
 use crate::sqlite::{Database, to_micros};
 
-/// How long the name of a relay that is gone is kept, in microseconds (an hour).
+/// How long the name of a dead relay is kept, in microseconds (an hour).
 const FORGET_AFTER: i64 = 3_600_000_000;
 
 pub(super) async fn claim(
@@ -19,7 +19,7 @@ pub(super) async fn claim(
 ) -> sqlx::Result<Claim> {
     let lease = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX / 4);
     let mut transaction = database.write().await?;
-    // Read while the writer is held: an earlier time may be long ago.
+    // Read while holding the writer: waiting for it may have taken long.
     let now = to_micros(Utc::now());
     let until = now + lease;
     // A lease that ends later is from before the clock was set back.

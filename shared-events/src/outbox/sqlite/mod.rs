@@ -25,8 +25,7 @@ pub use self::store::Outbox as SqliteOutbox;
 use super::sql::sqlite as statements;
 use crate::sqlite::{Database, from_micros, to_micros};
 
-/// Up to which number no lower one is still to be committed: any. There is one writer, so numbers are given in the order of
-/// commits.
+/// The watermark has no limit here: with one writer, numbers follow the order of commits.
 #[derive(Clone, Copy, Debug, Default)]
 struct Watermark(());
 
@@ -36,14 +35,14 @@ impl Watermark {
     }
 }
 
-/// Runs a transaction. With one writer it meets no conflicts.
+/// Runs a transaction. With one writer there are no conflicts.
 async fn transaction<T, F: Future<Output = sqlx::Result<T>>>(
     work: impl Fn() -> F,
 ) -> sqlx::Result<T> {
     work().await
 }
 
-/// Runs an operation, which has a bound by itself: the file answers, or the wait for a lock ends.
+/// Runs an operation, which is bounded by itself: by the local file and the limit on waiting for a lock.
 async fn bounded<T>(operation: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     operation.await
 }

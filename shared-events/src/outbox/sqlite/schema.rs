@@ -92,14 +92,14 @@ INSERT INTO outbox_versions (id, base, unversioned) VALUES (
     },
 ];
 
-/// Rows that are given their shards per statement.
+/// Rows per statement that computes shards.
 const ROWS_AT_ONCE: u32 = 5_000;
 
-/// Brings the tables up to date, and gives rows of before their shards. `outbox_state.pruned` is from when the outbox was
-/// also read over HTTP.
+/// Migrates the tables, and computes the shards of older rows. `outbox_state.pruned` is from when the outbox was also
+/// read over HTTP.
 pub(super) async fn bring_up_to_date(database: &Database) -> anyhow::Result<()> {
     database.migrate(MIGRATIONS, MIGRATIONS_TABLE).await?;
-    // In one transaction: a relay that saw a part of them would not keep the order of their keys.
+    // In one transaction: a relay that sees only some of the rows would break the order of their keys.
     let mut transaction = database.write().await?;
     let sharded: bool =
         sqlx::query_scalar("SELECT sharded FROM outbox_state").fetch_one(&mut *transaction).await?;

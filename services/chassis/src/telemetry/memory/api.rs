@@ -1,4 +1,4 @@
-//! Zipkin's read API over the store, and the page.
+//! Zipkin's read API over the store, and the viewer's page.
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -13,15 +13,17 @@ use crate::http::{ApiError, Json, Message, Params, Path};
 use crate::telemetry::ZipkinSpan;
 
 const PAGE: &str = include_str!("page.html");
-/// The page loads nothing from elsewhere and speaks to this server alone; what it shows is text.
+/// The page loads nothing from other servers and calls this server only; it shows text, never
+/// markup.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// Largest batch that the collector takes, in bytes.
+/// The largest batch that the collector accepts, in bytes.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 impl MemoryStore {
-    /// The page at `/`, to which Zipkin's own address of a trace leads too, and `GET` of `/api/v2/services`, `spans`, `remoteServices`, `traces`,
-    /// `trace/{id}`, `traceMany` and `dependencies` as Zipkin answers them.
+    /// The page at `/` and at Zipkin's path of a trace, and `GET` of `/api/v2/services`, `spans`,
+    /// `remoteServices`, `traces`, `trace/{id}`, `traceMany` and `dependencies`, with Zipkin's
+    /// responses.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/", get(page))
@@ -38,8 +40,8 @@ impl MemoryStore {
             .with_state(self.clone())
     }
 
-    /// `POST /api/v2/spans` as a Zipkin collector takes it; for tests, and for processes that share
-    /// one viewer.
+    /// `POST /api/v2/spans` like a Zipkin collector; for tests, and for processes that share one
+    /// viewer.
     pub fn collector(&self) -> Router {
         Router::new()
             .route("/api/v2/spans", post(collect))
@@ -53,7 +55,7 @@ async fn page() -> impl IntoResponse {
     ([(CSP, POLICY), (header::CACHE_CONTROL, "no-store")], Html(PAGE))
 }
 
-/// A trace's address at a Zipkin server is good here too.
+/// Zipkin's path of a trace works here too.
 async fn redirect_to_trace(Path(id): Path<String>) -> Result<Redirect, ApiError> {
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(ApiError::malformed(Message::for_operators(

@@ -1,6 +1,6 @@
-//! Who calls whom, drawn from traces by the rules of Zipkin's own dependency linker: the server's
-//! name for itself is better than the client's name for it, work inside a service is looked through,
-//! and a broker stands between producers and consumers.
+//! The graph of services, computed from traces by the rules of Zipkin's dependency linker: a
+//! server's own name takes precedence over the client's name for it, work inside a service is
+//! skipped, and a broker stands between producers and consumers.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,13 +14,13 @@ use crate::telemetry::ZipkinSpan;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Link {
-    /// Who calls.
+    /// The caller.
     pub parent: String,
-    /// Who is called.
+    /// The called service.
     pub child: String,
-    /// How often.
+    /// The number of calls.
     pub call_count: u64,
-    /// How often it failed.
+    /// The number of failed calls.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub error_count: u64,
 }
@@ -65,7 +65,7 @@ fn add_trace(links: &mut Links, trace: &[ZipkinSpan]) {
         };
         let mut with_error = failed(span);
         if !matches!(kind(span), Some("PRODUCER" | "CONSUMER")) {
-            // Bounded by the trace's length, should ids ever form a ring.
+            // Bounded by the trace's length, in case ids form a ring.
             let ancestor = std::iter::successors(above(span), |span| above(span))
                 .take(trace.len())
                 .find(|span| kind(span).is_some());

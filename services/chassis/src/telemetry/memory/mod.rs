@@ -1,5 +1,5 @@
-//! The traces that this process keeps in memory, behind Zipkin's own read API and a page that shows
-//! them. For the all-in-one, where there is no collector; bounded, and gone with the process.
+//! The traces that this process keeps in memory, with Zipkin's read API and a page to view them.
+//! For the all-in-one, which has no collector. Bounded, and lost with the process.
 
 mod api;
 mod links;
@@ -12,12 +12,12 @@ pub use self::links::Link;
 pub use self::query::TraceQuery;
 use super::zipkin::ZipkinSpan;
 
-/// Bounds of a [`MemoryStore`]. The oldest traces go first.
+/// The bounds of a [`MemoryStore`]. The oldest traces are dropped first.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryLimits {
-    /// Spans kept at most. Default 20,000.
+    /// The most spans. Default 20,000.
     pub spans: usize,
-    /// Bytes kept at most, by a span's text and a flat rate for the rest. Default 32 MiB.
+    /// The most bytes, estimated from a span's text and a flat rate for the rest. Default 32 MiB.
     pub bytes: usize,
 }
 
@@ -27,10 +27,10 @@ impl Default for MemoryLimits {
     }
 }
 
-/// Spans kept of one trace; more of it are not kept.
+/// The most spans of one trace; further ones are dropped.
 const MAX_SPANS_PER_TRACE: usize = 2_000;
 
-/// The last traces of this process. A clone is the same store.
+/// The last traces of this process. Clones are the same store.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     limits: MemoryLimits,
@@ -58,7 +58,7 @@ impl MemoryStore {
         Self { limits, kept: Arc::default() }
     }
 
-    /// Takes spans in, and drops the oldest traces while there are too many.
+    /// Adds spans, and drops the oldest traces while there are too many.
     pub fn insert(&self, spans: Vec<ZipkinSpan>) {
         let mut kept = self.lock();
         for span in spans {
@@ -71,7 +71,7 @@ impl MemoryStore {
         }
     }
 
-    /// Spans kept now.
+    /// The number of spans.
     pub fn span_count(&self) -> usize {
         self.lock().spans
     }
@@ -82,7 +82,7 @@ impl MemoryStore {
         self.lock().traces.get(&id).map(|trace| trace.spans.clone())
     }
 
-    /// Something of each trace, under the lock: `each` should be quick.
+    /// Maps each trace under the lock: `each` should be quick.
     fn map_traces<T>(&self, mut each: impl FnMut(&[ZipkinSpan]) -> Option<T>) -> Vec<T> {
         let kept = self.lock();
         // The latest first.
@@ -121,7 +121,7 @@ impl Kept {
     }
 }
 
-/// What a span takes, roughly: its texts, and the structures around them.
+/// The approximate size of a span: its texts, and the structures around them.
 fn weight(span: &ZipkinSpan) -> usize {
     let tags: usize = span.tags.iter().map(|(name, value)| name.len() + value.len() + 96).sum();
     let notes: usize = span.annotations.iter().map(|note| note.value.len() + 48).sum();

@@ -1,4 +1,4 @@
-//! Finding traces, by the same parameters and with the same meaning as Zipkin's.
+//! Trace search, with the same parameters and meaning as Zipkin's.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -13,14 +13,14 @@ const MAX_LIMIT: usize = 1_000;
 const DEFAULT_LIMIT: usize = 10;
 const DEFAULT_LOOKBACK_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// Which traces are looked for.
+/// A trace query.
 #[derive(Debug, Clone)]
 pub struct TraceQuery {
-    /// Traces in which this service took part; the next five are asked of its spans alone.
+    /// Traces with spans of this service. The next five conditions apply to its spans only.
     pub service: Option<String>,
     /// The name of one of its spans.
     pub span: Option<String>,
-    /// A service that it called or that called it.
+    /// A peer: a service that it called or that called it.
     pub remote_service: Option<String>,
     /// `key` or `key=value`, joined by ` and `: a tag, or an annotation's text.
     pub annotations: Vec<(String, Option<String>)>,
@@ -32,7 +32,7 @@ pub struct TraceQuery {
     pub end_ms: u64,
     /// How far back from there, in milliseconds.
     pub lookback_ms: u64,
-    /// Traces at most.
+    /// The most traces.
     pub limit: usize,
 }
 
@@ -42,13 +42,13 @@ pub(super) fn now_ms() -> u64 {
 }
 
 impl TraceQuery {
-    /// The query that `params` spell.
+    /// Parses a query from `params`.
     ///
     /// # Errors
-    /// 422 for a number that is none.
+    /// 422 for an invalid number.
     pub fn parse(params: &Params) -> Result<Self, ApiError> {
         let lower = |name: &str| {
-            // Zipkin's page says "all" for any.
+            // Zipkin's page sends "all" for any.
             params.text(name).map(|text| text.to_lowercase()).filter(|text| text != "all")
         };
         let annotations = params.text("annotationQuery").unwrap_or_default();
@@ -77,7 +77,7 @@ impl TraceQuery {
         self.service.is_none() || self.service.as_deref() == service(span)
     }
 
-    /// Each condition may be met by another span of the service, as in Zipkin.
+    /// Each condition may match another span of the service, as in Zipkin.
     fn matches(&self, trace: &[ZipkinSpan]) -> bool {
         let start = start_of(trace) / 1_000;
         if start > self.end_ms || start < self.end_ms.saturating_sub(self.lookback_ms) {
@@ -123,7 +123,7 @@ pub(super) fn start_of(trace: &[ZipkinSpan]) -> u64 {
 }
 
 impl MemoryStore {
-    /// The latest traces that meet `query`.
+    /// The latest traces that match `query`.
     pub fn traces(&self, query: &TraceQuery) -> Vec<Vec<ZipkinSpan>> {
         let mut found = self
             .map_traces(|trace| query.matches(trace).then(|| (start_of(trace), trace.to_vec())));
@@ -132,7 +132,7 @@ impl MemoryStore {
         found.into_iter().map(|(_, trace)| trace).collect()
     }
 
-    /// Names of the services that spans are of.
+    /// Names of the services that have spans.
     pub fn services(&self) -> BTreeSet<String> {
         self.names(|span| service(span).map(str::to_owned))
     }
@@ -143,7 +143,7 @@ impl MemoryStore {
         self.names(|span| span.name.clone().filter(|_| service(span) == Some(&of)))
     }
 
-    /// Names of the services on the other side of a service's spans.
+    /// Names of the peers of a service's spans.
     pub fn remote_services(&self, of: &str) -> BTreeSet<String> {
         let of = of.to_lowercase();
         self.names(|span| {

@@ -11,7 +11,7 @@ use super::super::memory::MemoryLimits;
 use super::super::privacy;
 use super::*;
 
-/// A span that says more than may leave the process.
+/// A span with more than may leave the process.
 pub(in super::super) fn talkative() -> SpanData {
     let start = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
     let mut events = SpanEvents::default();

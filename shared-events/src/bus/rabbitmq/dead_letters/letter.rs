@@ -24,7 +24,7 @@ const EVENT_ID: &str = "x-tourin-dead-event-id";
 const FAILED_AT: &str = "x-tourin-dead-failed-at";
 const BODY_BYTES: &str = "x-tourin-dead-body-bytes";
 
-/// What a subscriber gave up, for the dead queue of its queue.
+/// A dead-lettered delivery as a message for the dead queue of its queue.
 pub(in crate::bus::rabbitmq) fn message(
     prefix: &str,
     queue: &str,
@@ -43,7 +43,7 @@ pub(in crate::bus::rabbitmq) fn message(
     let reason = reason.to_owned();
     let letter =
         DeadLetter::new(queue, event_id, route, reason, attempts, body, headers, Utc::now());
-    // The broker keeps the body whole.
+    // The broker keeps the complete body.
     let whole = DeadLetter { body: body.clone(), ..letter };
     of_letter(prefix, &whole)
 }
@@ -74,7 +74,7 @@ pub(super) fn of_letter(prefix: &str, letter: &DeadLetter) -> Result<Message, Pu
     })
 }
 
-/// The event of a letter, for the queue that gave it up and for no other. `body` is the whole body.
+/// The event of a letter, for the queue that dead-lettered it and no other. `body` is the complete body.
 pub(super) fn replay(
     prefix: &str,
     letter: &DeadLetter,
@@ -146,7 +146,7 @@ pub(super) fn read(
     }
 }
 
-/// For what came without an id: always the same for the same message.
+/// The id of a letter that came without one: always the same for the same message.
 fn made_up_id(at: DateTime<Utc>, body: &[u8]) -> Uuid {
     let hash = body.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
         (hash ^ u128::from(*byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b)
@@ -157,7 +157,7 @@ fn made_up_id(at: DateTime<Utc>, body: &[u8]) -> Uuid {
     Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
-/// What the broker says of a message that it dead-lettered itself: its consumer never came so far as to settle it.
+/// What the broker says of a message that it dead-lettered itself, because no consumer settled it.
 struct Death {
     reason: String,
     exchange: String,
@@ -184,7 +184,7 @@ impl Death {
         };
         Self {
             reason: match why.as_str() {
-                "delivery_limit" => "the consumer went away with it too often".to_owned(),
+                "delivery_limit" => "too many consumers were lost while they held it".to_owned(),
                 other => format!("dead-lettered by the broker: {other}"),
             },
             exchange: exchange.strip_prefix(prefix).unwrap_or(&exchange).to_owned(),

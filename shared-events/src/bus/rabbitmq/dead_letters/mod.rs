@@ -1,11 +1,11 @@
 //! Dead letters in the broker: one durable queue, `<queue>.dead`, for each queue.
 //!
-//! A dead letter keeps its body, its headers (the trace among them) and its key, and says in headers of its own which
-//! queue gave it up, why, after how many attempts, when, and where it was published to at first.
+//! A dead letter keeps its body, its headers (trace context included) and its key. Its own headers say which queue
+//! dead-lettered it, why, after how many attempts, when, and where it was published at first.
 //!
-//! A queue cannot be read without taking from it. A reader takes all of its messages, unacknowledged, and gives
-//! them back by closing the channel. Meanwhile others would see none, so a lock (a queue that only one connection may
-//! have) makes them wait.
+//! A queue cannot be read without taking messages from it. A reader takes all of them, unacknowledged, and returns them
+//! by closing the channel. Meanwhile other readers would find the queue empty. So they wait for a lock: a queue that is
+//! exclusive to one connection.
 
 mod letter;
 
@@ -33,12 +33,13 @@ use crate::dead_letters::{DeadLetter, DeadLetterStore, MAX_LIST, Settled};
 
 pub(super) use letter::message;
 
-/// How long the broker may take to put back what was looked at.
+/// How long the broker may take to requeue the messages of a look.
 const PUT_BACK: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// The wait between attempts to be the one who looks.
+/// The delay between attempts to get the lock.
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
-/// How long the broker keeps a lock without its reader, in milliseconds: that of a look that ended between the two.
+/// How long the broker keeps a lock without a consumer, in milliseconds: a look may end between the declaration and the
+/// consumer.
 const LOCK_WITHOUT_READER_MS: u32 = 1_000;
 
 /// The dead letters of some queues, read and written through the broker.
@@ -47,13 +48,13 @@ pub struct RabbitDeadLetters {
     queues: Vec<String>,
 }
 
-/// One letter with its messages: more than one when its event was given up more than once.
+/// One letter with its messages: several when its event was dead-lettered several times.
 struct Held {
     letter: DeadLetter,
     messages: Vec<Delivery>,
 }
 
-/// All the letters of one queue, in hand.
+/// All letters of one queue, taken but not acknowledged.
 struct Taken {
     channel: Channel,
     lock: Lock,
@@ -62,20 +63,20 @@ struct Taken {
     left: usize,
 }
 
-/// The right to look at a queue: an exclusive queue that the broker deletes with its reader, or when no reader comes.
-/// Dropped, it is released soon; so it is whatever ends a look, an error or a caller who goes, and whenever that is.
+/// The lock on a queue: an exclusive queue that the broker deletes with its consumer, or when no consumer comes.
+/// Dropping this value releases it soon, however the look ends.
 struct Lock {
     name: String,
     channel: LockChannel,
     _reader: Consumer,
 }
 
-/// Closes the channel when it goes. The library would not while a reader comes that nobody waits for any more.
+/// Closes the channel on drop. The library would not when its request for a consumer was abandoned.
 struct LockChannel(Channel);
 
 impl Drop for LockChannel {
     fn drop(&mut self) {
-        // The first poll sends it; the answer is nobody's concern.
+        // The first poll sends the request; the response does not matter.
         let _ = self.0.close(200, "OK".into()).now_or_never();
     }
 }
@@ -89,8 +90,8 @@ impl Lock {
         let channel = &lock.0;
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        // Deleting with its reader begins with the reader. A look that is given up before would keep the queue for as
-        // long as its connection lasts, and everybody else out.
+        // Auto-delete begins with the consumer. A look that ends before would keep the queue for as long as its
+        // connection lasts, and lock out all others.
         let mut arguments = FieldTable::default();
         arguments.insert("x-expires".into(), AMQPValue::LongUInt(LOCK_WITHOUT_READER_MS));
         connection.ask(channel.queue_declare(name.into(), options, arguments)).await?;
@@ -100,7 +101,7 @@ impl Lock {
         Ok((lock, reader))
     }
 
-    /// At once, for the readers that wait.
+    /// Releases the lock at once, for waiting readers.
     async fn release(self, connection: &Connection) -> Result<(), BrokerError> {
         let options = QueueDeleteOptions::default();
         let channel = &self.channel.0;
@@ -109,7 +110,7 @@ impl Lock {
     }
 }
 
-/// What is to be done to letters.
+/// What to do with letters.
 #[derive(Clone, Copy)]
 enum Action {
     Replay,
@@ -117,13 +118,13 @@ enum Action {
 }
 
 impl RabbitDeadLetters {
-    /// Those of the named queues, without the prefix.
+    /// The dead letters of the named queues, without the prefix.
     pub fn new(bus: RabbitBus, queues: Vec<String>) -> Arc<Self> {
         Arc::new(Self { bus, queues })
     }
 
     /// About how many there are, for gauges: cheaper than [`DeadLetterStore::count`], which takes all of them. An event
-    /// that was given up twice counts twice, and what somebody looks at just then does not.
+    /// that was dead-lettered twice counts twice. Letters that another reader looks at do not count.
     ///
     /// # Errors
     /// When the broker is out of reach.
@@ -146,13 +147,13 @@ impl RabbitDeadLetters {
         inner.consuming.clone().get_within(inner.settings.subscribe_timeout).await
     }
 
-    /// Waits to be the only one who looks at a queue.
+    /// Waits for the lock on a queue.
     async fn lock(&self, connection: &Connection, name: String) -> Result<Lock, BrokerError> {
         let deadline = Instant::now() + self.bus.0.settings.subscribe_timeout;
         loop {
             match Lock::take(connection, &name).await {
                 Ok((channel, reader)) => return Ok(Lock { name, channel, _reader: reader }),
-                // Missing, when one that was dropped over this connection goes just now, or its reader came too late.
+                // The lock is missing when it was just released over this connection, or its consumer came too late.
                 Err(error)
                     if (error.is_locked() || error.is_missing()) && Instant::now() < deadline =>
                 {
@@ -163,7 +164,7 @@ impl RabbitDeadLetters {
         }
     }
 
-    /// Takes all there are; `None` when the queue is not there. Dropped in the middle, it gives all back.
+    /// Takes all messages; `None` when the queue does not exist. Dropped halfway, it returns all of them.
     async fn take(
         &self,
         connection: &Connection,
@@ -178,7 +179,7 @@ impl RabbitDeadLetters {
         let channel = connection.channel().await?;
         let mut letters: Vec<Held> = Vec::new();
         let mut left = 0;
-        // The queue's own bound may be passed a little.
+        // The queue's own bound may be exceeded a little.
         while left < 2 * settings.dead_max_letters as usize {
             let getting = channel.basic_get(name.as_str().into(), BasicGetOptions::default());
             let Some(message) = connection.ask(getting).await? else { break };
@@ -199,7 +200,7 @@ impl RabbitDeadLetters {
         Ok(Some(Taken { channel, lock, letters, left }))
     }
 
-    /// Gives back what was not acknowledged.
+    /// Returns the messages that were not acknowledged.
     async fn put_back(
         &self,
         connection: &Connection,
@@ -208,7 +209,7 @@ impl RabbitDeadLetters {
     ) -> Result<(), BrokerError> {
         let name = dead_queue(self.prefix(), queue);
         connection.ask(taken.channel.close(200, "OK".into())).await?;
-        // The broker puts them back in its own time, and the next look should find them.
+        // The broker requeues them asynchronously, and the next look should find them.
         let back = async {
             while connection.depth(&name).await?.is_some_and(|depth| (depth as usize) < taken.left)
             {
@@ -263,7 +264,7 @@ impl RabbitDeadLetters {
         Ok(ids.iter().map(fate).collect())
     }
 
-    /// For a replay the event is in its queue, confirmed, before the letter goes.
+    /// A replayed event is confirmed in its queue before its letter is deleted.
     async fn act(
         &self,
         connection: &Connection,
@@ -282,7 +283,7 @@ impl RabbitDeadLetters {
             match published {
                 Ok(()) => {}
                 Err(PublishError::Unroutable) => {
-                    return Ok(Settled::Failed("its queue is not there".to_owned()));
+                    return Ok(Settled::Failed("its queue does not exist".to_owned()));
                 }
                 Err(error) => return Ok(Settled::Failed(error.to_string())),
             }
@@ -300,13 +301,13 @@ fn lock_name(dead_queue: &str) -> String {
 
 #[async_trait]
 impl DeadLetterStore for RabbitDeadLetters {
-    /// Into the dead queue of the letter's queue, which must be there.
+    /// Publishes to the dead queue of the letter's queue, which must exist.
     async fn put(&self, letter: DeadLetter) -> anyhow::Result<()> {
         let message = letter::of_letter(self.prefix(), &letter)?;
         Ok(self.bus.0.publishing.publish_one(message).await?)
     }
 
-    /// An event that was given up twice is shown once.
+    /// An event that was dead-lettered twice is listed once.
     async fn list(&self, limit: u32, before: Option<Uuid>) -> anyhow::Result<Vec<DeadLetter>> {
         let mut letters = self.letters().await?;
         letters.retain(|letter| before.is_none_or(|before| letter.id < before));
@@ -315,7 +316,7 @@ impl DeadLetterStore for RabbitDeadLetters {
         Ok(letters)
     }
 
-    /// An event that was given up twice is counted once.
+    /// An event that was dead-lettered twice is counted once.
     async fn count(&self) -> anyhow::Result<u64> {
         Ok(self.letters().await?.len() as u64)
     }
@@ -324,7 +325,7 @@ impl DeadLetterStore for RabbitDeadLetters {
         Ok(self.letters().await?.into_iter().find(|letter| letter.id == id))
     }
 
-    /// Publishes each to its queue and waits for the confirm.
+    /// Publishes each event to its queue and waits for the confirm.
     async fn replay(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>> {
         self.settle(ids, Action::Replay).await
     }

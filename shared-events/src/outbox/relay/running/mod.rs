@@ -1,4 +1,4 @@
-//! The relay at work.
+//! A running relay.
 
 mod outcome;
 
@@ -20,45 +20,44 @@ use crate::outbox::shard::all_shards;
 use crate::outbox::{Refusal, Shard};
 use crate::trace::EventSpan;
 
-/// How long a relay that is alone goes on without work before it gives its shards back. From then on an idle outbox is
-/// not written to.
+/// How long a lone relay stays idle before it releases its shards. After that, nothing writes to an idle outbox.
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 
-/// The state of a relay at work.
+/// The state of a running relay.
 pub(super) struct Running<'a> {
     relay: &'a Relay,
     holder: String,
     held: Held,
-    /// Keys that are passed over for now.
+    /// Keys that are skipped for now.
     unroutable: Unroutable,
-    /// Confirmed by the bus, not yet marked; and since when the first of them.
+    /// Confirmed by the bus and not yet marked, and the time of the first of them.
     confirmed: Vec<(Shard, u64)>,
     confirmed_since: Option<Instant>,
-    /// Given back by the bus, not yet recorded.
+    /// Returned by the bus and not yet recorded.
     refused: Vec<(Shard, Refusal)>,
     publishing: FuturesUnordered<BoxFuture<'a, Published>>,
     /// Events in them.
     in_flight: usize,
-    /// Everything pending up to here was read.
+    /// All pending rows up to this number were read.
     cursor: u64,
-    /// There may be more above the cursor.
+    /// There may be more rows above the cursor.
     more: bool,
     /// Everything was read since the cursor last started from zero.
     at_end: bool,
-    /// The next page is read without waiting for anything.
+    /// Read the next page without waiting.
     read_on: bool,
     next_poll: Instant,
     next_rescan: Instant,
     /// When to renew the leases; `None` while there is nothing to do.
     next_claim: Option<Instant>,
-    /// When there was work last.
+    /// The time of the last work.
     worked_at: Instant,
-    /// Relays at work, by the last claim.
+    /// Running relays, by the last claim.
     relays: usize,
-    /// Nothing is published before this: the bus is out of reach.
+    /// Nothing is published before this time: the bus is out of reach.
     bus_back_at: Instant,
     bus_failures: u32,
-    /// The store is left alone until this.
+    /// The store is not used before this time.
     store_back_at: Instant,
     store_failures: u32,
 }
@@ -104,7 +103,7 @@ impl<'a> Running<'a> {
                 () = shutdown.cancelled() => break,
                 Some(published) = self.publishing.next(), if !self.publishing.is_empty() => {
                     self.conclude(published);
-                    // What else was confirmed meanwhile is marked in the same transaction.
+                    // Other confirmed rows are marked in the same transaction.
                     while let Some(Some(published)) = self.publishing.next().now_or_never() {
                         self.conclude(published);
                     }
@@ -116,10 +115,10 @@ impl<'a> Running<'a> {
         self.stop().await;
     }
 
-    /// Marks what was confirmed, all of it in one transaction, once it is enough or old enough.
+    /// Marks confirmed rows, all in one transaction, once they are enough or old enough.
     ///
-    /// Awaited here and not beside the other futures: a transaction that nobody polls would keep the store's one writer
-    /// from everybody, this relay's own claims included.
+    /// Awaited here and not beside the other futures: a transaction that is not polled would block the store's one
+    /// writer, this relay's own claims included.
     async fn record(&mut self) {
         let now = Instant::now();
         if now < self.store_back_at {
@@ -153,7 +152,7 @@ impl<'a> Running<'a> {
         }
         if !leaving.is_empty() {
             let released = self.relay.store.release(&self.holder, &leaving).await;
-            if self.store_result(released, "shards not given back").is_some() {
+            if self.store_result(released, "shards not released").is_some() {
                 self.held.forget(&leaving);
             }
         }
@@ -164,13 +163,13 @@ impl<'a> Running<'a> {
             return Some(());
         }
         let mut seqs: Vec<u64> = self.confirmed.iter().map(|(_, seq)| *seq).collect();
-        // In one order, so that two relays do not lock each other out.
+        // In a fixed order, so that two relays do not deadlock.
         seqs.sort_unstable();
         let marked = self.relay.store.mark_published(&seqs, (self.relay.clock)()).await;
         self.store_result(marked, "confirmations not marked")
     }
 
-    /// Says that this relay is at work, renews its leases and takes its share.
+    /// Registers this relay as running, renews its leases and takes its share.
     async fn claim(&mut self) {
         let now = Instant::now();
         let lost = self.held.drop_ended(now);
@@ -196,7 +195,7 @@ impl<'a> Running<'a> {
         self.relays = claim.relays;
         self.unroutable.retain(&claim.shards);
         self.next_claim = Some(now + self.relay.settings.claim_interval());
-        // Counted from before it was asked for: here the lease ends no later than there.
+        // Measured from before the call, so that the lease ends here no later than in the store.
         if self.held.claimed(&claim, now + lease) {
             self.start_over(now);
             self.more = true;
@@ -204,10 +203,10 @@ impl<'a> Running<'a> {
         self.gauge();
     }
 
-    /// Gives everything back until there is work again.
+    /// Releases everything until there is work again.
     async fn rest(&mut self) {
         let left = self.relay.store.leave(&self.holder).await;
-        if self.store_result(left, "shards not given back").is_some() {
+        if self.store_result(left, "shards not released").is_some() {
             self.held = Held::default();
             self.unroutable.retain(&[]);
             self.next_claim = None;
@@ -220,7 +219,7 @@ impl<'a> Running<'a> {
         self.relay.stats.shards.store(shards, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Without a shard, one row of anybody's is enough to see that there is work.
+    /// Without a shard, one row of any shard is enough to see that there is work.
     async fn look(&mut self) {
         self.more = false;
         let found = self.relay.store.pending(&all_shards(), 0, 1).await;
@@ -234,7 +233,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Reads what is new, as far as there is room for it.
+    /// Reads new rows, as far as there is room.
     async fn read(&mut self) {
         let now = Instant::now();
         if now >= self.next_poll {
@@ -253,7 +252,7 @@ impl<'a> Running<'a> {
         let Some(room) = self.room().filter(|_| self.more && now >= self.store_back_at) else {
             return;
         };
-        // From the start on, the events already known come along again.
+        // From the start on, the known rows are read again.
         let from_start = self.cursor == 0;
         let known = if from_start { self.held.rows() } else { 0 };
         let limit = u32::try_from(room + known).unwrap_or(u32::MAX);
@@ -263,7 +262,7 @@ impl<'a> Running<'a> {
         };
         self.more = rows.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
         self.at_end |= !self.more;
-        // Of a shard that was lost and regained, what was confirmed meanwhile is not known any more.
+        // Of a shard that was lost and regained, the rows confirmed meanwhile are unknown.
         let confirmed: HashSet<u64> = match from_start {
             true => self.confirmed.iter().map(|(_, seq)| *seq).collect(),
             false => HashSet::new(),
@@ -280,15 +279,16 @@ impl<'a> Running<'a> {
         if added > 0 {
             self.worked_at = now;
         }
-        // Rows that were passed over may have left room for what comes after them.
+        // Skipped rows may have left room for later ones.
         let passed_over = self.unroutable.keys() > 0 && added < read;
         self.read_on = self.more && passed_over && self.room().is_some();
     }
 
-    /// Begins from the oldest row again, when it is time.
+    /// Starts again from the oldest row, when it is time.
     fn turn_over(&mut self, now: Instant) {
         let passing_over = match self.unroutable.retry_at() {
-            // Not before all else was read: unroutable rows would be tried again and again, and those after them never.
+            // Not before everything else was read: unroutable rows would be retried again and again, and later rows
+            // never.
             Some(due) if now < due => true,
             Some(due) => {
                 let late = now >= due + self.relay.settings.rescan_interval;
@@ -308,17 +308,17 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// How many rows there is room for; `None` when that is not worth a query.
+    /// The number of rows there is room for; `None` when it is not worth a query.
     fn room(&self) -> Option<usize> {
         let max = self.relay.settings.max_buffered;
         let known = self.held.rows();
         let room = max.saturating_sub(known);
-        // A few rows at a time are not worth it, unless nothing else is there.
+        // A few rows are not worth a query, unless nothing else is held.
         let worthwhile = room > max / 4 || (room > 0 && known == 0);
         (worthwhile && !self.unroutable.is_full()).then_some(room)
     }
 
-    /// Reads from the oldest row that waits, next.
+    /// The next read starts from the oldest waiting row.
     fn start_over(&mut self, now: Instant) {
         self.cursor = 0;
         self.at_end = false;
@@ -390,13 +390,13 @@ impl<'a> Running<'a> {
         let mark_at = self.confirmed_since.map(|since| since + self.relay.settings.mark_delay);
         let unrecorded = !self.refused.is_empty() || !self.held.to_release().is_empty();
         let record_at = if unrecorded { Some(now) } else { mark_at };
-        // What is due but cannot go (the bus is out of reach, too many in flight) must not make this spin.
+        // A due row that cannot go (bus out of reach, too many in flight) must not make this spin.
         let times = [
             record_at.map(|at| at.max(self.store_back_at)),
             self.next_claim.map(|at| at.max(self.store_back_at)),
             self.held.next_due(now),
             (self.bus_back_at > now).then_some(self.bus_back_at),
-            // One that is due but has to wait for the reading to end is looked at after each page.
+            // A due row that waits for the end of reading is checked after each page.
             self.unroutable.retry_at().filter(|due| *due > now),
         ];
         times.into_iter().flatten().fold(self.next_poll, Instant::min).max(now)
@@ -422,7 +422,7 @@ impl<'a> Running<'a> {
         match last.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = format!("{error:#}"), "shards not given back");
+                tracing::warn!(error = format!("{error:#}"), "shards not released");
             }
             Err(_elapsed) => tracing::warn!("last confirmations not marked in time"),
         }

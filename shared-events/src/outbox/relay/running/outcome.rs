@@ -1,4 +1,4 @@
-//! What became of a publish.
+//! The outcome of a publish.
 
 use tokio::time::{Instant, timeout};
 
@@ -10,9 +10,9 @@ use crate::outbox::relay::Relay;
 use crate::outbox::relay::held::Out;
 use crate::trace::{EventSpan, class_of};
 
-/// How often an event that the bus can never carry is tried, all processes together: it may have been the bus's mistake.
+/// How often an event that the bus cannot carry is tried, by all processes together: the bus may have been wrong.
 const GIVE_UP_AFTER: u32 = 3;
-/// Refusals in a row from which on an event is passed over for a while, with its key, instead of kept in memory.
+/// Refusals in a row after which an event is skipped for a while, with its key, instead of kept in memory.
 const HOLD_BACK_AFTER: u32 = 3;
 /// Why an event was not confirmed.
 pub(super) enum Failure {
@@ -21,7 +21,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// In a word, for the event's span.
+    /// The reason in one word, for the event's span.
     fn class(&self) -> &'static str {
         match self {
             Self::Bus(error) => class_of(error),
@@ -66,7 +66,7 @@ impl Running<'_> {
         let (id, routing_key) = (pending.event.envelope.id, &pending.event.routing_key);
         match failure {
             Failure::Bus(error @ PublishError::Unavailable(_)) => {
-                // Those in flight together fail together; that is one failure of the bus, not many.
+                // Events in flight together fail together. That is one failure of the bus.
                 if now >= self.bus_back_at {
                     self.bus_failures = self.bus_failures.saturating_add(1);
                     self.bus_back_at = now + backoff.after(self.bus_failures);
@@ -97,7 +97,7 @@ impl Running<'_> {
                 let give_up = pending.attempts.saturating_add(1) >= GIVE_UP_AFTER;
                 if give_up {
                     count(&stats.rejected);
-                    tracing::error!(seq, event = %id, routing_key, reason, "event given up");
+                    tracing::error!(seq, event = %id, routing_key, reason, "event dead-lettered");
                 } else {
                     tracing::warn!(seq, event = %id, routing_key, reason, "event cannot be carried");
                 }
@@ -117,7 +117,7 @@ impl Running<'_> {
         }
     }
 
-    /// It goes again, at `at`, before all others of its key.
+    /// It goes again at `at`, before all others of its key.
     fn again(
         &mut self,
         mut out: Out,
@@ -133,11 +133,11 @@ impl Running<'_> {
         self.held.again(out, at);
     }
 
-    /// Its key is passed over; it is read again in the next round.
+    /// Its key is skipped, and it is read again in the next round.
     fn hold_back(&mut self, out: &Out, span: Option<EventSpan>, class: &'static str, now: Instant) {
         let pending = &out.queued.pending;
         if let Some(span) = span {
-            // The broker gives back what no queue takes.
+            // The broker returns an event that no queue takes.
             span.annotate("returned", "reason", class);
             self.unroutable.keep(pending.seq, pending.shard, span, class);
         }
