@@ -268,9 +268,7 @@ impl Core {
             let gauge = metrics::of_relay(&metrics, &sources, stats);
             tasks.spawn("outbox gauge", gauge.run(end.clone()));
         }
-        let read = health.register("search index");
-        read.set_unready("being read");
-        tasks.spawn("search index", store.clone().keep_search_index(read, end.clone()));
+        tasks.spawn("search index", store.clone().keep_search_index(end.clone()));
 
         let limits = HttpLimits::default();
         let verifier = IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
@@ -361,7 +359,7 @@ fn database_name(settings: &Settings) -> String {
     }
 }
 
-/// Opens the store that the settings choose, with the catalogue in it.
+/// Opens the store that the settings choose, with the catalogue in it and the search index read.
 async fn open_store(
     settings: &Settings,
     sessions: Option<RedisSessions>,
@@ -387,6 +385,7 @@ async fn open_store(
         let loading = load_catalogue(&*spots, clock.as_ref());
         loading.await.context("loading the catalogue of tour spots")?;
     }
+    store.refresh_search_index().await.context("reading the search index")?;
     Ok(store)
 }
 

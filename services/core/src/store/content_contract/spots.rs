@@ -221,8 +221,7 @@ pub(super) async fn a_crowded_map_shows_spots_from_all_over_it(stores: Stores) {
             group.sort_unstable();
             group
         });
-        let mut expected: Vec<_> =
-            spread(groups, max).into_iter().map(|(_, id)| id).collect();
+        let mut expected: Vec<_> = spread(groups, max).into_iter().map(|(_, id)| id).collect();
         expected.sort_unstable();
         let found = stores.spots.map(&filter(text), &bounds, max).await.unwrap().unwrap();
         let found: Vec<_> = found.iter().map(|spot| spot.id).collect();

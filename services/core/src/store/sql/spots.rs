@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use roaring::RoaringBitmap;
 use sqlx::Row as _;
-use tourin_chassis::health::Dependency;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::sqlite::to_micros;
 
@@ -119,16 +118,15 @@ async fn off_thread<T: Send + 'static>(
 }
 
 impl Store {
-    /// Keeps the search index up to date until `stop`, and says when it has been read for the first time.
-    pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
+    /// Keeps the search index up to date until `stop`.
+    pub(crate) async fn keep_search_index(self, stop: Shutdown) {
         let keeping = async {
             loop {
-                match self.refresh_search_index().await {
-                    Ok(()) => read.set_ready(),
-                    // A server that is away is the probe's to report.
-                    Err(error) => tracing::debug!(%error, "the search index was not refreshed"),
-                }
                 tokio::time::sleep(REFRESH_EVERY).await;
+                // A server that is away is the probe's to report.
+                if let Err(error) = self.refresh_search_index().await {
+                    tracing::debug!(%error, "the search index was not refreshed");
+                }
             }
         };
         stop.token().run_until_cancelled(keeping).await;
@@ -139,7 +137,8 @@ impl Store {
         self.index.size()
     }
 
-    async fn refresh_search_index(&self) -> Result<(), StoreError> {
+    /// Brings the search index up to date; the first time, reads it whole.
+    pub(crate) async fn refresh_search_index(&self) -> Result<(), StoreError> {
         self.index.up_to_date(|| refresh(self.clone())).await
     }
 
