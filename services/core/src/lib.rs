@@ -282,9 +282,7 @@ impl Core {
         );
         let gauge = metrics::of_relay(&metrics, &sources, relay);
         tasks.spawn("outbox gauge", gauge.run(end.clone()));
-        let read = health.register("search index");
-        read.set_unready("being read");
-        tasks.spawn("search index", store.clone().keep_search_index(read, end.clone()));
+        tasks.spawn("search index", store.clone().keep_search_index(end.clone()));
 
         let limits = HttpLimits::default();
         let verifier = IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
@@ -375,7 +373,7 @@ fn database_name(settings: &Settings) -> String {
     }
 }
 
-/// Opens the configured store and loads the catalogue.
+/// Opens the store that the settings choose, with the catalogue in it and the search index read.
 async fn open_store(
     settings: &Settings,
     sessions: Option<RedisSessions>,
@@ -401,6 +399,7 @@ async fn open_store(
         let loading = load_catalogue(&*spots, clock.as_ref());
         loading.await.context("loading the catalogue of tour spots")?;
     }
+    store.refresh_search_index().await.context("reading the search index")?;
     Ok(store)
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::time::timeout;
-use tourin_chassis::health::{Dependency, Outcomes, Trouble};
+use tourin_chassis::health::{Outcomes, Trouble};
 use tourin_chassis::pruning::PassLog;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::{Database, MysqlUrl, PoolSizes};
@@ -15,6 +15,7 @@ use tourin_shared_events::outbox::{OutboxStore, Wake};
 use super::mysql::MysqlStore;
 use super::redis::MysqlRedisStore;
 use super::sqlite::SqliteStore;
+use crate::app::StoreError;
 use crate::app::accounts::AccountStore;
 use crate::app::bookmarks::BookmarkStore;
 use crate::app::reviews::ReviewStore;
@@ -157,9 +158,17 @@ impl Store {
         on_database!(self, store => store.wake.clone())
     }
 
-    /// Keeps the search index up to date until `stop`; `read` becomes ready after the first read.
-    pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
-        on_database!(&self, store => store.clone().keep_search_index(read, stop).await);
+    /// Brings the search index up to date; the first time, reads it whole.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(crate) async fn refresh_search_index(&self) -> Result<(), StoreError> {
+        on_database!(self, store => store.refresh_search_index().await)
+    }
+
+    /// Keeps the search index up to date until `stop`.
+    pub(crate) async fn keep_search_index(self, stop: Shutdown) {
+        on_database!(&self, store => store.clone().keep_search_index(stop).await);
     }
 
     /// Spots in the search index, and its bytes; `None` before it was read.

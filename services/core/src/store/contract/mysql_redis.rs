@@ -13,7 +13,6 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tourin_chassis::clock::ManualClock;
 use tourin_chassis::config::ServerUrl;
-use tourin_chassis::health::Health;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::mysql::testing::TestDatabase;
@@ -431,12 +430,13 @@ async fn the_search_index_is_kept_in_memory_beside_redis_too() {
     let home = Home::new().await;
     let store = home.store().await;
     let stop = Shutdown::new();
-    let health = Health::new();
-    let read = health.register("search index");
-    let keeping =
-        tokio::spawn(Store::MysqlRedis(store.clone()).keep_search_index(read, stop.clone()));
-    let reading = health.until(|unready| unready.is_empty());
-    timeout(Duration::from_secs(10), reading).await.expect("it is never read");
+    let keeping = tokio::spawn(Store::MysqlRedis(store.clone()).keep_search_index(stop.clone()));
+    let read = async {
+        while store.mysql().search_index().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), read).await.expect("it is never read");
     assert_eq!(store.mysql().search_index().map(|(spots, _)| spots), Some(0));
     stop.begin();
     keeping.await.unwrap();

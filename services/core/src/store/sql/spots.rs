@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use roaring::RoaringBitmap;
 use sqlx::Row as _;
-use tourin_chassis::health::Dependency;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::sqlite::to_micros;
 
@@ -118,16 +117,15 @@ async fn off_thread<T: Send + 'static>(
 }
 
 impl Store {
-    /// Keeps the search index up to date until `stop`; `read` becomes ready after the first read.
-    pub(crate) async fn keep_search_index(self, read: Dependency, stop: Shutdown) {
+    /// Keeps the search index up to date until `stop`.
+    pub(crate) async fn keep_search_index(self, stop: Shutdown) {
         let keeping = async {
             loop {
-                match self.refresh_search_index().await {
-                    Ok(()) => read.set_ready(),
-                    // The readiness probe reports an unreachable server.
-                    Err(error) => tracing::debug!(%error, "the search index was not refreshed"),
-                }
                 tokio::time::sleep(REFRESH_EVERY).await;
+                // A server that is away is the probe's to report.
+                if let Err(error) = self.refresh_search_index().await {
+                    tracing::debug!(%error, "the search index was not refreshed");
+                }
             }
         };
         stop.token().run_until_cancelled(keeping).await;
@@ -138,7 +136,8 @@ impl Store {
         self.index.size()
     }
 
-    async fn refresh_search_index(&self) -> Result<(), StoreError> {
+    /// Brings the search index up to date; the first time, reads it whole.
+    pub(crate) async fn refresh_search_index(&self) -> Result<(), StoreError> {
         self.index.up_to_date(|| refresh(self.clone())).await
     }
 
