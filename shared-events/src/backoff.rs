@@ -1,4 +1,5 @@
-//! How long to wait before the next attempt.
+//! How long to wait before the next attempt. backon 1.6 is not used: its jitter only lengthens a wait,
+//! beyond the ceiling.
 
 use std::time::Duration;
 

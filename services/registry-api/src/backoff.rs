@@ -1,4 +1,5 @@
-//! Pauses between attempts: doubling, bounded, jittered.
+//! Pauses between attempts: doubling, bounded, jittered. backon 1.6 is not used: its jitter only
+//! lengthens a pause, beyond the bound.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! An incremental parser of server-sent events, as the WHATWG HTML standard (section 9.2.6)
-//! describes them, with a bound on what one event may take.
+//! describes them, with a bound on what one event may take. The crates for this
+//! (eventsource-stream 0.2, sse-stream 0.2) have no bound.
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
