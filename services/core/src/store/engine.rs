@@ -199,7 +199,7 @@ impl Store {
 
     /// Closes the connections when they are back in the pool.
     pub async fn close(&self) {
-        on_database!(self, store => store.close().await)
+        on_database!(self, store => store.close().await);
     }
 }
 

@@ -103,10 +103,7 @@ impl AccountStore for Store {
                 Err(error) if is_unique_violation(&error) => return Ok(Created::Taken),
                 Err(error) => return Err(error.into()),
             }
-            either!(
-                sqlite: (),
-                mysql: super::pending_revocations::begin_above_noted(&mut tx, &account.id).await?,
-            );
+            mysql_only!(super::pending_revocations::begin_above_noted(&mut tx, &account.id).await?);
             tx.commit().await?;
             Ok(Created::Created)
         })

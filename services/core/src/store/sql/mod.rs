@@ -7,6 +7,7 @@
 //!
 //! | macro | stands for |
 //! |---|---|
+//! | `mysql_only!(statement)` | a statement that SQLite does without |
 //! | `numbers!()` | a JSON array of numbers, bound as one value, as a table `w` with the columns `k` (position) and `v` |
 //! | `join!()` | a join that reads the left table first |
 //! | `by_index!(name)` | reads the table before it by this index |

@@ -26,6 +26,11 @@ macro_rules! either {
         $mysql
     };
 }
+macro_rules! mysql_only {
+    ($what:expr) => {
+        $what;
+    };
+}
 macro_rules! numbers {
     () => {
         "JSON_TABLE(?, '$[*]' COLUMNS (k FOR ORDINALITY, v BIGINT PATH '$')) AS w"

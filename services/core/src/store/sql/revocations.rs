@@ -25,11 +25,10 @@ pub(super) async fn end_sessions(
     }
     // MySQL assigns numbers before the commit. This lock is held until the commit, so entries become visible in
     // the order of their numbers, and a follower that continues from the last number misses none.
-    either!(
-        sqlite: (),
-        mysql: sqlx::query("SELECT id FROM revocation_log WHERE id = 1 FOR UPDATE")
+    mysql_only!(
+        sqlx::query("SELECT id FROM revocation_log WHERE id = 1 FOR UPDATE")
             .execute(&mut *conn)
-            .await?,
+            .await?
     );
     for session in sessions {
         sqlx::query("INSERT INTO revocations (session_id, until) VALUES (?, ?)")

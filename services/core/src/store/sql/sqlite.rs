@@ -6,6 +6,10 @@ macro_rules! either {
         $sqlite
     };
 }
+/// Nothing: this engine does without.
+macro_rules! mysql_only {
+    ($what:expr) => {};
+}
 macro_rules! numbers {
     () => {
         "(SELECT key AS k, value AS v FROM json_each(?)) AS w"
