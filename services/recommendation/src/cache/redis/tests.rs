@@ -219,7 +219,7 @@ async fn events_at_once_share_round_trips() {
     assert!(round_trips <= 10, "{round_trips}");
 
     // Two events of one window in one group count once, and both ids are known afterwards.
-    let twice = [view("member1", 0), view("member1", 1)];
+    let twice = [view("another", 0), view("another", 1)];
     let outcomes = join_all(twice.iter().chain(&twice).map(|event| trend.record(event))).await;
     let outcomes: Vec<Counted> = outcomes.into_iter().map(Result::unwrap).collect();
     assert_eq!(
