@@ -1,7 +1,7 @@
 //! Zipkin's v2 JSON, by `opentelemetry-zipkin`, with what that crate leaves out: the local and the
 //! remote endpoint, and the attributes of annotations. The crate passes its body to an HTTP client
-//! in this module. No other code uses the crate; docs/decisions/0009-spans.md says what can replace
-//! it.
+//! in this module. Besides, `propagation.rs` reads B3 by it; docs/decisions/0009-spans.md says what can
+//! replace both.
 
 #![allow(deprecated, reason = "decision 9 says until when the crate is used")]
 
