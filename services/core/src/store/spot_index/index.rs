@@ -187,26 +187,23 @@ impl SpotIndex {
         let doc_at = |rank: usize| self.by_name[if backwards { last - rank } else { rank }];
         let mut docs: Vec<u32> = match matches {
             None => (offset..offset + length).map(doc_at).collect(),
-            Some(matches) if self.is_sorting_cheaper(total, offset + length) => {
-                let ranks = self.first_ranks(matches, backwards, offset + length);
-                ranks[offset..].iter().map(|rank| doc_at(*rank as usize)).collect()
-            }
             Some(matches) => {
-                let names = (0..=last).map(doc_at).filter(|doc| matches.contains(*doc));
-                names.skip(offset).take(length).collect()
+                // As many names are walked as there are matches at most: then sorting them is cheaper.
+                let names = (0..=last).take(total as usize).map(doc_at);
+                let found = names.filter(|doc| matches.contains(*doc));
+                let walked: Vec<u32> = found.skip(offset).take(length).collect();
+                if walked.len() == length {
+                    walked
+                } else {
+                    let ranks = self.first_ranks(matches, backwards, offset + length);
+                    ranks[offset..].iter().map(|rank| doc_at(*rank as usize)).collect()
+                }
             }
         };
         if from_far_end {
             docs.reverse();
         }
         self.overviews(&docs)
-    }
-
-    /// Compares the costs: sorting visits every match; walking visits every name up to the page's end,
-    /// estimated for evenly spread matches. The names of a few matches may all be at the list's end.
-    fn is_sorting_cheaper(&self, total: u64, end: usize) -> bool {
-        let walked = (end as u64).saturating_mul(self.spots()) / total.max(1);
-        total <= walked.max(self.spots() / 32)
     }
 
     /// The ranks of the first `count` matches, counted from the start or the end of the list.

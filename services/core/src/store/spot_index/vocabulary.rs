@@ -104,26 +104,21 @@ impl Docs {
     }
 }
 
-/// One or two neighbouring characters as a number: the first one's code point above 21 bits of the
-/// second's; a single one's code point alone.
+/// One or two neighbouring characters as a number: their code points of 21 bits each, and a bit above
+/// those of a pair.
 type Gram = u64;
 
 fn unigram(character: char) -> Gram {
     Gram::from(u32::from(character))
 }
 
-/// The gram of two neighbours. A first neighbour U+0000 gives the gram of a single character, which
-/// only makes a text's grams less selective.
-fn bigram(first: char, second: char) -> Gram {
-    unigram(first) << 21 | unigram(second)
-}
-
 fn bigrams(text: &str) -> impl Iterator<Item = Gram> {
-    text.chars().zip(text.chars().skip(1)).map(|(first, second)| bigram(first, second))
+    let pairs = text.chars().zip(text.chars().skip(1));
+    pairs.map(|(first, second)| 1 << 42 | unigram(first) << 21 | unigram(second))
 }
 
-/// Grams that every word with this text has, each once: the pairs, or the single character.
-fn grams_within(text: &str) -> Vec<Gram> {
+/// The grams that select words with a text: its pairs, or its single character; each once.
+fn selective_grams(text: &str) -> Vec<Gram> {
     let mut grams: Vec<Gram> = bigrams(text).collect();
     if grams.is_empty() {
         grams.extend(text.chars().next().map(unigram));
@@ -131,6 +126,12 @@ fn grams_within(text: &str) -> Vec<Gram> {
     grams.sort_unstable();
     grams.dedup();
     grams
+}
+
+/// All grams of a word, with the spaces around it, so that they also say how it begins and ends.
+fn all_grams(word: &str) -> Vec<Gram> {
+    let spaced = format!("{SPACE}{word}{SPACE}");
+    spaced.chars().map(unigram).chain(bigrams(&spaced)).collect()
 }
 
 impl Vocabulary {
@@ -212,7 +213,7 @@ impl Vocabulary {
                 self.words.len() as WordId - 1
             }
         };
-        for gram in text.chars().map(unigram).chain(bigrams(&text)) {
+        for gram in all_grams(&text) {
             self.grams.entry(gram).or_default().insert(id);
         }
         self.ids.insert(text, id);
@@ -249,7 +250,7 @@ impl Vocabulary {
 
     fn remove_word(&mut self, id: WordId) {
         let text = Arc::clone(&self.words[id as usize].text);
-        for gram in text.chars().map(unigram).chain(bigrams(&text)) {
+        for gram in all_grams(&text) {
             if let Some(words) = self.grams.get_mut(&gram) {
                 words.remove(id);
                 if words.is_empty() {
@@ -275,8 +276,8 @@ impl Vocabulary {
         let Some(between) = between else {
             return RoaringBitmap::new();
         };
-        let first = self.words_with(first, |word| word.ends_with(first));
-        let last = self.words_with(last, |word| word.starts_with(last));
+        let first = self.words_with(&format!("{first}{SPACE}"), |word| word.ends_with(first));
+        let last = self.words_with(&format!("{SPACE}{last}"), |word| word.starts_with(last));
         let mut candidates = self.docs(&first) & self.docs(&last);
         for word in &between {
             candidates &= self.docs(&RoaringBitmap::from_iter([*word]));
@@ -292,18 +293,19 @@ impl Vocabulary {
         candidates.iter().filter(matches).collect()
     }
 
-    /// The words that contain the text and pass the test.
+    /// The words that, with spaces around them, contain a text. `is_match` compares one.
     fn words_with(&self, text: &str, is_match: impl Fn(&str) -> bool) -> RoaringBitmap {
-        if text.is_empty() {
-            return self.ids.values().copied().collect();
-        }
-        let lists: Option<Vec<_>> =
-            grams_within(text).iter().map(|gram| self.grams.get(gram)).collect();
+        let grams = selective_grams(text);
+        let lists: Option<Vec<_>> = grams.iter().map(|gram| self.grams.get(gram)).collect();
         let Some(mut lists) = lists else {
             return RoaringBitmap::new();
         };
         lists.sort_by_cached_key(|list| list.len());
         let candidates = lists.into_iter().take(RAREST).intersection();
+        if text.chars().nth(2).is_none() {
+            // The text is a gram.
+            return candidates;
+        }
         candidates.iter().filter(|id| is_match(&self.words[*id as usize].text)).collect()
     }
 
