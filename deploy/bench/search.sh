@@ -15,8 +15,8 @@ trap '[ -z "$core" ] || kill "$core"; rm -rf "$work"' EXIT
 "$here/spots.py" maps 5000 >"$work/maps.txt"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
-# Sessions have nothing to do with it. Events go to a queue that keeps none.
-unset TOURIN_REDIS_URL TOURIN_MONGODB_URL
+# Sessions and traces have nothing to do with it. Events go to a queue that keeps none.
+unset TOURIN_REDIS_URL TOURIN_MONGODB_URL TOURIN_ZIPKIN_URL
 export TOURIN_AMQP_PREFIX=search-bench.
 broker() {
     curl -sf -o /dev/null -X "$1" -H 'Content-Type: application/json' -d "$3" "$TOURIN_AMQP_API_URL/api/$2"
