@@ -5,7 +5,7 @@
 #   deploy/bench.sh bookmark-to-trend          how long a bookmark takes to show in the trend
 #   deploy/bench.sh search [SPOTS [SECONDS]]   searches by 100 clients over a million spots
 #   deploy/bench.sh start                      how long a mesh on servers takes until all of it is ready
-#   deploy/bench.sh tracing                    what tracing costs the gateway; needs no servers
+#   deploy/bench.sh tracing                    what tracing costs the gateway and core; needs no servers
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 name=${1:?"which one? the head of deploy/bench.sh lists them"}
@@ -34,8 +34,8 @@ start)
     set -- deploy/bench/start.py "$release/tourin" "$@"
     ;;
 tracing)
-    cargo build --locked --release -p tourin-bench --bin tracing-cost -p tourin-gateway --bin gateway
-    exec "$release/tracing-cost" --gateway "$release/gateway" "$@"
+    cargo build --locked --release -p tourin-bench --bin tracing-cost -p tourin-gateway --bin gateway -p tourin-core --bin core
+    exec "$release/tracing-cost" --gateway "$release/gateway" --core "$release/core" "$@"
     ;;
 *)
     echo "bench: no benchmark named $name; the head of deploy/bench.sh lists them" >&2

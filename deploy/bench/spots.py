@@ -3,12 +3,23 @@
 
     deploy/bench/spots.py spots 1000000 > spots.csv         what `tourin import` reads
     deploy/bench/spots.py searches 20000 > searches.txt     paths with their queries, one a line
-    deploy/bench/spots.py searches 20000 --rare             every query another one: no memory of
-                                                            recent searches helps
+    deploy/bench/spots.py searches 200000 --distinct        no text twice: no cache of results helps
     deploy/bench/spots.py maps 5000 > maps.txt              looks at the map
 
 Names, districts and roads are drawn by Zipf's law, as people name and search: some words are in a
 tenth of all texts, most in a few hundred.
+
+`searches` has what many people look for, so popular texts come again and again: of 100 searches, 30 are
+for a place, 15 for a district, 15 for a kind of spot or a region, 15 for a place and a kind, 10 for a
+road, and 15 for two characters out of a common word.
+
+`searches --distinct` has the same words, put together so that no text comes twice: of 100 searches,
+25 are for a place and a kind, 25 for a district and a road, 15 for a road and a number, half of each cut
+short at some character, as when a page searches while its user types; and 35 are for 2 to 8 neighbouring
+characters of some spot's name or address.
+
+Of both, 1 in 4 also asks for a tag, 1 in 10 for descending order, and 1 in 2 for a later page than
+the first (of all 20, by Zipf's law).
 """
 
 import argparse
@@ -111,19 +122,40 @@ class Country:
                 start = r.randrange(len(word) - 1)
                 yield word[start : start + 2]
 
-    def searches(self, count, rare):
+    def distinct_texts(self, r, count):
+        place, road = zipf(self.places, r, 0.7), zipf(self.roads, r, 0.7)
+        district = zipf([name.split()[1] for name, _, _ in self.districts], r, 0.6)
+        some_spots = list(self.spots(20_000))
+        seen = set()
+        while len(seen) < count:
+            what = r.random()
+            if what < 0.65:
+                if what < 0.25:
+                    text = f"{place()} {r.choice(KINDS)}"
+                elif what < 0.50:
+                    text = f"{district()} {road()}"
+                else:
+                    text = f"{road()} {r.randrange(1, 400)}"
+                if r.random() < 0.5:
+                    text = text[: r.randrange(2, len(text))]
+            else:
+                _, name, address, *_ = r.choice(some_spots)
+                whole = r.choice((name, address))
+                start = r.randrange(len(whole) - 1)
+                text = whole[start : start + r.randrange(2, 9)]
+            text = text.strip()
+            if text and text not in seen:
+                seen.add(text)
+                yield text
+
+    def searches(self, count, distinct):
         r = random.Random(2)
-        words = self.words(r)
+        words = self.distinct_texts(r, count) if distinct else self.words(r)
         page = zipf(range(1, 21), r, 1.6)
-        for number in range(count):
-            if rare:
-                # Pairs nobody else asks for: as many as the line is long.
-                place, kind = self.places[number % len(self.places)], KINDS[number // len(self.places) % len(KINDS)]
-                yield f"/api/tour-spots?query={quote(f'{place} {kind}' if number % 2 else f'{place}{number % 10}')}&pageSize={10 + number % 7}"
-                continue
+        for _ in range(count):
             parameters = []
             what = r.random()
-            if what < 0.85:
+            if distinct or what < 0.85:
                 parameters.append(f"query={quote(next(words))}")
             if what > 0.75:
                 parameters.append(f"tags={quote(r.choice(TAGS))}")
@@ -150,7 +182,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("spots", "searches", "maps"))
     parser.add_argument("count", type=int)
-    parser.add_argument("--rare", action="store_true", help="searches: every query another one")
+    parser.add_argument("--distinct", action="store_true", help="searches: no text twice")
     arguments = parser.parse_args()
     country = Country()
     if arguments.what == "spots":
@@ -158,7 +190,7 @@ def main():
         rows.writerow("id name address lat lng tags description phoneNumber imageUrl".split())
         rows.writerows(country.spots(arguments.count))
         return
-    lines = country.maps(arguments.count) if arguments.what == "maps" else country.searches(arguments.count, arguments.rare)
+    lines = country.maps(arguments.count) if arguments.what == "maps" else country.searches(arguments.count, arguments.distinct)
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
 

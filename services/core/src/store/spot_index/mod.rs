@@ -7,6 +7,7 @@ mod index;
 mod live;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 pub(super) use self::index::SpotIndex;
 pub(super) use self::live::LiveIndex;

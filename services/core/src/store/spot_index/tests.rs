@@ -52,11 +52,58 @@ fn a_query_does_not_match_across_name_and_address_nor_by_the_image() {
     }
 }
 
+#[test]
+fn words_of_few_and_of_many_spots_lose_and_gain_spots() {
+    let mut index = SpotIndex::default();
+    for doc in 0..1_500 {
+        index.put(doc, &spot(doc.into(), &format!("경복궁 {doc}"))).unwrap();
+    }
+    index.order();
+    for doc in 0..700 {
+        index.put(doc, &spot(doc.into(), &format!("창덕궁 {doc}"))).unwrap();
+    }
+    index.order();
+    let changed = index.bytes();
+    for (text, count) in [("궁", 1_500), ("경복궁", 800), ("창덕궁", 700), ("덕궁 69", 11)]
+    {
+        assert_eq!(index.with_text(&search(text)).len(), count, "{text}");
+    }
+    let mut made = SpotIndex::default();
+    for doc in 0..1_500 {
+        let palace = if doc < 700 { "창덕궁" } else { "경복궁" };
+        made.put(doc, &spot(doc.into(), &format!("{palace} {doc}"))).unwrap();
+    }
+    made.order();
+    assert_eq!(changed, made.bytes());
+}
+
 proptest! {
+    /// Queries with spaces at any place, in texts with several of them.
+    #[test]
+    fn matches_are_those_of_a_naive_search(
+        texts in proptest::collection::vec(("[가나A ]{0,9}", "[가나a\u{0} ]{0,9}"), 1..20),
+        pieces in proptest::collection::vec("[가나a\u{0} ]{1,6}", 1..20),
+    ) {
+        let mut index = SpotIndex::default();
+        for (doc, (name, address)) in (0..).zip(&texts) {
+            let spot = SpotOverview { address: address.clone(), ..spot(doc.into(), name) };
+            index.put(doc, &spot).unwrap();
+        }
+        index.order();
+        for query in pieces.iter().filter_map(|piece| SearchText::new(piece).unwrap()) {
+            let naive: RoaringBitmap = (0..)
+                .zip(&texts)
+                .filter(|(_, (name, address))| query.matches(name, address))
+                .map(|(doc, _)| doc)
+                .collect();
+            prop_assert_eq!(index.with_text(&query), naive, "{:?}", query);
+        }
+    }
+
     /// An index that was changed step by step equals an index built from the result.
     #[test]
     fn changes_leave_the_index_that_their_result_gives(
-        steps in proptest::collection::vec((0_u32..12, "[가-각A-Ca-c]{1,4}", 0_u16..4), 1..40),
+        steps in proptest::collection::vec((0_u32..12, "[가-각A-Ca-c ]{1,4}", 0_u16..4), 1..40),
     ) {
         let live = LiveIndex::default();
         let mut result: Vec<SpotOverview> = Vec::new();
@@ -85,7 +132,7 @@ proptest! {
         }
         made.order();
         let all = PageRequest::new(None, Some(100)).unwrap();
-        for text in ["", "가", "a", "각가", "aB", "서울"] {
+        for text in ["", "가", "a", "각가", "aB", "a B", "서울"] {
             let filter = SpotFilter { query: SearchText::new(text).unwrap(), ..SpotFilter::default() };
             let matches: Option<RoaringBitmap> =
                 filter.query.as_ref().map(|query| made.with_text(query));

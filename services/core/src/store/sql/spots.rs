@@ -196,28 +196,29 @@ async fn read_changes(store: &Store, known: i64) -> Result<(), StoreError> {
     applied.map_err(|error| StoreError::Failed(error.into()))
 }
 
+async fn read_indexed(conn: &mut Connection, from: i64) -> sqlx::Result<Vec<Row>> {
+    sqlx::query(INDEXED).bind(from).bind(READ_AT_ONCE).fetch_all(conn).await
+}
+
 async fn read_whole(store: &Store) -> Result<(), StoreError> {
     let began = Instant::now();
     let mut snapshot = store.snapshot().await?;
     let revision = revision(&mut snapshot).await?;
     let mut index = SpotIndex::default();
-    loop {
-        let rows = sqlx::query(INDEXED)
-            .bind(index.spots().cast_signed())
-            .bind(READ_AT_ONCE)
-            .fetch_all(&mut *snapshot)
-            .await?;
-        if rows.is_empty() {
-            break;
-        }
-        index = off_thread(move || -> sqlx::Result<SpotIndex> {
+    let mut rows = read_indexed(&mut snapshot, 0).await?;
+    while let Some(last) = rows.last() {
+        let next = last.try_get::<i64, _>("doc_id")? + 1;
+        let putting = off_thread(move || -> sqlx::Result<SpotIndex> {
             for row in &rows {
                 let (doc, spot) = indexed(row)?;
                 index.put(doc, &spot).map_err(|error| sqlx::Error::Decode(error.into()))?;
             }
             Ok(index)
-        })
-        .await??;
+        });
+        // The next rows are read meanwhile.
+        let (put, read) = tokio::join!(putting, read_indexed(&mut snapshot, next));
+        index = put??;
+        rows = read?;
     }
     snapshot.rollback().await?;
     let live = store.index.clone();

@@ -1,0 +1,207 @@
+//! A gateway or a core as a process of its own, and what it has used.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tempfile::TempDir;
+
+use crate::mesh::Mesh;
+
+/// How long a server may take to be ready.
+const START: Duration = Duration::from_secs(15);
+
+/// Where spans go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exporter {
+    None,
+    /// To a collector that takes them.
+    Up,
+    /// To one that does not answer.
+    Dead,
+}
+
+/// What is compared.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    pub ratio: f64,
+    pub exporter: Exporter,
+    /// Whether the spans of unsampled requests are kept back for a possible failure.
+    pub keeps_back: bool,
+}
+
+impl Case {
+    /// Whether the bound is on this case: 10 % of the traces, with failed and slow ones kept.
+    pub fn is_bounded(&self) -> bool {
+        (self.ratio - 0.1).abs() < f64::EPSILON && self.keeps_back
+    }
+}
+
+/// Processor time used so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Used {
+    pub all: Duration,
+    /// By the thread that exports spans.
+    pub export: Duration,
+}
+
+/// The name of the SDK's thread for it, as far as Linux keeps it.
+const EXPORT_THREAD: &str = "OpenTelemetry.T";
+
+/// Spans taken by the collector, and lost on the way.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SpanCounts {
+    pub exported: u64,
+    pub dropped: u64,
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub addr: SocketAddr,
+    metrics: String,
+    /// Core's data.
+    _folder: Option<TempDir>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+impl Server {
+    /// Starts a gateway and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not start in time.
+    pub async fn gateway(
+        program: &Path,
+        case: Case,
+        mesh: &Mesh,
+        log: &str,
+    ) -> anyhow::Result<Self> {
+        let (addr, admin) = (free_address()?, free_address()?);
+        let mut command = command(program, case, mesh, log, addr);
+        command.args(["--admin-listen", &admin.to_string(), "--gateway-threads", "1"]);
+        let metrics = format!("http://{admin}/metrics");
+        Self::start(command, addr, "/readyz", metrics, None).await
+    }
+
+    /// Starts a core with the built-in catalogue on SQLite, and waits until it answers. Its events stay
+    /// in the outbox: there is no broker.
+    ///
+    /// # Errors
+    /// When it does not start in time.
+    pub async fn core(program: &Path, case: Case, mesh: &Mesh, log: &str) -> anyhow::Result<Self> {
+        let addr = free_address()?;
+        let folder = tempfile::tempdir()?;
+        let mut command = command(program, case, mesh, log, addr);
+        command
+            .env("TOKIO_WORKER_THREADS", "1")
+            .args(["--amqp-url", &format!("amqp://{}", free_address()?)])
+            .arg("--data-dir")
+            .arg(folder.path());
+        let metrics = format!("http://{addr}/metrics");
+        Self::start(command, addr, "/healthz", metrics, Some(folder)).await
+    }
+
+    async fn start(
+        mut command: Command,
+        addr: SocketAddr,
+        probe: &str,
+        metrics: String,
+        folder: Option<TempDir>,
+    ) -> anyhow::Result<Self> {
+        let child = command.spawn().with_context(|| format!("{:?}", command.get_program()))?;
+        let server = Self { child, addr, metrics, _folder: folder };
+        let url = format!("http://{addr}{probe}");
+        let started = Instant::now();
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        loop {
+            let ready = client.get(&url).send().await;
+            if ready.is_ok_and(|answer| answer.status().is_success()) {
+                return Ok(server);
+            }
+            anyhow::ensure!(started.elapsed() < START, "{url} is not ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The processor time of all its threads, to the nanosecond: its threads do not come and go.
+    ///
+    /// # Errors
+    /// Where there is no `/proc/PID/task/*/schedstat`.
+    pub fn processor_time(&self) -> anyhow::Result<Used> {
+        let mut used = Used::default();
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let task = task?.path();
+            let stat = std::fs::read_to_string(task.join("schedstat"))?;
+            let on_cpu = stat.split(' ').next().context("an empty schedstat")?;
+            let on_cpu = Duration::from_nanos(on_cpu.parse()?);
+            used.all += on_cpu;
+            if std::fs::read_to_string(task.join("comm"))?.trim() == EXPORT_THREAD {
+                used.export += on_cpu;
+            }
+        }
+        Ok(used)
+    }
+
+    /// What its own metrics say.
+    ///
+    /// # Errors
+    /// When it does not give them.
+    pub async fn span_counts(&self) -> anyhow::Result<SpanCounts> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let text = client.get(&self.metrics).send().await?.text().await?;
+        let sum = |name: &str| -> u64 {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+            // Counts: whole and never negative.
+            values.sum::<f64>() as u64
+        };
+        Ok(SpanCounts {
+            exported: sum("tourin_trace_spans_exported_total"),
+            dropped: sum("tourin_trace_spans_dropped_total"),
+        })
+    }
+}
+
+/// A server's program with what all of them are told.
+fn command(program: &Path, case: Case, mesh: &Mesh, log: &str, listen: SocketAddr) -> Command {
+    let mut command = Command::new(program);
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("TOURIN_") {
+            command.env_remove(variable);
+        }
+    }
+    command
+        .env("TOURIN_REGISTRATION_SECRET", mesh.secret.expose())
+        .args(["--registry-url", &mesh.registry_url, "--log", log])
+        .args(["--listen", &listen.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let collector = match case.exporter {
+        Exporter::None => None,
+        Exporter::Up => Some(mesh.collector),
+        Exporter::Dead => Some(mesh.dead),
+    };
+    if let Some(collector) = collector {
+        command.args(["--zipkin-url", &format!("http://{collector}")]);
+        command.args(["--trace-ratio", &case.ratio.to_string()]);
+    }
+    if !case.keeps_back {
+        command.args(["--trace-keep-failed=false", "--trace-slow-ms=0"]);
+    }
+    command
+}
+
+fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}

@@ -1,0 +1,153 @@
+//! What is measured: a program, its cases, and the requests that it gets.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject as Caller};
+use tourin_chassis::secret::Secret;
+
+use crate::load::{self, Requests};
+use crate::mesh::Mesh;
+use crate::server::{Case, Exporter, Server};
+
+const GATEWAY_CASES: [Case; 9] = [
+    case("off", 0.0, Exporter::None),
+    case("off, again", 0.0, Exporter::None),
+    case("1 %", 0.01, Exporter::Up),
+    case("10 %", 0.1, Exporter::Up),
+    case("100 %", 1.0, Exporter::Up),
+    case("1 %, dead", 0.01, Exporter::Dead),
+    case("10 %, dead", 0.1, Exporter::Dead),
+    case("100 %, dead", 1.0, Exporter::Dead),
+    // What it is when unsampled requests are not looked at for failure or slowness.
+    Case { keeps_back: false, ..case("10 %, none kept back", 0.1, Exporter::Up) },
+];
+const CORE_CASES: [Case; 5] = [
+    case("off", 0.0, Exporter::None),
+    case("off, again", 0.0, Exporter::None),
+    case("10 %", 0.1, Exporter::Up),
+    case("10 %, dead", 0.1, Exporter::Dead),
+    Case { keeps_back: false, ..case("10 %, none kept back", 0.1, Exporter::Up) },
+];
+/// The member whose bookmarks are placed.
+const MEMBER: &str = "bench";
+
+const fn case(name: &'static str, ratio: f64, exporter: Exporter) -> Case {
+    Case { name, ratio, exporter, keeps_back: true }
+}
+
+/// What the requests do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    /// The gateway passes on a page of 1 KiB.
+    Page,
+    /// Core searches its catalogue.
+    Search,
+    /// Core places a bookmark, and removes it.
+    Bookmark,
+}
+
+/// A program and what it is asked.
+pub struct Subject {
+    pub name: &'static str,
+    pub cases: &'static [Case],
+    /// The most that 10 % of the traces may cost, as a part of the program's processor time.
+    pub bound: f64,
+    program: PathBuf,
+    load: Load,
+}
+
+/// All that is measured of these programs.
+pub fn subjects(gateway: Option<&Path>, core: Option<&Path>) -> Vec<Subject> {
+    let gateway = gateway.into_iter().map(|program| Subject {
+        name: "gateway, a page of 1 KiB",
+        cases: &GATEWAY_CASES,
+        bound: 0.02,
+        program: program.to_owned(),
+        load: Load::Page,
+    });
+    let of_core = [("core, a search", Load::Search), ("core, a bookmark", Load::Bookmark)];
+    let core = core.into_iter().flat_map(move |program| {
+        of_core.map(|(name, load)| Subject {
+            name,
+            cases: &CORE_CASES,
+            bound: 0.03,
+            program: program.to_owned(),
+            load,
+        })
+    });
+    gateway.chain(core).collect()
+}
+
+impl Subject {
+    /// Starts the program.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start(&self, case: Case, mesh: &Mesh, log: &str) -> anyhow::Result<Server> {
+        match self.load {
+            Load::Page => Server::gateway(&self.program, case, mesh, log).await,
+            Load::Search => Server::core(&self.program, case, mesh, log).await,
+            Load::Bookmark => {
+                let server = Server::core(&self.program, case, mesh, log).await?;
+                sign_up(&server).await?;
+                Ok(server)
+            }
+        }
+    }
+
+    /// The requests of each connection. They hold for [`tourin_chassis::identity::IDENTITY_TTL_S`].
+    ///
+    /// # Errors
+    /// When the server's spots cannot be read.
+    pub async fn requests(
+        &self,
+        server: &Server,
+        secret: &Secret,
+        connections: usize,
+    ) -> anyhow::Result<Vec<Requests>> {
+        let all_the_same = |path| vec![Arc::from([load::get(path, "")]); connections];
+        match self.load {
+            Load::Page => Ok(all_the_same("/api/tour-spots?query=palace")),
+            // Seoul.
+            Load::Search => Ok(all_the_same("/api/tour-spots?query=%EC%84%9C%EC%9A%B8")),
+            Load::Bookmark => {
+                let spots = spot_ids(server, connections).await?;
+                Ok(spots.iter().map(|spot| bookmark(spot, secret)).collect())
+            }
+        }
+    }
+}
+
+async fn sign_up(server: &Server) -> anyhow::Result<()> {
+    let account = json!({
+        "id": MEMBER, "password": "sea-breeze-1234", "name": "Bench", "email": "bench@example.com",
+    });
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let url = format!("http://{}/api/auth/signup", server.addr);
+    client.post(url).json(&account).send().await?.error_for_status()?;
+    Ok(())
+}
+
+async fn spot_ids(server: &Server, count: usize) -> anyhow::Result<Vec<String>> {
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let url = format!("http://{}/api/tour-spots?pageSize={count}", server.addr);
+    let spots: Value = client.get(url).send().await?.error_for_status()?.json().await?;
+    let spots = spots.as_array().context("spots are not a list")?;
+    spots.iter().map(|spot| Ok(spot["id"].as_str().context("no id")?.to_owned())).collect()
+}
+
+fn bookmark(spot: &str, secret: &Secret) -> Requests {
+    let caller =
+        Caller::Member { id: MEMBER.to_owned(), session: "bench".to_owned(), roles: Vec::new() };
+    let identity = IdentitySigner::new(secret).sign(&caller, "core");
+    let identity = identity.to_str().unwrap_or_default();
+    let headers = format!("{IDENTITY_HEADER}: {identity}\r\nContent-Type: application/json\r\n");
+    let path = format!("/api/users/{MEMBER}/bookmarks");
+    Arc::from([
+        load::request("POST", &path, &headers, &json!({ "tourSpotId": spot }).to_string()),
+        load::request("DELETE", &format!("{path}/{spot}"), &headers, ""),
+    ])
+}
