@@ -15,3 +15,4 @@ pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
 pub mod text;
+pub mod trace_viewer;

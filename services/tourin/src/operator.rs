@@ -19,6 +19,7 @@ use tourin_chassis::http::{ApiError, HttpLimits, Message, bind, serve};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TraceSettings;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
+use tourin_chassis::trace_viewer;
 
 /// Longest wait for a part's metrics or readiness, in milliseconds.
 const PART_TIMEOUT_MS: u64 = 2_000;
@@ -124,7 +125,7 @@ impl Operator {
             .route("/readyz", get(readiness))
             .with_state(Parts { client, addresses: parts });
         let router = match traces {
-            Some(store) => store.router().merge(metrics),
+            Some(store) => trace_viewer::router(store.clone()).merge(metrics),
             None => metrics.fallback(|| async {
                 ApiError::not_found(Message::for_operators(
                     "here are /readyz, and /metrics, which lists the parts; traces are kept here only \

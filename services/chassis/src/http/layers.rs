@@ -15,11 +15,12 @@ use tokio::time::{Instant, timeout_at};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::caller::verify_identity;
 use super::error::localize_error;
 use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
 use super::{ApiError, Message, messages};
 use crate::health::Health;
-use crate::identity::{IdentityVerifier, verify_identity};
+use crate::identity::IdentityVerifier;
 use crate::metrics::Metrics;
 use crate::telemetry::Service;
 

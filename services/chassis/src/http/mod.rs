@@ -1,6 +1,7 @@
 //! HTTP for every service: the error body, extractors that reject with it, the layers around a
 //! service's routes, and a server with limits and a graceful stop.
 
+mod caller;
 mod error;
 mod extract;
 pub mod fields;
@@ -14,6 +15,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
+pub use caller::{Caller, MemberCaller, ServiceCaller};
 pub use error::{ApiError, ErrorBody};
 pub use extract::{Parameter, Params, Path, Segments};
 pub use json::{Json, read_body};

@@ -8,8 +8,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue};
 
-use super::{ApiError, Message};
-use crate::identity::{REQUEST_ID_HEADER, ServiceCaller};
+use super::{ApiError, Message, ServiceCaller};
+use crate::identity::REQUEST_ID_HEADER;
 use crate::metrics::{self, Metrics};
 use crate::telemetry::{self, HttpRequest, Service, method_name};
 

@@ -14,9 +14,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::health::Health;
-use crate::identity::{
-    Caller, IDENTITY_HEADER, IdentitySigner, IdentityVerifier, MemberCaller, Subject,
-};
+use crate::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
 use crate::secret::Secret;
 use crate::shutdown::Shutdown;
 

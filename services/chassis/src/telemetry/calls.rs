@@ -1,15 +1,12 @@
 //! The attributes of requests and calls on their spans.
 
-use std::future::Future;
 use std::net::SocketAddr;
 
 use http::Method;
-use opentelemetry::trace::TraceContextExt as _;
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::KeyValue;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::names;
-use super::span::Span;
 
 /// A method's name, for spans and labels. An unknown method is a client's own text and becomes
 /// `_OTHER`.
@@ -139,25 +136,4 @@ impl<'a> DbCall<'a> {
         ];
         client_span(&format!("{} {}", self.operation, self.collection), attributes)
     }
-}
-
-/// Runs an operation of a database or a cache within a client span. `class` returns a failure's
-/// class as a fixed word.
-///
-/// The span is not current within the operation: an event that the operation puts into the outbox
-/// belongs to the caller's span, not to the call's.
-pub async fn db_call<T, E>(
-    call: DbCall<'_>,
-    class: impl FnOnce(&E) -> &'static str,
-    operation: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    if !Context::map_current(|context| context.span().is_recording()) {
-        return operation.await;
-    }
-    let span = Span::current().db(&call);
-    let result = operation.await;
-    if let Err(error) = &result {
-        span.set_error(class(error));
-    }
-    result
 }

@@ -16,7 +16,8 @@ use opentelemetry_sdk::trace::{
 
 use super::calls::{HttpCall, HttpRequest};
 use super::names;
-use super::service::{Scope, Service};
+use super::scope::Scope;
+use super::service::{Parts, Service};
 use super::span::Span;
 use super::tail::{Ended, Verdict};
 
@@ -26,6 +27,7 @@ const MAX_NOTES: usize = 64;
 /// A running request; see the module.
 pub struct DeferredRequest {
     scope: Arc<Scope>,
+    parts: Arc<Parts>,
     parent: SpanContext,
     ids: SpanContext,
     /// `Drop` once it is finished.
@@ -69,9 +71,9 @@ impl Service {
         started: SystemTime,
     ) -> DeferredRequest {
         let caller = self.caller(headers, request);
-        let (ids, decision) = self.scope().new_span(&caller, &SpanKind::Server, request.route);
+        let (ids, decision) = self.parts().new_span(&caller, &SpanKind::Server, request.route);
         let parent = caller.span().span_context().clone();
-        let tail = self.scope().parts.tail.as_ref();
+        let tail = self.parts().tail.as_ref();
         let decision = if tail.is_none() { SamplingDecision::Drop } else { decision };
         let notes = Notes::default();
         let recording = decision != SamplingDecision::Drop;
@@ -81,6 +83,7 @@ impl Service {
         }
         DeferredRequest {
             scope: Arc::clone(self.scope()),
+            parts: Arc::clone(self.parts()),
             parent,
             ids,
             decision,
@@ -102,7 +105,7 @@ impl DeferredRequest {
         let id = RandomIdGenerator::default().new_span_id();
         let ids = self.ids_of(id);
         let context = Context::new().with_remote_span_context(ids);
-        (id, self.scope.parts.propagator.headers(&context))
+        (id, self.scope.propagator.headers(&context))
     }
 
     fn ids_of(&self, span: SpanId) -> SpanContext {
@@ -121,7 +124,7 @@ impl DeferredRequest {
         C: IntoIterator<Item = FinishedCall<'a>>,
     {
         let decision = std::mem::replace(&mut self.decision, SamplingDecision::Drop);
-        let Some(tail) = &self.scope.parts.tail else { return };
+        let Some(tail) = &self.parts.tail else { return };
         let spans = |verdict: Verdict| {
             let mut spans: Vec<_> = calls().into_iter().map(|call| self.call(&call)).collect();
             let mut server = self.server(request, status);
@@ -209,8 +212,7 @@ fn answered(mut span: SpanData, status: Option<u16>, error: Option<&'static str>
 impl Drop for DeferredRequest {
     /// A request that was never finished is removed from the buffer.
     fn drop(&mut self) {
-        if let (SamplingDecision::RecordOnly, Some(tail)) = (&self.decision, &self.scope.parts.tail)
-        {
+        if let (SamplingDecision::RecordOnly, Some(tail)) = (&self.decision, &self.parts.tail) {
             tail.settle(self.ended(Verdict::AsItsPart), Vec::new);
         }
     }

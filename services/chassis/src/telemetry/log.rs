@@ -20,7 +20,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use super::service::Scope;
+use super::scope::Scope;
 use super::span::current_trace_id;
 use crate::config::{LogFormat, LogSettings};
 

@@ -20,6 +20,7 @@ mod otlp;
 mod privacy;
 mod propagation;
 mod sampler;
+mod scope;
 mod service;
 mod settings;
 mod span;
@@ -27,6 +28,7 @@ mod tail;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod zipkin;
+mod zipkin_span;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -40,7 +42,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub use opentelemetry::SpanId;
 
-pub use self::calls::{DbCall, HttpCall, HttpRequest, db_call, method_name};
+pub use self::calls::{DbCall, HttpCall, HttpRequest, method_name};
 use self::collector::Collector;
 pub use self::deferred::{DeferredRequest, FinishedCall};
 pub use self::export::ExportCounters;
@@ -50,11 +52,11 @@ use self::memory::MemoryStore;
 pub use self::propagation::{Propagation, Propagator, TRACE_HEADERS};
 use self::service::Parts;
 pub use self::service::Service;
-pub use self::settings::{DEFAULT_RATIO, RouteRatio, TelemetrySettings, TraceSettings};
-pub use self::span::{Span, current_trace_id};
+pub use self::settings::{RouteRatio, TelemetrySettings, TraceSettings};
+pub use self::span::{Span, current_trace_id, db_call};
 use self::tail::{Keep, TailProcessor};
-pub use self::zipkin::{Annotation, Endpoint, ZipkinSpan};
 use self::zipkin::{Receiver, ZipkinExporter};
+pub use self::zipkin_span::{Annotation, Endpoint, ZipkinSpan};
 
 /// The most attributes of a span.
 const MAX_ATTRIBUTES: u32 = 32;
@@ -193,7 +195,7 @@ impl Pipeline {
             let flush_interval = bounds.flush_interval.min(MEMORY_FLUSH_INTERVAL);
             to.push(Destination::start("memory", exporter, Bounds { flush_interval, ..bounds }));
         }
-        let ratio = if to.is_empty() { 0.0 } else { settings.trace_ratio.unwrap_or(DEFAULT_RATIO) };
+        let ratio = if to.is_empty() { 0.0 } else { settings.trace_ratio };
         let parts = Arc::new(Self::assemble(settings, to, ratio));
         Ok(Self { parts, destinations: Destinations { places, ratio } })
     }
@@ -224,7 +226,7 @@ impl Pipeline {
             Some(tail) => builder.with_span_processor(tail.clone()).build(),
             None => builder.build(),
         };
-        Parts { provider, sampler, tail, propagator: propagator(settings) }
+        Parts { provider, sampler, tail, propagator: Arc::new(propagator(settings)) }
     }
 
     /// A service that uses this pipeline.

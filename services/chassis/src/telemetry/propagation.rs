@@ -330,5 +330,4 @@ fn well_formed_tracestate(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "propagation_tests.rs"]
 mod tests;

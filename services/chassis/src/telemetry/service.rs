@@ -10,15 +10,15 @@ use opentelemetry::context::{FutureExt, WithContext};
 use opentelemetry::trace::{
     SpanContext, SpanKind, TraceContextExt, TraceFlags, Tracer as _, TracerProvider as _,
 };
-use opentelemetry::{Context, KeyValue, StringValue};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{
     IdGenerator, RandomIdGenerator, SamplingDecision, SdkTracer, SdkTracerProvider,
 };
 
 use super::calls::HttpRequest;
-use super::names;
 use super::propagation::{HeadDecision, Propagator};
 use super::sampler::Sampler;
+use super::scope::Scope;
 use super::span::Span;
 use super::tail::TailProcessor;
 
@@ -29,31 +29,10 @@ pub(super) struct Parts {
     pub sampler: Sampler,
     /// `None` where nothing is exported: then there are ids and no spans.
     pub tail: Option<TailProcessor>,
-    pub propagator: Propagator,
+    pub propagator: Arc<Propagator>,
 }
 
-/// The service and pipeline of spans, passed on in the context.
-#[derive(Debug)]
-pub(super) struct Scope {
-    pub service: &'static str,
-    /// Where it listens.
-    pub local: Option<Arc<str>>,
-    pub parts: Arc<Parts>,
-}
-
-impl Scope {
-    /// The scope of a context, if any.
-    pub fn of(context: &Context) -> Option<&Arc<Self>> {
-        context.get()
-    }
-
-    /// The attributes of every span of the service.
-    pub fn attributes(&self) -> impl Iterator<Item = KeyValue> {
-        let local = self.local.clone().map(StringValue::from);
-        let local = local.map(|local| KeyValue::new(names::LOCAL, local));
-        [KeyValue::new(names::SERVICE, self.service)].into_iter().chain(local)
-    }
-
+impl Parts {
     /// The ids of a new span below `parent`, and its sampling decision.
     pub fn new_span(
         &self,
@@ -65,7 +44,7 @@ impl Scope {
         let above = above.span_context();
         let ids = RandomIdGenerator::default();
         let trace = if above.is_valid() { above.trace_id() } else { ids.new_trace_id() };
-        let decision = self.parts.sampler.decide(parent, trace, kind, route);
+        let decision = self.sampler.decide(parent, trace, kind, route);
         let is_sampled = decision == SamplingDecision::RecordAndSample;
         let flags = TraceFlags::default().with_sampled(is_sampled);
         let state = above.trace_state().clone();
@@ -80,6 +59,7 @@ impl Scope {
 #[derive(Clone)]
 pub struct Service {
     scope: Arc<Scope>,
+    parts: Arc<Parts>,
     tracer: SdkTracer,
     base: Context,
 }
@@ -99,15 +79,16 @@ impl Service {
 
     pub(super) fn with(parts: Arc<Parts>, service: &'static str, local: Option<Arc<str>>) -> Self {
         let tracer = parts.provider.tracer("tourin");
-        let scope = Arc::new(Scope { service, local, parts });
-        Self { base: Context::new().with_value(Arc::clone(&scope)), tracer, scope }
+        let propagator = Arc::clone(&parts.propagator);
+        let scope = Arc::new(Scope { service, local, propagator });
+        Self { base: Context::new().with_value(Arc::clone(&scope)), tracer, scope, parts }
     }
 
     /// Sets the address that it listens on, for Zipkin's local endpoint.
     #[must_use]
     pub fn listening(&self, address: SocketAddr) -> Self {
         let local = Some(Arc::from(address.to_string()));
-        Self::with(Arc::clone(&self.scope.parts), self.scope.service, local)
+        Self::with(Arc::clone(&self.parts), self.scope.service, local)
     }
 
     /// Its name.
@@ -139,7 +120,7 @@ impl Service {
 
     /// The context of a request's sender.
     pub(super) fn caller(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Context {
-        let caller = self.scope.parts.propagator.extract_headers(&self.base, headers);
+        let caller = self.parts.propagator.extract_headers(&self.base, headers);
         if request.unsampled && !caller.has_active_span() {
             return caller.with_value(HeadDecision::Unsampled);
         }
@@ -150,6 +131,10 @@ impl Service {
         &self.scope
     }
 
+    pub(super) fn parts(&self) -> &Arc<Parts> {
+        &self.parts
+    }
+
     fn start(
         &self,
         parent: &Context,
@@ -158,8 +143,8 @@ impl Service {
         attributes: Vec<KeyValue>,
         route: Option<&str>,
     ) -> Span {
-        if self.scope.parts.tail.is_none() {
-            let (ids, _) = self.scope.new_span(parent, &kind, route);
+        if self.parts.tail.is_none() {
+            let (ids, _) = self.parts.new_span(parent, &kind, route);
             return Span::found(parent.with_remote_span_context(ids));
         }
         let builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);

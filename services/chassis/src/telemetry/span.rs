@@ -10,7 +10,7 @@ use opentelemetry::{Context, ContextGuard, KeyValue};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::calls::{DbCall, HttpCall};
-use super::service::Scope;
+use super::scope::Scope;
 use super::{TRACE_HEADERS, names};
 
 /// A handle on a span. It can be sent and kept, has children, and ends when dropped. [`Span::run`]
@@ -148,7 +148,7 @@ impl Span {
     /// The headers that carry it to the next hop. A proxy removes [`TRACE_HEADERS`] first.
     pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         Scope::of(&self.context)
-            .map_or_else(Vec::new, |scope| scope.parts.propagator.headers(&self.context))
+            .map_or_else(Vec::new, |scope| scope.propagator.headers(&self.context))
     }
 
     /// Replaces the trace context in a request's headers.
@@ -196,6 +196,27 @@ impl Drop for Span {
     }
 }
 
+/// Runs an operation of a database or a cache within a client span. `class` returns a failure's
+/// class as a fixed word.
+///
+/// The span is not current within the operation: an event that the operation puts into the outbox
+/// belongs to the caller's span, not to the call's.
+pub async fn db_call<T, E>(
+    call: DbCall<'_>,
+    class: impl FnOnce(&E) -> &'static str,
+    operation: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    if !Context::map_current(|context| context.span().is_recording()) {
+        return operation.await;
+    }
+    let span = Span::current().db(&call);
+    let result = operation.await;
+    if let Err(error) = &result {
+        span.set_error(class(error));
+    }
+    result
+}
+
 /// The current trace's id as 32 hexadecimal digits.
 pub fn current_trace_id() -> Option<String> {
     Context::map_current(|context| trace_id_in(context.span().span_context()))
@@ -206,5 +227,4 @@ fn trace_id_in(context: &SpanContext) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "span_tests.rs"]
 mod tests;

@@ -21,7 +21,7 @@ use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
 use super::export::Destination;
 use super::names;
-use super::service::Scope;
+use super::scope::Scope;
 
 const SHARDS: usize = 64;
 /// The most buffered unsampled traces per shard. With the next bound it limits memory, and the
@@ -287,5 +287,4 @@ impl SpanProcessor for TailProcessor {
 }
 
 #[cfg(test)]
-#[path = "tail_tests.rs"]
 mod tests;

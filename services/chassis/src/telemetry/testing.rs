@@ -16,7 +16,7 @@ pub fn all_spans() -> MemoryStore {
         let store = MemoryStore::new(MemoryLimits::default());
         let log = LogSettings { log_format: LogFormat::Text, log: "warn".to_owned() };
         let traces = TraceSettings {
-            trace_ratio: Some(1.0),
+            trace_ratio: 1.0,
             trace_flush_interval_ms: 20,
             ..TraceSettings::default()
         };

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{Pipeline, TraceSettings};
+use tourin_chassis::trace_viewer;
 
 /// Somewhere that answers Zipkin's read API.
 pub struct Reader {
@@ -50,11 +51,7 @@ pub fn zipkin_url() -> String {
 }
 
 pub fn all() -> TraceSettings {
-    TraceSettings {
-        trace_ratio: Some(1.0),
-        trace_flush_interval_ms: 20,
-        ..TraceSettings::default()
-    }
+    TraceSettings { trace_ratio: 1.0, trace_flush_interval_ms: 20, ..TraceSettings::default() }
 }
 
 pub async fn serve(router: axum::Router) -> SocketAddr {
@@ -75,14 +72,15 @@ pub async fn real() -> (Pipeline, Reader) {
 /// A pipeline into a store of this process, and a reader of its API.
 pub async fn in_memory() -> (Pipeline, Reader) {
     let store = MemoryStore::new(MemoryLimits::default());
-    let address = serve(store.router()).await;
+    let address = serve(trace_viewer::router(store.clone())).await;
     (Pipeline::start(&all(), Some(store)).unwrap(), Reader::at(&format!("http://{address}")))
 }
 
 /// A pipeline through the reporter over HTTP into the collector of a store.
 pub async fn through_a_collector() -> (Pipeline, Reader) {
     let store = MemoryStore::new(MemoryLimits::default());
-    let address = serve(store.router().merge(store.collector())).await;
+    let address =
+        serve(trace_viewer::router(store.clone()).merge(trace_viewer::collector(store))).await;
     let base = format!("http://{address}");
     let settings = TraceSettings { zipkin_url: Some(format!("{base}/api/v2/spans")), ..all() };
     (Pipeline::start(&settings, None).unwrap(), Reader::at(&base))

@@ -18,7 +18,7 @@ fn start(settings: &TraceSettings) -> (Pipeline, MemoryStore) {
 }
 
 fn unsampled() -> TraceSettings {
-    TraceSettings { trace_ratio: Some(0.0), ..all() }
+    TraceSettings { trace_ratio: 0.0, ..all() }
 }
 
 fn request(service: &Service) -> Span {

@@ -3,8 +3,8 @@
 use axum::extract::State;
 use axum::routing::get;
 use serde::Serialize;
-use tourin_chassis::http::{ApiError, Json};
-use tourin_chassis::identity::ServiceCaller;
+use tourin_chassis::http::{ApiError, Json, ServiceCaller};
+
 use utoipa_axum::router::OpenApiRouter;
 
 use super::AppState;

@@ -4,8 +4,8 @@ use axum::extract::State;
 use axum::response::Response;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tourin_chassis::http::{ApiError, ErrorBody, Json, Params, Path};
-use tourin_chassis::identity::MemberCaller;
+use tourin_chassis::http::{ApiError, ErrorBody, Json, MemberCaller, Params, Path};
+
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;

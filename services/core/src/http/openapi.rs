@@ -10,8 +10,8 @@ use axum::Router;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use http::header::CONTENT_TYPE;
-use tourin_chassis::http::ErrorBody;
-use tourin_chassis::identity::ServiceCaller;
+use tourin_chassis::http::{ErrorBody, ServiceCaller};
+
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};

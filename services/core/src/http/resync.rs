@@ -4,8 +4,8 @@
 use axum::extract::State;
 use axum::routing::get;
 use serde::Serialize;
-use tourin_chassis::http::{ApiError, Json, Message, Parameter, Params};
-use tourin_chassis::identity::ServiceCaller;
+use tourin_chassis::http::{ApiError, Json, Message, Parameter, Params, ServiceCaller};
+
 use tourin_shared_events::events::TourSpotUpsert;
 use utoipa_axum::router::OpenApiRouter;
 

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::routing::get;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
-use tourin_chassis::http::{ApiError, Json, Params};
-use tourin_chassis::identity::ServiceCaller;
+use tourin_chassis::http::{ApiError, Json, Params, ServiceCaller};
+
 use utoipa_axum::router::OpenApiRouter;
 
 use super::AppState;

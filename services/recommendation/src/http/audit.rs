@@ -7,8 +7,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use serde::Serialize;
-use tourin_chassis::http::{ApiError, Json, Message, Params, Path};
-use tourin_chassis::identity::ServiceCaller;
+use tourin_chassis::http::{ApiError, Json, Message, Params, Path, ServiceCaller};
 
 use super::unavailable;
 use crate::app::audit::Audit;

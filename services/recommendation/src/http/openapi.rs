@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tourin_chassis::http::ErrorBody;
-use tourin_chassis::identity::ServiceCaller;
+use tourin_chassis::http::{ErrorBody, ServiceCaller};
+
 use utoipa::{IntoResponses, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 

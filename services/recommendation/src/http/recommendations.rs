@@ -1,8 +1,8 @@
 //! The endpoints for recommendations.
 
 use axum::extract::State;
-use tourin_chassis::http::{ApiError, ErrorBody, Json, Params, Path};
-use tourin_chassis::identity::MemberCaller;
+use tourin_chassis::http::{ApiError, ErrorBody, Json, MemberCaller, Params, Path};
+
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 

@@ -18,6 +18,7 @@ use std::io::Write as _;
 use tourin_chassis::config::{LogFormat, LogSettings};
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{self, TelemetrySettings, TraceSettings};
+use tourin_chassis::trace_viewer;
 
 use crate::read_back::{Engines, Journey, Zipkin, check};
 use crate::world::{World, eventually};
@@ -29,7 +30,8 @@ async fn collector() -> String {
         Some(url) => (url, "the Zipkin server"),
         None => {
             let store = MemoryStore::new(MemoryLimits::default());
-            let router = store.router().merge(store.collector());
+            let router =
+                trace_viewer::router(store.clone()).merge(trace_viewer::collector(store.clone()));
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
             tokio::spawn(axum::serve(listener, router).into_future());
@@ -69,7 +71,7 @@ async fn a_bookmark_is_one_trace_to_the_trend() {
     let url = collector().await;
     let traces = TraceSettings {
         zipkin_url: Some(url.clone()),
-        trace_ratio: Some(1.0),
+        trace_ratio: 1.0,
         trace_flush_interval_ms: 100,
         ..TraceSettings::default()
     };

@@ -1,7 +1,6 @@
-//! The traces that this process keeps in memory, with Zipkin's read API and a page to view them.
-//! For the all-in-one, which has no collector. Bounded, and lost with the process.
+//! The traces that this process keeps in memory, for the all-in-one, which has no collector.
+//! Bounded, and lost with the process. [`crate::trace_viewer`] shows them.
 
-mod api;
 mod links;
 mod query;
 
@@ -10,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::links::Link;
 pub use self::query::TraceQuery;
-use super::zipkin::ZipkinSpan;
+use super::zipkin_span::ZipkinSpan;
 
 /// The bounds of a [`MemoryStore`]. The oldest traces are dropped first.
 #[derive(Debug, Clone, Copy)]

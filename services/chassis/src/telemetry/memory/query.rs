@@ -1,17 +1,9 @@
 //! Trace search, with the same parameters and meaning as Zipkin's.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
 
 use super::MemoryStore;
-use crate::http::{ApiError, Params};
 use crate::telemetry::ZipkinSpan;
-
-/// Most traces in one answer.
-const MAX_LIMIT: usize = 1_000;
-/// Zipkin's defaults.
-const DEFAULT_LIMIT: usize = 10;
-const DEFAULT_LOOKBACK_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// A trace query.
 #[derive(Debug, Clone)]
@@ -36,43 +28,7 @@ pub struct TraceQuery {
     pub limit: usize,
 }
 
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl TraceQuery {
-    /// Parses a query from `params`.
-    ///
-    /// # Errors
-    /// 422 for an invalid number.
-    pub fn parse(params: &Params) -> Result<Self, ApiError> {
-        let lower = |name: &str| {
-            // Zipkin's page sends "all" for any.
-            params.text(name).map(|text| text.to_lowercase()).filter(|text| text != "all")
-        };
-        let annotations = params.text("annotationQuery").unwrap_or_default();
-        Ok(Self {
-            service: lower("serviceName"),
-            span: lower("spanName"),
-            remote_service: lower("remoteServiceName"),
-            annotations: annotations
-                .split(" and ")
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-                .map(|part| match part.split_once('=') {
-                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                    None => (part.to_owned(), None),
-                })
-                .collect(),
-            min_duration: params.one("minDuration")?,
-            max_duration: params.one("maxDuration")?,
-            end_ms: params.one("endTs")?.unwrap_or_else(now_ms),
-            lookback_ms: params.one("lookback")?.unwrap_or(DEFAULT_LOOKBACK_MS),
-            limit: params.one::<usize>("limit")?.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
-        })
-    }
-
     fn is_of_service(&self, span: &ZipkinSpan) -> bool {
         self.service.is_none() || self.service.as_deref() == service(span)
     }

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
-use tourin_chassis::http::{ApiError, Json, Params, read_body, read_value};
-use tourin_chassis::identity::{Caller, MemberCaller, SESSION_ENDED_HEADER, Subject};
+use tourin_chassis::http::{ApiError, Caller, Json, MemberCaller, Params, read_body, read_value};
+use tourin_chassis::identity::{SESSION_ENDED_HEADER, Subject};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 

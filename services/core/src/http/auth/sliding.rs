@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
 use serde::{Deserialize, Serialize};
-use tourin_chassis::http::{ApiError, Json, Message};
-use tourin_chassis::identity::ServiceCaller;
+use tourin_chassis::http::{ApiError, Json, Message, ServiceCaller};
+
 use utoipa_axum::router::OpenApiRouter;
 
 use super::super::AppState;

@@ -1,4 +1,6 @@
-//! Zipkin's read API over the store, and the viewer's page.
+//! The traces in a [`MemoryStore`] over HTTP: Zipkin's read API, and a page that shows them.
+
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -7,10 +9,9 @@ use axum::routing::{get, post};
 use http::{HeaderName, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::query::now_ms;
-use super::{Link, MemoryStore, TraceQuery};
 use crate::http::{ApiError, Json, Message, Params, Path};
 use crate::telemetry::ZipkinSpan;
+use crate::telemetry::memory::{Link, MemoryStore, TraceQuery};
 
 const PAGE: &str = include_str!("page.html");
 /// The page loads nothing from other servers and calls this server only; it shows text, never
@@ -18,36 +19,36 @@ const PAGE: &str = include_str!("page.html");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// The largest batch that the collector accepts, in bytes.
 const MAX_BATCH_BYTES: usize = 8 << 20;
+/// Most traces in one response.
+const MAX_LIMIT: usize = 1_000;
+/// Zipkin's default number of traces, and its default lookback.
+const DEFAULT_LIMIT: usize = 10;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-impl MemoryStore {
-    /// The page at `/` and at Zipkin's path of a trace, and `GET` of `/api/v2/services`, `spans`,
-    /// `remoteServices`, `traces`, `trace/{id}`, `traceMany` and `dependencies`, with Zipkin's
-    /// responses.
-    pub fn router(&self) -> Router {
-        Router::new()
-            .route("/", get(page))
-            .route("/zipkin/traces/{id}", get(redirect_to_trace))
-            .route("/health", get(|| async { Json(json!({"status": "UP"})) }))
-            .route("/api/v2/services", get(services))
-            .route("/api/v2/spans", get(span_names))
-            .route("/api/v2/remoteServices", get(remote_services))
-            .route("/api/v2/traces", get(traces))
-            .route("/api/v2/traceMany", get(trace_many))
-            .route("/api/v2/trace/{id}", get(trace))
-            .route("/api/v2/dependencies", get(dependencies))
-            .fallback(|| async { ApiError::not_found(Message::for_operators("no such path")) })
-            .with_state(self.clone())
-    }
+/// The page at `/` and at Zipkin's path of a trace, and `GET` of `/api/v2/services`, `spans`,
+/// `remoteServices`, `traces`, `trace/{id}`, `traceMany` and `dependencies`, with Zipkin's responses.
+pub fn router(store: MemoryStore) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/zipkin/traces/{id}", get(redirect_to_trace))
+        .route("/health", get(|| async { Json(json!({"status": "UP"})) }))
+        .route("/api/v2/services", get(services))
+        .route("/api/v2/spans", get(span_names))
+        .route("/api/v2/remoteServices", get(remote_services))
+        .route("/api/v2/traces", get(traces))
+        .route("/api/v2/traceMany", get(trace_many))
+        .route("/api/v2/trace/{id}", get(trace))
+        .route("/api/v2/dependencies", get(dependencies))
+        .fallback(|| async { ApiError::not_found(Message::for_operators("no such path")) })
+        .with_state(store)
+}
 
-    /// `POST /api/v2/spans` like a Zipkin collector; for tests, and for processes that share one
-    /// viewer.
-    pub fn collector(&self) -> Router {
-        Router::new()
-            .route("/api/v2/spans", post(collect))
-            .layer(DefaultBodyLimit::max(MAX_BATCH_BYTES))
-            .with_state(self.clone())
-    }
+/// `POST /api/v2/spans` like a Zipkin collector; for tests, and for processes that share one viewer.
+pub fn collector(store: MemoryStore) -> Router {
+    Router::new()
+        .route("/api/v2/spans", post(collect))
+        .layer(DefaultBodyLimit::max(MAX_BATCH_BYTES))
+        .with_state(store)
 }
 
 async fn page() -> impl IntoResponse {
@@ -93,7 +94,40 @@ async fn traces(
     State(store): State<MemoryStore>,
     params: Params,
 ) -> Result<Json<Vec<Vec<ZipkinSpan>>>, ApiError> {
-    Ok(Json(store.traces(&TraceQuery::parse(&params)?)))
+    Ok(Json(store.traces(&trace_query(&params)?)))
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The query in `params`, with Zipkin's names and defaults; 422 for an invalid number.
+fn trace_query(params: &Params) -> Result<TraceQuery, ApiError> {
+    let lower = |name: &str| {
+        // Zipkin's page sends "all" for any.
+        params.text(name).map(|text| text.to_lowercase()).filter(|text| text != "all")
+    };
+    let annotations = params.text("annotationQuery").unwrap_or_default();
+    Ok(TraceQuery {
+        service: lower("serviceName"),
+        span: lower("spanName"),
+        remote_service: lower("remoteServiceName"),
+        annotations: annotations
+            .split(" and ")
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| match part.split_once('=') {
+                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                None => (part.to_owned(), None),
+            })
+            .collect(),
+        min_duration: params.one("minDuration")?,
+        max_duration: params.one("maxDuration")?,
+        end_ms: params.one("endTs")?.unwrap_or_else(now_ms),
+        lookback_ms: params.one("lookback")?.unwrap_or(DAY_MS),
+        limit: params.one::<usize>("limit")?.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
+    })
 }
 
 async fn trace(

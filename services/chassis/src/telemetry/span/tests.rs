@@ -21,7 +21,7 @@ fn nothing_of_the_pipeline_shows_with_a_service() {
 fn parts_follow_what_was_decided_for_the_request_however_they_are_reached() {
     let sampled_of = |ratio: f64, header: (&'static str, &'static str), unsampled: bool| {
         let settings = TraceSettings {
-            trace_ratio: Some(ratio),
+            trace_ratio: ratio,
             trace_keep_failed: false,
             trace_slow_ms: 0,
             ..TraceSettings::default()

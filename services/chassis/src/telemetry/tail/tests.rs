@@ -9,7 +9,7 @@ use super::*;
 
 fn start(ratio: f64) -> (Pipeline, MemoryStore) {
     let store = MemoryStore::new(MemoryLimits::default());
-    let settings = TraceSettings { trace_ratio: Some(ratio), ..TraceSettings::default() };
+    let settings = TraceSettings { trace_ratio: ratio, ..TraceSettings::default() };
     (Pipeline::start(&settings, Some(store.clone())).unwrap(), store)
 }
 
@@ -65,7 +65,7 @@ async fn what_repeats_is_exported_only_when_it_says_something_new() {
     for (ratio, keep_failed) in [(1.0, true), (0.0, true), (1.0, false)] {
         let store = MemoryStore::new(MemoryLimits::default());
         let settings = TraceSettings {
-            trace_ratio: Some(ratio),
+            trace_ratio: ratio,
             trace_keep_failed: keep_failed,
             trace_slow_ms: 0,
             ..TraceSettings::default()
