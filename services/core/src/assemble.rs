@@ -63,7 +63,7 @@ pub(crate) fn assemble(
         bookmarks: Bookmarks::new(store.bookmarks(), clock()),
         reviews: Reviews::new(store.reviews(), clock()),
         views: Views::new(store.views(), clock()),
-        events: Arc::new(store.outbox()),
+        events: store.outbox(),
     };
     Ok(AppState {
         accounts: Arc::new(accounts),
