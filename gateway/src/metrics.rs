@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tourin_chassis::metrics::{Counter, CounterBy, Gauge, Histogram, Metrics, REQUEST_SECONDS};
@@ -57,20 +56,20 @@ impl TryOutcome {
 /// Counts of one service behind the gateway.
 #[derive(Debug)]
 pub struct UpstreamMetrics {
-    tries: [AtomicU64; TryOutcome::LABELS.len()],
-    retries: AtomicU64,
+    tries: [Counter; TryOutcome::LABELS.len()],
+    retries: Counter,
     seconds: Histogram,
 }
 
 impl UpstreamMetrics {
     /// A try has ended so.
     pub fn tried(&self, outcome: TryOutcome) {
-        self.tries[outcome.index()].fetch_add(1, Ordering::Relaxed);
+        self.tries[outcome.index()].increase();
     }
 
     /// A request is sent to another instance.
     pub fn retried(&self) {
-        self.retries.fetch_add(1, Ordering::Relaxed);
+        self.retries.increase();
     }
 
     /// An instance took so long until its answer's head.
@@ -111,33 +110,24 @@ impl GatewayMetrics {
             ("upstream", routes.services()),
             REQUEST_SECONDS,
         );
-        let upstreams: BTreeMap<_, _> = seconds
+        let tries = service.counters(
+            "tourin_gateway_upstream_requests",
+            "Tries towards instances, by how they ended",
+        );
+        let retries = service
+            .counters("tourin_gateway_upstream_retries", "Requests sent again to another instance");
+        let upstreams = seconds
             .into_iter()
             .map(|(name, seconds)| {
                 let counts = UpstreamMetrics {
-                    tries: Default::default(),
-                    retries: AtomicU64::new(0),
+                    tries: TryOutcome::LABELS
+                        .map(|outcome| tries.of([("upstream", &name), ("outcome", outcome)])),
+                    retries: retries.of([("upstream", &name)]),
                     seconds,
                 };
                 (name, Arc::new(counts))
             })
             .collect();
-        let all = upstreams.clone();
-        service.counters_read(
-            "tourin_gateway_upstream_requests",
-            "Tries towards instances, by how they ended",
-            move || all.iter().flat_map(|(name, counts)| tries(name, counts)).collect(),
-        );
-        let all = upstreams.clone();
-        service.counters_read(
-            "tourin_gateway_upstream_retries",
-            "Requests sent again to another instance",
-            move || {
-                let retries =
-                    |counts: &UpstreamMetrics| counts.retries.load(Ordering::Relaxed) as f64;
-                all.iter().map(|(name, counts)| (of(name), retries(counts))).collect()
-            },
-        );
         let connections = ConnectionMetrics {
             open: service.gauge("tourin_gateway_connections", "Client connections open"),
             refused: service.counter(
@@ -182,7 +172,7 @@ impl GatewayMetrics {
             "Instances known to be up",
             move || {
                 let counts = upstreams.counts().into_iter();
-                counts.map(|(service, count)| (of(&service), count as f64)).collect()
+                counts.map(|(service, count)| (vec![("upstream", service)], count as f64)).collect()
             },
         );
         self.service.gauge_read(
@@ -207,25 +197,6 @@ impl GatewayMetrics {
             move || Some(concurrency.in_use() as f64),
         );
     }
-}
-
-type Labels = Vec<(&'static str, String)>;
-
-fn of(upstream: &str) -> Labels {
-    vec![("upstream", upstream.to_owned())]
-}
-
-fn tries(name: &str, counts: &UpstreamMetrics) -> Vec<(Labels, f64)> {
-    TryOutcome::LABELS
-        .iter()
-        .zip(&counts.tries)
-        .map(|(outcome, count)| {
-            let mut labels = of(name);
-            labels.push(("outcome", (*outcome).to_owned()));
-            (labels, count.load(Ordering::Relaxed) as f64)
-        })
-        .filter(|(_, count)| *count > 0.0)
-        .collect()
 }
 
 #[cfg(test)]

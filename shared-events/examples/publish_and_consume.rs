@@ -73,7 +73,7 @@ async fn main() -> anyhow::Result<()> {
     let deliveries = bus.subscribe(Subscription::new("views", bindings)).await?;
     let handler = Arc::new(CountViews(database.clone()));
     let consumer = Consumer::new("views", deliveries, handler, system_clock());
-    let stats = consumer.stats();
+    let metrics = consumer.metrics();
     let consuming = tokio::spawn(consumer.run(stop.clone()));
     let relay = Relay::new(Arc::new(outbox), Arc::new(bus), wake.clone(), system_clock());
     let relaying = tokio::spawn(relay.run(stop.clone()));
@@ -87,7 +87,7 @@ async fn main() -> anyhow::Result<()> {
     wake.notify();
 
     let applied = async {
-        while stats.snapshot().applied == 0 {
+        while metrics.applied.get() == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -14,7 +14,7 @@
 //! Requests, replies and commands travel over the same bus ([`messaging_patterns`]). The folder `examples` shows an
 //! event and a request from end to end.
 //!
-//! Each module knows only those above it in this list: `backoff`, `counters`, `sqlite`, `mysql`, `envelope`, `events`,
+//! Each module knows only those above it in this list: `backoff`, `sqlite`, `mysql`, `envelope`, `events`,
 //! `dead_letters`, `bus`, `trace`, `consumer`, `outbox` and `messaging_patterns`.
 //!
 //! Delivery is at least once and in order per ordering key. The handler's dedupe makes the effect happen once.
@@ -28,7 +28,6 @@ use futures::future::BoxFuture;
 pub mod backoff;
 pub mod bus;
 pub mod consumer;
-mod counters;
 pub mod dead_letters;
 pub mod envelope;
 pub mod events;

@@ -1,8 +1,9 @@
-//! Real servers for tests. No program of Tourin depends on this crate.
+//! Real servers for tests, and how a test waits. No program of Tourin depends on this crate.
 //!
 //! - [`Bed`]: a test's own servers, which it can stop, kill and restart.
 //! - [`Proxy`]: a route to a server that can be cut, delayed and muted, without a change for the
 //!   server's other clients.
+//! - [`eventually`]: waits for a condition.
 //! - [`given`]: the servers that already run when the tests start.
 //!
 //! A failure here fails the test; no function returns an error.
@@ -11,6 +12,7 @@ mod bed;
 mod proxy;
 mod quorum_queues;
 mod url;
+mod waiting;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
@@ -20,6 +22,7 @@ use rand::Rng as _;
 pub use bed::{Bed, Ending};
 pub use proxy::{Cut, Proxy};
 pub use url::{authority, with_authority};
+pub use waiting::{Answer, SOON, contains, equal, eventually, eventually_within};
 
 /// A server of a bed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

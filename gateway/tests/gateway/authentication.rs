@@ -1,8 +1,9 @@
 //! Authentication.
 
 use serde_json::json;
+use tourin_testbed::eventually;
 
-use crate::harness::{Issuer, Mesh, eventually};
+use crate::harness::{Issuer, Mesh};
 use tourin_gateway::StalePolicy;
 
 #[tokio::test]

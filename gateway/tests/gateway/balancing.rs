@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tourin_testbed::eventually;
 
-use crate::harness::{Mesh, TestGateway, eventually};
+use crate::harness::{Mesh, TestGateway};
 
 async fn count(
     gateway: &TestGateway,

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tourin_testbed::eventually;
 
-use crate::harness::{Mesh, eventually};
+use crate::harness::Mesh;
 use tourin_gateway::Gateway;
 
 async fn refusal(settings: tourin_gateway::Settings) -> String {

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tourin_testbed::eventually;
 
-use crate::harness::{Mesh, TestGateway, eventually, raw};
+use crate::harness::{Mesh, TestGateway, raw};
 use tourin_gateway::Settings;
 
 async fn limited(mesh: &Mesh, adjust: impl FnOnce(&mut Settings)) -> TestGateway {

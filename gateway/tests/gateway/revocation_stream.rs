@@ -6,9 +6,9 @@ use chrono::{TimeDelta, Utc};
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
-use crate::harness::{Mesh, Service, TestGateway, eventually};
+use crate::harness::{Mesh, Service, TestGateway};
 use tourin_gateway::{Settings, StalePolicy};
-use tourin_testbed::{Proxy, Server, given};
+use tourin_testbed::{Proxy, Server, eventually, given};
 
 /// Keys of a test's own on the test bed's Redis, written to as core does, and a way to it that can
 /// be cut.

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tourin_chassis::telemetry::testing::all_spans;
+use tourin_testbed::eventually;
 
-use crate::harness::{Mesh, Response, Service, TestGateway, eventually};
+use crate::harness::{Mesh, Response, Service, TestGateway};
 
 const ME: &str = "/api/auth/me";
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::ZipkinSpan;
 use tourin_chassis::telemetry::testing::all_spans;
+use tourin_testbed::eventually;
 
-use crate::harness::{Mesh, Response, TestGateway, eventually, raw};
+use crate::harness::{Mesh, Response, TestGateway, raw};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::Shutdown;
 
 use crate::app::accounts::Accounts;
@@ -32,6 +33,7 @@ pub(crate) fn assemble(
     keys: SigningKeys,
     clock: &SharedClock,
     stopping: &Shutdown,
+    metrics: &Metrics,
 ) -> anyhow::Result<AppState> {
     let policy = settings.tokens.policy()?;
     let passwords = Arc::new(Passwords::new(&settings.passwords.hashing())?);
@@ -56,14 +58,18 @@ pub(crate) fn assemble(
         revocations: Arc::clone(&revocations),
         policy,
         clock: clock(),
-        outcomes: Outcomes::default(),
+        outcomes: Outcomes::register(metrics),
     };
     let content = Content {
         spots: Spots::new(store.spots(), settings.map_spots.into()),
         bookmarks: Bookmarks::new(store.bookmarks(), clock()),
         reviews: Reviews::new(store.reviews(), clock()),
-        views: Views::new(store.views(), clock()),
-        events: Arc::new(store.outbox()),
+        views: Views::new(
+            store.views(),
+            clock(),
+            metrics.counter("tourin_views_dropped", "Views dropped because too many waited"),
+        ),
+        events: store.outbox(),
     };
     Ok(AppState {
         accounts: Arc::new(accounts),

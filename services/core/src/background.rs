@@ -13,7 +13,7 @@ use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_registry_api::RegistrationState;
 use tourin_shared_events::PassTime;
 use tourin_shared_events::bus::Publisher;
-use tourin_shared_events::outbox::{Relay, RelayStats};
+use tourin_shared_events::outbox::Relay;
 
 use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
@@ -31,7 +31,7 @@ pub(crate) struct Names {
     pub(crate) redis: Option<String>,
 }
 
-/// Starts the background tasks. Returns the counters of the relay, which sends events to the publisher.
+/// Starts the background tasks. The relay sends events to the publisher.
 pub(crate) fn start(
     tasks: &Tasks,
     store: &Store,
@@ -40,7 +40,7 @@ pub(crate) fn start(
     clock: SharedClock,
     (health, names, metrics): (&Health, Names, &Metrics),
     readiness: &ReadinessSettings,
-) -> Arc<RelayStats> {
+) {
     let session_guard = PruneGuard::new("sessions", store.session_passes(), Arc::clone(&clock));
     let outbox_guard = PruneGuard::new("outbox", store.outbox_passes(), Arc::clone(&clock));
     PruneGuard::measure(vec![Arc::clone(&session_guard), Arc::clone(&outbox_guard)], metrics);
@@ -51,7 +51,7 @@ pub(crate) fn start(
     let events_clock: tourin_shared_events::Clock = Arc::new(move || clock.now());
     let relay =
         Relay::new(store.outbox(), publisher, store.wake(), events_clock).with_pruning(outbox_time);
-    let stats = relay.stats();
+    metrics.with_registry(|registry| relay.metrics().register(registry));
     tasks.spawn("relay", relay.run(tasks.shutdown().token()));
     tasks.spawn(
         "session pruner",
@@ -78,7 +78,6 @@ pub(crate) fn start(
     if let (Some(sessions), Some(name)) = (store.with_redis(), names.redis) {
         start_on_redis(tasks, sessions, health, name, readiness);
     }
-    stats
 }
 
 /// Reports to readiness whether this instance is registered, until `stop`. An unregistered instance

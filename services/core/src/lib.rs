@@ -131,7 +131,8 @@ impl Bound {
         };
 
         let stopping = Shutdown::new();
-        let state = assemble::assemble(&settings, &store, keys, &clock, &stopping)?;
+        let metrics = Metrics::new(SERVICE);
+        let state = assemble::assemble(&settings, &store, keys, &clock, &stopping, &metrics)?;
         Ok(Core {
             settings,
             listener,
@@ -142,6 +143,7 @@ impl Bound {
             state,
             stopping,
             clock,
+            metrics,
             held,
         })
     }
@@ -158,6 +160,7 @@ pub struct Core {
     state: AppState,
     stopping: Shutdown,
     clock: SharedClock,
+    metrics: Metrics,
     /// The lock that keeps a second core out of the data folder.
     held: File,
 }
@@ -233,12 +236,12 @@ impl Core {
             state,
             stopping,
             clock,
+            metrics,
             held,
         } = self;
         // Tasks outlive the last request, so that its views and events are still written.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
-        let metrics = Metrics::new(SERVICE);
         let health = Health::new();
         let (publisher, bus): (Arc<dyn Publisher>, _) = match events {
             Events::InProcess(publisher) => (publisher, None),
@@ -261,7 +264,6 @@ impl Core {
         let sources = metrics::Sources {
             store: store.clone(),
             views: state.content.views.clone(),
-            outcomes: state.sessions.outcomes.clone(),
             bus: bus.clone(),
             clock: Arc::clone(&clock),
         };
@@ -271,16 +273,8 @@ impl Core {
             redis: store.with_redis().map(|redis| format!("redis at {}", redis.redis_address())),
         };
         let watched = (&health, names, &metrics);
-        let relay = background::start(
-            &tasks,
-            &store,
-            &state,
-            publisher,
-            clock,
-            watched,
-            &settings.readiness,
-        );
-        let gauge = metrics::of_relay(&metrics, &sources, relay);
+        background::start(&tasks, &store, &state, publisher, clock, watched, &settings.readiness);
+        let gauge = metrics::of_outbox(&metrics, &sources);
         tasks.spawn("outbox gauge", gauge.run(end.clone()));
         tasks.spawn("search index", store.clone().keep_search_index(end.clone()));
 

@@ -1,5 +1,5 @@
-//! Core's metrics besides requests: the outbox, the relay and the broker, connections, log-ins, views,
-//! the search index.
+//! Metrics that are read when Prometheus scrapes: the outbox, connections, waiting views, the search
+//! index. Others are counted where they happen.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,9 +8,8 @@ use tourin_chassis::clock::SharedClock;
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::bus::rabbitmq::RabbitBus;
-use tourin_shared_events::outbox::{Depth, OutboxStore, RelaySnapshot, RelayStats};
+use tourin_shared_events::outbox::{Depth, OutboxStore};
 
-use crate::app::sessions::Outcomes;
 use crate::app::views::Views;
 use crate::store::Store;
 
@@ -21,14 +20,11 @@ const DEPTH_EVERY: Duration = Duration::from_secs(5);
 pub(crate) struct Sources {
     pub(crate) store: Store,
     pub(crate) views: Views,
-    pub(crate) outcomes: Outcomes,
     pub(crate) bus: Option<RabbitBus>,
     pub(crate) clock: SharedClock,
 }
 
 type Readings = Vec<(Vec<(&'static str, String)>, f64)>;
-/// A metric of one number of a snapshot: its name, its help, its value.
-type OfSnapshot<S> = (&'static str, &'static str, fn(&S) -> u64);
 
 fn labelled(
     label: &'static str,
@@ -41,24 +37,9 @@ fn labelled(
 /// Registers the metrics that exist from the start.
 pub(crate) fn register(metrics: &Metrics, sources: &Sources) {
     of_connections(metrics, &sources.store);
-    let outcomes = sources.outcomes.clone();
-    metrics.counters_read("tourin_log_ins", "Log-ins by what became of them", move || {
-        labelled("outcome", outcomes.log_ins())
-    });
-    let outcomes = sources.outcomes.clone();
-    let help =
-        "Exchanges of refresh tokens by what became of them; reused ones ended their session";
-    metrics.counters_read("tourin_token_renewals", help, move || {
-        labelled("outcome", outcomes.renewals())
-    });
     let views = sources.views.clone();
     metrics.gauge_read("tourin_views_waiting", "Views not written yet", move || {
         Some(views.waiting_now() as f64)
-    });
-    let views = sources.views.clone();
-    let help = "Views dropped because too many waited";
-    metrics.counters_read("tourin_views_dropped", help, move || {
-        vec![(Vec::new(), views.dropped() as f64)]
     });
     let store = sources.store.clone();
     let help = "Spots in the search index in memory";
@@ -98,34 +79,11 @@ fn of_connections(metrics: &Metrics, store: &Store) {
 }
 
 fn of_broker(metrics: &Metrics, bus: &RabbitBus) {
+    metrics.with_registry(|registry| bus.metrics().register(registry));
     let connected = bus.clone();
     let help = "1 while the connections to the broker are up";
     metrics.gauge_read("tourin_broker_connected", help, move || {
         Some(f64::from(u8::from(connected.is_connected())))
-    });
-    let counted = bus.clone();
-    let help = "Reconnections to the broker";
-    metrics.counters_read("tourin_broker_reconnects", help, move || {
-        vec![(Vec::new(), counted.stats().reconnects as f64)]
-    });
-    let counted = bus.clone();
-    let help = "Messages handed to the broker by what it answered";
-    metrics.counters_read("tourin_broker_messages", help, move || {
-        let now = counted.stats();
-        labelled(
-            "outcome",
-            [
-                ("confirmed", now.confirmed),
-                ("returned", now.returned),
-                ("refused", now.refused),
-                ("unavailable", now.unavailable),
-            ],
-        )
-    });
-    let counted = bus.clone();
-    let help = "Messages that the broker has not answered yet";
-    metrics.gauge_read("tourin_broker_unconfirmed", help, move || {
-        Some(counted.stats().unconfirmed as f64)
     });
 }
 
@@ -135,41 +93,14 @@ pub(crate) struct OutboxGauge {
     depth: Arc<Mutex<Option<Depth>>>,
 }
 
-/// Registers the metrics of the relay.
-pub(crate) fn of_relay(
-    metrics: &Metrics,
-    sources: &Sources,
-    stats: Arc<RelayStats>,
-) -> OutboxGauge {
-    let counters: [OfSnapshot<RelaySnapshot>; 5] = [
-        ("tourin_outbox_published", "Events that the bus confirmed", |now| now.published),
-        ("tourin_outbox_retries", "Attempts to publish that failed; each is tried again", |now| {
-            now.failed
-        }),
-        ("tourin_outbox_unroutable", "Attempts that found no queue for the event", |now| {
-            now.unroutable
-        }),
-        ("tourin_outbox_given_up", "Events given up, for an operator to look at", |now| {
-            now.rejected
-        }),
-        ("tourin_outbox_store_failures", "Times the outbox could not be read or written", |now| {
-            now.store_failures
-        }),
-    ];
-    for (name, help, of) in counters {
-        let stats = Arc::clone(&stats);
-        metrics.counters_read(name, help, move || vec![(Vec::new(), of(&stats.snapshot()) as f64)]);
-    }
-    metrics.gauge_read("tourin_outbox_shards", "Shards that this relay holds", move || {
-        Some(stats.snapshot().shards as f64)
-    });
-
+/// Registers what waits in the outbox.
+pub(crate) fn of_outbox(metrics: &Metrics, sources: &Sources) -> OutboxGauge {
     let gauge = OutboxGauge { store: sources.store.outbox(), depth: Arc::default() };
     let clock = Arc::clone(&sources.clock);
     gauge.read(metrics, "tourin_outbox_pending", "Events not published yet", |depth| {
         depth.pending as f64
     });
-    gauge.read(metrics, "tourin_outbox_rejected", "Events given up and kept", |depth| {
+    gauge.read(metrics, "tourin_outbox_rejected", "Dead-lettered events in the outbox", |depth| {
         depth.rejected as f64
     });
     let help = "Age of the oldest event not published yet";

@@ -18,6 +18,7 @@ use tourin_chassis::http::{HttpLimits, service_router};
 use tourin_chassis::identity::{
     IDENTITY_HEADER, IdentitySigner, IdentityVerifier, SESSION_ENDED_HEADER, Subject,
 };
+use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::outbox::Wake;
 
@@ -116,8 +117,9 @@ impl TestCore {
         let clock = Arc::new(ManualClock::new(DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
         let shared: SharedClock = clock.clone();
         let stopping = Shutdown::new();
-        let state =
-            assemble(&settings, &Store::Sqlite(store.clone()), keys, &shared, &stopping).unwrap();
+        let metrics = Metrics::new(SERVICE);
+        let on = Store::Sqlite(store.clone());
+        let state = assemble(&settings, &on, keys, &shared, &stopping, &metrics).unwrap();
         let secret = &settings.mesh.access.registration_secret;
         let router = service_router(
             SERVICE,

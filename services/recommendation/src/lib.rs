@@ -18,6 +18,7 @@ pub mod consumers;
 pub mod domain;
 pub mod http;
 mod metrics;
+pub mod operation;
 mod readiness;
 #[cfg(test)]
 mod scenario;
@@ -46,7 +47,7 @@ use tourin_chassis::telemetry::Service;
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::bus::rabbitmq::{NoBroker, RabbitBus, RabbitDeadLetters, RabbitSettings};
-use tourin_shared_events::consumer::ConsumerStats;
+use tourin_shared_events::consumer::{ConsumerMetrics, QueueMetrics};
 use tourin_shared_events::sqlite::{create_private_folder, hold_folder};
 
 pub use crate::config::Settings;
@@ -63,7 +64,7 @@ use crate::background::ReplicaKeeper;
 use crate::batcher::Failure;
 use crate::consumers::QueueConsumer;
 use crate::domain::content::ContentRules;
-use crate::servers::{Pace, Prepared, Server, ServerStats};
+use crate::servers::{Pace, Prepared, Server};
 use crate::upstream::core::CoreClient;
 
 /// The service's name in the registry, and the audience of identities made for it.
@@ -111,6 +112,7 @@ pub struct Recommendation {
     guards: Guards,
     stores: Stores,
     clock: SharedClock,
+    metrics: Metrics,
 }
 
 impl Recommendation {
@@ -134,7 +136,6 @@ impl Recommendation {
             Some(stores) => stores,
             None => open_stores(&settings, Arc::clone(&clock)).await?,
         };
-        let stores = store::traced(stores);
         let ages = settings.rules.ages();
         let ingest = Ingest::new(
             Arc::clone(&stores.trend),
@@ -146,6 +147,12 @@ impl Recommendation {
         let passes = (Arc::clone(&stores.trend_passes), Arc::clone(&stores.history_passes));
         let guards = Guards::new(passes.0, passes.1, &clock);
         let max_ahead = Duration::from_secs(settings.rules.event_max_ahead_s);
+        let metrics = Metrics::new(SERVICE);
+        let of_consumers = ConsumerMetrics::default();
+        metrics.with_registry(|registry| {
+            of_consumers.register(registry);
+            stores.metrics.register(registry);
+        });
         let listener = bind(settings.listen).await?;
         let addr = listener.local_addr()?;
         Ok(Self {
@@ -154,23 +161,18 @@ impl Recommendation {
             addr,
             registry,
             events,
-            consumers: consumers::all(&ingest, ages, max_ahead, &guards),
+            consumers: consumers::all(&ingest, ages, max_ahead, &guards, &of_consumers),
             ingest,
             guards,
             stores,
             clock,
+            metrics,
         })
     }
 
-    /// The counters of each queue's consumer, by the queue's name.
-    pub fn consumer_stats(&self) -> Vec<(&'static str, Arc<ConsumerStats>)> {
-        self.consumers.iter().map(|each| (each.queue, Arc::clone(&each.stats))).collect()
-    }
-
-    /// What each server of a store was asked, by the server's name; embedded stores have none.
-    pub fn server_stats(&self) -> Vec<(&'static str, Arc<ServerStats>)> {
-        let servers = [&self.stores.trend_server, &self.stores.document_server];
-        servers.into_iter().flatten().map(|each| (each.name(), each.stats())).collect()
+    /// The metrics of each queue's consumer, by the queue's name.
+    pub fn consumer_metrics(&self) -> Vec<(&'static str, QueueMetrics)> {
+        self.consumers.iter().map(|each| (each.queue, each.metrics.clone())).collect()
     }
 
     /// Where it listens.
@@ -193,7 +195,7 @@ impl Recommendation {
         // The mesh must have stopped sending before anything here ends.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
-        let metrics = Metrics::new(SERVICE);
+        let metrics = self.metrics.clone();
         let health = Health::new();
 
         let (directory, following) = Directory::follow(self.registry.clone(), end.token());
@@ -214,7 +216,7 @@ impl Recommendation {
         );
         let documents = self.watch_servers(&tasks, &health);
         let recommender = self.recommender();
-        self.measure(&metrics, &tasks, &recommender, bus.as_ref());
+        self.measure(&tasks, bus.as_ref());
         let audit = self.audit(&subscriber);
         let (first_reading, is_read) = Prepared::later();
         self.consume(subscriber, (&documents, &is_read), &tasks, &health);
@@ -290,14 +292,9 @@ impl Recommendation {
         }
     }
 
-    /// Has metrics tell of what is consumed and kept.
-    fn measure(
-        &self,
-        metrics: &Metrics,
-        tasks: &Tasks,
-        recommender: &Recommender,
-        bus: Option<&RabbitBus>,
-    ) {
+    /// Registers the metrics that are read when Prometheus scrapes.
+    fn measure(&self, tasks: &Tasks, bus: Option<&RabbitBus>) {
+        let metrics = &self.metrics;
         let letters = match bus {
             Some(bus) => {
                 let queues = subscriptions().into_iter().map(|each| each.queue).collect();
@@ -307,11 +304,10 @@ impl Recommendation {
             }
             None => metrics::Letters::Kept(Arc::clone(&self.stores.dead_letters)),
         };
-        metrics::of_consumers(metrics, &self.consumer_stats(), &self.clock);
+        metrics::of_consumers(metrics, self.consumer_metrics(), &self.clock);
         let Guards { trend, histories } = self.guards.clone();
         PruneGuard::measure(vec![trend, histories], metrics);
-        metrics::of_servers(metrics, self.server_stats());
-        metrics::of_trend(metrics, &self.ingest, &recommender.last_trend, &self.clock);
+        metrics::of_trend(metrics, &self.ingest, &self.clock);
         let gauge = metrics::of_dead_letters(metrics, letters);
         tasks.spawn("dead letter gauge", gauge.run(tasks.shutdown().token()));
     }
@@ -320,12 +316,13 @@ impl Recommendation {
     fn watch_servers(&self, tasks: &Tasks, health: &Health) -> Prepared {
         let watch = |server: &Option<Arc<dyn Server>>| {
             let Some(server) = server else { return Prepared::already() };
-            let (ready, token) = (health.register(server.name()), tasks.shutdown().token());
+            let (ready, token) =
+                (health.register(server.engine().name()), tasks.shutdown().token());
             let (sender, prepared) = Prepared::later();
             let check_interval = self.settings.readiness.interval();
             let pace = Pace { check_interval, ..Pace::default() };
             let watching = servers::watch_over(Arc::clone(server), ready, sender, pace, token);
-            tasks.spawn(server.name(), watching);
+            tasks.spawn(server.engine().name(), watching);
             prepared
         };
         watch(&self.stores.embedded);
@@ -396,7 +393,7 @@ impl Recommendation {
             content: ContentRules::default(),
             history_limit: usize::from(rules.history_limit),
             clock: Arc::clone(&self.clock),
-            last_trend: LastTrend::default(),
+            last_trend: LastTrend::new(&self.metrics),
             was_whole: Arc::default(),
         }
     }
@@ -408,7 +405,7 @@ impl Recommendation {
             half_life: self.settings.rules.trend().half_life,
             clock: Arc::clone(&self.clock),
             events: Arc::clone(events),
-            consumers: self.consumer_stats(),
+            consumers: self.consumer_metrics(),
         }
     }
 }
@@ -434,15 +431,17 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
     let servers = &settings.servers;
     if let Some(url) = servers.redis() {
         let prefix = &servers.recommendation_redis_prefix;
-        let redis = cache::redis::open(url, prefix, rules.trend(), Arc::clone(&clock))
-            .context("--redis-url")?;
+        let redis =
+            cache::redis::open(url, prefix, rules.trend(), Arc::clone(&clock), &stores.metrics)
+                .context("--redis-url")?;
         stores.trend = redis.trend;
         stores.trend_passes = redis.passes;
         stores.trend_server = Some(redis.server);
     }
     if let Some(url) = servers.mongodb() {
-        let documents =
-            store::mongodb::open(url, rules.histories(), clock).await.context("--mongodb-url")?;
+        let documents = store::mongodb::open(url, rules.histories(), clock, &stores.metrics)
+            .await
+            .context("--mongodb-url")?;
         stores.histories = documents.histories;
         stores.spots = documents.spots;
         stores.history_passes = documents.passes;

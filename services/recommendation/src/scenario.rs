@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::clock::{Clock, ManualClock, SharedClock};
+use tourin_chassis::metrics::Metrics;
 use tourin_shared_events::bus::in_process::InProcessBus;
 use uuid::Uuid;
 
+use crate::SERVICE;
 use crate::app::audit::Audit;
 use crate::app::ingest::{Guards, Ingest};
 use crate::app::last_trend::LastTrend;
@@ -90,7 +92,7 @@ impl World {
             content: ContentRules::default(),
             history_limit: 100,
             clock: time.clone(),
-            last_trend: LastTrend::default(),
+            last_trend: LastTrend::new(&Metrics::new(SERVICE)),
             was_whole: Arc::default(),
         };
         let passes = (stores.trend_passes.clone(), stores.history_passes.clone());

@@ -2,18 +2,17 @@
 //! writes and recoveries.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::config::ReadinessSettings;
-use tourin_chassis::health::{Dependency, Outcomes, StoreState, StoreWatch, Trouble};
+use tourin_chassis::health::{Dependency, StoreState, StoreWatch, Trouble};
 use tourin_shared_events::backoff::Backoff;
-use tourin_shared_events::sqlite;
 
 use crate::app::ports::PortError;
+use crate::operation::{Engine, trouble};
 
 /// The intervals of probes and reconnections.
 #[derive(Debug, Clone, Copy)]
@@ -41,14 +40,11 @@ impl Default for Pace {
 /// A server of stores, or the embedded file.
 #[async_trait]
 pub trait Server: Send + Sync {
-    /// The name in readiness and logs, such as `redis`.
-    fn name(&self) -> &'static str;
+    /// Its engine, whose name is in readiness and logs.
+    fn engine(&self) -> &Engine;
 
     /// The address, without credentials.
     fn address(&self) -> &str;
-
-    /// The counters since the stores were opened.
-    fn stats(&self) -> Arc<ServerStats>;
 
     /// Connects and prepares the schema for this version. Repeating it changes nothing.
     async fn prepare(&self) -> Result<(), PortError>;
@@ -56,95 +52,6 @@ pub trait Server: Send + Sync {
     /// Makes a small write like an event's. The error shows whether the server refuses it or does
     /// not answer.
     async fn write_probe(&self) -> Result<(), PortError>;
-
-    /// The outcomes of requests to its stores.
-    fn outcomes(&self) -> &Outcomes;
-}
-
-/// Why a server refuses, for drivers whose error types do not show it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refusal(pub &'static str);
-
-/// What a failure shows about the server, for operators and without data of the event or request.
-pub(crate) fn trouble(error: &PortError) -> Trouble {
-    let (PortError::Unavailable(cause) | PortError::Failed(cause)) = error;
-    let refusal = if let Some(Refusal(reason)) = cause.downcast_ref() {
-        Some((*reason).to_owned())
-    } else if let Some(error) = cause.downcast_ref::<redis::RedisError>() {
-        tourin_chassis::redis::refusal(error).map(str::to_owned)
-    } else if let Some(error) = cause.downcast_ref::<sqlx::Error>() {
-        sqlite::refusal(error)
-    } else {
-        None
-    };
-    match refusal {
-        Some(reason) => Trouble::Refuses(reason),
-        None => Trouble::Away(error.to_string()),
-    }
-}
-
-/// A request was not sent, because the last probe failed. Requests fail at once until a probe
-/// succeeds.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}: the server is unavailable")]
-pub(crate) struct BreakerOpen(pub &'static str);
-
-/// Counters of a server.
-#[derive(Debug, Default)]
-pub struct ServerStats {
-    commands: AtomicU64,
-    in_progress: AtomicU64,
-    max: Option<u64>,
-}
-
-/// The current operations on a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Operations {
-    /// Operations under way, each on its own connection.
-    pub under_way: u64,
-    /// Operations that wait for a permit.
-    pub waiting: u64,
-    /// The maximum number of operations under way.
-    pub max: u64,
-}
-
-/// Counts an operation until it is dropped.
-pub(crate) struct InProgress<'a>(&'a AtomicU64);
-
-impl Drop for InProgress<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl ServerStats {
-    /// Counters of a server with at most `max` operations under way.
-    pub(crate) fn bounded(max: u32) -> Self {
-        Self { max: Some(u64::from(max)), ..Self::default() }
-    }
-
-    /// Counts an operation, beginning before it waits for a permit.
-    pub(crate) fn operation(&self) -> InProgress<'_> {
-        self.in_progress.fetch_add(1, Ordering::Relaxed);
-        InProgress(&self.in_progress)
-    }
-
-    /// The current operations; `None` for a server without a limit.
-    pub fn operations(&self) -> Option<Operations> {
-        let (max, in_progress) = (self.max?, self.in_progress.load(Ordering::Relaxed));
-        let under_way = in_progress.min(max);
-        Some(Operations { under_way, waiting: in_progress - under_way, max })
-    }
-
-    /// Commands sent, each with one round trip.
-    pub fn commands(&self) -> u64 {
-        self.commands.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn count(&self) {
-        self.commands.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// Whether a server has been prepared at least once.
@@ -199,7 +106,7 @@ async fn follow(
     prepared: &watch::Sender<bool>,
     pace: Pace,
 ) {
-    let name = format!("{} at {}", server.name(), server.address());
+    let name = format!("{} at {}", server.engine().name(), server.address());
     let mut losses = 0;
     loop {
         wait_for(server.as_ref(), ready, pace).await;
@@ -210,7 +117,8 @@ async fn follow(
             let server = Arc::clone(&probed);
             async move { server.write_probe().await.map_err(|error| trouble(&error)) }
         };
-        let mut watch = StoreWatch::new(server.outcomes().clone(), pace.check_interval, probe);
+        let mut watch =
+            StoreWatch::new(server.engine().outcomes().clone(), pace.check_interval, probe);
         let mut state = watch.begin().await;
         loop {
             match &state {
@@ -239,7 +147,7 @@ async fn follow(
 
 /// Returns once the server is prepared.
 async fn wait_for(server: &dyn Server, ready: &Dependency, pace: Pace) {
-    let (name, address) = (server.name(), server.address());
+    let (name, address) = (server.engine().name(), server.address());
     let mut failures: u32 = 0;
     while let Err(error) = server.prepare().await {
         failures = failures.saturating_add(1);
@@ -257,28 +165,16 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use tourin_chassis::health::Health;
+    use tourin_testbed::{equal, eventually};
 
     use super::*;
+    use crate::operation::Refusal;
 
-    #[test]
-    fn operations_beyond_the_limit_wait_and_dropped_ones_do_not_count() {
-        let stats = ServerStats::bounded(2);
-        let mut in_progress: Vec<_> = (0..3).map(|_| stats.operation()).collect();
-        let now = |under_way, waiting| Some(Operations { under_way, waiting, max: 2 });
-        assert_eq!(stats.operations(), now(2, 1));
-        in_progress.pop();
-        assert_eq!(stats.operations(), now(2, 0));
-        drop(in_progress);
-        assert_eq!(stats.operations(), now(0, 0));
-        assert_eq!(ServerStats::default().operations(), None);
-    }
-
-    #[derive(Default)]
     struct Fake {
         answers: AtomicBool,
         is_full: AtomicBool,
         prepared: AtomicU32,
-        outcomes: Outcomes,
+        engine: Engine,
     }
 
     impl Fake {
@@ -293,16 +189,12 @@ mod tests {
 
     #[async_trait]
     impl Server for Fake {
-        fn name(&self) -> &'static str {
-            "fake"
+        fn engine(&self) -> &Engine {
+            &self.engine
         }
 
         fn address(&self) -> &str {
             "there:1"
-        }
-
-        fn stats(&self) -> Arc<ServerStats> {
-            Arc::default()
         }
 
         async fn prepare(&self) -> Result<(), PortError> {
@@ -320,15 +212,16 @@ mod tests {
             }
             Ok(())
         }
-
-        fn outcomes(&self) -> &Outcomes {
-            &self.outcomes
-        }
     }
 
     #[tokio::test]
     async fn readiness_follows_a_server_that_comes_goes_and_comes_back() {
-        let fake = Arc::new(Fake::default());
+        let fake = Arc::new(Fake {
+            answers: AtomicBool::default(),
+            is_full: AtomicBool::default(),
+            prepared: AtomicU32::default(),
+            engine: Engine::embedded("fake"),
+        });
         let health = Health::new();
         let stop = CancellationToken::new();
         let ready = health.register("fake");
@@ -344,11 +237,10 @@ mod tests {
         let watcher = tokio::spawn(watch_over(fake.clone(), ready, sender, pace, stop.clone()));
         let unready = "waiting for fake at there:1: out of reach: connection refused";
         let reason = async |expected: Option<&str>| {
-            let end = tokio::time::Instant::now() + Duration::from_secs(10);
-            while health.unready().get("fake").map(String::as_str) != expected {
-                assert!(tokio::time::Instant::now() < end, "still {:?}", health.unready());
-                tokio::time::sleep(wait).await;
-            }
+            eventually("the reason", async || {
+                equal(health.unready().get("fake").cloned(), expected.map(str::to_owned))
+            })
+            .await;
         };
 
         reason(Some(unready)).await;

@@ -19,10 +19,9 @@
 //! An event is acknowledged only after the handler reported that its effect is committed. During its retries its
 //! ordering key waits, and other keys continue.
 
-mod ages;
 mod in_hand;
+mod metrics;
 mod pipeline;
-mod stats;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,10 +40,9 @@ use crate::envelope::Envelope;
 use crate::events::{Event, InvalidEvent, read};
 use crate::trace;
 
-pub use ages::{AGE_BUCKETS, Ages, AgesSnapshot};
 pub use in_hand::InHandTimes;
+pub use metrics::{ConsumerMetrics, QueueMetrics};
 pub use pipeline::Consumer;
-pub use stats::{ConsumerSnapshot, ConsumerStats};
 
 /// An event that passed the checks of its envelope.
 #[derive(Clone, Debug)]

@@ -13,11 +13,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::in_hand::InHandTime;
-use super::stats::InHand;
-use super::{ConsumerSettings, ConsumerStats, Handler, HandlerError, Outcome, Received};
+use super::{
+    ConsumerMetrics, ConsumerSettings, Handler, HandlerError, Outcome, QueueMetrics, Received,
+};
 use crate::Clock;
 use crate::bus::{Carrier, Deliveries, Delivery, Settlement};
-use crate::counters::count;
 use crate::dead_letters::REPLAYED;
 use crate::envelope::Envelope;
 use crate::trace::EventSpan;
@@ -38,7 +38,7 @@ struct Work {
     handler: Arc<dyn Handler>,
     settings: ConsumerSettings,
     clock: Clock,
-    stats: Arc<ConsumerStats>,
+    metrics: QueueMetrics,
 }
 
 /// A delivery that passed the checks, with its handle on the bus.
@@ -94,16 +94,16 @@ impl Consumer {
         handler: Arc<dyn Handler>,
         clock: Clock,
     ) -> Self {
-        let carrier = deliveries.carrier();
+        let (carrier, name) = (deliveries.carrier(), name.into());
         Self {
             deliveries,
             work: Work {
-                name: name.into(),
+                metrics: ConsumerMetrics::default().of(&name),
+                name,
                 carrier,
                 handler,
                 settings: ConsumerSettings::default(),
                 clock,
-                stats: Arc::default(),
             },
         }
     }
@@ -119,16 +119,16 @@ impl Consumer {
         self
     }
 
-    /// Uses the given counters, which several consumers (for example, replicas) may share.
+    /// Counts in the given metrics, which several consumers (for example, replicas) may share.
     #[must_use]
-    pub fn with_stats(mut self, stats: Arc<ConsumerStats>) -> Self {
-        self.work.stats = stats;
+    pub fn with_metrics(mut self, metrics: QueueMetrics) -> Self {
+        self.work.metrics = metrics;
         self
     }
 
-    /// Its counters.
-    pub fn stats(&self) -> Arc<ConsumerStats> {
-        self.work.stats.clone()
+    /// Its metrics.
+    pub fn metrics(&self) -> QueueMetrics {
+        self.work.metrics.clone()
     }
 
     /// Works until it is stopped or the bus ends. On stop it takes no new delivery, and waits up to `drain_timeout` for
@@ -184,12 +184,12 @@ fn gather(first: Delivery, deliveries: &mut Deliveries, max: usize) -> Vec<Deliv
 
 impl Work {
     async fn process(&self, batch: Vec<Delivery>) {
-        let _in_hand = InHand::new(&self.stats, batch.len());
+        let _in_hand = self.metrics.hold(batch.len());
         let mut fresh = Vec::new();
         let mut retries = Vec::new();
         let mut refused = Vec::new();
         for delivery in batch {
-            count(&self.stats.received);
+            self.metrics.received.inc();
             let span = self.begin(&delivery);
             let checked = {
                 let _current = span.enter();
@@ -198,7 +198,7 @@ impl Work {
             match checked {
                 Ok(event) => {
                     let jobs = if event.attempt > 1 { &mut retries } else { &mut fresh };
-                    let in_hand = self.stats.in_hand.take(event.envelope.timestamp);
+                    let in_hand = self.metrics.in_hand.take(event.envelope.timestamp);
                     jobs.push(Job {
                         event,
                         attempt: Attempt { delivery, span, _in_hand: in_hand },
@@ -248,7 +248,7 @@ impl Work {
     fn begin(&self, delivery: &Delivery) -> EventSpan {
         let span = EventSpan::consumer(delivery, &self.carrier, &self.name);
         if let Some(times) = delivery.headers.get(REPLAYED) {
-            count(&self.stats.replayed);
+            self.metrics.replayed.inc();
             span.annotate("replayed", "times", times);
         }
         span
@@ -259,13 +259,13 @@ impl Work {
         let bytes = delivery.body.len();
         let max = self.settings.max_body_bytes;
         if bytes > max {
-            count(&self.stats.oversized);
+            self.metrics.oversized.inc();
             span.fail("oversized");
             let reason = format!("the event has {bytes} bytes, more than the {max} allowed");
             return Err(self.give_up(delivery.attempt, &delivery.routing_key, None, reason));
         }
         let mut envelope = Envelope::decode(&delivery.body).map_err(|error| {
-            count(&self.stats.malformed);
+            self.metrics.malformed.inc();
             span.fail("malformed");
             self.give_up(delivery.attempt, &delivery.routing_key, None, error.to_string())
         })?;
@@ -275,7 +275,7 @@ impl Work {
         self.bring_back(&mut envelope, now);
         span.age(age_of(&envelope, now));
         if self.is_expired(&envelope, now) {
-            count(&self.stats.expired);
+            self.metrics.expired.inc();
             span.outcome("expired");
             return Err(Settlement::Ack);
         }
@@ -305,12 +305,13 @@ impl Work {
         }
         envelope.timestamp = now;
         // Not for each of them: a wrong clock dates all of its events ahead.
-        if count(&self.stats.ahead).is_power_of_two() {
+        let events = self.metrics.ahead.inc() + 1;
+        if events.is_power_of_two() {
             tracing::warn!(
                 consumer = self.name,
                 event = %envelope.id,
                 ahead_s = ahead.as_secs(),
-                events = self.stats.snapshot().ahead,
+                events,
                 "events are dated ahead of the clock and count as happening now: compare the machines' clocks"
             );
         }
@@ -326,7 +327,7 @@ impl Work {
         let broken = match timeout(limit, AssertUnwindSafe(handling).catch_unwind()).await {
             Ok(Ok(result)) => return Ok(result),
             Ok(Err(_panic)) => {
-                count(&self.stats.panicked);
+                self.metrics.panicked.inc();
                 Broken { class: "panic", why: "the handler panicked".to_owned() }
             }
             Err(_elapsed) => {
@@ -334,7 +335,7 @@ impl Work {
                 Broken { class: "timeout", why }
             }
         };
-        count(&self.stats.broken);
+        self.metrics.broken.inc();
         let _current = span.enter();
         tracing::error!(consumer = self.name, reason = broken.why, "handler failed");
         Err(broken)
@@ -358,13 +359,13 @@ impl Work {
         let age = age_of(&event.envelope, (self.clock)());
         let (counter, word) = match outcome {
             Outcome::Applied => {
-                self.stats.ages.add(age);
-                (&self.stats.applied, "applied")
+                self.metrics.took_effect(age);
+                (&self.metrics.applied, "applied")
             }
-            Outcome::Duplicate => (&self.stats.duplicate, "duplicate"),
-            Outcome::Ignored => (&self.stats.ignored, "ignored"),
+            Outcome::Duplicate => (&self.metrics.duplicate, "duplicate"),
+            Outcome::Ignored => (&self.metrics.ignored, "ignored"),
         };
-        count(counter);
+        counter.inc();
         attempt.span.outcome(word);
         if attempt.delivery.waits > 0 {
             tracing::info!(
@@ -407,7 +408,7 @@ impl Work {
     }
 
     fn try_again(&self, event: &Received, error: &anyhow::Error, after: Duration) {
-        count(&self.stats.retried);
+        self.metrics.retried.inc();
         tracing::debug!(
             consumer = self.name,
             event = %event.envelope.id,
@@ -446,7 +447,7 @@ impl Work {
         let _current = span.enter();
         match settled {
             Ok(()) if dead => {
-                count(&self.stats.dead_lettered);
+                self.metrics.dead_lettered.inc();
                 span.outcome("dead_lettered");
                 span.given_up();
                 span.annotate("dead_lettered", "queue", &self.name);
@@ -454,7 +455,7 @@ impl Work {
             Ok(()) if waits_on => span.waits_on(),
             Ok(()) => {}
             Err(error) => {
-                count(&self.stats.unsettled);
+                self.metrics.unsettled.inc();
                 // The effect is committed. Only the outcome is unknown, and the event comes again.
                 span.annotate("unsettled", "dead_letter", dead);
                 tracing::warn!(consumer = self.name, error = %error, "outcome not recorded");

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{CUT, DeadLetter, DeadLetterStore, MAX_LIST, ReplayRequests, Settled};
+use super::{CUT, DeadLetter, DeadLetterStore, MAX_LIST, Settled};
 
 /// Keeps dead letters for as long as it lives.
 #[derive(Debug, Default)]
@@ -72,13 +72,6 @@ impl DeadLetterStore for MemoryDeadLetters {
         Ok(ids.iter().map(&mut delete).collect())
     }
 
-    fn replay_requests(&self) -> Option<&dyn ReplayRequests> {
-        Some(self)
-    }
-}
-
-#[async_trait]
-impl ReplayRequests for MemoryDeadLetters {
     async fn requested(&self, queue: &str, limit: u32) -> anyhow::Result<Vec<DeadLetter>> {
         let letters = self.lock();
         let marked = letters.iter().filter(|letter| letter.replay_requested);

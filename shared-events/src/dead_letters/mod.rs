@@ -9,7 +9,7 @@
 //!
 //! With the embedded stores the bus runs in another process than the operator's command. The command only marks the
 //! letter in the database ([`Settled::Accepted`]). The subscriber of its queue looks for marks about once a second
-//! ([`ReplayRequests`]), also after a restart.
+//! ([`DeadLetterStore::requested`]), also after a restart.
 
 pub mod sqlite;
 
@@ -177,19 +177,15 @@ pub trait DeadLetterStore: Send + Sync {
     /// When the store is out of reach. Some letters may have been deleted; the others are kept.
     async fn discard(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>>;
 
-    /// The replay marks, for stores that cannot reach the subscriber themselves.
-    fn replay_requests(&self) -> Option<&dyn ReplayRequests> {
-        None
+    /// The letters of a queue that this or another process has marked for replay, oldest mark first, at most `limit`.
+    /// The running subscriber replays them. None in a store that replays by itself.
+    async fn requested(&self, _queue: &str, _limit: u32) -> anyhow::Result<Vec<DeadLetter>> {
+        Ok(Vec::new())
     }
-}
-
-/// Replays that this or another process asked for, and that the running subscriber performs.
-#[async_trait]
-pub trait ReplayRequests: Send + Sync {
-    /// The letters of a queue that are marked, oldest mark first, at most `limit`.
-    async fn requested(&self, queue: &str, limit: u32) -> anyhow::Result<Vec<DeadLetter>>;
 
     /// Deletes a marked letter whose event is settled. Keeps it when the event was dead-lettered again meanwhile, which
     /// removes the mark.
-    async fn carried_out(&self, id: Uuid) -> anyhow::Result<()>;
+    async fn carried_out(&self, _id: Uuid) -> anyhow::Result<()> {
+        Ok(())
+    }
 }

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Row as _, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::{CUT, DeadLetter, DeadLetterStore, MAX_LIST, ReplayRequests, Settled};
+use super::{CUT, DeadLetter, DeadLetterStore, MAX_LIST, Settled};
 use crate::sqlite::{Database, Migration, from_micros, to_micros};
 
 /// The default bound on dead letters.
@@ -213,13 +213,6 @@ impl DeadLetterStore for SqliteDeadLetters {
         Ok(settled)
     }
 
-    fn replay_requests(&self) -> Option<&dyn ReplayRequests> {
-        Some(self)
-    }
-}
-
-#[async_trait]
-impl ReplayRequests for SqliteDeadLetters {
     async fn requested(&self, queue: &str, limit: u32) -> anyhow::Result<Vec<DeadLetter>> {
         let rows = sqlx::query(
             "SELECT * FROM dead_letters WHERE queue = ?1 AND replay_number IS NOT NULL

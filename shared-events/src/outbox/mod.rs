@@ -25,8 +25,10 @@ pub mod sqlite;
 mod versions;
 mod wake;
 
-#[cfg(any(test, feature = "testing"))]
+#[cfg(test)]
 pub mod contract;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::time::Duration;
 
@@ -39,7 +41,7 @@ pub use backlog::{DEFAULT_MAX_PENDING, OutboxFull};
 pub use mysql::MysqlOutbox;
 pub use operator::{Filter, Run, Selected, State, Stored};
 pub use prune::Pruner;
-pub use relay::{Relay, RelaySettings, RelaySnapshot, RelayStats};
+pub use relay::{Relay, RelayMetrics, RelaySettings};
 pub use shard::{SHARDS, Shard, shard_of};
 pub use sqlite::SqliteOutbox;
 pub use wake::{Wake, WakeListener};

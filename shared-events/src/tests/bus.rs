@@ -315,7 +315,7 @@ proptest! {
             let patient = tokio::spawn(patient);
             let results = soon(publishing).await.unwrap();
             patient.abort();
-            eventually(async || match &bus.depths()[0] {
+            eventually("the queue is empty", async || match &bus.depths()[0] {
                 depth if depth.waiting == 0 && depth.unsettled == 0 => Ok(()),
                 depth => Err(depth.clone()),
             })

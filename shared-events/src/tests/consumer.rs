@@ -7,6 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -98,7 +101,7 @@ struct Scene {
     bus: InProcessBus,
     dead_letters: Arc<MemoryDeadLetters>,
     diary: Arc<Diary>,
-    stats: Arc<ConsumerStats>,
+    metrics: QueueMetrics,
     shutdown: CancellationToken,
     consumer: JoinHandle<()>,
 }
@@ -111,10 +114,10 @@ impl Scene {
         let diary = Arc::new(Diary::default());
         let consumer = Consumer::new("diary", deliveries, diary.clone(), system_clock())
             .with_settings(settings);
-        let stats = consumer.stats();
+        let metrics = consumer.metrics();
         let shutdown = CancellationToken::new();
         let consumer = tokio::spawn(consumer.run(shutdown.clone()));
-        Self { bus, dead_letters, diary, stats, shutdown, consumer }
+        Self { bus, dead_letters, diary, metrics, shutdown, consumer }
     }
 
     /// Publishes and waits until everything is settled.
@@ -139,9 +142,17 @@ async fn events_take_effect_once_however_often_they_come() {
     scene.publish(vec![event.clone(), event.clone(), view("someone", 2), gone]).await;
     scene.publish(vec![event]).await;
     assert_eq!(scene.diary.effects_of("someone"), ["1", "2"]);
-    let stats = scene.stats.snapshot();
-    assert_eq!((stats.received, stats.applied, stats.duplicate, stats.ignored), (5, 2, 2, 1));
-    assert_eq!(stats.dead_lettered, 0);
+    let metrics = &scene.metrics;
+    assert_eq!(
+        (
+            metrics.received.get(),
+            metrics.applied.get(),
+            metrics.duplicate.get(),
+            metrics.ignored.get()
+        ),
+        (5, 2, 2, 1)
+    );
+    assert_eq!(metrics.dead_lettered.get(), 0);
 }
 
 #[tokio::test]
@@ -153,8 +164,8 @@ async fn failures_are_retried_and_then_given_up() {
     given_up.sort();
     let expected = [("it cannot work", 1), ("it never works", 4)];
     assert_eq!(given_up, expected.map(|(reason, attempts)| (reason.to_owned(), attempts)));
-    let stats = scene.stats.snapshot();
-    assert_eq!((stats.retried, stats.dead_lettered), (2 + 3, 2));
+    let metrics = &scene.metrics;
+    assert_eq!((metrics.retried.get(), metrics.dead_lettered.get()), (2 + 3, 2));
 }
 
 #[tokio::test]
@@ -163,7 +174,7 @@ async fn an_outage_makes_no_dead_letters_however_long() {
     *scene.diary.outage.lock().unwrap() = 25;
     scene.publish(vec![view("outage", 1), view("outage", 2)]).await;
     assert_eq!(scene.diary.effects_of("outage"), ["1", "2"]);
-    assert_eq!(scene.stats.snapshot().retried, 25);
+    assert_eq!(scene.metrics.retried.get(), 25);
     assert!(scene.given_up().await.is_empty());
 }
 
@@ -181,7 +192,7 @@ async fn a_handler_that_panics_or_hangs_spoils_nothing_else() {
     assert_eq!(given_up.len(), 2, "{given_up:?}");
     assert!(given_up[0].0.contains("panicked") && given_up[1].0.contains("longer"), "{given_up:?}");
     // One failed batch, then three more attempts each, alone.
-    assert_eq!(scene.stats.snapshot().broken, 7);
+    assert_eq!(scene.metrics.broken.get(), 7);
 }
 
 #[tokio::test]
@@ -200,13 +211,13 @@ async fn a_poison_event_holds_back_its_own_key_only() {
     let scene = Scene::new(settings).await;
     let poison = scene.bus.publish(vec![view("poison", 1)]);
     let good = async {
-        eventually(async || match scene.stats.snapshot().retried {
+        eventually("the first failure", async || match scene.metrics.retried.get() {
             0 => Err("not yet failed"),
             _ => Ok(()),
         })
         .await;
         scene.publish((0..50).map(|n| view("good", n)).collect()).await;
-        scene.stats.snapshot().dead_lettered
+        scene.metrics.dead_lettered.get()
     };
     let (_, dead_letters_by_then) = soon(async { tokio::join!(poison, good) }).await;
     assert_eq!(dead_letters_by_then, 0, "the good ones did not wait for the poison's end");
@@ -246,9 +257,12 @@ async fn old_events_of_an_expiring_kind_are_dropped_and_others_not() {
         ])
         .await;
     assert_eq!(scene.diary.effects_of("someone"), ["2", "3"]);
-    let stats = scene.stats.snapshot();
-    assert_eq!((stats.expired, stats.ignored, stats.dead_lettered), (1, 1, 0));
-    assert_eq!(stats.ahead, 0, "two minutes are no reason");
+    let metrics = &scene.metrics;
+    assert_eq!(
+        (metrics.expired.get(), metrics.ignored.get(), metrics.dead_lettered.get()),
+        (1, 1, 0)
+    );
+    assert_eq!(metrics.ahead.get(), 0, "two minutes are no reason");
 }
 
 #[tokio::test]
@@ -266,7 +280,7 @@ async fn an_event_from_far_in_the_future_counts_as_happening_now() {
     let times = scene.diary.times.lock().unwrap().clone();
     assert!(times[0] >= before && times[0] <= Utc::now(), "{times:?}");
     assert!(times[1] > Utc::now(), "within the bound it keeps its time: {times:?}");
-    assert_eq!((scene.stats.snapshot().ahead, scene.stats.snapshot().applied), (1, 2));
+    assert_eq!((scene.metrics.ahead.get(), scene.metrics.applied.get()), (1, 2));
 }
 
 #[tokio::test]
@@ -280,7 +294,7 @@ async fn while_the_clock_is_not_to_be_trusted_nothing_is_too_old() {
     old.envelope.timestamp -= TimeDelta::days(40);
     scene.publish(vec![old]).await;
     assert_eq!(scene.diary.effects_of("someone"), ["1"]);
-    assert_eq!(scene.stats.snapshot().expired, 0);
+    assert_eq!(scene.metrics.expired.get(), 0);
 }
 
 /// A bus whose deliveries come from the test, including some that the in-process bus would never carry.
@@ -323,7 +337,7 @@ async fn what_is_no_event_is_given_up_unread() {
     let diary = Arc::new(Diary::default());
     let deliveries = Deliveries::new(Raw(receiver));
     let consumer = Consumer::new("diary", deliveries, diary.clone(), system_clock());
-    let stats = consumer.stats();
+    let metrics = consumer.metrics();
     let consumer = tokio::spawn(consumer.run(CancellationToken::new()));
 
     let mut reasons = Vec::new();
@@ -344,9 +358,11 @@ async fn what_is_no_event_is_given_up_unread() {
     assert_eq!(soon(settlements.recv()).await, Some(Settlement::Ack));
     drop(sender);
     soon(consumer).await.unwrap();
-    let stats = stats.snapshot();
-    assert_eq!((stats.oversized, stats.malformed, stats.dead_lettered), (1, 2, 3));
-    assert_eq!((stats.applied, stats.unsettled), (2, 1));
+    assert_eq!(
+        (metrics.oversized.get(), metrics.malformed.get(), metrics.dead_lettered.get()),
+        (1, 2, 3)
+    );
+    assert_eq!((metrics.applied.get(), metrics.unsettled.get()), (2, 1));
 }
 
 #[tokio::test]
@@ -357,7 +373,7 @@ async fn stopping_finishes_what_was_begun_and_hands_the_rest_back() {
         let bus = scene.bus.clone();
         async move { bus.publish(vec![view("slow", 1)]).await }
     });
-    eventually(async || match scene.stats.snapshot().received {
+    eventually("the delivery is in hand", async || match scene.metrics.received.get() {
         0 => Err("not yet received"),
         _ => Ok(()),
     })
@@ -414,7 +430,10 @@ async fn an_event_that_comes_again_at_any_time_has_no_second_effect_though_its_k
     let settings = ConsumerSettings { expiry: vec![expiry], ..quick() };
     let consumer =
         Consumer::new("forgetful", deliveries, handler.clone(), clock).with_settings(settings);
-    let stats = consumer.stats();
+    let (mut registry, all) = (Registry::default(), ConsumerMetrics::default());
+    all.register(&mut registry);
+    let metrics = all.of("q");
+    let consumer = consumer.with_metrics(metrics.clone());
     let shutdown = CancellationToken::new();
     let consumer = tokio::spawn(consumer.run(shutdown.clone()));
     let at = |hours: i64| {
@@ -429,14 +448,17 @@ async fn an_event_that_comes_again_at_any_time_has_no_second_effect_though_its_k
         *now.lock().unwrap() = start + TimeDelta::minutes(30 * half_hours);
         let results = soon(bus.publish(events.clone())).await;
         assert!(results.iter().all(Result::is_ok), "{results:?}");
-        assert_eq!(stats.snapshot().applied, 3, "after {half_hours} half hours");
+        assert_eq!(metrics.applied.get(), 3, "after {half_hours} half hours");
     }
-    let counted = stats.snapshot();
+    let counted = [&metrics.applied, &metrics.duplicate, &metrics.expired].map(Counter::get);
     assert!(handler.seen.lock().unwrap().len() < 3, "keys are forgotten, too");
-    assert_eq!(counted.applied + counted.duplicate + counted.expired, 300);
-    assert!(counted.expired > 50 && counted.duplicate > 50, "{counted:?}");
-    let ages = stats.ages.snapshot();
-    assert_eq!((ages.count, ages.sum_micros), (3, 23 * 3_600 * 1_000_000));
+    assert_eq!(counted.iter().sum::<u64>(), 300);
+    assert!(counted[1] > 50 && counted[2] > 50, "{counted:?}");
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    for line in ["count{queue=\"q\"} 3", "sum{queue=\"q\"} 82800.0"] {
+        assert!(text.contains(&format!("tourin_event_age_at_effect_seconds_{line}")), "{text}");
+    }
     shutdown.cancel();
     soon(consumer).await.unwrap();
 }

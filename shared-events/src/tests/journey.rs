@@ -98,7 +98,7 @@ async fn every_event_takes_effect_once_and_in_order_whatever_dies() {
             drop(tasks);
         }
         let last_life = live(&outbox, &effects, &wake).await;
-        eventually(async || match outbox.store.depth().await.unwrap() {
+        eventually("all events are marked", async || match outbox.store.depth().await.unwrap() {
             depth if depth.pending == 0 => Ok(()),
             depth => Err(depth),
         })

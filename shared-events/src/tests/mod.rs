@@ -11,27 +11,12 @@ mod relay;
 mod sqlite;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
+use tourin_testbed::{SOON, eventually};
 
 use crate::sqlite::Database;
-
-/// The time within which expected events must happen.
-const SOON: Duration = Duration::from_secs(20);
-
-/// Waits until a condition holds; panics with its last value after the time limit.
-async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<(), T>) {
-    let deadline = Instant::now() + SOON;
-    loop {
-        match look().await {
-            Ok(()) => return,
-            Err(last) if Instant::now() > deadline => panic!("it never came: {last:?}"),
-            Err(_) => sleep(Duration::from_millis(5)).await,
-        }
-    }
-}
 
 /// The future's output, within the time limit.
 async fn soon<T>(future: impl Future<Output = T>) -> T {

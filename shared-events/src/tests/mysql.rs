@@ -12,8 +12,9 @@ use crate::bus::contract::view;
 use crate::events::Outgoing;
 use crate::mysql::testing::TestDatabase;
 use crate::mysql::{Database, Migration, PoolSizes};
-use crate::outbox::contract::{self, OutboxFixture, recorded};
+use crate::outbox::contract::{self, OutboxFixture};
 use crate::outbox::mysql::append;
+use crate::outbox::testing::recorded;
 use crate::outbox::{MysqlOutbox, OutboxStore, SHARDS, Shard, shard_of};
 use crate::system_clock;
 

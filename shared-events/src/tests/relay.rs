@@ -138,7 +138,7 @@ fn relay(outbox: &Outbox, bus: &Arc<ScriptedBus>, wake: &Wake, settings: RelaySe
 }
 
 async fn all_marked(outbox: &Outbox) {
-    eventually(async || match outbox.store.depth().await.unwrap() {
+    eventually("all events are marked", async || match outbox.store.depth().await.unwrap() {
         depth if depth.pending == 0 => Ok(()),
         depth => Err(depth),
     })
@@ -164,7 +164,7 @@ async fn what_is_committed_is_published_at_once_and_marked() {
     // Longer than the test: only the signal can wake it.
     let settings = RelaySettings { poll_interval: Duration::from_secs(600), ..quick() };
     let relay = relay(&outbox, &bus, &wake, settings);
-    let stats = relay.stats();
+    let metrics = relay.metrics();
     let shutdown = CancellationToken::new();
     let control = async {
         for n in 0..20 {
@@ -177,7 +177,7 @@ async fn what_is_committed_is_published_at_once_and_marked() {
     soon(async { tokio::join!(relay.run(shutdown.clone()), control) }).await;
     assert_eq!(bus.effect()["a"], (0..20).collect::<Vec<_>>());
     assert_eq!(bus.carried().len(), 20, "each once, for nothing failed");
-    assert_eq!(stats.snapshot().published, 20);
+    assert_eq!(metrics.published.get(), 20);
 }
 
 #[tokio::test]
@@ -208,12 +208,14 @@ async fn an_event_that_is_refused_holds_back_its_own_key_only() {
     *bus.refused_key.lock().unwrap() = Some("poison".to_owned());
     outbox.append_now(&[view("poison", 1), view("poison", 2), view("b", 1), view("b", 2)]).await;
     let relay = relay(&outbox, &bus, &Wake::new(), quick());
-    let stats = relay.stats();
+    let metrics = relay.metrics();
     let shutdown = CancellationToken::new();
     let control = async {
-        eventually(async || match outbox.store.depth().await.unwrap().pending {
-            2 if stats.snapshot().failed > 3 => Ok(()),
-            pending => Err((pending, stats.snapshot())),
+        eventually("the refused key alone is pending", async || {
+            match outbox.store.depth().await.unwrap().pending {
+                2 if metrics.failed.get() > 3 => Ok(()),
+                pending => Err((pending, metrics.clone())),
+            }
         })
         .await;
         assert_eq!(bus.effect(), BTreeMap::from([("b".to_owned(), vec![1, 2])]));
@@ -236,23 +238,25 @@ async fn unroutable_events_leave_room_for_others_and_go_in_order_once_they_can()
     outbox.append_now(&events).await;
     let settings = RelaySettings { max_buffered: 16, max_in_flight: 4, ..quick() };
     let relay = relay(&outbox, &bus, &Wake::new(), settings);
-    let stats = relay.stats();
+    let metrics = relay.metrics();
     let shutdown = CancellationToken::new();
     let control = async {
-        eventually(async || match outbox.store.depth().await.unwrap().pending {
-            300 if bus.carried().len() == 1 => Ok(()),
-            pending => Err((pending, stats.snapshot())),
+        eventually("the wanted event alone is published", async || {
+            match outbox.store.depth().await.unwrap().pending {
+                300 if bus.carried().len() == 1 => Ok(()),
+                pending => Err((pending, metrics.clone())),
+            }
         })
         .await;
         // Retries continue without a bound.
-        let tried = stats.snapshot().unroutable;
-        eventually(async || match stats.snapshot().unroutable {
+        let tried = metrics.unroutable.get();
+        eventually("many more attempts are unroutable", async || match metrics.unroutable.get() {
             now if now > tried + 120 => Ok(()),
             now => Err(now),
         })
         .await;
         outbox.append_now(&[view("wanted", 2), view("nobody3", 1_000)]).await;
-        eventually(async || match bus.carried().len() {
+        eventually("the second wanted event is published", async || match bus.carried().len() {
             2 => Ok(()),
             carried => Err(carried),
         })
@@ -278,9 +282,9 @@ async fn more_than_fits_in_memory_gets_through() {
     outbox.append_now(&events).await;
     let settings = RelaySettings { max_buffered: 32, max_in_flight: 8, ..quick() };
     let relay = relay(&outbox, &bus, &Wake::new(), settings);
-    let stats = relay.stats();
+    let metrics = relay.metrics();
     run_until_marked(&outbox, relay).await;
-    assert_eq!(stats.snapshot().unroutable, 5);
+    assert_eq!(metrics.unroutable.get(), 5);
     assert_eq!(bus.carried().len(), 500);
     for (key, numbers) in bus.effect() {
         assert!(numbers.is_sorted(), "{key}: {numbers:?}");
@@ -293,13 +297,13 @@ async fn an_idle_relay_gives_its_shards_back_and_writes_no_more() {
     let bus = ScriptedBus::new(Vec::new());
     let wake = Wake::new();
     let relay = relay(&outbox, &bus, &wake, quick());
-    let stats = relay.stats();
+    let metrics = relay.metrics();
     let shutdown = CancellationToken::new();
     let control = async {
         outbox.append_now(&[view("a", 1)]).await;
         wake.notify();
         all_marked(&outbox).await;
-        eventually(async || match stats.snapshot().shards {
+        eventually("the shards are released", async || match metrics.shards.get() {
             0 => Ok(()),
             shards => Err(shards),
         })

@@ -11,7 +11,7 @@ use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{
     Deliveries, PublishError, Publisher as _, Settlement, Subscriber as _,
 };
-use tourin_testbed::{Bed, Ending, Server};
+use tourin_testbed::{Bed, Ending, Server, equal, eventually, eventually_within};
 
 const KEYS: u32 = 48;
 /// How long the bus may take to recover once the broker answers.
@@ -88,18 +88,14 @@ fn first_comings(handled: &Handled) -> BTreeMap<String, Vec<u32>> {
 /// Waits until every confirmed event was handled, and checks the order of each key.
 async fn all_is_there_in_order(confirmed: &Confirmed, handled: &Handled) {
     let expected = lock(confirmed).clone();
-    let deadline = Instant::now() + SOON;
-    loop {
+    eventually_within(SOON, &format!("{expected:?} are handled"), async || {
         let counts: BTreeMap<String, u32> = first_comings(handled)
             .into_iter()
             .map(|(user, numbers)| (user, u32::try_from(numbers.len()).expect("few")))
             .collect();
-        if counts == expected {
-            break;
-        }
-        assert!(Instant::now() < deadline, "confirmed {expected:?}, handled {counts:?}");
-        sleep(Duration::from_millis(50)).await;
-    }
+        equal(counts, expected.clone())
+    })
+    .await;
     for (user, numbers) in first_comings(handled) {
         assert_eq!(numbers, (0..expected[&user]).collect::<Vec<_>>(), "the order of {user}");
     }
@@ -108,9 +104,8 @@ async fn all_is_there_in_order(confirmed: &Confirmed, handled: &Handled) {
 /// Waits until another event was handled.
 async fn works_again(handled: &Handled) {
     let before = lock(handled).len();
-    while lock(handled).len() == before {
-        sleep(Duration::from_millis(10)).await;
-    }
+    eventually_within(SOON, "another event is handled", async || lock(handled).len() > before)
+        .await;
 }
 
 /// With a backlog in the queues and running publishers, once for each way to stop the broker.
@@ -132,9 +127,8 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
         let sent = || lock(&confirmed).values().sum::<u32>() as usize;
         let before = sent();
         // Halfway: some events are sent, most are not.
-        while sent() < before + KEYS as usize * 5 {
-            sleep(Duration::from_millis(1)).await;
-        }
+        eventually("half of the events are sent", async || sent() >= before + KEYS as usize * 5)
+            .await;
         let backlog = sent() - first_comings(&handled).values().map(Vec::len).sum::<usize>();
         bed.end(Server::Amqp, ending).await;
         assert!(soon(publisher.wait_until_connected(false)).await);
@@ -153,8 +147,8 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
         assert!(backlog > 0 && failures > 0, "the restart must have met something");
     }
     all_is_there_in_order(&confirmed, &handled).await;
-    let stats = consumer.stats();
-    assert!(stats.connected && stats.reconnects >= 3, "{stats:?}");
+    let metrics = consumer.metrics();
+    assert!(consumer.is_connected() && metrics.reconnects.get() >= 3, "{metrics:?}");
     soon(consumer.close(Duration::from_secs(5))).await;
     soon(consuming).await.unwrap();
     soon(publisher.close(Duration::from_secs(5))).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{Connection, ConnectionProperties};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{COMMAND_EXCHANGE, REPLY_EXCHANGE};
@@ -26,18 +26,6 @@ pub async fn broker_proxy() -> Proxy {
 
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(SOON, future).await.expect("it should not take so long")
-}
-
-/// Waits until a condition holds; panics with its last value after the time limit.
-pub async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<(), T>) {
-    let deadline = Instant::now() + SOON;
-    loop {
-        match look().await {
-            Ok(()) => return,
-            Err(last) if Instant::now() > deadline => panic!("it never came: {last:?}"),
-            Err(_) => sleep(Duration::from_millis(20)).await,
-        }
-    }
 }
 
 /// A test's own names at the broker.

@@ -12,8 +12,9 @@ use tourin_shared_events::bus::{
 };
 use tourin_shared_events::dead_letters::{DeadLetterStore as _, Settled};
 use tourin_shared_events::events::USER_EXCHANGE;
+use tourin_testbed::eventually;
 
-use crate::bed::{Bed, eventually, soon};
+use crate::bed::{Bed, soon};
 
 async fn next(deliveries: &mut Deliveries) -> Delivery {
     soon(deliveries.next()).await.expect("a bus that goes on")
@@ -42,8 +43,11 @@ async fn a_full_shard_refuses_and_takes_again_when_there_is_room() {
         assert_eq!(who_and_what(&delivery).1, number.to_string());
         delivery.settle(Settlement::Ack).await.unwrap();
     }
-    eventually(async || bus.publish(vec![view("a", confirmed)]).await.remove(0)).await;
-    assert!(bus.stats().refused > 0);
+    eventually("the full queue has room again", async || {
+        bus.publish(vec![view("a", confirmed)]).await.remove(0)
+    })
+    .await;
+    assert!(bus.metrics().refused.get() > 0);
     soon(bus.close(Duration::from_secs(5))).await;
     bed.clear(&["q"]).await;
 }
@@ -104,9 +108,10 @@ async fn operators_who_look_at_the_same_time_all_see_everything() {
     }
     let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
     assert_eq!(dead_letters.depth().await.unwrap(), 20);
-    let snapshot = bus.stats();
-    assert_eq!((snapshot.confirmed, snapshot.unconfirmed), (40, 0), "{snapshot:?}");
-    let subscription = &snapshot.subscriptions[0];
+    let metrics = bus.metrics();
+    let published = (metrics.confirmed.get(), metrics.unconfirmed.get());
+    assert_eq!(published, (40, 0), "{metrics:?}");
+    let subscription = &bus.subscriptions()[0];
     assert_eq!((subscription.held, subscription.unsettled), (0, 0), "{subscription:?}");
     assert!(subscription.active_shards > 0, "{subscription:?}");
     soon(bus.close(Duration::from_secs(5))).await;
@@ -125,7 +130,10 @@ async fn one_shard_that_vanishes_is_made_again_and_its_keys_go_on() {
     for round in 0..3 {
         let events: Vec<_> = (0..40).map(|key| view(&format!("user{key}"), round)).collect();
         for event in events {
-            eventually(async || bus.publish(vec![event.clone()]).await.remove(0)).await;
+            eventually("an event of the key is confirmed", async || {
+                bus.publish(vec![event.clone()]).await.remove(0)
+            })
+            .await;
         }
         let mut seen = std::collections::BTreeSet::new();
         while seen.len() < 40 {

@@ -21,8 +21,9 @@ use tourin_shared_events::consumer::{
 use tourin_shared_events::dead_letters::{DeadLetterStore as _, Settled};
 use tourin_shared_events::events::{DeleteUser, Event as _, Outgoing, USER_EXCHANGE};
 use tourin_shared_events::system_clock;
+use tourin_testbed::eventually;
 
-use crate::bed::{Bed, broker_proxy, eventually, soon};
+use crate::bed::{Bed, broker_proxy, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_batch_exactly_the_unroutable_come_back() {
@@ -70,16 +71,18 @@ async fn a_poison_event_among_good_ones_ends_with_the_dead_letters() {
     let retry = RetryPolicy { max_attempts: 3, backoff };
     let consumer = Consumer::new("test", deliveries, Arc::new(FailsFor("poison")), system_clock())
         .with_settings(ConsumerSettings { retry, ..ConsumerSettings::default() });
-    let stats = consumer.stats();
+    let metrics = consumer.metrics();
     let stop = CancellationToken::new();
     let consuming = tokio::spawn(consumer.run(stop.clone()));
     let poison = view("poison", 1).with_header("traceparent", "00-1-2-01");
     let mut events: Vec<Outgoing> = (0..50).map(|n| view(&format!("user{n}"), n)).collect();
     events.insert(25, poison.clone());
     assert_eq!(soon(bus.publish(events)).await, vec![Ok(()); 51]);
-    eventually(async || match stats.snapshot() {
-        s if s.applied == 50 && s.dead_lettered == 1 => Ok(()),
-        s => Err(s),
+    eventually("all but the poison are applied", async || {
+        match (metrics.applied.get(), metrics.dead_lettered.get()) {
+            (50, 1) => Ok(()),
+            other => Err(other),
+        }
     })
     .await;
     let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
@@ -120,7 +123,7 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
         assert!(soon(victim.wait_until_connected(false)).await);
     }
     let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
-    eventually(async || match dead_letters.count().await {
+    eventually("the deadly event is dead-lettered", async || match dead_letters.count().await {
         Ok(1) => Ok(()),
         other => Err(other),
     })
@@ -170,7 +173,7 @@ async fn looks_that_are_given_up_keep_nobody_out_and_no_letters() {
         });
         let looked = soon(looked).await;
         drop(look);
-        eventually(async || match others.list(10, None).await {
+        eventually("the dead letter is still there", async || match others.list(10, None).await {
             Ok(letters) if letters.len() == 1 => Ok(()),
             Ok(letters) => Err(letters.len()),
             Err(error) => panic!("given up after {steps} steps: {error:#}"),
@@ -182,7 +185,7 @@ async fn looks_that_are_given_up_keep_nobody_out_and_no_letters() {
             break;
         }
     }
-    assert_eq!(bus.stats().reconnects, 0, "the connection bears it");
+    assert_eq!(bus.metrics().reconnects.get(), 0, "the connection bears it");
     soon(bus.close(Duration::from_secs(5))).await;
     soon(other.close(Duration::from_secs(5))).await;
     bed.clear(&["q"]).await;
@@ -199,7 +202,10 @@ async fn queues_that_vanish_are_made_again() {
         let name = format!("{}q.shard.{shard}", bed.prefix);
         channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.unwrap();
     }
-    eventually(async || bus.publish(vec![view("a", 1)]).await.remove(0)).await;
+    eventually("the deleted queue is declared again", async || {
+        bus.publish(vec![view("a", 1)]).await.remove(0)
+    })
+    .await;
     let delivery = soon(deliveries.next()).await.unwrap();
     assert_eq!(who_and_what(&delivery).0, "a");
     delivery.settle(Settlement::Ack).await.unwrap();

@@ -10,8 +10,9 @@ use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{
     Deliveries, PublishError, Publisher as _, Settlement, SubscribeError, Subscriber as _,
 };
+use tourin_testbed::eventually;
 
-use crate::bed::{Bed, broker_proxy, eventually, soon};
+use crate::bed::{Bed, broker_proxy, soon};
 
 const KEYS: u32 = 24;
 const EVENTS_PER_KEY: u32 = 40;
@@ -66,9 +67,9 @@ async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
     }
     let mut cuts = 0;
     let all = u64::from(KEYS * EVENTS_PER_KEY);
-    while bus.stats().confirmed < all && cuts < CUTS {
-        let enough = all.min(bus.stats().confirmed + BETWEEN_CUTS);
-        eventually(async || match bus.stats().confirmed {
+    while bus.metrics().confirmed.get() < all && cuts < CUTS {
+        let enough = all.min(bus.metrics().confirmed.get() + BETWEEN_CUTS);
+        eventually("the next events are confirmed", async || match bus.metrics().confirmed.get() {
             confirmed if confirmed >= enough => Ok(()),
             confirmed => Err(confirmed),
         })
@@ -76,9 +77,9 @@ async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
         // Later confirms and deliveries are lost and must come again: on both connections, unless the last event
         // arrived just before.
         proxy.deafen();
-        eventually(async || match proxy.unheard() {
+        eventually("something is on its way", async || match proxy.unheard() {
             2.. => Ok(()),
-            _ if bus.stats().confirmed == all => Ok(()),
+            _ if bus.metrics().confirmed.get() == all => Ok(()),
             unheard => Err(unheard),
         })
         .await;
@@ -138,7 +139,10 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
     proxy.open().await;
     let back = Instant::now();
-    eventually(async || bus.publish(vec![view("a", 2)]).await.remove(0)).await;
+    eventually("the broker takes events again", async || {
+        bus.publish(vec![view("a", 2)]).await.remove(0)
+    })
+    .await;
     println!("publishing again {:?} after the broker's return", back.elapsed());
     assert!(back.elapsed() < Duration::from_secs(5));
     // Publishing has a separate connection, which may recover first.

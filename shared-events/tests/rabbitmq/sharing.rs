@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tourin_shared_events::bus::contract::{users, view, who_and_what};
 use tourin_shared_events::bus::rabbitmq::RabbitBus;
 use tourin_shared_events::bus::{Deliveries, Publisher as _, Settlement, Subscriber as _};
+use tourin_testbed::eventually;
 
-use crate::bed::{Bed, broker_proxy, eventually, soon};
+use crate::bed::{Bed, broker_proxy, soon};
 
 const KEYS: u32 = 40;
 
@@ -64,7 +65,7 @@ fn numbers(log: &Log) -> BTreeMap<String, Vec<u32>> {
 }
 
 async fn wait_for_rounds(log: &Log, rounds: u32) {
-    eventually(async || {
+    eventually("all rounds have arrived", async || {
         let seen = numbers(log);
         match seen.values().map(Vec::len).min() {
             Some(least) if seen.len() == KEYS as usize && least == rounds as usize => Ok(()),
@@ -83,7 +84,7 @@ async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
     let first = tokio::spawn(replica("one", one.subscribe(users("q")).await.unwrap(), log.clone()));
     let stop = CancellationToken::new();
     let publishing = tokio::spawn(publish_rounds(bed.bus(), stop.clone()));
-    eventually(async || match keys_of(&log, "one", 0).len() {
+    eventually("the first replica has all keys", async || match keys_of(&log, "one", 0).len() {
         40 => Ok(()),
         other => Err(other),
     })
@@ -94,7 +95,7 @@ async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
     let joined = Instant::now();
     let second = two.subscribe(users("q")).await.unwrap();
     let second = tokio::spawn(replica("two", second, log.clone()));
-    eventually(async || match keys_of(&log, "two", 0).len() {
+    eventually("the second replica has a share", async || match keys_of(&log, "two", 0).len() {
         8.. => Ok(()),
         keys => Err(keys),
     })
@@ -106,7 +107,7 @@ async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
     proxy.close().await;
     second.abort();
     let (died, from) = (Instant::now(), entries(&log).len());
-    eventually(async || {
+    eventually("the first replica has taken over", async || {
         let left: Vec<_> = theirs.difference(&keys_of(&log, "one", from)).cloned().collect();
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
@@ -140,9 +141,11 @@ async fn three_replicas_come_and_go_in_good_order_without_a_duplicate() {
         let publish = || tokio::spawn(publish_rounds(publisher.clone(), stop.clone()));
         publishing.get_or_insert_with(publish);
     }
-    eventually(async || match buses.each_ref().map(|(name, _)| keys_of(&log, name, 0).len()) {
-        shares if shares.iter().all(|share| *share > 0) => Ok(()),
-        shares => Err(shares),
+    eventually("each replica has a share", async || {
+        match buses.each_ref().map(|(name, _)| keys_of(&log, name, 0).len()) {
+            shares if shares.iter().all(|share| *share > 0) => Ok(()),
+            shares => Err(shares),
+        }
     })
     .await;
     // The first two leave, one after the other.
@@ -150,9 +153,11 @@ async fn three_replicas_come_and_go_in_good_order_without_a_duplicate() {
         soon(bus.close(Duration::from_secs(10))).await;
     }
     let from = entries(&log).len();
-    eventually(async || match keys_of(&log, "three", from).len() {
-        40 => Ok(()),
-        keys => Err(keys),
+    eventually("the last replica has all keys", async || {
+        match keys_of(&log, "three", from).len() {
+            40 => Ok(()),
+            keys => Err(keys),
+        }
     })
     .await;
     stop.cancel();

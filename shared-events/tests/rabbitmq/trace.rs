@@ -21,8 +21,9 @@ use tourin_shared_events::outbox::sqlite::append;
 use tourin_shared_events::outbox::{Relay, SqliteOutbox, Wake};
 use tourin_shared_events::sqlite::Database;
 use tourin_shared_events::system_clock;
+use tourin_testbed::eventually;
 
-use crate::bed::{Bed, eventually, soon};
+use crate::bed::{Bed, soon};
 use crate::spans::{collect, request, trace_of};
 
 /// Fails a given number of times, then works.
@@ -85,7 +86,7 @@ async fn one_trace_from_the_outbox_over_the_broker_to_the_replay_of_its_dead_let
     assert_eq!(attempts[1].tag("tourin.outcome"), "dead_lettered");
 
     let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
-    eventually(async || match dead_letters.count().await {
+    eventually("the event is dead-lettered", async || match dead_letters.count().await {
         Ok(1) => Ok(()),
         other => Err(other),
     })

@@ -12,6 +12,7 @@ use opentelemetry::{Context, KeyValue, global};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracerProvider, Span, SpanData, SpanProcessor};
+use tourin_testbed::eventually;
 
 #[derive(Clone, Debug, Default)]
 pub struct Spans(Arc<Mutex<Vec<SpanData>>>);
@@ -110,14 +111,11 @@ impl Spans {
 
     /// The spans of a kind, once there are as many as expected.
     pub async fn wait_for(&self, trace: TraceId, kind: SpanKind, count: usize) -> Vec<Seen> {
-        for _ in 0..3_000 {
-            let mut spans = self.of(trace);
-            spans.retain(|span| span.kind == kind);
-            if spans.len() >= count {
-                return spans;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("no {count} spans of {kind:?}: {:#?}", self.of(trace));
+        eventually(&format!("{count} spans of {kind:?}"), async || {
+            let (found, others): (Vec<_>, Vec<_>) =
+                self.of(trace).into_iter().partition(|span| span.kind == kind);
+            if found.len() >= count { Ok(found) } else { Err((found, others)) }
+        })
+        .await
     }
 }

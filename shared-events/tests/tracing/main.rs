@@ -23,8 +23,7 @@ use tourin_shared_events::bus::contract::{users, view};
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::bus::{Carrier, PublishError, Publisher, Subscriber as _};
 use tourin_shared_events::consumer::{
-    Consumer, ConsumerSettings, ConsumerStats, Handler, HandlerError, Outcome, Received,
-    RetryPolicy,
+    Consumer, ConsumerSettings, Handler, HandlerError, Outcome, QueueMetrics, Received, RetryPolicy,
 };
 use tourin_shared_events::dead_letters::{DeadLetterStore as _, MemoryDeadLetters, Settled};
 use tourin_shared_events::events::{Event as _, Outgoing, ViewTourspot};
@@ -76,7 +75,7 @@ struct Journey {
     wake: Wake,
     bus: InProcessBus,
     dead_letters: Arc<MemoryDeadLetters>,
-    stats: Arc<ConsumerStats>,
+    metrics: QueueMetrics,
     tasks: JoinSet<()>,
     _folder: TempDir,
 }
@@ -101,11 +100,11 @@ impl Journey {
         let settings = ConsumerSettings { retry, ..ConsumerSettings::default() };
         let consumer = Consumer::new("effects", deliveries, handler, system_clock());
         let consumer = consumer.with_settings(settings);
-        let stats = consumer.stats();
+        let metrics = consumer.metrics();
         let mut tasks = JoinSet::new();
         tasks.spawn(consumer.run(CancellationToken::new()));
         let wake = Wake::new();
-        Self { spans, database, wake, bus, dead_letters, stats, tasks, _folder: folder }
+        Self { spans, database, wake, bus, dead_letters, metrics, tasks, _folder: folder }
     }
 
     async fn relay_to(&mut self, publisher: Arc<dyn Publisher>) {
@@ -207,7 +206,7 @@ async fn failed_attempts_are_errors_and_a_replay_goes_on_in_the_trace() {
     assert_eq!(replayed.event("replayed").unwrap()["times"], "1");
     assert_eq!((replayed.parent, replayed.tag("tourin.outcome")), (producer.id, "applied"));
     assert!(!replayed.failed);
-    assert_eq!(journey.stats.snapshot().replayed, 1);
+    assert_eq!(journey.metrics.replayed.get(), 1);
 }
 
 #[tokio::test]
@@ -218,8 +217,8 @@ async fn a_panic_is_an_error_of_its_attempt_and_counted() {
     let attempts = journey.spans.wait_for(trace, SpanKind::Consumer, 2).await;
     assert_eq!((attempts[0].tag("error.type"), attempts[0].failed), ("panic", true));
     assert_eq!((attempts[1].tag("tourin.outcome"), attempts[1].failed), ("applied", false));
-    let stats = journey.stats.snapshot();
-    assert_eq!((stats.broken, stats.panicked), (1, 1));
+    let metrics = &journey.metrics;
+    assert_eq!((metrics.broken.get(), metrics.panicked.get()), (1, 1));
 }
 
 #[tokio::test]

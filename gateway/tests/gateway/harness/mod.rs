@@ -3,8 +3,7 @@
 mod raw;
 mod service;
 
-use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,21 +18,13 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_gateway::{Gateway, Settings};
 use tourin_registry::Registry;
 use tourin_registry_api::{Instance, RegistryClient};
+use tourin_testbed::eventually;
 
 pub use raw::raw;
 pub use service::Service;
 
-/// Nothing in these tests may take longer.
+/// No call in these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Waits until `condition` holds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let start = Instant::now();
-    while !condition().await {
-        assert!(start.elapsed() < DEADLINE, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 pub struct Mesh {
     pub secret: Secret,

@@ -4,7 +4,6 @@
 //! of the process (spans dropped, panics) are in the output of each service. Labels have few
 //! values: a [`CounterBy`] counts values beyond its limit as `other`.
 
-mod histograms;
 mod http;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +20,6 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge as PromGauge};
 use prometheus_client::metrics::histogram::Histogram as PromHistogram;
 use prometheus_client::registry::Registry;
 
-pub use self::histograms::HistogramReading;
-use self::histograms::ReadHistograms;
 pub use self::http::HttpMetrics;
 use crate::telemetry;
 
@@ -87,7 +84,8 @@ impl Metrics {
         &self.inner.http
     }
 
-    fn with_registry<T>(&self, act: impl FnOnce(&mut Registry) -> T) -> T {
+    /// Registers metrics that are counted elsewhere.
+    pub fn with_registry<T>(&self, act: impl FnOnce(&mut Registry) -> T) -> T {
         act(&mut self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -103,6 +101,13 @@ impl Metrics {
         let family = Family::<[(&'static str, String); 1], PromCounter>::default();
         self.with_registry(|registry| registry.register(name, help, family.clone()));
         CounterBy { label, family, known: Arc::default() }
+    }
+
+    /// Counters by several labels, whose values are few and known.
+    pub fn counters<const N: usize>(&self, name: &str, help: &str) -> Counters<N> {
+        let family = Family::<[(&'static str, String); N], PromCounter>::default();
+        self.with_registry(|registry| registry.register(name, help, family.clone()));
+        Counters(family)
     }
 
     /// A gauge that its owner sets.
@@ -170,18 +175,6 @@ impl Metrics {
         self.register_read(Read { name, help, counter: true, read: Box::new(read) });
     }
 
-    /// [`Metrics::gauges_read`] for histograms. `bounds` are the upper bounds of their buckets.
-    pub fn histograms_read(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        bounds: Vec<f64>,
-        read: impl Fn() -> Vec<(Vec<(&'static str, String)>, HistogramReading)> + Send + Sync + 'static,
-    ) {
-        let read = ReadHistograms { name, help, bounds, read: Box::new(read) };
-        self.with_registry(|registry| registry.register_collector(Box::new(read)));
-    }
-
     fn register_read(&self, read: Read) {
         self.with_registry(|registry| registry.register_collector(Box::new(read)));
     }
@@ -207,18 +200,33 @@ impl Metrics {
     }
 }
 
-/// See [`Metrics::counter`].
-#[derive(Debug, Clone)]
+/// See [`Metrics::counter`]. The default is registered nowhere.
+#[derive(Debug, Clone, Default)]
 pub struct Counter(PromCounter<u64>);
 
 impl Counter {
-    /// Adds one.
-    pub fn increase(&self) {
-        self.0.inc();
+    /// Adds one and returns the new count.
+    pub fn increase(&self) -> u64 {
+        self.0.inc() + 1
     }
     /// Adds `count`.
     pub fn add(&self, count: u64) {
         self.0.inc_by(count);
+    }
+    /// The current count.
+    pub fn value(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// See [`Metrics::counters`].
+#[derive(Debug, Clone)]
+pub struct Counters<const N: usize>(Family<[(&'static str, String); N], PromCounter>);
+
+impl<const N: usize> Counters<N> {
+    /// The counter with these labels, 0 until it is increased. Increasing it needs no look-up.
+    pub fn of(&self, labels: [(&'static str, &str); N]) -> Counter {
+        Counter(self.0.get_or_create_owned(&labels.map(|(name, value)| (name, value.to_owned()))))
     }
 }
 
@@ -417,10 +425,9 @@ mod tests {
         });
         metrics.gauge_read("tourin_absent", "Not known", || None);
         metrics.gauge("tourin_pool_connections", "Connections").set(4.0);
-        metrics.histograms_read("tourin_age_seconds", "Ages", vec![0.5, 1.0], || {
-            let reading = HistogramReading { buckets: vec![2, 1], count: 4, sum: 9.0 };
-            vec![(vec![("queue", "a".to_owned())], reading)]
-        });
+        let tries = metrics.counters("tourin_tries", "Tries");
+        tries.of([("upstream", "core"), ("outcome", "2xx")]).add(3);
+        tries.of([("upstream", "core"), ("outcome", "5xx")]);
         let both = ["core", "registry"].map(str::to_owned);
         let seconds =
             metrics.histograms_by("tourin_try_seconds", "Tries", ("upstream", both), &[1.0]);
@@ -436,9 +443,8 @@ mod tests {
             "{text}"
         );
         for line in [
-            "tourin_age_seconds_bucket{le=\"1.0\",queue=\"a\"} 3",
-            "tourin_age_seconds_bucket{le=\"+Inf\",queue=\"a\"} 4",
-            "tourin_age_seconds_sum{queue=\"a\"} 9.0",
+            "tourin_tries_total{upstream=\"core\",outcome=\"2xx\"} 3",
+            "tourin_tries_total{upstream=\"core\",outcome=\"5xx\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -2,30 +2,13 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use tourin_shared_events::outbox::Depth;
+use tourin_shared_events::outbox::{Depth, OutboxStore};
 
 use super::StoreError;
 use super::bookmarks::Bookmarks;
 use super::reviews::Reviews;
 use super::spots::Spots;
 use super::views::Views;
-
-/// The committed events, for services in other processes.
-#[async_trait]
-pub trait EventLog: Send + Sync {
-    /// The id of the event history. A different id means that the data was recreated or restored.
-    ///
-    /// # Errors
-    /// When the store fails.
-    async fn id(&self) -> Result<String, StoreError>;
-
-    /// How many events wait for the bus.
-    ///
-    /// # Errors
-    /// When the store fails.
-    async fn depth(&self) -> Result<Depth, StoreError>;
-}
 
 /// What the handlers of spots, bookmarks and reviews need; cheap to clone.
 #[derive(Clone)]
@@ -39,5 +22,23 @@ pub struct Content {
     /// Recording views. The owner runs [`Views::run`] until after the last request.
     pub views: Views,
     /// The committed events.
-    pub events: Arc<dyn EventLog>,
+    pub events: Arc<dyn OutboxStore>,
+}
+
+impl Content {
+    /// The id of the event history. A different id means that the data was recreated or restored.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    pub async fn log_id(&self) -> Result<String, StoreError> {
+        self.events.log_id().await.map_err(StoreError::Unavailable)
+    }
+
+    /// How many events wait for the bus.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    pub async fn waiting_events(&self) -> Result<Depth, StoreError> {
+        self.events.depth().await.map_err(StoreError::Unavailable)
+    }
 }

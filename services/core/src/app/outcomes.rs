@@ -1,53 +1,54 @@
 //! Counts log-ins and renewals by outcome, so that waves of guesses or of stolen refresh tokens
 //! become visible.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use tourin_chassis::metrics::{Counter, Metrics};
 
-use super::sessions::{LoggedIn, SessionError, TokenPair};
-
-const KINDS: [&str; 5] = ["succeeded", "refused", "reused", "too_many_attempts", "failed"];
-
-/// Counts since the start. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub struct Outcomes(Arc<Counts>);
-
-#[derive(Debug, Default)]
-struct Counts {
-    log_ins: [AtomicU64; KINDS.len()],
-    renewals: [AtomicU64; KINDS.len()],
+/// The outcome of a log-in or of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Succeeded,
+    /// The password or the token is not right.
+    Refused,
+    /// The refresh token had been used before, so its session has ended.
+    Reused,
+    TooManyAttempts,
+    Failed,
 }
 
-fn kind<T>(outcome: &Result<T, SessionError>) -> usize {
-    match outcome {
-        Ok(_) => 0,
-        Err(SessionError::WrongCredentials | SessionError::Refused { ended: None }) => 1,
-        Err(SessionError::Refused { ended: Some(_) }) => 2,
-        Err(SessionError::TooManyAttempts(_)) => 3,
-        Err(SessionError::Hashing(_) | SessionError::Store(_) | SessionError::Token(_)) => 4,
-    }
+impl Outcome {
+    /// In the order of the variants.
+    const LABELS: [&'static str; 5] =
+        ["succeeded", "refused", "reused", "too_many_attempts", "failed"];
+}
+
+/// Counts by outcome. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Outcomes {
+    log_ins: [Counter; Outcome::LABELS.len()],
+    renewals: [Counter; Outcome::LABELS.len()],
 }
 
 impl Outcomes {
-    pub(super) fn count_log_in(&self, outcome: &Result<LoggedIn, SessionError>) {
-        self.0.log_ins[kind(outcome)].fetch_add(1, Ordering::Relaxed);
+    /// Zero for each outcome, in the service's `metrics`.
+    pub fn register(metrics: &Metrics) -> Self {
+        let by_outcome = |name, help| {
+            let counters = metrics.counters(name, help);
+            Outcome::LABELS.map(|outcome| counters.of([("outcome", outcome)]))
+        };
+        Self {
+            log_ins: by_outcome("tourin_log_ins", "Log-ins by what became of them"),
+            renewals: by_outcome(
+                "tourin_token_renewals",
+                "Exchanges of refresh tokens by what became of them; reused ones ended their session",
+            ),
+        }
     }
 
-    pub(super) fn count_renewal(&self, outcome: &Result<TokenPair, SessionError>) {
-        self.0.renewals[kind(outcome)].fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_log_in(&self, outcome: Outcome) {
+        self.log_ins[outcome as usize].increase();
     }
 
-    /// Log-ins by their outcome.
-    pub fn log_ins(&self) -> [(&'static str, u64); KINDS.len()] {
-        read(&self.0.log_ins)
+    pub(super) fn count_renewal(&self, outcome: Outcome) {
+        self.renewals[outcome as usize].increase();
     }
-
-    /// Exchanges of refresh tokens by their outcome.
-    pub fn renewals(&self) -> [(&'static str, u64); KINDS.len()] {
-        read(&self.0.renewals)
-    }
-}
-
-fn read(counts: &[AtomicU64; KINDS.len()]) -> [(&'static str, u64); KINDS.len()] {
-    std::array::from_fn(|kind| (KINDS[kind], counts[kind].load(Ordering::Relaxed)))
 }

@@ -9,6 +9,7 @@ use tourin_chassis::clock::SharedClock;
 use super::StoreError;
 use super::accounts::{AccountStore, Credentials};
 use super::attempts::{Attempts, ClientSource, TooManyAttempts};
+use super::outcomes::Outcome;
 pub use super::outcomes::Outcomes;
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
@@ -211,6 +212,20 @@ impl From<NoEntropy> for SessionError {
     }
 }
 
+fn outcome_of<T>(result: &Result<T, SessionError>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Succeeded,
+        Err(SessionError::WrongCredentials | SessionError::Refused { ended: None }) => {
+            Outcome::Refused
+        }
+        Err(SessionError::Refused { ended: Some(_) }) => Outcome::Reused,
+        Err(SessionError::TooManyAttempts(_)) => Outcome::TooManyAttempts,
+        Err(SessionError::Hashing(_) | SessionError::Store(_) | SessionError::Token(_)) => {
+            Outcome::Failed
+        }
+    }
+}
+
 /// The use cases of sessions.
 pub struct Sessions {
     /// Where the accounts are.
@@ -245,7 +260,7 @@ impl Sessions {
         source: &ClientSource,
     ) -> Result<LoggedIn, SessionError> {
         let outcome = self.try_log_in(id, password, source).await;
-        self.outcomes.count_log_in(&outcome);
+        self.outcomes.count_log_in(outcome_of(&outcome));
         outcome
     }
 
@@ -305,7 +320,7 @@ impl Sessions {
     /// [`SessionError::Refused`] with the session that was ended, if the token had been used before.
     pub async fn renew(&self, presented: &str) -> Result<TokenPair, SessionError> {
         let outcome = self.try_renew(presented).await;
-        self.outcomes.count_renewal(&outcome);
+        self.outcomes.count_renewal(outcome_of(&outcome));
         outcome
     }
 

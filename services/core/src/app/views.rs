@@ -8,7 +8,6 @@
 //! counted.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::metrics::Counter;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::events::{Outgoing, ViewTourspot, is_pseudonym};
 use tourin_shared_events::trace;
@@ -77,21 +77,21 @@ struct Inner {
     waiting: Mutex<Vec<View>>,
     arrived: Notify,
     full: Notify,
-    dropped: AtomicU64,
+    dropped: Counter,
     /// One group is written at a time, so that the views of one viewer keep their order.
     writing: tokio::sync::Mutex<()>,
 }
 
 impl Views {
-    /// Views written to `store` by [`Views::run`].
-    pub fn new(store: Arc<dyn ViewStore>, clock: SharedClock) -> Self {
+    /// Views written to `store` by [`Views::run`]. `dropped` counts those that found the queue full.
+    pub fn new(store: Arc<dyn ViewStore>, clock: SharedClock, dropped: Counter) -> Self {
         Self(Arc::new(Inner {
             store,
             clock,
             waiting: Mutex::new(Vec::new()),
             arrived: Notify::new(),
             full: Notify::new(),
-            dropped: AtomicU64::new(0),
+            dropped,
             writing: tokio::sync::Mutex::new(()),
         }))
     }
@@ -104,8 +104,9 @@ impl Views {
             if waiting.len() >= MAX_WAITING {
                 drop(waiting);
                 // Logged once per thousand: the store's failure is in the log already.
-                if self.0.dropped.fetch_add(1, Ordering::Relaxed).is_multiple_of(1_000) {
-                    tracing::warn!(dropped = self.dropped(), "views dropped: too many wait");
+                let dropped = self.0.dropped.increase();
+                if dropped % 1_000 == 1 {
+                    tracing::warn!(dropped, "views dropped: too many wait");
                 }
                 return;
             }
@@ -118,11 +119,6 @@ impl Views {
         if count >= FLUSH_AT {
             self.0.full.notify_one();
         }
-    }
-
-    /// Views dropped since the start because the queue was full.
-    pub fn dropped(&self) -> u64 {
-        self.0.dropped.load(Ordering::Relaxed)
     }
 
     /// Views that wait to be written.
@@ -190,7 +186,7 @@ fn describe(error: &StoreError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use tourin_chassis::clock::SystemClock;
 
@@ -221,7 +217,7 @@ mod tests {
 
     fn views() -> (Views, Arc<Groups>) {
         let groups = Arc::new(Groups::default());
-        (Views::new(groups.clone(), Arc::new(SystemClock)), groups)
+        (Views::new(groups.clone(), Arc::new(SystemClock), Counter::default()), groups)
     }
 
     #[tokio::test(start_paused = true)]
@@ -261,7 +257,7 @@ mod tests {
             views.record("member123".into(), SpotId::new(spot));
         }
         tokio::time::sleep(RETRY_AFTER).await;
-        assert_eq!(views.dropped(), 7);
+        assert_eq!(views.0.dropped.value(), 7);
         groups.broken.store(false, Ordering::Relaxed);
         tokio::time::sleep(RETRY_AFTER * 2).await;
         assert_eq!(groups.sizes().iter().sum::<usize>(), MAX_WAITING);

@@ -26,7 +26,7 @@ async fn backlog(
     State(state): State<AppState>,
     _: ServiceCaller,
 ) -> Result<Json<Backlog>, ApiError> {
-    let depth = state.content.events.depth().await?;
+    let depth = state.content.waiting_events().await?;
     let oldest = depth.oldest.map(|oldest| oldest.to_rfc3339());
     Ok(Json(Backlog { pending: depth.pending, oldest }))
 }

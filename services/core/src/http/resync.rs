@@ -42,7 +42,7 @@ async fn walk(
     let spots = state.content.spots.page_after(after, limit).await?;
     let full = spots.len() == limit as usize;
     Ok(Json(SpotsAnswer {
-        log_id: state.content.events.id().await?,
+        log_id: state.content.log_id().await?,
         next: spots.last().filter(|_| full).map(|spot| spot.id.to_string()),
         spots: spots.iter().map(upsert_payload).collect(),
     }))

@@ -2,7 +2,6 @@
 
 mod engine;
 mod errors;
-mod event_log;
 pub mod key_files;
 mod operation;
 pub mod redis;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::time::sleep;
-use tourin_testbed::{Bed, Ending, Server};
+use tourin_testbed::{Bed, Ending, Server, eventually_within};
 
 use super::running::{RECOVERY, Running, person, settings};
 
@@ -41,11 +41,7 @@ impl Tally {
     }
 
     async fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + RECOVERY;
-        while !reached(self) {
-            assert!(Instant::now() < deadline, "{what} not within {RECOVERY:?}");
-            sleep(Duration::from_millis(20)).await;
-        }
+        eventually_within(RECOVERY, what, async || reached(self)).await;
     }
 }
 

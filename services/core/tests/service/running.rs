@@ -16,7 +16,8 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_core::{Core, Dependencies, MysqlUrl, Settings};
 use tourin_shared_events::bus::{PublishError, Publisher};
 use tourin_shared_events::events::{BookmarkTourspot, Event as _, Outgoing};
-use tourin_shared_events::outbox::contract::recorded;
+use tourin_shared_events::outbox::testing::recorded;
+use tourin_testbed::eventually_within;
 
 pub const SECRET: &str = "0123456789abcdef";
 /// How long the service may take to notice that a server is reachable again.
@@ -129,15 +130,11 @@ impl Running {
 
     /// Repeats a request until the response has this status; returns its body.
     pub async fn until_status(&self, path: &str, status: u16) -> Value {
-        let deadline = Instant::now() + RECOVERY;
-        loop {
+        eventually_within(RECOVERY, &format!("{path} answers {status}"), async || {
             let (last, body) = self.get(path).await;
-            if last == status {
-                return body;
-            }
-            assert!(Instant::now() < deadline, "{path} still answers {last}: {body}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            if last == status { Ok(body) } else { Err((last, body)) }
+        })
+        .await
     }
 
     pub async fn stop(self) -> Duration {

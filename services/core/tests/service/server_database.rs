@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 use tourin_core::MysqlUrl;
 use tourin_shared_events::events::{BookmarkTourspot, Event as _};
 use tourin_shared_events::mysql::testing::TestDatabase;
-use tourin_testbed::{Cut, Proxy, free_address};
+use tourin_testbed::{Cut, Proxy, eventually_within, free_address};
 
 use super::*;
 
@@ -31,11 +31,7 @@ async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
 
     let client = reqwest::Client::new();
     let ask = async |path: &str| client.get(format!("http://{address}{path}")).send().await;
-    let deadline = Instant::now() + RECOVERY;
-    while ask("/healthz").await.is_err() {
-        assert!(Instant::now() < deadline, "it never answered");
-        sleep(Duration::from_millis(10)).await;
-    }
+    eventually_within(RECOVERY, "it answers", async || ask("/healthz").await).await;
     assert_eq!(read(ask("/healthz").await.unwrap()).await.0, 200, "the process is well");
     let (status, unready) = read(ask("/readyz").await.unwrap()).await;
     let reason = unready["unready"]["database"].as_str().unwrap();

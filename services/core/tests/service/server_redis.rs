@@ -1,11 +1,9 @@
 //! The service with sessions on a Redis that starts late, becomes unreachable and recovers.
 
-use std::time::Instant;
-
 use redis::AsyncCommands as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tourin_shared_events::mysql::testing::TestDatabase;
-use tourin_testbed::{Proxy, Server, free_address, given};
+use tourin_testbed::{Proxy, Server, contains, eventually_within, free_address, given};
 
 use super::*;
 
@@ -61,19 +59,12 @@ async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
     let named = format!("redis at {}", home.way.address);
     let starting = tokio::spawn(Running::start(settings));
     let client = reqwest::Client::new();
-    let deadline = Instant::now() + RECOVERY;
-    loop {
-        let answer = match client.get(&ready).send().await {
-            Ok(answer) => Some(read(answer).await),
-            Err(_) => None,
-        };
-        let waits = answer.as_ref().and_then(|(_, body)| body["unready"]["database"].as_str());
-        if waits.is_some_and(|reason| reason.contains(&named)) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "it never said that it waits for redis: {answer:?}");
-        sleep(Duration::from_millis(20)).await;
-    }
+    eventually_within(RECOVERY, "it says that it waits for redis", async || {
+        let answer = client.get(&ready).send().await.map_err(|error| error.to_string())?;
+        let (_, body) = read(answer).await;
+        contains(body["unready"]["database"].to_string(), &named)
+    })
+    .await;
     assert!(!starting.is_finished(), "it waits");
     home.way.open().await;
     let core = timeout(RECOVERY, starting).await.unwrap().unwrap();

@@ -6,7 +6,7 @@ mod imports;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use clap::Parser;
@@ -28,6 +28,7 @@ use tourin_shared_events::consumer::{Consumer, Handler, HandlerError, Outcome, R
 use tourin_shared_events::dead_letters::MemoryDeadLetters;
 use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_shared_events::system_clock;
+use tourin_testbed::eventually;
 
 const SECRET: &str = "0123456789abcdef";
 const PASSWORD: &str = "Xq7-pelican-drift!";
@@ -35,7 +36,6 @@ const WRONG_PASSWORD: &str = "Zk9-walrus-marsh!!";
 const EMAIL: &str = "pelican.drift@example.org";
 const NAME: &str = "펠리컨";
 const QUERY: &str = "쌀국수";
-const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Parser)]
 #[command(args_override_self = true)]
@@ -142,15 +142,11 @@ impl Mesh {
 
     /// Waits until a trace's spans satisfy `enough`; returns them by kind and name.
     async fn trace(&self, id: &str, enough: impl Fn(&[ZipkinSpan]) -> bool) -> Vec<ZipkinSpan> {
-        let deadline = Instant::now() + SOON;
-        loop {
+        eventually("all spans of the trace", async || {
             let spans = self.spans.trace(id).unwrap_or_default();
-            if enough(&spans) {
-                return spans;
-            }
-            assert!(Instant::now() < deadline, "not all there: {spans:#?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            if enough(&spans) { Ok(spans) } else { Err(spans) }
+        })
+        .await
     }
 
     async fn stop(self) {
@@ -279,16 +275,15 @@ fn text_of_spans(store: &MemoryStore) -> String {
 }
 
 async fn assert_metrics(mesh: &Mesh, secrets: &[String], wanted: &[&str]) {
-    let deadline = Instant::now() + SOON;
-    loop {
+    eventually("all metrics", async || {
         let text = mesh.text("/metrics").await;
         assert_nothing_told(&text, secrets);
         match wanted.iter().find(|line| !text.contains(**line)) {
-            None => return,
-            Some(line) => assert!(Instant::now() < deadline, "{line} is not in\n{text}"),
+            None => Ok(()),
+            Some(line) => Err(format!("{line} is not in {text}")),
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    })
+    .await;
 }
 
 const METRICS: [&str; 14] = [

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
 use tourin_shared_events::bus::Subscriber;
-use tourin_shared_events::consumer::ConsumerStats;
+use tourin_shared_events::consumer::QueueMetrics;
 
 use super::ports::{Deeds, HistoryStore, PortError, TrendStore};
 use crate::domain::spot::SpotId;
@@ -28,8 +28,8 @@ pub struct Audit {
     pub clock: SharedClock,
     /// The source of events.
     pub events: Arc<dyn Subscriber>,
-    /// The counters of the consumers, by queue.
-    pub consumers: Vec<(&'static str, Arc<ConsumerStats>)>,
+    /// The metrics of the consumers, by queue.
+    pub consumers: Vec<(&'static str, QueueMetrics)>,
 }
 
 /// Trend values of spots at one time.
@@ -57,11 +57,10 @@ impl Audit {
     /// When the bus is out of reach.
     pub async fn backlog(&self) -> anyhow::Result<(u64, u64)> {
         let waiting = self.events.backlog().await?;
-        let handled = self.consumers.iter().map(|(_, stats)| {
-            let now = stats.snapshot();
-            now.applied + now.duplicate + now.ignored + now.expired + now.dead_lettered
+        let handled = self.consumers.iter().flat_map(|(_, of)| {
+            [&of.applied, &of.duplicate, &of.ignored, &of.expired, &of.dead_lettered]
         });
-        Ok((waiting, handled.sum()))
+        Ok((waiting, handled.map(|counter| counter.get()).sum()))
     }
 
     /// The spots that a member has viewed and bookmarked, up to [`MAX_DEEDS`] of each.

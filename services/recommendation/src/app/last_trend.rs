@@ -1,10 +1,10 @@
 //! Caches the latest trend responses, for outages of a store.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::sync::Cache;
+use tourin_chassis::metrics::{Counter, Metrics};
 use tourin_chassis::telemetry::Span;
 
 use crate::domain::spot::Spot;
@@ -18,25 +18,21 @@ const CAPACITY: u64 = 128;
 #[derive(Clone, Debug)]
 pub struct LastTrend {
     answers: Cache<usize, Arc<[Spot]>>,
-    served: Arc<AtomicU64>,
-}
-
-impl Default for LastTrend {
-    fn default() -> Self {
-        let answers = Cache::builder().max_capacity(CAPACITY).time_to_live(MAX_AGE).build();
-        Self { answers, served: Arc::default() }
-    }
+    served: Counter,
 }
 
 impl LastTrend {
+    /// An empty cache. The responses that come from it are counted in `metrics`.
+    pub fn new(metrics: &Metrics) -> Self {
+        let help = "Cached trend responses served during an outage of a store";
+        let served = metrics.counter("tourin_trend_stale_answers", help);
+        let answers = Cache::builder().max_capacity(CAPACITY).time_to_live(MAX_AGE).build();
+        Self { answers, served }
+    }
+
     /// Caches the first `k` spots of the trend.
     pub(super) fn keep(&self, k: usize, spots: &[Spot]) {
         self.answers.insert(k, spots.into());
-    }
-
-    /// How often a cached response was served.
-    pub fn served(&self) -> u64 {
-        self.served.load(Ordering::Relaxed)
     }
 
     /// The cached response for `k`, or the first `k` spots of the longest one. A hit is annotated in
@@ -44,7 +40,7 @@ impl LastTrend {
     pub(super) fn get(&self, k: usize) -> Option<Vec<Spot>> {
         let longest = || self.answers.iter().max_by_key(|(k, _)| **k).map(|(_, spots)| spots);
         let spots = self.answers.get(&k).or_else(longest)?;
-        self.served.fetch_add(1, Ordering::Relaxed);
+        self.served.increase();
         Span::current().annotate("fall_back", &[("to", "last_trend")]);
         Some(spots.iter().take(k).cloned().collect())
     }

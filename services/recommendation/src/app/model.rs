@@ -1,9 +1,8 @@
-//! The interface of similarity models, and the current model: co-occurrence in live histories.
+//! The similarity of spots: their co-occurrence in live histories.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use moka::sync::Cache;
 
@@ -19,32 +18,6 @@ pub struct Seed {
     pub spot: SpotId,
     /// The weight of the interaction.
     pub weight: f64,
-}
-
-/// Finds similar spots. A model does not know the member: the caller removes the member's known
-/// spots, deleted spots and the seeds.
-#[async_trait]
-pub trait SimilarityModel: Send + Sync {
-    /// The spots most similar to `spot`, best first, without itself. Empty for an unknown spot.
-    async fn neighbours(&self, spot: SpotId) -> Result<Arc<[Ranked]>, PortError>;
-
-    /// The spots similar to a history, best first: the weighted sum of the seeds' rows.
-    async fn score(&self, seeds: &[Seed]) -> Result<Vec<Ranked>, PortError> {
-        let rows: Vec<(f64, Arc<[Ranked]>)> = stream::iter(seeds.iter().copied())
-            .map(|seed| async move {
-                Ok::<_, PortError>((seed.weight, self.neighbours(seed.spot).await?))
-            })
-            .buffered(ROWS_AT_ONCE)
-            .try_collect()
-            .await?;
-        let mut sums = std::collections::HashMap::<SpotId, f64>::new();
-        for (weight, row) in rows {
-            for neighbour in row.iter() {
-                *sums.entry(neighbour.spot).or_default() += weight * neighbour.value;
-            }
-        }
-        Ok(rank(sums.into_iter().map(|(spot, value)| Ranked { spot, value }).collect()))
-    }
 }
 
 /// Rows read concurrently for one request.
@@ -83,6 +56,8 @@ impl Default for CoOccurrenceRules {
 
 /// Computes rows of the co-occurrence matrix on demand from the current histories, and caches them
 /// briefly. A member's own history is not cached, so that the latest interaction counts at once.
+/// The model does not know the member: the caller removes the member's known spots, deleted spots and
+/// the seeds.
 pub struct CoOccurrence {
     histories: Arc<dyn HistoryStore>,
     rules: CoOccurrenceRules,
@@ -98,6 +73,43 @@ impl CoOccurrence {
         Self { histories, rules, rows }
     }
 
+    /// The spots most similar to `spot`, best first, without itself. Empty for an unknown spot.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn neighbours(&self, spot: SpotId) -> Result<Arc<[Ranked]>, PortError> {
+        let Some(rows) = &self.rows else {
+            return self.make_row(spot).await;
+        };
+        if let Some(row) = rows.get(&spot) {
+            return Ok(row);
+        }
+        let row = self.make_row(spot).await?;
+        rows.insert(spot, Arc::clone(&row));
+        Ok(row)
+    }
+
+    /// The spots similar to a history, best first: the weighted sum of the seeds' rows.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn score(&self, seeds: &[Seed]) -> Result<Vec<Ranked>, PortError> {
+        let rows: Vec<(f64, Arc<[Ranked]>)> = stream::iter(seeds.iter().copied())
+            .map(|seed| async move {
+                Ok::<_, PortError>((seed.weight, self.neighbours(seed.spot).await?))
+            })
+            .buffered(ROWS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let mut sums = std::collections::HashMap::<SpotId, f64>::new();
+        for (weight, row) in rows {
+            for neighbour in row.iter() {
+                *sums.entry(neighbour.spot).or_default() += weight * neighbour.value;
+            }
+        }
+        Ok(rank(sums.into_iter().map(|(spot, value)| Ranked { spot, value }).collect()))
+    }
+
     async fn make_row(&self, spot: SpotId) -> Result<Arc<[Ranked]>, PortError> {
         let rules = &self.rules;
         let neighbourhood = self.histories.neighbourhood(spot, rules.holders).await?;
@@ -108,20 +120,5 @@ impl CoOccurrence {
         let ids: Vec<SpotId> = overlaps.iter().map(|overlap| overlap.spot).collect();
         let degrees = self.histories.degrees(&ids).await?;
         Ok(row(&neighbourhood, &overlaps, &degrees, &rules.exponents, rules.kept).into())
-    }
-}
-
-#[async_trait]
-impl SimilarityModel for CoOccurrence {
-    async fn neighbours(&self, spot: SpotId) -> Result<Arc<[Ranked]>, PortError> {
-        let Some(rows) = &self.rows else {
-            return self.make_row(spot).await;
-        };
-        if let Some(row) = rows.get(&spot) {
-            return Ok(row);
-        }
-        let row = self.make_row(spot).await?;
-        rows.insert(spot, Arc::clone(&row));
-        Ok(row)
     }
 }

@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use tourin_chassis::clock::SharedClock;
 
 use super::last_trend::LastTrend;
-use super::model::{Seed, SimilarityModel};
+use super::model::{CoOccurrence, Seed};
 use super::ports::{HistoryStore, PortError, Profile, SpotReplica, TagCursor, TrendStore};
 use crate::domain::content::ContentRules;
 use crate::domain::ranking::{Candidates, blend};
@@ -34,7 +34,7 @@ pub struct Recommender {
     /// The replica of spots.
     pub spots: Arc<dyn SpotReplica>,
     /// The similarity model.
-    pub model: Arc<dyn SimilarityModel>,
+    pub model: Arc<CoOccurrence>,
     /// The weights of tags and distance.
     pub content: ContentRules,
     /// The number of a member's latest spots that count.

@@ -35,8 +35,8 @@ use tourin_chassis::pruning::PruneGuard;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::{Binding, Subscriber, Subscription, TopicPattern};
 use tourin_shared_events::consumer::{
-    Consumer, ConsumerSettings, ConsumerStats, Expiry, Handler, HandlerError, MayExpire, Outcome,
-    Received, RetryPolicy,
+    Consumer, ConsumerMetrics, ConsumerSettings, Expiry, Handler, HandlerError, MayExpire, Outcome,
+    QueueMetrics, Received, RetryPolicy,
 };
 use tourin_shared_events::envelope::Envelope;
 use tourin_shared_events::events::{
@@ -75,8 +75,8 @@ const RESUBSCRIBE: Backoff =
 pub struct QueueConsumer {
     /// The queue's name.
     pub queue: &'static str,
-    /// The consumer's counters.
-    pub stats: Arc<ConsumerStats>,
+    /// The consumer's metrics.
+    pub metrics: QueueMetrics,
     subscription: Subscription,
     expiry: Vec<Expiry>,
     max_ahead: Duration,
@@ -116,11 +116,12 @@ pub fn all(
     ages: Ages,
     max_ahead: Duration,
     guards: &Guards,
+    metrics: &ConsumerMetrics,
 ) -> Vec<QueueConsumer> {
     vec![
         QueueConsumer {
             queue: TREND,
-            stats: Arc::default(),
+            metrics: metrics.of(TREND),
             subscription: trend_subscription(),
             expiry: expiry(&[ViewTourspot::TYPE, BookmarkTourspot::TYPE], ages.trend),
             max_ahead,
@@ -129,7 +130,7 @@ pub fn all(
         },
         QueueConsumer {
             queue: HISTORY,
-            stats: Arc::default(),
+            metrics: metrics.of(HISTORY),
             subscription: history_subscription(),
             expiry: expiry(
                 &[
@@ -146,7 +147,7 @@ pub fn all(
         },
         QueueConsumer {
             queue: SPOTS,
-            stats: Arc::default(),
+            metrics: metrics.of(SPOTS),
             subscription: spots_subscription(),
             expiry: Vec::new(),
             max_ahead,
@@ -187,7 +188,7 @@ impl QueueConsumer {
                         Arc::new(move || time.now()),
                     )
                     .with_settings(self.settings())
-                    .with_stats(Arc::clone(&self.stats));
+                    .with_metrics(self.metrics.clone());
                     begin.clone().then(consumer.run(stop.clone()), stop.clone()).await;
                 }
                 Err(error) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
+use prometheus_client::metrics::counter::Counter;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::Clock;
@@ -17,12 +18,15 @@ use tourin_chassis::pruning::CONFIRMING_PASSES;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::bus::in_process::InProcessBus;
-use tourin_shared_events::consumer::{ConsumerStats, Handler, HandlerError, Outcome, Received};
+use tourin_shared_events::consumer::{
+    ConsumerMetrics, Handler, HandlerError, Outcome, QueueMetrics, Received,
+};
 use tourin_shared_events::dead_letters::DeadLetter;
 use tourin_shared_events::events::{
     BookmarkTourspot, DeleteUser, Event, Outgoing, ReviewTourspot, TourSpotDelete, TourSpotUpsert,
     UnbookmarkTourspot, ViewTourspot,
 };
+use tourin_testbed::{equal, eventually};
 
 use crate::app::ingest::Ingest;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
@@ -37,7 +41,7 @@ struct Mesh {
     world: World,
     bus: InProcessBus,
     tasks: Tasks,
-    stats: Vec<Arc<ConsumerStats>>,
+    metrics: Vec<QueueMetrics>,
 }
 
 impl Mesh {
@@ -48,10 +52,10 @@ impl Mesh {
         let shutdown = Shutdown::new();
         let tasks = Tasks::new(shutdown.clone());
         let health = Health::new();
-        let mut stats = Vec::new();
+        let mut metrics = Vec::new();
         for _ in 0..replicas {
             for consumer in consumers_of(&world) {
-                stats.push(consumer.stats.clone());
+                metrics.push(consumer.metrics.clone());
                 let token: CancellationToken = shutdown.token();
                 let ready = health.register(consumer.queue);
                 let (bus, clock) = (Arc::new(bus.clone()), world.clock.clone());
@@ -59,23 +63,13 @@ impl Mesh {
                 tasks.spawn("consumer", running);
             }
         }
-        let mesh = Self { world, bus, tasks, stats };
+        let mesh = Self { world, bus, tasks, metrics };
         let all = 3 * replicas;
-        mesh.until("all have subscribed", || {
-            let subscribers: usize = mesh.bus.depths().iter().map(|queue| queue.subscribers).sum();
-            subscribers == all
+        eventually("all have subscribed", async || {
+            equal(mesh.bus.depths().iter().map(|queue| queue.subscribers).sum::<usize>(), all)
         })
         .await;
         mesh
-    }
-
-    async fn until(&self, what: &str, condition: impl Fn() -> bool) {
-        let reached = async {
-            while !condition() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), reached).await.expect(what);
     }
 
     fn event<E: Event>(&self, event: &E) -> Outgoing {
@@ -93,8 +87,8 @@ impl Mesh {
         self.world.stores.dead_letters.list(100, None).await.unwrap()
     }
 
-    fn total(&self, count: impl Fn(&ConsumerStats) -> u64) -> u64 {
-        self.stats.iter().map(|stats| count(stats)).sum()
+    fn total(&self, counter: impl Fn(&QueueMetrics) -> &Counter) -> u64 {
+        self.metrics.iter().map(|metrics| counter(metrics).get()).sum()
     }
 
     async fn value(&self, spot: i64) -> f64 {
@@ -111,7 +105,7 @@ impl Mesh {
 fn consumers_of(world: &World) -> Vec<super::QueueConsumer> {
     let rules = RuleSettings::default();
     let max_ahead = Duration::from_secs(rules.event_max_ahead_s);
-    super::all(&world.ingest, rules.ages(), max_ahead, &world.guards)
+    super::all(&world.ingest, rules.ages(), max_ahead, &world.guards, &ConsumerMetrics::default())
 }
 
 fn view(user: &str, spot: &str) -> ViewTourspot {
@@ -173,8 +167,8 @@ async fn an_event_that_comes_again_has_no_effect() {
         mesh.publish(vec![event.clone()]).await;
     }
     assert!((mesh.value(1).await - 2.0).abs() < 1e-9);
-    assert_eq!(mesh.total(|stats| stats.snapshot().applied), 2);
-    assert_eq!(mesh.total(|stats| stats.snapshot().duplicate), 4);
+    assert_eq!(mesh.total(|metrics| &metrics.applied), 2);
+    assert_eq!(mesh.total(|metrics| &metrics.duplicate), 4);
     mesh.stop().await;
 }
 
@@ -190,7 +184,7 @@ async fn an_event_that_is_too_old_is_dropped_and_a_deletion_never_is() {
     let old = Outgoing::new(&view("member02", "2"), now - TimeDelta::hours(25));
     let ancient = Outgoing::new(&view("member02", "3"), now - TimeDelta::days(31));
     mesh.publish(vec![old, ancient]).await;
-    assert_eq!(mesh.total(|stats| stats.snapshot().expired), 3);
+    assert_eq!(mesh.total(|metrics| &metrics.expired), 3);
     assert!(mesh.value(2).await.abs() < 1e-12);
     // Too old for the trend, not for a history.
     let known = mesh.world.stores.histories.profile("member02", 9).await.unwrap().known;
@@ -245,8 +239,10 @@ async fn a_malformed_event_becomes_a_dead_letter_and_the_others_are_handled() {
         // A dead letter counts as delivered.
         result.unwrap();
     }
-    mesh.until("the valid event counted", || mesh.total(|stats| stats.snapshot().applied) == 2)
-        .await;
+    eventually("the valid event counted", async || {
+        equal(mesh.total(|metrics| &metrics.applied), 2)
+    })
+    .await;
     assert_eq!(mesh.world.trend(5).await, [3]);
     let letters = mesh.dead_letters().await;
     let mut queues: Vec<_> = letters.iter().map(|letter| letter.queue.as_str()).collect();
@@ -278,10 +274,10 @@ async fn two_replicas_share_the_work_and_count_each_event_once() {
         let value = mesh.value(spot).await;
         assert!((value - 50.0).abs() < 1e-6, "spot {spot} is worth {value}");
     }
-    assert_eq!(mesh.total(|stats| stats.snapshot().applied), 400);
-    assert_eq!(mesh.total(|stats| stats.snapshot().duplicate), 400);
-    for replica in mesh.stats.chunks(3) {
-        assert!(replica.iter().any(|stats| stats.snapshot().received > 0), "a replica is idle");
+    assert_eq!(mesh.total(|metrics| &metrics.applied), 400);
+    assert_eq!(mesh.total(|metrics| &metrics.duplicate), 400);
+    for replica in mesh.metrics.chunks(3) {
+        assert!(replica.iter().any(|metrics| metrics.received.get() > 0), "a replica is idle");
     }
     mesh.stop().await;
 }
@@ -315,12 +311,8 @@ async fn events_published_before_the_first_subscription_reach_every_declared_que
         let bus = bus.clone();
         async move { bus.publish(events).await }
     });
-    let waiting = async {
-        while bus.depths().iter().any(|queue| queue.waiting == 0) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("events in each queue");
+    eventually("events in each queue", async || bus.depths().iter().all(|queue| queue.waiting > 0))
+        .await;
 
     let (health, tasks) = (Health::new(), Tasks::new(Shutdown::new()));
     for consumer in consumers_of(&world) {
@@ -387,7 +379,10 @@ async fn events_wait_for_the_end_of_an_outage_but_not_for_other_failures() {
         let (histories, spots) = (world.stores.histories.clone(), world.stores.spots.clone());
         let ingest =
             Ingest::new(Arc::new(Broken(error)), histories, spots, world.clock.clone(), ages);
-        super::all(&ingest, ages, Duration::ZERO, &world.guards)[0].handler.handle(&event).await
+        super::all(&ingest, ages, Duration::ZERO, &world.guards, &ConsumerMetrics::default())[0]
+            .handler
+            .handle(&event)
+            .await
     };
     let outage = handled(PortError::unavailable(anyhow::anyhow!("the disk is full"))).await;
     assert!(matches!(outage, Err(HandlerError::Unavailable(_))), "{outage:?}");

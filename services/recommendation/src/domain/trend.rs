@@ -74,6 +74,13 @@ pub fn rank(mut entries: Vec<Ranked>) -> Vec<Ranked> {
     entries
 }
 
+/// The best `limit` spots with a value of at least `floor`, in the order of [`rank`].
+pub fn best(entries: impl IntoIterator<Item = Ranked>, floor: f64, limit: usize) -> Vec<Ranked> {
+    let mut best = rank(entries.into_iter().filter(|entry| entry.value >= floor).collect());
+    best.truncate(limit);
+    best
+}
+
 struct Descending(f64);
 
 impl Ord for Descending {

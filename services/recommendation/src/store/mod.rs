@@ -3,7 +3,6 @@
 mod interaction;
 pub mod mongodb;
 pub mod sqlite;
-mod traced;
 
 #[cfg(test)]
 mod contract;
@@ -20,9 +19,8 @@ use tourin_shared_events::dead_letters::DeadLetterStore;
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
 use crate::batcher::Failure;
 use crate::domain::trend::TrendRules;
+use crate::operation::StoreMetrics;
 use crate::servers::Server;
-
-pub(crate) use self::traced::traced;
 
 /// How histories are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +62,8 @@ pub struct Stores {
     pub embedded: Option<Arc<dyn Server>>,
     /// Says when nothing can be written any more.
     pub failure: Failure,
+    /// The metrics of the servers.
+    pub metrics: StoreMetrics,
     /// Keeps other processes out of the folder for as long as the stores are in use.
     pub held: Option<Arc<File>>,
 }

@@ -204,26 +204,8 @@ impl Running {
     }
 }
 
-/// Waits for a condition. On timeout, reports the last state.
-macro_rules! eventually {
-    ($limit:expr, $what:expr, $expected:expr) => {{
-        let end = std::time::Instant::now() + $limit;
-        loop {
-            let last = $what;
-            if last == $expected {
-                break;
-            }
-            assert!(std::time::Instant::now() < end, "still {last:?}, expected {:?}", $expected);
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    }};
-}
-
-pub(crate) use eventually;
-
 /// The body of the readiness endpoint of a ready service.
 pub const READY: &str = r#"{"status":"ready","unready":{}}"#;
-pub const SOON: Duration = Duration::from_secs(10);
 pub const ONE_SECOND: Duration = Duration::from_secs(1);
 
 pub fn view(user: &str, spot: u64) -> Outgoing {

@@ -22,9 +22,9 @@ use tourin_recommendation::{
 };
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::bus::{Publisher as _, Subscription};
-use tourin_shared_events::consumer::ConsumerStats;
+use tourin_shared_events::consumer::QueueMetrics;
 use tourin_shared_events::dead_letters::DeadLetterStore as _;
-use tourin_testbed::{Bed, Ending, Server};
+use tourin_testbed::{Bed, Ending, Server, contains, equal, eventually_within};
 use uuid::Uuid;
 
 use mesh::*;
@@ -83,15 +83,15 @@ impl World {
         Self { settings, stores, mesh, _folder: folder }
     }
 
-    async fn serve(&self) -> (Running, Vec<(&'static str, Arc<ConsumerStats>)>) {
+    async fn serve(&self) -> (Running, Vec<(&'static str, QueueMetrics)>) {
         let dependencies = Dependencies {
             events: None,
             stores: Some(self.stores.clone()),
             clock: Arc::new(SystemClock),
         };
         let service = Recommendation::build(self.settings.clone(), dependencies).await.unwrap();
-        let stats = service.consumer_stats();
-        (Running::run(service), stats)
+        let metrics = service.consumer_metrics();
+        (Running::run(service), metrics)
     }
 
     fn rabbitmq(&self) -> RabbitSettings {
@@ -155,7 +155,10 @@ async fn it_starts_without_servers_and_uses_them_as_they_become_available() {
     for reason in
         ["waiting for redis at 127", "waiting for mongodb at 127", "waiting for rabbitmq at 127"]
     {
-        eventually!(RECOVERY, service.unready().await.contains(reason), true);
+        eventually_within(RECOVERY, "readiness says what is missing", async || {
+            contains(service.unready().await, reason)
+        })
+        .await;
     }
     assert!(!service.unready().await.contains('@'), "{}", service.unready().await);
     for path in [TREND, SIMILAR] {
@@ -171,20 +174,35 @@ async fn it_starts_without_servers_and_uses_them_as_they_become_available() {
         let mut annotations = spans.iter().flat_map(|span| &span.annotations);
         annotations.any(|annotation| annotation.value == "breaker_open server=mongodb")
     };
-    eventually!(RECOVERY, annotated(), true);
+    eventually_within(RECOVERY, "the open breaker is annotated", async || annotated()).await;
     // Without spots it could only refuse requests, so it must not be registered.
     assert_eq!(world.mesh.state.lock().unwrap().registered.len(), 0);
 
     bed.start(Server::Mongodb).await;
-    eventually!(RECOVERY, service.status(SIMILAR).await, StatusCode::OK);
+    eventually_within(RECOVERY, "similar spots are answered so", async || {
+        equal(service.status(SIMILAR).await, StatusCode::OK)
+    })
+    .await;
     // With spots it must be registered, whatever else is unavailable.
-    eventually!(RECOVERY, world.mesh.state.lock().unwrap().registered.len(), 1);
-    eventually!(RECOVERY, service.ids(SIMILAR, "reader01").await.len(), 8);
+    eventually_within(RECOVERY, "the service is registered", async || {
+        equal(world.mesh.state.lock().unwrap().registered.len(), 1)
+    })
+    .await;
+    eventually_within(RECOVERY, "eight similar spots", async || {
+        equal(service.ids(SIMILAR, "reader01").await.len(), 8)
+    })
+    .await;
     bed.start(Server::Redis).await;
-    eventually!(RECOVERY, service.answer(TREND, "reader01").await.status(), StatusCode::OK);
+    eventually_within(RECOVERY, "the trend is answered", async || {
+        equal(service.answer(TREND, "reader01").await.status(), StatusCode::OK)
+    })
+    .await;
     assert!(service.unready().await.contains("waiting for rabbitmq"));
     bed.start(Server::Amqp).await;
-    eventually!(RECOVERY, service.unready().await, READY);
+    eventually_within(RECOVERY, "the service is ready", async || {
+        equal(service.unready().await, READY)
+    })
+    .await;
 
     // It also stops in time without the servers.
     for server in SERVERS {
@@ -197,13 +215,19 @@ async fn it_starts_without_servers_and_uses_them_as_they_become_available() {
 async fn survives(server: Server, ending: Ending) {
     let bed = bed().await;
     let world = World::on(&bed).await;
-    let (service, stats) = world.serve().await;
-    eventually!(Duration::from_secs(20), service.unready().await, READY);
+    let (service, metrics) = world.serve().await;
+    eventually_within(Duration::from_secs(20), "the service is ready", async || {
+        equal(service.unready().await, READY)
+    })
+    .await;
     let publisher = RabbitBus::start(world.rabbitmq());
     assert!(publisher.wait_until_connected(true).await);
     let stop = Arc::new(AtomicBool::new(false));
     let publishing = tokio::spawn(publish_until(stop.clone(), publisher.clone()));
-    eventually!(RECOVERY, world.counts().await.unwrap().1 > 50, true);
+    eventually_within(RECOVERY, "more than fifty are counted", async || {
+        world.counts().await.unwrap().1 > 50
+    })
+    .await;
 
     bed.quorum_queues_are_kept(&world.queues()).await;
     bed.end(server, ending).await;
@@ -212,7 +236,10 @@ async fn survives(server: Server, ending: Ending) {
         server => server.to_string(),
     };
     let unready = format!("waiting for {reason} at 127.0.0.1");
-    eventually!(RECOVERY, service.unready().await.contains(&unready), true);
+    eventually_within(RECOVERY, "readiness says what is missing", async || {
+        contains(service.unready().await, &unready)
+    })
+    .await;
     let status = service.status(TREND).await;
     // The call has no session. An outage does not change that answer.
     assert_eq!(status, StatusCode::UNAUTHORIZED);
@@ -222,15 +249,20 @@ async fn survives(server: Server, ending: Ending) {
     stop.store(true, Ordering::SeqCst);
     let members = publishing.await.unwrap();
     let left = RECOVERY.saturating_sub(back.elapsed());
-    eventually!(left, world.counts().await.unwrap_or_default(), (members, members));
+    eventually_within(left, "every event has its effect", async || {
+        equal(world.counts().await.unwrap_or_default(), (members, members))
+    })
+    .await;
     let took = back.elapsed();
-    eventually!(RECOVERY.saturating_sub(took), service.unready().await, READY);
+    eventually_within(RECOVERY.saturating_sub(took), "the service is ready", async || {
+        equal(service.unready().await, READY)
+    })
+    .await;
     println!("{server}: {members} events, applied {took:?} after the server's return");
 
     assert_eq!(service.trend().await, [SPOT.to_string()]);
-    for (queue, stats) in stats {
-        let stats = stats.snapshot();
-        assert_eq!(stats.dead_lettered, 0, "{queue}: {stats:?}");
+    for (queue, metrics) in metrics {
+        assert_eq!(metrics.dead_lettered.get(), 0, "{queue}: {metrics:?}");
     }
     assert_eq!(world.dead_letters(&publisher).await, 0);
     publisher.close(Duration::from_secs(1)).await;
@@ -272,8 +304,11 @@ async fn a_broker_that_is_restarted_loses_nothing() {
 async fn a_redis_without_memory_is_reported_and_its_events_wait() {
     let bed = bed().await;
     let world = World::on(&bed).await;
-    let (service, stats) = world.serve().await;
-    eventually!(Duration::from_secs(20), service.unready().await, READY);
+    let (service, metrics) = world.serve().await;
+    eventually_within(Duration::from_secs(20), "the service is ready", async || {
+        equal(service.unready().await, READY)
+    })
+    .await;
     let publisher = RabbitBus::start(world.rabbitmq());
     assert!(publisher.wait_until_connected(true).await);
 
@@ -285,18 +320,30 @@ async fn a_redis_without_memory_is_reported_and_its_events_wait() {
         set
     };
     limit("1").query_async::<()>(&mut admin).await.unwrap();
-    eventually!(RECOVERY, service.unready().await.contains(": out of memory"), true);
+    eventually_within(RECOVERY, "readiness says what is missing", async || {
+        contains(service.unready().await, ": out of memory")
+    })
+    .await;
     assert!(service.unready().await.contains("redis at 127.0.0.1"), "{}", service.unready().await);
     let events: Vec<_> = (0..5).map(|n| view(&format!("waiting{n:04}"), SPOT)).collect();
     assert!(publisher.publish(events).await.iter().all(Result::is_ok));
-    eventually!(RECOVERY, world.counts().await.unwrap(), (5, 0));
+    eventually_within(RECOVERY, "the events have their effects", async || {
+        equal(world.counts().await.unwrap(), (5, 0))
+    })
+    .await;
     assert_eq!(service.status(SIMILAR).await, StatusCode::OK);
 
     limit("0").query_async::<()>(&mut admin).await.unwrap();
-    eventually!(RECOVERY, service.unready().await, READY);
-    eventually!(RECOVERY, world.counts().await.unwrap(), (5, 5));
-    for (queue, stats) in stats {
-        assert_eq!(stats.snapshot().dead_lettered, 0, "{queue}");
+    eventually_within(RECOVERY, "the service is ready", async || {
+        equal(service.unready().await, READY)
+    })
+    .await;
+    eventually_within(RECOVERY, "the events have their effects", async || {
+        equal(world.counts().await.unwrap(), (5, 5))
+    })
+    .await;
+    for (queue, metrics) in metrics {
+        assert_eq!(metrics.dead_lettered.get(), 0, "{queue}");
     }
     publisher.close(Duration::from_secs(1)).await;
     service.stop().await;

@@ -17,6 +17,7 @@ use tourin_recommendation::{Dependencies, Recommendation, open_stores, subscript
 use tourin_shared_events::bus::Publisher as _;
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
+use tourin_testbed::{equal, eventually, eventually_within};
 
 use mesh::*;
 
@@ -26,8 +27,14 @@ async fn a_restart_keeps_what_was_counted_and_events_of_the_meantime_come_later(
     let mesh = FakeMesh::start(catalogue(9, 1)).await;
     let bus = bus();
     let service = Running::start(settings(folder.path(), mesh.url()), on(&bus)).await;
-    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
-    eventually!(SOON, mesh.state.lock().unwrap().registered.len(), 1);
+    eventually("the service is ready", async || {
+        equal(service.status("/readyz").await, StatusCode::OK)
+    })
+    .await;
+    eventually("the service is registered", async || {
+        equal(mesh.state.lock().unwrap().registered.len(), 1)
+    })
+    .await;
     assert_eq!(service.ids("/api/recommendations/personalized?k=100", "member01").await.len(), 9);
     assert!(service.trend().await.is_empty());
 
@@ -41,7 +48,7 @@ async fn a_restart_keeps_what_was_counted_and_events_of_the_meantime_come_later(
         async move { bus.publish(events).await }
     });
     let again = Running::start(settings(folder.path(), mesh.url()), on(&bus)).await;
-    eventually!(SOON, again.trend().await, ["4", "3"]);
+    eventually("the trend is kept", async || equal(again.trend().await, ["4", "3"])).await;
     assert!(meantime.await.unwrap().iter().all(Result::is_ok));
     again.stop().await;
 }
@@ -52,7 +59,10 @@ async fn when_core_comes_back_with_other_data_the_replica_follows() {
     let mesh = FakeMesh::start(catalogue(9, 7)).await;
     let service = Running::start(settings(folder.path(), mesh.url()), on(&bus())).await;
     let all = "/api/recommendations/personalized?k=100";
-    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    eventually("the service is ready", async || {
+        equal(service.status("/readyz").await, StatusCode::OK)
+    })
+    .await;
     assert_eq!(service.ids(all, "member01").await.len(), 9);
     {
         let mut state = mesh.state.lock().unwrap();
@@ -60,7 +70,10 @@ async fn when_core_comes_back_with_other_data_the_replica_follows() {
         state.spots = catalogue(2, 1);
         state.core = 1;
     }
-    eventually!(SOON, service.ids(all, "member01").await, ["1", "2"]);
+    eventually("the history is there", async || {
+        equal(service.ids(all, "member01").await, ["1", "2"])
+    })
+    .await;
     service.stop().await;
 }
 
@@ -85,7 +98,10 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
         replicas.push(Running::start(settings.clone(), dependencies).await);
     }
     for replica in &replicas {
-        eventually!(SOON, replica.status("/readyz").await, StatusCode::OK);
+        eventually("the replica is ready", async || {
+            equal(replica.status("/readyz").await, StatusCode::OK)
+        })
+        .await;
     }
     let bookmark = BookmarkTourspot { user_id: "member01".into(), tourspot_id: "5".into() };
     let mut events = vec![Outgoing::new(&bookmark, chrono::Utc::now())];
@@ -93,7 +109,10 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
     let published = Instant::now();
     assert!(bus.publish(events).await.into_iter().all(|result| result.is_ok()));
     for replica in &replicas {
-        eventually!(ONE_SECOND, replica.trend().await, ["7", "5"]);
+        eventually_within(ONE_SECOND, "the replica has the trend", async || {
+            equal(replica.trend().await, ["7", "5"])
+        })
+        .await;
         let personal = replica.ids("/api/recommendations/personalized?k=9", "member01").await;
         assert_eq!(personal.len(), 7);
         assert!(!personal.contains(&"5".to_owned()) && !personal.contains(&"7".to_owned()));

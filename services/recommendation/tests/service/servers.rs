@@ -10,7 +10,7 @@ use tourin_recommendation::{Dependencies, Recommendation, Settings, open_stores}
 use tourin_shared_events::bus::Publisher as _;
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
-use tourin_testbed::{Proxy, Server, given};
+use tourin_testbed::{Proxy, Server, contains, equal, eventually, given};
 use uuid::Uuid;
 
 use super::mesh::*;
@@ -88,26 +88,44 @@ async fn during_an_outage_of_redis_the_trend_is_served_from_the_cache_and_no_eve
     let service = Running::start(settings, dependencies).await;
 
     // It starts without Redis, reports this, and answers what it can.
-    eventually!(SOON, service.unready().await.contains("waiting for redis at 127.0.0.1"), true);
-    eventually!(SOON, service.status(SIMILAR).await, StatusCode::OK);
-    eventually!(SOON, service.ids(SIMILAR, "reader01").await.len(), 8);
+    eventually("readiness says what is missing", async || {
+        contains(service.unready().await, "waiting for redis at 127.0.0.1")
+    })
+    .await;
+    eventually("similar spots are answered so", async || {
+        equal(service.status(SIMILAR).await, StatusCode::OK)
+    })
+    .await;
+    eventually("eight similar spots", async || {
+        equal(service.ids(SIMILAR, "reader01").await.len(), 8)
+    })
+    .await;
     assert_eq!(service.trend_status().await, StatusCode::SERVICE_UNAVAILABLE);
     assert!(!service.unready().await.contains("mongodb"));
-    eventually!(SOON, mesh.state.lock().unwrap().registered.len(), 1);
-    eventually!(SOON, bus.depths().len(), 3);
+    eventually("the service is registered", async || {
+        equal(mesh.state.lock().unwrap().registered.len(), 1)
+    })
+    .await;
+    eventually("the queues are declared", async || equal(bus.depths().len(), 3)).await;
     let waiting = tokio::spawn({
         let bus = bus.clone();
         async move { bus.publish(vec![view("member01", 3)]).await }
     });
 
     bed.redis.open().await;
-    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
-    eventually!(SOON, service.trend().await, ["3"]);
+    eventually("the service is ready", async || {
+        equal(service.status("/readyz").await, StatusCode::OK)
+    })
+    .await;
+    eventually("the events are in the trend", async || equal(service.trend().await, ["3"])).await;
     assert!(waiting.await.unwrap()[0].is_ok());
 
     // A second outage: the last trend response is served.
     bed.redis.close().await;
-    eventually!(SOON, service.unready().await.contains("waiting for redis"), true);
+    eventually("readiness says what is missing", async || {
+        contains(service.unready().await, "waiting for redis")
+    })
+    .await;
     assert_eq!(service.trend().await, ["3"]);
     let personal = service.ids("/api/recommendations/personalized?k=9", "member02").await;
     assert_eq!((personal.len(), personal[0].as_str()), (9, "3"));
@@ -119,11 +137,15 @@ async fn during_an_outage_of_redis_the_trend_is_served_from_the_cache_and_no_eve
     });
     assert_eq!(service.status(SIMILAR).await, StatusCode::OK);
     bed.redis.open().await;
-    eventually!(SOON, service.trend().await, ["4", "3"]);
+    eventually("the events are in the trend", async || equal(service.trend().await, ["4", "3"]))
+        .await;
     assert!(waiting.await.unwrap().iter().all(Result::is_ok));
     let scores = stores.trend.top(9, chrono::Utc::now()).await.unwrap();
     assert!((29.5..30.0).contains(&scores[0].value), "{scores:?}");
-    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    eventually("the service is ready", async || {
+        equal(service.status("/readyz").await, StatusCode::OK)
+    })
+    .await;
     assert_eq!(stores.dead_letters.count().await.unwrap(), 0);
 
     bed.redis.close().await;
@@ -143,13 +165,19 @@ async fn after_an_outage_of_mongodb_queries_succeed_and_waiting_events_are_appli
     let dependencies =
         Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores.clone()), clock };
     let service = Running::start(settings, dependencies).await;
-    eventually!(SOON, service.status("/readyz").await, StatusCode::OK);
+    eventually("the service is ready", async || {
+        equal(service.status("/readyz").await, StatusCode::OK)
+    })
+    .await;
     assert!(bus.publish(vec![view("anon:abcd", 5)]).await[0].is_ok());
     assert_eq!(service.trend().await, ["5"]);
 
     // The trend reads its spots from MongoDB, so the last response is served.
     bed.mongodb.close().await;
-    eventually!(SOON, service.status(SIMILAR).await, StatusCode::SERVICE_UNAVAILABLE);
+    eventually("similar spots are answered so", async || {
+        equal(service.status(SIMILAR).await, StatusCode::SERVICE_UNAVAILABLE)
+    })
+    .await;
     assert_eq!(service.trend().await, ["5"]);
     let answer = service.answer(SIMILAR, "reader01").await;
     assert!(answer.headers().contains_key("retry-after"));
@@ -158,10 +186,13 @@ async fn after_an_outage_of_mongodb_queries_succeed_and_waiting_events_are_appli
         let bus = bus.clone();
         async move { bus.publish(events).await }
     });
-    eventually!(SOON, service.unready().await.contains("waiting for mongodb at 127.0.0.1"), true);
+    eventually("readiness says what is missing", async || {
+        contains(service.unready().await, "waiting for mongodb at 127.0.0.1")
+    })
+    .await;
     bed.mongodb.open().await;
     let all = "/api/recommendations/personalized?k=100";
-    eventually!(SOON, service.unready().await, READY);
+    eventually("the service is ready", async || equal(service.unready().await, READY)).await;
     assert!(waiting.await.unwrap().iter().all(Result::is_ok));
     assert!(service.ids(all, "member01").await.is_empty());
     assert_eq!(service.ids(all, "member02").await.len(), 9);
@@ -190,7 +221,7 @@ async fn replicas_that_share_only_the_servers_give_the_same_answers() {
         replicas.push(Running::start(settings, dependencies).await);
     }
     for replica in &replicas {
-        eventually!(SOON, replica.unready().await, READY);
+        eventually("the replica is ready", async || equal(replica.unready().await, READY)).await;
     }
     let mut events: Vec<_> = (0..50).map(|n| view(&format!("member{n:02}"), 7)).collect();
     let bookmark = BookmarkTourspot { user_id: "member01".into(), tourspot_id: "5".into() };

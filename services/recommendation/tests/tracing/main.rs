@@ -27,6 +27,7 @@ use tourin_shared_events::consumer::{
 use tourin_shared_events::dead_letters::MemoryDeadLetters;
 use tourin_shared_events::events::{Outgoing, USER_EXCHANGE};
 use tourin_shared_events::system_clock;
+use tourin_testbed::{SOON, equal, eventually};
 use uuid::Uuid;
 
 use mesh::*;
@@ -49,12 +50,12 @@ fn remote(span: &ZipkinSpan) -> &str {
 
 /// The trace's spans, once one of this name is among them so often.
 async fn trace(store: &MemoryStore, id: &str, awaited: &str, count: usize) -> Vec<ZipkinSpan> {
-    let there = || {
+    eventually(&format!("{count} spans {awaited}"), async || {
         let spans = store.trace(id).unwrap_or_default();
-        (spans.iter().filter(|span| name(span) == awaited).count() >= count).then_some(spans)
-    };
-    eventually!(SOON, there().is_some(), true);
-    there().unwrap()
+        let found = spans.iter().filter(|span| name(span) == awaited).count();
+        if found >= count { Ok(spans) } else { Err(spans) }
+    })
+    .await
 }
 
 /// The child of the consumer span of a queue that stands for a store's operation.
@@ -82,7 +83,7 @@ async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents
     let service = Running::start(settings, dependencies).await;
     // Not sooner: the test bed's document server never answers again once something is written to a
     // collection that it is building an index on.
-    eventually!(SOON, service.unready().await, READY);
+    eventually("the service is ready", async || equal(service.unready().await, READY)).await;
     let published = tokio::time::timeout(SOON, bus.publish(events)).await;
     assert!(published.expect("all are settled in time").iter().all(Result::is_ok));
     for id in &traces {
@@ -207,7 +208,8 @@ async fn a_long_wait_for_a_store_is_told_in_a_few_spans_and_what_follows_is_samp
     consuming.await.unwrap();
     let ended =
         |spans: &[ZipkinSpan]| spans.iter().any(|span| span.tags.contains_key("tourin.outcome"));
-    eventually!(SOON, ended(&store.trace(&id).unwrap_or_default()), true);
+    eventually("the attempt has ended", async || ended(&store.trace(&id).unwrap_or_default()))
+        .await;
     let mut spans = store.trace(&id).unwrap();
     spans.sort_by_key(|span| span.timestamp);
     let (attempts, asked): (Vec<_>, Vec<_>) = spans
@@ -242,7 +244,7 @@ async fn a_resync_is_a_trace_of_its_own() {
         lookback_ms: u64::MAX,
         limit: 1,
     };
-    eventually!(SOON, store.traces(&query).len(), 1);
+    eventually("the trace of the resync", async || equal(store.traces(&query).len(), 1)).await;
     let resync = store.traces(&query).remove(0);
     let work = resync.iter().find(|span| name(span) == "resync of spots").unwrap();
     for part in ["get /internal/tour-spots", "merge spots"] {

@@ -3,6 +3,7 @@
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tourin_registry_api::{ClientError, RegistryClient};
+use tourin_testbed::eventually;
 
 use crate::world::*;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tourin_registry_api::sse::Parser;
 use tourin_registry_api::{Change, Directory, DirectorySettings, Snapshot};
+use tourin_testbed::eventually;
 
 use crate::world::*;
 

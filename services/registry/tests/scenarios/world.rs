@@ -149,12 +149,3 @@ pub async fn events(response: &mut Response, parser: &mut Parser, count: usize) 
     tokio::time::timeout(TIMEOUT, reading).await.expect("the events come");
     events
 }
-
-/// Waits for something that no signal tells.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
-    let deadline = Instant::now() + TIMEOUT;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}

@@ -10,6 +10,7 @@ use tourin::audit::observation::{self, Observer};
 use tourin::audit::report::Report;
 use tourin::audit::{Audit, AuditSettings};
 use tourin_chassis::shutdown::Shutdown;
+use tourin_testbed::eventually_within;
 
 use crate::mesh::{Mesh, Turn, turn};
 
@@ -70,11 +71,10 @@ impl Scene<'_> {
     pub async fn load_for(&self, time: Duration) {
         let more = time.as_millis() as u64 * u64::from(RATE) / 1_000;
         let until = self.audit.requests_made() + more;
-        let deadline = Instant::now() + LOAD;
-        while self.audit.requests_made() < until {
-            assert!(Instant::now() < deadline, "the load has ended before the fault was over");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually_within(LOAD, "the load goes on until the fault is over", async || {
+            self.audit.requests_made() >= until
+        })
+        .await;
     }
 
     /// Checks that every service is ready and a fresh bookmark has its effect, at every replica,

@@ -16,10 +16,10 @@ use tourin::audit::observation::History;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::dead_letters::{DeadLetter, DeadLetterStore};
 use tourin_shared_events::envelope::Envelope;
+use tourin_testbed::eventually;
 use uuid::Uuid;
 
 use crate::audited::{Probe, Scene, audited};
-use crate::world::eventually;
 
 const EXCHANGE: &str = "event.user.ex";
 const BOOKMARK: &str = "user.bookmarkTourspot";
@@ -106,7 +106,7 @@ impl Stranger {
 
     /// Waits until each queue has given up the event whose body has `text` in it, once.
     async fn given_up(&self, text: &str) -> Vec<DeadLetter> {
-        eventually(async || {
+        eventually("the dead letters of both queues", async || {
             let letters = self.letters_with(text).await;
             let mut queues: Vec<_> = letters.iter().map(|letter| letter.queue.clone()).collect();
             queues.sort();
@@ -160,7 +160,7 @@ async fn effects(probe: &Probe, person: &str, spots: &[SpotId]) -> (History, Vec
 
 /// Waits until a person's history has exactly these bookmarks.
 async fn comes_to(probe: &Probe, person: &str, expected: &[SpotId]) {
-    eventually(async || {
+    eventually("the history is as expected", async || {
         let (mut history, _) = effects(probe, person, expected).await;
         history.bookmarked.sort_unstable();
         if history.bookmarked == expected { Ok(()) } else { Err(history) }
@@ -221,7 +221,7 @@ async fn an_expired_event_has_no_effect() {
         // Of the same key, and so after it.
         stranger.event(BOOKMARK, &person, spots[1], Utc::now()).await;
         comes_to(&probe, &person, &spots[1..]).await;
-        eventually(async || {
+        eventually("the second spot counts", async || {
             let (_, after) = effects(&probe, &person, &spots).await;
             if after[1] > before[1] + 1.0 { Ok(()) } else { Err(after) }
         })

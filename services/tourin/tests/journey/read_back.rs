@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tourin_testbed::eventually;
 
-use crate::world::{Member, PASSWORD, World, eventually};
+use crate::world::{Member, PASSWORD, World};
 
 /// Somebody signs up, bookmarks, and the trend moves.
 pub struct Journey {
@@ -25,7 +26,7 @@ impl Journey {
         let trace = traceresponse.split('-').nth(1).expect("a trace id").to_owned();
         assert_eq!(answer.header("x-request-id"), trace, "one id to ask for");
         answer.expect(201);
-        eventually(|| async {
+        eventually("the bookmark is in the trend", || async {
             let trend = world.request(Method::GET, "/api/recommendations/trend?k=5");
             let trend = world.send(trend.bearer_auth(&member.access)).await.expect(200);
             if trend.to_string().contains(&format!("\"{spot}\"")) { Ok(()) } else { Err(trend) }
@@ -89,7 +90,7 @@ impl Zipkin {
 
     /// The trace, once it holds what `complete` asks for.
     pub async fn trace(&self, id: &str, complete: impl Fn(&[Span]) -> bool) -> Vec<Span> {
-        eventually(|| async {
+        eventually("the whole trace", || async {
             let found = self.get(&format!("trace/{id}")).await?;
             let spans: Vec<Span> = found.as_array().unwrap().iter().cloned().map(Span).collect();
             if complete(&spans) { Ok(spans) } else { Err(format!("{spans:#?}")) }

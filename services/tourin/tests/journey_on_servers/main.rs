@@ -19,9 +19,10 @@ use tourin_chassis::config::{LogFormat, LogSettings};
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{self, TelemetrySettings, TraceSettings};
 use tourin_chassis::trace_viewer;
+use tourin_testbed::eventually;
 
 use crate::read_back::{Engines, Journey, Zipkin, check};
-use crate::world::{World, eventually};
+use crate::world::World;
 
 /// A Zipkin that takes spans and gives them back.
 async fn collector() -> String {
@@ -51,7 +52,7 @@ async fn catalogue_is_taken_in(world: &World) {
     let spots: f64 = page.header("x-pagination-total-item").parse().unwrap();
     let url = format!("{}/metrics/recommendation-1", world.operator_url());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    eventually(|| async {
+    eventually("the spots are handled", || async {
         let answer = client.get(&url).send().await.map_err(|error| error.to_string())?;
         let text = answer.text().await.map_err(|error| error.to_string())?;
         let handled: f64 = text

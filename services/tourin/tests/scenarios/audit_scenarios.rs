@@ -7,9 +7,10 @@ use tourin::audit::{Audit, AuditSettings};
 use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_testbed::eventually;
 
 use crate::process::{Process, command};
-use crate::world::{World, eventually};
+use crate::world::World;
 
 async fn mesh() -> Mesh {
     Mesh::start(UpSettings::ephemeral(), Shutdown::new()).await.expect("the mesh starts")
@@ -78,7 +79,7 @@ async fn an_effect_that_the_audit_did_not_cause_ends_it_with_1() {
     let world = World::at(mesh.url());
     let visits = async {
         // It has read the scores once its members sign up.
-        eventually(|| async {
+        eventually("the audit's members are there", || async {
             let members = world.get("/api/users?query=audit").await.expect(200);
             if members.as_array().unwrap().is_empty() { Err(()) } else { Ok(()) }
         })
@@ -219,7 +220,7 @@ async fn an_audit_follows_a_mesh_that_is_restarted() {
     audit.args(["--rate", "40", "--members", "4", "--config"]).arg(&mesh_file);
     let mut audit = Process::start(audit);
     let world = World::at(format!("http://{listen}"));
-    eventually(|| async {
+    eventually("the second audit's members are there", || async {
         let members = world.get("/api/users?query=audit").await.expect(200);
         if members.as_array().unwrap().len() == 4 { Ok(()) } else { Err(members) }
     })

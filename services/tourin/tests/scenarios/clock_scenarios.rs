@@ -29,8 +29,10 @@ use tourin_recommendation::{Stores, open_stores};
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{Publisher, Subscriber};
+use tourin_shared_events::consumer::ConsumerMetrics;
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::outbox::Relay;
+use tourin_testbed::{equal, eventually};
 use uuid::Uuid;
 
 use crate::backends::{Backends, TIMEOUT};
@@ -102,7 +104,8 @@ impl Pair {
                 }
             };
         let health = Health::new();
-        for consumer in consumers::all(&ingest, ages, Duration::from_secs(300), &guards) {
+        let (ahead, metrics) = (Duration::from_secs(300), ConsumerMetrics::default());
+        for consumer in consumers::all(&ingest, ages, ahead, &guards, &metrics) {
             let ready = health.register(consumer.queue);
             let begin = Prepared::already();
             let running =
@@ -161,19 +164,11 @@ impl Pair {
     /// Waits until recommendation knows exactly these of the member's bookmarks.
     async fn until_known(&self, spots: &[i64]) {
         let expected: Vec<_> = spots.iter().map(|spot| known(*spot)).collect();
-        let mut last = Vec::new();
-        let reached = async {
-            loop {
-                last = self.stores.histories.deeds(HANA, 100).await.unwrap().bookmarked;
-                if last == expected {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if tokio::time::timeout(TIMEOUT, reached).await.is_err() {
-            panic!("recommendation knows {last:?} and not {expected:?}");
-        }
+        eventually(&format!("recommendation knows {expected:?}"), async || {
+            let deeds = self.stores.histories.deeds(HANA, 100).await.unwrap();
+            equal(deeds.bookmarked, expected.clone())
+        })
+        .await;
     }
 
     /// The clock is right: servers' clocks go on, whatever this one does.

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::json;
+use tourin_testbed::eventually;
 
 use crate::separate_process_scenarios::Services;
-use crate::world::{PASSWORD, Response, World, eventually};
+use crate::world::{PASSWORD, Response, World};
 
 /// How long an access token holds: the least that core takes.
 const TOKEN: Duration = Duration::from_secs(5);
@@ -69,7 +70,7 @@ impl Browser {
 
 /// Waits until a token does not hold any more: as a bearer's it is not renewed.
 async fn expired(world: &World, token: &str) {
-    eventually(|| async {
+    eventually("the access token has expired", || async {
         let answer = world.send(world.request(Method::GET, ME).bearer_auth(token)).await;
         if answer.status == 401 { Ok(()) } else { Err(answer) }
     })

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use serde_json::json;
+use tourin_testbed::eventually;
 
 use crate::backends::FRESH;
-use crate::world::{Member, World, eventually, ids};
+use crate::world::{Member, World, ids};
 
 /// A mesh whose recommendation has every spot.
 async fn filled() -> World {
@@ -24,7 +25,7 @@ async fn personal(world: &World, member: &Member, k: usize) -> Vec<String> {
 }
 
 async fn trend_begins_with(world: &World, member: &Member, expected: &[&String]) {
-    eventually(|| async {
+    eventually("the trend begins so", || async {
         let trend = trend(world, member, 10).await;
         if trend.iter().take(expected.len()).eq(expected.iter().copied()) {
             Ok(())
@@ -95,7 +96,7 @@ async fn the_first_bookmark_already_changes_what_a_member_sees() {
     for spot in &popular {
         world.view(&other, spot).await;
     }
-    eventually(|| async {
+    eventually("popular spots for a newcomer", || async {
         let seen = personal(&world, &newcomer, 3).await;
         if seen.iter().all(|spot| popular.contains(spot)) && seen.len() == 3 {
             Ok(())
@@ -107,7 +108,7 @@ async fn the_first_bookmark_already_changes_what_a_member_sees() {
 
     let palace = world.spot("경복궁").await;
     world.bookmark(&newcomer, &palace).await;
-    eventually(|| async {
+    eventually("personal spots after a bookmark", || async {
         let seen = personal(&world, &newcomer, 5).await;
         let changed = seen.iter().any(|spot| !popular.contains(spot));
         if changed && !seen.contains(&palace) && seen.len() == 5 { Ok(()) } else { Err(seen) }
@@ -123,7 +124,7 @@ async fn nobody_is_shown_what_they_know() {
     for spot in &known {
         world.view(&member, spot).await;
     }
-    eventually(|| async {
+    eventually("a hundred unknown spots", || async {
         let seen = personal(&world, &member, 100).await;
         if seen.len() == 100 && seen.iter().all(|spot| !known.contains(spot)) {
             Ok(())
@@ -146,7 +147,7 @@ async fn members_with_a_like_taste_lead_to_each_others_spots() {
     }
     let newcomer = world.member("traveller9").await;
     world.bookmark(&newcomer, shared).await;
-    eventually(|| async {
+    eventually("the wanted spot first", || async {
         let seen = personal(&world, &newcomer, 3).await;
         if seen.first() == Some(wanted) { Ok(()) } else { Err(seen) }
     })
@@ -216,7 +217,7 @@ async fn a_deleted_member_is_forgotten() {
     let stayer = world.member("staying01").await;
     world.bookmark(&stayer, shared).await;
     let first_is = async |wanted: bool| {
-        eventually(|| async {
+        eventually("the first spot is or is not theirs", || async {
             let seen = personal(&world, &stayer, 3).await;
             if (seen.first() == Some(theirs)) == wanted { Ok(()) } else { Err(seen) }
         })

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tourin_testbed::free_address;
+use tourin_testbed::{eventually, free_address};
 use uuid::Uuid;
 
 use crate::process::{Process, command};
 use crate::virtual_host::VirtualHost;
-use crate::world::{World, eventually, ids};
+use crate::world::{World, ids};
 
 const SECRET: &str = "a-secret-for-this-scenario";
 
@@ -88,7 +88,7 @@ impl Services {
             folder,
         };
         services.wait_for(replicas).await;
-        eventually(|| async {
+        eventually("the gateway is ready", || async {
             let ready = world.request(Method::GET, "/readyz").send().await;
             match ready {
                 Ok(answer) if answer.status() == 200 => Ok(()),
@@ -115,7 +115,7 @@ impl Services {
 
     async fn wait_for(&self, replicas: usize) -> Duration {
         let start = Instant::now();
-        eventually(|| async {
+        eventually("the instances are registered", || async {
             let instances = self.instances().await;
             if instances.len() == replicas { Ok(()) } else { Err(instances) }
         })
@@ -131,7 +131,7 @@ async fn the_four_services_form_the_same_mesh() {
     let spots = world.spots(2).await;
     world.view(&member, &spots[0]).await;
     world.bookmark(&member, &spots[1]).await;
-    eventually(|| async {
+    eventually("the bookmarks are in the trend", || async {
         let trend = world.get_as(&member, "/api/recommendations/trend").await.expect(200);
         if ids(&trend) == [spots[1].clone(), spots[0].clone()] { Ok(()) } else { Err(trend) }
     })
@@ -152,7 +152,7 @@ async fn a_killed_replica_costs_no_request_and_disappears_within_its_lease() {
     let spot = world.spots(1).await.remove(0);
     let path = format!("/api/tour-spots/{spot}/similar");
     for _ in 0..4 {
-        eventually(|| async {
+        eventually("the call is answered", || async {
             let answer = world.get(&path).await;
             if answer.status == 200 { Ok(()) } else { Err(answer) }
         })
@@ -202,7 +202,7 @@ async fn events_wait_for_a_replica_that_was_away() {
     drop(away);
     world.bookmark(&member, &spots[1]).await;
     services.add_recommendation(1);
-    eventually(|| async {
+    eventually("both bookmarks are in the trend", || async {
         let answer = world.get_as(&member, "/api/recommendations/trend").await;
         if answer.status != 200 {
             return Err(answer.text);
@@ -245,7 +245,10 @@ async fn a_service_that_waits_for_its_database_can_be_stopped() {
     core.env("TOURIN_AMQP_URL", format!("amqp://tourin:secret@{}", free_address()));
     let mut core = Process::start(core);
     let world = World::at(format!("http://{address}"));
-    let unready = eventually(|| async { world.request(Method::GET, "/readyz").send().await }).await;
+    let unready = eventually("the gateway answers", || async {
+        world.request(Method::GET, "/readyz").send().await
+    })
+    .await;
     let reason = unready.text().await.unwrap();
     assert!(reason.contains("waiting for mysql at 127.0.0.1"), "{reason}");
     core.signal("TERM");

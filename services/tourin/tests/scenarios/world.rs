@@ -1,6 +1,5 @@
 //! What the scenarios are told in: a mesh, its visitors and its members.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_testbed::{eventually, eventually_within};
 
 use crate::backends::Backends;
 
@@ -119,7 +119,7 @@ impl World {
     #[allow(dead_code, reason = "not every set of scenarios is about recommendations")]
     pub async fn filled(self) -> Self {
         let ready = format!("{}/readyz", self.operator_url());
-        eventually_within(3 * TIMEOUT, || async {
+        eventually_within(3 * TIMEOUT, "every part is ready", || async {
             let answer = self.http.get(&ready).send().await.map_err(|error| error.to_string())?;
             let answer = Response::read(answer).await;
             if answer.status.is_success() { Ok(()) } else { Err(answer.text) }
@@ -189,7 +189,7 @@ impl World {
     /// The OpenAPI document, once every service has given its part.
     #[allow(dead_code, reason = "not every set of scenarios asks for it")]
     pub async fn description(&self) -> Value {
-        eventually(|| async {
+        eventually("both services have described their calls", || async {
             let document = self.get("/api/openapi.json").await.expect(200);
             let paths = document["paths"].as_object().expect("paths");
             let complete = ["/api/auth/login", "/api/recommendations/trend"]
@@ -271,37 +271,4 @@ pub fn ids(list: &Value) -> Vec<String> {
 /// A text as it stands in a query string.
 pub fn form(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
-}
-
-/// Polls until the condition gives something; fails with the last refusal.
-#[track_caller]
-pub fn eventually<T, E, F, Fut>(attempt: F) -> impl Future<Output = T>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, E>>,
-    E: std::fmt::Debug,
-{
-    eventually_within(TIMEOUT, attempt)
-}
-
-#[track_caller]
-fn eventually_within<T, E, F, Fut>(patience: Duration, mut attempt: F) -> impl Future<Output = T>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, E>>,
-    E: std::fmt::Debug,
-{
-    let deadline = Instant::now() + patience;
-    let caller = std::panic::Location::caller();
-    async move {
-        loop {
-            match attempt().await {
-                Ok(value) => return value,
-                Err(last) if Instant::now() > deadline => {
-                    panic!("{caller}: still not so after {patience:?}: {last:?}")
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    }
 }

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_testbed::free_address;
+use tourin_testbed::{eventually, free_address};
 
 use crate::backends::{Backends, TIMEOUT};
-use crate::world::{World, eventually};
+use crate::world::World;
 
 /// Status, headers and body. Not `World::get`, which tries again where a store is slow.
 async fn ask_at(world: &World, path: &str) -> Result<(u16, HeaderMap, Value), String> {
@@ -21,7 +21,7 @@ async fn ask_at(world: &World, path: &str) -> Result<(u16, HeaderMap, Value), St
 }
 
 async fn core_waits_for_mysql(operators: &World) {
-    eventually(|| async {
+    eventually("core says what it waits for", || async {
         let (status, _, parts) = ask_at(operators, "/readyz").await?;
         let reason = parts["core"]["unready"]["database"].as_str().unwrap_or_default();
         let is_said = status == 503 && reason.starts_with("waiting for mysql at 127.0.0.1");
@@ -43,7 +43,7 @@ async fn who_comes_before_the_database_is_told_so() {
     let starting = tokio::spawn(Mesh::start(settings, Shutdown::new()));
 
     let ask = async |path: &str| ask_at(&world, path).await;
-    assert_eq!(eventually(|| async { ask("/healthz").await }).await.0, 200);
+    assert_eq!(eventually("the gateway is alive", || async { ask("/healthz").await }).await.0, 200);
     let (status, _, unready) = ask("/readyz").await.unwrap();
     assert_eq!(status, 503);
     assert!(unready["unready"]["core"].is_string(), "{unready}");

@@ -377,12 +377,9 @@ impl Unsettled {
 
     /// Runs before the entry ends. Until then the letter's mark does not start a second replay.
     async fn replay_carried_out(&self) -> Result<(), SettleError> {
-        match (
-            self.entry.as_ref().map(|entry| &entry.cause),
-            self.queue.dead_letters.replay_requests(),
-        ) {
-            (Some(Cause::Replay(letter)), Some(requests)) => {
-                requests.carried_out(*letter).await.map_err(SettleError)
+        match self.entry.as_ref().map(|entry| &entry.cause) {
+            Some(Cause::Replay(letter)) => {
+                self.queue.dead_letters.carried_out(*letter).await.map_err(SettleError)
             }
             _ => Ok(()),
         }

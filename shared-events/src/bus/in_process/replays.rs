@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt as _, pending};
+use futures::future::{BoxFuture, FutureExt as _};
 use tokio::time::{Instant, sleep_until};
 
 use crate::dead_letters::{DeadLetter, DeadLetterStore};
@@ -30,22 +30,13 @@ impl Replays {
     ///
     /// Safe to drop and call again: it continues from the same state.
     pub(super) async fn next(&mut self) -> Vec<DeadLetter> {
-        if self.store.replay_requests().is_none() {
-            return pending().await;
-        }
         loop {
             if self.looking.is_none() {
                 sleep_until(self.look_at).await;
             }
             let looking = self.looking.get_or_insert_with(|| {
                 let (queue, store) = (self.queue.clone(), self.store.clone());
-                async move {
-                    match store.replay_requests() {
-                        Some(requests) => requests.requested(&queue, AT_ONCE).await,
-                        None => Ok(Vec::new()),
-                    }
-                }
-                .boxed()
+                async move { store.requested(&queue, AT_ONCE).await }.boxed()
             });
             let found = looking.await;
             self.looking = None;

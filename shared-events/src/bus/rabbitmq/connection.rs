@@ -14,7 +14,7 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::RabbitSettings;
-use super::stats::BusStats;
+use super::metrics::BusMetrics;
 
 /// How often a connection's state is checked, in addition to its events.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -137,12 +137,12 @@ impl Connections {
 pub(super) fn keep(
     settings: Arc<RabbitSettings>,
     purpose: &'static str,
-    stats: Arc<BusStats>,
+    metrics: BusMetrics,
     stop: CancellationToken,
 ) -> (Connections, impl Future<Output = ()>) {
     let (sender, receiver) = watch::channel(None);
     let keeping = async move {
-        let keeper = Keeper { settings, purpose, stats, sender };
+        let keeper = Keeper { settings, purpose, metrics, sender };
         stop.run_until_cancelled(keeper.run()).await;
         if let Some(connection) = keeper.sender.send_replace(None) {
             connection.ended.cancel();
@@ -157,23 +157,25 @@ pub(super) fn keep(
 struct Keeper {
     settings: Arc<RabbitSettings>,
     purpose: &'static str,
-    stats: Arc<BusStats>,
+    metrics: BusMetrics,
     sender: watch::Sender<Option<Arc<Connection>>>,
 }
 
 impl Keeper {
     async fn run(&self) {
         let broker = self.settings.url.address();
-        let mut failures = 0;
+        let (mut failures, mut was_connected) = (0, false);
         for number in 1.. {
             match self.connect(number).await {
                 Ok(connection) => {
                     tracing::info!(broker, purpose = self.purpose, number, "connected");
                     failures = 0;
-                    self.stats.count_connection();
+                    if std::mem::replace(&mut was_connected, true) {
+                        self.metrics.reconnects.inc();
+                    }
                     let connection = Arc::new(connection);
                     self.sender.send_replace(Some(connection.clone()));
-                    let why = ended(&connection.inner, &self.stats).await;
+                    let why = ended(&connection.inner, &self.metrics).await;
                     self.sender.send_replace(None);
                     connection.ended.cancel();
                     tracing::warn!(broker, purpose = self.purpose, number, why, "connection lost");
@@ -216,7 +218,7 @@ impl Keeper {
 }
 
 /// Waits for a connection's end and returns its cause.
-async fn ended(connection: &lapin::Connection, stats: &BusStats) -> String {
+async fn ended(connection: &lapin::Connection, metrics: &BusMetrics) -> String {
     let mut blocked = None;
     let mut events = std::pin::pin!(connection.events_listener());
     let mut look = interval(LOOK_EVERY);
@@ -227,7 +229,7 @@ async fn ended(connection: &lapin::Connection, stats: &BusStats) -> String {
                 // The error may belong to a channel only; the connection's state decides.
                 Some(Event::Error(error)) => last_error = Some(error.to_string()),
                 Some(Event::ConnectionBlocked(reason)) => {
-                    blocked.get_or_insert_with(|| stats.blocked());
+                    blocked.get_or_insert_with(|| metrics.blocked());
                     tracing::warn!(reason, "the broker takes no messages for now");
                 }
                 Some(Event::ConnectionUnblocked) => {

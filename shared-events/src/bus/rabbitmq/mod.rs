@@ -33,6 +33,7 @@
 mod connection;
 mod dead_letters;
 mod membership;
+mod metrics;
 mod peers;
 mod prefetch_buffer;
 mod publisher;
@@ -40,7 +41,6 @@ mod reply_queue;
 mod settings;
 mod shard;
 mod slots;
-mod stats;
 mod topology;
 mod wire;
 
@@ -62,12 +62,11 @@ use connection::{BrokerError, Connections};
 use prefetch_buffer::PrefetchBuffer;
 use publisher::Publishing;
 use shard::Subscribed;
-use stats::BusStats;
 use topology::Topology;
 
 pub use dead_letters::RabbitDeadLetters;
+pub use metrics::{BusMetrics, SubscriptionState};
 pub use settings::{AmqpUrl, InvalidAmqpUrl, NoBroker, RabbitSettings};
-pub use stats::{BusSnapshot, SubscriptionSnapshot};
 
 /// The longest name AMQP allows, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -90,7 +89,7 @@ struct Inner {
     /// Ends publishing and the connections.
     hang_up: CancellationToken,
     tasks: Mutex<Tasks>,
-    stats: Arc<BusStats>,
+    metrics: BusMetrics,
     /// The open subscriptions.
     buffers: Mutex<Vec<Weak<PrefetchBuffer>>>,
     /// Concurrent readers of dead letters would hide them from each other.
@@ -117,16 +116,16 @@ impl RabbitBus {
         let mut connections = JoinSet::new();
         // Connections outlive their users, so that these can end in order.
         let hang_up = CancellationToken::new();
-        let stats = Arc::<BusStats>::default();
+        let metrics = BusMetrics::default();
         let mut keep = |purpose| {
             let (current, keeping) =
-                connection::keep(settings.clone(), purpose, stats.clone(), hang_up.clone());
+                connection::keep(settings.clone(), purpose, metrics.clone(), hang_up.clone());
             connections.spawn(keeping);
             current
         };
         let (publishes, consuming) = (keep("publish"), keep("consume"));
         let (publishing, workers) =
-            Publishing::start(settings.clone(), &publishes, stats.clone(), &hang_up);
+            Publishing::start(settings.clone(), &publishes, metrics.clone(), &hang_up);
         for worker in workers {
             connections.spawn(worker);
         }
@@ -140,7 +139,7 @@ impl RabbitBus {
             stop,
             hang_up,
             tasks,
-            stats,
+            metrics,
             buffers: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
         }))
@@ -161,20 +160,23 @@ impl RabbitBus {
             // No queue takes it, as intended.
             Ok(Ok(()) | Err(PublishError::Unroutable)) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_elapsed) => Err(match self.0.stats.is_blocked() {
+            Err(_elapsed) => Err(match self.0.metrics.is_blocked() {
                 true => "it takes no messages: out of memory, or disk full".to_owned(),
                 false => "it does not confirm messages".to_owned(),
             }),
         }
     }
 
-    /// The current counters and gauges.
-    pub fn stats(&self) -> BusSnapshot {
+    /// Its metrics.
+    pub fn metrics(&self) -> &BusMetrics {
+        &self.0.metrics
+    }
+
+    /// The current state of the open subscriptions.
+    pub fn subscriptions(&self) -> Vec<SubscriptionState> {
         let mut buffers = self.buffers();
         buffers.retain(|buffer| buffer.strong_count() > 0);
-        let subscriptions =
-            buffers.iter().filter_map(Weak::upgrade).map(|buffer| buffer.snapshot());
-        self.0.stats.snapshot(self.is_connected(), subscriptions.collect())
+        buffers.iter().filter_map(Weak::upgrade).map(|buffer| buffer.state()).collect()
     }
 
     /// Waits until [`RabbitBus::is_connected`] equals the given value; `false` when the bus was closed meanwhile.
@@ -285,7 +287,7 @@ impl Subscriber for RabbitBus {
             shards.1,
             shards.0,
             inner.publishing.clone(),
-            inner.stats.clone(),
+            inner.metrics.clone(),
         ));
         let stop = inner.stop.child_token();
         let subscribed = Arc::new(Subscribed::new(
@@ -342,7 +344,7 @@ impl Subscriber for RabbitBus {
             waiting += depths.into_iter().flatten().map(u64::from).sum::<u64>();
         }
         for buffer in buffers {
-            let here = buffer.snapshot();
+            let here = buffer.state();
             waiting += here.held + here.unsettled;
         }
         Ok(waiting)

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dead_letters;
+use super::metrics::{BusMetrics, SubscriptionState};
 use super::publisher::Publishing;
-use super::stats::{BusStats, SubscriptionSnapshot};
 use super::wire::{self, Incoming};
 use crate::bus::tries::{Fate, Tries};
 use crate::bus::{Delivery, LaneKey, Lanes, Settle, SettleError, Settlement, Settler};
@@ -61,7 +61,7 @@ pub(super) struct PrefetchBuffer {
     /// A shard that is to be released has no unsettled delivery left.
     drained: Notify,
     publishing: Publishing,
-    stats: Arc<BusStats>,
+    metrics: BusMetrics,
 }
 
 enum Taken {
@@ -77,7 +77,7 @@ impl PrefetchBuffer {
         prefetch: usize,
         shards: usize,
         publishing: Publishing,
-        stats: Arc<BusStats>,
+        metrics: BusMetrics,
     ) -> Self {
         let state = State {
             shards: (0..shards).map(|_| Shard::default()).collect(),
@@ -94,7 +94,7 @@ impl PrefetchBuffer {
             changed: Notify::new(),
             drained: Notify::new(),
             publishing,
-            stats,
+            metrics,
         }
     }
 
@@ -103,10 +103,10 @@ impl PrefetchBuffer {
         self.lock().shards.len()
     }
 
-    pub(super) fn snapshot(&self) -> SubscriptionSnapshot {
+    pub(super) fn state(&self) -> SubscriptionState {
         let state = self.lock();
         let active = |shard: &&Shard| shard.active && !shard.releasing;
-        SubscriptionSnapshot {
+        SubscriptionState {
             queue: self.queue.clone(),
             held: state.shards.iter().map(|shard| shard.lanes.waiting() as u64).sum(),
             unsettled: state.unsettled as u64,
@@ -144,7 +144,7 @@ impl PrefetchBuffer {
         // two, so all requeues together count as one attempt.
         let tries = Tries::at(if wire::was_taken_back(&amqp.properties) { 2 } else { 1 });
         if amqp.redelivered || tries.attempt > 1 {
-            self.stats.count_redelivery();
+            self.metrics.redelivered.inc();
         }
         let exchange = amqp.exchange.as_str();
         let exchange = exchange.strip_prefix(&self.prefix).unwrap_or(exchange);

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RabbitSettings;
 use super::connection::{BrokerError, Connection, Connections};
-use super::stats::BusStats;
+use super::metrics::BusMetrics;
 use super::topology::declare_domain;
 use super::wire::{self, Message};
 use crate::bus::PublishError;
@@ -42,7 +42,7 @@ struct Request {
 pub(super) struct Publishing {
     requests: mpsc::Sender<Request>,
     settings: Arc<RabbitSettings>,
-    stats: Arc<BusStats>,
+    metrics: BusMetrics,
 }
 
 fn unavailable(why: impl std::fmt::Display) -> PublishError {
@@ -54,7 +54,7 @@ impl Publishing {
     pub(super) fn start(
         settings: Arc<RabbitSettings>,
         connections: &Connections,
-        stats: Arc<BusStats>,
+        metrics: BusMetrics,
         stop: &CancellationToken,
     ) -> (Self, Vec<impl Future<Output = ()> + use<>>) {
         let (requests, receiver) = mpsc::channel(MAX_WAITING);
@@ -73,14 +73,14 @@ impl Publishing {
                 }
             })
             .collect();
-        (Self { requests, settings, stats }, workers)
+        (Self { requests, settings, metrics }, workers)
     }
 
     /// One result per message, in order.
     pub(super) async fn publish(&self, messages: Vec<Message>) -> Results {
-        let _on_their_way = self.stats.on_their_way(messages.len());
+        let _on_their_way = self.metrics.on_their_way(messages.len());
         let results = self.hand_in(messages).await;
-        results.iter().for_each(|result| self.stats.count_result(result));
+        results.iter().for_each(|result| self.metrics.count_result(result));
         results
     }
 

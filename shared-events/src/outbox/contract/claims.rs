@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
+use tourin_testbed::{equal, eventually, eventually_within};
 
 use super::{OutboxFixture, at, views};
 use crate::outbox::shard::all_shards;
@@ -22,15 +23,12 @@ async fn claim_until(
     holder: &str,
     done: impl Fn(&Claim) -> bool,
 ) -> Claim {
-    let deadline = Instant::now() + SHORT + Duration::from_secs(10);
-    loop {
+    let limit = SHORT + Duration::from_secs(10);
+    eventually_within(limit, "the claim that is expected", async || {
         let claim = claim(store, holder, LONG).await;
-        if done(&claim) {
-            return claim;
-        }
-        assert!(Instant::now() < deadline, "it never came: {claim:?}");
-        sleep(Duration::from_millis(10)).await;
-    }
+        if done(&claim) { Ok(claim) } else { Err(claim) }
+    })
+    .await
 }
 
 /// One relay holds all shards. The next takes the released ones, and no shard has two owners.
@@ -92,8 +90,7 @@ pub async fn no_shard_has_two_holders(fixture: &impl OutboxFixture) {
         assert!(shards.len() <= usize::from(SHARDS));
     }
     // Relays above their share release shards, and in the end all shards have an owner.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
+    eventually("every shard has one holder", async || {
         let mut held = 0;
         for name in &names {
             let claim = claim(store, name, LONG).await;
@@ -103,11 +100,9 @@ pub async fn no_shard_has_two_holders(fixture: &impl OutboxFixture) {
                 store.release(name, surplus).await.expect("release");
             }
         }
-        if held == usize::from(SHARDS) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{held} shards are held");
-    }
+        equal(held, usize::from(SHARDS))
+    })
+    .await;
     for name in &names {
         store.leave(name).await.expect("leave");
     }

@@ -14,7 +14,8 @@ pub use operators::*;
 pub use relays::*;
 
 use super::shard::all_shards;
-use super::{Depth, Filter, OutboxFull, OutboxStore, State, Stored};
+use super::testing::recorded;
+use super::{Depth, OutboxFull, OutboxStore};
 use crate::bus::contract::view;
 use crate::envelope::VERSION;
 use crate::events::Outgoing;
@@ -101,16 +102,6 @@ fn without_versions(events: &[Outgoing]) -> Vec<Outgoing> {
 async fn all_pending(store: &dyn OutboxStore, after: u64) -> Vec<(u64, Outgoing)> {
     let pending = store.pending(&all_shards(), after, 1_000).await.expect("pending");
     pending.into_iter().map(|p| (p.seq, p.event)).collect()
-}
-
-/// All rows of the outbox, confirmed or not, in the order of their numbers; at most 10,000 of each state.
-pub async fn recorded(store: &dyn OutboxStore) -> Vec<(Stored, Outgoing)> {
-    let mut seqs = Vec::new();
-    for state in [State::Pending, State::Rejected, State::Published] {
-        let filter = Filter { state, after: 0, limit: 10_000 };
-        seqs.extend(store.list(&filter).await.expect("a list").into_iter().map(|row| row.seq));
-    }
-    store.show(&seqs).await.expect("rows")
 }
 
 /// Events are unchanged, in the order of commits.

@@ -7,8 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tourin_testbed::eventually;
 use uuid::Uuid;
 
 use super::{OutboxFixture, at, views};
@@ -16,7 +17,9 @@ use crate::backoff::Backoff;
 use crate::bus::contract::view;
 use crate::bus::{PublishError, Publisher};
 use crate::events::Outgoing;
-use crate::outbox::{Filter, Relay, RelaySettings, RelayStats, Run, SHARDS, State, Wake, shard_of};
+use crate::outbox::{
+    Filter, Relay, RelayMetrics, RelaySettings, Run, SHARDS, State, Wake, shard_of,
+};
 use crate::system_clock;
 
 /// The bound on recovery: expected events must happen within this time.
@@ -68,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 struct Running {
-    stats: Arc<RelayStats>,
+    metrics: RelayMetrics,
     stop: CancellationToken,
     cut: CancellationToken,
     task: JoinHandle<()>,
@@ -91,12 +94,12 @@ impl Running {
         };
         let relay = Relay::new(fixture.shared(), wire, wake.clone(), system_clock());
         let relay = relay.with_settings(settings);
-        let stats = relay.stats();
-        Self { stats, task: tokio::spawn(relay.run(stop.clone())), stop, cut }
+        let metrics = relay.metrics();
+        Self { metrics, task: tokio::spawn(relay.run(stop.clone())), stop, cut }
     }
 
-    fn shards(&self) -> u64 {
-        self.stats.snapshot().shards
+    fn shards(&self) -> i64 {
+        self.metrics.shards.get()
     }
 
     async fn stop(self) {
@@ -105,21 +108,12 @@ impl Running {
     }
 }
 
-async fn eventually<T: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<(), T>) {
-    let deadline = Instant::now() + SOON;
-    loop {
-        match look().await {
-            Ok(()) => return,
-            Err(last) if Instant::now() > deadline => panic!("it never came: {last:?}"),
-            Err(_) => sleep(Duration::from_millis(5)).await,
-        }
-    }
-}
-
 async fn all_marked(fixture: &impl OutboxFixture) {
-    eventually(async || match fixture.store().depth().await.expect("depth").pending {
-        0 => Ok(()),
-        pending => Err(pending),
+    eventually("all events are marked", async || {
+        match fixture.store().depth().await.expect("depth").pending {
+            0 => Ok(()),
+            pending => Err(pending),
+        }
     })
     .await;
 }
@@ -157,12 +151,12 @@ pub async fn healthy_relays_publish_each_event_once(fixture: &impl OutboxFixture
     write(fixture, &wake, 0..20).await;
     let others = [0, 1].map(|_| Running::start(fixture, &bus, &wake));
     let mut rounds = 20;
-    eventually(async || {
+    eventually("each relay holds its share of the shards", async || {
         write(fixture, &wake, rounds..rounds + 5).await;
         rounds += 5;
         let shards = [first.shards(), others[0].shards(), others[1].shards()];
         let fair = shards.iter().all(|shards| (4..=6).contains(shards));
-        if fair && shards.iter().sum::<u64>() == u64::from(SHARDS) { Ok(()) } else { Err(shards) }
+        if fair && shards.iter().sum::<i64>() == i64::from(SHARDS) { Ok(()) } else { Err(shards) }
     })
     .await;
     write(fixture, &wake, rounds..rounds + 20).await;
@@ -170,7 +164,7 @@ pub async fn healthy_relays_publish_each_event_once(fixture: &impl OutboxFixture
     write(fixture, &wake, rounds + 20..rounds + 40).await;
     all_marked(fixture).await;
     for other in others {
-        assert!(other.stats.snapshot().published > 0, "each had its share");
+        assert!(other.metrics.published.get() > 0, "each had its share");
         other.stop().await;
     }
     assert_eq!(effect(&bus), (expected(rounds + 40), 0));
@@ -181,7 +175,7 @@ pub async fn a_relay_that_dies_is_replaced(fixture: &impl OutboxFixture) {
     let (bus, wake) = (Arc::new(Recording::default()), Wake::new());
     let relays = [0, 1, 2].map(|_| Running::start(fixture, &bus, &wake));
     let mut rounds = 0;
-    eventually(async || {
+    eventually("each relay holds four shards or more", async || {
         write(fixture, &wake, rounds..rounds + 5).await;
         rounds += 5;
         let shards = relays.each_ref().map(Running::shards);
@@ -233,7 +227,7 @@ pub async fn an_event_that_cannot_be_carried_is_given_up(fixture: &impl OutboxFi
     let row = &rejected[0];
     assert_eq!((row.attempts, row.last_error.as_deref()), (3, Some("too large")));
     assert_eq!((row.ordering_key.as_str(), row.shard), ("impossible", shard_of("impossible")));
-    assert_eq!(relay.stats.snapshot().rejected, 1);
+    assert_eq!(relay.metrics.dead_lettered.get(), 1);
 
     lock(&bus.impossible).clear();
     fixture.append(&[view("impossible", 2)], Utc::now()).await;

@@ -1,6 +1,7 @@
 //! From the outbox to the bus.
 
 mod held;
+mod metrics;
 mod running;
 mod unroutable;
 
@@ -14,9 +15,10 @@ use super::backlog::{DEFAULT_MAX_PENDING, keep_bound};
 use super::{OutboxStore, Pruner, Wake};
 use crate::backoff::Backoff;
 use crate::bus::Publisher;
-use crate::counters::counters;
 use crate::{Clock, PassTime, unchecked};
 use running::Running;
+
+pub use metrics::RelayMetrics;
 
 /// The relay's bounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,27 +80,6 @@ impl RelaySettings {
     }
 }
 
-counters! {
-    /// Counters of one relay.
-    RelayStats,
-    /// [`RelayStats`] at one time.
-    RelaySnapshot {
-        /// Events confirmed by the bus.
-        published,
-        /// Failed attempts, unroutable ones included. Each is tried again.
-        failed,
-        /// Attempts that found no queue bound for the event, or none declared. Steady growth means that a type is not
-        /// bound, or a subscriber is missing.
-        unroutable,
-        /// Events that the bus cannot carry, now in the outbox's dead letters.
-        rejected,
-        /// A gauge: the shards held now.
-        shards,
-        /// Failed reads and writes of the store.
-        store_failures,
-    }
-}
-
 /// Publishes the events of the shards that it holds: in order per key, many keys at once, each event until it is
 /// confirmed. Several relays may run at once, in any number of processes, and share the work; see [the module](super).
 ///
@@ -114,7 +95,7 @@ pub struct Relay {
     clock: Clock,
     pruning: PassTime,
     settings: RelaySettings,
-    stats: Arc<RelayStats>,
+    metrics: RelayMetrics,
 }
 
 impl Relay {
@@ -126,7 +107,7 @@ impl Relay {
         clock: Clock,
     ) -> Self {
         let (settings, pruning) = (RelaySettings::default(), unchecked(clock.clone()));
-        Self { store, publisher, wake, clock, pruning, settings, stats: Arc::default() }
+        Self { store, publisher, wake, clock, pruning, settings, metrics: RelayMetrics::default() }
     }
 
     /// Replaces the settings. Counts below 1 become 1.
@@ -147,9 +128,9 @@ impl Relay {
         self
     }
 
-    /// Its counters.
-    pub fn stats(&self) -> Arc<RelayStats> {
-        self.stats.clone()
+    /// Its metrics.
+    pub fn metrics(&self) -> RelayMetrics {
+        self.metrics.clone()
     }
 
     /// Works until it is stopped. Then it waits a little for confirmations, marks them and releases its shards. Also

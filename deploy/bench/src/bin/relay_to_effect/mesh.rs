@@ -15,6 +15,7 @@ use tourin_recommendation::app::ingest::{Guards, Ingest};
 use tourin_recommendation::servers::Prepared;
 use tourin_recommendation::{consumers, open_stores};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::consumer::ConsumerMetrics;
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
 use tourin_shared_events::mysql::{Database, PoolSizes};
 use tourin_shared_events::outbox::{MysqlOutbox, OutboxStore, Relay, Wake, mysql};
@@ -64,11 +65,17 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
     let ages = service.rules.ages();
     let guards = Guards::new(stores.trend_passes, stores.history_passes, &clock);
     let ingest = Ingest::new(stores.trend, stores.histories, stores.spots, clock.clone(), ages);
-    let consumer = consumers::all(&ingest, ages, Duration::from_secs(300), &guards)
-        .into_iter()
-        .find(|consumer| consumer.queue == QUEUE)
-        .context("the trend has a consumer")?;
-    let stats = consumer.stats.clone();
+    let consumer = consumers::all(
+        &ingest,
+        ages,
+        Duration::from_secs(300),
+        &guards,
+        &ConsumerMetrics::default(),
+    )
+    .into_iter()
+    .find(|consumer| consumer.queue == QUEUE)
+    .context("the trend has a consumer")?;
+    let metrics = consumer.metrics.clone();
     let stop = CancellationToken::new();
     let health = Health::new();
     let subscribed = health.register("bus");
@@ -93,19 +100,19 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
         transaction.commit().await?;
     }
 
-    let (before, commands) = (processor_time()?, redis.stats().commands());
+    let (before, commands) = (processor_time()?, redis.engine().commands());
     let start = Instant::now();
     let relay = Relay::new(outbox, Arc::new(bus.clone()), Wake::new(), Arc::new(Utc::now));
     let relaying = tokio::spawn(relay.run(stop.clone()));
     let counted = async {
-        while stats.snapshot().applied < events as u64 {
+        while metrics.applied.get() < events as u64 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::time::timeout(LIMIT, counted).await.context("not every event has had its effect")?;
     let took = start.elapsed();
     let processor_time = processor_time()? - before;
-    let commands = redis.stats().commands() - commands;
+    let commands = redis.engine().commands() - commands;
 
     stop.cancel();
     relaying.await?;

@@ -4,7 +4,7 @@ use axum::body::Body;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tourin_chassis::identity::Subject;
-use tourin_shared_events::outbox::contract::recorded;
+use tourin_shared_events::outbox::testing::recorded;
 
 use super::{answered, no_content, refused};
 use crate::testing::{PASSWORD, TestCore, session};

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tourin_shared_events::outbox::OutboxStore as _;
-use tourin_shared_events::outbox::contract::recorded;
+use tourin_shared_events::outbox::testing::recorded;
 
 use super::refused;
 use super::spots::with_spots;

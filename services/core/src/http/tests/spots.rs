@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::identity::Subject;
-use tourin_shared_events::outbox::contract::recorded;
+use tourin_shared_events::outbox::testing::recorded;
 
 use super::refused;
 use crate::app::import::{Format, Observer, Progress, Rejected, import};

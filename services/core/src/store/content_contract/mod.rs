@@ -13,7 +13,7 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use tourin_shared_events::outbox::OutboxStore;
-use tourin_shared_events::outbox::contract::recorded;
+use tourin_shared_events::outbox::testing::recorded;
 
 use crate::app::accounts::{AccountStore, Created, Credentials};
 use crate::app::bookmarks::BookmarkStore;

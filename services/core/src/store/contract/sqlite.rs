@@ -2,7 +2,7 @@
 
 use proptest::test_runner::{Config, TestRunner};
 use tourin_shared_events::outbox::Wake;
-use tourin_shared_events::outbox::contract::recorded;
+use tourin_shared_events::outbox::testing::recorded;
 
 use super::*;
 use super::{accounts, clocks, races, rotation, sessions};

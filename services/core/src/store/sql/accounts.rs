@@ -103,7 +103,19 @@ impl AccountStore for Store {
                 Err(error) if is_unique_violation(&error) => return Ok(Created::Taken),
                 Err(error) => return Err(error.into()),
             }
-            mysql_only!(super::pending_revocations::begin_above_noted(&mut tx, &account.id).await?);
+            // Above the notes of a deleted account with the same id, so that they do not end the new
+            // account's sessions.
+            mysql_only!(
+                sqlx::query(
+                    "UPDATE members SET sessions_epoch = \
+                         (SELECT COALESCE(MAX(epoch), 0) FROM session_endings WHERE member_id = ?) \
+                     WHERE id = ?",
+                )
+                .bind(account.id.as_str())
+                .bind(account.id.as_str())
+                .execute(&mut *tx)
+                .await?
+            );
             tx.commit().await?;
             Ok(Created::Created)
         })

@@ -8,7 +8,7 @@ use tourin_shared_events::mysql::is_unique_violation;
 use tourin_shared_events::sqlite::to_micros;
 
 use super::member_content::{is_an_id, keep_member, member_exists, spot_exists};
-use super::spots::{spot_columns, spot_of};
+use super::spot_rows::{spot_columns, spot_of};
 use super::{Connection, Row, Store, record, time};
 use crate::app::StoreError;
 use crate::app::bookmarks::{BookmarkStore, Placed, Removed};

@@ -86,22 +86,24 @@ mod reviews;
 mod revocations;
 #[path = "sessions.rs"]
 mod sessions;
+#[path = "spot_rows.rs"]
+mod spot_rows;
 #[path = "spot_writes.rs"]
 mod spot_writes;
 #[path = "spots.rs"]
 mod spots;
+#[path = "store.rs"]
+mod store;
 #[path = "views.rs"]
 mod views;
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
 use sqlx::mysql::{MySqlConnection as Connection, MySqlRow as Row};
 use sqlx::{MySql as Db, Transaction};
-use tourin_chassis::health::{Outcomes, Trouble};
+use tourin_chassis::health::Outcomes;
 use tourin_chassis::telemetry::Span;
-use tourin_shared_events::events::Outgoing;
 use tourin_shared_events::mysql::{
     Conflicts, Database, Migration, MysqlUrl, PoolSizes, bounded, from_micros,
 };
@@ -111,10 +113,13 @@ use self::MysqlStore as Store;
 pub(in crate::store) use self::pending_revocations::PendingRevocation;
 #[cfg(test)]
 pub(in crate::store) use self::spots::STATEMENTS;
+use self::store::{record, time};
 use crate::app::StoreError;
-use crate::store::errors::{engine_error, of_engine, trouble};
-use crate::store::operation::operation;
+use crate::store::errors::engine_error;
 use crate::store::spot_index::LiveIndex;
+
+/// The engine by OpenTelemetry's name.
+const SYSTEM: &str = "mysql";
 
 /// The migrations of core's schema; the outbox has its own, in the same database.
 const MIGRATIONS: &[Migration] = &[
@@ -183,36 +188,9 @@ impl MysqlStore {
         self.outbox.clone()
     }
 
-    /// Makes a small write, to check that the database accepts writes.
-    ///
-    /// # Errors
-    /// Why the database does not accept a write.
-    pub async fn write_probe(&self) -> Result<(), Trouble> {
-        bounded(self.db.write_probe()).await.map_err(|error: sqlx::Error| trouble(&error.into()))
-    }
-
-    /// Closes the connections when they are back in the pool.
-    pub async fn close(&self) {
-        self.db.close().await;
-    }
-
-    /// Wakes the relay after a transaction with events has committed.
-    pub(crate) fn committed(&self) {
-        self.wake.notify();
-    }
-
     /// A read transaction on one snapshot.
     async fn snapshot(&self) -> sqlx::Result<Transaction<'static, Db>> {
         self.db.snapshot().await
-    }
-
-    async fn call<T>(
-        &self,
-        name: &'static str,
-        collection: &'static str,
-        run: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        operation("mysql", &self.outcomes, (name, collection), run).await
     }
 }
 
@@ -233,18 +211,4 @@ impl Retries {
             None => false,
         }
     }
-}
-
-/// A stored time; an error if it is out of range.
-fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
-    from_micros(micros).map_err(StoreError::Failed)
-}
-
-/// Appends events to the outbox in the transaction of their change. Call it last before the commit.
-async fn record(
-    conn: &mut Connection,
-    events: &[Outgoing],
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    append(conn, events, now).await.map_err(of_engine)
 }

@@ -87,21 +87,6 @@ async fn note(
     })
 }
 
-/// Gives a new account an epoch above the notes of a deleted account with the same id, so that they do
-/// not end the new account's sessions.
-pub(super) async fn begin_above_noted(conn: &mut Connection, id: &MemberId) -> sqlx::Result<()> {
-    sqlx::query(
-        "UPDATE members SET sessions_epoch = \
-             (SELECT COALESCE(MAX(epoch), 0) FROM session_endings WHERE member_id = ?) \
-         WHERE id = ?",
-    )
-    .bind(id.as_str())
-    .bind(id.as_str())
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
 impl MysqlStore {
     /// The account's epoch if it still has the verified password. Replaces the hash if a new one is
     /// given.

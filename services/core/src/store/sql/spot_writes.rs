@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{QueryBuilder, Row as _};
 
 use super::super::json_numbers;
-use super::spots::{spot_columns, spot_of};
+use super::spot_rows::{spot_columns, spot_of};
 use super::{Connection, Db, record};
 use crate::app::StoreError;
 use crate::app::spots::{Upserted, upserted};

@@ -10,15 +10,14 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::sqlite::to_micros;
 
 use super::member_content::member_exists;
+use super::spot_rows::{spot_columns, spot_of};
 use super::{Connection, Row, Store, spot_writes};
 use crate::app::StoreError;
 use crate::app::spots::{SpotStore, Upserted};
 use crate::domain::geo::Bounds;
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::{SpotFilter, SpotSort};
-use crate::domain::spot::{
-    Coordinates, RawSpot, Spot, SpotContent, SpotDraft, SpotId, SpotOverview,
-};
+use crate::domain::spot::{Coordinates, Spot, SpotDraft, SpotId, SpotOverview};
 use crate::domain::tag::TagSet;
 use crate::store::spot_index::SpotIndex;
 
@@ -28,15 +27,6 @@ const REFRESH_EVERY: Duration = Duration::from_secs(1);
 const READ_AT_ONCE: u32 = 20_000;
 /// Up to so many changed spots are applied to the index; for more, the complete index is read.
 const MAX_CHANGES: u32 = 100_000;
-
-/// The columns that [`spot_of`] reads, of a table with the alias `s`.
-macro_rules! spot_columns {
-    () => {
-        "s.id, s.version, s.name, s.address, s.lat, s.lng, s.tags, s.image_url, s.description, \
-         s.phone_number"
-    };
-}
-pub(super) use spot_columns;
 
 /// The columns that [`indexed`] reads.
 macro_rules! indexed_columns {
@@ -71,23 +61,6 @@ const BOOKMARKED: &str = concat!(
     join!(),
     "tour_spots AS s ON s.id = b.spot_id WHERE b.user_id = ?"
 );
-
-/// The spot in a row with the columns of [`spot_columns`].
-pub(super) fn spot_of(row: &Row) -> sqlx::Result<Spot> {
-    let version: i64 = row.try_get("version")?;
-    let content = SpotContent::trusted(RawSpot {
-        name: row.try_get("name")?,
-        address: row.try_get("address")?,
-        lat: row.try_get("lat")?,
-        lng: row.try_get("lng")?,
-        tags: TagSet::from_bits(row.try_get("tags")?),
-        image_url: row.try_get("image_url")?,
-        description: row.try_get("description")?,
-        phone_number: row.try_get("phone_number")?,
-    })
-    .map_err(|error| sqlx::Error::Decode(error.into()))?;
-    Ok(Spot { id: SpotId::new(row.try_get("id")?), version: version.cast_unsigned(), content })
-}
 
 /// A row of the index: the doc id and what a list shows.
 fn indexed(row: &Row) -> sqlx::Result<(u32, SpotOverview)> {

@@ -58,31 +58,34 @@ mod reviews;
 mod revocations;
 #[path = "sessions.rs"]
 mod sessions;
+#[path = "spot_rows.rs"]
+mod spot_rows;
 #[path = "spot_writes.rs"]
 mod spot_writes;
 #[path = "spots.rs"]
 mod spots;
+#[path = "store.rs"]
+mod store;
 #[path = "views.rs"]
 mod views;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use sqlx::sqlite::SqliteRow as Row;
 use sqlx::{Sqlite as Db, SqliteConnection as Connection, Transaction};
-use tourin_chassis::health::{Outcomes, Trouble};
-use tourin_shared_events::events::Outgoing;
+use tourin_chassis::health::Outcomes;
 use tourin_shared_events::outbox::{SqliteOutbox, Wake, sqlite::append};
 use tourin_shared_events::sqlite::{Database, Migration, from_micros};
 
 use self::SqliteStore as Store;
 #[cfg(test)]
 pub(in crate::store) use self::spots::STATEMENTS;
-use crate::app::StoreError;
-use crate::store::errors::{of_engine, trouble};
-use crate::store::operation::operation;
+use self::store::{record, time};
 use crate::store::spot_index::LiveIndex;
+
+/// The engine by OpenTelemetry's name.
+const SYSTEM: &str = "sqlite";
 
 /// The migrations of core's schema; the outbox has its own, in the same file.
 const MIGRATIONS: &[Migration] = &[
@@ -153,54 +156,13 @@ impl SqliteStore {
         self.outbox.clone()
     }
 
-    /// Makes a small write, to check that the database accepts writes.
-    ///
-    /// # Errors
-    /// Why the database does not accept a write.
-    pub async fn write_probe(&self) -> Result<(), Trouble> {
-        self.db.write_probe().await.map_err(|error| trouble(&error.into()))
-    }
-
-    /// Closes the connections when they are back in the pool.
-    pub async fn close(&self) {
-        self.db.close().await;
-    }
-
-    /// Wakes the relay after a transaction with events has committed.
-    pub(crate) fn committed(&self) {
-        self.wake.notify();
-    }
-
     /// A read transaction on one snapshot.
     async fn snapshot(&self) -> sqlx::Result<Transaction<'static, Db>> {
         self.db.reader().begin().await
-    }
-
-    async fn call<T>(
-        &self,
-        name: &'static str,
-        collection: &'static str,
-        run: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        operation("sqlite", &self.outcomes, (name, collection), run).await
     }
 }
 
 /// Runs an operation of the database. The file's own time-outs bound the waits of a statement.
 async fn bounded<T>(operation: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     operation.await
-}
-
-/// A stored time; an error if it is out of range.
-fn time(micros: i64) -> Result<DateTime<Utc>, StoreError> {
-    from_micros(micros).map_err(StoreError::Failed)
-}
-
-/// Appends events to the outbox in the transaction of their change.
-async fn record(
-    conn: &mut Connection,
-    events: &[Outgoing],
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    append(conn, events, now).await.map_err(of_engine)
 }

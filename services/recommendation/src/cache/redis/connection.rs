@@ -1,28 +1,26 @@
 //! The connection to Redis. It counts commands and maps errors to [`PortError`].
 
-use std::sync::Arc;
-
 use redis::aio::ConnectionManager;
 use redis::{FromRedisValue, RedisError, ScriptInvocation};
 use tourin_chassis::config::ServerUrl;
 use tourin_chassis::redis::{connection, is_down, write_probe};
 
 use crate::app::ports::PortError;
-use crate::servers::ServerStats;
+use crate::operation::{Engine, StoreMetrics};
 
 /// A connection to Redis that reconnects by itself. Clones share it.
 #[derive(Clone)]
 pub(super) struct Connection {
     manager: ConnectionManager,
     address: String,
-    stats: Arc<ServerStats>,
+    pub(super) engine: Engine,
 }
 
 impl Connection {
     /// Connects to the Redis at `url` on first use.
-    pub(super) fn new(url: &ServerUrl) -> anyhow::Result<Self> {
+    pub(super) fn new(url: &ServerUrl, metrics: &StoreMetrics) -> anyhow::Result<Self> {
         let (manager, address) = connection(url)?;
-        Ok(Self { manager, address, stats: Arc::default() })
+        Ok(Self { manager, address, engine: Engine::of_server("redis", metrics) })
     }
 
     /// The server's address, without credentials.
@@ -30,21 +28,17 @@ impl Connection {
         &self.address
     }
 
-    pub(super) fn stats(&self) -> Arc<ServerStats> {
-        Arc::clone(&self.stats)
-    }
-
     /// Runs a script, and loads it first if the server does not know it.
     pub(super) async fn invoke<T: FromRedisValue>(
         &self,
         call: &ScriptInvocation<'_>,
     ) -> Result<T, PortError> {
-        self.stats.count();
+        self.engine.commands.inc();
         call.invoke_async(&mut self.manager.clone()).await.map_err(failed)
     }
 
     pub(super) async fn write_probe(&self, key: &str) -> Result<(), PortError> {
-        self.stats.count();
+        self.engine.commands.inc();
         write_probe(&self.manager, key).await.map_err(failed)
     }
 
@@ -52,7 +46,7 @@ impl Connection {
         &self,
         command: &redis::Cmd,
     ) -> Result<T, PortError> {
-        self.stats.count();
+        self.engine.commands.inc();
         command.query_async(&mut self.manager.clone()).await.map_err(failed)
     }
 }

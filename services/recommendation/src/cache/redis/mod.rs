@@ -7,7 +7,15 @@
 //! process loses nothing, and a crash of its machine may lose the last second. `maxmemory-policy`
 //! must be `noeviction`: an evicted id or count lets its event count twice.
 
+/// A script with the shared functions of `decay.lua`.
+macro_rules! script {
+    ($file:literal) => {
+        redis::Script::new(concat!(include_str!("decay.lua"), include_str!($file)))
+    };
+}
+
 mod connection;
+mod keys;
 mod passes;
 mod recorder;
 mod trend;
@@ -22,13 +30,15 @@ use tourin_chassis::clock::SharedClock;
 use tourin_chassis::pruning::PassLog;
 
 use self::connection::Connection;
+use self::keys::Keys;
 use self::passes::RedisPasses;
-use self::trend::{Keys, RedisTrend};
+use self::trend::RedisTrend;
 use crate::app::ports::{PortError, TrendStore};
 use crate::domain::trend::TrendRules;
-use crate::servers::{Server, ServerStats, trouble};
+use crate::operation::{Engine, StoreMetrics, trouble};
+use crate::servers::Server;
 use tourin_chassis::config::ServerUrl;
-use tourin_chassis::health::{Outcomes, Trouble};
+use tourin_chassis::health::Trouble;
 
 /// Opens the trend under `prefix` on the Redis at `url`. Nothing is sent before the first use. Must
 /// be called inside a tokio runtime.
@@ -40,12 +50,12 @@ pub fn open(
     prefix: &str,
     rules: TrendRules,
     clock: SharedClock,
+    metrics: &StoreMetrics,
 ) -> anyhow::Result<OnRedis> {
-    let connection = Connection::new(url)?;
+    let connection = Connection::new(url, metrics)?;
     let trend = Arc::new(RedisTrend::new(connection.clone(), prefix, rules, clock));
     let passes = RedisPasses::new(connection.clone(), Keys::new(prefix).passes());
-    let server =
-        RedisServer { connection, trend: Arc::clone(&trend), outcomes: Outcomes::default() };
+    let server = RedisServer { connection, trend: Arc::clone(&trend) };
     Ok(OnRedis { trend, passes: Arc::new(passes), server: Arc::new(server) })
 }
 
@@ -62,21 +72,16 @@ pub struct OnRedis {
 struct RedisServer {
     connection: Connection,
     trend: Arc<RedisTrend>,
-    outcomes: Outcomes,
 }
 
 #[async_trait]
 impl Server for RedisServer {
-    fn name(&self) -> &'static str {
-        "redis"
+    fn engine(&self) -> &Engine {
+        &self.connection.engine
     }
 
     fn address(&self) -> &str {
         self.connection.address()
-    }
-
-    fn stats(&self) -> Arc<ServerStats> {
-        self.connection.stats()
     }
 
     async fn prepare(&self) -> Result<(), PortError> {
@@ -94,10 +99,6 @@ impl Server for RedisServer {
 
     async fn write_probe(&self) -> Result<(), PortError> {
         self.connection.write_probe(&self.trend.probe_key()).await
-    }
-
-    fn outcomes(&self) -> &Outcomes {
-        &self.outcomes
     }
 }
 

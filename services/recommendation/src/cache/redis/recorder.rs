@@ -4,7 +4,7 @@
 use redis::Script;
 
 use super::connection::Connection;
-use super::trend::{Keys, script};
+use super::keys::Keys;
 use crate::app::ports::{Counted, PortError, TrendEvent};
 use crate::batcher::{Batcher, Work};
 use crate::domain::decay::MOVE_AT;

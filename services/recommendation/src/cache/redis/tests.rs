@@ -17,6 +17,7 @@ use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::domain::interaction::{Kind, Moment};
 use crate::domain::spot::SpotId;
 use crate::domain::trend::TrendRules;
+use crate::operation::StoreMetrics;
 use crate::test_servers;
 use tourin_chassis::config::ServerUrl;
 
@@ -57,7 +58,8 @@ impl Bench {
         let url = test_servers::redis();
         let clock = Arc::new(ManualClock::new(start()));
         let OnRedis { trend, server, .. } =
-            super::open(&url, &prefix, TrendRules::default(), clock).unwrap();
+            super::open(&url, &prefix, TrendRules::default(), clock, &StoreMetrics::default())
+                .unwrap();
         server.prepare().await.unwrap();
         let client = redis::Client::open(url.expose()).unwrap();
         let connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -156,7 +158,9 @@ async fn data_of_an_older_version_is_read_and_is_earlier_than_versioned_data() {
 
 #[tokio::test]
 async fn passes_are_stored_and_the_servers_time_is_read() {
-    let connection = super::connection::Connection::new(&test_servers::redis()).unwrap();
+    let connection =
+        super::connection::Connection::new(&test_servers::redis(), &StoreMetrics::default())
+            .unwrap();
     let key = format!("{}:passes", test_servers::unique());
     let passes = super::passes::RedisPasses::new(connection, key);
     let before = passes.times("things").await.unwrap();
@@ -186,7 +190,8 @@ async fn an_unreachable_server_is_unavailable_at_once_and_its_password_is_not_re
     let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
     let OnRedis { trend, server, .. } =
-        super::open(&url, "test", TrendRules::default(), clock.clone()).unwrap();
+        super::open(&url, "test", TrendRules::default(), clock.clone(), &StoreMetrics::default())
+            .unwrap();
     assert_eq!(server.address(), "127.0.0.1:1");
     let began = std::time::Instant::now();
     let error = trend.top(1, start()).await.unwrap_err();
@@ -196,7 +201,15 @@ async fn an_unreachable_server_is_unavailable_at_once_and_its_password_is_not_re
 
     for wrong in ["http://user:hunter2@there", "redis://user:hunter2@there/not-a-number"] {
         let url: ServerUrl = wrong.parse().unwrap();
-        let error = super::open(&url, "test", TrendRules::default(), clock.clone()).err().unwrap();
+        let error = super::open(
+            &url,
+            "test",
+            TrendRules::default(),
+            clock.clone(),
+            &StoreMetrics::default(),
+        )
+        .err()
+        .unwrap();
         assert!(!format!("{error:#} {error:?}").contains("hunter2"));
     }
 }
@@ -205,14 +218,20 @@ async fn an_unreachable_server_is_unavailable_at_once_and_its_password_is_not_re
 async fn events_at_once_share_round_trips() {
     let prefix = test_servers::unique();
     let clock = Arc::new(ManualClock::new(start()));
-    let OnRedis { trend, server, .. } =
-        super::open(&test_servers::redis(), &prefix, TrendRules::default(), clock).unwrap();
+    let OnRedis { trend, server, .. } = super::open(
+        &test_servers::redis(),
+        &prefix,
+        TrendRules::default(),
+        clock,
+        &StoreMetrics::default(),
+    )
+    .unwrap();
     server.prepare().await.unwrap();
     let events: Vec<_> = (0..1_000).map(|n| view(&format!("member{n}"), n)).collect();
-    let before = server.stats().commands();
+    let before = server.engine().commands();
     let outcomes = join_all(events.iter().map(|event| trend.record(event))).await;
     assert!(outcomes.into_iter().all(|counted| counted.unwrap() == Counted::Applied));
-    let round_trips = server.stats().commands() - before;
+    let round_trips = server.engine().commands() - before;
     println!("1,000 events: {round_trips} round trips");
     // tokio lets a task run for 128 steps at a time. So many events form a group if the server has
     // finished the previous group by then. With a slower server the groups are larger.
@@ -233,8 +252,14 @@ async fn a_tls_url_connects_with_tls() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("rediss://user:hunter2@{}", listener.local_addr().unwrap());
     let clock = Arc::new(ManualClock::new(start()));
-    let OnRedis { trend, .. } =
-        super::open(&url.parse().unwrap(), "test", TrendRules::default(), clock).unwrap();
+    let OnRedis { trend, .. } = super::open(
+        &url.parse().unwrap(),
+        "test",
+        TrendRules::default(),
+        clock,
+        &StoreMetrics::default(),
+    )
+    .unwrap();
     let reading = tokio::spawn(async move { trend.top(1, start()).await });
     let (mut client, _) = listener.accept().await.unwrap();
     let mut first = [0; 1];

@@ -1,20 +1,4 @@
 //! [`TrendStore`] on Redis.
-//!
-//! Keys, after the prefix and its hash tag:
-//!
-//! - `state` (hash, permanent): `landmark`, `half_life_us`; `seen`, the latest time of the scores;
-//!   after a jump of the clock `jumped` and `jump_landmark`.
-//! - `scores` (sorted set, permanent): score at the landmark by spot.
-//! - `scores:before` (sorted set, until the jump is confirmed): the scores before the jump.
-//! - `scores:since` (sorted set, until the jump is confirmed): weight counted since the jump by spot.
-//! - `passes` (hash, permanent): time of the last pruning pass by its name.
-//! - `seen:<minute>` (set, until its last id may be dropped): event ids, by the time in the id
-//!   (UUIDv7).
-//! - `counted:<day>:<subject>` (hash, while an event within the window can arrive): counted times
-//!   by kind and spot, each with its version after a colon.
-//! - `forgotten:<subject>` (string, while an earlier event can arrive): when the person was
-//!   forgotten, in the same form.
-//! - `probe` (string, a minute): the small write of readiness.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,16 +7,17 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use redis::Script;
 use tourin_chassis::clock::SharedClock;
-use uuid::Uuid;
 
 use super::connection::Connection;
+use super::keys::Keys;
 use super::recorder::{self, Entry, Recorder};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::domain::decay::Decay;
 use crate::domain::interaction::{Kind, Moment};
 use crate::domain::spot::SpotId;
-use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, jump_of, rank};
+use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, best, jump_of};
+use crate::operation::{read, write};
 
 /// Spots read beyond the limit, so that ties at the end are ordered by id.
 const TIES: usize = 64;
@@ -43,20 +28,10 @@ const PRUNE_BATCH: u64 = 2_000;
 const PRUNED_PER_PASS: u64 = 200_000;
 /// A person's counts are stored and expire by the day.
 const DAY_US: i64 = 24 * 3_600 * 1_000_000;
-/// Event ids are stored by the minute of their time, in sets that are small enough to expire fast.
-const SEEN_MS: u64 = 60_000;
 /// Days searched for a person's counts. More are needed only if clocks differ widely.
 const MAX_DAYS: i64 = 366;
 /// The shortest lifetime of a key, whatever the clocks show.
 const SHORTEST_TTL_MS: i64 = 1_000;
-
-/// A script with the shared functions of `decay.lua`.
-macro_rules! script {
-    ($file:literal) => {
-        redis::Script::new(concat!(include_str!("decay.lua"), include_str!($file)))
-    };
-}
-pub(super) use script;
 
 pub(super) struct RedisTrend {
     connection: Connection,
@@ -86,44 +61,6 @@ impl Scripts {
             adopt: script!("adopt.lua"),
             settle: script!("settle.lua"),
         }
-    }
-}
-
-/// Names of keys. The tag in braces decides the slot, even if a subject's id contains braces.
-pub(super) struct Keys(String);
-
-impl Keys {
-    pub(super) fn new(prefix: &str) -> Self {
-        Self(format!("{prefix}:{{trend}}"))
-    }
-
-    pub(super) fn state(&self) -> String {
-        format!("{}:state", self.0)
-    }
-
-    pub(super) fn scores(&self) -> String {
-        format!("{}:scores", self.0)
-    }
-
-    pub(super) fn passes(&self) -> String {
-        format!("{}:passes", self.0)
-    }
-
-    fn probe(&self) -> String {
-        format!("{}:probe", self.0)
-    }
-
-    fn seen(&self, id: Uuid) -> String {
-        let millis = u64::try_from(id.as_u128() >> 80).unwrap_or_default();
-        format!("{}:seen:{}", self.0, millis / SEEN_MS)
-    }
-
-    fn forgotten(&self, subject: &str) -> String {
-        format!("{}:forgotten:{subject}", self.0)
-    }
-
-    fn counted(&self, day: i64, subject: &str) -> String {
-        format!("{}:counted:{day}:{subject}", self.0)
     }
 }
 
@@ -211,44 +148,44 @@ impl RedisTrend {
 #[async_trait]
 impl TrendStore for RedisTrend {
     async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
-        let at = event.occurred.at.min(event.recorded_at).timestamp_micros();
-        let needed_until = at.saturating_add(self.needed_us());
-        let counted_ttl_ms = (needed_until - self.clock.now().timestamp_micros()) / 1_000;
-        let entry = Entry {
-            keys: self.keys_of(event, at),
-            event: event.clone(),
-            seen_ttl_ms: self.ttl_ms(event.remember_until),
-            counted_ttl_ms: counted_ttl_ms.max(SHORTEST_TTL_MS),
-            what: format!("{}:{}", code(event.kind), event.spot),
-        };
-        self.recorder.submit(entry).await
+        write(&self.connection.engine, "record", "trend", async {
+            let at = event.occurred.at.min(event.recorded_at).timestamp_micros();
+            let needed_until = at.saturating_add(self.needed_us());
+            let counted_ttl_ms = (needed_until - self.clock.now().timestamp_micros()) / 1_000;
+            let entry = Entry {
+                keys: self.keys_of(event, at),
+                event: event.clone(),
+                seen_ttl_ms: self.ttl_ms(event.remember_until),
+                counted_ttl_ms: counted_ttl_ms.max(SHORTEST_TTL_MS),
+                what: format!("{}:{}", code(event.kind), event.spot),
+            };
+            self.recorder.submit(entry).await
+        })
+        .await
     }
 
     async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
-        let mut call = self.scripts.top.prepare_invoke();
-        call.key(self.keys.state()).key(self.keys.scores());
-        call.arg(limit.saturating_add(TIES - 1));
-        let mut kept: Option<(i64, u64, i64, Vec<(String, f64)>)> =
-            self.connection.invoke(&call).await?;
-        if let Some((_, _, seen, _)) = &kept
-            && self.settle(*seen, now).await?
-        {
-            kept = self.connection.invoke(&call).await?;
-        }
-        let Some((landmark, half_life, _, scores)) = kept else {
-            return Ok(Vec::new());
-        };
-        let value = Self::values_at(landmark, half_life, now)?;
-        let live = scores
-            .into_iter()
-            .filter_map(|(spot, score)| {
+        read(&self.connection.engine, "top", "trend", async {
+            let mut call = self.scripts.top.prepare_invoke();
+            call.key(self.keys.state()).key(self.keys.scores());
+            call.arg(limit.saturating_add(TIES - 1));
+            let mut kept: Option<(i64, u64, i64, Vec<(String, f64)>)> =
+                self.connection.invoke(&call).await?;
+            if let Some((_, _, seen, _)) = &kept
+                && self.settle(*seen, now).await?
+            {
+                kept = self.connection.invoke(&call).await?;
+            }
+            let Some((landmark, half_life, _, scores)) = kept else {
+                return Ok(Vec::new());
+            };
+            let value = Self::values_at(landmark, half_life, now)?;
+            let scored = scores.into_iter().filter_map(|(spot, score)| {
                 Some(Ranked { spot: spot.parse().ok()?, value: value(score) })
-            })
-            .filter(|ranked| ranked.value >= self.rules.floor)
-            .collect();
-        let mut top = rank(live);
-        top.truncate(limit);
-        Ok(top)
+            });
+            Ok(best(scored, self.rules.floor, limit))
+        })
+        .await
     }
 
     async fn values(
@@ -256,27 +193,30 @@ impl TrendStore for RedisTrend {
         spots: &[SpotId],
         now: DateTime<Utc>,
     ) -> Result<HashMap<SpotId, f64>, PortError> {
-        if spots.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let mut call = self.scripts.values.prepare_invoke();
-        call.key(self.keys.state()).key(self.keys.scores());
-        for spot in spots {
-            call.arg(spot.number());
-        }
-        let mut kept: Option<(i64, u64, i64, Vec<Option<f64>>)> =
-            self.connection.invoke(&call).await?;
-        if let Some((_, _, seen, _)) = &kept
-            && self.settle(*seen, now).await?
-        {
-            kept = self.connection.invoke(&call).await?;
-        }
-        let Some((landmark, half_life, _, scores)) = kept else {
-            return Ok(HashMap::new());
-        };
-        let value = Self::values_at(landmark, half_life, now)?;
-        let scored = spots.iter().zip(scores);
-        Ok(scored.filter_map(|(spot, score)| Some((*spot, value(score?)))).collect())
+        read(&self.connection.engine, "values", "trend", async {
+            if spots.is_empty() {
+                return Ok(HashMap::new());
+            }
+            let mut call = self.scripts.values.prepare_invoke();
+            call.key(self.keys.state()).key(self.keys.scores());
+            for spot in spots {
+                call.arg(spot.number());
+            }
+            let mut kept: Option<(i64, u64, i64, Vec<Option<f64>>)> =
+                self.connection.invoke(&call).await?;
+            if let Some((_, _, seen, _)) = &kept
+                && self.settle(*seen, now).await?
+            {
+                kept = self.connection.invoke(&call).await?;
+            }
+            let Some((landmark, half_life, _, scores)) = kept else {
+                return Ok(HashMap::new());
+            };
+            let value = Self::values_at(landmark, half_life, now)?;
+            let scored = spots.iter().zip(scores);
+            Ok(scored.filter_map(|(spot, score)| Some((*spot, value(score?)))).collect())
+        })
+        .await
     }
 
     async fn forget(
@@ -285,31 +225,37 @@ impl TrendStore for RedisTrend {
         order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        let (at, now) = (order.at.timestamp_micros(), self.clock.now().timestamp_micros());
-        let mut call = self.scripts.forget.prepare_invoke();
-        call.key(self.keys.forgotten(subject));
-        // The clocks of the counts may have been ahead of the order's clock.
-        let first = at.min(now).saturating_sub(self.needed_us()).div_euclid(DAY_US);
-        let last = at.max(now).div_euclid(DAY_US).saturating_add(1).min(first + MAX_DAYS);
-        for day in first..=last {
-            call.key(self.keys.counted(day, subject));
-        }
-        call.arg(at).arg(order.version.unwrap_or_default()).arg(self.ttl_ms(remember_until));
-        self.connection.invoke(&call).await
+        write(&self.connection.engine, "forget", "trend", async {
+            let (at, now) = (order.at.timestamp_micros(), self.clock.now().timestamp_micros());
+            let mut call = self.scripts.forget.prepare_invoke();
+            call.key(self.keys.forgotten(subject));
+            // The clocks of the counts may have been ahead of the order's clock.
+            let first = at.min(now).saturating_sub(self.needed_us()).div_euclid(DAY_US);
+            let last = at.max(now).div_euclid(DAY_US).saturating_add(1).min(first + MAX_DAYS);
+            for day in first..=last {
+                call.key(self.keys.counted(day, subject));
+            }
+            call.arg(at).arg(order.version.unwrap_or_default()).arg(self.ttl_ms(remember_until));
+            self.connection.invoke(&call).await
+        })
+        .await
     }
 
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
-        let mut removed = 0;
-        loop {
-            let mut call = self.scripts.prune.prepare_invoke();
-            call.key(self.keys.state()).key(self.keys.scores());
-            call.arg(now.timestamp_micros()).arg(NEGLIGIBLE).arg(PRUNE_BATCH);
-            let batch: u64 = self.connection.invoke(&call).await?;
-            removed += batch;
-            if batch < PRUNE_BATCH || removed >= PRUNED_PER_PASS {
-                return Ok(removed);
+        write(&self.connection.engine, "prune", "trend", async {
+            let mut removed = 0;
+            loop {
+                let mut call = self.scripts.prune.prepare_invoke();
+                call.key(self.keys.state()).key(self.keys.scores());
+                call.arg(now.timestamp_micros()).arg(NEGLIGIBLE).arg(PRUNE_BATCH);
+                let batch: u64 = self.connection.invoke(&call).await?;
+                removed += batch;
+                if batch < PRUNE_BATCH || removed >= PRUNED_PER_PASS {
+                    return Ok(removed);
+                }
             }
-        }
+        })
+        .await
     }
 }
 

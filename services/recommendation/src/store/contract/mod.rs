@@ -18,6 +18,7 @@ use crate::cache::redis::OnRedis;
 use crate::domain::interaction::Moment;
 use crate::domain::spot::{Place, Spot, SpotId};
 use crate::domain::trend::TrendRules;
+use crate::operation::StoreMetrics;
 use crate::test_servers;
 
 /// The number of a member's latest spots that co-occur in these tests.
@@ -67,7 +68,7 @@ async fn open_redis(prefix: &str, rules: TrendRules, now: DateTime<Utc>) -> Arc<
     let url = test_servers::redis();
     let clock = Arc::new(ManualClock::new(now));
     let OnRedis { trend, server, .. } =
-        crate::cache::redis::open(&url, prefix, rules, clock).unwrap();
+        crate::cache::redis::open(&url, prefix, rules, clock, &StoreMetrics::default()).unwrap();
     server.prepare().await.unwrap();
     trend
 }

@@ -17,11 +17,10 @@ use mongodb::options::{
 use mongodb::{Client, Collection, Database, IndexModel};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
 
 use super::errors::{DOWN, failed, port_error};
 use crate::app::ports::PortError;
-use crate::servers::{BreakerOpen, ServerStats};
+use crate::operation::{BreakerOpen, Engine, Operations, StoreMetrics};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT_MS: u64 = 2_000;
@@ -47,12 +46,12 @@ const DUPLICATE_KEY: i32 = 11_000;
 pub(super) struct Connection {
     db: Database,
     address: String,
-    stats: Arc<ServerStats>,
+    pub(super) engine: Engine,
     /// Whether the last ping failed. Then operations fail at once until a ping succeeds. Otherwise
     /// every request during an outage would wait for the server selection timeout.
     is_down: Arc<AtomicBool>,
-    /// A permit for each operation under way. See [`size_pool`].
-    permits: Arc<Semaphore>,
+    /// Bounds the operations under way. See [`size_pool`].
+    operations: Operations,
 }
 
 /// One statement of an `update` command.
@@ -128,7 +127,11 @@ impl Reply {
 
 impl Connection {
     /// The database that the options name, or `default_database`.
-    pub(super) fn new(mut options: ClientOptions, default_database: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        mut options: ClientOptions,
+        default_database: &str,
+        metrics: &StoreMetrics,
+    ) -> anyhow::Result<Self> {
         options.app_name.get_or_insert_with(|| "tourin".to_owned());
         options.connect_timeout = Some(Duration::from_millis(CONNECT_TIMEOUT_MS));
         options.server_selection_timeout = Some(Duration::from_millis(SERVER_SELECTION_TIMEOUT_MS));
@@ -138,11 +141,11 @@ impl Connection {
         options.selection_criteria = None;
         let hosts: Vec<String> = options.hosts.iter().map(ToString::to_string).collect();
         let name = options.default_database.clone();
-        let stats = Arc::new(ServerStats::bounded(operations));
-        let counted = Arc::clone(&stats);
+        let engine = Engine::of_server("mongodb", metrics);
+        let commands = engine.commands.clone();
         options.command_event_handler = Some(EventHandler::callback(move |event| {
             if matches!(event, CommandEvent::Started(_)) {
-                counted.count();
+                commands.inc();
             }
         }));
         // The driver's error is dropped, because it may contain the password.
@@ -151,15 +154,10 @@ impl Connection {
         Ok(Self {
             db: client.database(name.as_deref().unwrap_or(default_database)),
             address: hosts.join(","),
-            stats,
+            engine,
             is_down: Arc::default(),
-            permits: Arc::new(Semaphore::new(operations as usize)),
+            operations: Operations::bounded("mongodb", metrics, operations),
         })
-    }
-
-    /// The counters of the server. Every command of the driver counts once.
-    pub(super) fn stats(&self) -> Arc<ServerStats> {
-        Arc::clone(&self.stats)
     }
 
     /// The servers' addresses, without credentials.
@@ -195,9 +193,7 @@ impl Connection {
             return Err(PortError::unavailable(BreakerOpen("mongodb")));
         }
         let with_permit = async {
-            let _counted = self.stats.operation();
-            // Cannot fail: the semaphore is never closed.
-            let _permit = self.permits.acquire().await;
+            let _under_way = self.operations.begin().await;
             operation.await
         };
         with_timeout(timeout_ms, with_permit).await

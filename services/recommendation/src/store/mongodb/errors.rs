@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 
 use crate::app::ports::PortError;
-use crate::servers::Refusal;
+use crate::operation::Refusal;
 
 /// Whether every other operation would fail in the same way.
 fn is_down(error: &Error) -> bool {

@@ -1,13 +1,4 @@
 //! Histories on MongoDB.
-//!
-//! | collection | a document | key |
-//! |---|---|---|
-//! | `members` | a member's complete history | member |
-//! | `holders` | a member who knows a spot, with the time: read by spot, latest first | spot and member |
-//! | `degrees` | how many members know a spot | spot |
-//! | `state` | `deleted_members`, `prune:<what>` | |
-//!
-//! `holders` and `degrees` are derived from `members`. The recorder keeps them consistent.
 
 use std::collections::HashMap;
 
@@ -17,6 +8,7 @@ use futures::future::try_join;
 use mongodb::bson::{Bson, doc};
 use serde::Deserialize;
 
+use super::collections::{DEGREES, DELETED, HOLDERS, MEMBERS, STATE};
 use super::connection::{Connection, Index, Statement};
 use super::member::Item;
 use super::recorder::{Change, Changed, Recorder};
@@ -25,16 +17,9 @@ use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Prof
 use crate::domain::interaction::{Kind, Moment, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
+use crate::operation::{read, write};
 use crate::store::HistoryRules;
 use crate::store::interaction::Interaction;
-
-pub(super) const MEMBERS: &str = "members";
-pub(super) const HOLDERS: &str = "holders";
-pub(super) const DEGREES: &str = "degrees";
-/// Documents about the stores themselves.
-pub(super) const STATE: &str = "state";
-/// The document in [`STATE`] with the highest `seq` of all deleted members.
-pub(super) const DELETED: &str = "deleted_members";
 
 /// Members pruned in one batch.
 const PRUNE_BATCH: i64 = 500;
@@ -150,6 +135,17 @@ impl MongoHistories {
 }
 
 impl MongoHistories {
+    async fn degrees_of(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError> {
+        let ids: Vec<i64> = spots.iter().map(|spot| spot.number()).collect();
+        let query = doc! { "_id": { "$in": ids }, "degree": { "$gt": 0 } };
+        let found: Vec<Degree> =
+            self.connection.find(DEGREES, query, doc! { "degree": 1 }, doc! {}, 0).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|found| Some((SpotId::new(found.spot)?, u64::try_from(found.degree).ok()?)))
+            .collect())
+    }
+
     /// Deletes empty members. Their highest `seq` is stored first, because a later member with the
     /// same id must continue above it: holders are compared by `seq`.
     async fn delete(&self, empty: mongodb::bson::Document) -> Result<(), PortError> {
@@ -217,10 +213,13 @@ struct Degree {
 #[async_trait]
 impl HistoryStore for MongoHistories {
     async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
-        match self.recorder.submit(Change::Record(event.clone())).await? {
-            Changed::Recorded(kept) => Ok(kept),
-            other => Err(unexpected(&other)),
-        }
+        write(&self.connection.engine, "record", "histories", async {
+            match self.recorder.submit(Change::Record(event.clone())).await? {
+                Changed::Recorded(kept) => Ok(kept),
+                other => Err(unexpected(&other)),
+            }
+        })
+        .await
     }
 
     async fn forget(
@@ -229,58 +228,67 @@ impl HistoryStore for MongoHistories {
         order: Moment,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
-        let until = remember_until.timestamp_micros();
-        self.recorder.submit(Change::Forget(member.to_owned(), order.into(), until)).await?;
-        Ok(())
+        write(&self.connection.engine, "forget", "histories", async {
+            let until = remember_until.timestamp_micros();
+            self.recorder.submit(Change::Forget(member.to_owned(), order.into(), until)).await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError> {
-        let query = doc! { "_id": member };
-        let history: Option<History> =
-            self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
-        let mut live: Vec<_> = history
-            .map_or_else(Vec::new, |history| history.items)
-            .into_iter()
-            .map(Item::parts)
-            .filter(|(_, interaction)| interaction.is_live())
-            .filter_map(|(spot, interaction)| Some((SpotId::new(spot)?, interaction)))
-            .collect();
-        live.sort_unstable_by(|(spot, a), (other, b)| {
-            b.last_at().cmp(&a.last_at()).then(spot.cmp(other))
-        });
-        let recent = live.iter().take(limit).map(|(spot, interaction)| {
-            Ok(Remembered {
-                spot: *spot,
-                kind: if interaction.bookmarked { Kind::Bookmark } else { Kind::View },
-                last_at: DateTime::from_timestamp_micros(interaction.last_at()).ok_or_else(
-                    || PortError::failed(anyhow::anyhow!("an interaction has an invalid time")),
-                )?,
+        read(&self.connection.engine, "profile", "histories", async {
+            let query = doc! { "_id": member };
+            let history: Option<History> =
+                self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
+            let mut live: Vec<_> = history
+                .map_or_else(Vec::new, |history| history.items)
+                .into_iter()
+                .map(Item::parts)
+                .filter(|(_, interaction)| interaction.is_live())
+                .filter_map(|(spot, interaction)| Some((SpotId::new(spot)?, interaction)))
+                .collect();
+            live.sort_unstable_by(|(spot, a), (other, b)| {
+                b.last_at().cmp(&a.last_at()).then(spot.cmp(other))
+            });
+            let recent = live.iter().take(limit).map(|(spot, interaction)| {
+                Ok(Remembered {
+                    spot: *spot,
+                    kind: if interaction.bookmarked { Kind::Bookmark } else { Kind::View },
+                    last_at: DateTime::from_timestamp_micros(interaction.last_at()).ok_or_else(
+                        || PortError::failed(anyhow::anyhow!("an interaction has an invalid time")),
+                    )?,
+                })
+            });
+            Ok(Profile {
+                recent: recent.collect::<Result<_, PortError>>()?,
+                known: live.iter().map(|(spot, _)| *spot).collect(),
             })
-        });
-        Ok(Profile {
-            recent: recent.collect::<Result<_, PortError>>()?,
-            known: live.iter().map(|(spot, _)| *spot).collect(),
         })
+        .await
     }
 
     async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
-        let query = doc! { "_id": member };
-        let history: Option<History> =
-            self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
-        let mut items: Vec<_> = history
-            .map_or_else(Vec::new, |history| history.items)
-            .into_iter()
-            .map(Item::parts)
-            .collect();
-        items.sort_unstable_by_key(|(spot, _)| *spot);
-        let spots = |matches: fn(&Interaction) -> bool| {
-            let matching = items.iter().filter(|(_, interaction)| matches(interaction));
-            matching.filter_map(|(spot, _)| SpotId::new(*spot)).take(limit).collect()
-        };
-        Ok(Deeds {
-            bookmarked: spots(|interaction| interaction.bookmarked),
-            viewed: spots(|interaction| interaction.viewed_at.is_some()),
+        read(&self.connection.engine, "deeds", "histories", async {
+            let query = doc! { "_id": member };
+            let history: Option<History> =
+                self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
+            let mut items: Vec<_> = history
+                .map_or_else(Vec::new, |history| history.items)
+                .into_iter()
+                .map(Item::parts)
+                .collect();
+            items.sort_unstable_by_key(|(spot, _)| *spot);
+            let spots = |matches: fn(&Interaction) -> bool| {
+                let matching = items.iter().filter(|(_, interaction)| matches(interaction));
+                matching.filter_map(|(spot, _)| SpotId::new(*spot)).take(limit).collect()
+            };
+            Ok(Deeds {
+                bookmarked: spots(|interaction| interaction.bookmarked),
+                viewed: spots(|interaction| interaction.viewed_at.is_some()),
+            })
         })
+        .await
     }
 
     async fn neighbourhood(
@@ -288,68 +296,69 @@ impl HistoryStore for MongoHistories {
         spot: SpotId,
         holders: usize,
     ) -> Result<Neighbourhood, PortError> {
-        if holders == 0 {
-            return Ok(Neighbourhood::default());
-        }
-        let holding = self.connection.find::<Holding>(
-            HOLDERS,
-            doc! { "spot": spot.number(), "live": true },
-            doc! { "member": 1 },
-            doc! { "at": -1, "member": 1 },
-            i64::try_from(holders).unwrap_or(i64::MAX),
-        );
-        let one = [spot];
-        let (holding, degrees) = try_join(holding, self.degrees(&one)).await?;
-        let ids: Vec<&str> = holding.iter().map(|holding| holding.member.as_str()).collect();
-        if ids.is_empty() {
-            return Ok(Neighbourhood::default());
-        }
-        let known: Vec<Known> = self
-            .connection
-            .find(
-                MEMBERS,
-                doc! { "_id": { "$in": ids } },
-                doc! { "degree": 1, "recent": 1 },
-                doc! {},
-                0,
-            )
-            .await?;
-        let mut known: HashMap<String, Known> =
-            known.into_iter().map(|known| (known.member.clone(), known)).collect();
-        let holders = holding
-            .iter()
-            // Skips members who are being forgotten.
-            .filter_map(|holding| known.remove(&holding.member).filter(|known| known.degree > 0))
-            .map(|known| Holder {
-                degree: u64::try_from(known.degree).unwrap_or_default(),
-                recent: known.recent.into_iter().filter_map(SpotId::new).collect(),
-            })
-            .collect();
-        Ok(Neighbourhood { degree: degrees.get(&spot).copied().unwrap_or_default(), holders })
+        read(&self.connection.engine, "neighbourhood", "histories", async {
+            if holders == 0 {
+                return Ok(Neighbourhood::default());
+            }
+            let holding = self.connection.find::<Holding>(
+                HOLDERS,
+                doc! { "spot": spot.number(), "live": true },
+                doc! { "member": 1 },
+                doc! { "at": -1, "member": 1 },
+                i64::try_from(holders).unwrap_or(i64::MAX),
+            );
+            let one = [spot];
+            let (holding, degrees) = try_join(holding, self.degrees_of(&one)).await?;
+            let ids: Vec<&str> = holding.iter().map(|holding| holding.member.as_str()).collect();
+            if ids.is_empty() {
+                return Ok(Neighbourhood::default());
+            }
+            let known: Vec<Known> = self
+                .connection
+                .find(
+                    MEMBERS,
+                    doc! { "_id": { "$in": ids } },
+                    doc! { "degree": 1, "recent": 1 },
+                    doc! {},
+                    0,
+                )
+                .await?;
+            let mut known: HashMap<String, Known> =
+                known.into_iter().map(|known| (known.member.clone(), known)).collect();
+            let holders = holding
+                .iter()
+                // Skips members who are being forgotten.
+                .filter_map(|holding| {
+                    known.remove(&holding.member).filter(|known| known.degree > 0)
+                })
+                .map(|known| Holder {
+                    degree: u64::try_from(known.degree).unwrap_or_default(),
+                    recent: known.recent.into_iter().filter_map(SpotId::new).collect(),
+                })
+                .collect();
+            Ok(Neighbourhood { degree: degrees.get(&spot).copied().unwrap_or_default(), holders })
+        })
+        .await
     }
 
     async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError> {
-        let ids: Vec<i64> = spots.iter().map(|spot| spot.number()).collect();
-        let query = doc! { "_id": { "$in": ids }, "degree": { "$gt": 0 } };
-        let found: Vec<Degree> =
-            self.connection.find(DEGREES, query, doc! { "degree": 1 }, doc! {}, 0).await?;
-        Ok(found
-            .into_iter()
-            .filter_map(|found| Some((SpotId::new(found.spot)?, u64::try_from(found.degree).ok()?)))
-            .collect())
+        read(&self.connection.engine, "degrees", "histories", self.degrees_of(spots)).await
     }
 
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
-        let needed = i64::try_from(self.rules.max_age.saturating_add(MARGIN).as_micros())
-            .unwrap_or(i64::MAX);
-        let now = now.timestamp_micros();
-        let dead_before = now.saturating_sub(needed);
-        let dead = doc! { "oldest_dead_at": { "$lt": dead_before } };
-        let forgotten = doc! { "forgotten_until": { "$lt": now } };
-        let removed = self.prune_members(dead, dead_before, now).await?
-            + self.prune_members(forgotten, dead_before, now).await?;
-        self.prune_holders(dead_before).await?;
-        Ok(removed)
+        write(&self.connection.engine, "prune", "histories", async {
+            let needed = i64::try_from(self.rules.max_age.saturating_add(MARGIN).as_micros())
+                .unwrap_or(i64::MAX);
+            let now = now.timestamp_micros();
+            let dead_before = now.saturating_sub(needed);
+            let dead = doc! { "oldest_dead_at": { "$lt": dead_before } };
+            let forgotten = doc! { "forgotten_until": { "$lt": now } };
+            let removed = self.prune_members(dead, dead_before, now).await?
+                + self.prune_members(forgotten, dead_before, now).await?;
+            self.prune_holders(dead_before).await?;
+            Ok(removed)
+        })
+        .await
     }
 }
 

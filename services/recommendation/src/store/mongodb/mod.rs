@@ -5,6 +5,7 @@
 //! the resulting updates of other documents until they are done. These updates are idempotent.
 //! Writes are sent as `update` commands of many statements.
 
+mod collections;
 mod connection;
 mod errors;
 mod history;
@@ -23,12 +24,12 @@ use async_trait::async_trait;
 use mongodb::bson::doc;
 use mongodb::options::ClientOptions;
 use tourin_chassis::clock::SharedClock;
-use tourin_chassis::health::Outcomes;
 use tourin_chassis::pruning::PassLog;
 
 use self::connection::{Connection, Statement};
 use crate::app::ports::{HistoryStore, PortError, SpotReplica};
-use crate::servers::{Server, ServerStats};
+use crate::operation::{Engine, StoreMetrics};
+use crate::servers::Server;
 use crate::store::HistoryRules;
 use tourin_chassis::config::ServerUrl;
 use uuid::Uuid;
@@ -64,8 +65,9 @@ pub async fn open(
     url: &ServerUrl,
     rules: HistoryRules,
     clock: SharedClock,
+    metrics: &StoreMetrics,
 ) -> anyhow::Result<Documents> {
-    open_with(url, rules, clock, |_| {}).await
+    open_with(url, rules, clock, metrics, |_| {}).await
 }
 
 /// [`open`] with adjusted options of the driver.
@@ -73,6 +75,7 @@ async fn open_with(
     url: &ServerUrl,
     rules: HistoryRules,
     clock: SharedClock,
+    metrics: &StoreMetrics,
     adjust: impl FnOnce(&mut ClientOptions),
 ) -> anyhow::Result<Documents> {
     let mut options = ClientOptions::parse(url.expose())
@@ -80,7 +83,7 @@ async fn open_with(
         .ok()
         .context("expected mongodb://[user:password@]host[:port][,host...][/database][?options]")?;
     adjust(&mut options);
-    let connection = Connection::new(options, DEFAULT_DATABASE)?;
+    let connection = Connection::new(options, DEFAULT_DATABASE, metrics)?;
     let recorder = recorder::Recorder::start(recorder::Recording {
         connection: connection.clone(),
         rules,
@@ -93,7 +96,6 @@ async fn open_with(
         server: Arc::new(MongoServer {
             address: connection.address(),
             connection,
-            outcomes: Outcomes::default(),
             probe: i64::try_from(Uuid::new_v4().as_u128() % PROBES).unwrap_or_default(),
         }),
     })
@@ -102,23 +104,18 @@ async fn open_with(
 struct MongoServer {
     connection: Connection,
     address: String,
-    outcomes: Outcomes,
     /// The id of this process's document in [`PROBE`].
     probe: i64,
 }
 
 #[async_trait]
 impl Server for MongoServer {
-    fn name(&self) -> &'static str {
-        "mongodb"
+    fn engine(&self) -> &Engine {
+        &self.connection.engine
     }
 
     fn address(&self) -> &str {
         &self.address
-    }
-
-    fn stats(&self) -> Arc<ServerStats> {
-        self.connection.stats()
     }
 
     async fn prepare(&self) -> Result<(), PortError> {
@@ -135,9 +132,5 @@ impl Server for MongoServer {
             update: doc! { "$currentDate": { "written_at": true } },
         };
         self.connection.upsert_where(PROBE, &[write]).await.map(drop)
-    }
-
-    fn outcomes(&self) -> &Outcomes {
-        &self.outcomes
     }
 }

@@ -7,8 +7,8 @@ use mongodb::bson::doc;
 use serde::Deserialize;
 use tourin_chassis::pruning::{PassLog, StoreTimes};
 
+use super::collections::STATE;
 use super::connection::{Connection, Statement};
-use super::history::STATE;
 
 pub(super) struct MongoPasses(pub(super) Connection);
 

@@ -15,8 +15,8 @@ use futures::future::try_join;
 use mongodb::bson::doc;
 use tourin_chassis::clock::SharedClock;
 
+use super::collections::{DEGREES, DELETED, HOLDERS, MEMBERS, STATE};
 use super::connection::{Connection, STATEMENTS, Statement};
-use super::history::{DEGREES, DELETED, HOLDERS, MEMBERS, STATE};
 use super::member::{Effect, Member, random};
 use crate::app::ports::{HistoryEvent, Kept, PortError};
 use crate::batcher::{Batcher, Work};

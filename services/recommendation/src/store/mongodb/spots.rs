@@ -19,6 +19,7 @@ use serde::Deserialize;
 use super::connection::{Connection, Index, Statement};
 use crate::app::ports::{PortError, SpotReplica, SpotState, TagCursor};
 use crate::domain::spot::{Place, Spot, SpotId};
+use crate::operation::{read, write};
 
 const SPOTS: &str = "spots";
 const LOG: &str = "core_log";
@@ -162,58 +163,67 @@ impl TryFrom<Stored> for Spot {
 #[async_trait]
 impl SpotReplica for MongoSpots {
     async fn merge(&self, states: &[SpotState]) -> Result<usize, PortError> {
-        if states.is_empty() {
-            return Ok(0);
-        }
-        let ids: Vec<i64> = states.iter().map(|state| id_of(state).number()).collect();
-        let versions = self.0.find::<Version>(
-            SPOTS,
-            doc! { "_id": { "$in": ids } },
-            doc! { "generation": 1, "version": 1, "swept": 1, "resync": 1 },
-            doc! {},
-            0,
-        );
-        let (log, versions) = try_join(self.log(), versions).await?;
-        let versions: HashMap<i64, Version> = versions.into_iter().map(|v| (v.id, v)).collect();
-
-        let (mut unknown, mut newer, mut confirmed) = (Vec::new(), Vec::new(), Vec::new());
-        for state in states {
-            // Skips writes without effect. The statement's condition decides about the others.
-            let known = versions.get(&id_of(state).number());
-            match known.filter(|known| !known.is_below(state, log.generation)) {
-                None if !versions.contains_key(&id_of(state).number()) => unknown.push(state),
-                None => newer.push(write(state, &log)),
-                Some(known) if matches!(state, SpotState::Live(_)) && known.resync < log.resync => {
-                    confirmed.push(known.id);
-                }
-                Some(_) => {}
+        write(&self.0.engine, "merge", "spots", async {
+            if states.is_empty() {
+                return Ok(0);
             }
-        }
-        // An insert is much less work for the server than a conditional upsert. Documents that another
-        // replica has inserted meanwhile are upserted.
-        let documents: Vec<Document> = unknown.iter().map(|state| document(state, &log)).collect();
-        let inserted = self.0.insert(SPOTS, &documents).await?;
-        newer.extend(inserted.refused.into_iter().map(|at| write(unknown[at], &log)));
-        let changed = self.0.upsert_where(SPOTS, &newer);
-        let (changed, ()) = try_join(changed, self.confirm(confirmed, &log)).await?;
-        let (updated, changed) = (changed.matched, inserted.matched + changed.matched);
-        if updated < newer.len() as u64 {
-            // Another replica was faster, perhaps before this resync began. Mark its spots as
-            // mentioned, so that the sweep keeps them.
-            let live = states.iter().filter(|state| matches!(state, SpotState::Live(_)));
-            self.confirm(live.map(|state| id_of(state).number()).collect(), &log).await?;
-        }
-        Ok(usize::try_from(changed).unwrap_or(usize::MAX))
+            let ids: Vec<i64> = states.iter().map(|state| id_of(state).number()).collect();
+            let versions = self.0.find::<Version>(
+                SPOTS,
+                doc! { "_id": { "$in": ids } },
+                doc! { "generation": 1, "version": 1, "swept": 1, "resync": 1 },
+                doc! {},
+                0,
+            );
+            let (log, versions) = try_join(self.log(), versions).await?;
+            let versions: HashMap<i64, Version> = versions.into_iter().map(|v| (v.id, v)).collect();
+
+            let (mut unknown, mut newer, mut confirmed) = (Vec::new(), Vec::new(), Vec::new());
+            for state in states {
+                // Skips writes without effect. The statement's condition decides about the others.
+                let known = versions.get(&id_of(state).number());
+                match known.filter(|known| !known.is_below(state, log.generation)) {
+                    None if !versions.contains_key(&id_of(state).number()) => unknown.push(state),
+                    None => newer.push(statement(state, &log)),
+                    Some(known)
+                        if matches!(state, SpotState::Live(_)) && known.resync < log.resync =>
+                    {
+                        confirmed.push(known.id);
+                    }
+                    Some(_) => {}
+                }
+            }
+            // An insert is much less work for the server than a conditional upsert. Documents that another
+            // replica has inserted meanwhile are upserted.
+            let documents: Vec<Document> =
+                unknown.iter().map(|state| document(state, &log)).collect();
+            let inserted = self.0.insert(SPOTS, &documents).await?;
+            newer.extend(inserted.refused.into_iter().map(|at| statement(unknown[at], &log)));
+            let changed = self.0.upsert_where(SPOTS, &newer);
+            let (changed, ()) = try_join(changed, self.confirm(confirmed, &log)).await?;
+            let (updated, changed) = (changed.matched, inserted.matched + changed.matched);
+            if updated < newer.len() as u64 {
+                // Another replica was faster, perhaps before this resync began. Mark its spots as
+                // mentioned, so that the sweep keeps them.
+                let live = states.iter().filter(|state| matches!(state, SpotState::Live(_)));
+                self.confirm(live.map(|state| id_of(state).number()).collect(), &log).await?;
+            }
+            Ok(usize::try_from(changed).unwrap_or(usize::MAX))
+        })
+        .await
     }
 
     async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let ids: Vec<i64> = ids.iter().map(|id| id.number()).collect();
-        let query = doc! { "_id": { "$in": ids }, "deleted": false };
-        let found: Vec<Stored> = self.0.find(SPOTS, query, doc! {}, doc! {}, 0).await?;
-        found.into_iter().map(|stored| Spot::try_from(stored).map(|s| (s.id, s))).collect()
+        read(&self.0.engine, "find", "spots", async {
+            if ids.is_empty() {
+                return Ok(HashMap::new());
+            }
+            let ids: Vec<i64> = ids.iter().map(|id| id.number()).collect();
+            let query = doc! { "_id": { "$in": ids }, "deleted": false };
+            let found: Vec<Stored> = self.0.find(SPOTS, query, doc! {}, doc! {}, 0).await?;
+            found.into_iter().map(|stored| Spot::try_from(stored).map(|s| (s.id, s))).collect()
+        })
+        .await
     }
 
     async fn near(
@@ -222,29 +232,32 @@ impl SpotReplica for MongoSpots {
         tags: Option<&[String]>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
-        let Some(point) = point(place).filter(|_| limit > 0) else {
-            return Ok(Vec::new());
-        };
-        let mut query = doc! { "deleted": false };
-        if let Some(tags) = tags {
-            query.insert("tags", doc! { "$in": tags.to_vec() });
-        }
-        let pipeline = vec![
-            doc! { "$geoNear": {
-                "near": point,
-                "key": "place",
-                "spherical": true,
-                "distanceField": "distance_m",
-                "query": query,
-            } },
-            doc! { "$limit": integer(limit.saturating_add(TIES)) },
-        ];
-        let mut found: Vec<Near> = self.0.aggregate(SPOTS, pipeline).await?;
-        found.sort_by(|a, b| {
-            a.distance_m.total_cmp(&b.distance_m).then_with(|| a.spot.id.cmp(&b.spot.id))
-        });
-        found.truncate(limit);
-        found.into_iter().map(|near| Spot::try_from(near.spot)).collect()
+        read(&self.0.engine, "near", "spots", async {
+            let Some(point) = point(place).filter(|_| limit > 0) else {
+                return Ok(Vec::new());
+            };
+            let mut query = doc! { "deleted": false };
+            if let Some(tags) = tags {
+                query.insert("tags", doc! { "$in": tags.to_vec() });
+            }
+            let pipeline = vec![
+                doc! { "$geoNear": {
+                    "near": point,
+                    "key": "place",
+                    "spherical": true,
+                    "distanceField": "distance_m",
+                    "query": query,
+                } },
+                doc! { "$limit": integer(limit.saturating_add(TIES)) },
+            ];
+            let mut found: Vec<Near> = self.0.aggregate(SPOTS, pipeline).await?;
+            found.sort_by(|a, b| {
+                a.distance_m.total_cmp(&b.distance_m).then_with(|| a.spot.id.cmp(&b.spot.id))
+            });
+            found.truncate(limit);
+            found.into_iter().map(|near| Spot::try_from(near.spot)).collect()
+        })
+        .await
     }
 
     async fn most_tagged(
@@ -252,86 +265,99 @@ impl SpotReplica for MongoSpots {
         after: Option<TagCursor>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
-        if limit == 0 {
-            return Ok(Vec::new());
-        }
-        let mut query = doc! { "deleted": false };
-        if let Some(after) = after {
-            let tags = integer(after.tags);
-            query.insert(
-                "$or",
-                vec![
-                    doc! { "tag_count": { "$lt": tags } },
-                    doc! { "tag_count": tags, "_id": { "$gt": after.id.number() } },
-                ],
-            );
-        }
-        let sort = doc! { "tag_count": -1, "_id": 1 };
-        let found: Vec<Stored> = self.0.find(SPOTS, query, doc! {}, sort, integer(limit)).await?;
-        found.into_iter().map(Spot::try_from).collect()
+        read(&self.0.engine, "most tagged", "spots", async {
+            if limit == 0 {
+                return Ok(Vec::new());
+            }
+            let mut query = doc! { "deleted": false };
+            if let Some(after) = after {
+                let tags = integer(after.tags);
+                query.insert(
+                    "$or",
+                    vec![
+                        doc! { "tag_count": { "$lt": tags } },
+                        doc! { "tag_count": tags, "_id": { "$gt": after.id.number() } },
+                    ],
+                );
+            }
+            let sort = doc! { "tag_count": -1, "_id": 1 };
+            let found: Vec<Stored> =
+                self.0.find(SPOTS, query, doc! {}, sort, integer(limit)).await?;
+            found.into_iter().map(Spot::try_from).collect()
+        })
+        .await
     }
 
     async fn is_whole(&self) -> Result<bool, PortError> {
-        Ok(self.log().await?.is_whole)
+        read(&self.0.engine, "find", "log", async { Ok(self.log().await?.is_whole) }).await
     }
 
     async fn log_id(&self) -> Result<Option<String>, PortError> {
-        Ok(self.log().await?.log_id)
+        read(&self.0.engine, "find", "log", async { Ok(self.log().await?.log_id) }).await
     }
 
     async fn adopt_log(&self, log_id: &str) -> Result<(), PortError> {
-        for _ in 0..ADOPT_ATTEMPTS {
-            let log = self.log().await?;
-            let adopted = match &log.log_id {
-                Some(known) if known == log_id => return Ok(()),
-                Some(_) => {
-                    let next = Statement {
-                        query: doc! { "_id": CURRENT, "generation": log.generation },
-                        update: doc! { "$set": {
-                            "log_id": log_id,
-                            "generation": log.generation.saturating_add(1),
-                        } },
-                    };
-                    self.0.update(LOG, &[next]).await?
+        write(&self.0.engine, "adopt", "log", async {
+            for _ in 0..ADOPT_ATTEMPTS {
+                let log = self.log().await?;
+                let adopted = match &log.log_id {
+                    Some(known) if known == log_id => return Ok(()),
+                    Some(_) => {
+                        let next = Statement {
+                            query: doc! { "_id": CURRENT, "generation": log.generation },
+                            update: doc! { "$set": {
+                                "log_id": log_id,
+                                "generation": log.generation.saturating_add(1),
+                            } },
+                        };
+                        self.0.update(LOG, &[next]).await?
+                    }
+                    None => {
+                        let first = Statement {
+                            query: doc! { "_id": CURRENT, "log_id": { "$exists": false } },
+                            update: doc! { "$set": { "log_id": log_id, "generation": 0_i64 } },
+                        };
+                        self.0.upsert_where(LOG, &[first]).await?.matched
+                    }
+                };
+                if adopted > 0 {
+                    return Ok(());
                 }
-                None => {
-                    let first = Statement {
-                        query: doc! { "_id": CURRENT, "log_id": { "$exists": false } },
-                        update: doc! { "$set": { "log_id": log_id, "generation": 0_i64 } },
-                    };
-                    self.0.upsert_where(LOG, &[first]).await?.matched
-                }
-            };
-            if adopted > 0 {
-                return Ok(());
             }
-        }
-        Err(PortError::failed(anyhow::anyhow!("replicas disagree about core's log")))
+            Err(PortError::failed(anyhow::anyhow!("replicas disagree about core's log")))
+        })
+        .await
     }
 
     async fn begin_resync(&self) -> Result<u64, PortError> {
-        let number = self.0.increment(LOG, CURRENT, "resync").await?;
-        Ok(number.unsigned_abs())
+        write(&self.0.engine, "begin", "resync", async {
+            let number = self.0.increment(LOG, CURRENT, "resync").await?;
+            Ok(number.unsigned_abs())
+        })
+        .await
     }
 
     async fn sweep(&self, resync: u64) -> Result<u64, PortError> {
-        let log = self.log().await?;
-        let query = doc! { "deleted": false, "$or": [
-            { "resync": { "$lt": stored(resync) } },
-            // A spot that the current log does not mention does not exist, whatever its resync.
-            { "generation": { "$lt": log.generation } },
-        ] };
-        let mut set = deleted_fields();
-        set.insert("swept", true);
-        let update = doc! { "$set": set, "$unset": { "place": "" } };
-        let removed = self.0.update_all(SPOTS, query, update).await?;
-        self.0.create_indexes(&indexes()).await?;
-        let complete = Statement {
-            query: doc! { "_id": CURRENT },
-            update: doc! { "$set": { "is_whole": true } },
-        };
-        self.0.update(LOG, &[complete]).await?;
-        Ok(removed)
+        write(&self.0.engine, "sweep", "spots", async {
+            let log = self.log().await?;
+            let query = doc! { "deleted": false, "$or": [
+                { "resync": { "$lt": stored(resync) } },
+                // A spot that the current log does not mention does not exist, whatever its resync.
+                { "generation": { "$lt": log.generation } },
+            ] };
+            let mut set = deleted_fields();
+            set.insert("swept", true);
+            let update = doc! { "$set": set, "$unset": { "place": "" } };
+            let removed = self.0.update_all(SPOTS, query, update).await?;
+            self.0.create_indexes(&indexes()).await?;
+            let complete = Statement {
+                query: doc! { "_id": CURRENT },
+                update: doc! { "$set": { "is_whole": true } },
+            };
+            self.0.update(LOG, &[complete]).await?;
+            Ok(removed)
+        })
+        .await
     }
 }
 
@@ -352,8 +378,8 @@ fn stored(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Writes a state if it is newer than the document.
-fn write(state: &SpotState, log: &Log) -> Statement {
+/// The write of a state, if it is newer than the document.
+fn statement(state: &SpotState, log: &Log) -> Statement {
     let (generation, version) = (log.generation, version_of(state));
     let mut below = vec![
         doc! { "generation": { "$lt": generation } },

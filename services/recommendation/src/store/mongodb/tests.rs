@@ -11,14 +11,15 @@ use tokio::io::AsyncReadExt as _;
 use tourin_chassis::clock::ManualClock;
 use tourin_testbed::Proxy;
 
+use super::collections::{DEGREES, HOLDERS, MEMBERS};
 use super::connection::{Connection, Statement};
-use super::history::{DEGREES, HOLDERS, MEMBERS};
 use super::member::Member;
 use super::recorder::{Recording, grow};
 use super::{Documents, open_with};
 use crate::app::ports::{HistoryEvent, Kept, PortError, SpotState};
 use crate::domain::interaction::{Change, Moment};
 use crate::domain::spot::{Place, Spot, SpotId};
+use crate::operation::StoreMetrics;
 use crate::store::HistoryRules;
 use crate::test_servers;
 use tourin_chassis::config::ServerUrl;
@@ -40,7 +41,7 @@ impl TestDatabase {
         let mut options =
             mongodb::options::ClientOptions::parse(test_servers::mongodb().expose()).await.unwrap();
         options.default_database = Some(name.clone());
-        let connection = Connection::new(options, "unused").unwrap();
+        let connection = Connection::new(options, "unused", &StoreMetrics::default()).unwrap();
         // As at the end of a resync.
         connection.create_indexes(&super::spots::indexes()).await.unwrap();
         Self { documents, name, now, rules, connection }
@@ -58,7 +59,7 @@ impl TestDatabase {
 
 async fn documents(database: &str, rules: HistoryRules, now: DateTime<Utc>) -> Documents {
     let clock = Arc::new(ManualClock::new(now));
-    open_with(&test_servers::mongodb(), rules, clock, |options| {
+    open_with(&test_servers::mongodb(), rules, clock, &StoreMetrics::default(), |options| {
         options.default_database = Some(database.to_owned());
     })
     .await
@@ -234,23 +235,23 @@ async fn replicas_that_change_the_same_members_lose_and_double_nothing() {
 #[tokio::test]
 async fn a_thousand_events_take_a_few_dozen_round_trips() {
     let db = database().await;
-    let stats = db.documents.server.stats();
+    let engine = db.documents.server.engine();
     let events: Vec<_> = (0..1_000)
         .map(|n| event(&format!("member{}", n % 200), n / 7, Change::Viewed, n))
         .collect();
-    let before = stats.commands();
+    let before = engine.commands();
     let began = Instant::now();
     let outcomes = join_all(events.iter().map(|event| db.documents.histories.record(event))).await;
     assert!(outcomes.into_iter().all(|kept| kept.unwrap() == Kept::Applied));
-    let round_trips = stats.commands() - before;
+    let round_trips = engine.commands() - before;
     println!("1,000 events: {round_trips} round trips, {:?}", began.elapsed());
     assert!(round_trips <= 75, "{round_trips}");
 
     let spots: Vec<SpotState> = (0..400).map(|n| SpotState::Live(spot(n, 1, 37.0))).collect();
-    let before = stats.commands();
+    let before = engine.commands();
     assert_eq!(db.documents.spots.merge(&spots).await.unwrap(), 400);
     assert_eq!(db.documents.spots.merge(&spots).await.unwrap(), 0);
-    let round_trips = stats.commands() - before;
+    let round_trips = engine.commands() - before;
     println!("400 spots, twice: {round_trips} round trips");
     assert!(round_trips <= 14, "{round_trips}");
     db.drop().await;
@@ -347,13 +348,14 @@ async fn a_server_that_was_slow_for_a_short_time_is_available_again() {
     let proxy = Proxy::open_to_url(test_servers::mongodb().expose()).await;
     let url: ServerUrl = proxy.url(test_servers::mongodb().expose()).parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
-    let documents = open_with(&url, HistoryRules::default(), clock, |options| {
-        options.default_database = Some(test_servers::unique());
-        // Otherwise the driver would connect to the server's own address, past the proxy.
-        options.direct_connection = Some(true);
-    })
-    .await
-    .unwrap();
+    let documents =
+        open_with(&url, HistoryRules::default(), clock, &StoreMetrics::default(), |options| {
+            options.default_database = Some(test_servers::unique());
+            // Otherwise the driver would connect to the server's own address, past the proxy.
+            options.direct_connection = Some(true);
+        })
+        .await
+        .unwrap();
     documents.spots.is_whole().await.unwrap();
 
     // Longer than a read may take.
@@ -373,7 +375,10 @@ async fn an_unreachable_server_is_unavailable_and_its_password_is_not_repeated()
     let url: ServerUrl =
         "mongodb://user:hunter2@127.0.0.1:1/?directConnection=true".parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
-    let documents = open_with(&url, HistoryRules::default(), clock.clone(), |_| {}).await.unwrap();
+    let documents =
+        open_with(&url, HistoryRules::default(), clock.clone(), &StoreMetrics::default(), |_| {})
+            .await
+            .unwrap();
     assert_eq!(documents.server.address(), "127.0.0.1:1");
     let error = documents.histories.profile("member1", 1).await.unwrap_err();
     assert!(matches!(error, PortError::Unavailable(_)), "{error}");
@@ -383,7 +388,10 @@ async fn an_unreachable_server_is_unavailable_and_its_password_is_not_repeated()
     assert!(!format!("{error} {error:?}").contains("hunter2"));
 
     let url: ServerUrl = "mysql://user:hunter2@there".parse().unwrap();
-    let error = open_with(&url, HistoryRules::default(), clock, |_| {}).await.err().unwrap();
+    let error = open_with(&url, HistoryRules::default(), clock, &StoreMetrics::default(), |_| {})
+        .await
+        .err()
+        .unwrap();
     assert!(!format!("{error:#} {error:?}").contains("hunter2"));
 }
 
@@ -394,7 +402,10 @@ async fn a_tls_url_connects_with_tls() {
     let url = format!("mongodb://user:hunter2@{addr}/?tls=true&directConnection=true");
     let clock = Arc::new(ManualClock::new(start()));
     let url: ServerUrl = url.parse().unwrap();
-    let documents = open_with(&url, HistoryRules::default(), clock.clone(), |_| {}).await.unwrap();
+    let documents =
+        open_with(&url, HistoryRules::default(), clock.clone(), &StoreMetrics::default(), |_| {})
+            .await
+            .unwrap();
     let reading = tokio::spawn(async move { documents.histories.profile("member1", 1).await });
     let (mut client, _) = listener.accept().await.unwrap();
     let mut first = [0; 1];
@@ -407,7 +418,10 @@ async fn a_tls_url_connects_with_tls() {
     // This URL is refused before any DNS lookup.
     let unsupported: ServerUrl = "mongodb+srv://user:hunter2@there:27017".parse().unwrap();
     let error =
-        open_with(&unsupported, HistoryRules::default(), clock, |_| {}).await.err().unwrap();
+        open_with(&unsupported, HistoryRules::default(), clock, &StoreMetrics::default(), |_| {})
+            .await
+            .err()
+            .unwrap();
     assert!(!format!("{error:#} {error:?}").contains("hunter2"));
 }
 

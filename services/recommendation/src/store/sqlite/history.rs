@@ -8,24 +8,26 @@ use sqlx::SqliteConnection;
 use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 
 use super::writer::{Change, Writer};
-use super::{PRUNE_BATCH, count, ids_as_json, micros, prune_all};
+use super::{count, delete_before, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
 use crate::domain::interaction::{Kind, Moment, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
+use crate::operation::{Engine, read, write};
 use crate::store::HistoryRules;
 use crate::store::interaction::{Interaction, Stamp};
 
 pub(super) struct SqliteHistories {
     db: Database,
     writer: Writer,
+    engine: Engine,
     rules: HistoryRules,
 }
 
 impl SqliteHistories {
-    pub(super) fn new(db: Database, writer: Writer, rules: HistoryRules) -> Self {
-        Self { db, writer, rules }
+    pub(super) fn new(db: Database, writer: Writer, engine: Engine, rules: HistoryRules) -> Self {
+        Self { db, writer, engine, rules }
     }
 }
 
@@ -33,7 +35,7 @@ impl SqliteHistories {
 impl HistoryStore for SqliteHistories {
     async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
         let change = Record { event: event.clone(), recent: self.rules.recent };
-        self.writer.commit(change).await
+        write(&self.engine, "record", "histories", self.writer.commit(change)).await
     }
 
     async fn forget(
@@ -43,52 +45,58 @@ impl HistoryStore for SqliteHistories {
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         let change = Forget { member: member.to_owned(), order: order.into(), remember_until };
-        self.writer.commit(change).await
+        write(&self.engine, "forget", "histories", self.writer.commit(change)).await
     }
 
     async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError> {
-        let rows: Vec<(i64, bool, i64)> = sqlx::query_as(
+        read(&self.engine, "profile", "histories", async {
+            let rows: Vec<(i64, bool, i64)> = sqlx::query_as(
             "SELECT spot_id, bookmarked, last_at FROM interactions WHERE member = ? AND live = 1
-             ORDER BY last_at DESC, spot_id",
+                 ORDER BY last_at DESC, spot_id",
         )
         .bind(member)
         .fetch_all(self.db.reader())
         .await
         .map_err(PortError::from)?;
-        let mut profile = Profile::default();
-        for (spot, bookmarked, last_at) in rows {
-            let Some(spot) = SpotId::new(spot) else {
-                continue;
-            };
-            profile.known.insert(spot);
-            if profile.recent.len() < limit {
-                profile.recent.push(Remembered {
-                    spot,
-                    kind: if bookmarked { Kind::Bookmark } else { Kind::View },
-                    last_at: from_micros(last_at).map_err(PortError::failed)?,
-                });
+            let mut profile = Profile::default();
+            for (spot, bookmarked, last_at) in rows {
+                let Some(spot) = SpotId::new(spot) else {
+                    continue;
+                };
+                profile.known.insert(spot);
+                if profile.recent.len() < limit {
+                    profile.recent.push(Remembered {
+                        spot,
+                        kind: if bookmarked { Kind::Bookmark } else { Kind::View },
+                        last_at: from_micros(last_at).map_err(PortError::failed)?,
+                    });
+                }
             }
-        }
-        Ok(profile)
+            Ok(profile)
+        })
+        .await
     }
 
     async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
-        let rows: Vec<(i64, bool, bool)> = sqlx::query_as(
-            "SELECT spot_id, bookmarked, viewed_at IS NOT NULL FROM interactions
-             WHERE member = ? AND live = 1 ORDER BY spot_id",
-        )
-        .bind(member)
-        .fetch_all(self.db.reader())
-        .await
-        .map_err(PortError::from)?;
-        let spots = |matches: fn(&(i64, bool, bool)) -> bool| {
-            let matching = rows.iter().filter(|row| matches(row));
-            matching.filter_map(|(spot, ..)| SpotId::new(*spot)).take(limit).collect()
-        };
-        Ok(Deeds {
-            bookmarked: spots(|(_, bookmarked, _)| *bookmarked),
-            viewed: spots(|(_, _, viewed)| *viewed),
+        read(&self.engine, "deeds", "histories", async {
+            let rows: Vec<(i64, bool, bool)> = sqlx::query_as(
+                "SELECT spot_id, bookmarked, viewed_at IS NOT NULL FROM interactions
+                 WHERE member = ? AND live = 1 ORDER BY spot_id",
+            )
+            .bind(member)
+            .fetch_all(self.db.reader())
+            .await
+            .map_err(PortError::from)?;
+            let spots = |matches: fn(&(i64, bool, bool)) -> bool| {
+                let matching = rows.iter().filter(|row| matches(row));
+                matching.filter_map(|(spot, ..)| SpotId::new(*spot)).take(limit).collect()
+            };
+            Ok(Deeds {
+                bookmarked: spots(|(_, bookmarked, _)| *bookmarked),
+                viewed: spots(|(_, _, viewed)| *viewed),
+            })
         })
+        .await
     }
 
     async fn neighbourhood(
@@ -96,47 +104,61 @@ impl HistoryStore for SqliteHistories {
         spot: SpotId,
         holders: usize,
     ) -> Result<Neighbourhood, PortError> {
-        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
-            "SELECT members.degree, members.recent,
-                 (SELECT degree FROM spot_degrees WHERE spot_id = ?1)
-             FROM interactions JOIN members USING (member)
-             WHERE interactions.spot_id = ?1 AND live = 1
-             ORDER BY last_at DESC, interactions.member LIMIT ?2",
-        )
-        .bind(spot.number())
-        .bind(count(holders))
-        .fetch_all(self.db.reader())
+        read(&self.engine, "neighbourhood", "histories", async {
+            let rows: Vec<(i64, String, i64)> = sqlx::query_as(
+                "SELECT members.degree, members.recent,
+                     (SELECT degree FROM spot_degrees WHERE spot_id = ?1)
+                 FROM interactions JOIN members USING (member)
+                 WHERE interactions.spot_id = ?1 AND live = 1
+                 ORDER BY last_at DESC, interactions.member LIMIT ?2",
+            )
+            .bind(spot.number())
+            .bind(count(holders))
+            .fetch_all(self.db.reader())
+            .await
+            .map_err(PortError::from)?;
+            let mut neighbourhood = Neighbourhood::default();
+            for (degree, recent, spot_degree) in rows {
+                neighbourhood.degree = u64::try_from(spot_degree).unwrap_or_default();
+                let recent: Vec<i64> = serde_json::from_str(&recent).map_err(PortError::failed)?;
+                neighbourhood.holders.push(Holder {
+                    degree: u64::try_from(degree).unwrap_or_default(),
+                    recent: recent.into_iter().filter_map(SpotId::new).collect(),
+                });
+            }
+            Ok(neighbourhood)
+        })
         .await
-        .map_err(PortError::from)?;
-        let mut neighbourhood = Neighbourhood::default();
-        for (degree, recent, spot_degree) in rows {
-            neighbourhood.degree = u64::try_from(spot_degree).unwrap_or_default();
-            let recent: Vec<i64> = serde_json::from_str(&recent).map_err(PortError::failed)?;
-            neighbourhood.holders.push(Holder {
-                degree: u64::try_from(degree).unwrap_or_default(),
-                recent: recent.into_iter().filter_map(SpotId::new).collect(),
-            });
-        }
-        Ok(neighbourhood)
     }
 
     async fn degrees(&self, spots: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError> {
-        let rows: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT spot_id, degree FROM spot_degrees
-             WHERE spot_id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(ids_as_json(spots))
-        .fetch_all(self.db.reader())
+        read(&self.engine, "degrees", "histories", async {
+            let rows: Vec<(i64, i64)> = sqlx::query_as(
+                "SELECT spot_id, degree FROM spot_degrees
+                 WHERE spot_id IN (SELECT value FROM json_each(?))",
+            )
+            .bind(ids_as_json(spots))
+            .fetch_all(self.db.reader())
+            .await
+            .map_err(PortError::from)?;
+            Ok(rows
+                .into_iter()
+                .filter_map(|(spot, degree)| {
+                    Some((SpotId::new(spot)?, u64::try_from(degree).ok()?))
+                })
+                .collect())
+        })
         .await
-        .map_err(PortError::from)?;
-        Ok(rows
-            .into_iter()
-            .filter_map(|(spot, degree)| Some((SpotId::new(spot)?, u64::try_from(degree).ok()?)))
-            .collect())
     }
 
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
-        prune_all(|| self.writer.commit(Prune { now, rules: self.rules })).await
+        write(
+            &self.engine,
+            "prune",
+            "histories",
+            prune_all(|| self.writer.commit(Prune { now, rules: self.rules })),
+        )
+        .await
     }
 }
 
@@ -152,7 +174,7 @@ impl Change for Record {
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Kept> {
         let HistoryEvent { member, spot, .. } = &self.event;
         let stamp = Stamp::from(self.event.occurred);
-        let (before, forgotten) = read(connection, member, *spot, stamp).await?;
+        let (before, forgotten) = stored(connection, member, *spot, stamp).await?;
         if forgotten {
             return Ok(Kept::Forgotten);
         }
@@ -225,7 +247,7 @@ impl Record {
 }
 
 /// The row, and whether the member was forgotten after the change with this stamp.
-async fn read(
+async fn stored(
     connection: &mut SqliteConnection,
     member: &str,
     spot: SpotId,
@@ -324,12 +346,7 @@ impl Change for Prune {
                 now,
             ),
         ] {
-            removed += sqlx::query(statement)
-                .bind(before)
-                .bind(PRUNE_BATCH)
-                .execute(&mut *connection)
-                .await?
-                .rows_affected();
+            removed += delete_before(connection, statement, before).await?;
         }
         Ok(removed)
     }

@@ -9,12 +9,11 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
-use tourin_shared_events::sqlite::to_micros;
+use tourin_shared_events::sqlite::{from_micros, to_micros};
 
 use super::micros;
-use super::trend::{move_landmark, time};
 use crate::domain::decay::Decay;
-use crate::domain::trend::{CONFIRMED_AFTER, jump_of};
+use crate::domain::trend::{CONFIRMED_AFTER, NEGLIGIBLE, jump_of};
 
 /// The trend's latest time is stored only if it changes by at least this, in microseconds.
 const SEEN_EVERY: u64 = 1_000_000;
@@ -125,4 +124,30 @@ pub(super) async fn drop_jump(connection: &mut SqliteConnection) -> sqlx::Result
         sqlx::query(statement).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// Scales every score to a new landmark, and deletes negligible ones.
+pub(super) async fn move_landmark(
+    connection: &mut SqliteConnection,
+    decay: Decay,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    sqlx::query("UPDATE trend_scores SET score = score * ?")
+        .bind(decay.move_factor(from, to))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("DELETE FROM trend_scores WHERE score < ?")
+        .bind(NEGLIGIBLE)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE trend_state SET landmark = ?")
+        .bind(to_micros(to))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn time(micros: i64) -> sqlx::Result<DateTime<Utc>> {
+    from_micros(micros).map_err(|error| sqlx::Error::Decode(error.into()))
 }

@@ -17,7 +17,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
 use tourin_chassis::clock::SharedClock;
-use tourin_chassis::health::Outcomes;
 use tourin_chassis::pruning::PassLog;
 use tourin_shared_events::dead_letters::SqliteDeadLetters;
 use tourin_shared_events::sqlite::{Database, Migration, is_unreachable, write_probe};
@@ -27,7 +26,8 @@ use super::{HistoryRules, Stores};
 use crate::app::ports::PortError;
 use crate::domain::spot::SpotId;
 use crate::domain::trend::TrendRules;
-use crate::servers::{Server, ServerStats};
+use crate::operation::{Engine, StoreMetrics};
+use crate::servers::Server;
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -79,26 +79,29 @@ pub async fn open(
     let dead_letters = SqliteDeadLetters::open(db.clone()).await?;
     db.prepare_probe().await?;
     let writer = Writer::start(db.clone());
+    let engine = Engine::embedded("sqlite");
     let embedded = File {
         address: file.display().to_string(),
         writer: writer.clone(),
-        stats: Arc::default(),
-        outcomes: Outcomes::default(),
+        engine: engine.clone(),
     };
+    let (file, by) = (db.clone(), writer.clone());
     let trend =
-        trend::SqliteTrend::open(db.clone(), writer.clone(), trend_rules, clock.now()).await?;
+        trend::SqliteTrend::open(file, by, engine.clone(), trend_rules, clock.now()).await?;
     let failure = writer.failure();
     let passes: Arc<dyn PassLog> = Arc::new(passes::SqlitePasses::new(db.clone(), writer.clone()));
     Ok(Stores {
         held: None,
+        metrics: StoreMetrics::default(),
         failure,
         trend: Arc::new(trend),
         histories: Arc::new(history::SqliteHistories::new(
             db.clone(),
             writer.clone(),
+            engine.clone(),
             history_rules,
         )),
-        spots: Arc::new(spots::SqliteSpots::new(db, writer)),
+        spots: Arc::new(spots::SqliteSpots::new(db, writer, engine)),
         trend_passes: Arc::clone(&passes),
         history_passes: passes,
         dead_letters: Arc::new(dead_letters),
@@ -118,8 +121,7 @@ impl From<sqlx::Error> for PortError {
 struct File {
     address: String,
     writer: Writer,
-    stats: Arc<ServerStats>,
-    outcomes: Outcomes,
+    engine: Engine,
 }
 
 /// A small write in the queue of the changes of events.
@@ -136,16 +138,12 @@ impl Change for Probe {
 
 #[async_trait]
 impl Server for File {
-    fn name(&self) -> &'static str {
-        "sqlite"
+    fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     fn address(&self) -> &str {
         &self.address
-    }
-
-    fn stats(&self) -> Arc<ServerStats> {
-        Arc::clone(&self.stats)
     }
 
     /// The file is already open and migrated.
@@ -155,10 +153,6 @@ impl Server for File {
 
     async fn write_probe(&self) -> Result<(), PortError> {
         self.writer.commit(Probe).await
-    }
-
-    fn outcomes(&self) -> &Outcomes {
-        &self.outcomes
     }
 }
 
@@ -176,6 +170,20 @@ where
             return Ok(removed);
         }
     }
+}
+
+/// Runs a statement that deletes up to a number of rows from before a time, by these two parameters, with
+/// [`PRUNE_BATCH`] as the number. Returns how many it deleted.
+async fn delete_before<T>(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    before: T,
+) -> sqlx::Result<u64>
+where
+    T: for<'q> sqlx::Encode<'q, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite> + Send + 'static,
+{
+    let deleted = sqlx::query(statement).bind(before).bind(PRUNE_BATCH).execute(connection).await?;
+    Ok(deleted.rows_affected())
 }
 
 /// A number of rows as SQLite's integer, saturating.

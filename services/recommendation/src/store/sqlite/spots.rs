@@ -10,6 +10,7 @@ use super::writer::{Change, Writer};
 use super::{count, ids_as_json};
 use crate::app::ports::{PortError, SpotReplica, SpotState, TagCursor};
 use crate::domain::spot::{Place, Spot, SpotId};
+use crate::operation::{Engine, read, write};
 
 /// Half the widths, in degrees, of the boxes that are searched for near spots until one has enough:
 /// from a town (about 5 km) to the complete Earth.
@@ -18,11 +19,12 @@ const HALF_WIDTHS: [f64; 6] = [0.05, 0.2, 0.8, 3.2, 12.8, 360.0];
 pub(super) struct SqliteSpots {
     db: Database,
     writer: Writer,
+    engine: Engine,
 }
 
 impl SqliteSpots {
-    pub(super) fn new(db: Database, writer: Writer) -> Self {
-        Self { db, writer }
+    pub(super) fn new(db: Database, writer: Writer, engine: Engine) -> Self {
+        Self { db, writer, engine }
     }
 }
 
@@ -63,22 +65,25 @@ fn spots(rows: Vec<Row>) -> Result<Vec<Spot>, PortError> {
 #[async_trait]
 impl SpotReplica for SqliteSpots {
     async fn merge(&self, states: &[SpotState]) -> Result<usize, PortError> {
-        self.writer.commit(Merge(states.to_vec())).await
+        write(&self.engine, "merge", "spots", self.writer.commit(Merge(states.to_vec()))).await
     }
 
     async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let rows = sqlx::query_as(
-            "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
-             WHERE deleted = 0 AND id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(ids_as_json(ids))
-        .fetch_all(self.db.reader())
+        read(&self.engine, "find", "spots", async {
+            if ids.is_empty() {
+                return Ok(HashMap::new());
+            }
+            let rows = sqlx::query_as(
+                "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
+                 WHERE deleted = 0 AND id IN (SELECT value FROM json_each(?))",
+            )
+            .bind(ids_as_json(ids))
+            .fetch_all(self.db.reader())
+            .await
+            .map_err(PortError::from)?;
+            Ok(spots(rows)?.into_iter().map(|spot| (spot.id, spot)).collect())
+        })
         .await
-        .map_err(PortError::from)?;
-        Ok(spots(rows)?.into_iter().map(|spot| (spot.id, spot)).collect())
     }
 
     async fn near(
@@ -87,14 +92,17 @@ impl SpotReplica for SqliteSpots {
         tags: Option<&[String]>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
-        let tags = tags.map(strings_as_json);
-        for half_width in HALF_WIDTHS {
-            let found = self.in_box(place, half_width, tags.as_deref(), limit).await?;
-            if found.len() >= limit || half_width >= HALF_WIDTHS[HALF_WIDTHS.len() - 1] {
-                return Ok(found);
+        read(&self.engine, "near", "spots", async {
+            let tags = tags.map(strings_as_json);
+            for half_width in HALF_WIDTHS {
+                let found = self.in_box(place, half_width, tags.as_deref(), limit).await?;
+                if found.len() >= limit || half_width >= HALF_WIDTHS[HALF_WIDTHS.len() - 1] {
+                    return Ok(found);
+                }
             }
-        }
-        Ok(Vec::new())
+            Ok(Vec::new())
+        })
+        .await
     }
 
     async fn most_tagged(
@@ -102,46 +110,55 @@ impl SpotReplica for SqliteSpots {
         after: Option<TagCursor>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
-        let (tags, id) =
-            after.map_or((i64::MAX, 0), |after| (count(after.tags), after.id.number()));
-        let rows = sqlx::query_as(
-            "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
-             WHERE deleted = 0 AND tag_count <= ?1 AND (tag_count < ?1 OR id > ?2)
-             ORDER BY tag_count DESC, id LIMIT ?3",
-        )
-        .bind(tags)
-        .bind(id)
-        .bind(count(limit))
-        .fetch_all(self.db.reader())
+        read(&self.engine, "most tagged", "spots", async {
+            let (tags, id) =
+                after.map_or((i64::MAX, 0), |after| (count(after.tags), after.id.number()));
+            let rows = sqlx::query_as(
+                "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
+                 WHERE deleted = 0 AND tag_count <= ?1 AND (tag_count < ?1 OR id > ?2)
+                 ORDER BY tag_count DESC, id LIMIT ?3",
+            )
+            .bind(tags)
+            .bind(id)
+            .bind(count(limit))
+            .fetch_all(self.db.reader())
+            .await
+            .map_err(PortError::from)?;
+            spots(rows)
+        })
         .await
-        .map_err(PortError::from)?;
-        spots(rows)
     }
 
     async fn is_whole(&self) -> Result<bool, PortError> {
-        sqlx::query_scalar("SELECT has_ended FROM resyncs")
-            .fetch_one(self.db.reader())
-            .await
-            .map_err(PortError::from)
+        read(&self.engine, "find", "log", async {
+            sqlx::query_scalar("SELECT has_ended FROM resyncs")
+                .fetch_one(self.db.reader())
+                .await
+                .map_err(PortError::from)
+        })
+        .await
     }
 
     async fn log_id(&self) -> Result<Option<String>, PortError> {
-        sqlx::query_scalar("SELECT log_id FROM core_log")
-            .fetch_optional(self.db.reader())
-            .await
-            .map_err(PortError::from)
+        read(&self.engine, "find", "log", async {
+            sqlx::query_scalar("SELECT log_id FROM core_log")
+                .fetch_optional(self.db.reader())
+                .await
+                .map_err(PortError::from)
+        })
+        .await
     }
 
     async fn adopt_log(&self, log_id: &str) -> Result<(), PortError> {
-        self.writer.commit(AdoptLog(log_id.to_owned())).await
+        write(&self.engine, "adopt", "log", self.writer.commit(AdoptLog(log_id.to_owned()))).await
     }
 
     async fn begin_resync(&self) -> Result<u64, PortError> {
-        self.writer.commit(BeginResync).await
+        write(&self.engine, "begin", "resync", self.writer.commit(BeginResync)).await
     }
 
     async fn sweep(&self, resync: u64) -> Result<u64, PortError> {
-        self.writer.commit(Sweep(resync)).await
+        write(&self.engine, "sweep", "spots", self.writer.commit(Sweep(resync))).await
     }
 }
 

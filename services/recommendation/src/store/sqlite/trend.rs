@@ -8,15 +8,16 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 
-use super::jump::{Settled, drop_jump, settle};
+use super::jump::{Settled, drop_jump, move_landmark, settle};
 use super::writer::{Change, Writer};
-use super::{PRUNE_BATCH, count, ids_as_json, micros, prune_all};
+use super::{count, delete_before, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
 use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
 use crate::domain::decay::Decay;
 use crate::domain::interaction::{Kind, Moment};
 use crate::domain::spot::SpotId;
-use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, jump_of, rank};
+use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, best, jump_of};
+use crate::operation::{Engine, read, write};
 use crate::store::interaction::Stamp;
 
 /// Spots read beyond the limit, so that ties at the end are ordered by id and not by the last bits
@@ -26,6 +27,7 @@ const TIES: usize = 64;
 pub(super) struct SqliteTrend {
     db: Database,
     writer: Writer,
+    engine: Engine,
     rules: TrendRules,
 }
 
@@ -35,12 +37,13 @@ impl SqliteTrend {
     pub(super) async fn open(
         db: Database,
         writer: Writer,
+        engine: Engine,
         rules: TrendRules,
         now: DateTime<Utc>,
     ) -> Result<Self, PortError> {
         let adopt = AdoptHalfLife { half_life: rules.half_life, now };
         writer.commit(adopt).await?;
-        Ok(Self { db, writer, rules })
+        Ok(Self { db, writer, engine, rules })
     }
 
     /// Reverts the effect of a clock that was ahead, before scores are read with the right clock.
@@ -60,35 +63,32 @@ impl SqliteTrend {
 impl TrendStore for SqliteTrend {
     async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
         let change = Record { event: event.clone(), rules: self.rules };
-        self.writer.commit(change).await
+        write(&self.engine, "record", "trend", self.writer.commit(change)).await
     }
 
     async fn top(&self, limit: usize, now: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
-        self.settle(now).await?;
-        // One statement, so that the scores and the landmark belong together.
-        let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
-            "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
-             ORDER BY score DESC, spot_id LIMIT ?",
-        )
-        .bind(count(limit.saturating_add(TIES)))
-        .fetch_all(self.db.reader())
-        .await
-        .map_err(PortError::from)?;
-        let Some((_, _, landmark)) = rows.first() else {
-            return Ok(Vec::new());
-        };
-        let landmark = from_micros(*landmark).map_err(PortError::failed)?.min(now);
-        let decay = self.rules.decay();
-        let live = rows
-            .into_iter()
-            .filter_map(|(spot, score, _)| {
+        read(&self.engine, "top", "trend", async {
+            self.settle(now).await?;
+            // One statement, so that the scores and the landmark belong together.
+            let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
+                "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
+                 ORDER BY score DESC, spot_id LIMIT ?",
+            )
+            .bind(count(limit.saturating_add(TIES)))
+            .fetch_all(self.db.reader())
+            .await
+            .map_err(PortError::from)?;
+            let Some((_, _, landmark)) = rows.first() else {
+                return Ok(Vec::new());
+            };
+            let landmark = from_micros(*landmark).map_err(PortError::failed)?.min(now);
+            let decay = self.rules.decay();
+            let scored = rows.into_iter().filter_map(|(spot, score, _)| {
                 Some(Ranked { spot: SpotId::new(spot)?, value: decay.value(score, landmark, now) })
-            })
-            .filter(|ranked| ranked.value >= self.rules.floor)
-            .collect();
-        let mut top = rank(live);
-        top.truncate(limit);
-        Ok(top)
+            });
+            Ok(best(scored, self.rules.floor, limit))
+        })
+        .await
     }
 
     async fn values(
@@ -96,24 +96,27 @@ impl TrendStore for SqliteTrend {
         spots: &[SpotId],
         now: DateTime<Utc>,
     ) -> Result<HashMap<SpotId, f64>, PortError> {
-        self.settle(now).await?;
-        let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
-            "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
-             WHERE spot_id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(ids_as_json(spots))
-        .fetch_all(self.db.reader())
-        .await
-        .map_err(PortError::from)?;
-        let decay = self.rules.decay();
-        let mut values = HashMap::new();
-        for (spot, score, landmark) in rows {
-            let landmark = from_micros(landmark).map_err(PortError::failed)?.min(now);
-            if let Some(spot) = SpotId::new(spot) {
-                values.insert(spot, decay.value(score, landmark, now));
+        read(&self.engine, "values", "trend", async {
+            self.settle(now).await?;
+            let rows: Vec<(i64, f64, i64)> = sqlx::query_as(
+                "SELECT spot_id, score, (SELECT landmark FROM trend_state) FROM trend_scores
+                 WHERE spot_id IN (SELECT value FROM json_each(?))",
+            )
+            .bind(ids_as_json(spots))
+            .fetch_all(self.db.reader())
+            .await
+            .map_err(PortError::from)?;
+            let decay = self.rules.decay();
+            let mut values = HashMap::new();
+            for (spot, score, landmark) in rows {
+                let landmark = from_micros(landmark).map_err(PortError::failed)?.min(now);
+                if let Some(spot) = SpotId::new(spot) {
+                    values.insert(spot, decay.value(score, landmark, now));
+                }
             }
-        }
-        Ok(values)
+            Ok(values)
+        })
+        .await
     }
 
     async fn forget(
@@ -123,11 +126,17 @@ impl TrendStore for SqliteTrend {
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         let change = Forget { subject: subject.to_owned(), order: order.into(), remember_until };
-        self.writer.commit(change).await
+        write(&self.engine, "forget", "trend", self.writer.commit(change)).await
     }
 
     async fn prune(&self, now: DateTime<Utc>) -> Result<u64, PortError> {
-        prune_all(|| self.writer.commit(Prune { now, rules: self.rules })).await
+        write(
+            &self.engine,
+            "prune",
+            "trend",
+            prune_all(|| self.writer.commit(Prune { now, rules: self.rules })),
+        )
+        .await
     }
 }
 
@@ -218,28 +227,6 @@ impl Change for Record {
         }
         Ok(Counted::Applied)
     }
-}
-
-/// Scales every score to a new landmark, and deletes negligible ones.
-pub(super) async fn move_landmark(
-    connection: &mut SqliteConnection,
-    decay: Decay,
-    from: DateTime<Utc>,
-    to: DateTime<Utc>,
-) -> sqlx::Result<()> {
-    sqlx::query("UPDATE trend_scores SET score = score * ?")
-        .bind(decay.move_factor(from, to))
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query("DELETE FROM trend_scores WHERE score < ?")
-        .bind(NEGLIGIBLE)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query("UPDATE trend_state SET landmark = ?")
-        .bind(to_micros(to))
-        .execute(connection)
-        .await?;
-    Ok(())
 }
 
 struct Settle {
@@ -355,42 +342,21 @@ impl Change for Prune {
             "DELETE FROM trend_forgotten WHERE subject IN
                  (SELECT subject FROM trend_forgotten WHERE kept_until < ? LIMIT ?)",
         ] {
-            removed += sqlx::query(statement)
-                .bind(now)
-                .bind(PRUNE_BATCH)
-                .execute(&mut *connection)
-                .await?
-                .rows_affected();
+            removed += delete_before(connection, statement, now).await?;
         }
         // A count is needed while an event within its window can still arrive.
         let needed = self.rules.max_age + self.rules.window + MARGIN;
-        removed += sqlx::query(
-            "DELETE FROM trend_counted WHERE (subject, spot_id, kind, counted_at) IN
+        let counted = "DELETE FROM trend_counted WHERE (subject, spot_id, kind, counted_at) IN
                  (SELECT subject, spot_id, kind, counted_at FROM trend_counted
-                  WHERE counted_at < ? LIMIT ?)",
-        )
-        .bind(now.saturating_sub(micros(needed)))
-        .bind(PRUNE_BATCH)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
+                  WHERE counted_at < ? LIMIT ?)";
+        removed += delete_before(connection, counted, now.saturating_sub(micros(needed))).await?;
 
         let decay = self.rules.decay();
         let Settled { landmark, .. } = settle(connection, decay, self.now).await?;
         let negligible = decay.score(NEGLIGIBLE, landmark.min(self.now), self.now);
-        removed += sqlx::query(
-            "DELETE FROM trend_scores WHERE spot_id IN
-                 (SELECT spot_id FROM trend_scores WHERE score < ? LIMIT ?)",
-        )
-        .bind(negligible)
-        .bind(PRUNE_BATCH)
-        .execute(connection)
-        .await?
-        .rows_affected();
+        let scores = "DELETE FROM trend_scores WHERE spot_id IN
+                 (SELECT spot_id FROM trend_scores WHERE score < ? LIMIT ?)";
+        removed += delete_before(connection, scores, negligible).await?;
         Ok(removed)
     }
-}
-
-pub(super) fn time(micros: i64) -> sqlx::Result<DateTime<Utc>> {
-    from_micros(micros).map_err(|error| sqlx::Error::Decode(error.into()))
 }

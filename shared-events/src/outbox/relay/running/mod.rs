@@ -15,7 +15,6 @@ use self::outcome::{Published, publish};
 use super::Relay;
 use super::held::{Held, Out, Queued};
 use super::unroutable::Unroutable;
-use crate::counters::count;
 use crate::outbox::shard::all_shards;
 use crate::outbox::{Refusal, Shard};
 use crate::trace::EventSpan;
@@ -215,8 +214,7 @@ impl<'a> Running<'a> {
     }
 
     fn gauge(&self) {
-        let shards = u64::try_from(self.held.len()).unwrap_or(u64::MAX);
-        self.relay.stats.shards.store(shards, std::sync::atomic::Ordering::Relaxed);
+        self.relay.metrics.shards.set(i64::try_from(self.held.len()).unwrap_or(i64::MAX));
     }
 
     /// Without a shard, one row of any shard is enough to see that there is work.
@@ -368,7 +366,7 @@ impl<'a> Running<'a> {
                 Some(value)
             }
             Err(error) => {
-                count(&self.relay.stats.store_failures);
+                self.relay.metrics.store_failures.inc();
                 self.store_failures = self.store_failures.saturating_add(1);
                 let wait = self.relay.settings.backoff.after(self.store_failures);
                 self.store_back_at = Instant::now() + wait;

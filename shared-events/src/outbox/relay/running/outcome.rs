@@ -4,7 +4,6 @@ use tokio::time::{Instant, timeout};
 
 use super::Running;
 use crate::bus::PublishError;
-use crate::counters::count;
 use crate::outbox::Refusal;
 use crate::outbox::relay::Relay;
 use crate::outbox::relay::held::Out;
@@ -46,7 +45,7 @@ impl Running<'_> {
 
     fn confirmed(&mut self, out: &Out, now: Instant) {
         let pending = &out.queued.pending;
-        count(&self.relay.stats.published);
+        self.relay.metrics.published.inc();
         self.bus_failures = 0;
         self.unroutable.confirmed(pending.seq);
         self.confirmed.push((pending.shard, pending.seq));
@@ -56,10 +55,10 @@ impl Running<'_> {
 
     fn failed(&mut self, mut out: Out, failure: Failure, now: Instant) {
         let backoff = self.relay.settings.backoff;
-        let stats = &self.relay.stats;
+        let metrics = &self.relay.metrics;
         let (span, class) = (out.queued.span.take(), failure.class());
         let _current = span.as_ref().map(EventSpan::enter);
-        count(&stats.failed);
+        metrics.failed.inc();
         out.queued.failures = out.queued.failures.saturating_add(1);
         let (failures, pending) = (out.queued.failures, &out.queued.pending);
         let (seq, shard) = (pending.seq, pending.shard);
@@ -76,7 +75,7 @@ impl Running<'_> {
                 self.again(out, span, class, now, at);
             }
             Failure::Bus(PublishError::Unroutable) => {
-                count(&stats.unroutable);
+                metrics.unroutable.inc();
                 self.hold_back(&out, span, class, now);
             }
             Failure::TimedOut => {
@@ -96,7 +95,7 @@ impl Running<'_> {
             Failure::Bus(PublishError::Invalid(reason)) => {
                 let give_up = pending.attempts.saturating_add(1) >= GIVE_UP_AFTER;
                 if give_up {
-                    count(&stats.rejected);
+                    metrics.dead_lettered.inc();
                     tracing::error!(seq, event = %id, routing_key, reason, "event dead-lettered");
                 } else {
                     tracing::warn!(seq, event = %id, routing_key, reason, "event cannot be carried");
