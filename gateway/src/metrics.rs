@@ -15,18 +15,18 @@ use crate::mesh_client::GATEWAY;
 use crate::routes::RouteTable;
 use crate::upstreams::Upstreams;
 
-/// How a try towards an instance ended.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TryOutcome {
     /// Answered with a status of this class, 1 to 5.
     Answered(u8),
     /// No connection; nothing was sent.
     ConnectFailed,
-    /// The connection was lost before the answer was whole.
+    /// The connection was lost before the response was complete.
     BrokenOff,
-    /// No answer in time.
+    /// No response in time.
     TimedOut,
-    /// Ended by the client: it left, or sent what is refused.
+    /// Ended by the client: it disconnected, or its request was refused.
     Abandoned,
 }
 
@@ -63,17 +63,17 @@ pub struct UpstreamMetrics {
 }
 
 impl UpstreamMetrics {
-    /// A try has ended so.
+    /// Counts an attempt by its outcome.
     pub fn tried(&self, outcome: TryOutcome) {
         self.tries[outcome.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request is sent to another instance.
+    /// Counts a retry.
     pub fn retried(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An instance took so long until its answer's head.
+    /// Records the time until an instance's response head.
     pub fn answered_after(&self, took: Duration) {
         self.seconds.observe(took.as_secs_f64());
     }
@@ -95,7 +95,7 @@ pub struct GatewayMetrics {
     pub service: Metrics,
     /// Of client connections.
     pub connections: ConnectionMetrics,
-    /// Of sessions that are carried by cookies: renewals, by what became of them.
+    /// Renewals of sessions by cookie, by outcome.
     pub renewals: CounterBy,
     upstreams: BTreeMap<String, Arc<UpstreamMetrics>>,
     refusals: CounterBy,
@@ -125,7 +125,7 @@ impl GatewayMetrics {
         let all = upstreams.clone();
         service.counters_read(
             "tourin_gateway_upstream_requests",
-            "Tries towards instances, by how they ended",
+            "Attempts on instances, by outcome",
             move || all.iter().flat_map(|(name, counts)| tries(name, counts)).collect(),
         );
         let all = upstreams.clone();
@@ -163,7 +163,7 @@ impl GatewayMetrics {
         self.upstreams.get(service)
     }
 
-    /// The gateway itself answered with this error.
+    /// Counts a refusal of the gateway itself.
     pub fn refused(&self, error: &str) {
         self.refusals.increase(error);
     }
@@ -203,7 +203,7 @@ impl GatewayMetrics {
         );
         self.service.gauge_read(
             "tourin_gateway_requests_in_flight",
-            "Requests on their way",
+            "Requests in progress",
             move || Some(concurrency.in_use() as f64),
         );
     }

@@ -75,7 +75,7 @@ pub(crate) fn of_consumers(
     metrics.gauges_read("tourin_consumer_oldest_age_seconds", help, move || {
         let now = clock.now();
         let age = |stats: &ConsumerStats| {
-            let age = stats.in_hand.oldest().map(|oldest| now - oldest).unwrap_or_default();
+            let age = stats.in_flight.oldest().map(|oldest| now - oldest).unwrap_or_default();
             age.as_seconds_f64().max(0.0)
         };
         waiting.iter().map(|(queue, stats)| (of_queue(queue), age(stats))).collect()

@@ -101,11 +101,11 @@ pub struct ServerStats {
 /// The current operations on a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operations {
-    /// Operations under way, each on its own connection.
+    /// Operations in progress, each on its own connection.
     pub under_way: u64,
     /// Operations that wait for a permit.
     pub waiting: u64,
-    /// The maximum number of operations under way.
+    /// The maximum number of operations in progress.
     pub max: u64,
 }
 
@@ -119,7 +119,7 @@ impl Drop for InProgress<'_> {
 }
 
 impl ServerStats {
-    /// Counters of a server with at most `max` operations under way.
+    /// Counters of a server with at most `max` operations in progress.
     pub(crate) fn bounded(max: u32) -> Self {
         Self { max: Some(u64::from(max)), ..Self::default() }
     }
@@ -180,7 +180,7 @@ impl Prepared {
 
 /// Waits for a server, then watches it until `stop`. Reports its state to `ready` and `prepared`. A
 /// server that comes back is prepared again, because it may be empty.
-pub async fn watch_over(
+pub async fn supervise(
     server: Arc<dyn Server>,
     ready: Dependency,
     prepared: watch::Sender<bool>,
@@ -341,8 +341,8 @@ mod tests {
         let (began, has_begun) = tokio::sync::oneshot::channel();
         let work = async { began.send(()).unwrap() };
         let working = tokio::spawn(prepared.then(work, stop.clone()));
-        let watcher = tokio::spawn(watch_over(fake.clone(), ready, sender, pace, stop.clone()));
-        let unready = "waiting for fake at there:1: out of reach: connection refused";
+        let watcher = tokio::spawn(supervise(fake.clone(), ready, sender, pace, stop.clone()));
+        let unready = "waiting for fake at there:1: unreachable: connection refused";
         let reason = async |expected: Option<&str>| {
             let end = tokio::time::Instant::now() + Duration::from_secs(10);
             while health.unready().get("fake").map(String::as_str) != expected {

@@ -20,7 +20,7 @@
 //! ordering key waits, and other keys continue.
 
 mod ages;
-mod in_hand;
+mod in_flight;
 mod pipeline;
 mod stats;
 
@@ -42,7 +42,7 @@ use crate::events::{Event, InvalidEvent, read};
 use crate::trace;
 
 pub use ages::{AGE_BUCKETS, Ages, AgesSnapshot};
-pub use in_hand::InHandTimes;
+pub use in_flight::InFlightTimes;
 pub use pipeline::Consumer;
 pub use stats::{ConsumerSnapshot, ConsumerStats};
 

@@ -37,21 +37,21 @@ counters! {
         replayed,
         /// Outcomes that the bus could not record. It delivers those events again.
         unsettled,
-        /// A gauge: deliveries in hand now.
+        /// A gauge: deliveries in flight now.
         held,
     }
     with
     /// The age of events when their effect was committed.
     ages: super::ages::Ages
     with
-    /// The times of the events in hand.
-    in_hand: super::in_hand::InHandTimes
+    /// The times of the events in flight.
+    in_flight: super::in_flight::InFlightTimes
 }
 
-/// Counts deliveries as in hand until it is dropped.
-pub(super) struct InHand<'a>(&'a ConsumerStats, u64);
+/// Counts deliveries as in flight until it is dropped.
+pub(super) struct InFlight<'a>(&'a ConsumerStats, u64);
 
-impl<'a> InHand<'a> {
+impl<'a> InFlight<'a> {
     pub(super) fn new(stats: &'a ConsumerStats, deliveries: usize) -> Self {
         let deliveries = u64::try_from(deliveries).unwrap_or(u64::MAX);
         stats.held.fetch_add(deliveries, Ordering::Relaxed);
@@ -59,7 +59,7 @@ impl<'a> InHand<'a> {
     }
 }
 
-impl Drop for InHand<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.held.fetch_sub(self.1, Ordering::Relaxed);
     }

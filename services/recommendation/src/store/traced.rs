@@ -14,12 +14,12 @@ use tourin_chassis::telemetry::{DbCall, Span, db_call};
 
 use super::Stores;
 use crate::app::ports::{
-    Counted, Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile, SpotReplica, SpotState,
-    TagCursor, TrendEvent, TrendStore,
+    HistoryEvent, HistoryOutcome, HistoryStore, Interactions, PortError, Profile, SpotReplica,
+    SpotState, TagCursor, TrendEvent, TrendOutcome, TrendStore,
 };
-use crate::domain::interaction::Moment;
+use crate::domain::interaction::ChangeOrder;
 use crate::domain::similarity::Neighbourhood;
-use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::spot::{Coordinates, Spot, SpotId};
 use crate::domain::trend::Ranked;
 use crate::servers::{BreakerOpen, Server, trouble};
 
@@ -97,7 +97,7 @@ impl<S: ?Sized> Traced<S> {
 
 #[async_trait]
 impl<S: TrendStore + ?Sized> TrendStore for Traced<S> {
-    async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
+    async fn record(&self, event: &TrendEvent) -> Result<TrendOutcome, PortError> {
         self.call("record", "trend", self.port.record(event)).await
     }
 
@@ -116,7 +116,7 @@ impl<S: TrendStore + ?Sized> TrendStore for Traced<S> {
     async fn forget(
         &self,
         subject: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         self.call("forget", "trend", self.port.forget(subject, order, remember_until)).await
@@ -129,14 +129,14 @@ impl<S: TrendStore + ?Sized> TrendStore for Traced<S> {
 
 #[async_trait]
 impl<S: HistoryStore + ?Sized> HistoryStore for Traced<S> {
-    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
+    async fn record(&self, event: &HistoryEvent) -> Result<HistoryOutcome, PortError> {
         self.call("record", "histories", self.port.record(event)).await
     }
 
     async fn forget(
         &self,
         member: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         self.call("forget", "histories", self.port.forget(member, order, remember_until)).await
@@ -146,8 +146,8 @@ impl<S: HistoryStore + ?Sized> HistoryStore for Traced<S> {
         self.call("profile", "histories", self.port.profile(member, limit)).await
     }
 
-    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
-        self.call("deeds", "histories", self.port.deeds(member, limit)).await
+    async fn interactions(&self, member: &str, limit: usize) -> Result<Interactions, PortError> {
+        self.call("interactions", "histories", self.port.interactions(member, limit)).await
     }
 
     async fn neighbourhood(
@@ -179,11 +179,11 @@ impl<S: SpotReplica + ?Sized> SpotReplica for Traced<S> {
 
     async fn near(
         &self,
-        place: Place,
+        coordinates: Coordinates,
         tags: Option<&[String]>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
-        self.call("near", "spots", self.port.near(place, tags, limit)).await
+        self.call("near", "spots", self.port.near(coordinates, tags, limit)).await
     }
 
     async fn most_tagged(
@@ -194,8 +194,8 @@ impl<S: SpotReplica + ?Sized> SpotReplica for Traced<S> {
         self.call("most tagged", "spots", self.port.most_tagged(after, limit)).await
     }
 
-    async fn is_whole(&self) -> Result<bool, PortError> {
-        self.call("find", "log", self.port.is_whole()).await
+    async fn is_complete(&self) -> Result<bool, PortError> {
+        self.call("find", "log", self.port.is_complete()).await
     }
 
     async fn log_id(&self) -> Result<Option<String>, PortError> {

@@ -1,6 +1,6 @@
 //! What the service's spans and metrics say: of events, of requests, of what is asked of stores.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 #[path = "../mesh/mod.rs"]
 mod mesh;
@@ -184,7 +184,7 @@ impl Handler for Waiting {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_wait_for_a_store_is_told_in_a_few_spans_and_what_follows_is_sampled() {
+async fn a_long_wait_for_a_store_exports_few_spans_and_later_events_are_sampled() {
     let store = all_spans();
     let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
     let deliveries = bus

@@ -14,7 +14,7 @@ pub struct BusSnapshot {
     /// Messages whose publishing has no result yet.
     pub unconfirmed: u64,
     /// Messages that the broker confirmed, since the start. This counter and the next ones include dead letters,
-    /// replays and answers.
+    /// replays and replies.
     pub confirmed: u64,
     /// Messages that the broker returned because no queue is bound for them, since the start.
     pub returned: u64,
@@ -85,10 +85,10 @@ impl BusStats {
     }
 
     /// Messages are in flight as long as the returned value lives.
-    pub(super) fn on_their_way(&self, messages: usize) -> OnTheirWay<'_> {
+    pub(super) fn unconfirmed(&self, messages: usize) -> Unconfirmed<'_> {
         let messages = messages as u64;
         self.unconfirmed.fetch_add(messages, Ordering::Relaxed);
-        OnTheirWay { stats: self, messages }
+        Unconfirmed { stats: self, messages }
     }
 
     pub(super) fn snapshot(
@@ -121,12 +121,12 @@ impl Drop for Blocked<'_> {
 }
 
 /// Ends with its owner, even when the confirms are no longer awaited.
-pub(super) struct OnTheirWay<'a> {
+pub(super) struct Unconfirmed<'a> {
     stats: &'a BusStats,
     messages: u64,
 }
 
-impl Drop for OnTheirWay<'_> {
+impl Drop for Unconfirmed<'_> {
     fn drop(&mut self) {
         self.stats.unconfirmed.fetch_sub(self.messages, Ordering::Relaxed);
     }

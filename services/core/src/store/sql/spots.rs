@@ -110,7 +110,7 @@ async fn revision(conn: &mut Connection) -> sqlx::Result<i64> {
 }
 
 /// Runs CPU-heavy work on a blocking thread.
-async fn off_thread<T: Send + 'static>(
+async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.into()))
@@ -192,7 +192,7 @@ async fn read_changes(store: &Store, known: i64) -> Result<(), StoreError> {
         return read_whole(store).await;
     }
     let index = store.index.clone();
-    let applied = off_thread(move || index.apply(now, changes)).await?;
+    let applied = on_blocking_thread(move || index.apply(now, changes)).await?;
     applied.map_err(|error| StoreError::Failed(error.into()))
 }
 
@@ -210,7 +210,7 @@ async fn read_whole(store: &Store) -> Result<(), StoreError> {
         if rows.is_empty() {
             break;
         }
-        index = off_thread(move || -> sqlx::Result<SpotIndex> {
+        index = on_blocking_thread(move || -> sqlx::Result<SpotIndex> {
             for row in &rows {
                 let (doc, spot) = indexed(row)?;
                 index.put(doc, &spot).map_err(|error| sqlx::Error::Decode(error.into()))?;
@@ -221,7 +221,7 @@ async fn read_whole(store: &Store) -> Result<(), StoreError> {
     }
     snapshot.rollback().await?;
     let live = store.index.clone();
-    off_thread(move || {
+    on_blocking_thread(move || {
         index.order();
         live.replace(revision, index);
     })

@@ -51,7 +51,7 @@ pub(super) struct Connection {
     /// Whether the last ping failed. Then operations fail at once until a ping succeeds. Otherwise
     /// every request during an outage would wait for the server selection timeout.
     is_down: Arc<AtomicBool>,
-    /// A permit for each operation under way. See [`size_pool`].
+    /// A permit for each operation in progress. See [`size_pool`].
     permits: Arc<Semaphore>,
 }
 

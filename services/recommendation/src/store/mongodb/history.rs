@@ -21,8 +21,10 @@ use super::connection::{Connection, Index, Statement};
 use super::member::Item;
 use super::recorder::{Change, Changed, Recorder};
 use crate::app::ingest::MARGIN;
-use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
-use crate::domain::interaction::{Kind, Moment, Remembered};
+use crate::app::ports::{
+    HistoryEvent, HistoryOutcome, HistoryStore, Interactions, PortError, Profile,
+};
+use crate::domain::interaction::{ChangeOrder, Kind, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
 use crate::store::HistoryRules;
@@ -216,7 +218,7 @@ struct Degree {
 
 #[async_trait]
 impl HistoryStore for MongoHistories {
-    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
+    async fn record(&self, event: &HistoryEvent) -> Result<HistoryOutcome, PortError> {
         match self.recorder.submit(Change::Record(event.clone())).await? {
             Changed::Recorded(kept) => Ok(kept),
             other => Err(unexpected(&other)),
@@ -226,7 +228,7 @@ impl HistoryStore for MongoHistories {
     async fn forget(
         &self,
         member: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         let until = remember_until.timestamp_micros();
@@ -263,7 +265,7 @@ impl HistoryStore for MongoHistories {
         })
     }
 
-    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
+    async fn interactions(&self, member: &str, limit: usize) -> Result<Interactions, PortError> {
         let query = doc! { "_id": member };
         let history: Option<History> =
             self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
@@ -277,7 +279,7 @@ impl HistoryStore for MongoHistories {
             let matching = items.iter().filter(|(_, interaction)| matches(interaction));
             matching.filter_map(|(spot, _)| SpotId::new(*spot)).take(limit).collect()
         };
-        Ok(Deeds {
+        Ok(Interactions {
             bookmarked: spots(|interaction| interaction.bookmarked),
             viewed: spots(|interaction| interaction.viewed_at.is_some()),
         })
