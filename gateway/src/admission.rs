@@ -13,7 +13,7 @@ use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::proxy::Session;
 use tokio::sync::watch;
 use tourin_chassis::identity::IdentitySigner;
-use tourin_registry_api::OUT_OF_REACH;
+use tourin_registry_api::UNREACHABLE;
 
 use crate::auth::{Authenticator, Caller, Credentials};
 use crate::authority::{self, Authority};
@@ -281,7 +281,7 @@ impl AdmissionFilter {
         };
         let mut report = serde_json::json!({"status": word, "unready": unready});
         if !*self.registry.borrow() {
-            report["missed"] = serde_json::json!({"registry": OUT_OF_REACH});
+            report["missed"] = serde_json::json!({"registry": UNREACHABLE});
         }
         (status, report)
     }

@@ -1,5 +1,5 @@
-//! One try of a request towards one instance: its facts, of which a span is made if the request's spans
-//! are kept, and its counts.
+//! One attempt of a request on one instance: its metrics, and the facts of its span, which is built
+//! later if the request's spans are exported.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,10 +13,10 @@ use crate::metrics::{TryOutcome, UpstreamMetrics};
 use crate::responses::Response;
 use crate::routes::Route;
 
-/// A try, under way or over.
+/// An attempt, in progress or ended.
 #[derive(Debug)]
 pub struct Attempt {
-    /// Where it went.
+    /// The instance.
     pub instance: Instance,
     span: SpanId,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -31,7 +31,7 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Begins a try of `request`.
+    /// Begins an attempt of `request`.
     pub fn begin(
         request: &DeferredRequest,
         instance: Instance,
@@ -58,12 +58,12 @@ impl Attempt {
         std::mem::take(&mut self.headers)
     }
 
-    /// Whether it is under way.
+    /// Whether it is in progress.
     pub fn is_open(&self) -> bool {
         self.took.is_none()
     }
 
-    /// The head of the answer is there.
+    /// The response's head has arrived.
     pub fn answered(&mut self, status: u16) {
         self.status = Some(status);
         if let Some(counts) = &self.counts {
@@ -73,8 +73,8 @@ impl Attempt {
         self.settle(TryOutcome::Answered(u8::try_from(status / 100).unwrap_or(5)));
     }
 
-    /// It failed, before or after the head of its answer. Gives the reason in a fixed word.
-    /// `verdict` is the answer where the gateway itself gave up, or the client made it.
+    /// The attempt failed, before or after the response's head. Returns the reason, one of a fixed set.
+    /// `verdict` is the gateway's response if the gateway or the client ended the attempt.
     pub fn failed(&mut self, error: &Error, verdict: Option<&Response>) -> &'static str {
         let (outcome, reason) = judge(error, verdict);
         if outcome == TryOutcome::Abandoned {
@@ -87,7 +87,7 @@ impl Attempt {
         reason
     }
 
-    /// The instance has done its part, or nobody waits for it any more.
+    /// The instance's response is complete, or no longer needed.
     pub fn end(&mut self) {
         self.took.get_or_insert_with(|| self.began.elapsed());
         self.settle(TryOutcome::Abandoned);
@@ -100,7 +100,7 @@ impl Attempt {
         }
     }
 
-    /// As the trace shows it; `number` of those before it.
+    /// The attempt's span; `number` attempts came before it.
     pub fn as_call<'a>(
         &'a self,
         method: &'a Method,
@@ -142,14 +142,14 @@ impl Drop for Attempt {
 fn judge(error: &Error, verdict: Option<&Response>) -> (TryOutcome, &'static str) {
     if let Some(answer) = verdict {
         return match answer.status {
-            // The only verdict over an instance.
+            // Only this one says something about the instance.
             StatusCode::GATEWAY_TIMEOUT => (TryOutcome::TimedOut, "timeout"),
             StatusCode::REQUEST_TIMEOUT => (TryOutcome::Abandoned, "client_too_slow"),
             _ => (TryOutcome::Abandoned, answer.refusal_kind().unwrap_or("answered")),
         };
     }
     if *error.esource() == ErrorSource::Downstream {
-        // Whoever is still there gets an answer.
+        // A client that is still connected gets a response.
         return (TryOutcome::Abandoned, "client_gone");
     }
     match error.etype() {

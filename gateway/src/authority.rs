@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_means_the_same_is_the_same() {
+    fn equivalent_authorities_are_equal() {
         let parse = |text: &str| Authority::parse(text.as_bytes()).unwrap();
         let key = |text: &str| (parse(text).host().to_owned(), parse(text).port_or(80));
         for (one, other) in [
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_authority_is_refused() {
+    fn an_invalid_authority_is_refused() {
         for bad in [
             "",
             ":80",

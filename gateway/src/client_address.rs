@@ -186,14 +186,14 @@ mod tests {
         client.host.as_ref().map(Authority::as_str)
     }
 
-    fn told(client: &Client, name: &HeaderName) -> String {
+    fn forwarded_header(client: &Client, name: &HeaderName) -> String {
         let headers = client.headers();
         let (_, value) = headers.iter().find(|(known, _)| known == name).unwrap();
         value.to_str().unwrap().to_owned()
     }
 
     #[test]
-    fn a_strangers_word_is_replaced() {
+    fn an_untrusted_clients_header_is_replaced() {
         let said = headers(&[
             ("host", "tourin.example"),
             ("x-forwarded-for", "1.1.1.1"),
@@ -203,17 +203,17 @@ mod tests {
         ]);
         let client = read("203.0.113.9:5000", &said, &[]);
         assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap());
-        assert_eq!(told(&client, &X_FORWARDED_FOR), "203.0.113.9");
-        assert_eq!(told(&client, &X_FORWARDED_PROTO), "http");
-        assert_eq!(told(&client, &X_FORWARDED_HOST), "tourin.example");
+        assert_eq!(forwarded_header(&client, &X_FORWARDED_FOR), "203.0.113.9");
+        assert_eq!(forwarded_header(&client, &X_FORWARDED_PROTO), "http");
+        assert_eq!(forwarded_header(&client, &X_FORWARDED_HOST), "tourin.example");
         assert_eq!(
-            told(&client, &http::header::FORWARDED),
+            forwarded_header(&client, &http::header::FORWARDED),
             "for=203.0.113.9;proto=http;host=\"tourin.example\""
         );
     }
 
     #[test]
-    fn a_trusted_proxy_is_believed_up_to_the_first_stranger() {
+    fn forwarded_addresses_are_trusted_up_to_the_first_untrusted_proxy() {
         let trusted = ["10.0.0.0/8", "::1"].map(|net| parse_network(net).unwrap());
         let said = headers(&[
             ("host", "gateway.internal"),
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap());
         assert_eq!(client.scheme, "https");
         assert_eq!(host(&client), Some("tourin.example"));
-        assert_eq!(told(&client, &X_FORWARDED_FOR), "203.0.113.9, 10.2.0.1, 10.1.2.3");
+        assert_eq!(forwarded_header(&client, &X_FORWARDED_FOR), "203.0.113.9, 10.2.0.1, 10.1.2.3");
 
         let said = headers(&[
             ("x-forwarded-for", "\u{e9}\", 203.0.113.9"),
@@ -238,7 +238,7 @@ mod tests {
         let broken = headers(&[("x-forwarded-for", "6.6.6.6, what?")]);
         let client = read("[::1]:5000", &broken, &trusted);
         assert_eq!(client.address, "::1".parse::<IpAddr>().unwrap());
-        assert!(told(&client, &http::header::FORWARDED).starts_with("for=\"[::1]\""));
+        assert!(forwarded_header(&client, &http::header::FORWARDED).starts_with("for=\"[::1]\""));
     }
 
     #[test]
@@ -257,8 +257,8 @@ mod tests {
         ]);
         assert_eq!(client.address, "2001:db8::9".parse::<IpAddr>().unwrap());
         assert_eq!((client.scheme, host(&client)), ("https", Some("tourin.example")));
-        assert_eq!(told(&client, &X_FORWARDED_FOR), "2001:db8::9, 10.2.0.1, 10.1.2.3");
-        // What cannot be read is nobody's word, and neither is what stands left of it.
+        assert_eq!(forwarded_header(&client, &X_FORWARDED_FOR), "2001:db8::9, 10.2.0.1, 10.1.2.3");
+        // An unreadable element is not trusted, nor is anything left of it.
         for line in
             ["for=\"6.6.6.6", "for=unknown", "for=_hidden, for=_known", "for=6.6.6.6, for=x y"]
         {
@@ -269,7 +269,7 @@ mod tests {
             let client = of(&[("forwarded", &format!("{junk}, for=203.0.113.9"))]);
             assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap(), "{junk}");
         }
-        // An invalid host is none.
+        // An invalid host is ignored.
         let client = of(&[("host", "h"), ("forwarded", "for=203.0.113.9;host=\"a b\"")]);
         assert_eq!(host(&client), Some("h"));
         // A proxy's own line stands after the client's.
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn scheme_and_host_are_believed_as_far_as_the_address() {
+    fn scheme_and_host_are_trusted_as_far_as_the_address() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
         let of = |peers: &str, protos: &str, hosts: &str| {
             let said = headers(&[
@@ -292,7 +292,7 @@ mod tests {
             (client.scheme, host(&client).unwrap().to_owned())
         };
         let said = |scheme, host: &str| (scheme, host.to_owned());
-        // The client's own words stand left of the proxy's.
+        // The client's own elements are left of the proxy's.
         assert_eq!(of("9.9.9.9", "https, http", "evil, tourin"), said("http", "tourin"));
         assert_eq!(of("6.6.6.6, 9.9.9.9", "http, https", "evil, tourin"), said("https", "tourin"));
         // Two proxies that add, and two of which the outer sets and the inner leaves alone.

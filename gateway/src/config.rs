@@ -97,7 +97,7 @@ pub struct Settings {
     /// The Redis from whose stream ended sessions are read.
     #[command(flatten)]
     pub sessions: SessionRedisSettings,
-    /// Milliseconds without word from core, or from Redis, after which the list of ended sessions is stale
+    /// Milliseconds without a response of core or Redis after which the list of ended sessions is stale
     #[arg(long, env = "TOURIN_GATEWAY_REVOCATION_STALE_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(100..=3_600_000))]
     pub revocation_stale_ms: u64,
     /// What calls that need a session get while it is stale

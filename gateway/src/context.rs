@@ -1,4 +1,4 @@
-//! What is known of one request while it is under way.
+//! The state of one request while it is in progress.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,59 +15,59 @@ use crate::connection::Connection;
 use crate::responses::Response;
 use crate::routes::Route;
 
-/// One request's way from its header to its line in the access log.
+/// The state of a request, from its head to its line in the access log.
 pub struct RequestContext {
-    /// When the header was complete.
+    /// When the head was complete.
     pub started: Instant,
-    /// The same by the clock on the wall.
+    /// The same as wall-clock time.
     pub started_at: SystemTime,
-    /// How long it took until the answer's head went out.
+    /// The time until the response's head was sent.
     pub answered_after: Option<Duration>,
-    /// The request in the trace; none before [`RequestContext::begin`].
+    /// The request's span; `None` before [`RequestContext::begin`].
     pub trace: Option<DeferredRequest>,
-    /// The tries towards instances. The last one may be under way.
+    /// The attempts on instances. The last one may be in progress.
     pub attempts: Vec<Attempt>,
     /// The client's connection.
     pub connection: Option<Arc<Connection>>,
-    /// The id that goes with it everywhere.
+    /// The request's id, in logs, headers and responses.
     pub request_id: HeaderValue,
-    /// The origin of the page that asked, when it is one from elsewhere that is allowed.
+    /// The page's origin, if it is another site's and allowed.
     pub cross_origin: Option<HeaderValue>,
-    /// What was decided when it was let in; `None` for what the gateway answers itself.
+    /// The result of admission; `None` for what the gateway answers itself.
     pub admitted: Option<Admitted>,
-    /// The new access token that the answer takes along, if it is there by then.
+    /// The renewal whose cookie goes on the response, if it is done by then.
     pub renewal: Option<Renewal>,
-    /// Instances (by id) that are not tried again.
+    /// The ids of instances that are not tried again.
     pub excluded: Vec<String>,
-    /// Whether this attempt's head has gone out, as far as this side can tell.
+    /// Whether this attempt's head was sent, as far as the gateway knows.
     pub head_sent: bool,
     /// Body bytes seen in this attempt.
     pub body_bytes: u64,
-    /// The answer to give when an attempt fails for a reason that Pingora cannot know.
+    /// The response if an attempt fails for a reason that Pingora does not know.
     pub verdict: Option<Response>,
-    /// The route that its path has, whether it was let in or not.
+    /// The route of its path, also of a refused request.
     pub route: Option<Arc<Route>>,
-    /// The gateway's own path that it asked for, if it did.
+    /// The path, if it is one of the gateway's own.
     pub own_path: Option<&'static str>,
-    /// What stands for the request's span before it begins.
+    /// Stands for the request's span before it begins.
     no_span: Span,
 }
 
-/// A request that goes to a service.
+/// An admitted request.
 pub struct Admitted {
-    /// Where to.
+    /// Its route.
     pub route: Arc<Route>,
-    /// On whose behalf, signed for that service.
+    /// The caller's identity, signed for that service.
     pub identity: HeaderValue,
-    /// From where.
+    /// The client's address.
     pub client: Client,
     /// Largest body in bytes.
     pub body_limit: u64,
-    /// Wait for the answer's first byte.
+    /// Longest wait for the response's first byte.
     pub first_byte_timeout: Duration,
-    /// When it must be over.
+    /// Its deadline.
     pub deadline: Instant,
-    /// Its place among the requests at once.
+    /// Counts it as a concurrent request.
     pub _permit: OwnedSemaphorePermit,
 }
 
@@ -96,13 +96,13 @@ impl Default for RequestContext {
 }
 
 impl RequestContext {
-    /// Begins the request's part of the trace, once it is known where its path leads.
+    /// Begins the request's span, once its route is known.
     pub fn begin(&mut self, service: &Service, header: &RequestHeader) {
         let request = self.request(&header.method);
         self.trace = Some(service.deferred(&header.headers, &request, self.started_at));
     }
 
-    /// It is over, answered with `status`.
+    /// The request has ended, with `status`.
     pub fn finish(&mut self, method: &Method, status: u16) {
         let Some(mut trace) = self.trace.take() else { return };
         let attempts = || {
@@ -119,7 +119,7 @@ impl RequestContext {
         HttpRequest {
             method,
             route: Some(self.route_name()),
-            // Probes come every few seconds and tell nothing.
+            // Probes come every few seconds and say nothing new.
             unsampled: self.own_path.is_some_and(|path| path.ends_with('z')),
         }
     }
@@ -129,12 +129,12 @@ impl RequestContext {
         self.trace.as_ref().map_or(&self.no_span, DeferredRequest::handle)
     }
 
-    /// The try under way.
+    /// The attempt in progress.
     pub fn open_attempt(&mut self) -> Option<&mut Attempt> {
         self.attempts.last_mut().filter(|attempt| attempt.is_open())
     }
 
-    /// The try under way has failed; `again` says whether there will be another one.
+    /// The attempt in progress has failed; `again` says whether another one follows.
     pub fn attempt_failed(&mut self, error: &pingora::Error, again: bool) {
         let verdict = self.verdict.take();
         if let Some(attempt) = self.open_attempt() {

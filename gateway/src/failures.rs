@@ -13,7 +13,7 @@ pub fn response(error: &Error) -> Option<Response> {
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, kind) => client_error(kind),
         (_, kind) if is_connect_failure(kind) => {
-            Some(Response::unavailable(messages::service_not_in_reach()))
+            Some(Response::unavailable(messages::service_unreachable()))
         }
         (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
             Some(Response::upstream_too_slow())

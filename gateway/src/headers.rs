@@ -1,4 +1,4 @@
-//! Headers of requests and responses on their way through the gateway.
+//! Headers of requests and responses that pass through the gateway.
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, SERVER, TE, TRAILER,
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_claims_and_tokens_do_not_come_through() {
+    fn forged_claims_and_tokens_are_stripped() {
         let mut request = request(&[
             ("Host", "tourin.example"),
             ("X-Tourin-Identity", "forged"),

@@ -131,7 +131,7 @@ impl ConcurrencyLimit {
         Self { permits: Arc::new(Semaphore::new(limit)), limit }
     }
 
-    /// Requests under way.
+    /// Requests in progress.
     pub fn in_use(&self) -> usize {
         self.limit.saturating_sub(self.permits.available_permits())
     }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_so_many_connections_however_it_spells_its_address() {
+    fn the_connection_limit_ignores_the_spelling_of_an_address() {
         let clients = ClientConnections::new(2);
         let enter = |address: &str| clients.try_add(address.parse().unwrap());
         let first = enter("203.0.113.1").unwrap();

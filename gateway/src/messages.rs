@@ -180,11 +180,11 @@ tourin_chassis::messages! {
         en: "no instance of {service} is up; try again",
         ko: "지금은 {service} 서비스를 이용할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
     }
-    pub(crate) fn no_instance_in_reach(service: &str) {
+    pub(crate) fn no_instance_reachable(service: &str) {
         en: "no instance of {service} can be reached; try again",
         ko: "지금은 {service} 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
     }
-    pub(crate) fn service_not_in_reach() {
+    pub(crate) fn service_unreachable() {
         en: "no instance of the service can be reached; try again",
         ko: "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
     }

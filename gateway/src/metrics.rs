@@ -14,18 +14,18 @@ use crate::mesh_client::GATEWAY;
 use crate::routes::RouteTable;
 use crate::upstreams::Upstreams;
 
-/// How a try towards an instance ended.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TryOutcome {
     /// Answered with a status of this class, 1 to 5.
     Answered(u8),
     /// No connection; nothing was sent.
     ConnectFailed,
-    /// The connection was lost before the answer was whole.
+    /// The connection was lost before the response was complete.
     BrokenOff,
-    /// No answer in time.
+    /// No response in time.
     TimedOut,
-    /// Ended by the client: it left, or sent what is refused.
+    /// Ended by the client: it disconnected, or its request was refused.
     Abandoned,
 }
 
@@ -62,17 +62,17 @@ pub struct UpstreamMetrics {
 }
 
 impl UpstreamMetrics {
-    /// A try has ended so.
+    /// Counts an attempt by its outcome.
     pub fn tried(&self, outcome: TryOutcome) {
         self.tries[outcome.index()].increase();
     }
 
-    /// A request is sent to another instance.
+    /// Counts a retry.
     pub fn retried(&self) {
         self.retries.increase();
     }
 
-    /// An instance took so long until its answer's head.
+    /// Records the time until an instance's response head.
     pub fn answered_after(&self, took: Duration) {
         self.seconds.observe(took.as_secs_f64());
     }
@@ -94,7 +94,7 @@ pub struct GatewayMetrics {
     pub service: Metrics,
     /// Of client connections.
     pub connections: ConnectionMetrics,
-    /// Of sessions that are carried by cookies: renewals, by what became of them.
+    /// Renewals of sessions by cookie, by outcome.
     pub renewals: CounterBy,
     upstreams: BTreeMap<String, Arc<UpstreamMetrics>>,
     refusals: CounterBy,
@@ -153,7 +153,7 @@ impl GatewayMetrics {
         self.upstreams.get(service)
     }
 
-    /// The gateway itself answered with this error.
+    /// Counts a refusal of the gateway itself.
     pub fn refused(&self, error: &str) {
         self.refusals.increase(error);
     }
@@ -193,7 +193,7 @@ impl GatewayMetrics {
         );
         self.service.gauge_read(
             "tourin_gateway_requests_in_flight",
-            "Requests on their way",
+            "Requests in progress",
             move || Some(concurrency.in_use() as f64),
         );
     }

@@ -215,7 +215,7 @@ fn security(access: &Access, described: Option<&Value>) -> Value {
         Access::Session | Access::Role(_) => json!([{"bearer": []}, {"cookie": []}]),
         Access::Anonymous => json!([]),
         Access::Public if !takes_a_session() => json!([]),
-        Access::Public | Access::Optional | Access::Ending => {
+        Access::Public | Access::Optional | Access::Logout => {
             json!([{}, {"bearer": []}, {"cookie": []}])
         }
     }

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_in_two_ways_names_nothing() {
+    fn an_ambiguous_path_is_refused() {
         for raw in [
             "/api/../internal/events",
             "/api/..",
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_meshs_own_is_known_in_any_spelling() {
+    fn internal_paths_are_recognised_in_any_spelling() {
         for raw in [
             "/internal",
             "/internal/log-filter",

@@ -1,9 +1,9 @@
-//! A request's way through the gateway, as Pingora's phases.
+//! The handling of a request in Pingora's phases.
 //!
 //! Delivery contract: a request is sent to another instance only while nothing can have happened at
-//! the first one. That is: the connection could not be made, or was lost while the head was still
-//! being written. Beyond that only idempotent methods are sent again, and only while the client has
-//! seen nothing of an answer. Time-outs are never retried.
+//! the first one: the connection failed, or was lost while the head was being written. Later only
+//! idempotent methods are sent again, and only while the client has received nothing of a response.
+//! Time-outs are never retried.
 
 use std::any::Any;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,21 +31,21 @@ use crate::metrics::GatewayMetrics;
 use crate::responses::Response;
 use crate::{failures, headers, messages};
 
-/// An error of ours; the answer to give is in the request's context.
+/// An error of the gateway; the response is in the request's context.
 const VERDICT: ErrorType = ErrorType::Custom("verdict");
-/// Status that is logged, never sent, when the client left before the answer.
+/// The status in the log when the client disconnected before the response. Never sent.
 const CLIENT_GONE: u16 = 499;
 
-/// Bounds on the way to an instance.
+/// Bounds of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct UpstreamLimits {
-    /// To connect.
+    /// Time to connect.
     pub connect_timeout: Duration,
-    /// For which an idle connection is kept.
+    /// Time for which an idle connection is kept.
     pub idle_timeout: Duration,
     /// Attempts for one request.
     pub tries: usize,
-    /// For which a client may stall.
+    /// Time for which a client may stall.
     pub client_stall: Duration,
 }
 
@@ -58,7 +58,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy for what `gate` lets in. Its spans are `service`'s.
+    /// A proxy for the requests that the filter admits. Its spans are `service`'s.
     pub fn new(
         admission: Arc<AdmissionFilter>,
         limits: UpstreamLimits,
@@ -130,10 +130,10 @@ impl ProxyHttp for Proxy {
     }
 
     fn init_downstream_modules(&self, _: &mut HttpModules) {
-        // No compression: answers are small, and services' bodies pass untouched.
+        // No compression: responses are small, and services' bodies pass unchanged.
     }
 
-    /// The accept loop hands the connection over by this way, for a first request too.
+    /// The accept loop passes the connection in this way, also for a first request.
     fn on_connection_reuse(
         &self,
         _: &mut Session,
@@ -179,7 +179,7 @@ impl ProxyHttp for Proxy {
             let message = if ctx.excluded.is_empty() {
                 messages::no_instance_is_up(&admitted.route.service)
             } else {
-                messages::no_instance_in_reach(&admitted.route.service)
+                messages::no_instance_reachable(&admitted.route.service)
             };
             return Err(verdict(ctx, Response::unavailable(message)));
         };
@@ -208,7 +208,7 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        // A second attempt starts from the start.
+        // A second attempt sends the body again.
         ctx.body_bytes = 0;
         ctx.head_sent = false;
         let Some(admitted) = &ctx.admitted else {
@@ -231,7 +231,7 @@ impl ProxyHttp for Proxy {
         _: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        // Pingora comes here once the head is written, for an empty body too.
+        // Called once the head is written, also for an empty body.
         ctx.head_sent = true;
         check_deadline(ctx)?;
         ctx.body_bytes += body.as_ref().map_or(0, |part| part.len() as u64);
@@ -255,7 +255,7 @@ impl ProxyHttp for Proxy {
         {
             attempt.answered(response.status.as_u16());
         }
-        // Before the client can have the answer, so that nothing it does next is too early.
+        // Before the client has the response, so that its next request finds the session ended.
         let from_core =
             ctx.admitted.as_ref().is_some_and(|admitted| *admitted.route.service == *CORE);
         if from_core {
@@ -275,7 +275,7 @@ impl ProxyHttp for Proxy {
         end: bool,
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
-        // The instance has done its part, however slowly the client reads.
+        // The instance's part is complete, even if the client still reads.
         if end && let Some(attempt) = ctx.open_attempt() {
             attempt.end();
         }
@@ -322,7 +322,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        // Nothing was sent, so any method may go elsewhere.
+        // Nothing was sent, so any method may be retried.
         let again = ctx.attempts.len() < self.limits.tries;
         error.set_retry(again);
         ctx.attempt_failed(&error, again);
@@ -348,7 +348,7 @@ impl ProxyHttp for Proxy {
                 ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
             );
         let unanswered = session.response_written().is_none();
-        // The head could not be written whole: no service can have acted on it.
+        // The head was not written completely, so no service can have acted on it.
         let nothing_sent = *error.etype() == ErrorType::WriteError && !ctx.head_sent;
         let repeatable =
             session.req_header().method.is_idempotent() && !session.retry_buffer_truncated();
@@ -368,7 +368,7 @@ impl ProxyHttp for Proxy {
                 instance = instance.id, tries = ctx.attempts.len(), client_reused, again,
                 error = %error.etype().as_str(), "an attempt failed"
             );
-            // A connection that went stale while idle says nothing of its instance.
+            // A stale idle connection says nothing about its instance.
             if again && !client_reused {
                 ctx.excluded.push(instance.id.clone());
             }
@@ -393,7 +393,7 @@ impl ProxyHttp for Proxy {
         }
         let error_code = match answer {
             None => CLIENT_GONE,
-            // Too late for words: the connection is cut, so that half an answer is not taken for one.
+            // The response has begun: the connection is cut, so that the client sees that it is incomplete.
             Some(answer) if begun => answer.status.as_u16(),
             Some(answer) => match self.respond(session, ctx, &answer).await {
                 Ok(()) => answer.status.as_u16(),
@@ -401,7 +401,7 @@ impl ProxyHttp for Proxy {
             },
         };
         if !begun && error_code != CLIENT_GONE && !session.is_body_done() {
-            session.shutdown().await; // Lingers, so that the client gets to read the answer.
+            session.shutdown().await; // Lingers, so that the client can read the response.
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
@@ -437,7 +437,7 @@ impl ProxyHttp for Proxy {
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
-        // The access line has it, and without the query.
+        // The access log has the error, without the query.
         true
     }
 

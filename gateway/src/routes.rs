@@ -27,7 +27,7 @@ pub enum Access {
     /// Anybody, for calls that end a session. A token with a valid signature counts although it has
     /// expired, and is not renewed; an invalid one is ignored; one that cannot be checked now is
     /// answered 503. Without a bearer token the call must come from an own page, also without cookies.
-    Ending,
+    Logout,
     /// Anybody, as a visitor: tokens and cookies are ignored, so that stale ones do not matter.
     Anonymous,
     /// Callers with a session.
@@ -238,7 +238,7 @@ fn parse_access(text: &str) -> Option<Access> {
     match text {
         "public" => Some(Access::Public),
         "optional" => Some(Access::Optional),
-        "ending" => Some(Access::Ending),
+        "logout" => Some(Access::Logout),
         "anonymous" => Some(Access::Anonymous),
         "session" => Some(Access::Session),
         _ => text

@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_keeps_happening_is_logged_once_a_second() {
+    fn a_repeated_message_is_logged_once_a_second() {
         let start = Instant::now();
         let mut accept_failed = LogThrottle::default();
         let logged: Vec<_> =

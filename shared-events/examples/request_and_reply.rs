@@ -1,4 +1,4 @@
-//! Request and reply: a service answers on a queue, and a requester waits for the answer with a time-out.
+//! Request and reply: a service replies on a queue, and a requester waits for the reply with a time-out.
 //!
 //! Run it by `cargo run -p tourin-shared-events --example request_and_reply`. With `RabbitBus` in place of
 //! `InProcessBus`, the two can be separate processes.
@@ -14,20 +14,21 @@ use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::consumer::{Consumer, HandlerError, Received};
 use tourin_shared_events::dead_letters::SqliteDeadLetters;
 use tourin_shared_events::messaging_patterns::{
-    Answerer, Answers, Commands, Message, RequestError, RequestSettings, Requests, Responder,
+    Commands, Message, ReplyPublisher, RequestError, RequestHandler, RequestSettings, Requests,
+    Responder,
 };
 use tourin_shared_events::sqlite::Database;
 use tourin_shared_events::system_clock;
 
-/// Answers requests for a distance.
+/// Replies to requests for a distance.
 struct Distances;
 
 #[async_trait]
-impl Answerer for Distances {
-    async fn answer(&self, request: &Received) -> Result<Value, HandlerError> {
+impl RequestHandler for Distances {
+    async fn reply(&self, request: &Received) -> Result<Value, HandlerError> {
         match request.envelope.data["to"].as_str() {
             Some("경복궁") => Ok(json!({"km": 3})),
-            // A refusal is an answer too. An error would be retried, and the requester would time out.
+            // A refusal is a reply too. An error would be retried, and the requester would time out.
             _ => Ok(json!({"error": "unknown place"})),
         }
     }
@@ -42,10 +43,10 @@ async fn main() -> anyhow::Result<()> {
     let stop = CancellationToken::new();
 
     let deliveries = bus.subscribe(Commands::subscription("distances")).await?;
-    let answers = Answers::new(bus.clone(), system_clock());
-    let responder = Arc::new(Responder::new(Distances, answers));
+    let replies = ReplyPublisher::new(bus.clone(), system_clock());
+    let responder = Arc::new(Responder::new(Distances, replies));
     let consumer = Consumer::new("distances", deliveries, responder, system_clock());
-    let answering = tokio::spawn(consumer.run(stop.clone()));
+    let responding = tokio::spawn(consumer.run(stop.clone()));
 
     let requests = Requests::open(bus, system_clock(), RequestSettings::default()).await?;
     let limit = Duration::from_secs(5);
@@ -53,14 +54,14 @@ async fn main() -> anyhow::Result<()> {
         [("경복궁", json!({"km": 3})), ("서울숲", json!({"error": "unknown place"}))]
     {
         let question = Message::new("distance", json!({"to": place}));
-        let answer = requests.request("distances", question, limit).await?;
-        anyhow::ensure!(answer.envelope.data == expected, "{place}: {answer:?}");
+        let reply = requests.request("distances", question, limit).await?;
+        anyhow::ensure!(reply.envelope.data == expected, "{place}: {reply:?}");
     }
 
     // There is no queue of this name.
     let nowhere = requests.request("nowhere", Message::new("distance", json!({})), limit).await;
     anyhow::ensure!(matches!(nowhere, Err(RequestError::NotSent(_))), "{nowhere:?}");
     stop.cancel();
-    answering.await?;
+    responding.await?;
     Ok(())
 }

@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_decodes_to_the_same(
+        fn encoding_round_trips(
             r#type in "[!-~]{1,255}",
             // Years 1 to 9999, the range of RFC 3339.
             micros in -62_135_596_800_000_000_i64..253_402_300_799_000_000,

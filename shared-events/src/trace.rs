@@ -10,7 +10,7 @@
 //! | a consumer whose dependency is down | the first attempts, then those after 8, 16, 32 waits and so on, and the last one; the others start with `tourin.repeat`, end without `tourin.keep`, and the tracer may drop them |
 //! | a dead letter and its replay | keep the producer's context: the next attempts are part of the same trace |
 //! | events of a bulk, beyond what a trace can show ([`rest_of_bulk`]) | carry its trace's id and the mark [`BULK`]; their spans are exported only when the event is dead-lettered |
-//! | commands, requests, answers | a producer span below the context of their headers, or the current one |
+//! | commands, requests, replies | a producer span below the context of their headers, or the current one |
 //!
 //! Only OpenTelemetry's API is used. The process's tracer and propagator decide the formats of headers, the sampling
 //! and the destination of spans. Without them, headers pass unchanged.
@@ -26,7 +26,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, ContextGuard, KeyValue, Value, global};
 
-use crate::bus::{Carrier, Delivery, PublishError, Publisher};
+use crate::bus::{Delivery, MessagingSystem, PublishError, Publisher};
 use crate::events::Outgoing;
 
 /// The attribute names of event spans: OpenTelemetry's, and some of Tourin's.
@@ -194,25 +194,33 @@ impl EventSpan {
     }
 
     /// A producer span, below the context that the event's headers carry.
-    pub(crate) fn producer(event: &Outgoing, carrier: &Carrier) -> Self {
-        Self::producer_below(&extract(&event.headers), event, carrier)
+    pub(crate) fn producer(event: &Outgoing, messaging_system: &MessagingSystem) -> Self {
+        Self::producer_below(&extract(&event.headers), event, messaging_system)
     }
 
     /// A producer span below a known context.
-    pub(crate) fn producer_below(parent: &Context, event: &Outgoing, carrier: &Carrier) -> Self {
+    pub(crate) fn producer_below(
+        parent: &Context,
+        event: &Outgoing,
+        messaging_system: &MessagingSystem,
+    ) -> Self {
         let of_bulk = event.headers.contains_key(BULK);
         let repeats = of_bulk.then(|| KeyValue::new(names::REPEAT, true));
         let attributes = repeats.into_iter().collect();
         let mut span =
             Self::start_with(attributes, parent, SpanKind::Producer, "send", &event.exchange);
         span.of_bulk = of_bulk;
-        span.describe(carrier, &event.routing_key);
+        span.describe(messaging_system, &event.routing_key);
         span.identify(&event.envelope.id);
         span
     }
 
     /// A delivery's attempt by the consumer of `queue`.
-    pub(crate) fn consumer(delivery: &Delivery, carrier: &Carrier, queue: &str) -> Self {
+    pub(crate) fn consumer(
+        delivery: &Delivery,
+        messaging_system: &MessagingSystem,
+        queue: &str,
+    ) -> Self {
         let Delivery { headers, routing_key, attempt, waits, .. } = delivery;
         let repeats = *waits > WAITS_SEEN && !waits.is_power_of_two();
         let of_bulk = headers.contains_key(BULK);
@@ -228,7 +236,7 @@ impl EventSpan {
         let mut span = Self::start_with(attributes, &parent, SpanKind::Consumer, "process", queue);
         span.repeats = repeats;
         span.of_bulk = of_bulk;
-        span.describe(carrier, routing_key);
+        span.describe(messaging_system, routing_key);
         span.set(names::ATTEMPT, i64::from(*attempt));
         if *waits > 0 {
             span.set(names::WAITS, i64::from(*waits));
@@ -237,26 +245,26 @@ impl EventSpan {
     }
 
     /// The event is dead-lettered, which is worth a span even in a bulk.
-    pub(crate) fn given_up(&self) {
+    pub(crate) fn keep_dead_letter(&self) {
         if self.of_bulk {
             self.set(names::KEEP, true);
         }
     }
 
     /// The event keeps waiting. Any other end of an attempt is worth a span.
-    pub(crate) fn waits_on(mut self) {
+    pub(crate) fn end_while_waiting(mut self) {
         if self.recording {
             self.context.span().end();
             self.recording = false;
         }
     }
 
-    fn describe(&self, carrier: &Carrier, routing_key: &str) {
+    fn describe(&self, messaging_system: &MessagingSystem, routing_key: &str) {
         if self.recording {
-            self.set(names::SYSTEM, carrier.system);
-            self.set(names::PEER, carrier.peer);
+            self.set(names::SYSTEM, messaging_system.system);
+            self.set(names::PEER, messaging_system.peer);
             self.set(names::ROUTING_KEY, routing_key.to_owned());
-            if let Some((host, port)) = &carrier.server {
+            if let Some((host, port)) = &messaging_system.server {
                 self.set(names::SERVER, host.clone());
                 self.set(names::PORT, i64::from(*port));
             }
@@ -355,7 +363,7 @@ pub(crate) async fn send_below(
     publisher: &dyn Publisher,
     mut event: Outgoing,
 ) -> Result<(), PublishError> {
-    let span = EventSpan::producer_below(parent, &event, &publisher.carrier());
+    let span = EventSpan::producer_below(parent, &event, &publisher.messaging_system());
     span.carry(&mut event);
     let missing = || Err(PublishError::Unavailable("the bus gave no result".to_owned()));
     let results = publisher.publish(vec![event]).await;

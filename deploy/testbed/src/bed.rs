@@ -23,11 +23,11 @@ const ORDER_LIMIT: Duration = Duration::from_secs(150);
 
 /// How a server ends; its data stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum StopSignal {
     /// SIGKILL: without a clean stop.
     Kill,
     /// SIGTERM: a clean stop.
-    Stop,
+    Term,
 }
 
 /// Private servers, started by `deploy/testbed.sh`. They end when this value is dropped or its
@@ -62,7 +62,7 @@ impl Bed {
         }
         let starting = spawn_blocking(move || Self::keep(command));
         let started = timeout(START_LIMIT, starting).await.expect("the bed starts in time");
-        started.expect("the bed starts: its own words are above")
+        started.expect("the bed starts: see its output above")
     }
 
     fn keep(mut command: Command) -> Self {
@@ -106,10 +106,10 @@ impl Bed {
     /// # Panics
     ///
     /// If it does not end.
-    pub async fn end(&self, server: Server, ending: Ending) {
-        let order = match ending {
-            Ending::Kill => "kill",
-            Ending::Stop => "stop",
+    pub async fn stop(&self, server: Server, signal: StopSignal) {
+        let order = match signal {
+            StopSignal::Kill => "kill",
+            StopSignal::Term => "stop",
         };
         self.order(order, server).await;
     }
@@ -153,8 +153,8 @@ impl Bed {
     /// If it does not end in time or fails.
     pub async fn remove(mut self) {
         drop(self.keeper.stdin.take());
-        let ending = spawn_blocking(move || self.keeper.wait());
-        let ended = timeout(ORDER_LIMIT, ending).await.expect("the bed ends in time");
+        let end = spawn_blocking(move || self.keeper.wait());
+        let ended = timeout(ORDER_LIMIT, end).await.expect("the bed ends in time");
         let status = ended.expect("waiting does not fail").expect("waiting does not fail");
         assert!(status.success(), "deploy/testbed.sh: {status}");
     }

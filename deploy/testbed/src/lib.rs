@@ -19,7 +19,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use rand::Rng as _;
 
-pub use bed::{Bed, Ending};
+pub use bed::{Bed, StopSignal};
 pub use proxy::{Cut, Proxy};
 pub use url::{authority, with_authority};
 pub use waiting::{Answer, SOON, contains, equal, eventually, eventually_within};

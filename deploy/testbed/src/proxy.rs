@@ -35,15 +35,15 @@ enum Order {
 
 /// The proxy's current behaviour.
 #[derive(Default)]
-struct Manner {
+struct Behaviour {
     target: String,
     delay: Duration,
     /// Whether the server's bytes are dropped.
-    deaf: bool,
+    drops_responses: bool,
     /// Connections on which bytes were dropped since then.
-    unheard: usize,
+    affected: usize,
     /// Connections opened under another number transfer nothing any more.
-    silences: u64,
+    stalls: u64,
     /// The request at which a connection is to be cut.
     cut_at: Option<CutAt>,
     /// How many cuts were requested.
@@ -62,17 +62,17 @@ struct CutAt {
     cut: Cut,
 }
 
-type Shared = Arc<Mutex<Manner>>;
+type Shared = Arc<Mutex<Behaviour>>;
 
-impl Manner {
-    /// Whether the server's bytes on a connection are dropped now; `is_unheard` keeps whether they
+impl Behaviour {
+    /// Whether the server's bytes on a connection are dropped now; `was_affected` keeps whether they
     /// were before.
-    fn loses(&mut self, is_unheard: &mut bool) -> bool {
-        if self.deaf && !*is_unheard {
-            self.unheard += 1;
+    fn loses(&mut self, was_affected: &mut bool) -> bool {
+        if self.drops_responses && !*was_affected {
+            self.affected += 1;
         }
-        *is_unheard = self.deaf;
-        self.deaf
+        *was_affected = self.drops_responses;
+        self.drops_responses
     }
 }
 
@@ -81,7 +81,7 @@ impl Manner {
 pub struct Proxy {
     /// The address that it listens on.
     pub address: SocketAddr,
-    manner: Shared,
+    behaviour: Shared,
     orders: mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>,
 }
 
@@ -101,10 +101,10 @@ impl Proxy {
     pub fn closed_to(target: impl ToString) -> Self {
         let closed = bind(([127, 0, 0, 1], 0).into());
         let address = closed.local_addr().expect("it is bound");
-        let manner = Manner { target: target.to_string(), ..Manner::default() };
-        let manner = Arc::new(Mutex::new(manner));
+        let behaviour = Behaviour { target: target.to_string(), ..Behaviour::default() };
+        let behaviour = Arc::new(Mutex::new(behaviour));
         let (orders, orders_to_come) = mpsc::unbounded_channel();
-        let serving = serve(Door::Closed(closed), address, manner.clone(), orders_to_come);
+        let serving = serve(Listener::Closed(closed), address, behaviour.clone(), orders_to_come);
         std::thread::Builder::new()
             .name("proxy".to_owned())
             .spawn(move || {
@@ -112,7 +112,7 @@ impl Proxy {
                 runtime.expect("a runtime").block_on(serving);
             })
             .expect("a thread");
-        Self { address, manner, orders }
+        Self { address, behaviour, orders }
     }
 
     /// An open proxy for the server of a URL.
@@ -147,41 +147,41 @@ impl Proxy {
 
     /// Delays all bytes from now on, in both directions.
     pub fn delay(&self, delay: Duration) {
-        self.manner().delay = delay;
+        self.behaviour().delay = delay;
     }
 
     /// Drops the server's bytes until the next cut.
-    pub fn deafen(&self) {
-        let mut manner = self.manner();
-        manner.deaf = true;
-        manner.unheard = 0;
+    pub fn drop_responses(&self) {
+        let mut behaviour = self.behaviour();
+        behaviour.drops_responses = true;
+        behaviour.affected = 0;
     }
 
-    /// The number of connections on which bytes were dropped since the last [`Proxy::deafen`].
-    pub fn unheard(&self) -> usize {
-        self.manner().unheard
+    /// The number of connections on which bytes were dropped since the last [`Proxy::drop_responses`].
+    pub fn affected_connections(&self) -> usize {
+        self.behaviour().affected
     }
 
     /// Open connections stay open but transfer nothing any more; new ones work.
-    pub fn silence(&self) {
-        self.manner().silences += 1;
+    pub fn stall(&self) {
+        self.behaviour().stalls += 1;
     }
 
     /// Connects new connections to another server.
-    pub fn lead_to(&self, target: impl ToString) {
-        self.manner().target = target.to_string();
+    pub fn redirect_to(&self, target: impl ToString) {
+        self.behaviour().target = target.to_string();
     }
 
     /// Cuts, once, the first connection that sends `request` after it has sent `after`. Other
     /// connections with the same request are not cut.
     pub fn cut_at(&self, after: &'static [u8], request: &'static [u8], cut: Cut) {
-        let mut manner = self.manner();
-        manner.cuts += 1;
-        manner.cut_at = Some(CutAt { number: manner.cuts, after, request, cut });
+        let mut behaviour = self.behaviour();
+        behaviour.cuts += 1;
+        behaviour.cut_at = Some(CutAt { number: behaviour.cuts, after, request, cut });
     }
 
-    fn manner(&self) -> MutexGuard<'_, Manner> {
-        lock(&self.manner)
+    fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
+        lock(&self.behaviour)
     }
 
     /// Returns when the change has taken effect.
@@ -192,12 +192,12 @@ impl Proxy {
     }
 }
 
-fn lock(manner: &Shared) -> MutexGuard<'_, Manner> {
-    manner.lock().expect("nobody panics with it")
+fn lock(behaviour: &Shared) -> MutexGuard<'_, Behaviour> {
+    behaviour.lock().expect("nobody panics with it")
 }
 
 /// A bound port refuses connections until a socket listens on it.
-enum Door {
+enum Listener {
     Closed(TcpSocket),
     Open(TcpListener),
 }
@@ -210,7 +210,7 @@ fn bind(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-impl Door {
+impl Listener {
     async fn next(&self) -> TcpStream {
         match self {
             Self::Closed(_) => std::future::pending().await,
@@ -233,9 +233,9 @@ impl Door {
 }
 
 async fn serve(
-    mut door: Door,
+    mut listener: Listener,
     address: SocketAddr,
-    manner: Shared,
+    behaviour: Shared,
     mut orders: mpsc::UnboundedReceiver<(Order, oneshot::Sender<()>)>,
 ) {
     let mut connections = JoinSet::new();
@@ -244,21 +244,21 @@ async fn serve(
             order = orders.recv() => {
                 let Some((order, done)) = order else { return };
                 match order {
-                    Order::Open => door = door.open(),
+                    Order::Open => listener = listener.open(),
                     Order::Close => {
-                        door = door.close(address);
+                        listener = listener.close(address);
                         connections.shutdown().await;
                     }
                     Order::Cut => connections.shutdown().await,
                 }
                 if !matches!(order, Order::Open) {
-                    lock(&manner).deaf = false;
+                    lock(&behaviour).drops_responses = false;
                 }
                 // The caller may be gone.
                 let _ = done.send(());
             }
-            client = door.next() => {
-                connections.spawn(carry(client, manner.clone()));
+            client = listener.next() => {
+                connections.spawn(carry(client, behaviour.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -266,31 +266,31 @@ async fn serve(
 }
 
 /// One connection, from its beginning to its end.
-struct Passage {
-    manner: Shared,
-    silences: u64,
+struct Connection {
+    behaviour: Shared,
+    stalls: u64,
     answer_is_lost: AtomicBool,
 }
 
-async fn carry(client: TcpStream, manner: Shared) {
-    let (target, silences) = {
-        let manner = lock(&manner);
-        (manner.target.clone(), manner.silences)
+async fn carry(client: TcpStream, behaviour: Shared) {
+    let (target, stalls) = {
+        let behaviour = lock(&behaviour);
+        (behaviour.target.clone(), behaviour.stalls)
     };
     let Ok(server) = TcpStream::connect(target).await else {
         return;
     };
-    let passage = Passage { manner, silences, answer_is_lost: AtomicBool::new(false) };
+    let connection = Connection { behaviour, stalls, answer_is_lost: AtomicBool::new(false) };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     // Both ends are dropped when either ends.
     tokio::select! {
-        () = passage.requests(from_client, to_server) => {}
-        () = passage.answers(from_server, to_client) => {}
+        () = connection.requests(from_client, to_server) => {}
+        () = connection.answers(from_server, to_client) => {}
     }
 }
 
-impl Passage {
+impl Connection {
     async fn requests(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
         let mut piece = vec![0; PIECE];
         let mut came_before = 0;
@@ -307,13 +307,13 @@ impl Passage {
 
     async fn answers(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
         let mut piece = vec![0; PIECE];
-        let mut is_unheard = false;
+        let mut was_affected = false;
         while let Some(answer) = self.next(&mut from, &mut piece).await {
             // It answers once the change has taken effect.
             if self.answer_is_lost.load(Ordering::SeqCst) {
                 return;
             }
-            if lock(&self.manner).loses(&mut is_unheard) {
+            if lock(&self.behaviour).loses(&mut was_affected) {
                 continue;
             }
             if to.write_all(answer).await.is_err() {
@@ -326,8 +326,8 @@ impl Passage {
     async fn next<'a>(&self, from: &mut OwnedReadHalf, piece: &'a mut [u8]) -> Option<&'a [u8]> {
         let read = from.read(piece).await;
         let (delay, is_silent) = {
-            let manner = lock(&self.manner);
-            (manner.delay, manner.silences != self.silences)
+            let behaviour = lock(&self.behaviour);
+            (behaviour.delay, behaviour.stalls != self.stalls)
         };
         if is_silent {
             // Even the end is dropped.
@@ -345,15 +345,15 @@ impl Passage {
         let find = |wanted: &[u8], sent: &[u8]| {
             sent.windows(wanted.len()).position(|window| window == wanted)
         };
-        let mut manner = lock(&self.manner);
-        let CutAt { number, after, request, cut } = manner.cut_at?;
+        let mut behaviour = lock(&self.behaviour);
+        let CutAt { number, after, request, cut } = behaviour.cut_at?;
         let mut rest = sent;
         if *came_before != number {
             rest = &sent[find(after, sent)? + after.len()..];
             *came_before = number;
         }
         find(request, rest).map(|_| {
-            manner.cut_at = None;
+            behaviour.cut_at = None;
             cut
         })
     }

@@ -1,6 +1,6 @@
 //! The proxy does what a test asks of it, at once.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -70,7 +70,7 @@ async fn a_closed_one_refuses_until_it_is_opened_and_closing_cuts() {
 }
 
 #[tokio::test]
-async fn a_cut_ends_what_is_there_and_nothing_that_comes() {
+async fn a_cut_closes_existing_connections_only() {
     let proxy = Proxy::open_to(server(b'1').await).await;
     let mut connection = connect(&proxy).await;
     assert_eq!(ask(&mut connection, b"a").await.unwrap(), b"1a");
@@ -80,26 +80,26 @@ async fn a_cut_ends_what_is_there_and_nothing_that_comes() {
 }
 
 #[tokio::test]
-async fn what_a_deaf_one_is_told_is_lost_until_the_cut() {
+async fn responses_are_dropped_until_the_cut() {
     let proxy = Proxy::open_to(server(b'1').await).await;
     let (mut one, mut other) = (connect(&proxy).await, connect(&proxy).await);
-    proxy.deafen();
-    assert_eq!(proxy.unheard(), 0);
+    proxy.drop_responses();
+    assert_eq!(proxy.affected_connections(), 0);
     assert!(is_silent(&mut one, b"a").await && is_silent(&mut one, b"b").await);
-    assert_eq!(proxy.unheard(), 1);
+    assert_eq!(proxy.affected_connections(), 1);
     assert!(is_silent(&mut other, b"c").await);
-    assert_eq!(proxy.unheard(), 2);
+    assert_eq!(proxy.affected_connections(), 2);
     proxy.cut().await;
     assert_eq!(ask(&mut connect(&proxy).await, b"d").await.unwrap(), b"1d");
 }
 
 #[tokio::test]
-async fn the_silenced_stay_open_and_others_are_led_elsewhere() {
+async fn stalled_connections_stay_open_and_new_ones_are_redirected() {
     let proxy = Proxy::open_to(server(b'1').await).await;
     let mut silenced = connect(&proxy).await;
     assert_eq!(ask(&mut silenced, b"a").await.unwrap(), b"1a");
-    proxy.silence();
-    proxy.lead_to(server(b'2').await);
+    proxy.stall();
+    proxy.redirect_to(server(b'2').await);
     assert!(is_silent(&mut silenced, b"b").await);
     assert_eq!(ask(&mut connect(&proxy).await, b"c").await.unwrap(), b"2c");
 }

@@ -193,7 +193,7 @@ impl KeyStore {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = self.wanted_again() => {}
+                () = self.wait_for_demand() => {}
                 // The first instance of core has just come up: no need to wait for the pause.
                 Ok(()) = membership.changed(), if !succeeded => {}
             }
@@ -201,7 +201,7 @@ impl KeyStore {
     }
 
     /// Waits until a request wants a key and the cool-down is over.
-    async fn wanted_again(&self) {
+    async fn wait_for_demand(&self) {
         self.wanted.notified().await;
         let ended = self.progress.borrow().ended;
         let rest = ended.map(|at| COOL_DOWN.saturating_sub(at.elapsed()));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn there_is_no_such_key_only_when_core_has_been_asked_since() {
+    async fn an_unknown_key_is_reported_only_after_asking_core() {
         let store = Arc::new(KeyStore::default());
         let before = Instant::now();
         store.fetched(before, true);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_so_many_wait_and_nobody_while_core_is_known_to_be_silent() {
+    async fn waiters_are_bounded_and_none_waits_while_core_is_down() {
         let store = KeyStore::default();
         install(&store, &[ED]).unwrap();
         store.fetched(Instant::now(), true);

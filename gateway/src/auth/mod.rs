@@ -58,7 +58,7 @@ impl<'a> Credentials<'a> {
     /// Whether the call must come from an own page: it is authorised by cookies, or its response
     /// removes cookies.
     pub fn need_own_site(&self, access: &Access) -> bool {
-        self.by_cookie || (*access == Access::Ending && self.tokens.is_empty())
+        self.by_cookie || (*access == Access::Logout && self.tokens.is_empty())
     }
 }
 
@@ -103,7 +103,7 @@ impl Authenticator {
         credentials: &Credentials<'_>,
         address: IpAddr,
     ) -> Result<Caller, Response> {
-        if *access == Access::Ending {
+        if *access == Access::Logout {
             let named = self.name(credentials).await?;
             return Ok(named.unwrap_or_else(|| self.visitor(address)).into());
         }

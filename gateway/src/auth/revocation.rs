@@ -275,7 +275,7 @@ mod tests {
         list.revoke_listed("s3, s4,");
         assert!(["s1", "s2", "s3", "s4"].iter().all(|session| list.has_ended(session)));
         assert!(!list.has_ended("s5") && !list.has_ended(""));
-        // What the log says of a session that a header named before, and after, shortens nothing.
+        // The log never shortens the time of a session that a header named, before or after.
         list.revoke_listed("s1");
         list.apply(&mut cursor, page("a", 3, &["s4"], until));
         clock.advance(TimeDelta::minutes(11));

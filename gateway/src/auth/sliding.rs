@@ -5,7 +5,7 @@
 //! consumes nothing, so repeated and concurrent calls are harmless. Core decides whether the session
 //! is open; an ended one is never renewed.
 //!
-//! A gateway sends one request per session at a time. Other calls wait for it, or go on with a token
+//! A gateway sends one request per session at a time. Other calls wait for it, or continue with a token
 //! that is still valid. The outcome is cached until the new token is due itself, for calls that still
 //! have the old one.
 
@@ -34,7 +34,7 @@ const PATH: &str = "/internal/access-tokens";
 const TIMEOUT: Duration = Duration::from_millis(3_000);
 /// Largest response of core (bytes): twice the longest token, and the cookie's attributes.
 const MAX_RESPONSE_BYTES: usize = 20 << 10;
-/// Maximum number of pending renewals. A further call goes on with its token, or is answered 503 if that
+/// Maximum number of pending renewals. A further call continues with its token, or is answered 503 if that
 /// has expired.
 const MAX_PENDING: usize = 4_096;
 const MAX_SESSIONS: u64 = 20_000;

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_of_the_form_is_not_guessed_at() {
+    fn a_malformed_forwarded_header_is_ignored() {
         for line in [
             "for",
             "for=",
@@ -151,7 +151,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_quoted_comes_back(host in "[ -~]{1,20}") {
+        fn quoted_values_round_trip(host in "[ -~]{1,20}") {
             let quoted = host.replace('\\', "\\\\").replace('"', "\\\"");
             let parsed = parse(format!("for=1.1.1.1, host=\"{quoted}\";for=_x").as_bytes());
             prop_assert_eq!(parsed, vec![element("1.1.1.1", "", ""), element("_x", "", &host)]);

@@ -42,8 +42,8 @@ const HEADERS: [Header; 8] = [
     header("Accept", "The media types that the call takes.", false),
 ];
 
-/// The headers of a status besides those of all responses.
-fn particular(status: &str) -> &'static [&'static str] {
+/// The headers of a status, without those of all responses.
+fn status_headers(status: &str) -> &'static [&'static str] {
     match status {
         "401" => &["Content-Language", "WWW-Authenticate"],
         "415" => &["Content-Language", "Accept"],
@@ -91,7 +91,7 @@ const REFUSALS: [Refusal; 14] = [
         "The caller may not do this, or a page of another site leans on the caller's cookies",
         |call| match call.access {
             Access::Role(_) => true,
-            // Leans on no cookie.
+            // Does not use cookies.
             Access::Anonymous => false,
             _ => !call.method.is_safe(),
         },
@@ -173,13 +173,13 @@ pub(super) fn complete(call: &Call<'_>, operation: &mut Map<String, Value>) {
     }
 }
 
-/// Names the headers of an answer, besides those that its service has described.
+/// Adds the headers of a response to those that its service has described.
 fn add_headers(status: &str, response: &mut Value) {
     let Some(response) = response.as_object_mut() else { return };
     let headers = response.entry("headers").or_insert_with(|| json!({}));
     let Some(headers) = headers.as_object_mut() else { return };
     let everywhere = HEADERS.iter().filter(|header| header.everywhere).map(|header| header.name);
-    for name in everywhere.chain(particular(status).iter().copied()) {
+    for name in everywhere.chain(status_headers(status).iter().copied()) {
         let described = headers.keys().any(|known| known.eq_ignore_ascii_case(name));
         if !described {
             let reference = json!({"$ref": format!("#/components/headers/{name}")});

@@ -61,7 +61,7 @@ fn parts_become_one_document() {
 }
 
 #[test]
-fn who_may_call_is_said_of_every_call() {
+fn every_operation_documents_its_callers() {
     let routes = RouteTable::parse(crate::routes::BUILT_IN).unwrap();
     let optional = json!([{}, {"bearer": []}, {"cookie": []}]);
     let session = json!([{"bearer": []}, {"cookie": []}]);
@@ -116,7 +116,7 @@ fn a_known_document_is_not_sent_again() {
 
 /// A part comes from another process, which may be of another version.
 #[test]
-fn parts_of_another_form_do_no_harm() {
+fn malformed_api_descriptions_are_skipped() {
     let routes = RouteTable::parse(crate::routes::BUILT_IN).unwrap();
     for part in [
         json!("text"),

@@ -7,7 +7,7 @@ fn the_built_in_table_covers_the_contract() {
         ("POST", "/api/auth/signup", "core", Access::Anonymous),
         ("POST", "/api/auth/login", "core", Access::Anonymous),
         ("POST", "/api/auth/reissue", "core", Access::Public),
-        ("POST", "/api/auth/logout", "core", Access::Ending),
+        ("POST", "/api/auth/logout", "core", Access::Logout),
         ("GET", "/api/auth/me", "core", Access::Session),
         ("POST", "/api/auth/delete-account", "core", Access::Session),
         ("POST", "/api/auth/update-profile", "core", Access::Session),

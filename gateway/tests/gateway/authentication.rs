@@ -221,14 +221,14 @@ async fn when_core_is_silent_sessions_are_served_or_denied_as_configured() {
     assert_eq!(serving.call_as(&token, "GET", "/api/recommendations/trend").await.status, 200);
     // A key that cannot be asked about is no reason for a 401.
     let unknown = Issuer::new(9, "key-9").token("member01", "s1");
-    eventually("core is known to be out of reach", || async {
+    eventually("core is known to be unreachable", || async {
         serving.call_as(&unknown, "GET", "/api/recommendations/trend").await.status == 503
     })
     .await;
 }
 
 #[tokio::test]
-async fn before_anything_is_loaded_nobody_is_turned_away_as_a_stranger() {
+async fn before_the_first_load_no_request_is_answered_401() {
     let mesh = Mesh::start().await;
     mesh.service("recommendation", "recommendation-1").await;
     let gateway = mesh.starting_gateway(|_| {}).await;

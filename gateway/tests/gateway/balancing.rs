@@ -25,7 +25,7 @@ async fn count(
 }
 
 #[tokio::test]
-async fn requests_take_turns_over_the_instances_of_the_right_service() {
+async fn requests_go_round_robin_over_the_instances_of_the_service() {
     let mesh = Mesh::start().await;
     for id in ["core-1", "core-2", "core-3"] {
         mesh.service("core", id).await;
@@ -42,7 +42,7 @@ async fn requests_take_turns_over_the_instances_of_the_right_service() {
 }
 
 #[tokio::test]
-async fn what_is_not_in_the_table_is_not_there() {
+async fn unlisted_paths_are_404() {
     let (_mesh, core, gateway) = Mesh::complete().await;
     gateway.get("/nothing").await.assert_refused(404, "not_found");
     gateway.get("/internal/revocations").await.assert_refused(404, "not_found");
@@ -58,7 +58,7 @@ async fn what_is_not_in_the_table_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_dead_instance_costs_nobody_an_answer() {
+async fn a_dead_instance_fails_no_request() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
@@ -73,7 +73,7 @@ async fn a_dead_instance_costs_nobody_an_answer() {
 }
 
 #[tokio::test]
-async fn with_nobody_left_the_answer_is_503() {
+async fn without_a_live_instance_the_response_is_503() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     let gateway = mesh.starting_gateway(|_| {}).await;
@@ -113,7 +113,7 @@ async fn an_instance_that_drains_gets_nothing_new() {
 }
 
 /// A service that answers one request per connection and, asked again on it, closes: what an idle
-/// connection looks like that the other side has given up.
+/// connection looks like after the other side has closed it.
 async fn answers_once(listener: TcpListener) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();

@@ -3,7 +3,7 @@
 use crate::harness::{Mesh, raw};
 
 #[tokio::test]
-async fn nobody_can_claim_to_be_somebody() {
+async fn an_identity_header_cannot_be_forged() {
     let (_mesh, _core, gateway) = Mesh::complete().await;
     let answer = gateway
         .call(
@@ -46,7 +46,7 @@ async fn nobody_can_claim_to_be_somebody() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_says_who_calls() {
+async fn a_trusted_proxy_names_the_client() {
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
@@ -151,7 +151,7 @@ async fn nothing_switches_protocols() {
 }
 
 #[tokio::test]
-async fn one_bad_element_of_a_list_spoils_no_other() {
+async fn one_invalid_element_of_a_list_affects_no_other() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;

@@ -12,7 +12,7 @@ async fn fetch(gateway: &TestGateway, method: Method, accept: &str) -> reqwest::
 }
 
 #[tokio::test]
-async fn a_browser_is_shown_what_this_is_and_a_program_is_not() {
+async fn a_browser_gets_the_landing_page_and_a_program_does_not() {
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
@@ -55,7 +55,7 @@ async fn a_browser_is_shown_what_this_is_and_a_program_is_not() {
 }
 
 #[tokio::test]
-async fn a_route_for_the_path_goes_first() {
+async fn a_route_for_the_exact_path_takes_precedence() {
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
     let folder = tempfile::tempdir().unwrap();

@@ -57,7 +57,7 @@ async fn a_list_over_several_lines_is_one_list() {
 }
 
 #[tokio::test]
-async fn what_is_no_request_has_no_language() {
+async fn malformed_requests_are_answered_in_the_default_language() {
     let (_mesh, _core, gateway) = Mesh::complete().await;
     let answer = raw(gateway.addr, "what?\r\nAccept-Language: ko\r\n\r\n").await;
     answer.assert_refused(400, "malformed");

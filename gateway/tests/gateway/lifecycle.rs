@@ -15,7 +15,7 @@ async fn refusal(settings: tourin_gateway::Settings) -> String {
 }
 
 #[tokio::test]
-async fn a_start_that_cannot_be_says_why() {
+async fn a_failed_start_names_its_reason() {
     let mesh = Mesh::start().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = mesh.settings();
@@ -51,7 +51,7 @@ async fn a_start_that_cannot_be_says_why() {
 }
 
 #[tokio::test]
-async fn a_gateway_serves_without_the_registry_and_says_that_it_is_missed() {
+async fn a_gateway_serves_without_the_registry_and_reports_it_missing() {
     let (mesh, _core, gateway) = Mesh::complete().await;
     let ready = gateway.get("/readyz").await;
     assert_eq!(ready.body["missed"], serde_json::Value::Null, "{ready:?}");
@@ -84,7 +84,7 @@ async fn a_stop_lets_requests_in_flight_finish_and_nothing_else() {
     let (_mesh, core, mut gateway) = Mesh::complete().await;
     let mut idle = TcpStream::connect(gateway.addr).await.unwrap();
     let call = tokio::spawn(gateway.http.get(format!("{}/api/users?hold", gateway.url)).send());
-    eventually("the request is under way", || async { core.held() == 1 }).await;
+    eventually("the request is in progress", || async { core.held() == 1 }).await;
 
     gateway.stop.begin();
     // An idle connection ends at once, and nobody gets a new one.
@@ -123,7 +123,7 @@ async fn a_stop_does_not_wait_for_ever() {
     let (_mesh, held, mut gateway) = Mesh::complete().await;
     drop(core);
     let call = tokio::spawn(gateway.http.get(format!("{}/api/users?hold", gateway.url)).send());
-    eventually("the request is under way", || async { held.held() == 1 }).await;
+    eventually("the request is in progress", || async { held.held() == 1 }).await;
     let start = Instant::now();
     gateway.stop.begin();
     (&mut gateway.running).await.unwrap().unwrap();

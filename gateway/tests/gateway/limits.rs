@@ -140,7 +140,7 @@ async fn a_service_that_does_not_answer_costs_504() {
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_reads_is_over_when_its_time_is() {
+async fn an_unread_response_ends_at_its_time_limit() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
@@ -218,7 +218,7 @@ async fn only_so_many_requests_at_once() {
     let held: Vec<_> = (0..2)
         .map(|_| tokio::spawn(gateway.http.get(format!("{}/api/users?hold", gateway.url)).send()))
         .collect();
-    eventually("both are under way", || async { core.held() == 2 }).await;
+    eventually("both are in progress", || async { core.held() == 2 }).await;
     gateway.get("/api/users").await.assert_refused(503, "unavailable");
     assert_eq!(gateway.get("/healthz").await.status, 200, "probes have no place to lose");
     core.release();

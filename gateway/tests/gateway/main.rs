@@ -1,7 +1,7 @@
 //! Scenarios through a real gateway, with a real registry and services that answer as told.
 
 // What cannot be unwrapped here fails its test, with its place.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod harness;
 

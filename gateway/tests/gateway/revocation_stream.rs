@@ -21,7 +21,7 @@ struct Redis {
 
 impl Redis {
     /// With the way closed.
-    async fn out_of_reach() -> Self {
+    async fn unreachable() -> Self {
         let url = given(Server::Redis);
         let client = redis::Client::open(url.as_str()).unwrap();
         Self {
@@ -33,7 +33,7 @@ impl Redis {
     }
 
     async fn within_reach() -> Self {
-        let redis = Self::out_of_reach().await;
+        let redis = Self::unreachable().await;
         redis.way.open().await;
         redis
     }
@@ -120,7 +120,7 @@ async fn an_ended_session_is_soon_refused_by_every_gateway() {
 }
 
 #[tokio::test]
-async fn what_ends_while_the_connection_is_cut_is_known_after_it() {
+async fn revocations_during_a_disconnection_are_read_after_it() {
     let mut redis = Redis::within_reach().await;
     let (mesh, core) = mesh().await;
     let serving = mesh.gateway(|settings| redis.settle(settings)).await;
@@ -142,7 +142,7 @@ async fn what_ends_while_the_connection_is_cut_is_known_after_it() {
         }
         eventually("the list is stale", || async { status(&denying, &core, "open").await == 503 })
             .await;
-        // What is known goes on to be known, and nobody becomes a stranger.
+        // Known sessions stay known: no request is answered 401.
         assert_eq!(status(&serving, &core, "open").await, 200);
         assert_eq!(status(&serving, &core, "s0").await, 401);
         assert_eq!(status(&serving, &core, &ended[0]).await, 200, "not heard of yet");
@@ -158,8 +158,8 @@ async fn what_ends_while_the_connection_is_cut_is_known_after_it() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_starts_without_redis_waits_for_it_and_calls_nobody_a_stranger() {
-    let mut redis = Redis::out_of_reach().await;
+async fn a_gateway_that_starts_without_redis_waits_and_answers_no_401() {
+    let mut redis = Redis::unreachable().await;
     let (mesh, core) = mesh().await;
     redis.end_session("s1").await;
     let gateway = mesh

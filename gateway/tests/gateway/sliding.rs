@@ -145,7 +145,7 @@ async fn a_bearers_token_is_its_own_to_renew() {
 }
 
 #[tokio::test]
-async fn what_has_been_expired_for_too_long_stays_expired() {
+async fn a_token_expired_for_too_long_is_not_renewed() {
     let (mesh, core, gateway) = exact().await;
     let longest = 600 + 1_800;
     let too_old = core.issuer.aged("s1", longest + 1, 600);
@@ -243,7 +243,7 @@ async fn cores_word_that_a_session_is_over_counts_before_the_log_has_it() {
 }
 
 #[tokio::test]
-async fn an_answer_that_has_its_own_word_on_the_cookie_keeps_it() {
+async fn a_response_that_sets_the_cookie_itself_keeps_its_value() {
     let (_mesh, core, gateway) = exact().await;
     let expired = core.issuer.aged("s1", 700, 600);
     let removed = gateway.call_by_cookie(&expired, "GET", &format!("{ME}?removes")).await;
@@ -260,7 +260,7 @@ async fn an_answer_that_has_its_own_word_on_the_cookie_keeps_it() {
 }
 
 #[tokio::test]
-async fn while_core_is_away_nobody_is_told_to_log_in() {
+async fn while_core_is_down_no_request_is_answered_401() {
     let (_mesh, core, gateway) = exact().await;
     let (due, expired) = (core.issuer.aged("s1", 310, 600), core.issuer.aged("s1", 700, 600));
     let trend = "/api/recommendations/trend";

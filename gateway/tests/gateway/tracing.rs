@@ -129,7 +129,7 @@ async fn every_refusal_names_its_trace() {
 
 /// What never was a request for the proxy is refused like one.
 #[tokio::test]
-async fn what_cannot_be_read_is_seen_all_the_same() {
+async fn malformed_requests_are_logged_and_counted() {
     all_spans();
     let mesh = Mesh::start().await;
     let gateway = mesh.starting_gateway(|settings| settings.header_limit_bytes = 4_000).await;
@@ -197,7 +197,7 @@ async fn a_retry_is_seen_as_two_calls_and_a_note() {
 }
 
 #[tokio::test]
-async fn a_try_that_is_given_up_says_why() {
+async fn an_abandoned_attempt_records_its_reason() {
     all_spans();
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
@@ -218,14 +218,14 @@ async fn a_try_that_is_given_up_says_why() {
         let answer = raw(gateway.addr, request).await;
         answer.assert_refused(status, error);
         let spans = spans(answer.body["traceId"].as_str().unwrap(), 2).await;
-        let given_up = format!("abandoned reason={reason}");
-        assert!(spans[1].annotations.iter().any(|note| *note.value == given_up), "{spans:#?}");
+        let abandoned = format!("abandoned reason={reason}");
+        assert!(spans[1].annotations.iter().any(|note| *note.value == abandoned), "{spans:#?}");
         assert!(!spans[1].tags.contains_key("error"), "the instance did nothing wrong");
     }
 }
 
 #[tokio::test]
-async fn of_unsampled_requests_only_those_that_failed_are_told_of() {
+async fn of_unsampled_requests_only_failed_ones_are_exported() {
     all_spans();
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
@@ -333,7 +333,7 @@ async fn operators_have_a_listener_of_their_own() {
     assert!(answer.text().await.unwrap().contains("tourin_gateway=error"));
     assert_eq!(put("info,=nonsense=").await.unwrap().status(), 422);
 
-    // Whoever looks for it finds its address in the registry.
+    // Prometheus finds its address in the registry.
     let known = mesh.registry.list(Some("gateway")).await.unwrap().instances;
     assert_eq!(known[0].metadata["admin"], gateway.admin.to_string());
 }

@@ -74,7 +74,7 @@ async fn converse(address: std::net::SocketAddr, requests: &[&str]) -> Vec<Strin
 }
 
 #[tokio::test]
-async fn a_connection_is_kept_as_its_client_says() {
+async fn keep_alive_follows_the_clients_header() {
     let (_mesh, _core, gateway) = Mesh::complete().await;
     for (version, fields, kept) in [
         ("1.0", "", false),
@@ -175,7 +175,7 @@ async fn a_target_names_its_host_in_any_spelling() {
 
 /// A request line is looked at where one begins, however the bytes come, and nowhere else.
 #[tokio::test]
-async fn requests_that_follow_each_other_are_told_apart() {
+async fn consecutive_requests_have_separate_traces() {
     let (_mesh, _core, gateway) = Mesh::complete().await;
     let get = "GET http://h:80/api/users HTTP/1.2\r\nHost: h\r\n\r\n";
     let post = "POST /api/auth/login HTTP/1.1\r\nHost: h\r\nContent-Length: LENGTH\r\n\r\n\r\nGET http://h/ HTTP/1.2\r\n\r\n\r\n";

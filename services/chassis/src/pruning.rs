@@ -154,7 +154,7 @@ impl PruneGuard {
     }
 
     /// Whether a recent pass has confirmed a clock that shows `now`.
-    pub fn vouches_for(&self, now: DateTime<Utc>) -> bool {
+    pub fn confirms(&self, now: DateTime<Utc>) -> bool {
         self.state().passed.is_some_and(|passed| now.signed_duration_since(passed) <= MAX_STEP)
     }
 
@@ -286,11 +286,11 @@ mod tests {
         for _ in 0..3 {
             assert!(!world.pass_after(TimeDelta::minutes(1)).await);
         }
-        assert!(!world.guard.vouches_for(world.clock.now()));
+        assert!(!world.guard.confirms(world.clock.now()));
         // The clock is right again, and pruning resumes at once.
         assert!(world.pass_after(-TimeDelta::days(40)).await);
         assert!(world.pass_after(TimeDelta::minutes(1)).await);
-        assert!(world.guard.vouches_for(world.clock.now()));
+        assert!(world.guard.confirms(world.clock.now()));
         assert_eq!(world.refusals(), [0, 3]);
     }
 
@@ -353,6 +353,6 @@ mod tests {
         assert!(!world.pass_after(TimeDelta::zero()).await);
         server(MAX_SKEW);
         assert!(world.pass_after(TimeDelta::zero()).await);
-        assert!(world.guard.vouches_for(world.clock.now()));
+        assert!(world.guard.confirms(world.clock.now()));
     }
 }

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_not_there_is_down_and_one_that_says_no_is_not() {
+    async fn an_unreachable_server_is_down_and_a_refusing_one_is_not() {
         let url: ServerUrl = "redis://127.0.0.1:1".parse().unwrap();
         let mut connection = connection(&url).ok().unwrap().0;
         let error = redis::cmd("PING").query_async::<()>(&mut connection).await.unwrap_err();

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_redacted_and_compared_completely() {
+    fn a_secret_is_redacted_and_compared_as_a_whole() {
         let secret: Secret = "0123456789abcdef".parse().unwrap();
         assert_eq!(format!("{secret:?}"), "Secret(..)");
         assert!(secret.matches("0123456789abcdef"));

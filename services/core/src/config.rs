@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_and_values_at_odds_are_refused_by_name() {
+    fn values_that_are_out_of_range_or_contradict_are_refused_by_name() {
         let error = parse(&["--access-token-s", "1"]).unwrap_err().to_string();
         assert!(error.contains("--access-token-s"), "{error}");
         let at_odds = parse(&["--session-idle-s", "700", "--session-s", "600"]).unwrap();

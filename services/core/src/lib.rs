@@ -124,7 +124,7 @@ impl Bound {
                 let waits_for = format!("mysql at {url}{}", also.unwrap_or_default());
                 tracing::info!(addr = %address, waits_for, "core is opening its store; until then it answers 503");
                 let store =
-                    startup::answer_meanwhile(meanwhile, verifier, &waits_for, opening).await?;
+                    startup::serve_while_opening(meanwhile, verifier, &waits_for, opening).await?;
                 (listener, store)
             }
             None => (listener, opening.await?),
@@ -281,7 +281,7 @@ impl Core {
         let limits = HttpLimits::default();
         let verifier = IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
         let views = state.content.views.clone();
-        let routes = http::router(state).layer(from_fn(to_the_end));
+        let routes = http::router(state).layer(from_fn(run_to_completion));
         let observer = (service.clone(), metrics);
         let router = observed_router(observer, routes, verifier, health.clone(), &limits);
 
@@ -345,7 +345,7 @@ impl Core {
 /// Handles a request to its end, even after the client has disconnected or the request has timed out.
 /// The driver cannot reuse a connection whose operation was dropped, and would wait on it forever.
 /// Each operation of the store bounds its own time.
-async fn to_the_end(request: Request, next: Next) -> Response {
+async fn run_to_completion(request: Request, next: Next) -> Response {
     let handling = tokio::spawn(Span::current().run(next.run(request)));
     match handling.await {
         Ok(response) => response,

@@ -25,7 +25,7 @@ pub(crate) fn share(listener: TcpListener) -> std::io::Result<(TcpListener, TcpL
 
 /// Serves until `opening` is done: `/healthz` says that the process is alive, `/readyz` what it waits
 /// for, and everything else responds 503 with `Retry-After`.
-pub(crate) async fn answer_meanwhile<T>(
+pub(crate) async fn serve_while_opening<T>(
     listener: TcpListener,
     verifier: IdentityVerifier,
     waits_for: &str,

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::health::Dependency;
 use tourin_chassis::telemetry::Service;
-use tourin_registry_api::{Directory, OUT_OF_REACH};
+use tourin_registry_api::{Directory, UNREACHABLE};
 use tourin_shared_events::backoff::Backoff;
 
 use crate::app::ingest::{Guards, Ingest};
@@ -26,7 +26,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const FAILURES_TOLD: u32 = 4;
 
 /// Whether this failure in a row is logged and traced. During a long outage, few are.
-fn is_told(failures: u32) -> bool {
+fn is_reported(failures: u32) -> bool {
     failures <= FAILURES_TOLD || failures.is_power_of_two()
 }
 
@@ -72,7 +72,7 @@ impl ReplicaKeeper {
             }
             changed.mark_unchanged();
             let core = self.core_instances();
-            has_looked = has_looked || self.accept_what_is_there(failures).await;
+            has_looked = has_looked || self.accept_existing_replica(failures).await;
             if !has_looked {
                 failures += 1;
             } else if core.is_empty() {
@@ -89,7 +89,7 @@ impl ReplicaKeeper {
                     Ok(false) => failures = 0,
                     Err(error) => {
                         failures += 1;
-                        if is_told(failures) {
+                        if is_reported(failures) {
                             tracing::warn!(%error, failures, "the replica of spots is not in step with core; trying again");
                         }
                     }
@@ -113,16 +113,16 @@ impl ReplicaKeeper {
     /// A replica that was whole before serves what it has at once; the resync makes it newer. One that
     /// has some spots only, as while another instance fills it, does not know of the others.
     /// Returns whether it could be looked into.
-    async fn accept_what_is_there(&self, failures: u32) -> bool {
-        match self.spots.is_whole().await {
-            Ok(is_whole) => {
-                if is_whole {
+    async fn accept_existing_replica(&self, failures: u32) -> bool {
+        match self.spots.is_complete().await {
+            Ok(is_complete) => {
+                if is_complete {
                     self.ready.set_ready();
                 }
                 true
             }
             Err(error) => {
-                if is_told(failures + 1) {
+                if is_reported(failures + 1) {
                     tracing::warn!(%error, "cannot look into the replica of spots; trying again");
                 }
                 false
@@ -139,7 +139,7 @@ impl ReplicaKeeper {
         }
         let began = Instant::now();
         // The one that ends an outage may be without a trace.
-        let resynced = if is_told(failures + 1) {
+        let resynced = if is_reported(failures + 1) {
             let span = self.service.work("resync of spots");
             let resynced = span.run(self.resync.run()).await;
             if let Err(error) = &resynced {
@@ -170,7 +170,7 @@ impl ReplicaKeeper {
 pub(crate) async fn watch_store(mut failure: Failure, store: Dependency, stop: CancellationToken) {
     store.set_ready();
     tokio::select! {
-        reason = failure.happened() => {
+        reason = failure.failed() => {
             tracing::error!(reason, "the store has stopped; the service must be started again");
             store.set_unready(reason);
             // The task stays, for its work is not over before the service is.
@@ -180,7 +180,7 @@ pub(crate) async fn watch_store(mut failure: Failure, store: Dependency, stop: C
     }
 }
 
-/// Says whether the registry is in reach, until `stop`. Without it the service goes on with what it knows.
+/// Says whether the registry is reachable, until `stop`. Without it the service continues with what it knows.
 pub(crate) async fn watch_registry(
     mut connected: watch::Receiver<bool>,
     registry: Dependency,
@@ -191,7 +191,7 @@ pub(crate) async fn watch_registry(
             if *connected.borrow_and_update() {
                 registry.set_ready();
             } else {
-                registry.set_unready(OUT_OF_REACH);
+                registry.set_unready(UNREACHABLE);
             }
             if connected.changed().await.is_err() {
                 return std::future::pending().await;

@@ -1,6 +1,6 @@
 //! Work in batches.
 //!
-//! Items that arrive while a batch is under way make the next one: alone, an item goes at once; under load, a hundred
+//! Items that arrive while a batch is in progress make the next one: alone, an item goes at once; under load, a hundred
 //! share one commit or one round trip. Nothing waits for a batch to fill.
 
 use std::any::Any;
@@ -85,7 +85,7 @@ impl<W: Work> Batcher<W> {
         {
             return result;
         }
-        let reason = self.failure().happened().await;
+        let reason = self.failure().failed().await;
         Err(PortError::unavailable(anyhow::anyhow!("{} has stopped: {reason}", W::NAME)))
     }
 }
@@ -132,7 +132,7 @@ impl Failure {
     }
 
     /// Waits for the failure and returns its reason. Safe to drop and call again.
-    pub async fn happened(&mut self) -> String {
+    pub async fn failed(&mut self) -> String {
         let Some(receiver) = &mut self.0 else { return std::future::pending().await };
         match receiver.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_while_a_batch_is_under_way_goes_together_in_order() {
+    async fn items_that_arrive_during_a_batch_form_the_next_one_in_order() {
         let (batches, may_go) = (std::sync::Arc::default(), std::sync::Arc::new(Semaphore::new(0)));
         let work = Double { batches: std::sync::Arc::clone(&batches), may_go: may_go.clone() };
         let batcher = Batcher::start(work);

@@ -36,19 +36,19 @@ pub struct Settings {
         default_value = "tourin-data/recommendation"
     )]
     pub data_dir: PathBuf,
-    /// The service's place in the mesh.
+    /// Registry, secret and instance.
     #[command(flatten)]
     pub mesh: MeshSettings,
     /// Trend, histories, model.
     #[command(flatten)]
     pub rules: RuleSettings,
-    /// Servers that stores live on.
+    /// The servers of the stores.
     #[command(flatten)]
     pub servers: ServerSettings,
     /// The broker.
     #[command(flatten)]
     pub broker: BrokerSettings,
-    /// How closely stores are watched.
+    /// How often stores are checked.
     #[command(flatten)]
     pub readiness: ReadinessSettings,
     /// Seconds between two full readings of core's catalogue; events keep the replica fresh between
@@ -127,10 +127,10 @@ impl BrokerSettings {
 /// What the recommendations follow.
 #[derive(Debug, Clone, Args)]
 pub struct RuleSettings {
-    /// Milliseconds in which a view's or bookmark's worth for the trend halves
+    /// Half-life of a view's or bookmark's weight in the trend, in milliseconds
     #[arg(long, env = "TOURIN_TREND_HALF_LIFE_MS", value_name = "MS", default_value_t = 3_600_000, value_parser = clap::value_parser!(u64).range(1..=31_536_000_000))]
     pub trend_half_life_ms: u64,
-    /// Smallest worth, in views of this moment, with which a spot is still in the trend
+    /// Smallest weight, in views of this moment, with which a spot is still in the trend
     #[arg(long, env = "TOURIN_TREND_FLOOR", value_name = "VIEWS", default_value_t = DEFAULT_FLOOR, value_parser = positive)]
     pub trend_floor: f64,
     /// Milliseconds within which the same person, spot and kind count once for the trend
@@ -148,16 +148,16 @@ pub struct RuleSettings {
     /// Latest spots of a member that recommendations are made from; all are left out of them
     #[arg(long, env = "TOURIN_HISTORY_LIMIT", value_name = "SPOTS", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub history_limit: u16,
-    /// Milliseconds for which the neighbours of a spot are kept before they are worked out again
+    /// Milliseconds for which the neighbours of a spot are cached before they are computed again
     #[arg(long, env = "TOURIN_NEIGHBOURS_MAX_AGE_MS", value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(0..=86_400_000))]
     pub neighbours_max_age_ms: u64,
-    /// Exponent by which the popularity of the spot one starts from is discounted
+    /// Exponent that discounts the popularity of the spot whose neighbours are computed
     #[arg(long, env = "TOURIN_SIMILARITY_SEED_EXPONENT", value_name = "X", default_value_t = Exponents::default().seed, value_parser = exponent)]
     pub similarity_seed_exponent: f64,
-    /// Exponent by which the popularity of the spot that is found is discounted
+    /// Exponent that discounts the popularity of a neighbour
     #[arg(long, env = "TOURIN_SIMILARITY_NEIGHBOUR_EXPONENT", value_name = "X", default_value_t = Exponents::default().neighbour, value_parser = exponent)]
     pub similarity_neighbour_exponent: f64,
-    /// Exponent by which members who know many spots are discounted
+    /// Exponent that discounts members who know many spots
     #[arg(long, env = "TOURIN_SIMILARITY_MEMBER_EXPONENT", value_name = "X", default_value_t = Exponents::default().member, value_parser = exponent)]
     pub similarity_member_exponent: f64,
 }
@@ -201,7 +201,7 @@ impl RuleSettings {
         }
     }
 
-    /// Ages beyond which events no longer come.
+    /// The ages beyond which events have no effect.
     pub fn ages(&self) -> Ages {
         Ages {
             trend: Duration::from_secs(self.trend_max_age_s),
@@ -209,7 +209,7 @@ impl RuleSettings {
         }
     }
 
-    /// How co-occurrence is worked out.
+    /// How co-occurrence is computed.
     pub fn co_occurrence(&self) -> CoOccurrenceRules {
         CoOccurrenceRules {
             exponents: Exponents {
@@ -285,14 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_url_is_none() {
+    fn a_blank_url_is_absent() {
         let settings = parse(&["--redis-url", "", "--mongodb-url", " ", "--amqp-url", ""]).unwrap();
         assert_eq!((settings.servers.redis(), settings.servers.mongodb()), (None, None));
         assert!(settings.broker.rabbitmq().unwrap().is_none());
     }
 
     #[test]
-    fn the_broker_is_told_what_names_begin_with() {
+    fn the_broker_settings_have_url_and_prefix() {
         let url = "amqps://user:hunter2@broker.example/vhost";
         let settings = parse(&["--amqp-url", url, "--amqp-prefix", "test."]).unwrap();
         let rabbitmq = settings.broker.rabbitmq().unwrap().unwrap();

@@ -321,7 +321,7 @@ impl Recommendation {
             let (sender, prepared) = Prepared::later();
             let check_interval = self.settings.readiness.interval();
             let pace = Pace { check_interval, ..Pace::default() };
-            let watching = servers::watch_over(Arc::clone(server), ready, sender, pace, token);
+            let watching = servers::supervise(Arc::clone(server), ready, sender, pace, token);
             tasks.spawn(server.engine().name(), watching);
             prepared
         };

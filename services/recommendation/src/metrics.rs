@@ -35,7 +35,7 @@ pub(crate) fn of_consumers(
     metrics.gauges_read("tourin_consumer_oldest_age_seconds", help, move || {
         let now = clock.now();
         let age = |of: &QueueMetrics| {
-            let age = of.in_hand.oldest().map(|oldest| now - oldest).unwrap_or_default();
+            let age = of.in_flight.oldest().map(|oldest| now - oldest).unwrap_or_default();
             age.as_seconds_f64().max(0.0)
         };
         queues.iter().map(|(queue, of)| (of_queue(queue), age(of))).collect()

@@ -30,9 +30,9 @@ impl StoreMetrics {
         let help = "Commands sent to the servers of stores";
         registry.register("tourin_store_commands", help, self.commands.clone());
         let help =
-            "Operations on a server of a store, by state: under way, or waiting for a permit";
+            "Operations on a server of a store, by state: in progress, or waiting for a permit";
         registry.register("tourin_store_operations", help, self.operations.clone());
-        let help = "The maximum number of operations under way on a server of a store";
+        let help = "The maximum number of operations in progress on a server of a store";
         registry.register("tourin_store_operations_limit", help, self.limits.clone());
     }
 }
@@ -120,7 +120,7 @@ pub(crate) async fn write<T>(
     engine.run(Access::Write, operation, collection, run).await
 }
 
-/// Bounds the operations on a server, and counts those under way and those that wait. Clones share the
+/// Bounds the operations on a server, and counts those in progress and those that wait. Clones share the
 /// bound.
 #[derive(Clone, Debug)]
 pub(crate) struct Operations {
@@ -129,30 +129,30 @@ pub(crate) struct Operations {
     waiting: Gauge,
 }
 
-/// An operation under way, until it is dropped.
+/// An operation in progress, until it is dropped.
 pub(crate) struct UnderWay<'a> {
     _permit: Option<SemaphorePermit<'a>>,
-    _counted: Counted<'a>,
+    _counted: TrendOutcome<'a>,
 }
 
 /// Counts one until it is dropped.
-struct Counted<'a>(&'a Gauge);
+struct TrendOutcome<'a>(&'a Gauge);
 
-impl<'a> Counted<'a> {
+impl<'a> TrendOutcome<'a> {
     fn one(gauge: &'a Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for TrendOutcome<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
 impl Operations {
-    /// At most `max` operations under way on `server`.
+    /// At most `max` operations in progress on `server`.
     pub(crate) fn bounded(server: &'static str, metrics: &StoreMetrics, max: u32) -> Self {
         metrics.limits.get_or_create(&[("server", server)]).set(max.into());
         let gauge =
@@ -164,13 +164,13 @@ impl Operations {
         }
     }
 
-    /// Begins an operation; waits while too many are under way.
+    /// Begins an operation; waits while too many are in progress.
     pub(crate) async fn begin(&self) -> UnderWay<'_> {
-        let waiting = Counted::one(&self.waiting);
+        let waiting = TrendOutcome::one(&self.waiting);
         // Cannot fail: the semaphore is never closed.
         let permit = self.permits.acquire().await.ok();
         drop(waiting);
-        UnderWay { _permit: permit, _counted: Counted::one(&self.under_way) }
+        UnderWay { _permit: permit, _counted: TrendOutcome::one(&self.under_way) }
     }
 }
 

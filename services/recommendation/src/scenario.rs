@@ -14,12 +14,12 @@ use crate::app::audit::Audit;
 use crate::app::ingest::{Guards, Ingest};
 use crate::app::last_trend::LastTrend;
 use crate::app::model::{CoOccurrence, CoOccurrenceRules};
-use crate::app::ports::{Counted, Kept, SpotState};
+use crate::app::ports::{HistoryOutcome, SpotState, TrendOutcome};
 use crate::app::recommend::Recommender;
 use crate::config::RuleSettings;
 use crate::domain::content::ContentRules;
-use crate::domain::interaction::{Change, Kind, Moment};
-use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::interaction::{Change, ChangeOrder, Kind};
+use crate::domain::spot::{Coordinates, Spot, SpotId};
 use crate::store::Stores;
 
 pub(crate) fn start() -> DateTime<Utc> {
@@ -37,7 +37,7 @@ pub(crate) fn spot(number: i64, tags: &[&str]) -> Spot {
         version: 1,
         name: format!("곳 {number}"),
         address: format!("길 {number}"),
-        place: Place { lat: 35.0 + number as f64 / 10.0, lng: 127.0 },
+        coordinates: Coordinates { lat: 35.0 + number as f64 / 10.0, lng: 127.0 },
         image_url: None,
         tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
     }
@@ -60,14 +60,14 @@ pub(crate) struct World {
 impl World {
     /// A world whose replica is complete and empty.
     pub(crate) async fn new() -> Self {
-        let world = Self::unfilled().await;
+        let world = Self::before_resync().await;
         let resync = world.stores.spots.begin_resync().await.unwrap();
         world.stores.spots.sweep(resync).await.unwrap();
         world
     }
 
     /// A world before the end of the first resync. The model's rows are not cached.
-    pub(crate) async fn unfilled() -> Self {
+    pub(crate) async fn before_resync() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(start()));
         let time: SharedClock = clock.clone();
@@ -135,12 +135,20 @@ impl World {
     }
 
     /// Applies a view like core's event does, and advances the clock by a second.
-    pub(crate) async fn view(&self, who: &str, number: i64) -> (Counted, Option<Kept>) {
+    pub(crate) async fn view(
+        &self,
+        who: &str,
+        number: i64,
+    ) -> (TrendOutcome, Option<HistoryOutcome>) {
         self.act(who, number, Kind::View, Change::Viewed).await
     }
 
     /// Applies a bookmark like core's event does, and advances the clock by a second.
-    pub(crate) async fn bookmark(&self, who: &str, number: i64) -> (Counted, Option<Kept>) {
+    pub(crate) async fn bookmark(
+        &self,
+        who: &str,
+        number: i64,
+    ) -> (TrendOutcome, Option<HistoryOutcome>) {
         self.act(who, number, Kind::Bookmark, Change::Bookmarked).await
     }
 
@@ -150,8 +158,8 @@ impl World {
         number: i64,
         kind: Kind,
         change: Change,
-    ) -> (Counted, Option<Kept>) {
-        let now = Moment { at: self.clock.now(), version: None };
+    ) -> (TrendOutcome, Option<HistoryOutcome>) {
+        let now = ChangeOrder { at: self.clock.now(), version: None };
         let counted =
             self.ingest.count((Uuid::now_v7(), now.at), who, id(number), kind, now).await.unwrap();
         let kept = self.ingest.remember(who, id(number), change, now).await.unwrap();

@@ -87,7 +87,7 @@ impl Prepared {
 
 /// Waits for a server, then watches it until `stop`. Reports its state to `ready` and `prepared`. A
 /// server that comes back is prepared again, because it may be empty.
-pub async fn watch_over(
+pub async fn supervise(
     server: Arc<dyn Server>,
     ready: Dependency,
     prepared: watch::Sender<bool>,
@@ -234,8 +234,8 @@ mod tests {
         let (began, has_begun) = tokio::sync::oneshot::channel();
         let work = async { began.send(()).unwrap() };
         let working = tokio::spawn(prepared.then(work, stop.clone()));
-        let watcher = tokio::spawn(watch_over(fake.clone(), ready, sender, pace, stop.clone()));
-        let unready = "waiting for fake at there:1: out of reach: connection refused";
+        let watcher = tokio::spawn(supervise(fake.clone(), ready, sender, pace, stop.clone()));
+        let unready = "waiting for fake at there:1: unreachable: connection refused";
         let reason = async |expected: Option<&str>| {
             eventually("the reason", async || {
                 equal(health.unready().get("fake").cloned(), expected.map(str::to_owned))

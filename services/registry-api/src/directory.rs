@@ -19,7 +19,7 @@ use crate::instance::{Instance, Status};
 use follower::Follower;
 
 /// What a readiness report says of a registry that cannot be reached.
-pub const OUT_OF_REACH: &str = "unreachable; the last known instances stay in use";
+pub const UNREACHABLE: &str = "unreachable; the last known instances stay in use";
 
 /// Bounds of a [`Directory`].
 #[derive(Clone, Copy, Debug)]
@@ -161,7 +161,7 @@ impl Directory {
     }
 
     /// Whether the watch is open, with a wake-up at every change. For reports
-    /// ([`OUT_OF_REACH`]); instances are served either way.
+    /// ([`UNREACHABLE`]); instances are served either way.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.shared.connected.subscribe()
     }

@@ -22,7 +22,7 @@ mod registration;
 pub mod sse;
 
 pub use client::{ClientError, InvalidRegistryUrl, RegistryClient};
-pub use directory::{Directory, DirectorySettings, OUT_OF_REACH};
+pub use directory::{Directory, DirectorySettings, UNREACHABLE};
 pub use instance::{Instance, Status};
 pub use registration::{Registration, RegistrationState};
 pub use wire::{Change, ChangeKind, Departure, DownReason, Registered, Snapshot};

@@ -113,8 +113,8 @@ impl Registration {
     }
 
     /// Announces that the instance takes no new requests; the lease is still renewed. True once every
-    /// live watcher has acknowledged it; false after 2 s, or when the registry is unreachable (it is
-    /// told later).
+    /// live watcher has acknowledged it; false after 2 s, or when the registry is unreachable (the
+    /// next heartbeat says so).
     pub async fn drain(&self) -> bool {
         self.status.send_replace(Status::Draining);
         let limit = Duration::from_millis(LEAVE_TIMEOUT_MS);

@@ -221,7 +221,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read(data in "[^\r\n\0]{0,60}", name in "[a-z]{1,9}", id in 0u64..) {
+        fn what_was_written_can_be_read(data in "[^\r\n\0]{0,60}", name in "[a-z]{1,9}", id in 0u64..) {
             let stream = format!("event: {name}\nid: {id}\ndata: {data}\n\n");
             prop_assert_eq!(
                 parse(&[stream.as_bytes()]).unwrap(),

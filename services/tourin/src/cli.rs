@@ -33,18 +33,18 @@ pub enum Command {
     Up(Box<Run<UpSettings, TelemetrySettings>>),
     /// Load tour spots from a CSV or NDJSON file; a mesh may be running on the same data
     Import(Box<Run<ImportSettings, TelemetrySettings>>),
-    /// Play members who browse and bookmark, through a gateway
+    /// Simulate members who browse and bookmark, through a gateway
     DemoTraffic(Run<DemoTrafficSettings>),
     /// Check that no acknowledged write is lost and none has its effect twice
     Audit(Run<AuditSettings>),
-    /// Look at waiting events and dead letters; replay or discard them
+    /// List waiting events and dead letters; replay or discard them
     Events(Run<EventsCommand>),
     /// Show or change what a running service logs
     LogLevel(Run<LogLevelSettings>),
 }
 
 /// A command's settings, with those that all commands have. Most commands make no traces and have log
-/// settings alone; an import's trace goes on in the mesh.
+/// settings alone; an import's trace continues in the mesh.
 #[derive(Debug, clap::Args)]
 pub struct Run<S: clap::Args, T: clap::Args = LogSettings> {
     #[allow(missing_docs, reason = "its help is its fields'")]

@@ -38,7 +38,7 @@ pub struct DemoTrafficSettings {
     /// Visits per second, all members together; a visit is two or three requests
     #[arg(long, env = "TOURIN_DEMO_RATE", value_name = "PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rate: u32,
-    /// Seconds to go on for
+    /// Seconds to run
     #[arg(long, env = "TOURIN_DEMO_DURATION_S", value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub duration_s: u64,
     /// Seed of the members' choices; the same seed makes the same choices
@@ -97,7 +97,7 @@ pub async fn run_and_print(
 /// Makes the traffic until its time is over or `stop` begins.
 ///
 /// # Errors
-/// When the gateway is out of reach, has no spots, or lets no member sign up. Single failures later
+/// When the gateway is unreachable, has no spots, or lets no member sign up. Single failures later
 /// are counted, not returned.
 pub async fn run(
     settings: &DemoTrafficSettings,

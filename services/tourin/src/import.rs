@@ -75,7 +75,7 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
         }
     };
     console.bar.finish_and_clear();
-    let done = done?.with_context(|| format!("{shown}: the import broke off"));
+    let done = done?.with_context(|| format!("{shown}: the import failed"));
     let done = done.inspect_err(|_| span.set_error("broken_off"))?;
     drop(span);
     writeln!(
@@ -125,7 +125,7 @@ impl Observer for Console {
             LAST_PRINTED => "more bad rows are counted, not printed".to_owned(),
             _ => return,
         };
-        // The import goes on if the reader of the report stops (`| head`).
+        // The import continues if the reader of the report stops (`| head`).
         let _unread = self.bar.suspend(|| writeln!(std::io::stderr(), "{line}"));
     }
 

@@ -262,15 +262,15 @@ async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
 
 /// Whether a missing service is not run here, so that the start does not wait for it. Its calls are
 /// answered 503.
-fn is_elsewhere(missing: &str) -> bool {
+fn is_external(missing: &str) -> bool {
     !["core", "recommendation", "keys", "sessions", "gateway"].contains(&missing)
 }
 
 /// Whether the gateway's readiness report lacks nothing that is run here.
-fn is_whole(report: &str) -> bool {
+fn is_complete(report: &str) -> bool {
     let report: Value = serde_json::from_str(report).unwrap_or_default();
     let missing = report["unready"].as_object();
-    missing.is_some_and(|missing| missing.keys().all(|name| is_elsewhere(name)))
+    missing.is_some_and(|missing| missing.keys().all(|name| is_external(name)))
 }
 
 /// Waits until the gateway is ready for all that is run here.
@@ -283,7 +283,7 @@ async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
                 Ok(answer) => last = answer.text().await.unwrap_or_default(),
                 Err(error) => last = error.to_string(),
             }
-            if is_whole(&last) {
+            if is_complete(&last) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -328,10 +328,10 @@ fn print_banner(mesh: &Mesh) -> std::io::Result<()> {
     let (url, data) = (&mesh.url, mesh.data_dir.path().display());
     let operator = &mesh.operator_url;
     let destinations = telemetry::destinations();
-    let traces = match destinations.places.as_slice() {
+    let traces = match destinations.endpoints.as_slice() {
         _ if mesh.shows_traces => operator.clone(),
         [] => "sent nowhere".to_owned(),
-        places => places.join(" and "),
+        endpoints => endpoints.join(" and "),
     };
     let ratio = destinations.ratio;
     let mut out = std::io::stdout().lock();
@@ -362,7 +362,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_from_elsewhere_is_not_waited_for() {
+    fn an_unexpected_service_is_not_waited_for() {
         for (report, expected) in [
             (r#"{"status":"ready","unready":{}}"#, true),
             (r#"{"status":"unready","unready":{"images":"no instance is up"}}"#, true),
@@ -371,7 +371,7 @@ mod tests {
             ("no answer yet", false),
             ("{}", false),
         ] {
-            assert_eq!(is_whole(report), expected, "{report}");
+            assert_eq!(is_complete(report), expected, "{report}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The ports of the mesh's parts.
 //!
 //! They are saved in the data folder and used again at the next start, so that an audit, a browser or
-//! Prometheus goes on after a restart. A port that another process has taken is replaced, and the log
+//! Prometheus continues after a restart. A port that another process has taken is replaced, and the log
 //! says so.
 
 use std::collections::BTreeMap;
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_none_is_a_first_start() {
+    fn an_invalid_ports_file_means_a_first_start() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(FILE), "{").unwrap();
         assert!(Ports::of(&DataDir::open(folder.path()).unwrap()).remembered.is_empty());

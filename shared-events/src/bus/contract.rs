@@ -46,12 +46,12 @@ pub async fn all<F: BusFixture>(mut fresh: impl AsyncFnMut() -> F) {
     a_subscriber_holds_no_more_than_its_prefetch(&fresh().await).await;
     a_successor_gets_what_was_not_settled_and_only_that(&fresh().await).await;
     queues_each_get_all_events(&fresh().await).await;
-    a_declared_queue_keeps_events_for_whoever_subscribes(&fresh().await).await;
-    what_nobody_wants_holds_nobody_up(&fresh().await).await;
+    a_declared_queue_keeps_events_for_later_subscribers(&fresh().await).await;
+    events_without_a_queue_block_no_other(&fresh().await).await;
     a_replayed_dead_letter_comes_again_whole_and_to_its_queue_only(&fresh().await).await;
     a_replay_that_fails_again_is_the_same_dead_letter(&fresh().await).await;
     a_subscription_that_cannot_work_is_refused(&fresh().await).await;
-    what_is_not_settled_is_backlog(&fresh().await).await;
+    unsettled_deliveries_count_as_backlog(&fresh().await).await;
 }
 
 /// A view by `user` of spot number `number`.
@@ -66,7 +66,7 @@ pub fn users(queue: &str) -> Subscription {
 }
 
 /// The key and the number of a [`view`].
-pub fn who_and_what(delivery: &Delivery) -> (String, String) {
+pub fn key_and_number(delivery: &Delivery) -> (String, String) {
     let envelope = Envelope::decode(&delivery.body).expect("an envelope");
     let text = |field: &str| envelope.data[field].as_str().unwrap_or_default().to_owned();
     (text("user_id"), text("tourspot_id"))
@@ -78,12 +78,12 @@ async fn subscribe(fixture: &impl BusFixture, subscription: Subscription) -> Del
 
 async fn next(deliveries: &mut Deliveries) -> Delivery {
     let next = timeout(SOON, deliveries.next()).await;
-    next.expect("a delivery in time").expect("a bus that goes on")
+    next.expect("a delivery in time").expect("an open bus")
 }
 
 async fn expect(deliveries: &mut Deliveries, user: &str, number: u32) -> Delivery {
     let delivery = next(deliveries).await;
-    assert_eq!(who_and_what(&delivery), (user.to_owned(), number.to_string()));
+    assert_eq!(key_and_number(&delivery), (user.to_owned(), number.to_string()));
     delivery
 }
 
@@ -98,7 +98,7 @@ async fn ack(delivery: Delivery) {
 }
 
 /// Queued, delivered and waiting events are backlog; settled ones are not.
-pub async fn what_is_not_settled_is_backlog(fixture: &impl BusFixture) {
+pub async fn unsettled_deliveries_count_as_backlog(fixture: &impl BusFixture) {
     let deadline = Instant::now() + SOON;
     let waits = async |is_right: fn(u64) -> bool| {
         loop {
@@ -280,7 +280,7 @@ pub async fn queues_each_get_all_events(fixture: &impl BusFixture) {
 }
 
 /// A service's queues are declared before it subscribes.
-pub async fn a_declared_queue_keeps_events_for_whoever_subscribes(fixture: &impl BusFixture) {
+pub async fn a_declared_queue_keeps_events_for_later_subscribers(fixture: &impl BusFixture) {
     fixture.declare(users("one")).await;
     fixture.declare(users("two")).await;
     let mut one = subscribe(fixture, users("one")).await;
@@ -297,7 +297,7 @@ pub async fn a_declared_queue_keeps_events_for_whoever_subscribes(fixture: &impl
 }
 
 /// Unbound event types do not block later events of their key.
-pub async fn what_nobody_wants_holds_nobody_up(fixture: &impl BusFixture) {
+pub async fn events_without_a_queue_block_no_other(fixture: &impl BusFixture) {
     let bindings = vec![Binding::new(USER_EXCHANGE, ViewTourspot::TYPE)];
     let mut deliveries = subscribe(fixture, Subscription::new("q", bindings)).await;
     let gone = Outgoing::new(&DeleteUser { user_id: "a".to_owned() }, Utc::now());

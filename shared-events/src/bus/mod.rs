@@ -13,12 +13,12 @@
 //! * **Declare before publishing.** A queue receives only events that are published after its declaration.
 //! * **Bounded.** A subscriber never holds more than its prefetch. A full queue makes publishers wait.
 
+mod attempts;
 pub mod in_process;
 mod lanes;
 pub mod rabbitmq;
 mod reply_queue;
 mod topic;
-mod tries;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
@@ -34,7 +34,7 @@ use crate::events::Outgoing;
 
 pub(crate) use lanes::{LaneKey, Lanes};
 pub(crate) use reply_queue::ReplySender;
-pub use reply_queue::{Answer, CORRELATION_ID, REPLY_EXCHANGE, REPLY_TO, ReplyQueue, ReplyQueues};
+pub use reply_queue::{CORRELATION_ID, REPLY_EXCHANGE, REPLY_TO, Reply, ReplyQueue, ReplyQueues};
 pub use topic::TopicPattern;
 
 /// The exchange of commands and requests. Each goes to the one queue that its routing key names.
@@ -60,7 +60,7 @@ pub enum PublishError {
 
 /// The messaging system, as traces name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Carrier {
+pub struct MessagingSystem {
     /// The kind of system.
     pub system: &'static str,
     /// The peer in the graph of services: the broker.
@@ -69,7 +69,7 @@ pub struct Carrier {
     pub server: Option<(Arc<str>, u16)>,
 }
 
-impl Carrier {
+impl MessagingSystem {
     /// The bus in memory.
     pub const IN_PROCESS: Self = Self { system: "tourin", peer: "tourin", server: None };
 
@@ -96,8 +96,8 @@ pub trait Publisher: Send + Sync {
     }
 
     /// Its messaging system, for traces.
-    fn carrier(&self) -> Carrier {
-        Carrier::IN_PROCESS
+    fn messaging_system(&self) -> MessagingSystem {
+        MessagingSystem::IN_PROCESS
     }
 }
 
@@ -187,7 +187,7 @@ pub trait Subscriber: Send + Sync {
     /// unsettled deliveries of this process. Unsettled deliveries of another subscriber are in its own backlog.
     ///
     /// # Errors
-    /// When the bus is out of reach.
+    /// When the bus is unreachable.
     async fn backlog(&self) -> anyhow::Result<u64>;
 }
 
@@ -208,8 +208,8 @@ impl Deliveries {
     }
 
     /// The messaging system, for traces.
-    pub fn carrier(&self) -> Carrier {
-        self.0.carrier()
+    pub fn messaging_system(&self) -> MessagingSystem {
+        self.0.messaging_system()
     }
 
     /// Ends the subscription and saves progress that is kept lazily. Settle or drop all deliveries before the call.
@@ -233,9 +233,9 @@ pub trait DeliverySource: Send {
     /// See [`Deliveries::close`].
     async fn close(&mut self) {}
 
-    /// See [`Deliveries::carrier`].
-    fn carrier(&self) -> Carrier {
-        Carrier::IN_PROCESS
+    /// See [`Deliveries::messaging_system`].
+    fn messaging_system(&self) -> MessagingSystem {
+        MessagingSystem::IN_PROCESS
     }
 }
 

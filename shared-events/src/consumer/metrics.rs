@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::in_hand::InHandTimes;
+use super::in_flight::InFlightTimes;
 
 /// The upper bounds of the buckets of events' ages, in seconds.
 const AGE_BUCKETS: [f64; 14] =
@@ -87,7 +87,7 @@ impl ConsumerMetrics {
         ] {
             registry.register(name, help, family.clone());
         }
-        registry.register("tourin_consumer_in_hand", "Deliveries in progress", self.held.clone());
+        registry.register("tourin_consumer_in_flight", "Deliveries in progress", self.held.clone());
         let help = "Age of events when their effect was committed";
         registry.register("tourin_event_age_at_effect_seconds", help, self.ages.clone());
     }
@@ -116,7 +116,7 @@ impl ConsumerMetrics {
             unsettled: self.unsettled.get_or_create_owned(&labels),
             held: self.held.get_or_create_owned(&labels),
             ages: self.ages.get_or_create_owned(&labels),
-            in_hand: InHandTimes::default(),
+            in_flight: InFlightTimes::default(),
         }
     }
 }
@@ -152,8 +152,8 @@ pub struct QueueMetrics {
     pub replayed: Counter,
     /// Outcomes that the bus could not record. It delivers those events again.
     pub unsettled: Counter,
-    /// The times of the events in hand.
-    pub in_hand: InHandTimes,
+    /// The times of the events in flight.
+    pub in_flight: InFlightTimes,
     held: Gauge<f64, AtomicU64>,
     ages: Histogram,
 }
@@ -164,21 +164,21 @@ impl QueueMetrics {
         self.ages.observe(age.as_secs_f64());
     }
 
-    /// Counts deliveries as in hand until the returned value is dropped.
-    pub(super) fn hold(&self, deliveries: usize) -> InHand<'_> {
+    /// Counts deliveries as in flight until the returned value is dropped.
+    pub(super) fn hold(&self, deliveries: usize) -> InFlight<'_> {
         let deliveries = deliveries as f64;
         self.held.inc_by(deliveries);
-        InHand { held: &self.held, deliveries }
+        InFlight { held: &self.held, deliveries }
     }
 }
 
 /// See [`QueueMetrics::hold`].
-pub(super) struct InHand<'a> {
+pub(super) struct InFlight<'a> {
     held: &'a Gauge<f64, AtomicU64>,
     deliveries: f64,
 }
 
-impl Drop for InHand<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.held.dec_by(self.deliveries);
     }

@@ -19,7 +19,7 @@
 //! An event is acknowledged only after the handler reported that its effect is committed. During its retries its
 //! ordering key waits, and other keys continue.
 
-mod in_hand;
+mod in_flight;
 mod metrics;
 mod pipeline;
 
@@ -40,7 +40,7 @@ use crate::envelope::Envelope;
 use crate::events::{Event, InvalidEvent, read};
 use crate::trace;
 
-pub use in_hand::InHandTimes;
+pub use in_flight::InFlightTimes;
 pub use metrics::{ConsumerMetrics, QueueMetrics};
 pub use pipeline::Consumer;
 

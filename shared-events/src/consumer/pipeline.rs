@@ -12,12 +12,12 @@ use opentelemetry::context::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::in_hand::InHandTime;
+use super::in_flight::InFlightTime;
 use super::{
     ConsumerMetrics, ConsumerSettings, Handler, HandlerError, Outcome, QueueMetrics, Received,
 };
 use crate::Clock;
-use crate::bus::{Carrier, Deliveries, Delivery, Settlement};
+use crate::bus::{Deliveries, Delivery, MessagingSystem, Settlement};
 use crate::dead_letters::REPLAYED;
 use crate::envelope::Envelope;
 use crate::trace::EventSpan;
@@ -34,7 +34,7 @@ pub struct Consumer {
 /// The state of a batch, shared by concurrent batches.
 struct Work {
     name: String,
-    carrier: Carrier,
+    messaging_system: MessagingSystem,
     handler: Arc<dyn Handler>,
     settings: ConsumerSettings,
     clock: Clock,
@@ -47,11 +47,11 @@ struct Job {
     attempt: Attempt,
 }
 
-/// An event's delivery and span while it is in hand.
+/// An event's delivery and span while it is in flight.
 struct Attempt {
     delivery: Delivery,
     span: EventSpan,
-    _in_hand: InHandTime,
+    _in_flight: InFlightTime,
 }
 
 /// An attempt that failed.
@@ -94,13 +94,13 @@ impl Consumer {
         handler: Arc<dyn Handler>,
         clock: Clock,
     ) -> Self {
-        let (carrier, name) = (deliveries.carrier(), name.into());
+        let (messaging_system, name) = (deliveries.messaging_system(), name.into());
         Self {
             deliveries,
             work: Work {
                 metrics: ConsumerMetrics::default().of(&name),
                 name,
-                carrier,
+                messaging_system,
                 handler,
                 settings: ConsumerSettings::default(),
                 clock,
@@ -184,7 +184,7 @@ fn gather(first: Delivery, deliveries: &mut Deliveries, max: usize) -> Vec<Deliv
 
 impl Work {
     async fn process(&self, batch: Vec<Delivery>) {
-        let _in_hand = self.metrics.hold(batch.len());
+        let _in_flight = self.metrics.hold(batch.len());
         let mut fresh = Vec::new();
         let mut retries = Vec::new();
         let mut refused = Vec::new();
@@ -198,10 +198,10 @@ impl Work {
             match checked {
                 Ok(event) => {
                     let jobs = if event.attempt > 1 { &mut retries } else { &mut fresh };
-                    let in_hand = self.metrics.in_hand.take(event.envelope.timestamp);
+                    let in_flight = self.metrics.in_flight.take(event.envelope.timestamp);
                     jobs.push(Job {
                         event,
-                        attempt: Attempt { delivery, span, _in_hand: in_hand },
+                        attempt: Attempt { delivery, span, _in_flight: in_flight },
                     });
                 }
                 Err(settlement) => refused.push(self.settle(delivery, settlement, span)),
@@ -246,7 +246,7 @@ impl Work {
 
     /// The attempt's span, which includes the checks.
     fn begin(&self, delivery: &Delivery) -> EventSpan {
-        let span = EventSpan::consumer(delivery, &self.carrier, &self.name);
+        let span = EventSpan::consumer(delivery, &self.messaging_system, &self.name);
         if let Some(times) = delivery.headers.get(REPLAYED) {
             self.metrics.replayed.inc();
             span.annotate("replayed", "times", times);
@@ -272,7 +272,7 @@ impl Work {
         span.identify(&envelope.id);
         let now = (self.clock)();
         let dated_at = envelope.timestamp;
-        self.bring_back(&mut envelope, now);
+        self.clamp_future_timestamp(&mut envelope, now);
         span.age(age_of(&envelope, now));
         if self.is_expired(&envelope, now) {
             self.metrics.expired.inc();
@@ -298,7 +298,7 @@ impl Work {
     }
 
     /// An event dated too far ahead counts as happening now: its producer's clock is wrong.
-    fn bring_back(&self, envelope: &mut Envelope, now: DateTime<Utc>) {
+    fn clamp_future_timestamp(&self, envelope: &mut Envelope, now: DateTime<Utc>) {
         let ahead = envelope.timestamp.signed_duration_since(now).to_std().unwrap_or_default();
         if ahead <= self.settings.max_ahead {
             return;
@@ -350,7 +350,7 @@ impl Work {
                 Err(failure) => self.failed(&job, failure),
             }
         };
-        let Attempt { delivery, span, _in_hand } = job.attempt;
+        let Attempt { delivery, span, _in_flight } = job.attempt;
         self.settle(delivery, settlement, span).await;
     }
 
@@ -442,17 +442,17 @@ impl Work {
     /// Settles the delivery, and ends the attempt.
     async fn settle(&self, delivery: Delivery, settlement: Settlement, span: EventSpan) {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
-        let waits_on = matches!(settlement, Settlement::Wait { .. });
+        let is_waiting = matches!(settlement, Settlement::Wait { .. });
         let settled = delivery.settle(settlement).with_context(span.context().clone()).await;
         let _current = span.enter();
         match settled {
             Ok(()) if dead => {
                 self.metrics.dead_lettered.inc();
                 span.outcome("dead_lettered");
-                span.given_up();
+                span.keep_dead_letter();
                 span.annotate("dead_lettered", "queue", &self.name);
             }
-            Ok(()) if waits_on => span.waits_on(),
+            Ok(()) if is_waiting => span.end_while_waiting(),
             Ok(()) => {}
             Err(error) => {
                 self.metrics.unsettled.inc();

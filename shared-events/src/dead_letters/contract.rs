@@ -24,17 +24,17 @@ fn letter(queue: &str, event_id: Option<Uuid>, body: &Bytes) -> DeadLetter {
 
 /// Runs the whole suite; `fresh` makes an empty store.
 pub async fn all<S: DeadLetterStore>(mut fresh: impl AsyncFnMut() -> S) {
-    what_is_put_is_listed_as_it_was(&fresh().await).await;
+    a_stored_letter_is_listed_unchanged(&fresh().await).await;
     the_newest_come_first_and_pages_join_up(&fresh().await).await;
-    an_event_given_up_again_stays_one_record(&fresh().await).await;
+    a_dead_letter_that_fails_again_stays_one_record(&fresh().await).await;
     a_long_body_is_cut_and_its_length_kept(&fresh().await).await;
     one_can_be_looked_at(&fresh().await).await;
     exactly_what_is_named_is_discarded(&fresh().await).await;
-    what_is_gone_or_cut_is_not_replayed(&fresh().await).await;
+    missing_or_truncated_letters_are_not_replayed(&fresh().await).await;
 }
 
 /// Every field survives.
-pub async fn what_is_put_is_listed_as_it_was(store: &impl DeadLetterStore) {
+pub async fn a_stored_letter_is_listed_unchanged(store: &impl DeadLetterStore) {
     let with_id = letter("q", Some(Uuid::now_v7()), &Bytes::from_static(b"{\"a\":1}"));
     let without_id = letter("q", None, &Bytes::from_static(b"\xff\x00not text"));
     store.put(with_id.clone()).await.expect("put");
@@ -64,7 +64,7 @@ pub async fn the_newest_come_first_and_pages_join_up(store: &impl DeadLetterStor
 }
 
 /// At-least-once delivery does not multiply dead letters, per queue.
-pub async fn an_event_given_up_again_stays_one_record(store: &impl DeadLetterStore) {
+pub async fn a_dead_letter_that_fails_again_stays_one_record(store: &impl DeadLetterStore) {
     let event = Some(Uuid::now_v7());
     let body = Bytes::from_static(b"{}");
     let first = letter("q", event, &body);
@@ -92,7 +92,7 @@ pub async fn a_long_body_is_cut_and_its_length_kept(store: &impl DeadLetterStore
     assert_eq!(kept.body_bytes, MAX_BODY_BYTES as u64 + 10);
 }
 
-async fn put_some<const N: usize>(store: &impl DeadLetterStore) -> [Uuid; N] {
+async fn put_letters<const N: usize>(store: &impl DeadLetterStore) -> [Uuid; N] {
     let mut ids = [Uuid::nil(); N];
     for id in &mut ids {
         let letter = letter("q", Some(Uuid::now_v7()), &Bytes::from_static(b"{}"));
@@ -109,7 +109,7 @@ async fn ids(store: &impl DeadLetterStore) -> Vec<Uuid> {
 
 /// A letter is found by its id.
 pub async fn one_can_be_looked_at(store: &impl DeadLetterStore) {
-    let [_, second, _] = put_some(store).await;
+    let [_, second, _] = put_letters(store).await;
     let found = store.get(second).await.expect("get").expect("the second");
     assert_eq!(found, store.list(10, None).await.expect("list")[1]);
     assert_eq!(found.id, second);
@@ -118,8 +118,8 @@ pub async fn one_can_be_looked_at(store: &impl DeadLetterStore) {
 
 /// Only the listed letters are deleted: later ones stay, and a missing one has no substitute.
 pub async fn exactly_what_is_named_is_discarded(store: &impl DeadLetterStore) {
-    let [first, second, third] = put_some(store).await;
-    let [later] = put_some(store).await;
+    let [first, second, third] = put_letters(store).await;
+    let [later] = put_letters(store).await;
     let unknown = Uuid::now_v7();
     let settled = store.discard(&[third, unknown, first]).await.expect("discard");
     assert_eq!(settled, [Settled::Done, Settled::Gone, Settled::Done]);
@@ -131,7 +131,7 @@ pub async fn exactly_what_is_named_is_discarded(store: &impl DeadLetterStore) {
 }
 
 /// A letter that cannot be replayed stays, with the reason.
-pub async fn what_is_gone_or_cut_is_not_replayed(store: &impl DeadLetterStore) {
+pub async fn missing_or_truncated_letters_are_not_replayed(store: &impl DeadLetterStore) {
     let cut = letter("q", None, &Bytes::from(vec![b'x'; MAX_BODY_BYTES + 1]));
     store.put(cut.clone()).await.expect("put");
     let settled = store.replay(&[Uuid::now_v7(), cut.id]).await.expect("replay");

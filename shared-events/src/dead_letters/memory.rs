@@ -78,7 +78,7 @@ impl DeadLetterStore for MemoryDeadLetters {
         Ok(marked.filter(|letter| letter.queue == queue).take(limit as usize).cloned().collect())
     }
 
-    async fn carried_out(&self, id: Uuid) -> anyhow::Result<()> {
+    async fn finish_replay(&self, id: Uuid) -> anyhow::Result<()> {
         self.lock().retain(|letter| letter.id != id || !letter.replay_requested);
         Ok(())
     }

@@ -168,13 +168,13 @@ pub trait DeadLetterStore: Send + Sync {
     /// added since, are not touched. Letters with the same ordering key are replayed in the order of `ids`.
     ///
     /// # Errors
-    /// When the store is out of reach. Some letters may have been replayed; the others are kept.
+    /// When the store is unreachable. Some letters may have been replayed; the others are kept.
     async fn replay(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>>;
 
     /// Deletes exactly these letters: one result for each id, in the order given.
     ///
     /// # Errors
-    /// When the store is out of reach. Some letters may have been deleted; the others are kept.
+    /// When the store is unreachable. Some letters may have been deleted; the others are kept.
     async fn discard(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Settled>>;
 
     /// The letters of a queue that this or another process has marked for replay, oldest mark first, at most `limit`.
@@ -185,7 +185,7 @@ pub trait DeadLetterStore: Send + Sync {
 
     /// Deletes a marked letter whose event is settled. Keeps it when the event was dead-lettered again meanwhile, which
     /// removes the mark.
-    async fn carried_out(&self, _id: Uuid) -> anyhow::Result<()> {
+    async fn finish_replay(&self, _id: Uuid) -> anyhow::Result<()> {
         Ok(())
     }
 }

@@ -225,7 +225,7 @@ impl DeadLetterStore for SqliteDeadLetters {
         rows.iter().map(letter).collect()
     }
 
-    async fn carried_out(&self, id: Uuid) -> anyhow::Result<()> {
+    async fn finish_replay(&self, id: Uuid) -> anyhow::Result<()> {
         let mut transaction = self.database.write().await?;
         sqlx::query("DELETE FROM dead_letters WHERE id = ?1 AND replay_number IS NOT NULL")
             .bind(id.to_string())

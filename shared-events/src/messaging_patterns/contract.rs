@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Answerer, Answers, Commands, Heard, Message, RequestError, RequestSettings, Requests,
-    Responder, SendError,
+    Commands, Message, ReplyOutcome, ReplyPublisher, RequestError, RequestHandler, RequestSettings,
+    Requests, Responder, SendError,
 };
 use crate::bus::contract::{users, view};
 use crate::bus::{Deliveries, PublishError, ReplyQueues, Settlement, Subscriber, Subscription};
@@ -32,11 +32,11 @@ pub const QUEUES: [&str; 2] = ["one", "two"];
 /// Runs the whole suite; `fresh` makes an empty bus.
 pub async fn all<B: ReplyQueues + Subscriber + 'static>(mut fresh: impl AsyncFnMut() -> Arc<B>) {
     a_command_goes_to_the_queue_it_names_and_to_no_other(fresh().await).await;
-    each_request_gets_its_own_answer_in_its_trace(fresh().await).await;
-    a_request_without_an_answer_runs_out_and_a_late_one_harms_nobody(fresh().await).await;
-    answers_to_an_event_are_collected_until_enough_or_late(fresh().await).await;
-    asking_is_bounded(fresh().await).await;
-    an_answer_to_someone_who_left_is_not_kept(fresh().await).await;
+    each_request_gets_its_own_reply_in_its_trace(fresh().await).await;
+    a_request_times_out_and_a_late_reply_is_dropped(fresh().await).await;
+    replies_to_an_event_are_collected_until_enough_or_late(fresh().await).await;
+    requests_are_bounded(fresh().await).await;
+    a_reply_to_a_closed_queue_is_dropped(fresh().await).await;
 }
 
 async fn subscribe(bus: &impl Subscriber, subscription: Subscription) -> Deliveries {
@@ -62,23 +62,23 @@ fn trace_of(headers: &BTreeMap<String, String>) -> String {
     headers["traceparent"].split('-').nth(1).unwrap_or_default().to_owned()
 }
 
-/// Answers with its name and the request's data.
+/// Replies with its name and the request's data.
 struct Echo(&'static str);
 
 #[async_trait]
-impl Answerer for Echo {
-    async fn answer(&self, request: &Received) -> Result<Value, HandlerError> {
+impl RequestHandler for Echo {
+    async fn reply(&self, request: &Received) -> Result<Value, HandlerError> {
         Ok(json!({ "by": self.0, "asked": request.envelope.data }))
     }
 }
 
-/// Answers what comes to `deliveries` until dropped.
+/// Replies to what comes to `deliveries` until dropped.
 fn respond(
     bus: &Arc<impl ReplyQueues + 'static>,
     name: &'static str,
     of: Deliveries,
 ) -> JoinSet<()> {
-    let responder = Responder::new(Echo(name), Answers::new(bus.clone(), system_clock()));
+    let responder = Responder::new(Echo(name), ReplyPublisher::new(bus.clone(), system_clock()));
     let consumer = Consumer::new(name, of, Arc::new(responder), system_clock());
     let mut running = JoinSet::new();
     running.spawn(consumer.run(CancellationToken::new()));
@@ -118,7 +118,7 @@ where
 }
 
 /// Many requests at once share one reply queue.
-pub async fn each_request_gets_its_own_answer_in_its_trace<B>(bus: Arc<B>)
+pub async fn each_request_gets_its_own_reply_in_its_trace<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
 {
@@ -130,17 +130,17 @@ where
             Message::new("sum", json!({ "n": n })).with_header("traceparent", traceparent(n + 1));
         let requests = &requests;
         async move {
-            let answer = requests.request("one", request, SOON).await.expect("an answer");
-            assert_eq!(answer.envelope.data, json!({ "by": "one", "asked": { "n": n } }));
-            assert_eq!(trace_of(&answer.headers), trace_of_number(n + 1));
+            let reply = requests.request("one", request, SOON).await.expect("a reply");
+            assert_eq!(reply.envelope.data, json!({ "by": "one", "asked": { "n": n } }));
+            assert_eq!(trace_of(&reply.headers), trace_of_number(n + 1));
         }
     });
     join_all(asking).await;
     assert_eq!(requests.late(), 0);
 }
 
-/// A late answer does not reach the next request.
-pub async fn a_request_without_an_answer_runs_out_and_a_late_one_harms_nobody<B>(bus: Arc<B>)
+/// A late reply does not reach the next request.
+pub async fn a_request_times_out_and_a_late_reply_is_dropped<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
 {
@@ -150,7 +150,7 @@ where
     let slow = async {
         let delivery = timeout(SOON, deliveries.next()).await.expect("in time").expect("a request");
         let received = received(&delivery);
-        // In hand until the requester has timed out.
+        // Not acknowledged until the requester has timed out.
         sleep(A_WHILE * 2).await;
         delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
         received
@@ -159,40 +159,40 @@ where
     let (lost, late) = tokio::join!(requests.request("one", request(1), A_WHILE), slow);
     assert_eq!(lost, Err(RequestError::TimedOut));
     assert!(started.elapsed() >= A_WHILE);
-    let answers = Answers::new(bus.clone(), system_clock());
-    let heard = answers.give(&late, json!({ "n": 1 })).await;
-    assert_eq!(heard, Ok(Heard::Sent));
+    let replies = ReplyPublisher::new(bus.clone(), system_clock());
+    let outcome = replies.reply(&late, json!({ "n": 1 })).await;
+    assert_eq!(outcome, Ok(ReplyOutcome::Sent));
     let deadline = Instant::now() + SOON;
     while requests.late() == 0 {
-        assert!(Instant::now() < deadline, "the late answer never came");
+        assert!(Instant::now() < deadline, "the late reply never came");
         sleep(Duration::from_millis(5)).await;
     }
     let _responder = respond(&bus, "one", deliveries);
-    let answer = requests.request("one", request(2), SOON).await.expect("an answer");
-    assert_eq!(answer.envelope.data["asked"], json!({ "n": 2 }));
+    let reply = requests.request("one", request(2), SOON).await.expect("a reply");
+    assert_eq!(reply.envelope.data["asked"], json!({ "n": 2 }));
 }
 
 /// Publish/asynchronous responses.
-pub async fn answers_to_an_event_are_collected_until_enough_or_late<B>(bus: Arc<B>)
+pub async fn replies_to_an_event_are_collected_until_enough_or_late<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
 {
     let (one, two) = (subscribe(&*bus, users("one")).await, subscribe(&*bus, users("two")).await);
     let _responders = [respond(&bus, "one", one), respond(&bus, "two", two)];
     let requests = open(&bus).await;
-    let enough = requests.publish(view("a", 1), 2, SOON).await.expect("answers");
+    let enough = requests.publish(view("a", 1), 2, SOON).await.expect("replies");
     assert!(enough.complete);
-    let mut by: Vec<_> = enough.answers.iter().map(|a| a.envelope.data["by"].clone()).collect();
+    let mut by: Vec<_> = enough.replies.iter().map(|a| a.envelope.data["by"].clone()).collect();
     by.sort_by_key(Value::to_string);
     assert_eq!(by, ["one", "two"]);
-    let first = requests.publish(view("a", 2), 1, SOON).await.expect("answers");
-    assert_eq!((first.answers.len(), first.complete), (1, true));
-    let until_late = requests.publish(view("a", 3), 3, A_WHILE * 5).await.expect("answers");
-    assert_eq!((until_late.answers.len(), until_late.complete), (2, false));
+    let first = requests.publish(view("a", 2), 1, SOON).await.expect("replies");
+    assert_eq!((first.replies.len(), first.complete), (1, true));
+    let until_late = requests.publish(view("a", 3), 3, A_WHILE * 5).await.expect("replies");
+    assert_eq!((until_late.replies.len(), until_late.complete), (2, false));
 }
 
 /// Requests are bounded in number and in length.
-pub async fn asking_is_bounded<B>(bus: Arc<B>)
+pub async fn requests_are_bounded<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
 {
@@ -220,7 +220,7 @@ where
 }
 
 /// Requesters that died do not block a responder.
-pub async fn an_answer_to_someone_who_left_is_not_kept<B>(bus: Arc<B>)
+pub async fn a_reply_to_a_closed_queue_is_dropped<B>(bus: Arc<B>)
 where
     B: ReplyQueues + Subscriber + 'static,
 {
@@ -235,9 +235,9 @@ where
     };
     let (_, request) = tokio::join!(asking, receiving);
     drop(requests);
-    let answers = Answers::new(bus.clone(), system_clock());
+    let replies = ReplyPublisher::new(bus.clone(), system_clock());
     // The reply queue may outlive its owner for a while. In either case no request waits.
-    let given = timeout(SOON, answers.give(&request, json!({}))).await.expect("in time");
+    let given = timeout(SOON, replies.reply(&request, json!({}))).await.expect("in time");
     assert!(matches!(given, Ok(_) | Err(PublishError::Unavailable(_))), "{given:?}");
 }
 

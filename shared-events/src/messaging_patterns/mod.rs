@@ -5,28 +5,28 @@
 //! |---|---|---|---|
 //! | publish/subscribe | [`Publisher::publish`] | every queue that is bound for it | nothing |
 //! | one-way command | [`Commands::send`] | the one queue it names | nothing |
-//! | request/asynchronous reply | [`Requests::request`] | the one queue it names | one answer, or a time-out |
-//! | publish/asynchronous responses | [`Requests::publish`] | every queue that is bound for it | answers, up to a number and a time limit |
+//! | request/asynchronous reply | [`Requests::request`] | the one queue it names | one reply, or a time-out |
+//! | publish/asynchronous responses | [`Requests::publish`] | every queue that is bound for it | replies, up to a number and a time limit |
 //!
 //! All of them use the bus's publisher and queues. So commands and requests have the guarantees of events: delivery at
-//! least once, order per key, retries and dead letters. An **answer** comes at most once for each time the request is
+//! least once, order per key, retries and dead letters. A **reply** comes at most once for each time the request is
 //! handled, and only while the requester waits. It is not retried: the requester's time-out covers a lost one. So an
-//! answer must not be the only effect of a request that changes something, and handlers dedupe by the envelope's id.
+//! reply must not be the only effect of a request that changes something, and handlers dedupe by the envelope's id.
 //!
-//! A refusal is an answer too: put it into the answer's data. A handler's error means retries and a dead letter, and a
+//! A refusal is a reply too: put it into the reply's data. A handler's error means retries and a dead letter, and a
 //! time-out for the requester.
 //!
 //! # On the wire
-//! Commands go to the topic exchange [`COMMAND_EXCHANGE`] with the queue's name as routing key. Answers go to
+//! Commands go to the topic exchange [`COMMAND_EXCHANGE`] with the queue's name as routing key. Replies go to
 //! [`REPLY_EXCHANGE`] with the name of the requester's reply queue. Requests carry that name in the header [`REPLY_TO`]
 //! and their id in [`CORRELATION_ID`], which are AMQP's own properties on RabbitMQ. Each message has a producer span
-//! ([`crate::trace`]) in the trace of the [`Message`]'s headers, or else in the current one. An answer is part of its
+//! ([`crate::trace`]) in the trace of the [`Message`]'s headers, or else in the current one. A reply is part of its
 //! request's trace.
 
-mod answers;
 mod commands;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
+mod replies;
 mod requests;
 
 use std::collections::BTreeMap;
@@ -40,11 +40,11 @@ use crate::bus::{CORRELATION_ID, Publisher, REPLY_EXCHANGE, REPLY_TO, Subscriber
 use crate::envelope::Envelope;
 use crate::events::Outgoing;
 
-pub use answers::{Answerer, Answers, Heard, Responder};
 pub use commands::Commands;
+pub use replies::{ReplyOutcome, ReplyPublisher, RequestHandler, Responder};
 pub use requests::{Collected, RequestError, RequestSettings, Requests};
 
-/// The headers that an answer copies from its request.
+/// The headers that a reply copies from its request.
 pub const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
 /// The default bound on a message, in bytes of its envelope: a consumer's default limit.
 pub const DEFAULT_MAX_BYTES: usize = 256 * 1024;

@@ -1,4 +1,4 @@
-//! Requests with one answer or several.
+//! Requests with one reply or several.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{DEFAULT_MAX_BYTES, Message, SendError, check_length};
 use crate::Clock;
 use crate::bus::{
-    Answer, CORRELATION_ID, PublishError, REPLY_TO, ReplyQueue, ReplyQueues, SubscribeError,
+    CORRELATION_ID, PublishError, REPLY_TO, Reply, ReplyQueue, ReplyQueues, SubscribeError,
 };
 use crate::events::Outgoing;
 use crate::trace;
@@ -20,7 +20,7 @@ use crate::trace;
 /// The bounds of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestSettings {
-    /// Requests that wait for answers at the same time; more are refused. Default 1024.
+    /// Requests that wait for replies at the same time; more are refused. Default 1024.
     pub max_pending: usize,
     /// The longest request, in bytes of its envelope. Default [`DEFAULT_MAX_BYTES`].
     pub max_bytes: usize,
@@ -32,14 +32,14 @@ impl Default for RequestSettings {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// No answer in time. The request may still be handled, and its answer come too late.
-    #[error("no answer in time")]
+    /// No reply in time. The request may still be handled, and its reply come too late.
+    #[error("no reply in time")]
     TimedOut,
-    /// Too many requests wait for answers.
-    #[error("too many requests wait for answers")]
+    /// Too many requests wait for replies.
+    #[error("too many requests wait for replies")]
     TooManyPending,
     /// The request was not sent.
     #[error(transparent)]
@@ -49,31 +49,31 @@ pub enum RequestError {
     Closed,
 }
 
-/// The answers to a published event.
+/// The replies to a published event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Collected {
     /// In the order of arrival.
-    pub answers: Vec<Answer>,
-    /// As many answers arrived as were wanted; otherwise the time was over first.
+    pub replies: Vec<Reply>,
+    /// As many replies arrived as were wanted; otherwise the time was over first.
     pub complete: bool,
 }
 
-/// The calls that wait for answers, by correlation id.
+/// The calls that wait for replies, by correlation id.
 #[derive(Default)]
 struct Pending {
-    waiting: Mutex<HashMap<String, mpsc::Sender<Answer>>>,
+    waiting: Mutex<HashMap<String, mpsc::Sender<Reply>>>,
     late: AtomicU64,
 }
 
 impl Pending {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Answer>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Reply>>> {
         // No code under this lock can panic halfway through a change.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give(&self, id: &str, answer: Answer) {
+    fn deliver(&self, id: &str, reply: Reply) {
         let taken = match self.lock().get(id) {
-            Some(asker) => asker.try_send(answer).is_ok(),
+            Some(requester) => requester.try_send(reply).is_ok(),
             None => false,
         };
         if !taken {
@@ -93,10 +93,10 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Opens the reply queue and starts to pass its answers to the waiting calls.
+    /// Opens the reply queue and starts to pass its replies to the waiting calls.
     ///
     /// # Errors
-    /// [`SubscribeError::Unavailable`] when the bus is out of reach.
+    /// [`SubscribeError::Unavailable`] when the bus is unreachable.
     pub async fn open(
         bus: Arc<dyn ReplyQueues>,
         clock: Clock,
@@ -108,7 +108,7 @@ impl Requests {
         Ok(Self { bus, clock, settings, address, pending, _sorting: sorting })
     }
 
-    /// Sends a request to a queue and waits for the first answer, at most `limit` from now, publishing included.
+    /// Sends a request to a queue and waits for the first reply, at most `limit` from now, publishing included.
     ///
     /// # Errors
     /// [`RequestError`]. After a time-out it is unknown whether the request was handled.
@@ -117,14 +117,14 @@ impl Requests {
         queue: &str,
         request: Message,
         limit: Duration,
-    ) -> Result<Answer, RequestError> {
+    ) -> Result<Reply, RequestError> {
         let request = request.for_queue(queue, (self.clock)());
         let collected = self.ask(request, 1, limit).await?;
-        collected.answers.into_iter().next().ok_or(RequestError::TimedOut)
+        collected.replies.into_iter().next().ok_or(RequestError::TimedOut)
     }
 
-    /// Publishes an event to all bound queues and collects answers, until there are `at_most` (at least 1) of them or
-    /// `limit` is over. No answer is not an error.
+    /// Publishes an event to all bound queues and collects replies, until there are `at_most` (at least 1) of them or
+    /// `limit` is over. No reply is not an error.
     ///
     /// # Errors
     /// As [`Requests::request`], time-outs excepted.
@@ -137,7 +137,7 @@ impl Requests {
         self.ask(event, at_most.max(1), limit).await
     }
 
-    /// Answers without a waiting call: they came after the time-out, or beyond the wanted number.
+    /// Replies without a waiting call: they came after the time-out, or beyond the wanted number.
     pub fn late(&self) -> u64 {
         self.pending.late.load(Ordering::Relaxed)
     }
@@ -154,14 +154,14 @@ impl Requests {
         question.headers.insert(REPLY_TO.to_owned(), self.address.clone());
         question.headers.insert(CORRELATION_ID.to_owned(), id.clone());
         let (_entry, mut coming) = self.wait_for(id, wanted)?;
-        let mut answers = Vec::new();
+        let mut replies = Vec::new();
         let mut publishing = Box::pin(trace::send(&*self.bus, question));
         let mut published = false;
         let collecting = async {
-            while answers.len() < wanted {
-                // A bus may confirm only when the event is settled, which is after its answer.
+            while replies.len() < wanted {
+                // A bus may confirm only when the event is settled, which is after its reply.
                 tokio::select! {
-                    answer = coming.recv() => answers.push(answer.ok_or(RequestError::Closed)?),
+                    reply = coming.recv() => replies.push(reply.ok_or(RequestError::Closed)?),
                     result = &mut publishing, if !published => {
                         published = true;
                         result.map_err(failed)?;
@@ -172,17 +172,17 @@ impl Requests {
         };
         match timeout_at(deadline, collecting).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) if answers.is_empty() => return Err(error),
+            Ok(Err(error)) if replies.is_empty() => return Err(error),
             Ok(Err(_)) | Err(_) => {}
         }
-        Ok(Collected { complete: answers.len() == wanted, answers })
+        Ok(Collected { complete: replies.len() == wanted, replies })
     }
 
     fn wait_for(
         &self,
         id: String,
         wanted: usize,
-    ) -> Result<(Entry<'_>, mpsc::Receiver<Answer>), RequestError> {
+    ) -> Result<(Entry<'_>, mpsc::Receiver<Reply>), RequestError> {
         let (sender, receiver) = mpsc::channel(wanted);
         let mut waiting = self.pending.lock();
         if waiting.len() >= self.settings.max_pending {
@@ -210,9 +210,9 @@ impl Drop for Entry<'_> {
 }
 
 async fn sort(mut replies: ReplyQueue, pending: Arc<Pending>) {
-    while let Some((id, answer)) = replies.next().await {
-        pending.give(&id, answer);
+    while let Some((id, reply)) = replies.next().await {
+        pending.deliver(&id, reply);
     }
-    // Waiting requests fail: no answer can come.
+    // Waiting requests fail: no reply can come.
     pending.lock().clear();
 }

@@ -27,7 +27,7 @@ pub fn is_unique_violation(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|cause| cause.is_unique_violation())
 }
 
-/// Whether the server is out of reach, overloaded, or temporarily unfit. Not a fault of the statement.
+/// Whether the server is unreachable, overloaded, or temporarily unfit. Not a fault of the statement.
 pub fn is_unreachable(error: &sqlx::Error) -> bool {
     use sqlx::Error as E;
     match error {
@@ -75,7 +75,7 @@ pub fn refusal(error: &sqlx::Error) -> Option<String> {
 }
 
 /// Whether a retry does not help: wrong user, password or database, or an unmet TLS requirement.
-pub(super) fn is_refused_for_good(error: &sqlx::Error) -> bool {
+pub(super) fn is_permanent_refusal(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => true,
         _ => matches!(number(error), Some(1044 | 1045 | 1049 | 1698)),

@@ -214,7 +214,7 @@ async fn wait_for(options: &MySqlConnectOptions, shown: &str) -> anyhow::Result<
                 }
                 return Ok(());
             }
-            Err(error) if errors::is_refused_for_good(&error) => {
+            Err(error) if errors::is_permanent_refusal(&error) => {
                 return Err(error).with_context(|| format!("cannot use the database {shown}"));
             }
             Err(error) => error,

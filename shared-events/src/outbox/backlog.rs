@@ -26,14 +26,14 @@ pub(super) fn refused_from(max_pending: u64, refused_now: bool) -> u64 {
 }
 
 /// Checks the bound until it is stopped.
-pub(super) async fn keep_bound(
+pub(super) async fn enforce_bound(
     store: Arc<dyn OutboxStore>,
     max_pending: Option<u64>,
     shutdown: CancellationToken,
 ) {
     let mut refused = false;
     loop {
-        match store.keep_bound(max_pending).await {
+        match store.enforce_bound(max_pending).await {
             Ok(now) if now != refused => {
                 refused = now;
                 if refused {

@@ -160,7 +160,7 @@ pub trait OutboxStore: Send + Sync {
     /// Counts the waiting events. Appending is refused ([`OutboxFull`]) from `max_pending` on, until fewer than
     /// nine tenths of it wait; without a bound nothing is refused. Returns whether it is refused now. Cheap unless many
     /// events wait. The publishing process calls it about every second.
-    async fn keep_bound(&self, max_pending: Option<u64>) -> anyhow::Result<bool>;
+    async fn enforce_bound(&self, max_pending: Option<u64>) -> anyhow::Result<bool>;
 
     /// For operators: rows in the order of their numbers, without their payload.
     async fn list(&self, filter: &Filter) -> anyhow::Result<Vec<Stored>>;

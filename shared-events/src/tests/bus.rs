@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tokio::task::JoinSet;
 
 use super::{eventually, soon};
-use crate::bus::contract::{self, BusFixture, users, view, who_and_what};
+use crate::bus::contract::{self, BusFixture, key_and_number, users, view};
 use crate::bus::in_process::InProcessBus;
 use crate::bus::{
     Binding, PublishError, Publisher as _, Settlement, SubscribeError, Subscriber, Subscription,
@@ -66,7 +66,7 @@ async fn the_bus_in_process_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bus_in_process_brings_answers_back() {
+async fn the_in_process_bus_carries_replies() {
     crate::messaging_patterns::contract::all(async || Arc::new(Fixture::new().bus)).await;
 }
 
@@ -85,7 +85,7 @@ async fn an_event_is_confirmed_only_when_every_queue_has_settled_it() {
 }
 
 #[tokio::test]
-async fn what_nobody_wants_is_confirmed_once_any_queue_is_declared() {
+async fn events_without_a_queue_are_confirmed_once_any_queue_is_declared() {
     let bus = Fixture::new().bus;
     assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Err(PublishError::Unroutable)]);
     let bindings = vec![Binding::new(USER_EXCHANGE, "user.delete")];
@@ -122,23 +122,23 @@ async fn a_full_queue_makes_publishers_wait() {
         let depth = &bus.depths()[0];
         assert!(depth.waiting + depth.unsettled <= 2, "{depth:?}");
         let delivery = soon(deliveries.next()).await.unwrap();
-        assert_eq!(who_and_what(&delivery).1, n.to_string());
+        assert_eq!(key_and_number(&delivery).1, n.to_string());
         delivery.settle(Settlement::Ack).await.unwrap();
     }
     assert_eq!(soon(publishing).await, vec![Ok(()); 5]);
 }
 
 #[tokio::test]
-async fn what_its_publisher_gave_up_is_not_delivered() {
+async fn an_event_abandoned_by_its_publisher_is_not_delivered() {
     let bus = Fixture::new().bus;
     let mut deliveries = bus.subscribe(users("q")).await.unwrap();
-    let mut given_up = bus.publish(vec![view("a", 1)]);
-    assert!(futures::poll!(&mut given_up).is_pending());
-    drop(given_up);
+    let mut abandoned = bus.publish(vec![view("a", 1)]);
+    assert!(futures::poll!(&mut abandoned).is_pending());
+    drop(abandoned);
     let mut publishing = bus.publish(vec![view("a", 2)]);
     assert!(futures::poll!(&mut publishing).is_pending());
     let delivery = soon(deliveries.next()).await.unwrap();
-    assert_eq!(who_and_what(&delivery).1, "2");
+    assert_eq!(key_and_number(&delivery).1, "2");
     delivery.settle(Settlement::Ack).await.unwrap();
     assert_eq!(soon(publishing).await, [Ok(())]);
 }
@@ -260,7 +260,7 @@ async fn visit(bus: InProcessBus, subscription: Subscription, acts: Vec<Act>, lo
 }
 
 async fn finish(act: Act, delivery: crate::bus::Delivery, log: &Acknowledged) {
-    let (user, number) = who_and_what(&delivery);
+    let (user, number) = key_and_number(&delivery);
     match act {
         Act::Ack => {
             log.lock().unwrap().entry(user).or_default().push(number.parse().unwrap());

@@ -30,7 +30,7 @@ use crate::system_clock;
 
 /// Keeps ids and effects, and acts by the user's name.
 #[derive(Default)]
-struct Diary {
+struct RecordingHandler {
     seen: Mutex<BTreeSet<Uuid>>,
     effects: Mutex<Vec<(String, String)>>,
     times: Mutex<Vec<DateTime<Utc>>>,
@@ -38,7 +38,7 @@ struct Diary {
     outage: Mutex<u32>,
 }
 
-impl Diary {
+impl RecordingHandler {
     fn effects_of(&self, user: &str) -> Vec<String> {
         let effects = self.effects.lock().unwrap();
         effects.iter().filter(|(who, _)| who == user).map(|(_, what)| what.clone()).collect()
@@ -46,7 +46,7 @@ impl Diary {
 }
 
 #[async_trait]
-impl Handler for Diary {
+impl Handler for RecordingHandler {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
         if event.envelope.r#type != ViewTourspot::TYPE {
             return Ok(Outcome::Ignored);
@@ -100,7 +100,7 @@ fn quick() -> ConsumerSettings {
 struct Scene {
     bus: InProcessBus,
     dead_letters: Arc<MemoryDeadLetters>,
-    diary: Arc<Diary>,
+    diary: Arc<RecordingHandler>,
     metrics: QueueMetrics,
     shutdown: CancellationToken,
     consumer: JoinHandle<()>,
@@ -111,7 +111,7 @@ impl Scene {
         let dead_letters = Arc::new(MemoryDeadLetters::default());
         let bus = InProcessBus::new(dead_letters.clone());
         let deliveries = bus.subscribe(users("q")).await.unwrap();
-        let diary = Arc::new(Diary::default());
+        let diary = Arc::new(RecordingHandler::default());
         let consumer = Consumer::new("diary", deliveries, diary.clone(), system_clock())
             .with_settings(settings);
         let metrics = consumer.metrics();
@@ -127,7 +127,7 @@ impl Scene {
     }
 
     /// Reasons and attempts of the dead letters, the oldest first.
-    async fn given_up(&self) -> Vec<(String, u32)> {
+    async fn dead_lettered(&self) -> Vec<(String, u32)> {
         let mut letters = self.dead_letters.list(100, None).await.unwrap();
         letters.reverse();
         letters.into_iter().map(|letter| (letter.reason, letter.attempts)).collect()
@@ -156,30 +156,30 @@ async fn events_take_effect_once_however_often_they_come() {
 }
 
 #[tokio::test]
-async fn failures_are_retried_and_then_given_up() {
+async fn failures_are_retried_and_then_dead_lettered() {
     let scene = Scene::new(quick()).await;
     scene.publish(vec![view("later", 1), view("poison", 2), view("hopeless", 3)]).await;
     assert_eq!(scene.diary.effects_of("later"), ["1"]);
-    let mut given_up = scene.given_up().await;
-    given_up.sort();
+    let mut dead_lettered = scene.dead_lettered().await;
+    dead_lettered.sort();
     let expected = [("it cannot work", 1), ("it never works", 4)];
-    assert_eq!(given_up, expected.map(|(reason, attempts)| (reason.to_owned(), attempts)));
+    assert_eq!(dead_lettered, expected.map(|(reason, attempts)| (reason.to_owned(), attempts)));
     let metrics = &scene.metrics;
     assert_eq!((metrics.retried.get(), metrics.dead_lettered.get()), (2 + 3, 2));
 }
 
 #[tokio::test]
-async fn an_outage_makes_no_dead_letters_however_long() {
+async fn even_a_long_outage_makes_no_dead_letters() {
     let scene = Scene::new(quick()).await;
     *scene.diary.outage.lock().unwrap() = 25;
     scene.publish(vec![view("outage", 1), view("outage", 2)]).await;
     assert_eq!(scene.diary.effects_of("outage"), ["1", "2"]);
     assert_eq!(scene.metrics.retried.get(), 25);
-    assert!(scene.given_up().await.is_empty());
+    assert!(scene.dead_lettered().await.is_empty());
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_or_hangs_spoils_nothing_else() {
+async fn a_handler_that_panics_or_hangs_affects_no_other_event() {
     let scene = Scene::new(quick()).await;
     let mut events = vec![view("panic", 1), view("slow", 2)];
     events.extend((0..30).map(|n| view(&format!("good{n}"), n)));
@@ -187,10 +187,13 @@ async fn a_handler_that_panics_or_hangs_spoils_nothing_else() {
     for n in 0..30 {
         assert_eq!(scene.diary.effects_of(&format!("good{n}")), [n.to_string()]);
     }
-    let mut given_up = scene.given_up().await;
-    given_up.sort();
-    assert_eq!(given_up.len(), 2, "{given_up:?}");
-    assert!(given_up[0].0.contains("panicked") && given_up[1].0.contains("longer"), "{given_up:?}");
+    let mut dead_lettered = scene.dead_lettered().await;
+    dead_lettered.sort();
+    assert_eq!(dead_lettered.len(), 2, "{dead_lettered:?}");
+    assert!(
+        dead_lettered[0].0.contains("panicked") && dead_lettered[1].0.contains("longer"),
+        "{dead_lettered:?}"
+    );
     // One failed batch, then three more attempts each, alone.
     assert_eq!(scene.metrics.broken.get(), 7);
 }
@@ -222,11 +225,11 @@ async fn a_poison_event_holds_back_its_own_key_only() {
     let (_, dead_letters_by_then) = soon(async { tokio::join!(poison, good) }).await;
     assert_eq!(dead_letters_by_then, 0, "the good ones did not wait for the poison's end");
     assert_eq!(scene.diary.effects_of("good").len(), 50);
-    assert_eq!(scene.given_up().await.len(), 1);
+    assert_eq!(scene.dead_lettered().await.len(), 1);
 }
 
 #[tokio::test]
-async fn what_waits_is_handled_together_and_retries_alone() {
+async fn waiting_items_are_handled_together_and_retried_alone() {
     let scene = Scene::new(ConsumerSettings { max_batch: 16, ..quick() }).await;
     let mut events: Vec<Outgoing> = (0..60).map(|n| view(&format!("user{n}"), n)).collect();
     events.insert(3, view("poison", 1));
@@ -318,7 +321,7 @@ impl Settle for Note {
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_given_up_unread() {
+async fn a_message_that_is_no_event_is_dead_lettered() {
     let (sender, receiver) = mpsc::channel(8);
     let (settled, mut settlements) = mpsc::unbounded_channel();
     let deliver = async |body: Bytes, works: bool| {
@@ -334,7 +337,7 @@ async fn what_is_no_event_is_given_up_unread() {
         };
         sender.send(delivery).await.unwrap();
     };
-    let diary = Arc::new(Diary::default());
+    let diary = Arc::new(RecordingHandler::default());
     let deliveries = Deliveries::new(Raw(receiver));
     let consumer = Consumer::new("diary", deliveries, diary.clone(), system_clock());
     let metrics = consumer.metrics();
@@ -373,7 +376,7 @@ async fn stopping_finishes_what_was_begun_and_hands_the_rest_back() {
         let bus = scene.bus.clone();
         async move { bus.publish(vec![view("slow", 1)]).await }
     });
-    eventually("the delivery is in hand", async || match scene.metrics.received.get() {
+    eventually("the delivery is in flight", async || match scene.metrics.received.get() {
         0 => Err("not yet received"),
         _ => Ok(()),
     })
@@ -389,14 +392,14 @@ async fn stopping_finishes_what_was_begun_and_hands_the_rest_back() {
 }
 
 /// Remembers ids exactly as long as the rule says.
-struct Forgetful {
+struct ExpiringIds {
     expiry: Expiry,
     clock: crate::Clock,
     seen: Mutex<std::collections::BTreeMap<Uuid, DateTime<Utc>>>,
 }
 
 #[async_trait]
-impl Handler for Forgetful {
+impl Handler for ExpiringIds {
     async fn handle(&self, event: &Received) -> Result<Outcome, HandlerError> {
         let now = (self.clock)();
         let mut seen = self.seen.lock().unwrap();
@@ -422,7 +425,7 @@ async fn an_event_that_comes_again_at_any_time_has_no_second_effect_though_its_k
     let expiry = Expiry { types: TopicPattern::new("user.viewTourspot"), max_age };
     let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
     let deliveries = bus.subscribe(users("q")).await.unwrap();
-    let handler = Arc::new(Forgetful {
+    let handler = Arc::new(ExpiringIds {
         expiry: expiry.clone(),
         clock: clock.clone(),
         seen: Mutex::default(),

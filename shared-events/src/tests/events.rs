@@ -84,7 +84,7 @@ fn the_payload_of_a_view_is_as_the_contract_says() {
 }
 
 #[test]
-fn who_is_a_user_and_what_is_an_id() {
+fn users_and_their_ids_are_validated() {
     let long = "a".repeat(65);
     let cases = [
         ("traveller1", "42", None),

@@ -121,7 +121,7 @@ async fn after_a_copy_was_restored_new_versions_are_above_all_of_before() {
 
 /// Also with many old published events.
 #[tokio::test]
-async fn who_has_just_started_sees_at_once_what_waits() {
+async fn a_new_subscriber_gets_the_backlog_at_once() {
     let outbox = Outbox::new().await;
     let at = system_clock()();
     let views = |count: u32| (0..count).map(|number| view("traveller", number));
@@ -156,7 +156,7 @@ async fn a_relay_passes_no_number_that_is_still_to_be_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_reads_on_misses_nothing_that_many_append_at_once() {
+async fn a_reader_misses_no_concurrent_append() {
     let outbox = Arc::new(Outbox::new().await);
     let writers: Vec<_> = (0..8_u32)
         .map(|writer| {
@@ -264,7 +264,7 @@ async fn readers_do_not_write_and_a_snapshot_stays_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_refused_at_once_and_named_nowhere() {
+async fn a_wrong_password_is_refused_at_once_and_never_logged() {
     let home = TestDatabase::create().await;
     let url = home.url_through(&TestDatabase::authority());
     assert_eq!(url.to_string(), home.url().to_string());

@@ -111,7 +111,7 @@ async fn polling_and_pruning_walk_an_index_and_not_the_table() {
 }
 
 #[tokio::test]
-async fn what_was_confirmed_long_ago_is_pruned() {
+async fn events_confirmed_long_ago_are_pruned() {
     let now = Utc::now();
     let old = now - TimeDelta::hours(2);
     let pruned = async |retention: Duration| {

@@ -157,7 +157,7 @@ async fn run_until_marked(outbox: &Outbox, relay: Relay) {
 }
 
 #[tokio::test]
-async fn what_is_committed_is_published_at_once_and_marked() {
+async fn committed_events_are_published_at_once_and_marked() {
     let outbox = Outbox::new().await;
     let bus = ScriptedBus::new(Vec::new());
     let wake = Wake::new();

@@ -101,7 +101,7 @@ async fn a_file_that_cannot_be_opened_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_created_is_for_its_owner_only() {
+async fn created_files_are_readable_by_their_owner_only() {
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().join("data").join("tourin");
@@ -147,7 +147,7 @@ fn a_folder_is_held_by_one_of_a_kind() {
 }
 
 #[tokio::test]
-async fn a_small_write_says_in_words_that_the_disk_is_full_and_goes_well_with_room() {
+async fn a_full_disk_is_named_and_writes_work_again_with_free_space() {
     let folder = tempfile::tempdir().unwrap();
     let db = Database::open(&folder.path().join("some.db"), 1).await.unwrap();
     db.prepare_probe().await.unwrap();

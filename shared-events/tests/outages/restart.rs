@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tourin_shared_events::bus::contract::{users, view, who_and_what};
+use tourin_shared_events::bus::contract::{key_and_number, users, view};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{
     Deliveries, PublishError, Publisher as _, Settlement, Subscriber as _,
 };
-use tourin_testbed::{Bed, Ending, Server, equal, eventually, eventually_within};
+use tourin_testbed::{Bed, Server, StopSignal, equal, eventually, eventually_within};
 
 const KEYS: u32 = 48;
 /// How long the bus may take to recover once the broker answers.
@@ -25,7 +25,7 @@ type Confirmed = Arc<Mutex<BTreeMap<String, u32>>>;
 type Handled = Arc<Mutex<Vec<(String, u32)>>>;
 
 fn lock<T>(shared: &Arc<Mutex<T>>) -> MutexGuard<'_, T> {
-    shared.lock().expect("nobody panics with it in hand")
+    shared.lock().expect("the lock is not poisoned")
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -65,7 +65,7 @@ fn publish_all(bus: &RabbitBus, count: u32, confirmed: &Confirmed) -> JoinSet<u3
 
 async fn handle(mut deliveries: Deliveries, pace: Duration, handled: Handled) {
     while let Some(delivery) = deliveries.next().await {
-        let (user, number) = who_and_what(&delivery);
+        let (user, number) = key_and_number(&delivery);
         sleep(pace).await;
         lock(&handled).push((user, number.parse().expect("a number")));
         // It fails when the connection is lost, and then the event comes again.
@@ -122,7 +122,7 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
     bed.quorum_queues_are_kept(&queues).await;
     // One at a time and slowly, so that every shard has a backlog when the broker stops.
     let consuming = tokio::spawn(handle(deliveries, Duration::from_millis(1), handled.clone()));
-    for ending in [Ending::Kill, Ending::Stop, Ending::Kill] {
+    for signal in [StopSignal::Kill, StopSignal::Term, StopSignal::Kill] {
         let mut publishing = publish_all(&publisher, 40, &confirmed);
         let sent = || lock(&confirmed).values().sum::<u32>() as usize;
         let before = sent();
@@ -130,7 +130,7 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
         eventually("half of the events are sent", async || sent() >= before + KEYS as usize * 5)
             .await;
         let backlog = sent() - first_comings(&handled).values().map(Vec::len).sum::<usize>();
-        bed.end(Server::Amqp, ending).await;
+        bed.stop(Server::Amqp, signal).await;
         assert!(soon(publisher.wait_until_connected(false)).await);
         bed.start(Server::Amqp).await;
         let back = Instant::now();
@@ -141,7 +141,7 @@ async fn restarts_under_load_lose_nothing_and_keep_the_order_of_each_key() {
             failures += failed.unwrap();
         }
         println!(
-            "{ending:?}, backlog {backlog}, {failures} failed publishes, back after {recovered:?}"
+            "{signal:?}, backlog {backlog}, {failures} failed publishes, back after {recovered:?}"
         );
         assert!(recovered < RECOVERY, "it took {recovered:?} after the broker's return");
         assert!(backlog > 0 && failures > 0, "the restart must have met something");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::options::QueueDeleteOptions;
 use tokio::time::Instant;
-use tourin_shared_events::bus::contract::{users, view, who_and_what};
+use tourin_shared_events::bus::contract::{key_and_number, users, view};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::bus::{
     Binding, Deliveries, Delivery, PublishError, Publisher as _, Settlement, SubscribeError,
@@ -17,7 +17,7 @@ use tourin_testbed::eventually;
 use crate::bed::{Bed, soon};
 
 async fn next(deliveries: &mut Deliveries) -> Delivery {
-    soon(deliveries.next()).await.expect("a bus that goes on")
+    soon(deliveries.next()).await.expect("an open bus")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -40,7 +40,7 @@ async fn a_full_shard_refuses_and_takes_again_when_there_is_room() {
     // A refused event may be in the queue all the same: the bound is soft. No confirmed event is missing.
     for number in 0..confirmed {
         let delivery = next(&mut deliveries).await;
-        assert_eq!(who_and_what(&delivery).1, number.to_string());
+        assert_eq!(key_and_number(&delivery).1, number.to_string());
         delivery.settle(Settlement::Ack).await.unwrap();
     }
     eventually("the full queue has room again", async || {
@@ -53,26 +53,26 @@ async fn a_full_shard_refuses_and_takes_again_when_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_no_room_for_dead_letters_nothing_is_given_up() {
+async fn with_no_room_for_dead_letters_events_stay_queued() {
     let bed = Bed::new();
     let bus = RabbitBus::start(RabbitSettings { dead_max_letters: 2, ..bed.settings() });
     let mut deliveries = bus.subscribe(users("q")).await.unwrap();
     let events: Vec<_> = (0..8).map(|n| view("a", n)).collect();
     assert_eq!(soon(bus.publish(events.clone())).await, vec![Ok(()); 8]);
-    let mut given_up = 0;
+    let mut stored = 0;
     let waiting = loop {
         let delivery = next(&mut deliveries).await;
-        let number = who_and_what(&delivery).1;
+        let number = key_and_number(&delivery).1;
         let reason = "broken".to_owned();
         match delivery.settle(Settlement::DeadLetter { reason }).await {
-            Ok(()) => given_up += 1,
+            Ok(()) => stored += 1,
             Err(_full) => break number,
         }
     };
     // It comes again, and its key has waited for it.
-    assert_eq!(waiting, given_up.to_string());
+    assert_eq!(waiting, stored.to_string());
     let again = next(&mut deliveries).await;
-    assert_eq!(who_and_what(&again).1, waiting);
+    assert_eq!(key_and_number(&again).1, waiting);
     let dead_letters = RabbitDeadLetters::new(bus.clone(), vec!["q".to_owned()]);
     let letters = dead_letters.list(10, None).await.unwrap();
     let ids: Vec<_> = letters.iter().map(|letter| letter.id).collect();
@@ -138,7 +138,7 @@ async fn one_shard_that_vanishes_is_made_again_and_its_keys_go_on() {
         let mut seen = std::collections::BTreeSet::new();
         while seen.len() < 40 {
             let delivery = next(&mut deliveries).await;
-            let (user, number) = who_and_what(&delivery);
+            let (user, number) = key_and_number(&delivery);
             assert_eq!(number, round.to_string());
             seen.insert(user);
             delivery.settle(Settlement::Ack).await.unwrap();

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
 use tokio_util::sync::CancellationToken;
 use tourin_shared_events::backoff::Backoff;
-use tourin_shared_events::bus::contract::{users, view, who_and_what};
+use tourin_shared_events::bus::contract::{key_and_number, users, view};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::bus::{
     Binding, PublishError, Publisher as _, Settlement, SubscribeError, Subscriber as _,
@@ -105,7 +105,7 @@ async fn a_poison_event_among_good_ones_ends_with_the_dead_letters() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_kills_its_consumers_is_given_up_by_the_broker() {
+async fn an_event_that_kills_its_consumers_is_dead_lettered_by_the_broker() {
     let bed = Bed::new();
     let settings = RabbitSettings { delivery_limit: 2, ..bed.settings() };
     let bus = RabbitBus::start(settings.clone());
@@ -144,7 +144,7 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
     // Its key continues.
     assert_eq!(soon(bus.publish(vec![view("a", 2)])).await, [Ok(())]);
     let next = soon(deliveries.next()).await.unwrap();
-    assert_eq!(who_and_what(&next), ("a".to_owned(), "2".to_owned()));
+    assert_eq!(key_and_number(&next), ("a".to_owned(), "2".to_owned()));
     next.settle(Settlement::Ack).await.unwrap();
     soon(bus.close(Duration::from_secs(5))).await;
     bed.clear(&["q"]).await;
@@ -152,7 +152,7 @@ async fn what_kills_its_consumers_is_given_up_by_the_broker() {
 
 /// A reader may be dropped at any point.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn looks_that_are_given_up_keep_nobody_out_and_no_letters() {
+async fn an_abandoned_listing_releases_the_lock_and_the_letters() {
     let bed = Bed::new();
     let (bus, other) = (bed.bus(), bed.bus());
     let mut deliveries = bus.subscribe(users("q")).await.unwrap();
@@ -207,7 +207,7 @@ async fn queues_that_vanish_are_made_again() {
     })
     .await;
     let delivery = soon(deliveries.next()).await.unwrap();
-    assert_eq!(who_and_what(&delivery).0, "a");
+    assert_eq!(key_and_number(&delivery).0, "a");
     delivery.settle(Settlement::Ack).await.unwrap();
     soon(bus.close(Duration::from_secs(5))).await;
     bed.clear(&["q"]).await;
@@ -228,7 +228,7 @@ async fn another_number_of_shards_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_of_a_stranger_is_delivered_for_the_consumer_to_judge() {
+async fn a_foreign_message_is_delivered_to_the_consumer() {
     let bed = Bed::new();
     let bus = bed.bus();
     let mut deliveries = bus.subscribe(users("q")).await.unwrap();

@@ -41,7 +41,7 @@ impl BusFixture for Fixture {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bus_on_rabbitmq_brings_answers_back() {
+async fn the_rabbitmq_bus_carries_replies() {
     let beds = Mutex::new(Vec::new());
     messaging_patterns::contract::all(async || {
         let bed = Bed::new();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tourin_shared_events::bus::contract::{users, view, who_and_what};
+use tourin_shared_events::bus::contract::{key_and_number, users, view};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{
     Deliveries, PublishError, Publisher as _, Settlement, SubscribeError, Subscriber as _,
@@ -38,8 +38,8 @@ async fn receive_all(mut deliveries: Deliveries) -> (BTreeMap<String, Vec<u32>>,
     let mut seen: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     let (mut new, mut again) = (0, 0);
     while new < KEYS * EVENTS_PER_KEY {
-        let delivery = deliveries.next().await.expect("a bus that goes on");
-        let (user, number) = who_and_what(&delivery);
+        let delivery = deliveries.next().await.expect("an open bus");
+        let (user, number) = key_and_number(&delivery);
         let number = number.parse().expect("a number");
         let numbers = seen.entry(user).or_default();
         if numbers.contains(&number) {
@@ -76,11 +76,11 @@ async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
         .await;
         // Later confirms and deliveries are lost and must come again: on both connections, unless the last event
         // arrived just before.
-        proxy.deafen();
-        eventually("something is on its way", async || match proxy.unheard() {
+        proxy.drop_responses();
+        eventually("something is on its way", async || match proxy.affected_connections() {
             2.. => Ok(()),
             _ if bus.metrics().confirmed.get() == all => Ok(()),
-            unheard => Err(unheard),
+            affected => Err(affected),
         })
         .await;
         proxy.cut().await;
@@ -99,7 +99,7 @@ async fn cuts_while_publishing_and_consuming_lose_nothing_and_keep_the_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_out_of_reach_is_said_so_and_found_again() {
+async fn an_unreachable_broker_is_reported_and_reconnected() {
     let bed = Bed::new();
     let proxy = broker_proxy().await;
     proxy.close().await;
@@ -149,7 +149,7 @@ async fn a_broker_out_of_reach_is_said_so_and_found_again() {
     assert!(soon(bus.wait_until_connected(true)).await);
     delivery.settle(Settlement::Ack).await.unwrap();
     let delivery = soon(deliveries.next()).await.unwrap();
-    assert_eq!(who_and_what(&delivery).1, "2");
+    assert_eq!(key_and_number(&delivery).1, "2");
     delivery.settle(Settlement::Ack).await.unwrap();
     soon(bus.close(Duration::from_secs(5))).await;
     assert_eq!(soon(following).await.unwrap(), [true, false, true, false]);

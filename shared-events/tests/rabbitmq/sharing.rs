@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tourin_shared_events::bus::contract::{users, view, who_and_what};
+use tourin_shared_events::bus::contract::{key_and_number, users, view};
 use tourin_shared_events::bus::rabbitmq::RabbitBus;
 use tourin_shared_events::bus::{Deliveries, Publisher as _, Settlement, Subscriber as _};
 use tourin_testbed::eventually;
@@ -19,12 +19,12 @@ const KEYS: u32 = 40;
 type Log = Arc<Mutex<Vec<(&'static str, String, u32)>>>;
 
 fn entries(log: &Log) -> MutexGuard<'_, Vec<(&'static str, String, u32)>> {
-    log.lock().expect("nobody panics with the log in hand")
+    log.lock().expect("the lock is not poisoned")
 }
 
 async fn replica(name: &'static str, mut deliveries: Deliveries, log: Log) {
     while let Some(delivery) = deliveries.next().await {
-        let (user, number) = who_and_what(&delivery);
+        let (user, number) = key_and_number(&delivery);
         let number = number.parse().expect("a number");
         entries(&log).push((name, user, number));
         drop(delivery.settle(Settlement::Ack).await);

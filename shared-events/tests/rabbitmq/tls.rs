@@ -8,7 +8,7 @@ use lapin::uri::AMQPUri;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
-use tourin_shared_events::bus::contract::{users, view, who_and_what};
+use tourin_shared_events::bus::contract::{key_and_number, users, view};
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{
     PublishError, Publisher as _, Settlement, SubscribeError, Subscriber as _,
@@ -99,7 +99,7 @@ async fn a_broker_is_trusted_by_a_private_authority_only_when_that_is_named() {
     let mut deliveries = soon(bus.subscribe(users("q"))).await.unwrap();
     assert_eq!(soon(bus.publish(vec![view("a", 1)])).await, [Ok(())]);
     let delivery = soon(deliveries.next()).await.unwrap();
-    assert_eq!(who_and_what(&delivery).0, "a");
+    assert_eq!(key_and_number(&delivery).0, "a");
     delivery.settle(Settlement::Ack).await.unwrap();
     soon(stranger.close(Duration::from_secs(1))).await;
     soon(bus.close(Duration::from_secs(5))).await;

@@ -1,6 +1,6 @@
 //! Collects the spans of a test process. Each test looks for those of its own traces.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 #![allow(dead_code, reason = "no test target needs all of it")]
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! The trace of an event from the change to its effect, over the in-process bus.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 #[path = "../spans/mod.rs"]
 mod spans;
@@ -21,14 +21,14 @@ use tokio_util::sync::CancellationToken;
 use tourin_shared_events::backoff::Backoff;
 use tourin_shared_events::bus::contract::{users, view};
 use tourin_shared_events::bus::in_process::InProcessBus;
-use tourin_shared_events::bus::{Carrier, PublishError, Publisher, Subscriber as _};
+use tourin_shared_events::bus::{MessagingSystem, PublishError, Publisher, Subscriber as _};
 use tourin_shared_events::consumer::{
     Consumer, ConsumerSettings, Handler, HandlerError, Outcome, QueueMetrics, Received, RetryPolicy,
 };
 use tourin_shared_events::dead_letters::{DeadLetterStore as _, MemoryDeadLetters, Settled};
 use tourin_shared_events::events::{Event as _, Outgoing, ViewTourspot};
 use tourin_shared_events::messaging_patterns::{
-    Answerer, Answers, Commands, Message, RequestSettings, Requests, Responder,
+    Commands, Message, ReplyPublisher, RequestHandler, RequestSettings, Requests, Responder,
 };
 use tourin_shared_events::outbox::sqlite::append;
 use tourin_shared_events::outbox::{Relay, RelaySettings, SqliteOutbox, Wake};
@@ -42,19 +42,19 @@ const BACKOFF: Backoff =
 
 /// Fails a given number of times, then works. Records the span of each call.
 #[derive(Default)]
-struct Fickle {
+struct FlakyHandler {
     failures: Mutex<Vec<HandlerError>>,
     within: Mutex<Vec<SpanId>>,
 }
 
-impl Fickle {
+impl FlakyHandler {
     fn failing(errors: Vec<HandlerError>) -> Arc<Self> {
         Arc::new(Self { failures: Mutex::new(errors), within: Mutex::default() })
     }
 }
 
 #[async_trait]
-impl Handler for Fickle {
+impl Handler for FlakyHandler {
     async fn handle(&self, _: &Received) -> Result<Outcome, HandlerError> {
         tokio::task::yield_now().await;
         let here = Context::current().span().span_context().span_id();
@@ -137,7 +137,7 @@ fn one(mut spans: Vec<Seen>) -> Seen {
 
 #[tokio::test]
 async fn a_bookmark_and_its_effect_are_one_trace() {
-    let handler = Fickle::failing(vec![]);
+    let handler = FlakyHandler::failing(vec![]);
     let journey = Journey::to(handler.clone()).await;
     let event = view("a", 1);
     let request = journey.append(std::slice::from_ref(&event)).await;
@@ -163,7 +163,7 @@ async fn a_bookmark_and_its_effect_are_one_trace() {
 
 #[tokio::test]
 async fn each_event_of_a_batch_has_its_own_trace() {
-    let handler = Fickle::failing(vec![]);
+    let handler = FlakyHandler::failing(vec![]);
     let journey = Journey::without_relay(handler.clone()).await;
     let mut traces = Vec::new();
     for user in ["a", "b", "c", "d"] {
@@ -184,9 +184,9 @@ async fn each_event_of_a_batch_has_its_own_trace() {
 }
 
 #[tokio::test]
-async fn failed_attempts_are_errors_and_a_replay_goes_on_in_the_trace() {
+async fn failed_attempts_are_errors_and_a_replay_continues_the_trace() {
     let transient = || HandlerError::Transient(anyhow::anyhow!("mina@example.com is locked"));
-    let journey = Journey::to(Fickle::failing(vec![transient(), transient()])).await;
+    let journey = Journey::to(FlakyHandler::failing(vec![transient(), transient()])).await;
     let trace = trace_of(&journey.append(&[view("a", 1)]).await);
     let attempts = journey.spans.wait_for(trace, SpanKind::Consumer, 2).await;
     let producer = one(journey.spans.wait_for(trace, SpanKind::Producer, 1).await);
@@ -212,7 +212,7 @@ async fn failed_attempts_are_errors_and_a_replay_goes_on_in_the_trace() {
 #[tokio::test]
 async fn a_panic_is_an_error_of_its_attempt_and_counted() {
     let panics = vec![HandlerError::Permanent("panic".to_owned())];
-    let journey = Journey::to(Fickle::failing(panics)).await;
+    let journey = Journey::to(FlakyHandler::failing(panics)).await;
     let trace = trace_of(&journey.append(&[view("a", 1)]).await);
     let attempts = journey.spans.wait_for(trace, SpanKind::Consumer, 2).await;
     assert_eq!((attempts[0].tag("error.type"), attempts[0].failed), ("panic", true));
@@ -222,10 +222,10 @@ async fn a_panic_is_an_error_of_its_attempt_and_counted() {
 }
 
 #[tokio::test]
-async fn a_long_wait_for_a_store_is_told_in_a_few_spans() {
+async fn a_long_wait_for_a_store_exports_few_spans() {
     let away = || HandlerError::Unavailable(anyhow::anyhow!("away"));
     let mut journey =
-        Journey::to(Fickle::failing((0..20).map(|_| away()).collect::<Vec<_>>())).await;
+        Journey::to(FlakyHandler::failing((0..20).map(|_| away()).collect::<Vec<_>>())).await;
     let trace = trace_of(&journey.append(&[view("a", 1)]).await);
     let attempts = journey.spans.wait_for(trace, SpanKind::Consumer, 21).await;
     let told = |attempt: &&Seen| {
@@ -241,30 +241,30 @@ async fn a_long_wait_for_a_store_is_told_in_a_few_spans() {
 }
 
 /// A bus on which publishing fails a given number of times, then works.
-struct Shaky {
+struct FlakyBus {
     failures: Mutex<Vec<PublishError>>,
     headers: Mutex<Vec<BTreeMap<String, String>>>,
 }
 
 #[async_trait]
-impl Publisher for Shaky {
+impl Publisher for FlakyBus {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         self.headers.lock().unwrap().extend(batch.iter().map(|event| event.headers.clone()));
         batch.iter().map(|_| self.failures.lock().unwrap().pop().map_or(Ok(()), Err)).collect()
     }
 
-    fn carrier(&self) -> Carrier {
-        Carrier::rabbitmq("broker.example", 5672)
+    fn messaging_system(&self) -> MessagingSystem {
+        MessagingSystem::rabbitmq("broker.example", 5672)
     }
 }
 
 #[tokio::test]
 async fn one_producer_span_tells_of_all_attempts_to_publish() {
-    let mut journey = Journey::without_relay(Fickle::failing(vec![])).await;
+    let mut journey = Journey::without_relay(FlakyHandler::failing(vec![])).await;
     let unavailable = PublishError::Unavailable("gone".to_owned());
     let rejected = PublishError::Rejected("full".to_owned());
     let failures = vec![rejected, PublishError::Unroutable, PublishError::Unroutable, unavailable];
-    let bus = Arc::new(Shaky { failures: Mutex::new(failures), headers: Mutex::default() });
+    let bus = Arc::new(FlakyBus { failures: Mutex::new(failures), headers: Mutex::default() });
     journey.relay_to(bus.clone()).await;
     let trace = trace_of(&journey.append(&[view("a", 1)]).await);
     let producer = one(journey.spans.wait_for(trace, SpanKind::Producer, 1).await);
@@ -294,33 +294,33 @@ async fn one_producer_span_tells_of_all_attempts_to_publish() {
 }
 
 #[tokio::test]
-async fn an_event_that_is_given_up_is_an_error() {
-    let mut journey = Journey::without_relay(Fickle::failing(vec![])).await;
+async fn a_dead_lettered_event_is_an_error() {
+    let mut journey = Journey::without_relay(FlakyHandler::failing(vec![])).await;
     let invalid = || PublishError::Invalid("too long".to_owned());
     let failures = Mutex::new(vec![invalid(), invalid(), invalid()]);
-    journey.relay_to(Arc::new(Shaky { failures, headers: Mutex::default() })).await;
+    journey.relay_to(Arc::new(FlakyBus { failures, headers: Mutex::default() })).await;
     let trace = trace_of(&journey.append(&[view("a", 1)]).await);
     let producer = one(journey.spans.wait_for(trace, SpanKind::Producer, 1).await);
     assert_eq!((producer.tag("error.type"), producer.failed), ("invalid", true));
-    assert!(producer.event("given_up").is_some());
+    assert!(producer.event("rejected").is_some());
 }
 
 /// Answers with the trace of the request.
 struct Echo;
 
 #[async_trait]
-impl Answerer for Echo {
-    async fn answer(&self, _: &Received) -> Result<Value, HandlerError> {
+impl RequestHandler for Echo {
+    async fn reply(&self, _: &Received) -> Result<Value, HandlerError> {
         Ok(json!({ "trace": trace_of(&Context::current()).to_string() }))
     }
 }
 
 #[tokio::test]
 async fn commands_requests_and_answers_are_of_the_askers_trace() {
-    let journey = Journey::without_relay(Fickle::failing(vec![])).await;
+    let journey = Journey::without_relay(FlakyHandler::failing(vec![])).await;
     let bus = Arc::new(journey.bus.clone());
     let deliveries = bus.subscribe(Commands::subscription("sums")).await.unwrap();
-    let responder = Responder::new(Echo, Answers::new(bus.clone(), system_clock()));
+    let responder = Responder::new(Echo, ReplyPublisher::new(bus.clone(), system_clock()));
     let consumer = Consumer::new("sums", deliveries, Arc::new(responder), system_clock());
     let mut tasks = JoinSet::new();
     tasks.spawn(consumer.run(CancellationToken::new()));
@@ -330,15 +330,15 @@ async fn commands_requests_and_answers_are_of_the_askers_trace() {
     let asking = request();
     let trace = trace_of(&asking);
     let ask = requests.request("sums", Message::new("sum", json!({})), Duration::from_secs(10));
-    let answer = ask.with_context(asking.clone()).await.unwrap();
-    assert_eq!(answer.envelope.data["trace"], trace.to_string());
-    let [question, reply] = &journey.spans.wait_for(trace, SpanKind::Producer, 2).await[..] else {
+    let reply = ask.with_context(asking.clone()).await.unwrap();
+    assert_eq!(reply.envelope.data["trace"], trace.to_string());
+    let [question, sent] = &journey.spans.wait_for(trace, SpanKind::Producer, 2).await[..] else {
         panic!("{:#?}", journey.spans.of(trace))
     };
     let handling = one(journey.spans.wait_for(trace, SpanKind::Consumer, 1).await);
     assert_eq!(question.parent, asking.span().span_context().span_id());
-    assert_eq!((handling.parent, reply.parent), (question.id, handling.id));
-    assert_eq!(answer.headers["traceparent"], format!("00-{trace}-{}-01", reply.id));
+    assert_eq!((handling.parent, sent.parent), (question.id, handling.id));
+    assert_eq!(reply.headers["traceparent"], format!("00-{trace}-{}-01", sent.id));
 
     let command = Commands::new(bus, system_clock());
     let nowhere = command.send("nobody", Message::new("go", json!({})));
@@ -349,7 +349,7 @@ async fn commands_requests_and_answers_are_of_the_askers_trace() {
 
 #[tokio::test]
 async fn an_event_that_is_recorded_later_keeps_the_trace_it_was_made_in() {
-    let journey = Journey::to(Fickle::failing(vec![])).await;
+    let journey = Journey::to(FlakyHandler::failing(vec![])).await;
     let looking = request();
     let headers = {
         let _current = looking.clone().attach();

@@ -6,7 +6,7 @@
 //! in another order each round. Where a process lies in memory makes it faster or slower by a few
 //! percent for as long as it lives, so that each set of rounds has processes of its own. What else
 //! the machine does only ever makes a round dearer: of a set's rounds the quieter quarter counts (the
-//! first quartile). What is told is the ratio to the mean of both `off` of the same set, and how far
+//! first quartile). The figure is the ratio to the mean of both `off` of the same set, and how far
 //! those two are apart says how much of a ratio is the machine's. With a dead collector the queue is
 //! full for most of a set at 100 %; at 10 % it is filling, and its spans are memory that stays.
 

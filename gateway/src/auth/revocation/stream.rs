@@ -235,7 +235,7 @@ impl Revocations {
         self.end(entries.iter().filter_map(|(id, fields)| {
             let entry = read_entry(fields);
             if entry.is_none() {
-                tracing::warn!(id, "an entry of the stream of ended sessions does not read");
+                tracing::warn!(id, "an entry of the stream of ended sessions is malformed");
             }
             entry
         }));
@@ -280,7 +280,7 @@ mod tests {
             let begun = Cursor { log: now, ..Cursor::default() };
             assert_eq!(cursor, if holds { at("a") } else { begun }, "{what}");
         }
-        // Where nothing has ever been, there is nothing to begin again.
+        // A stream that never had entries is not read again.
         let mut waiting = Cursor { caught_up: true, ..Cursor::default() };
         waiting.validate(None, None);
         assert!(waiting.caught_up);

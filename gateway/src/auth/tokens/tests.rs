@@ -92,7 +92,7 @@ fn with(mut claims: Value, name: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn good_tokens_of_both_kinds_are_believed() {
+async fn valid_tokens_of_both_kinds_are_accepted() {
     let issuer = Issuer::new();
     for (algorithm, kid) in [(Algorithm::EdDSA, "ed"), (Algorithm::ES256, "ec")] {
         let token = issuer.sign(algorithm, Some(kid), &issuer.claims());
@@ -159,7 +159,7 @@ async fn a_token_ends_with_its_time_even_when_it_is_remembered() {
     issuer.clock.advance(TimeDelta::seconds(604));
     assert!(issuer.verdict(&token).await.is_ok(), "within the leeway");
     issuer.clock.advance(TimeDelta::seconds(1));
-    // Whose it was is still known, on the same terms as ever.
+    // An expired token still names its session, if its signature is valid.
     for token in [token.clone(), issuer.sign(Algorithm::EdDSA, Some("ed"), &claims)] {
         let Err(TokenError::Expired(member)) = issuer.verifier.verify(&token).await else {
             panic!("believed after its time");

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_shows_nothing_and_a_blank_one_is_none() {
+    fn debug_output_is_redacted_and_a_blank_secret_is_absent() {
         let url: ServerUrl = "redis://default:sea-breeze1@cache.example/0".parse().unwrap();
         assert!(!format!("{url:?}").contains("sea"));
         assert_eq!(url.expose(), "redis://default:sea-breeze1@cache.example/0");

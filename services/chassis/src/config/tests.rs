@@ -87,12 +87,12 @@ enum ToolCommand {
     Serve(Demo),
     Show {
         #[command(subcommand)]
-        what: Shown,
+        what: ShowCommand,
     },
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Shown {
+enum ShowCommand {
     Things {
         #[command(flatten)]
         file: ConfigFile,
@@ -115,7 +115,7 @@ fn one_file_serves_all_commands_of_a_program() {
     );
     let things = with(&["tool", "show", "things"]);
     assert!(
-        matches!(things, ToolCommand::Show { what: Shown::Things { count: 7, file } } if file.config.is_some())
+        matches!(things, ToolCommand::Show { what: ShowCommand::Things { count: 7, file } } if file.config.is_some())
     );
 }
 

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_are_told_is_not_unknown() {
+    fn variables_of_other_programs_are_not_unknown() {
         for names in [
             &["TOURIN_MYSQL_URL", "TOURIN_GATEWAY_LISTEN", "TOURIN_PORT"][..],
             &["TOURIN_TESTBED_DRI", "TOURIN_AMQP_API_URL", "tourin_listen", "HOME"],

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_text_is_none() {
+    fn a_blank_text_is_absent() {
         assert_eq!(Params::parse("query=%20%20").text("query"), None);
         assert_eq!(Params::parse("query=+a+b+").text("query").as_deref(), Some("a b"));
     }

@@ -67,7 +67,7 @@ pub struct Message {
 impl Message {
     /// A message in both languages, for [`messages!`](crate::messages).
     #[doc(hidden)]
-    pub fn in_both(english: fmt::Arguments<'_>, korean: fmt::Arguments<'_>) -> Self {
+    pub fn in_both_languages(english: fmt::Arguments<'_>, korean: fmt::Arguments<'_>) -> Self {
         Self { english: written(english), korean: Some(written(korean)) }
     }
 
@@ -148,7 +148,7 @@ macro_rules! messages {
         $(
             #[doc = $english]
             $visibility fn $name($($argument: $kind),*) -> $crate::http::Message {
-                $crate::http::Message::in_both(
+                $crate::http::Message::in_both_languages(
                     ::core::format_args!($english),
                     ::core::format_args!($korean),
                 )
@@ -255,8 +255,14 @@ mod tests {
     #[test]
     fn several_become_one_in_each_language() {
         let two = Message::all(&[
-            Message::in_both(format_args!("a is missing"), format_args!("a 값이 없습니다.")),
-            Message::in_both(format_args!("b is missing"), format_args!("b 값이 없습니다.")),
+            Message::in_both_languages(
+                format_args!("a is missing"),
+                format_args!("a 값이 없습니다."),
+            ),
+            Message::in_both_languages(
+                format_args!("b is missing"),
+                format_args!("b 값이 없습니다."),
+            ),
         ]);
         assert_eq!(two.text(Language::English), "a is missing; b is missing");
         assert_eq!(two.text(Language::Korean), "a 값이 없습니다. b 값이 없습니다.");

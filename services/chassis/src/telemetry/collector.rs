@@ -28,7 +28,7 @@ pub(super) struct Collector {
 /// Why a batch was not accepted.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}, at {at}")]
-struct NotTaken {
+struct ExportRejected {
     what: String,
     at: String,
 }
@@ -55,7 +55,7 @@ impl Collector {
     }
 
     /// Its URL without credentials.
-    pub fn place(&self) -> String {
+    pub fn endpoint(&self) -> String {
         format!("http://{}", self.authority)
     }
 
@@ -64,7 +64,7 @@ impl Collector {
     }
 
     /// Posts until the collector accepts it, refuses it, or has failed [`TRIES`] times.
-    async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, NotTaken> {
+    async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExportRejected> {
         let (head, body) = request.into_parts();
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
@@ -94,8 +94,8 @@ impl Collector {
         Err(self.not_taken("not tried".to_owned()))
     }
 
-    fn not_taken(&self, what: String) -> NotTaken {
-        NotTaken { what, at: self.authority.clone() }
+    fn not_taken(&self, what: String) -> ExportRejected {
+        ExportRejected { what, at: self.authority.clone() }
     }
 }
 

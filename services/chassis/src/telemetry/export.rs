@@ -59,7 +59,7 @@ impl Destination {
         bounds: Bounds,
     ) -> Self {
         let (counters, waiting) = (Arc::default(), Arc::default());
-        let exporter = Counted {
+        let exporter = CountingExporter {
             exporter,
             name,
             counters: Arc::clone(&counters),
@@ -97,7 +97,7 @@ impl Destination {
 
 /// An exporter that sends only what may leave the process, and counts the results.
 #[derive(Debug)]
-struct Counted<E> {
+struct CountingExporter<E> {
     exporter: E,
     name: &'static str,
     counters: Arc<ExportCounters>,
@@ -105,7 +105,7 @@ struct Counted<E> {
     reachable: AtomicBool,
 }
 
-impl<E: SpanExporter> SpanExporter for Counted<E> {
+impl<E: SpanExporter> SpanExporter for CountingExporter<E> {
     async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
         let count = batch.len();
         self.waiting.fetch_sub(count, Ordering::Relaxed);
@@ -116,10 +116,12 @@ impl<E: SpanExporter> SpanExporter for Counted<E> {
         // Once for an outage, not for each batch.
         let was_reachable = self.reachable.swap(result.is_ok(), Ordering::Relaxed);
         match &result {
-            Ok(()) if !was_reachable => tracing::info!(to = self.name, "spans are taken again"),
+            Ok(()) if !was_reachable => {
+                tracing::info!(to = self.name, "the collector accepts spans again");
+            }
             Err(error) if was_reachable => tracing::warn!(
                 to = self.name, %error,
-                "spans are not taken and dropped; see tourin_trace_spans_dropped_total"
+                "the collector does not accept spans; they are dropped, see tourin_trace_spans_dropped_total"
             ),
             _ => {}
         }

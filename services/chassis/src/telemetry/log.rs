@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_is_none_is_refused() {
+    fn an_invalid_filter_is_refused() {
         assert!(parse("info,core=chatty").is_err());
         assert!(parse("info,core=debug").is_ok());
     }

@@ -54,7 +54,7 @@ use self::service::Parts;
 pub use self::service::Service;
 pub use self::settings::{RouteRatio, TelemetrySettings, TraceSettings};
 pub use self::span::{Span, current_trace_id, db_call};
-use self::tail::{Keep, TailProcessor};
+use self::tail::{TailPolicy, TailProcessor};
 use self::zipkin::{Receiver, ZipkinExporter};
 pub use self::zipkin_span::{Annotation, Endpoint, ZipkinSpan};
 
@@ -140,16 +140,16 @@ pub struct Pipeline {
 #[derive(Debug, Default)]
 pub struct Destinations {
     /// Each destination, in words and without credentials.
-    pub places: Vec<String>,
+    pub endpoints: Vec<String>,
     /// The sampling ratio of traces that start here, from 0 to 1.
     pub ratio: f64,
 }
 
 impl fmt::Display for Destinations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.places.as_slice() {
+        match self.endpoints.as_slice() {
             [] => f.write_str("nowhere: neither --zipkin-url nor --otlp-url is given"),
-            places => write!(f, "to {}, ratio {}", places.join(" and "), self.ratio),
+            endpoints => write!(f, "to {}, ratio {}", endpoints.join(" and "), self.ratio),
         }
     }
 }
@@ -177,19 +177,19 @@ impl Pipeline {
             batch_spans: settings.trace_batch_spans as usize,
             flush_interval: Duration::from_millis(settings.trace_flush_interval_ms),
         };
-        let (mut to, mut places) = (Vec::new(), Vec::new());
+        let (mut to, mut endpoints) = (Vec::new(), Vec::new());
         if let Some(collector) = zipkin {
-            places.push(format!("zipkin at {}", collector.place()));
+            endpoints.push(format!("zipkin at {}", collector.endpoint()));
             let exporter = ZipkinExporter::new(Receiver::Collector(collector))?;
             to.push(Destination::start("zipkin", exporter, bounds));
         }
         #[cfg(feature = "otlp")]
         if let Some(collector) = otlp {
-            places.push(format!("otlp at {}", collector.place()));
+            endpoints.push(format!("otlp at {}", collector.endpoint()));
             to.push(Destination::start("otlp", otlp::OtlpExporter(collector), bounds));
         }
         if let Some(store) = memory {
-            places.push("this process's memory".to_owned());
+            endpoints.push("this process's memory".to_owned());
             let exporter = ZipkinExporter::new(Receiver::Memory(store))?;
             // A store in this process can be written to at once.
             let flush_interval = bounds.flush_interval.min(MEMORY_FLUSH_INTERVAL);
@@ -197,12 +197,12 @@ impl Pipeline {
         }
         let ratio = if to.is_empty() { 0.0 } else { settings.trace_ratio };
         let parts = Arc::new(Self::assemble(settings, to, ratio));
-        Ok(Self { parts, destinations: Destinations { places, ratio } })
+        Ok(Self { parts, destinations: Destinations { endpoints, ratio } })
     }
 
     fn assemble(settings: &TraceSettings, to: Vec<Destination>, ratio: f64) -> Parts {
         let slow = settings.trace_slow_ms;
-        let keep = Keep {
+        let keep = TailPolicy {
             failed: settings.trace_keep_failed,
             slower_than: (slow > 0).then(|| Duration::from_millis(slow)),
         };

@@ -54,11 +54,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::export::{Bounds, Destination};
-    use super::super::zipkin::tests::talkative;
+    use super::super::zipkin::tests::with_extra_attributes;
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_collector_is_sent_what_is_on_the_list_and_clean() {
+    async fn a_collector_gets_listed_and_redacted_attributes_only() {
         let bodies: Arc<Mutex<Vec<Value>>> = Arc::default();
         let taken = Arc::clone(&bodies);
         let take = move |Json(body): Json<Value>| async move {
@@ -74,7 +74,7 @@ mod tests {
         let collector = Collector::new("otlp-url", &url, "/v1/traces", limit).unwrap();
         let bounds = Bounds { queue_spans: 9, batch_spans: 9, flush_interval: limit };
         let to = Destination::start("otlp", OtlpExporter(collector), bounds);
-        to.offer(talkative());
+        to.offer(with_extra_attributes());
         to.flush().unwrap();
         let bodies = bodies.lock().unwrap();
         let of_service = &bodies[0]["resourceSpans"][0];

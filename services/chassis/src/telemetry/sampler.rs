@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_starts_no_trace_joins_one() {
+    fn spans_that_start_no_trace_join_the_callers() {
         let internal = |context: Context| context.with_value(HeadDecision::Unsampled);
         assert_eq!(
             decide(&sampler(1.0, true), &internal(Context::new()), "/login"),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_parent_begins_a_trace_only_if_it_is_a_request_an_event_or_named_work() {
+    fn only_requests_events_and_named_work_start_traces() {
         let decide = |context: &Context, kind| {
             sampler(1.0, true).decide(context, TraceId::from(7u128), &kind, None)
         };

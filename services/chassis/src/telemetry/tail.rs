@@ -32,13 +32,13 @@ const MAX_SPANS_PER_TRACE: usize = 128;
 
 /// When an unsampled request's spans are exported.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Keep {
+pub(super) struct TailPolicy {
     pub failed: bool,
     /// `None` is never.
     pub slower_than: Option<Duration>,
 }
 
-impl Keep {
+impl TailPolicy {
     pub fn anything(self) -> bool {
         self.failed || self.slower_than.is_some()
     }
@@ -149,14 +149,14 @@ pub(super) struct TailProcessor(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     destinations: Vec<Destination>,
-    keep: Keep,
+    keep: TailPolicy,
     /// Lists, not maps: a shard has few traces at once, and clients choose their ids.
     shards: [Mutex<Vec<Part>>; SHARDS],
     not_buffered: AtomicU64,
 }
 
 impl TailProcessor {
-    pub fn new(destinations: Vec<Destination>, keep: Keep) -> Self {
+    pub fn new(destinations: Vec<Destination>, keep: TailPolicy) -> Self {
         let shards = std::array::from_fn(|_| Mutex::default());
         Self(Arc::new(Inner { destinations, keep, shards, not_buffered: AtomicU64::new(0) }))
     }
@@ -165,7 +165,7 @@ impl TailProcessor {
         &self.0.destinations
     }
 
-    pub fn keep(&self) -> Keep {
+    pub fn keep(&self) -> TailPolicy {
         self.0.keep
     }
 

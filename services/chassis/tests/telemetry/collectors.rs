@@ -45,7 +45,7 @@ async fn a_dead_collector_costs_its_spans_and_they_are_counted() {
         TraceSettings { zipkin_url: Some(dead().await), trace_queue_spans: 100, ..all() };
     let pipeline = Pipeline::start(&settings, None).unwrap();
     spans(&pipeline.service("demo"), 5_000);
-    // The queue's hundred, and what the batch under way holds, still hope.
+    // The queue's hundred, and what the batch in progress holds, still hope.
     until("4,000 spans dropped", || counted(&pipeline).1 >= 4_000).await;
     until("all spans dropped", || counted(&pipeline).1 == 5_000).await;
     assert_eq!(counted(&pipeline).0, 0);
@@ -70,7 +70,7 @@ async fn a_slow_collector_holds_the_queue_at_its_bound() {
     let pipeline = Pipeline::start(&settings, None).unwrap();
     let service = pipeline.service("demo");
     spans(&service, 50);
-    // The first batch is under way and does not come back.
+    // The first batch is in progress and does not come back.
     tokio::time::timeout(Duration::from_secs(10), asked.notified()).await.unwrap();
     let start = std::time::Instant::now();
     spans(&service, 10_000);

@@ -71,7 +71,7 @@ fn none() -> std::iter::Empty<FinishedCall<'static>> {
 }
 
 #[tokio::test]
-async fn a_request_that_failed_after_a_retry_is_told_whole() {
+async fn a_request_that_failed_after_a_retry_is_exported_completely() {
     for (flags, kept_for) in [("00", Some("failed")), ("01", None)] {
         let (pipeline, store) = start(all());
         let mut trace = begin(&pipeline, flags, SystemTime::now());

@@ -266,7 +266,7 @@ async fn the_store_in_memory_shows_the_journey_as_zipkin_does() {
 }
 
 #[tokio::test]
-async fn a_collector_in_this_process_is_sent_the_same() {
+async fn the_in_memory_collector_gets_the_same_spans() {
     let (pipeline, reader) = through_a_collector().await;
     shows_the_journey(pipeline, reader, suffix()).await;
 }

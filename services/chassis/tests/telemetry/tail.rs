@@ -56,7 +56,7 @@ fn notes(span: &ZipkinSpan) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_request_that_failed_after_a_retry_is_told_whole() {
+async fn a_request_that_failed_after_a_retry_is_exported_completely() {
     let (pipeline, store) = start(all());
     let _spans = pipeline.enter();
     let request = unsampled(&pipeline);
@@ -109,7 +109,7 @@ async fn a_request_that_failed_after_a_retry_is_told_whole() {
 }
 
 #[tokio::test]
-async fn a_request_that_a_retry_made_good_is_let_go() {
+async fn a_request_that_a_retry_repaired_is_not_exported() {
     let (pipeline, store) = start(all());
     let _spans = pipeline.enter();
     let request = unsampled(&pipeline);
@@ -162,7 +162,7 @@ async fn a_part_that_outlives_its_request_is_exported_if_somebody_asks() {
 }
 
 #[tokio::test]
-async fn a_part_that_outlives_its_request_is_let_go() {
+async fn a_part_that_outlives_its_request_is_dropped() {
     let (pipeline, store) = start(all());
     let _spans = pipeline.enter();
     let request = unsampled(&pipeline);

@@ -69,7 +69,7 @@ async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
 }
 
 #[tokio::test]
-async fn a_failed_request_of_too_many_parts_is_told_with_the_first_of_them() {
+async fn a_failed_request_of_too_many_parts_exports_the_first_of_them() {
     let (pipeline, store) = start(&unsampled());
     let _spans = pipeline.enter();
     let request = request(&pipeline.service("demo"));
@@ -120,7 +120,7 @@ async fn with_nothing_to_keep_an_unsampled_request_makes_no_spans() {
 }
 
 #[tokio::test]
-async fn the_mesh_talking_to_itself_joins_traces_and_starts_none() {
+async fn internal_calls_join_traces_and_start_none() {
     let (pipeline, store) = start(&all());
     let service = pipeline.service("registry");
     let quiet =

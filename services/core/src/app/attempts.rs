@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_from_one_place_cost_another_nothing_for_however_long_they_go_on() {
+    fn guesses_from_one_network_never_limit_another() {
         let (attempts, clock) = attempts(100);
         for _ in 0..10_000 {
             for _ in 0..5 {
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn accounts_that_owe_nothing_are_forgotten_first() {
+    fn accounts_without_failures_are_evicted_first() {
         let (attempts, clock) = attempts(10);
         for n in 0..10 {
             attempts.charge(&format!("member{n}"), &ClientSource::Unknown).unwrap();

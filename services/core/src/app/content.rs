@@ -29,7 +29,7 @@ impl Content {
     /// The id of the event history. A different id means that the data was recreated or restored.
     ///
     /// # Errors
-    /// When the store is out of reach.
+    /// When the store is unreachable.
     pub async fn log_id(&self) -> Result<String, StoreError> {
         self.events.log_id().await.map_err(StoreError::Unavailable)
     }
@@ -37,7 +37,7 @@ impl Content {
     /// How many events wait for the bus.
     ///
     /// # Errors
-    /// When the store is out of reach.
+    /// When the store is unreachable.
     pub async fn waiting_events(&self) -> Result<Depth, StoreError> {
         self.events.depth().await.map_err(StoreError::Unavailable)
     }

@@ -75,11 +75,11 @@ pub enum Comparison {
 #[derive(Debug)]
 pub struct Passwords {
     argon2: Argon2<'static>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     memory: Arc<Memory>,
     wait: Duration,
     /// Compared with when the account does not exist, so that both cases take equally long.
-    nobody: PasswordHash,
+    dummy: PasswordHash,
 }
 
 impl Passwords {
@@ -100,9 +100,9 @@ impl Passwords {
             })?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let memory = Arc::new(Memory::default());
-        let nobody = memory.lend(|memory| hash_now(&argon2, "", memory))?;
-        let places = Arc::new(Semaphore::new(policy.concurrency.max(1)));
-        Ok(Self { argon2, places, memory, wait: policy.wait, nobody })
+        let dummy = memory.lend(|memory| hash_now(&argon2, "", memory))?;
+        let permits = Arc::new(Semaphore::new(policy.concurrency.max(1)));
+        Ok(Self { argon2, permits, memory, wait: policy.wait, dummy })
     }
 
     /// Hashes a new password with a salt of its own.
@@ -112,7 +112,7 @@ impl Passwords {
     pub async fn hash(&self, password: &Password) -> Result<PasswordHash, HashingError> {
         let argon2 = self.argon2.clone();
         let password = password.expose().to_owned();
-        self.in_turn(move |memory| hash_now(&argon2, &password, memory)).await
+        self.with_permit(move |memory| hash_now(&argon2, &password, memory)).await
     }
 
     /// A hash of the text as typed, as older versions made them.
@@ -138,11 +138,11 @@ impl Passwords {
         let form = opaque(typed).into_owned();
         let possible = form.chars().count() <= Password::MAX_CHARS;
         let known = stored.is_some() && possible;
-        let hash = stored.unwrap_or(&self.nobody).clone();
+        let hash = stored.unwrap_or(&self.dummy).clone();
         let before = (possible && form != typed).then(|| typed.to_owned());
         let form = if possible { form } else { String::new() };
         let argon2 = self.argon2.clone();
-        self.in_turn(move |memory| {
+        self.with_permit(move |memory| {
             let hash = Phc::new(&hash.0).map_err(|error| unreadable(&error))?;
             let mut same = matches_now(&hash, &form, memory)?;
             let mut of_another_form = false;
@@ -165,11 +165,11 @@ impl Passwords {
 
     /// The expensive part of a log-in: waiting for a slot, and computing.
     #[tracing::instrument(name = "password hash", skip_all)]
-    async fn in_turn<T: Send + 'static>(
+    async fn with_permit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Vec<Block>) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, HashingError> {
-        let place = tokio::time::timeout(self.wait, Arc::clone(&self.places).acquire_owned())
+        let permit = tokio::time::timeout(self.wait, Arc::clone(&self.permits).acquire_owned())
             .await
             .map_err(|_| HashingError::Busy)?
             .map_err(|closed| HashingError::Failed(closed.into()))?;
@@ -178,7 +178,7 @@ impl Passwords {
         let memory = Arc::clone(&self.memory);
         let done = tokio::task::spawn_blocking(move || {
             let outcome = memory.lend(work);
-            drop(place);
+            drop(permit);
             outcome
         });
         done.await
@@ -292,13 +292,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_has_no_password() {
+    async fn an_absent_account_matches_no_password() {
         let passwords = Passwords::new(&cheap()).unwrap();
         for typed in ["", "sea-breeze1!"] {
             assert_eq!(passwords.compare(typed, None).await.unwrap(), Comparison::Different);
         }
         // The dummy hash costs as much as a real one.
-        assert!(passwords.nobody.0.starts_with("$argon2id$v=19$m=16,t=1,p=1$"));
+        assert!(passwords.dummy.0.starts_with("$argon2id$v=19$m=16,t=1,p=1$"));
     }
 
     #[tokio::test]
@@ -329,10 +329,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_waits_too_long_for_its_turn_is_turned_away() {
+    async fn a_request_that_waits_too_long_for_a_permit_is_refused() {
         let policy = HashingPolicy { wait: Duration::from_millis(20), concurrency: 1, ..cheap() };
         let passwords = Passwords::new(&policy).unwrap();
-        let taken = Arc::clone(&passwords.places).acquire_owned().await.unwrap();
+        let taken = Arc::clone(&passwords.permits).acquire_owned().await.unwrap();
         let refused = passwords.hash(&password("sea-breeze1!")).await;
         assert!(matches!(refused, Err(HashingError::Busy)), "{refused:?}");
         drop(taken);

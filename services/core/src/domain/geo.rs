@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn spreading_takes_turns() {
+    fn spreading_is_round_robin() {
         let groups = vec![vec![1, 2, 3], vec![], vec![4], vec![5, 6]];
         assert_eq!(spread(groups.clone(), 4), [1, 4, 5, 2]);
         assert_eq!(spread(groups.clone(), 100), [1, 4, 5, 2, 6, 3]);

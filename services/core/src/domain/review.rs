@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_sees_is_no_review() {
+    fn an_invisible_text_is_not_a_review() {
         for blank in ["", " ", "\n\t", "\u{3000}", "\u{3164}", "\u{2800}\u{200B}\u{FE0F}", "\0"] {
             assert!(ReviewContent::new(blank).is_err(), "{blank:?}");
         }

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn blank_is_none_and_long_is_refused() {
+    fn a_blank_text_is_absent_and_a_long_one_refused() {
         assert_eq!(SearchText::new(" \u{3000}\n"), Ok(None));
         assert_eq!(SearchText::new("\u{3164}\u{2800}\u{200B}"), Ok(None));
         assert!(SearchText::new(&"가".repeat(100)).is_ok());

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_trimmed_composed_and_blank_is_none() {
+    fn texts_are_trimmed_composed_and_absent_if_blank() {
         let content = SpotContent::new(RawSpot {
             name: " 경\u{200B}복궁 ".nfd().collect(),
             address: "서울\u{3000}종로구\u{202E}".into(),

@@ -189,7 +189,7 @@ mod tests {
         }
 
         #[test]
-        fn other_text_is_no_token(text in ".{0,60}") {
+        fn other_text_is_not_a_token(text in ".{0,60}") {
             prop_assume!(text.len() != RefreshToken::TEXT_CHARS);
             prop_assert_eq!(RefreshToken::parse(&text), None);
         }

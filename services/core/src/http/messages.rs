@@ -10,7 +10,7 @@ tourin_chassis::messages! {
         en: "the service is stopping; try again",
         ko: "서비스를 종료하는 중입니다. 잠시 후 다시 시도해 주십시오.",
     }
-    pub(super) fn store_out_of_reach() {
+    pub(super) fn store_unreachable() {
         en: "the store cannot be reached; try again",
         ko: "지금은 데이터를 읽거나 저장할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
     }

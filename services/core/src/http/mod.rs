@@ -72,7 +72,7 @@ impl From<StoreError> for ApiError {
             StoreError::Unavailable(cause) => {
                 // Only the reason for this request. The readiness probe warns once about an unreachable server.
                 tracing::info!(error = format!("{cause:#}"), "the store cannot be reached");
-                Self::unavailable(messages::store_out_of_reach(), Duration::from_secs(1))
+                Self::unavailable(messages::store_unreachable(), Duration::from_secs(1))
             }
             StoreError::Failed(cause) => Self::internal(cause),
         }

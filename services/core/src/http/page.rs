@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_page_is_422() {
+    fn an_invalid_page_is_422() {
         for query in [
             "pageNo=0",
             "pageNo=-1",

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_key_is_named() {
+    fn an_invalid_key_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("signing.pem");
         fs::write(&path, "nonsense").unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{Binding, Deliveries, Settlement, Subscriber as _, Subscription};
-use tourin_testbed::{Bed, Ending, Server};
+use tourin_testbed::{Bed, Server, StopSignal};
 
 use super::running::{RECOVERY, Running, hana, settings};
 
@@ -44,10 +44,10 @@ async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
 
     let queues = ["t1.reader.shard.0", "t1.reader.shard.1", "t1.reader.dead"];
     bed.quorum_queues_are_kept(&queues.map(str::to_owned)).await;
-    bed.end(Server::Amqp, Ending::Kill).await;
+    bed.stop(Server::Amqp, StopSignal::Kill).await;
     assert!(timeout(RECOVERY, bus.wait_until_connected(false)).await.unwrap());
     for spot in 2..=4 {
-        assert_eq!(core.bookmark("hana12345", spot).await.status(), 201, "core goes on");
+        assert_eq!(core.bookmark("hana12345", spot).await.status(), 201, "core continues");
     }
     let (status, readiness) = core.get("/readyz").await;
     assert_eq!(status, 503, "an operator sees what stands still");

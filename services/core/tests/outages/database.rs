@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tourin_testbed::{Bed, Ending, Server, eventually_within};
+use tourin_testbed::{Bed, Server, StopSignal, eventually_within};
 
 use super::running::{RECOVERY, Running, person, settings};
 
@@ -75,9 +75,9 @@ async fn look(core: Arc<Running>, tally: Arc<Tally>) {
     }
 }
 
-async fn outage(core: &Running, tally: &Tally, bed: &Bed, ending: Ending) {
+async fn outage(core: &Running, tally: &Tally, bed: &Bed, signal: StopSignal) {
     let before = tally.refused.load(Ordering::SeqCst);
-    bed.end(Server::Mysql, ending).await;
+    bed.stop(Server::Mysql, signal).await;
     tally.until("a refusal", |tally| tally.refused.load(Ordering::SeqCst) > before).await;
     let unready = core.until_status("/readyz", 503).await;
     assert!(unready["unready"]["database"].is_string(), "{unready}");
@@ -108,8 +108,8 @@ async fn a_database_that_restarts_under_load_loses_nothing_and_doubles_nothing()
         .collect();
     let looking: Vec<_> = (0..4).map(|_| tokio::spawn(look(core.clone(), tally.clone()))).collect();
     tally.until("work", |tally| tally.done.load(Ordering::SeqCst) > 50).await;
-    outage(&core, &tally, &bed, Ending::Kill).await;
-    outage(&core, &tally, &bed, Ending::Stop).await;
+    outage(&core, &tally, &bed, StopSignal::Kill).await;
+    outage(&core, &tally, &bed, StopSignal::Term).await;
     tally.over.store(true, Ordering::SeqCst);
     let mut acknowledged = Vec::new();
     for task in placing {

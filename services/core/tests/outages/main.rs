@@ -1,7 +1,7 @@
 //! The service while a server is killed, unreachable and restarted. Each test has its own servers,
 //! which `deploy/testbed.sh` starts.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod broker;
 mod database;

@@ -24,7 +24,7 @@ async fn refuses(core: &Running, dependency: &str, store: &str, why: &str) {
     let reason = unready["unready"][dependency].as_str().unwrap_or_default();
     assert!(reason.starts_with(store) && reason.ends_with(why), "{unready}");
     assert_eq!(core.get("/healthz").await.0, 200, "the process is well");
-    assert_eq!(core.get("/api/tour-spots?pageSize=5").await.0, 200, "what only reads goes on");
+    assert_eq!(core.get("/api/tour-spots?pageSize=5").await.0, 200, "reads still work");
 }
 
 #[tokio::test(flavor = "multi_thread")]

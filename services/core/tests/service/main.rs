@@ -1,6 +1,6 @@
 //! The service as in a process: on a port, with a folder, started, stopped, restarted.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod running;
 mod server_database;
@@ -36,7 +36,7 @@ async fn a_second_start_finds_the_data_and_the_key_of_the_first() {
 }
 
 #[tokio::test]
-async fn the_first_start_loads_the_catalogue_unless_told_not_to() {
+async fn the_first_start_loads_the_catalogue_unless_disabled() {
     let dir = tempfile::tempdir().unwrap();
     let with = Running::start(settings(&dir.path().join("with"), &[])).await;
     let spots = with.get("/api/tour-spots").await.1;
@@ -76,7 +76,7 @@ async fn a_stop_does_not_wait_for_those_who_wait_for_news() {
 }
 
 #[tokio::test]
-async fn a_start_that_cannot_be_says_why_in_one_line() {
+async fn a_failed_start_prints_its_reason_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let taken = Running::start(settings(&dir.path().join("a"), &["--no-demo"])).await;
     let refused = async |folder: &Path, flags: &[&str]| {

@@ -57,17 +57,17 @@ pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
 }
 
 /// A bus without consumers.
-struct Nobody;
+struct NullPublisher;
 
 #[async_trait]
-impl Publisher for Nobody {
+impl Publisher for NullPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         vec![Ok(()); batch.len()]
     }
 }
 
 pub fn alone() -> Dependencies {
-    Dependencies { publisher: Some(Arc::new(Nobody)), clock: Arc::new(SystemClock) }
+    Dependencies { publisher: Some(Arc::new(NullPublisher)), clock: Arc::new(SystemClock) }
 }
 
 /// A running service.

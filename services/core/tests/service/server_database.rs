@@ -66,7 +66,7 @@ async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_broke_between_two_requests_are_nobodys_error() {
+async fn a_connection_closed_between_requests_is_not_an_error() {
     let home = TestDatabase::create().await;
     let way = Proxy::open_to(TestDatabase::authority()).await;
     let (settings, _dir) = settings_by(&way, &home);

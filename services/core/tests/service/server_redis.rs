@@ -8,14 +8,14 @@ use tourin_testbed::{Proxy, Server, contains, eventually_within, free_address, g
 use super::*;
 
 /// A test's own database and prefix, and a proxy to Redis.
-struct Home {
+struct TestServers {
     database: TestDatabase,
     prefix: String,
     url: String,
     way: Proxy,
 }
 
-impl Home {
+impl TestServers {
     async fn new() -> Self {
         let url = given(Server::Redis);
         let way = Proxy::closed_to_url(&url);
@@ -51,8 +51,8 @@ impl Home {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
-    let home = Home::new().await;
+async fn a_start_waits_for_redis_and_an_outage_ends_no_session() {
+    let home = TestServers::new().await;
     let (mut settings, _dir) = home.settings();
     settings.listen = free_address();
     let ready = format!("http://{}/readyz", settings.listen);
@@ -92,7 +92,7 @@ async fn a_start_waits_for_redis_and_an_outage_turns_nobody_away_for_good() {
     home.way.open().await;
     core.until_status("/readyz", 200).await;
     let (status, renewed) = core.post("/api/auth/reissue", refresh).await;
-    assert_eq!(status, 200, "the session was only out of reach: {renewed}");
+    assert_eq!(status, 200, "the session was only unreachable: {renewed}");
     assert_eq!(core.post("/api/auth/login", credentials).await.0, 200);
     assert!(core.stop().await < Duration::from_secs(4));
     home.remove().await;

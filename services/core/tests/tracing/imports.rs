@@ -12,9 +12,9 @@ use tourin_shared_events::trace::BULK;
 const FIRST_BATCH: usize = 1_000;
 const ROWS: usize = FIRST_BATCH + 100;
 
-struct Quiet;
+struct NoProgress;
 
-impl Observer for Quiet {
+impl Observer for NoProgress {
     fn rejected(&mut self, row: Rejected) {
         panic!("{row:?}");
     }
@@ -33,7 +33,7 @@ async fn an_import_is_one_trace_that_shows_the_events_of_its_first_batch() {
     }
     let span = import_span("import");
     let trace = span.trace_id().unwrap();
-    let mut quiet = Quiet;
+    let mut quiet = NoProgress;
     let importing = import(&store, csv.as_bytes(), Format::Csv, &SystemClock, &mut quiet);
     let done = span.run(importing).await.unwrap();
     assert_eq!(done.imported, ROWS as u64);

@@ -1,6 +1,6 @@
 //! Core's spans and metrics: what they contain, and what they must not contain.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod imports;
 
@@ -247,7 +247,7 @@ async fn assert_one_trace(mesh: &Mesh, engine: &str, bookmarked: &str) {
 }
 
 /// Asserts that no span or metric contains members' data.
-fn assert_nothing_told(told: &str, secrets: &[String]) {
+fn assert_no_secret(told: &str, secrets: &[String]) {
     let encoded = "%EC%8C%80";
     let entrusted =
         [PASSWORD, WRONG_PASSWORD, EMAIL, "pelican.drift", NAME, QUERY, encoded, SECRET];
@@ -277,7 +277,7 @@ fn text_of_spans(store: &MemoryStore) -> String {
 async fn assert_metrics(mesh: &Mesh, secrets: &[String], wanted: &[&str]) {
     eventually("all metrics", async || {
         let text = mesh.text("/metrics").await;
-        assert_nothing_told(&text, secrets);
+        assert_no_secret(&text, secrets);
         match wanted.iter().find(|line| !text.contains(**line)) {
             None => Ok(()),
             Some(line) => Err(format!("{line} is not in {text}")),
@@ -324,7 +324,7 @@ async fn a_journey_is_traced_and_measured_and_tells_nothing_private() {
     assert_metrics(&mesh, &secrets, &METRICS).await;
     let told = text_of_spans(&mesh.spans);
     assert!(told.contains("place bookmarks"), "all spans are looked at");
-    assert_nothing_told(&told, &secrets);
+    assert_no_secret(&told, &secrets);
     let ready = mesh.text("/readyz").await;
     assert!(
         ready.contains(r#""status":"ready""#) && ready.contains(r#""missed":{"registry":"#),
@@ -361,7 +361,7 @@ async fn on_mysql_and_redis_each_engine_has_its_own_spans() {
     assert_eq!(remote(one(&spans, "CLIENT", "open sessions")), "redis");
     assert!(spans.iter().any(|span| remote(span) == "mysql"), "{spans:#?}");
     assert_metrics(&mesh, &secrets, &METRICS).await;
-    assert_nothing_told(&text_of_spans(&mesh.spans), &secrets);
+    assert_no_secret(&text_of_spans(&mesh.spans), &secrets);
     mesh.stop().await;
     database.remove().await;
 }

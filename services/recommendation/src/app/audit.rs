@@ -9,11 +9,11 @@ use tourin_chassis::clock::SharedClock;
 use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::consumer::QueueMetrics;
 
-use super::ports::{Deeds, HistoryStore, PortError, TrendStore};
+use super::ports::{HistoryStore, Interactions, PortError, TrendStore};
 use crate::domain::spot::SpotId;
 
 /// The maximum number of spots of each kind in a member's interactions.
-pub const MAX_DEEDS: usize = 10_000;
+pub const MAX_INTERACTIONS: usize = 10_000;
 
 /// Queries about single spots and members.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl Audit {
     /// How many events are still to come, and how many are done with; effects are committed by then.
     ///
     /// # Errors
-    /// When the bus is out of reach.
+    /// When the bus is unreachable.
     pub async fn backlog(&self) -> anyhow::Result<(u64, u64)> {
         let waiting = self.events.backlog().await?;
         let handled = self.consumers.iter().flat_map(|(_, of)| {
@@ -63,11 +63,11 @@ impl Audit {
         Ok((waiting, handled.map(|counter| counter.get()).sum()))
     }
 
-    /// The spots that a member has viewed and bookmarked, up to [`MAX_DEEDS`] of each.
+    /// The spots that a member has viewed and bookmarked, up to [`MAX_INTERACTIONS`] of each.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn deeds(&self, member: &str) -> Result<Deeds, PortError> {
-        self.histories.deeds(member, MAX_DEEDS).await
+    pub async fn interactions(&self, member: &str) -> Result<Interactions, PortError> {
+        self.histories.interactions(member, MAX_INTERACTIONS).await
     }
 }

@@ -10,10 +10,10 @@ use tourin_chassis::pruning::{PassLog, PruneGuard};
 use uuid::Uuid;
 
 use super::ports::{
-    Counted, HistoryEvent, HistoryStore, Kept, PortError, SpotReplica, SpotState, TrendEvent,
-    TrendStore,
+    HistoryEvent, HistoryOutcome, HistoryStore, PortError, SpotReplica, SpotState, TrendEvent,
+    TrendOutcome, TrendStore,
 };
-use crate::domain::interaction::{Change, Kind, Moment, is_pseudonym};
+use crate::domain::interaction::{Change, ChangeOrder, Kind, is_pseudonym};
 use crate::domain::spot::SpotId;
 
 /// How long the records that recognise an event outlive its maximum age: clocks differ, and a
@@ -83,8 +83,8 @@ impl Ingest {
         subject: &str,
         spot: SpotId,
         kind: Kind,
-        occurred: Moment,
-    ) -> Result<Counted, PortError> {
+        occurred: ChangeOrder,
+    ) -> Result<TrendOutcome, PortError> {
         let now = self.clock.now();
         let event = TrendEvent {
             event_id,
@@ -92,12 +92,12 @@ impl Ingest {
             spot,
             kind,
             // A publisher's clock that is ahead must not keep a spot in the trend for longer.
-            occurred: Moment { at: occurred.at.min(now), ..occurred },
+            occurred: ChangeOrder { at: occurred.at.min(now), ..occurred },
             recorded_at: now,
             remember_until: self.remember_until(dated_at, self.ages.trend),
         };
         let counted = self.trend.record(&event).await?;
-        if counted == Counted::Applied {
+        if counted == TrendOutcome::Applied {
             self.newest_us.fetch_max(event.occurred.at.timestamp_micros(), Ordering::Relaxed);
         }
         Ok(counted)
@@ -113,7 +113,11 @@ impl Ingest {
     ///
     /// # Errors
     /// When the store fails, without any effect.
-    pub async fn forget_in_trend(&self, subject: &str, order: Moment) -> Result<(), PortError> {
+    pub async fn forget_in_trend(
+        &self,
+        subject: &str,
+        order: ChangeOrder,
+    ) -> Result<(), PortError> {
         let until = self.remember_until(order.at, self.ages.trend);
         self.trend.forget(subject, order, until).await
     }
@@ -127,8 +131,8 @@ impl Ingest {
         subject: &str,
         spot: SpotId,
         change: Change,
-        occurred: Moment,
-    ) -> Result<Option<Kept>, PortError> {
+        occurred: ChangeOrder,
+    ) -> Result<Option<HistoryOutcome>, PortError> {
         if is_pseudonym(subject) {
             return Ok(None);
         }
@@ -146,7 +150,7 @@ impl Ingest {
     ///
     /// # Errors
     /// When the store fails, without any effect.
-    pub async fn forget_history(&self, member: &str, order: Moment) -> Result<(), PortError> {
+    pub async fn forget_history(&self, member: &str, order: ChangeOrder) -> Result<(), PortError> {
         let until = self.remember_until(order.at, self.ages.histories);
         self.histories.forget(member, order, until).await
     }

@@ -7,16 +7,16 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::domain::interaction::{Change, Kind, Moment, Remembered};
+use crate::domain::interaction::{Change, ChangeOrder, Kind, Remembered};
 use crate::domain::similarity::Neighbourhood;
-use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::spot::{Coordinates, Spot, SpotId};
 use crate::domain::trend::Ranked;
 
 /// A failure of a store or of a service.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PortError {
     /// An outage: every operation fails. A retry succeeds once it is over.
-    #[error("out of reach: {0:#}")]
+    #[error("unreachable: {0:#}")]
     Unavailable(Arc<anyhow::Error>),
     /// This operation failed.
     #[error("{0:#}")]
@@ -55,7 +55,7 @@ pub struct TrendEvent {
     /// The kind of the interaction.
     pub kind: Kind,
     /// When it happened. A time after `recorded_at` counts as `recorded_at`.
-    pub occurred: Moment,
+    pub occurred: ChangeOrder,
     /// The current time. A time far before that of earlier events means that the clock was ahead
     /// then. Its effect on the scores is then reverted.
     pub recorded_at: DateTime<Utc>,
@@ -65,7 +65,7 @@ pub struct TrendEvent {
 
 /// The outcome of a [`TrendEvent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counted {
+pub enum TrendOutcome {
     /// The event counts.
     Applied,
     /// The event was recorded before.
@@ -81,7 +81,7 @@ pub enum Counted {
 pub trait TrendStore: Send + Sync {
     /// Counts an event once. The score, the window and the event's id are stored atomically. Events
     /// may arrive in any order.
-    async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError>;
+    async fn record(&self, event: &TrendEvent) -> Result<TrendOutcome, PortError>;
 
     /// Up to `limit` spots with a value of at least the rules' floor at `now`, in the order of
     /// [`rank`](crate::domain::trend::rank). They include spots that the replica does not have.
@@ -101,7 +101,7 @@ pub trait TrendStore: Send + Sync {
     async fn forget(
         &self,
         subject: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError>;
 
@@ -120,14 +120,14 @@ pub struct HistoryEvent {
     /// The change.
     pub change: Change,
     /// When it happened.
-    pub occurred: Moment,
+    pub occurred: ChangeOrder,
     /// The current time. A stored view from after it was dated by a clock that was ahead.
     pub recorded_at: DateTime<Utc>,
 }
 
 /// The outcome of a [`HistoryEvent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum HistoryOutcome {
     /// The history changed.
     Applied,
     /// The history has this change or a newer one.
@@ -147,7 +147,7 @@ pub struct Profile {
 
 /// A member's interactions by kind, each in the order of the spots' ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Deeds {
+pub struct Interactions {
     /// Bookmarked spots.
     pub bookmarked: Vec<SpotId>,
     /// Viewed spots.
@@ -160,16 +160,16 @@ pub struct Deeds {
 /// nothing, and no event ids are kept.
 #[async_trait]
 pub trait HistoryStore: Send + Sync {
-    /// Records a change. The latest change of a bookmark wins, in the order of [`Moment`]. Of two
+    /// Records a change. The latest change of a bookmark wins, in the order of [`ChangeOrder`]. Of two
     /// changes with the same time and no version, the later arrival wins.
-    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError>;
+    async fn record(&self, event: &HistoryEvent) -> Result<HistoryOutcome, PortError>;
 
     /// Deletes a member's history. The member's events from before `order` that arrive later have
     /// no effect. The order is kept until `remember_until`.
     async fn forget(
         &self,
         member: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError>;
 
@@ -177,7 +177,7 @@ pub trait HistoryStore: Send + Sync {
     async fn profile(&self, member: &str, limit: usize) -> Result<Profile, PortError>;
 
     /// The spots that a member has viewed and bookmarked, up to `limit` of each.
-    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError>;
+    async fn interactions(&self, member: &str, limit: usize) -> Result<Interactions, PortError>;
 
     /// Up to `holders` members who know a spot, latest first, each with a bounded number of their
     /// latest spots.
@@ -226,11 +226,11 @@ pub trait SpotReplica: Send + Sync {
     /// Those of the spots that exist.
     async fn get_many(&self, ids: &[SpotId]) -> Result<HashMap<SpotId, Spot>, PortError>;
 
-    /// Up to `limit` spots near `place`, nearest first, then by id. With `tags`, only spots that
+    /// Up to `limit` spots near `coordinates`, nearest first, then by id. With `tags`, only spots that
     /// have one of them.
     async fn near(
         &self,
-        place: Place,
+        coordinates: Coordinates,
         tags: Option<&[String]>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError>;
@@ -243,7 +243,7 @@ pub trait SpotReplica: Send + Sync {
     ) -> Result<Vec<Spot>, PortError>;
 
     /// Whether a full resync has ended at least once, so that the replica is complete.
-    async fn is_whole(&self) -> Result<bool, PortError>;
+    async fn is_complete(&self) -> Result<bool, PortError>;
 
     /// The id of core's log that the replica's versions belong to, if known.
     async fn log_id(&self) -> Result<Option<String>, PortError>;

@@ -145,7 +145,7 @@ impl Recommender {
         if self.was_whole.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if !self.spots.is_whole().await? {
+        if !self.spots.is_complete().await? {
             return Err(PortError::unavailable(anyhow!(
                 "the replica of spots is not complete yet"
             )));
@@ -237,9 +237,9 @@ impl Recommender {
     /// up to [`CONTENT_DEPTH`].
     async fn content_candidates(&self, seed: &Spot, wanted: usize) -> Result<Vec<Spot>, PortError> {
         let limit = (wanted + 50).min(CONTENT_DEPTH);
-        let mut near = self.spots.near(seed.place, None, limit).await?;
+        let mut near = self.spots.near(seed.coordinates, None, limit).await?;
         if !seed.tags.is_empty() {
-            let tagged = self.spots.near(seed.place, Some(&seed.tags), limit).await?;
+            let tagged = self.spots.near(seed.coordinates, Some(&seed.tags), limit).await?;
             let found: HashSet<SpotId> = near.iter().map(|spot| spot.id).collect();
             near.extend(tagged.into_iter().filter(|spot| !found.contains(&spot.id)));
         }

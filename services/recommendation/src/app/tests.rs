@@ -8,9 +8,9 @@ use chrono::TimeDelta;
 use tourin_chassis::clock::Clock;
 use uuid::Uuid;
 
-use super::ports::{Catalogue, CataloguePage, Counted, PortError, SpotState};
+use super::ports::{Catalogue, CataloguePage, PortError, SpotState, TrendOutcome};
 use super::resync::{Resync, Resynced};
-use crate::domain::interaction::{Change, Kind, Moment};
+use crate::domain::interaction::{Change, ChangeOrder, Kind};
 use crate::domain::spot::Spot;
 use crate::scenario::{World, id, spot};
 
@@ -57,13 +57,13 @@ async fn spots_that_are_deleted_or_not_yet_known_leave_room_in_the_trend_for_oth
 #[tokio::test]
 async fn an_event_from_the_future_stays_no_longer_in_the_trend() {
     let world = World::with_spots(3).await;
-    let tomorrow = Moment { at: world.clock.now() + TimeDelta::days(1), version: None };
+    let tomorrow = ChangeOrder { at: world.clock.now() + TimeDelta::days(1), version: None };
     let counted = world
         .ingest
         .count((Uuid::now_v7(), tomorrow.at), "member01", id(1), Kind::View, tomorrow)
         .await
         .unwrap();
-    assert_eq!(counted, Counted::Applied);
+    assert_eq!(counted, TrendOutcome::Applied);
     world.bookmark("member02", 2).await;
     assert_eq!(world.trend(5).await, [2, 1]);
 }
@@ -164,7 +164,7 @@ async fn a_bookmark_taken_back_may_be_recommended_again_but_a_view_may_not() {
     world.bookmark("member01", 2).await;
     assert_eq!(world.personalized("member01", 5).await, [3]);
     for number in [1, 2] {
-        let now = Moment { at: world.clock.now(), version: None };
+        let now = ChangeOrder { at: world.clock.now(), version: None };
         let back = Change::Unbookmarked;
         world.ingest.remember("member01", id(number), back, now).await.unwrap();
     }
@@ -204,7 +204,7 @@ async fn similar_spots_share_tags_and_are_near_and_fill_the_answer() {
 
 #[tokio::test]
 async fn queries_fail_until_the_first_resync_has_ended() {
-    let world = World::unfilled().await;
+    let world = World::before_resync().await;
     let resync = world.stores.spots.begin_resync().await.unwrap();
     world.add(spot(1, &[])).await;
     for spot in [1, 2] {
@@ -234,7 +234,7 @@ async fn the_same_question_has_the_same_answer() {
 async fn a_visitor_counts_for_the_trend_but_has_no_history() {
     let world = World::with_spots(3).await;
     let (counted, kept) = world.view("anon:abcd", 1).await;
-    assert_eq!((counted, kept), (Counted::Applied, None));
+    assert_eq!((counted, kept), (TrendOutcome::Applied, None));
     assert_eq!(world.trend(1).await, [1]);
     let profile = world.stores.histories.profile("anon:abcd", 9).await.unwrap();
     assert!(profile.known.is_empty());
@@ -244,7 +244,7 @@ async fn a_visitor_counts_for_the_trend_but_has_no_history() {
 async fn a_deleted_member_is_a_newcomer_again() {
     let world = World::with_spots(9).await;
     world.bookmark("member01", 5).await;
-    let now = Moment { at: world.clock.now(), version: None };
+    let now = ChangeOrder { at: world.clock.now(), version: None };
     world.ingest.forget_history("member01", now).await.unwrap();
     world.ingest.forget_in_trend("member01", now).await.unwrap();
     assert_eq!(world.personalized("member01", 1).await, [5]);

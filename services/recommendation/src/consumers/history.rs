@@ -8,7 +8,7 @@ use tourin_shared_events::events::{
 
 use super::{handler_error, moment, spot_id};
 use crate::app::ingest::Ingest;
-use crate::app::ports::Kept;
+use crate::app::ports::HistoryOutcome;
 use crate::domain::interaction::Change;
 
 /// Records members' histories, and deletes the history of a deleted account.
@@ -51,9 +51,9 @@ impl Handler for HistoryHandler {
             .await
             .map_err(handler_error)?;
         Ok(match kept {
-            Some(Kept::Applied) => Outcome::Applied,
-            Some(Kept::Stale) => Outcome::Duplicate,
-            Some(Kept::Forgotten) | None => Outcome::Ignored,
+            Some(HistoryOutcome::Applied) => Outcome::Applied,
+            Some(HistoryOutcome::Stale) => Outcome::Duplicate,
+            Some(HistoryOutcome::Forgotten) | None => Outcome::Ignored,
         })
     }
 }

@@ -46,7 +46,7 @@ use tourin_shared_events::events::{
 
 use crate::app::ingest::{Ages, Guards, Ingest};
 use crate::app::ports::PortError;
-use crate::domain::interaction::Moment;
+use crate::domain::interaction::ChangeOrder;
 use crate::domain::spot::{NotASpotId, SpotId};
 use crate::servers::Prepared;
 
@@ -211,7 +211,7 @@ impl QueueConsumer {
         let guard = Arc::clone(&self.guard);
         ConsumerSettings {
             expiry: self.expiry.clone(),
-            may_expire: MayExpire::when(move |now| guard.vouches_for(now)),
+            may_expire: MayExpire::when(move |now| guard.confirms(now)),
             max_ahead: self.max_ahead,
             retry: RETRY,
             max_batch: BATCH,
@@ -259,8 +259,8 @@ fn expiry(types: &[&str], max_age: Duration) -> Vec<Expiry> {
 }
 
 /// The time and the version of an event.
-fn moment(envelope: &Envelope) -> Moment {
-    Moment { at: envelope.timestamp, version: envelope.version() }
+fn moment(envelope: &Envelope) -> ChangeOrder {
+    ChangeOrder { at: envelope.timestamp, version: envelope.version() }
 }
 
 fn spot_id(text: &str) -> Result<SpotId, HandlerError> {

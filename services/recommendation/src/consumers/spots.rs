@@ -7,7 +7,7 @@ use tourin_shared_events::events::{Event, TourSpotDelete, TourSpotUpsert};
 use super::{applied_or_duplicate, handler_error, spot_id, with_timeout};
 use crate::app::ingest::Ingest;
 use crate::app::ports::SpotState;
-use crate::domain::spot::{NotASpotId, Place, Spot};
+use crate::domain::spot::{Coordinates, NotASpotId, Spot};
 
 /// Merges spots by version, a batch in one operation: an import sends thousands.
 pub(super) struct SpotHandler(pub(super) Ingest);
@@ -80,7 +80,7 @@ impl TryFrom<TourSpotUpsert> for Spot {
             version: upsert.version,
             name: upsert.name,
             address: upsert.address,
-            place: Place { lat: upsert.lat, lng: upsert.lng },
+            coordinates: Coordinates { lat: upsert.lat, lng: upsert.lng },
             image_url: upsert.image_url,
             tags: upsert.tags,
         })

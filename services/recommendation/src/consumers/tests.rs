@@ -29,9 +29,9 @@ use tourin_shared_events::events::{
 use tourin_testbed::{equal, eventually};
 
 use crate::app::ingest::Ingest;
-use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
+use crate::app::ports::{PortError, TrendEvent, TrendOutcome, TrendStore};
 use crate::config::RuleSettings;
-use crate::domain::interaction::Moment;
+use crate::domain::interaction::ChangeOrder;
 use crate::domain::spot::SpotId;
 use crate::domain::trend::Ranked;
 use crate::scenario::{World, id};
@@ -336,7 +336,7 @@ struct Broken(PortError);
 
 #[async_trait]
 impl TrendStore for Broken {
-    async fn record(&self, _: &TrendEvent) -> Result<Counted, PortError> {
+    async fn record(&self, _: &TrendEvent) -> Result<TrendOutcome, PortError> {
         Err(self.0.clone())
     }
     async fn top(&self, _: usize, _: DateTime<Utc>) -> Result<Vec<Ranked>, PortError> {
@@ -349,7 +349,7 @@ impl TrendStore for Broken {
     ) -> Result<HashMap<SpotId, f64>, PortError> {
         Err(self.0.clone())
     }
-    async fn forget(&self, _: &str, _: Moment, _: DateTime<Utc>) -> Result<(), PortError> {
+    async fn forget(&self, _: &str, _: ChangeOrder, _: DateTime<Utc>) -> Result<(), PortError> {
         Err(self.0.clone())
     }
     async fn prune(&self, _: DateTime<Utc>) -> Result<u64, PortError> {

@@ -6,7 +6,7 @@ use tourin_shared_events::events::{BookmarkTourspot, DeleteUser, Event, ViewTour
 
 use super::{handler_error, moment, spot_id};
 use crate::app::ingest::Ingest;
-use crate::app::ports::Counted;
+use crate::app::ports::TrendOutcome;
 use crate::domain::interaction::Kind;
 
 /// Counts views and bookmarks, also of visitors, and deletes the records of a deleted account.
@@ -53,9 +53,9 @@ impl TrendHandler {
             .await
             .map_err(handler_error)?;
         Ok(match counted {
-            Counted::Applied => Outcome::Applied,
-            Counted::Duplicate => Outcome::Duplicate,
-            Counted::AlreadyCounted => Outcome::Ignored,
+            TrendOutcome::Applied => Outcome::Applied,
+            TrendOutcome::Duplicate => Outcome::Duplicate,
+            TrendOutcome::AlreadyCounted => Outcome::Ignored,
         })
     }
 }

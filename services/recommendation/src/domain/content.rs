@@ -23,7 +23,7 @@ impl Default for ContentRules {
 impl ContentRules {
     /// The similarity of two spots, above 0 and up to 1.
     pub fn affinity(&self, a: &Spot, b: &Spot) -> f64 {
-        let closeness = (1.0 + a.place.distance_km(b.place) / self.distance_scale_km)
+        let closeness = (1.0 + a.coordinates.distance_km(b.coordinates) / self.distance_scale_km)
             .powf(-self.distance_exponent);
         (self.untagged + (1.0 - self.untagged) * common_tags(a, b)) * closeness
     }
@@ -39,7 +39,7 @@ fn common_tags(a: &Spot, b: &Spot) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::spot::{Place, SpotId};
+    use crate::domain::spot::{Coordinates, SpotId};
 
     fn spot(id: i64, lat: f64, tags: &[&str]) -> Spot {
         Spot {
@@ -47,7 +47,7 @@ mod tests {
             version: 1,
             name: format!("spot {id}"),
             address: String::new(),
-            place: Place { lat, lng: 127.0 },
+            coordinates: Coordinates { lat, lng: 127.0 },
             image_url: None,
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
         }

@@ -29,7 +29,7 @@ impl Kind {
 /// back between two changes. Changes without a version are from before versions existed: they are
 /// earlier than all changes with one, and ordered by time among themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
+pub struct ChangeOrder {
     /// The time, by the clock of the service that made the change.
     pub at: DateTime<Utc>,
     /// The version; higher is later.

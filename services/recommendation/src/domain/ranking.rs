@@ -93,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_known_spot_is_shown_none_twice_and_none_is_lost(
+        fn known_spots_are_left_out_and_no_spot_is_lost_or_repeated(
             co in prop::collection::vec(0..30i64, 0..20),
             alike in prop::collection::vec(0..30i64, 0..20),
             trend in prop::collection::vec(0..30i64, 0..20),

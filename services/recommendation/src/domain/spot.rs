@@ -45,14 +45,14 @@ impl FromStr for SpotId {
 
 /// A point on the Earth in decimal degrees (WGS 84).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Place {
+pub struct Coordinates {
     /// Latitude, -90 to 90.
     pub lat: f64,
     /// Longitude, -180 to 180.
     pub lng: f64,
 }
 
-impl Place {
+impl Coordinates {
     /// Great-circle distance in kilometres (haversine).
     pub fn distance_km(self, other: Self) -> f64 {
         let (lat, other_lat) = (self.lat.to_radians(), other.lat.to_radians());
@@ -75,7 +75,7 @@ pub struct Spot {
     /// Postal address.
     pub address: String,
     /// Its coordinates.
-    pub place: Place,
+    pub coordinates: Coordinates,
     /// The URL of its picture, if it has one.
     pub image_url: Option<String>,
     /// Its tags, as core orders them.
@@ -97,8 +97,8 @@ mod tests {
 
     #[test]
     fn seoul_to_busan_is_325_km() {
-        let seoul = Place { lat: 37.5665, lng: 126.978 };
-        let busan = Place { lat: 35.1796, lng: 129.0756 };
+        let seoul = Coordinates { lat: 37.5665, lng: 126.978 };
+        let busan = Coordinates { lat: 35.1796, lng: 129.0756 };
         assert!((seoul.distance_km(busan) - 325.0).abs() < 2.0);
         assert!(seoul.distance_km(seoul).abs() < 1e-9);
     }

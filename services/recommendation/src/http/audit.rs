@@ -89,9 +89,12 @@ async fn history(
     _: ServiceCaller,
     Path(member): Path<String>,
 ) -> Result<Json<History>, ApiError> {
-    let deeds = audit.deeds(&member).await.map_err(unavailable)?;
+    let interactions = audit.interactions(&member).await.map_err(unavailable)?;
     let strings = |ids: Vec<SpotId>| ids.iter().map(ToString::to_string).collect();
-    Ok(Json(History { bookmarked: strings(deeds.bookmarked), viewed: strings(deeds.viewed) }))
+    Ok(Json(History {
+        bookmarked: strings(interactions.bookmarked),
+        viewed: strings(interactions.viewed),
+    }))
 }
 
 async fn backlog(
@@ -101,7 +104,7 @@ async fn backlog(
     let (waiting, handled) = audit.backlog().await.map_err(|error| {
         tracing::info!(error = format!("{error:#}"), "the backlog cannot be read");
         ApiError::unavailable(
-            Message::for_operators("the bus is out of reach; try again"),
+            Message::for_operators("the bus is unreachable; try again"),
             super::RETRY_AFTER,
         )
     })?;

@@ -58,8 +58,8 @@ impl From<Spot> for TourSpotOverview {
             id: spot.id.to_string(),
             name: spot.name,
             address: spot.address,
-            lat: spot.place.lat,
-            lng: spot.place.lng,
+            lat: spot.coordinates.lat,
+            lng: spot.coordinates.lng,
             image_url: spot.image_url,
             tags: spot.tags,
         }

@@ -195,7 +195,7 @@ async fn anyone_reads_similar_spots_of_one_that_is_there() {
 
 #[tokio::test]
 async fn until_the_first_resync_has_ended_every_call_is_answered_503() {
-    let service = Service::over(World::unfilled().await);
+    let service = Service::over(World::before_resync().await);
     for path in [
         "/api/tour-spots/10/similar",
         "/api/recommendations/trend",

@@ -1,12 +1,12 @@
 //! The stored form of a member's interaction with a spot.
 
-use crate::domain::interaction::{Change, Moment};
+use crate::domain::interaction::{Change, ChangeOrder};
 
 /// A stored view this far in the future, in microseconds, was dated by a clock that was ahead (5
 /// minutes). A current view replaces it.
 const VIEWED_AHEAD: i64 = 5 * 60 * 1_000_000;
 
-/// The stored form of a [`Moment`]. The greater of two is the later one.
+/// The stored form of a [`ChangeOrder`]. The greater of two is the later one.
 ///
 /// Rows from before versions existed have version 0, the lowest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,8 +17,8 @@ pub(crate) struct Stamp {
     pub(crate) at: i64,
 }
 
-impl From<Moment> for Stamp {
-    fn from(moment: Moment) -> Self {
+impl From<ChangeOrder> for Stamp {
+    fn from(moment: ChangeOrder) -> Self {
         let version = moment.version.unwrap_or_default();
         Self {
             version: i64::try_from(version).unwrap_or(i64::MAX),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_higher_version_wins_whatever_the_clock_said() {
+    fn the_higher_version_wins_regardless_of_the_clock() {
         for (first_at, then_at) in [(3_600, 60), (60, 3_600), (60, 60)] {
             let (first, then) = (stamp(7, first_at), stamp(8, then_at));
             let taken_back = bookmarked(first).after(Change::Unbookmarked, then, 0);

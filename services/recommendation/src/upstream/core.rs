@@ -118,7 +118,7 @@ impl CoreClient {
 }
 
 /// Whatever core did not answer, it may answer later: another instance may be up, or a newer one.
-fn unreached(error: anyhow::Error) -> PortError {
+fn failed_call(error: anyhow::Error) -> PortError {
     PortError::unavailable(error)
 }
 
@@ -137,7 +137,7 @@ struct Page {
 #[async_trait]
 impl Catalogue for CoreClient {
     async fn log_id(&self) -> Result<String, PortError> {
-        let log: Log = self.get(CATALOGUE, &[("limit", "1")]).await.map_err(unreached)?;
+        let log: Log = self.get(CATALOGUE, &[("limit", "1")]).await.map_err(failed_call)?;
         Ok(log.log_id)
     }
 
@@ -145,7 +145,7 @@ impl Catalogue for CoreClient {
         let limit = PAGE_SPOTS.to_string();
         let mut query = vec![("limit", limit.as_str())];
         query.extend(after.map(|after| ("after", after)));
-        let page: Page = self.get(CATALOGUE, &query).await.map_err(unreached)?;
+        let page: Page = self.get(CATALOGUE, &query).await.map_err(failed_call)?;
         let spots = page
             .spots
             .into_iter()

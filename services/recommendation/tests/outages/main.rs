@@ -1,7 +1,7 @@
 //! Outages of the servers: unavailable at the start, killed and restarted under load. The servers
 //! belong to this test and are started by `deploy/testbed.sh`.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 #![allow(clippy::print_stdout, reason = "the figures of an outage, shown with --nocapture")]
 
 #[path = "../mesh/mod.rs"]
@@ -24,7 +24,7 @@ use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSe
 use tourin_shared_events::bus::{Publisher as _, Subscription};
 use tourin_shared_events::consumer::QueueMetrics;
 use tourin_shared_events::dead_letters::DeadLetterStore as _;
-use tourin_testbed::{Bed, Ending, Server, contains, equal, eventually_within};
+use tourin_testbed::{Bed, Server, StopSignal, contains, equal, eventually_within};
 use uuid::Uuid;
 
 use mesh::*;
@@ -148,7 +148,7 @@ async fn it_starts_without_servers_and_uses_them_as_they_become_available() {
     let spans = all_spans();
     let bed = bed().await;
     for server in SERVERS {
-        bed.end(server, Ending::Kill).await;
+        bed.stop(server, StopSignal::Kill).await;
     }
     let world = World::on(&bed).await;
     let (service, _) = world.serve().await;
@@ -206,13 +206,13 @@ async fn it_starts_without_servers_and_uses_them_as_they_become_available() {
 
     // It also stops in time without the servers.
     for server in SERVERS {
-        bed.end(server, Ending::Kill).await;
+        bed.stop(server, StopSignal::Kill).await;
     }
     service.stop().await;
 }
 
 /// Stops a server under load, and starts it again.
-async fn survives(server: Server, ending: Ending) {
+async fn survives(server: Server, signal: StopSignal) {
     let bed = bed().await;
     let world = World::on(&bed).await;
     let (service, metrics) = world.serve().await;
@@ -230,7 +230,7 @@ async fn survives(server: Server, ending: Ending) {
     .await;
 
     bed.quorum_queues_are_kept(&world.queues()).await;
-    bed.end(server, ending).await;
+    bed.stop(server, signal).await;
     let reason = match server {
         Server::Amqp => "rabbitmq".to_owned(),
         server => server.to_string(),
@@ -271,32 +271,32 @@ async fn survives(server: Server, ending: Ending) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_killed_loses_nothing() {
-    survives(Server::Redis, Ending::Kill).await;
+    survives(Server::Redis, StopSignal::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_restarted_loses_nothing() {
-    survives(Server::Redis, Ending::Stop).await;
+    survives(Server::Redis, StopSignal::Term).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mongodb_that_is_killed_loses_nothing() {
-    survives(Server::Mongodb, Ending::Kill).await;
+    survives(Server::Mongodb, StopSignal::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mongodb_that_is_restarted_loses_nothing() {
-    survives(Server::Mongodb, Ending::Stop).await;
+    survives(Server::Mongodb, StopSignal::Term).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_killed_loses_nothing() {
-    survives(Server::Amqp, Ending::Kill).await;
+    survives(Server::Amqp, StopSignal::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_restarted_loses_nothing() {
-    survives(Server::Amqp, Ending::Stop).await;
+    survives(Server::Amqp, StopSignal::Term).await;
 }
 
 /// Redis refuses writes: its events wait, reads continue, and readiness names the reason.

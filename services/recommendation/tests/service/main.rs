@@ -1,6 +1,6 @@
 //! The service as a whole: built, run and stopped.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 #[path = "../mesh/mod.rs"]
 mod mesh;
@@ -125,8 +125,8 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
 
 #[tokio::test]
 async fn the_data_folder_is_readable_by_its_owner_only() {
-    let place = tempfile::tempdir().unwrap();
-    let settings = settings(&place.path().join("data"), "http://127.0.0.1:1".to_owned());
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&folder.path().join("data"), "http://127.0.0.1:1".to_owned());
     let _stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&settings.data_dir), 0o700);

@@ -1,6 +1,6 @@
 //! What the service's spans and metrics say: of events, of requests, of what is asked of stores.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 #[path = "../mesh/mod.rs"]
 mod mesh;
@@ -111,7 +111,7 @@ async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents
         r#"tourin_consumer_events_total{queue="recommendation.trend",outcome="applied"} 20"#,
         r#"tourin_consumer_events_total{queue="recommendation.trend",outcome="duplicate"} 0"#,
         r#"tourin_consumer_retries_total{queue="recommendation.history"} 0"#,
-        r#"tourin_consumer_in_hand{queue="recommendation.trend"} 0.0"#,
+        r#"tourin_consumer_in_flight{queue="recommendation.trend"} 0.0"#,
         r#"tourin_consumer_oldest_age_seconds{queue="recommendation.trend"} 0.0"#,
         r#"tourin_event_age_at_effect_seconds_count{queue="recommendation.trend"} 20"#,
         r#"tourin_event_age_at_effect_seconds_bucket{le="+Inf",queue="recommendation.trend"} 20"#,
@@ -185,7 +185,7 @@ impl Handler for Waiting {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_wait_for_a_store_is_told_in_a_few_spans_and_what_follows_is_sampled() {
+async fn a_long_wait_for_a_store_exports_few_spans_and_later_events_are_sampled() {
     let store = all_spans();
     let bus = InProcessBus::new(Arc::new(MemoryDeadLetters::default()));
     let deliveries = bus

@@ -137,7 +137,7 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Marks an instance as draining; its lease goes on. Gives a version that includes the change.
+    /// Marks an instance as draining; its lease continues. Gives a version that includes the change.
     ///
     /// # Errors
     /// [`Unknown`] when there is no such live lease.

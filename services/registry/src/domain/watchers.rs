@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn who_let_a_wait_run_out_is_waited_for_again_only_after_catching_up() {
+    fn a_watcher_that_timed_out_counts_again_only_after_catching_up() {
         let mut watchers = Watchers::new(LIMITS);
         watchers.join(Named("slow")).unwrap();
         assert_eq!(watchers.stop_waiting_for(7), ["slow"]);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn watchers_are_bounded_and_strangers_do_not_take_places() {
+    fn watchers_are_bounded_and_anonymous_ones_take_no_reserved_slot() {
         let mut watchers = Watchers::new(LIMITS);
         let stranger = watchers.join(Anonymous).unwrap();
         assert_eq!(watchers.join(Anonymous), Err(TooManyWatchers { limit: 1 }));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_the_secret_has_a_holders_place_without_a_name_too() {
+    fn an_authorized_unnamed_watcher_gets_a_reserved_slot() {
         let mut watchers = Watchers::new(LIMITS);
         watchers.join(Anonymous).unwrap();
         let follower =

@@ -26,8 +26,8 @@ where
     }
 }
 
-/// Whether the caller sent the secret. A wrong one is refused also where none is needed, so that the
-/// mistake is noticed.
+/// Whether the caller sent the secret. A wrong secret is refused even where none is needed, so that
+/// the mistake is noticed.
 pub(super) struct MaybeSecretHolder(pub(super) bool);
 
 impl<S> FromRequestParts<S> for MaybeSecretHolder

@@ -1,4 +1,4 @@
-//! What strangers and mistaken friends can send.
+//! Anonymous callers, wrong secrets and malformed calls.
 
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ fn registration() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_hold_the_secret_changes_nothing() {
+async fn without_the_secret_nothing_can_be_changed() {
     let registry = Running::start().await;
     registry.client().register(&instance("a", 4001), LEASE * 100).await.unwrap();
     let before = registry.list().await;
@@ -54,7 +54,7 @@ async fn who_does_not_hold_the_secret_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_allowed_is_refused_by_name() {
+async fn invalid_settings_are_refused_by_name() {
     let registry = Running::start().await;
     let http = reqwest::Client::new();
     let put = |path: &str, body: &Value| {
@@ -136,7 +136,7 @@ async fn instances_and_watchers_are_bounded_in_number() {
     assert_eq!(stranger.status(), StatusCode::OK);
     assert_eq!(open_as_stranger().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     let gateway = open("watcher=gateway-1").await.unwrap();
-    assert_eq!(gateway.status(), StatusCode::OK, "strangers do not take the gateways' places");
+    assert_eq!(gateway.status(), StatusCode::OK, "anonymous watchers take no slot of the gateways");
     let follower = registry.follow();
     follower.sees(&["a"]).await;
     for query in ["watcher=gateway-2", ""] {
@@ -144,10 +144,10 @@ async fn instances_and_watchers_are_bounded_in_number() {
         assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE, "{query:?}");
         assert!(full.headers().contains_key("retry-after"));
     }
-    // The same name takes over from its own lost connection.
+    // A watcher replaces its own lost connection.
     assert_eq!(open("watcher=gateway-1").await.unwrap().status(), StatusCode::OK);
     drop(stranger);
-    eventually("the stranger's place is free again", || async {
+    eventually("the anonymous watcher's slot is free again", || async {
         open_as_stranger().await.unwrap().status() == StatusCode::OK
     })
     .await;

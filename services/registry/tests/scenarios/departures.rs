@@ -1,4 +1,4 @@
-//! Leaving in order: nobody goes before the watchers have let go.
+//! Departures: an instance ends only after the watchers have acknowledged that.
 
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,7 @@ async fn acknowledgements_are_repeated_after_a_reconnect() {
     watching.sees(&["a"]).await;
     let leaving = tokio::spawn(registration.leave());
     watching.sees(&[]).await;
-    // It acknowledges while the link is cut; the registry hears of it when the link is back.
+    // It acknowledges while the link is cut; the acknowledgement arrives when the link is back.
     link.close().await;
     watching.directory.connected().wait_for(|connected| !connected).await.unwrap();
     watching.directory.acknowledge(watching.directory.version());

@@ -80,7 +80,7 @@ async fn a_directory_catches_up_after_its_connection_was_cut() {
     client.deregister("core", "a", Duration::ZERO).await.unwrap();
     client.register(&instance("c", 4003), LEASE * 100).await.unwrap();
     client.drain("core", "b", Duration::ZERO).await.unwrap();
-    assert_eq!(ids_up(&following.directory), ["a", "b"], "it goes on with what it knows");
+    assert_eq!(ids_up(&following.directory), ["a", "b"], "it continues with what it knows");
 
     link.open().await;
     following.sees(&["c"]).await;
@@ -123,7 +123,7 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
     following.sees(&["dying", "living"]).await;
     let before = registry.list().await;
 
-    // From here on, nobody who looks may ever miss the one that lives.
+    // From here on, the live instance must always be visible.
     let watched = following.directory.clone();
     let over = CancellationToken::new();
     let looking = over.clone();
@@ -145,7 +145,7 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
     drop(dying);
     assert_eq!(ids_up(&following.directory), ["dying", "living"]);
     let registry = Running::start().await;
-    link.lead_to(registry.addr);
+    link.redirect_to(registry.addr);
     link.open().await;
 
     following.until(|d| d.version() > before.version, "the new registry is followed").await;
@@ -175,7 +175,7 @@ async fn everybody_may_start_before_the_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_goes_silent_is_given_up() {
+async fn a_stalled_connection_is_closed() {
     let registry = Running::start().await;
     let link = Proxy::open_to(registry.addr).await;
     let idle_timeout = Duration::from_millis(2_000);
@@ -187,7 +187,7 @@ async fn a_connection_that_goes_silent_is_given_up() {
     connected.mark_unchanged();
     assert!(tokio::time::timeout(idle_timeout * 3 / 2, connected.changed()).await.is_err());
 
-    link.silence();
+    link.stall();
     registry.client().register(&instance("a", 4001), LEASE * 100).await.unwrap();
     following.sees(&["a"]).await;
 }

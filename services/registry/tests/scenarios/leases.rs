@@ -25,7 +25,7 @@ async fn an_instance_that_registers_is_found_by_everybody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn instances_of_a_service_take_turns() {
+async fn instances_of_a_service_are_used_round_robin() {
     let registry = Running::start().await;
     let following = registry.follow();
     let client = registry.client();
@@ -114,7 +114,7 @@ async fn a_draining_instance_is_known_but_gets_nothing_new() {
         d.all().iter().any(|i| i.id == "a" && i.status == Status::Draining)
     };
     assert!(draining(&following.directory));
-    // Heartbeats go on and do not bring it back.
+    // Heartbeats continue and do not bring it back.
     let mut changed = following.directory.changed();
     changed.mark_unchanged();
     assert!(tokio::time::timeout(LEASE * 2, changed.changed()).await.is_err());

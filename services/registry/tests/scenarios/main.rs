@@ -1,7 +1,7 @@
 //! The registry and its client, over real HTTP.
 
 // Helpers outside of test functions: a panic is how a scenario fails.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod anonymous;
 mod departures;

@@ -1,4 +1,4 @@
-//! What the scenarios happen in: a registry on a port of its own.
+//! A registry on its own port, with clients.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use tourin_registry_api::{
 pub use tourin_testbed::Proxy;
 
 pub const SECRET: &str = "scenario-secret-0123456789";
-/// Longer than anything here takes on a busy machine.
+/// The time limit of every wait, also on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
 pub const LEASE: Duration = Duration::from_millis(800);
@@ -46,7 +46,7 @@ impl Running {
         Self { addr, stop, task }
     }
 
-    /// Stops it and waits until it has ended; gives how long that took.
+    /// Stops it and waits until it has ended; returns how long that took.
     pub async fn stop(mut self) -> Duration {
         let start = Instant::now();
         self.stop.begin();
@@ -62,12 +62,12 @@ impl Running {
         client_of(self.addr)
     }
 
-    /// A directory that nobody waits for.
+    /// An unnamed directory, which no departure waits for.
     pub fn follow(&self) -> Following {
         Following::start(self.client(), None, DirectorySettings::default())
     }
 
-    /// A directory under a name, which is waited for.
+    /// A named directory, which departures wait for.
     pub fn watch(&self, name: &str) -> Following {
         Following::start(self.client(), Some(name), DirectorySettings::default())
     }
@@ -142,7 +142,7 @@ pub async fn events(response: &mut Response, parser: &mut Parser, count: usize) 
     let mut events = Vec::new();
     let reading = async {
         while events.len() < count {
-            let piece = response.chunk().await.unwrap().expect("the watch goes on");
+            let piece = response.chunk().await.unwrap().expect("the watch is open");
             events.extend(parser.push(&piece).unwrap());
         }
     };

@@ -78,11 +78,12 @@ impl Observer {
         let cores = self.instances_of(CORE).await?;
         let (_, core) = cores.first().context("no core")?;
         // Core first: an event that has left its outbox is at a consumer, or handled.
-        let core = self.read(CORE, *core, PATH).await.context("what waits at core")?;
+        let core = self.read(CORE, *core, PATH).await.context("cannot read the backlog of core")?;
         let mut consumers = Vec::new();
         for (instance, address) in self.instances_of(RECOMMENDATION).await? {
             let answer = self.read(RECOMMENDATION, address, PATH).await;
-            consumers.push(answer.with_context(|| format!("what waits at {instance}"))?);
+            consumers
+                .push(answer.with_context(|| format!("cannot read the backlog of {instance}"))?);
         }
         Ok(until.judge(core, &consumers))
     }
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_drained_once_stays_so() {
+    fn a_drained_backlog_stays_drained() {
         let mut until = DrainCheck::now();
         assert!(until.judge(core(0, 0), &[consumer(0)]).is_drained);
         assert!(until.judge(core(0, 0), &[consumer(5)]).is_drained);

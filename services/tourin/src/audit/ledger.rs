@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// How long a service may go on with a request whose client has timed out, in seconds: its own limit is
+/// How long a service may still work on a request whose client has timed out, in seconds: its own limit is
 /// 10 s.
 const SERVICE_TIMEOUT_S: i64 = 15;
 

@@ -69,7 +69,7 @@ impl Audit {
     /// Chooses spots, reads their scores, and signs members up.
     ///
     /// # Errors
-    /// When the mesh is out of reach, has too few spots, or does not accept the secret.
+    /// When the mesh is unreachable, has too few spots, or does not accept the secret.
     pub async fn prepare(settings: AuditSettings) -> anyhow::Result<Self> {
         let timeout = Duration::from_millis(settings.request_timeout_ms);
         let gateways = Gateways::new(&settings.gateways, settings.tries, timeout)?;

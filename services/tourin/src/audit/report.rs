@@ -87,8 +87,8 @@ impl Report {
             WaitOutcome::OutOfTime => "the longest wait is over (--max-wait)",
         };
         match self.backlog {
-            Some(backlog) => writeln!(f, "still on their way: {backlog}; {why}"),
-            None => writeln!(f, "it is not known what is still on its way; {why}"),
+            Some(backlog) => writeln!(f, "still in flight: {backlog}; {why}"),
+            None => writeln!(f, "it is not known what is still in flight; {why}"),
         }
     }
 
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clean_report_says_so() {
+    fn a_clean_report_is_printed_as_clean() {
         let report = report(Vec::new());
         assert!(report.is_clean());
         assert!(report.to_string().ends_with("no difference\n"), "{report}");
@@ -235,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_seen_is_not_clean() {
+    fn an_incomplete_observation_is_not_clean() {
         let report = Report { unseen: Some("no registry".to_owned()), ..report(Vec::new()) };
         assert!(!report.is_clean());
         assert!(!report.to_string().contains("no difference"));
     }
 
     #[test]
-    fn what_was_late_is_no_difference() {
+    fn a_late_effect_is_no_difference() {
         let late = Report { late_by: Some(Duration::from_secs(90)), ..report(Vec::new()) };
         assert!(late.is_clean());
         let text = late.to_string();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_still_come_is_neither_clean_nor_lost() {
+    fn pending_effects_are_neither_clean_nor_lost() {
         let mut open = report(vec!["a bookmark less".to_owned()]);
         open.comparison.mendable = 1;
         assert!(!open.is_open(), "nothing waits any more");

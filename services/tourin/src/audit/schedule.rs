@@ -110,7 +110,7 @@ impl LoadGenerator {
         in_flight: u32,
         stop: &Shutdown,
     ) -> anyhow::Result<()> {
-        let places = Arc::new(Semaphore::new(in_flight as usize));
+        let permits = Arc::new(Semaphore::new(in_flight as usize));
         let mut choice = Choice::new(self.members.len(), self.spots.len());
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
         let mut waiting = JoinSet::new();
@@ -122,7 +122,7 @@ impl LoadGenerator {
             while let Some(ended) = waiting.try_join_next() {
                 ended.context("a request's task failed")?;
             }
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Ok(permit) = permits.clone().try_acquire_owned() else {
                 self.stats().not_made += 1;
                 continue;
             };
@@ -131,7 +131,7 @@ impl LoadGenerator {
             self.stats().requests += 1;
             waiting.spawn(async move {
                 load.act(action, due.into_std()).await;
-                drop(place);
+                drop(permit);
             });
         }
         while let Some(ended) = waiting.join_next().await {

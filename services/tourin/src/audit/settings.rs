@@ -10,7 +10,7 @@ use tourin_chassis::secret::Secret;
 /// Settings of an audit.
 #[derive(Debug, Clone, Args)]
 pub struct AuditSettings {
-    /// URL of a gateway; repeatable. Requests go round them, and past one that cannot be reached
+    /// URL of a gateway; repeatable. Requests use them round robin, and skip an unreachable one
     #[arg(
         long = "gateway",
         env = "TOURIN_GATEWAY_URL",
@@ -29,28 +29,28 @@ pub struct AuditSettings {
     /// How long to make requests, such as 20s, 500ms or 2m
     #[arg(long, env = "TOURIN_AUDIT_DURATION", value_name = "TIME", default_value = "20s", value_parser = duration)]
     pub duration: Duration,
-    /// Requests per second, whether or not earlier ones have been answered. What is remembered of
-    /// them stays in memory: about 300 bytes for each of duration times rate
+    /// Requests per second, whether or not earlier ones have been answered. About 300 bytes of
+    /// each request stay in memory
     #[arg(long, env = "TOURIN_AUDIT_RATE", value_name = "PER_SECOND", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rate: u32,
     /// Members to sign up. Each bookmarks a spot once at the most, so that together with the spots
     /// of the catalogue they bound the bookmarks
     #[arg(long, env = "TOURIN_AUDIT_MEMBERS", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=250))]
     pub members: u16,
-    /// Effects are due within this time after the last answer; what comes later is reported as late.
-    /// Also how long the events that wait may stand still before they are no longer waited for
+    /// Effects are due within this time after the last response; later ones are reported as late.
+    /// Waiting events that make no progress for this long end the wait
     #[arg(long, env = "TOURIN_AUDIT_SETTLE", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub settle: Duration,
-    /// Longest wait, after the last answer, while events wait that may bring what is not there
+    /// Longest wait, after the last response, while events wait that may bring missing effects
     #[arg(long, env = "TOURIN_AUDIT_MAX_WAIT", value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub max_wait: Duration,
-    /// Requests that may wait for their answers at once; more are not made, and counted
+    /// Requests that may wait for their responses at once; further ones are skipped and counted
     #[arg(long, env = "TOURIN_AUDIT_IN_FLIGHT", value_name = "N", default_value_t = 2_048, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub in_flight: u32,
-    /// Times a request is tried when nothing speaks against doing it twice, the first included
+    /// Attempts of a request that is safe to repeat, the first included
     #[arg(long, env = "TOURIN_AUDIT_TRIES", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub tries: u32,
-    /// Milliseconds to wait for an answer; what was asked for may have happened all the same
+    /// Milliseconds to wait for a response; without one, the action may have happened nevertheless
     #[arg(long, env = "TOURIN_AUDIT_REQUEST_TIMEOUT_MS", value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub request_timeout_ms: u64,
 }

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_agrees_twice_ends_the_wait() {
+    fn two_agreements_in_a_row_end_the_wait() {
         let mut wait = Wait::new();
         assert_eq!(wait.at(1, 3, waiting(3)), None);
         assert_eq!(wait.at(2, 0, waiting(0)), None);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_agrees_once_and_then_does_not_goes_on() {
+    fn a_single_agreement_does_not_end_the_wait() {
         let mut wait = Wait::new();
         assert_eq!(wait.at(1, 0, waiting(0)), None);
         assert_eq!(wait.at(3, 1, waiting(0)), None);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_it_was_due_is_late_and_not_missing() {
+    fn an_effect_after_its_deadline_is_late_and_not_missing() {
         let mut wait = Wait::new();
         // By the old rule this was the end, with 1,724 effects missing.
         assert_eq!(wait.at(30, 1_724, waiting(3_000)), None);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_when_nothing_waits_any_more_is_missing() {
+    fn effects_absent_after_the_backlog_drained_are_missing() {
         let mut wait = Wait::new();
         assert_eq!(wait.at(29, 2, waiting(0)), None, "it is not due");
         assert_eq!(wait.at(30, 2, waiting(1)), None, "something waits");
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_not_waited_for_without_end() {
+    fn waiting_for_an_unreadable_state_is_bounded() {
         let mut wait = Wait::new();
         let blind =
             |second| Sample { elapsed: Duration::from_secs(second), backlog: None, seen: None };

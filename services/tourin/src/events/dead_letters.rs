@@ -261,7 +261,7 @@ async fn show(stores: &DeadLetters, ids: &[Uuid]) -> anyhow::Result<ExitCode> {
     let (mut shown, mut gone) = (Vec::new(), 0);
     for id in ids {
         match stores.get(*id).await? {
-            Some(letter) => shown.push(serde_json::to_string_pretty(&whole(&letter))?),
+            Some(letter) => shown.push(serde_json::to_string_pretty(&letter_json(&letter))?),
             None => gone += 1,
         }
     }
@@ -271,7 +271,7 @@ async fn show(stores: &DeadLetters, ids: &[Uuid]) -> anyhow::Result<ExitCode> {
 }
 
 /// A letter as JSON; a body that is not JSON as text.
-fn whole(letter: &DeadLetter) -> Value {
+fn letter_json(letter: &DeadLetter) -> Value {
     let body = serde_json::from_slice::<Value>(&letter.body)
         .unwrap_or_else(|_| json!(String::from_utf8_lossy(&letter.body)));
     json!({

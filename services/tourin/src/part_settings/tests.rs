@@ -90,7 +90,7 @@ fn each_setting_of_each_part_has_its_effect() {
 }
 
 #[test]
-fn what_is_left_out_is_there_to_be_left_out() {
+fn every_managed_flag_exists() {
     for (flag, parts, reason) in MANAGED {
         assert!(!reason.is_empty());
         for name in parts {

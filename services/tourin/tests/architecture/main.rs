@@ -1,6 +1,6 @@
 //! The rules of dependency in `docs/architecture.md`, read off `cargo metadata` and the sources.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod modules;
 

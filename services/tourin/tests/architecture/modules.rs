@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_parent_re_exports_is_the_childs() {
+    fn a_re_exported_item_belongs_to_its_module() {
         let parent = ("p/mod.rs", "mod a;\nmod b;\npub use a::A;\npub struct Own;");
         let b = ("p/b.rs", "use super::A;");
         let modules = crate_of(&[parent, ("p/a.rs", "use super::b::B;"), b]);

@@ -12,7 +12,7 @@ use tourin::audit::{Audit, AuditSettings};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_testbed::eventually_within;
 
-use crate::mesh::{Mesh, Turn, turn};
+use crate::mesh::{Mesh, MeshGuard, turn};
 
 /// Requests per second: what two cores bear that run the servers and seven unoptimised services too.
 const RATE: u32 = 20;
@@ -38,7 +38,7 @@ pub struct Scene<'a> {
 /// Lets an audit make requests, has `fault` do what it does meanwhile, and checks that nothing was
 /// lost or doubled and that memory stayed bounded.
 pub async fn audited(fault: impl AsyncFnOnce(&mut Scene<'_>)) -> Report {
-    let mut turn: Turn = turn().await;
+    let mut turn: MeshGuard = turn().await;
     let load = AuditSettings { rate: RATE, duration: LOAD, members: 16, ..turn.audit_settings() };
     let settings = AuditSettings { settle: SETTLE, ..load };
     let audit = Audit::prepare(settings).await.expect("an audit can begin");

@@ -30,15 +30,15 @@ const EVENTS: usize = 60;
 /// On what this test has published, so that it does not copy its own copies.
 const COPY: &str = "x-test-copy";
 
-/// Somebody who publishes past core.
-struct Stranger {
+/// Publishes to the broker directly, without core.
+struct RawPublisher {
     channel: Channel,
     // Ends with this value, and the channel with it.
     _connection: Connection,
     url: String,
 }
 
-impl Stranger {
+impl RawPublisher {
     async fn at(scene: &Scene<'_>) -> Self {
         let url = scene.mesh.bed.url(tourin_testbed::Server::Amqp).to_owned();
         let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
@@ -104,8 +104,8 @@ impl Stranger {
         found.into_iter().filter(has_text).collect()
     }
 
-    /// Waits until each queue has given up the event whose body has `text` in it, once.
-    async fn given_up(&self, text: &str) -> Vec<DeadLetter> {
+    /// Waits until each queue has one dead letter with `text` in its body, and returns them.
+    async fn dead_letters_with(&self, text: &str) -> Vec<DeadLetter> {
         eventually("the dead letters of both queues", async || {
             let letters = self.letters_with(text).await;
             let mut queues: Vec<_> = letters.iter().map(|letter| letter.queue.clone()).collect();
@@ -146,7 +146,7 @@ async fn next(events: &mut Consumer) -> Delivery {
 
 /// A person whom core does not know.
 fn person() -> String {
-    format!("stranger{:08}", Uuid::now_v7().as_u128() % 100_000_000)
+    format!("unknown{:08}", Uuid::now_v7().as_u128() % 100_000_000)
 }
 
 /// A person's history and the scores of spots, as the first replica tells them.
@@ -171,11 +171,11 @@ async fn comes_to(probe: &Probe, person: &str, expected: &[SpotId]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_event_a_second_time_has_no_second_effect() {
     audited(async |scene| {
-        let stranger = Stranger::at(scene).await;
-        let mut events = stranger.listen().await;
+        let publisher = RawPublisher::at(scene).await;
+        let mut events = publisher.listen().await;
         for _ in 0..EVENTS {
             let event = next(&mut events).await;
-            stranger.repeat(&event).await;
+            publisher.repeat(&event).await;
         }
         scene.recovers().await;
     })
@@ -185,24 +185,24 @@ async fn every_event_a_second_time_has_no_second_effect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_in_the_wrong_order_end_in_the_latest_state() {
     audited(async |scene| {
-        let stranger = Stranger::at(scene).await;
+        let publisher = RawPublisher::at(scene).await;
         // All of it again, backwards: bookmarks after their removal.
-        let mut events = stranger.listen().await;
+        let mut events = publisher.listen().await;
         let mut seen = Vec::new();
         while seen.len() < EVENTS {
             seen.push(next(&mut events).await);
         }
         for event in seen.iter().rev() {
-            stranger.repeat(event).await;
+            publisher.repeat(event).await;
         }
         // And events that were not there before, the later one first.
         let probe = Probe::new(scene).await;
         let (person, now) = (person(), Utc::now());
         let [gone, back] = [probe.spots[1], probe.spots[2]];
-        stranger.event(UNBOOKMARK, &person, gone, now).await;
-        stranger.event(BOOKMARK, &person, gone, now - TimeDelta::seconds(1)).await;
-        stranger.event(BOOKMARK, &person, back, now).await;
-        stranger.event(UNBOOKMARK, &person, back, now - TimeDelta::seconds(1)).await;
+        publisher.event(UNBOOKMARK, &person, gone, now).await;
+        publisher.event(BOOKMARK, &person, gone, now - TimeDelta::seconds(1)).await;
+        publisher.event(BOOKMARK, &person, back, now).await;
+        publisher.event(UNBOOKMARK, &person, back, now - TimeDelta::seconds(1)).await;
         comes_to(&probe, &person, &[back]).await;
         scene.recovers().await;
     })
@@ -212,14 +212,14 @@ async fn events_in_the_wrong_order_end_in_the_latest_state() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_event_has_no_effect() {
     audited(async |scene| {
-        let stranger = Stranger::at(scene).await;
+        let publisher = RawPublisher::at(scene).await;
         let probe = Probe::new(scene).await;
         let (person, spots) = (person(), [probe.spots[3], probe.spots[4]]);
         let (_, before) = effects(&probe, &person, &spots).await;
         let long_ago = Utc::now() - TimeDelta::days(60);
-        stranger.event(BOOKMARK, &person, spots[0], long_ago).await;
+        publisher.event(BOOKMARK, &person, spots[0], long_ago).await;
         // Of the same key, and so after it.
-        stranger.event(BOOKMARK, &person, spots[1], Utc::now()).await;
+        publisher.event(BOOKMARK, &person, spots[1], Utc::now()).await;
         comes_to(&probe, &person, &spots[1..]).await;
         eventually("the second spot counts", async || {
             let (_, after) = effects(&probe, &person, &spots).await;
@@ -228,7 +228,7 @@ async fn an_expired_event_has_no_effect() {
         .await;
         let (_, after) = effects(&probe, &person, &spots).await;
         assert!(after[0] <= before[0], "{before:?} {after:?}");
-        let letters = stranger.letters_with(&person).await;
+        let letters = publisher.letters_with(&person).await;
         assert!(letters.is_empty(), "expired, not failed: {letters:?}");
         scene.recovers().await;
     })
@@ -238,11 +238,11 @@ async fn an_expired_event_has_no_effect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_event_ends_in_the_dead_letters() {
     audited(async |scene| {
-        let stranger = Stranger::at(scene).await;
+        let publisher = RawPublisher::at(scene).await;
         let mark = Uuid::now_v7().to_string();
         let body = format!("{{\"id\": \"{mark}\", \"type\":");
-        stranger.publish(BOOKMARK, body.as_bytes(), keyed("nobody")).await;
-        for letter in stranger.given_up(&mark).await {
+        publisher.publish(BOOKMARK, body.as_bytes(), keyed("nobody")).await;
+        for letter in publisher.dead_letters_with(&mark).await {
             assert!(letter.reason.contains("not an event envelope"), "{letter:?}");
             assert_eq!(letter.event_id, None, "{letter:?}");
             // It is not tried again; but the broker counts a delivery, too, that a replica gave back
@@ -258,13 +258,13 @@ async fn a_malformed_event_ends_in_the_dead_letters() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_oversized_event_ends_in_the_dead_letters() {
     audited(async |scene| {
-        let stranger = Stranger::at(scene).await;
+        let publisher = RawPublisher::at(scene).await;
         let mark = Uuid::now_v7().to_string();
         let zeros = "0".repeat(300 * 1_024);
         let data = json!({"user_id": mark, "tourspot_id": "1", "zeros": zeros});
         let body = Envelope::new(BOOKMARK, Utc::now(), data).encode();
-        stranger.publish(BOOKMARK, &body, keyed(&mark)).await;
-        for letter in stranger.given_up(&mark).await {
+        publisher.publish(BOOKMARK, &body, keyed(&mark)).await;
+        for letter in publisher.dead_letters_with(&mark).await {
             assert!(letter.reason.contains("more than the"), "{}", letter.reason);
             assert_eq!(letter.body_bytes, body.len() as u64);
         }
@@ -274,18 +274,18 @@ async fn an_oversized_event_ends_in_the_dead_letters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poison_event_among_good_ones_holds_nobody_up() {
+async fn a_poison_event_does_not_block_other_events() {
     audited(async |scene| {
-        let stranger = Stranger::at(scene).await;
+        let publisher = RawPublisher::at(scene).await;
         let probe = Probe::new(scene).await;
         let person = person();
         let mut good = [probe.spots[5], probe.spots[6]];
         good.sort_unstable();
-        stranger.event(BOOKMARK, &person, good[0], Utc::now()).await;
-        let poison = stranger.event(BOOKMARK, &person, "no number", Utc::now()).await;
-        stranger.event(BOOKMARK, &person, good[1], Utc::now()).await;
+        publisher.event(BOOKMARK, &person, good[0], Utc::now()).await;
+        let poison = publisher.event(BOOKMARK, &person, "no number", Utc::now()).await;
+        publisher.event(BOOKMARK, &person, good[1], Utc::now()).await;
         comes_to(&probe, &person, &good).await;
-        for letter in stranger.given_up(&poison.to_string()).await {
+        for letter in publisher.dead_letters_with(&poison.to_string()).await {
             assert_eq!(letter.event_id, Some(poison));
             assert!(letter.reason.contains("tourspot_id"), "{}", letter.reason);
             assert!(letter.attempts >= 1, "{letter:?}");

@@ -4,7 +4,7 @@
 //! Every fault is a test of its own. They share one mesh and one private test bed, started by the
 //! first of them, and take turns. Both end with this process, however that ends.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 #![allow(clippy::print_stdout, reason = "the figures of a fault, shown with --nocapture")]
 
 mod audited;

@@ -31,9 +31,9 @@ pub struct Mesh {
 }
 
 /// One test's turn at the mesh, whole and ready.
-pub struct Turn(MutexGuard<'static, Option<Mesh>>);
+pub struct MeshGuard(MutexGuard<'static, Option<Mesh>>);
 
-impl std::ops::Deref for Turn {
+impl std::ops::Deref for MeshGuard {
     type Target = Mesh;
 
     fn deref(&self) -> &Mesh {
@@ -41,21 +41,21 @@ impl std::ops::Deref for Turn {
     }
 }
 
-impl std::ops::DerefMut for Turn {
+impl std::ops::DerefMut for MeshGuard {
     fn deref_mut(&mut self) -> &mut Mesh {
         self.0.as_mut().expect("made by `turn`")
     }
 }
 
 /// Waits for this test's turn.
-pub async fn turn() -> Turn {
+pub async fn turn() -> MeshGuard {
     let mut mesh = MESH.lock().await;
     match &mut *mesh {
         Some(mesh) if mesh.in_fault => mesh.mend().await,
         Some(_) => {}
         empty => *empty = Some(Mesh::start().await),
     }
-    let mut turn = Turn(mesh);
+    let mut turn = MeshGuard(mesh);
     turn.wait_until_ready(START).await;
     turn.in_fault = false;
     turn

@@ -37,7 +37,7 @@ async fn one_gateway_of_two_killed_and_clients_go_on_by_the_other() {
         scene.recovers().await;
     })
     .await;
-    // Only what the killed one had in hand can be in doubt, and of that only what must not be done
+    // Only what the killed one had in flight can be in doubt, and of that only what must not be done
     // twice.
     let doubtful: Vec<_> =
         report.stats.failed.keys().filter(|kind| !kind.starts_with("review ")).collect();

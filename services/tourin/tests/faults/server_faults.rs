@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tourin_testbed::{Ending, Server};
+use tourin_testbed::{Server, StopSignal};
 
 use crate::audited::audited;
 
 async fn restarted(server: Server) {
     audited(async |scene| {
-        scene.mesh.bed.end(server, Ending::Stop).await;
+        scene.mesh.bed.stop(server, StopSignal::Term).await;
         scene.load_for(Duration::from_secs(3)).await;
         scene.mesh.bed.start(server).await;
         scene.recovers().await;

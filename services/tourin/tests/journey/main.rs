@@ -1,7 +1,7 @@
 //! One trace through the embedded mesh, read back from what `tourin up` keeps in memory, by its API
 //! and by its page in a real browser.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 #![allow(dead_code, reason = "a part of what the scenarios share is used here")]
 
 #[path = "../scenarios/backends.rs"]
@@ -48,7 +48,7 @@ async fn a_bookmark_is_one_trace_to_the_trend() {
 }
 
 #[tokio::test]
-async fn a_traces_address_at_zipkin_leads_to_its_page_here() {
+async fn a_zipkin_trace_url_opens_the_local_trace_page() {
     let up = Up::start();
     let client =
         reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();

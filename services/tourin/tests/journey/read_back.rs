@@ -127,12 +127,12 @@ pub async fn check(zipkin: &Zipkin, journey: &Journey, engines: &Engines<'_>) {
         });
         stores && spans.iter().any(|span| span.kind() == "CONSUMER")
     };
-    let is_whole = |spans: &[Span]| {
+    let is_complete = |spans: &[Span]| {
         let ids: BTreeSet<_> = spans.iter().map(Span::id).collect();
         consumed(spans) && spans.iter().all(|span| span.parent().is_none_or(|id| ids.contains(id)))
     };
     // With a parent that has not come yet it is not whole, so this waits for one without a gap.
-    let spans = zipkin.trace(&journey.trace, is_whole).await;
+    let spans = zipkin.trace(&journey.trace, is_complete).await;
     let by_id: BTreeMap<_, _> = spans.iter().map(|span| (span.id(), span)).collect();
     assert_eq!(by_id.len(), spans.len(), "each span once: {spans:#?}");
     let parent_of = |span: &Span| span.parent().map(|id| by_id[id]);

@@ -1,7 +1,7 @@
 //! One trace through the mesh on real servers, read back from a real Zipkin; where the test bed could
 //! not fetch one, from a collector of the test's own. The run says which.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 #![allow(dead_code, reason = "a part of what the scenarios share is used here")]
 
 #[path = "../scenarios_on_servers/backends.rs"]

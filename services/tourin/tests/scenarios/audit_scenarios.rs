@@ -38,7 +38,7 @@ async fn program(mesh: &Mesh, duration: &str) -> (Option<i32>, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mesh_that_keeps_its_word_shows_no_difference() {
+async fn a_correct_mesh_shows_no_difference() {
     let mesh = mesh().await;
     let audit = Audit::prepare(settings(&mesh)).await.unwrap();
     audit.drive(&Shutdown::new()).await.unwrap();
@@ -170,7 +170,7 @@ async fn effects_that_come_after_they_were_due_are_late_and_not_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_still_waits_when_the_audit_gives_up_is_left_open() {
+async fn a_backlog_at_the_end_of_the_audit_leaves_it_open() {
     let mesh = mesh().await;
     let (settle, max_wait) = (Duration::from_millis(500), Duration::from_millis(1_500));
     let settings = AuditSettings { settle, max_wait, ..settings(&mesh) };
@@ -238,7 +238,7 @@ async fn an_audit_follows_a_mesh_that_is_restarted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stands_in_the_way_is_one_line_and_exit_code_2() {
+async fn a_blocked_start_exits_with_2_and_one_line() {
     let mesh = mesh().await;
     let secret = mesh.data_dir().secret().unwrap();
     let (url, registry) = (mesh.url(), mesh.registry_url());

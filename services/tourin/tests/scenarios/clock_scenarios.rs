@@ -20,9 +20,9 @@ use tourin_core::domain::spot::{RawSpot, SpotContent, SpotDraft, SpotId};
 use tourin_core::domain::tag::{Tag, TagSet};
 use tourin_core::store::Store;
 use tourin_recommendation::app::ingest::{Guards, Ingest};
-use tourin_recommendation::app::ports::Counted;
+use tourin_recommendation::app::ports::TrendOutcome;
 use tourin_recommendation::consumers;
-use tourin_recommendation::domain::interaction::{Kind, Moment};
+use tourin_recommendation::domain::interaction::{ChangeOrder, Kind};
 use tourin_recommendation::domain::spot::SpotId as KnownSpot;
 use tourin_recommendation::servers::Prepared;
 use tourin_recommendation::{Stores, open_stores};
@@ -165,13 +165,13 @@ impl Pair {
     async fn until_known(&self, spots: &[i64]) {
         let expected: Vec<_> = spots.iter().map(|spot| known(*spot)).collect();
         eventually(&format!("recommendation knows {expected:?}"), async || {
-            let deeds = self.stores.histories.deeds(HANA, 100).await.unwrap();
-            equal(deeds.bookmarked, expected.clone())
+            let interactions = self.stores.histories.interactions(HANA, 100).await.unwrap();
+            equal(interactions.bookmarked, expected.clone())
         })
         .await;
     }
 
-    /// The clock is right: servers' clocks go on, whatever this one does.
+    /// The clock is right: servers' clocks advance, whatever this one does.
     fn correct(&self) {
         self.clock.advance(Utc::now() - self.clock.now());
     }
@@ -209,7 +209,7 @@ fn draft(id: i64) -> SpotDraft {
 
 // On several threads: dropping `Backends` blocks, while tasks here still release connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_taken_back_after_the_clock_was_corrected_stays_taken_back() {
+async fn a_bookmark_removed_after_a_clock_correction_stays_removed() {
     let pair = Pair::start().await;
     pair.clock.advance(HOUR);
     pair.place(1).await;
@@ -250,15 +250,15 @@ async fn a_clock_that_is_weeks_ahead_for_a_minute_costs_neither_trend_nor_histor
     let pair = Pair::start().await;
     pair.correct();
     pair.prune(CONFIRMING_PASSES + 1).await;
-    assert_eq!(pair.prune(1).await, 0, "pruning goes on");
+    assert_eq!(pair.prune(1).await, 0, "pruning continues");
     pair.correct();
     let view = Uuid::now_v7();
     let count = async |id: Uuid, subject: &str, spot: i64| {
-        let now = Moment { at: pair.clock.now(), version: None };
+        let now = ChangeOrder { at: pair.clock.now(), version: None };
         pair.ingest.count((id, now.at), subject, known(spot), Kind::View, now).await.unwrap()
     };
-    assert_eq!(count(view, "member001", 1).await, Counted::Applied);
-    assert_eq!(count(Uuid::now_v7(), "member002", 1).await, Counted::Applied);
+    assert_eq!(count(view, "member001", 1).await, TrendOutcome::Applied);
+    assert_eq!(count(Uuid::now_v7(), "member002", 1).await, TrendOutcome::Applied);
     pair.place(3).await;
     pair.until_known(&[3]).await;
     pair.remove(3).await;
@@ -266,7 +266,7 @@ async fn a_clock_that_is_weeks_ahead_for_a_minute_costs_neither_trend_nor_histor
 
     pair.clock.advance(TimeDelta::days(40));
     assert_eq!(pair.prune(3).await, 6, "both stores refuse each pass");
-    assert_eq!(count(Uuid::now_v7(), "member003", 2).await, Counted::Applied);
+    assert_eq!(count(Uuid::now_v7(), "member003", 2).await, TrendOutcome::Applied);
     pair.clock.advance(-TimeDelta::days(40) - TimeDelta::seconds(15));
 
     let values = async || {
@@ -276,8 +276,8 @@ async fn a_clock_that_is_weeks_ahead_for_a_minute_costs_neither_trend_nor_histor
     };
     // A bookmark counts two views; what was counted meanwhile counts as of now.
     assert_eq!(values().await, [(1, 2_000.0), (3, 2_000.0), (2, 1_000.0)]);
-    assert_eq!(count(view, "member001", 1).await, Counted::Duplicate);
-    assert_eq!(count(Uuid::now_v7(), "member002", 1).await, Counted::AlreadyCounted);
+    assert_eq!(count(view, "member001", 1).await, TrendOutcome::Duplicate);
+    assert_eq!(count(Uuid::now_v7(), "member002", 1).await, TrendOutcome::AlreadyCounted);
     pair.correct();
     assert_eq!(pair.prune(1).await, 0, "the clock is right again");
     assert_eq!(values().await.len(), 3);

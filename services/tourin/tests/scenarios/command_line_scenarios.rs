@@ -12,7 +12,7 @@ fn stderr_and_code(arguments: &[&str]) -> (String, Option<i32>) {
 }
 
 #[test]
-fn what_is_wrong_is_one_line_and_exit_code_2() {
+fn invalid_arguments_exit_with_2_and_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, "listn = '127.0.0.1:0'\n").unwrap();
@@ -136,7 +136,7 @@ fn a_setting_of_a_part_is_one_of_up() {
 }
 
 #[test]
-fn every_program_names_a_variable_that_none_reads() {
+fn every_program_warns_of_unknown_variables() {
     let folder = tempfile::tempdir().unwrap();
     for program in ["tourin", "gateway", "registry", "core", "recommendation"] {
         let mut command = command(program);

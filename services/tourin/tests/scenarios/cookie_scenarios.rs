@@ -111,7 +111,7 @@ async fn a_browser_that_is_active_stays_logged_in() {
     assert_eq!(given.len(), 1, "one renewal for all: {given:?}");
     let left = browser.cookies["access_token"].clone();
 
-    // Logging out is final, whatever is still on its way.
+    // Logging out is final, whatever is still in flight.
     let out = world.send(browser.request(&world, Method::POST, "/api/auth/logout")).await;
     browser.keep(&out);
     out.expect(204);

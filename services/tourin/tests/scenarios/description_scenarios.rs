@@ -45,7 +45,7 @@ async fn run(folder: &Path, program: &str, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_linter_with_its_recommended_rules_has_nothing_to_say() {
+async fn a_linter_with_its_recommended_rules_finds_nothing() {
     let world = World::start().await;
     let folder = workbench(&world).await;
     std::fs::write(folder.path().join("redocly.yaml"), "extends: [recommended]\n").unwrap();

@@ -49,7 +49,7 @@ async fn fuzz(world: &World, token: Option<&str>, without: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rubbish_from_a_stranger_is_answered_as_described() {
+async fn random_requests_get_documented_responses() {
     let world = World::start().await;
     fuzz(&world, None, &[]).await;
 }

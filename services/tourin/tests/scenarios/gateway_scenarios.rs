@@ -75,7 +75,7 @@ async fn ambiguous_framing_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_large_is_refused_with_the_error_body() {
+async fn oversized_requests_are_refused_with_the_error_body() {
     let world = World::start().await;
     let big = json!({"id": "x".repeat(2 << 20), "password": "y"});
     world.post("/api/auth/login", big).await.expect_error(413);

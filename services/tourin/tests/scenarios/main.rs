@@ -2,7 +2,7 @@
 //!
 //! Stores are embedded. Scenarios of separate processes need a broker: run them by `deploy/testbed.sh run -- COMMAND`.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod account_scenarios;
 mod audit_scenarios;

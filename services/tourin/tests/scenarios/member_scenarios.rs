@@ -31,7 +31,7 @@ async fn one_member_is_found_by_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_is_none_is_refused() {
+async fn an_invalid_page_is_refused() {
     let world = World::start().await;
     for query in ["pageNo=0", "pageNo=-1", "pageNo=x", "pageSize=0", "pageSize=101", "pageSize=1.5"]
     {

@@ -117,7 +117,7 @@ async fn the_first_bookmark_already_changes_what_a_member_sees() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_shown_what_they_know() {
+async fn known_spots_are_not_recommended() {
     let world = filled().await;
     let member = world.member("traveller1").await;
     let known = world.spots(12).await;
@@ -136,7 +136,7 @@ async fn nobody_is_shown_what_they_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_with_a_like_taste_lead_to_each_others_spots() {
+async fn members_with_similar_histories_get_each_others_spots() {
     let world = filled().await;
     let spots = world.spots(40).await;
     let (shared, wanted) = (&spots[3], &spots[37]);
@@ -185,14 +185,14 @@ async fn three_replicas_answer_and_count_each_event_once() {
     let spots = world.spots(2).await;
     world.view(&members[0], &spots[0]).await;
     world.bookmark(&members[1], &spots[1]).await;
-    // Asked more often than there are replicas: whoever answers says the same.
+    // Asked more often than there are replicas: every replica answers the same.
     for _ in 0..6 {
         trend_begins_with(&world, &members[0], &[&spots[1], &spots[0]]).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_listens_to_holds_nothing_up() {
+async fn events_without_a_subscriber_block_nothing() {
     let world = filled().await;
     let member = world.member("traveller1").await;
     let spots = world.spots(2).await;

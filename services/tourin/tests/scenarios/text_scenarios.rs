@@ -41,7 +41,7 @@ async fn a_name_is_one_name_on_every_keyboard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_review_that_nobody_can_see_is_none() {
+async fn an_invisible_review_is_invalid() {
     let world = World::start().await;
     let member = world.member("traveller1").await;
     let spot = world.spots(1).await.remove(0);

@@ -32,7 +32,7 @@ async fn core_waits_for_mysql(operators: &World) {
 
 /// MySQL is away: clients are told to come again, under a trace id, and operators what is missing.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_before_the_database_is_told_so() {
+async fn requests_before_the_database_is_open_are_answered_503() {
     let mut settings = UpSettings::ephemeral();
     let backends = Backends::create(&mut settings).await;
     let proxy = backends.unreachable_database(&mut settings);

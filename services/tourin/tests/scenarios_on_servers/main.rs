@@ -3,7 +3,7 @@
 //! The scenarios are those of the embedded mesh, word for word; what has no store behind it (the
 //! gateway's own rules, the command line, fuzzing) is not repeated.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 #[path = "../scenarios/account_scenarios.rs"]
 mod account_scenarios;

@@ -12,7 +12,7 @@ use crate::backends::Backends;
 /// Histories reach MongoDB slowly: what is not there when effects are due waits at the broker, and the
 /// audit waits for it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_slow_store_keeps_back_is_late_and_not_missing() {
+async fn effects_delayed_by_a_slow_store_are_late_and_not_missing() {
     let mut settings = UpSettings::ephemeral();
     let _backends = Backends::create(&mut settings).await;
     let way = Backends::mongodb_by_proxy(&mut settings).await;

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use super::{
     COMMAND_EXCHANGE, Deliveries, PublishError, Publisher, SubscribeError, Subscriber, Subscription,
 };
-use crate::bus::tries::Tries;
+use crate::bus::attempts::AttemptCounts;
 use crate::dead_letters::DeadLetterStore;
 use crate::events::Outgoing;
 use crate::{Clock, system_clock};
@@ -67,7 +67,7 @@ pub struct QueueDepth {
 /// let view = ViewTourspot { user_id: "hana12345".into(), tourspot_id: "1".into() };
 /// let publishing = bus.publish(vec![Outgoing::new(&view, Utc::now())]);
 /// let consuming = async {
-///     let delivery = deliveries.next().await.expect("the bus goes on");
+///     let delivery = deliveries.next().await.expect("the bus is open");
 ///     assert_eq!(delivery.routing_key, "user.viewTourspot");
 ///     delivery.settle(Settlement::Ack).await
 /// };
@@ -207,7 +207,7 @@ impl Publisher for InProcessBus {
                     return;
                 };
                 let cause = Cause::Publisher(confirm);
-                queue.push(Entry { message, tries: Tries::at(1), cause, _slot: slot });
+                queue.push(Entry { message, attempts: AttemptCounts::at(1), cause, _slot: slot });
             }
         }))
         .await;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::replays::Replays;
 use super::{QueueDepth, lock};
 use crate::Clock;
-use crate::bus::tries::{Fate, Tries};
+use crate::bus::attempts::{AttemptCounts, Disposition};
 use crate::bus::{
     Delivery, DeliverySource, LaneKey, Lanes, Settle, SettleError, Settlement, Settler,
     SubscribeError, Subscription, TopicPattern,
@@ -69,7 +69,7 @@ pub(super) enum Cause {
 /// One event in one queue.
 pub(super) struct Entry {
     pub(super) message: Arc<Message>,
-    pub(super) tries: Tries,
+    pub(super) attempts: AttemptCounts,
     pub(super) cause: Cause,
     pub(super) _slot: OwnedSemaphorePermit,
 }
@@ -102,7 +102,7 @@ struct Member {
     turn: usize,
 }
 
-enum Taken {
+enum Next {
     Delivery(Box<Delivery>),
     NothingUntil(Option<Instant>),
     Ended,
@@ -121,16 +121,16 @@ impl State {
     }
 
     /// The next entry for a member, from its shards in round robin.
-    fn take(&mut self, member: u64, now: Instant) -> Result<(usize, LaneKey, Entry), Taken> {
+    fn take(&mut self, member: u64, now: Instant) -> Result<(usize, LaneKey, Entry), Next> {
         if self.closed {
-            return Err(Taken::Ended);
+            return Err(Next::Ended);
         }
         let members = self.members.len();
         let Some(place) = self.members.iter().position(|m| m.id == member) else {
-            return Err(Taken::Ended);
+            return Err(Next::Ended);
         };
         if self.members[place].unsettled >= self.members[place].prefetch {
-            return Err(Taken::NothingUntil(None));
+            return Err(Next::NothingUntil(None));
         }
         let turn = self.members[place].turn;
         let shards = self.shards.len();
@@ -151,7 +151,7 @@ impl State {
             }
             due = [due, self.shards[shard].next_due()].into_iter().flatten().min();
         }
-        Err(Taken::NothingUntil(due))
+        Err(Next::NothingUntil(due))
     }
 }
 
@@ -237,25 +237,25 @@ impl Queue {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return };
             let cause = Cause::Replay(letter.id);
             let message = Arc::new(Message::replayed(letter));
-            self.push(Entry { message, tries: Tries::at(1), cause, _slot: slot });
+            self.push(Entry { message, attempts: AttemptCounts::at(1), cause, _slot: slot });
         }
     }
 
-    fn take(self: &Arc<Self>, member: u64) -> Taken {
+    fn take(self: &Arc<Self>, member: u64) -> Next {
         let taken = lock(&self.state).take(member, Instant::now());
         let (shard, key, entry) = match taken {
             Ok(taken) => taken,
             Err(nothing) => return nothing,
         };
         let message = entry.message.clone();
-        Taken::Delivery(Box::new(Delivery {
+        Next::Delivery(Box::new(Delivery {
             body: message.body.clone(),
             exchange: message.exchange.clone(),
             routing_key: message.routing_key.clone(),
             ordering_key: Some(message.ordering_key.clone()),
             headers: message.headers.clone(),
-            attempt: entry.tries.attempt,
-            waits: entry.tries.waits,
+            attempt: entry.attempts.attempt,
+            waits: entry.attempts.waits,
             settler: Settler::new(Unsettled::new(
                 self.clone(),
                 Position { member, shard, key },
@@ -296,9 +296,9 @@ impl DeliverySource for Source {
             // Subscribe before checking, so that no change in between is missed.
             changed.as_mut().enable();
             match self.queue.take(self.member) {
-                Taken::Delivery(delivery) => return Some(*delivery),
-                Taken::Ended => return None,
-                Taken::NothingUntil(due) => {
+                Next::Delivery(delivery) => return Some(*delivery),
+                Next::Ended => return None,
+                Next::NothingUntil(due) => {
                     tokio::select! {
                         () = changed => {}
                         () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -319,25 +319,25 @@ struct Position {
 
 impl Queue {
     /// Takes an entry back.
-    fn end(&self, position: &Position, mut entry: Entry, fate: Fate) {
+    fn end(&self, position: &Position, mut entry: Entry, disposition: Disposition) {
         let mut state = lock(&self.state);
         if let Some(member) = state.members.iter_mut().find(|m| m.id == position.member) {
             member.unsettled -= 1;
         }
-        entry.tries.ended(&fate);
+        entry.attempts.ended(&disposition);
         let shard = &mut state.shards[position.shard];
-        match fate {
-            Fate::Finished => {
+        match disposition {
+            Disposition::Finished => {
                 shard.done(&position.key);
                 match entry.cause {
                     Cause::Publisher(confirm) => drop(confirm.send(())),
                     Cause::Replay(letter) => drop(state.replaying.remove(&letter)),
                 }
             }
-            Fate::Again(after) | Fate::Later(after) => {
+            Disposition::Retry(after) | Disposition::Defer(after) => {
                 shard.again(&position.key, entry, Instant::now() + after);
             }
-            Fate::Back => shard.back(&position.key, entry),
+            Disposition::Requeue => shard.back(&position.key, entry),
         }
         drop(state);
         self.changed.notify_waiters();
@@ -355,7 +355,7 @@ impl Queue {
                 ordering_key: Some(message.ordering_key.clone()),
             },
             reason,
-            entry.tries.attempt,
+            entry.attempts.attempt,
             &message.body,
             message.headers.clone(),
             (self.clock)(),
@@ -379,22 +379,22 @@ impl Unsettled {
     async fn replay_carried_out(&self) -> Result<(), SettleError> {
         match self.entry.as_ref().map(|entry| &entry.cause) {
             Some(Cause::Replay(letter)) => {
-                self.queue.dead_letters.carried_out(*letter).await.map_err(SettleError)
+                self.queue.dead_letters.finish_replay(*letter).await.map_err(SettleError)
             }
             _ => Ok(()),
         }
     }
 
-    fn end(&mut self, fate: Fate) {
+    fn end(&mut self, disposition: Disposition) {
         if let Some(entry) = self.entry.take() {
-            self.queue.end(&self.position, entry, fate);
+            self.queue.end(&self.position, entry, disposition);
         }
     }
 }
 
 impl Drop for Unsettled {
     fn drop(&mut self) {
-        self.end(Fate::Back);
+        self.end(Disposition::Requeue);
     }
 }
 
@@ -404,22 +404,22 @@ impl Settle for Unsettled {
         match settlement {
             Settlement::Ack => {
                 let recorded = self.replay_carried_out().await;
-                self.end(Fate::Finished);
+                self.end(Disposition::Finished);
                 recorded?;
             }
-            Settlement::Retry { after } => self.end(Fate::Again(after)),
-            Settlement::Wait { after } => self.end(Fate::Later(after)),
+            Settlement::Retry { after } => self.end(Disposition::Retry(after)),
+            Settlement::Wait { after } => self.end(Disposition::Defer(after)),
             Settlement::DeadLetter { reason } => {
                 if let Some(entry) = &self.entry {
                     let letter = self.queue.dead_letter(entry, reason);
                     if let Err(error) = self.queue.dead_letters.put(letter).await {
-                        self.end(Fate::Again(DEAD_LETTER_RETRY));
+                        self.end(Disposition::Retry(DEAD_LETTER_RETRY));
                         return Err(SettleError(error));
                     }
                 }
                 // The letter of the same event has lost its mark already. Only an event without an id gets here.
                 let recorded = self.replay_carried_out().await;
-                self.end(Fate::Finished);
+                self.end(Disposition::Finished);
                 recorded?;
             }
         }

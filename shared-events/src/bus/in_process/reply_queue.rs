@@ -15,7 +15,7 @@ use crate::bus::{
 impl ReplyQueues for InProcessBus {
     async fn open_reply_queue(&self, capacity: usize) -> Result<ReplyQueue, SubscribeError> {
         let capacity = capacity.max(1);
-        let (sender, answers) = mpsc::channel(capacity);
+        let (sender, received) = mpsc::channel(capacity);
         let replies = ReplySender(sender);
         let address = format!("inbox.{}", Uuid::now_v7().simple());
         let bindings = vec![Binding::new(REPLY_EXCHANGE, &*address)];
@@ -33,11 +33,11 @@ impl ReplyQueues for InProcessBus {
                 if !replies.put(&body, headers).await {
                     return;
                 }
-                // A failure here would only deliver the answer twice, which is harmless.
+                // A failure here would only deliver the reply twice, which is harmless.
                 drop(delivery.settle(Settlement::Ack).await);
             }
         }));
-        Ok(ReplyQueue::new(address, answers, receiving))
+        Ok(ReplyQueue::new(address, received, receiving))
     }
 }
 

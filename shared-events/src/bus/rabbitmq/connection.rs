@@ -142,7 +142,7 @@ pub(super) fn keep(
 ) -> (Connections, impl Future<Output = ()>) {
     let (sender, receiver) = watch::channel(None);
     let keeping = async move {
-        let keeper = Keeper { settings, purpose, metrics, sender };
+        let keeper = Supervisor { settings, purpose, metrics, sender };
         stop.run_until_cancelled(keeper.run()).await;
         if let Some(connection) = keeper.sender.send_replace(None) {
             connection.ended.cancel();
@@ -154,14 +154,14 @@ pub(super) fn keep(
     (Connections(receiver), keeping)
 }
 
-struct Keeper {
+struct Supervisor {
     settings: Arc<RabbitSettings>,
     purpose: &'static str,
     metrics: BusMetrics,
     sender: watch::Sender<Option<Arc<Connection>>>,
 }
 
-impl Keeper {
+impl Supervisor {
     async fn run(&self) {
         let broker = self.settings.url.address();
         let (mut failures, mut was_connected) = (0, false);

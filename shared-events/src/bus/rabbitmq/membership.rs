@@ -33,7 +33,7 @@ impl Membership {
         heard.keys().nth(shard % heard.len()) != Some(&self.me)
     }
 
-    pub(super) fn hear(&self, call: &[u8]) {
+    pub(super) fn receive(&self, call: &[u8]) {
         let Ok(text) = std::str::from_utf8(call) else { return };
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(gone) = text.strip_prefix('-') {

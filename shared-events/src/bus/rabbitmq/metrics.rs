@@ -84,10 +84,10 @@ impl BusMetrics {
     }
 
     /// Messages are in flight as long as the returned value lives.
-    pub(super) fn on_their_way(&self, messages: usize) -> OnTheirWay<'_> {
+    pub(super) fn unconfirmed(&self, messages: usize) -> Unconfirmed<'_> {
         let messages = i64::try_from(messages).unwrap_or(i64::MAX);
         self.unconfirmed.inc_by(messages);
-        OnTheirWay { metrics: self, messages }
+        Unconfirmed { metrics: self, messages }
     }
 }
 
@@ -114,12 +114,12 @@ impl Drop for Blocked<'_> {
 }
 
 /// Ends with its owner, even when the confirms are no longer awaited.
-pub(super) struct OnTheirWay<'a> {
+pub(super) struct Unconfirmed<'a> {
     metrics: &'a BusMetrics,
     messages: i64,
 }
 
-impl Drop for OnTheirWay<'_> {
+impl Drop for Unconfirmed<'_> {
     fn drop(&mut self) {
         self.metrics.unconfirmed.dec_by(self.messages);
     }

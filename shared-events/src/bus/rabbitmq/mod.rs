@@ -54,7 +54,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Carrier, Deliveries, Delivery, DeliverySource, PublishError, Publisher, SubscribeError,
+    Deliveries, Delivery, DeliverySource, MessagingSystem, PublishError, Publisher, SubscribeError,
     Subscriber, Subscription,
 };
 use crate::events::Outgoing;
@@ -79,7 +79,7 @@ pub struct RabbitBus(Arc<Inner>);
 
 struct Inner {
     settings: Arc<RabbitSettings>,
-    carrier: Carrier,
+    messaging_system: MessagingSystem,
     publishing: Publishing,
     /// A separate connection: a broker that is short of memory blocks publishing connections.
     consuming: Connections,
@@ -131,7 +131,7 @@ impl RabbitBus {
         }
         let tasks = Mutex::new(Tasks { connections, subscriptions: JoinSet::new() });
         Self(Arc::new(Inner {
-            carrier: settings.url.carrier(),
+            messaging_system: settings.url.messaging_system(),
             settings,
             publishing,
             consuming,
@@ -259,8 +259,8 @@ impl Publisher for RabbitBus {
         (self.0.settings.publish_group / 4).max(1)
     }
 
-    fn carrier(&self) -> Carrier {
-        self.0.carrier.clone()
+    fn messaging_system(&self) -> MessagingSystem {
+        self.0.messaging_system.clone()
     }
 }
 
@@ -312,8 +312,8 @@ impl Subscriber for RabbitBus {
             Err(error) => return Err(SubscribeError::Unavailable(error.into())),
         }
         let done = CancellationToken::new();
-        let carrier = inner.carrier.clone();
-        let source = Source { buffer: buffer.clone(), carrier, done: done.clone(), stop };
+        let messaging_system = inner.messaging_system.clone();
+        let source = Source { buffer: buffer.clone(), messaging_system, done: done.clone(), stop };
         // The connections are needed until the last delivery is settled.
         let bus = self.clone();
         self.buffers().push(Arc::downgrade(&buffer));
@@ -353,7 +353,7 @@ impl Subscriber for RabbitBus {
 
 struct Source {
     buffer: Arc<PrefetchBuffer>,
-    carrier: Carrier,
+    messaging_system: MessagingSystem,
     stop: CancellationToken,
     /// The shards are released.
     done: CancellationToken,
@@ -376,7 +376,7 @@ impl DeliverySource for Source {
         self.done.cancelled().await;
     }
 
-    fn carrier(&self) -> Carrier {
-        self.carrier.clone()
+    fn messaging_system(&self) -> MessagingSystem {
+        self.messaging_system.clone()
     }
 }

@@ -65,14 +65,14 @@ impl Peers {
             tokio::select! {
                 // Announces the stop, so that the others take over at once.
                 () = self.0.stop.cancelled() => {
-                    self.say(connection, &channel, &format!("-{me}")).await?;
+                    self.announce(connection, &channel, &format!("-{me}")).await?;
                     return std::future::pending().await;
                 }
                 call = calls.next() => match call {
-                    Some(call) => self.0.membership.hear(&call?.data),
+                    Some(call) => self.0.membership.receive(&call?.data),
                     None => return Err(BrokerError::Cancelled),
                 },
-                _ = time.tick() => self.say(connection, &channel, &me).await?,
+                _ = time.tick() => self.announce(connection, &channel, &me).await?,
             }
         }
     }
@@ -96,7 +96,7 @@ impl Peers {
         connection.ask(channel.basic_consume(name, "".into(), options, none())).await
     }
 
-    async fn say(
+    async fn announce(
         &self,
         connection: &Connection,
         channel: &Channel,

@@ -13,7 +13,7 @@ use super::dead_letters;
 use super::metrics::{BusMetrics, SubscriptionState};
 use super::publisher::Publishing;
 use super::wire::{self, Incoming};
-use crate::bus::tries::{Fate, Tries};
+use crate::bus::attempts::{AttemptCounts, Disposition};
 use crate::bus::{Delivery, LaneKey, Lanes, Settle, SettleError, Settlement, Settler};
 
 /// How long a delivery waits when its dead letter could not be published.
@@ -25,7 +25,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 struct Entry {
     message: Arc<Incoming>,
-    tries: Tries,
+    attempts: AttemptCounts,
     /// The shard's epoch in which it came. In a later epoch, the broker has requeued it.
     epoch: u64,
 }
@@ -35,7 +35,7 @@ struct Shard {
     epoch: u64,
     lanes: Lanes<Entry>,
     /// Unsettled deliveries, those of earlier epochs included.
-    out: HashMap<u64, (LaneKey, Entry)>,
+    unsettled: HashMap<u64, (LaneKey, Entry)>,
     /// It delivers nothing more.
     releasing: bool,
     /// A message came since it was opened.
@@ -64,7 +64,7 @@ pub(super) struct PrefetchBuffer {
     metrics: BusMetrics,
 }
 
-enum Taken {
+enum Next {
     Delivery(Box<Delivery>),
     NothingUntil(Option<Instant>),
     Ended,
@@ -128,7 +128,7 @@ impl PrefetchBuffer {
         shard.releasing = false;
         shard.active = false;
         shard.lanes = Lanes::default();
-        for (key, entry) in shard.out.values() {
+        for (key, entry) in shard.unsettled.values() {
             if let LaneKey::Named(name) = key {
                 // Pushed and taken, it holds the lane.
                 shard.lanes.push(Some(name), entry.clone());
@@ -142,8 +142,8 @@ impl PrefetchBuffer {
         let key = wire::header(&amqp.properties, wire::ORDERING_KEY);
         // A requeued message may have been tried, or may only have been prefetched. The broker does not distinguish the
         // two, so all requeues together count as one attempt.
-        let tries = Tries::at(if wire::was_taken_back(&amqp.properties) { 2 } else { 1 });
-        if amqp.redelivered || tries.attempt > 1 {
+        let attempts = AttemptCounts::at(if wire::was_requeued(&amqp.properties) { 2 } else { 1 });
+        if amqp.redelivered || attempts.attempt > 1 {
             self.metrics.redelivered.inc();
         }
         let exchange = amqp.exchange.as_str();
@@ -160,7 +160,7 @@ impl PrefetchBuffer {
         let shard = &mut state.shards[shard];
         if shard.epoch == epoch {
             shard.active = true;
-            shard.lanes.push(key.as_deref(), Entry { message, tries, epoch });
+            shard.lanes.push(key.as_deref(), Entry { message, attempts, epoch });
             drop(state);
             self.changed.notify_waiters();
         }
@@ -176,7 +176,7 @@ impl PrefetchBuffer {
         loop {
             let mut drained = std::pin::pin!(self.drained.notified());
             drained.as_mut().enable();
-            if self.lock().shards[shard].out.is_empty() {
+            if self.lock().shards[shard].unsettled.is_empty() {
                 return;
             }
             drained.await;
@@ -194,10 +194,10 @@ impl PrefetchBuffer {
             // Subscribe before checking, so that no change in between is missed.
             changed.as_mut().enable();
             match self.take() {
-                Taken::Delivery(delivery) => return Some(*delivery),
-                Taken::Ended => return None,
-                Taken::NothingUntil(None) => changed.await,
-                Taken::NothingUntil(Some(due)) => {
+                Next::Delivery(delivery) => return Some(*delivery),
+                Next::Ended => return None,
+                Next::NothingUntil(None) => changed.await,
+                Next::NothingUntil(Some(due)) => {
                     tokio::select! {
                         () = changed => {}
                         () = sleep_until(due) => {}
@@ -207,13 +207,13 @@ impl PrefetchBuffer {
         }
     }
 
-    fn take(self: &Arc<Self>) -> Taken {
+    fn take(self: &Arc<Self>) -> Next {
         let mut state = self.lock();
         if state.ended {
-            return Taken::Ended;
+            return Next::Ended;
         }
         if state.unsettled >= self.prefetch {
-            return Taken::NothingUntil(None);
+            return Next::NothingUntil(None);
         }
         let now = Instant::now();
         let (turn, count) = (state.turn, state.shards.len());
@@ -225,17 +225,17 @@ impl PrefetchBuffer {
                 continue;
             }
             if let Some((key, entry)) = shard.lanes.take(now) {
-                shard.out.insert(id, (key.clone(), entry.clone()));
+                shard.unsettled.insert(id, (key.clone(), entry.clone()));
                 state.next_id += 1;
                 state.unsettled += 1;
                 state.turn = (number + 1) % count;
                 drop(state);
                 let position = Position { shard: number, id, key };
-                return Taken::Delivery(Box::new(self.delivery(position, entry)));
+                return Next::Delivery(Box::new(self.delivery(position, entry)));
             }
             due = [due, shard.lanes.next_due()].into_iter().flatten().min();
         }
-        Taken::NothingUntil(due)
+        Next::NothingUntil(due)
     }
 
     fn delivery(self: &Arc<Self>, position: Position, entry: Entry) -> Delivery {
@@ -246,26 +246,26 @@ impl PrefetchBuffer {
             routing_key: message.routing_key.clone(),
             ordering_key: wire::header(&message.properties, wire::ORDERING_KEY),
             headers: wire::headers(&message.properties),
-            attempt: entry.tries.attempt,
-            waits: entry.tries.waits,
-            settler: Settler::new(Out { buffer: self.clone(), position, entry: Some(entry) }),
+            attempt: entry.attempts.attempt,
+            waits: entry.attempts.waits,
+            settler: Settler::new(Unsettled { buffer: self.clone(), position, entry: Some(entry) }),
         }
     }
 
-    fn end(&self, position: &Position, mut entry: Entry, fate: Fate) {
+    fn end(&self, position: &Position, mut entry: Entry, disposition: Disposition) {
         let mut state = self.lock();
         state.unsettled -= 1;
         let shard = &mut state.shards[position.shard];
-        shard.out.remove(&position.id);
-        let drained = shard.out.is_empty();
+        shard.unsettled.remove(&position.id);
+        let drained = shard.unsettled.is_empty();
         if entry.epoch == shard.epoch {
-            entry.tries.ended(&fate);
-            match fate {
-                Fate::Finished => shard.lanes.done(&position.key),
-                Fate::Again(after) | Fate::Later(after) => {
+            entry.attempts.ended(&disposition);
+            match disposition {
+                Disposition::Finished => shard.lanes.done(&position.key),
+                Disposition::Retry(after) | Disposition::Defer(after) => {
                     shard.lanes.again(&position.key, entry, Instant::now() + after);
                 }
-                Fate::Back => shard.lanes.back(&position.key, entry),
+                Disposition::Requeue => shard.lanes.back(&position.key, entry),
             }
         } else if matches!(position.key, LaneKey::Named(_)) {
             shard.lanes.done(&position.key);
@@ -285,33 +285,33 @@ struct Position {
 }
 
 /// A delivery. It returns to the buffer when it is dropped before it is settled.
-struct Out {
+struct Unsettled {
     buffer: Arc<PrefetchBuffer>,
     position: Position,
     entry: Option<Entry>,
 }
 
-impl Out {
-    fn end(&mut self, fate: Fate) {
+impl Unsettled {
+    fn end(&mut self, disposition: Disposition) {
         if let Some(entry) = self.entry.take() {
-            self.buffer.end(&self.position, entry, fate);
+            self.buffer.end(&self.position, entry, disposition);
         }
     }
 }
 
-impl Drop for Out {
+impl Drop for Unsettled {
     fn drop(&mut self) {
-        self.end(Fate::Back);
+        self.end(Disposition::Requeue);
     }
 }
 
 #[async_trait]
-impl Settle for Out {
+impl Settle for Unsettled {
     async fn settle(mut self: Box<Self>, settlement: Settlement) -> Result<(), SettleError> {
         let Some(entry) = self.entry.clone() else { return Ok(()) };
         let again = match &settlement {
-            Settlement::Retry { after } => Some(Fate::Again(*after)),
-            Settlement::Wait { after } => Some(Fate::Later(*after)),
+            Settlement::Retry { after } => Some(Disposition::Retry(*after)),
+            Settlement::Wait { after } => Some(Disposition::Defer(*after)),
             _ => None,
         };
         if let Some(again) = again {
@@ -324,7 +324,7 @@ impl Settle for Out {
                 &self.buffer.prefix,
                 &self.buffer.queue,
                 &entry.message,
-                entry.tries.attempt,
+                entry.attempts.attempt,
                 &reason,
             );
             let kept = match letter {
@@ -332,14 +332,14 @@ impl Settle for Out {
                 Err(error) => Err(error),
             };
             if let Err(error) = kept {
-                self.end(Fate::Again(DEAD_LETTER_RETRY));
+                self.end(Disposition::Retry(DEAD_LETTER_RETRY));
                 return Err(SettleError(error.into()));
             }
         }
         // The lane continues only now: the next delivery may depend on this one.
         let acking = entry.message.acker.ack(BasicAckOptions::default());
         let acked = timeout(ACK_TIMEOUT, acking).await;
-        self.end(Fate::Finished);
+        self.end(Disposition::Finished);
         match acked {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => Err(SettleError(anyhow::anyhow!("its channel is closed"))),

@@ -78,13 +78,13 @@ impl Publishing {
 
     /// One result per message, in order.
     pub(super) async fn publish(&self, messages: Vec<Message>) -> Results {
-        let _on_their_way = self.metrics.on_their_way(messages.len());
-        let results = self.hand_in(messages).await;
+        let _unconfirmed = self.metrics.unconfirmed(messages.len());
+        let results = self.send_all(messages).await;
         results.iter().for_each(|result| self.metrics.count_result(result));
         results
     }
 
-    async fn hand_in(&self, messages: Vec<Message>) -> Results {
+    async fn send_all(&self, messages: Vec<Message>) -> Results {
         let count = messages.len();
         let (reply, results) = oneshot::channel();
         let limit = self.settings.publish_wait;
@@ -99,7 +99,7 @@ impl Publishing {
 
     /// Sends a message that no queue takes, without counting it.
     pub(super) async fn probe(&self) -> Result<(), PublishError> {
-        let results = self.hand_in(vec![wire::probe()]).await;
+        let results = self.send_all(vec![wire::probe()]).await;
         results.into_iter().next().unwrap_or_else(|| Err(unavailable("the bus gave no result")))
     }
 

@@ -35,7 +35,7 @@ struct Reader {
 impl ReplyQueues for RabbitBus {
     /// A classic queue, which expires a minute after its reader is gone.
     async fn open_reply_queue(&self, capacity: usize) -> Result<ReplyQueue, SubscribeError> {
-        let (sender, answers) = mpsc::channel(capacity.max(1));
+        let (sender, replies) = mpsc::channel(capacity.max(1));
         let (opened, ready) = oneshot::channel();
         let address = format!("inbox.{}", Uuid::now_v7().simple());
         let reader = Reader {
@@ -47,7 +47,7 @@ impl ReplyQueues for RabbitBus {
         };
         let receiving = AbortOnDropHandle::new(tokio::spawn(reader.run(opened)));
         match timeout(self.0.settings.subscribe_timeout, ready).await {
-            Ok(Ok(())) => Ok(ReplyQueue::new(address, answers, receiving)),
+            Ok(Ok(())) => Ok(ReplyQueue::new(address, replies, receiving)),
             Ok(Err(_)) | Err(_) => Err(SubscribeError::Unavailable(BrokerError::Down.into())),
         }
     }
@@ -96,7 +96,7 @@ impl Reader {
         let consuming = channel.basic_consume(queue.into(), "".into(), options, none);
         let mut consumer = connection.ask(consuming).await?;
         if let Some(opened) = opened.take() {
-            // The caller may be gone. Then the reply queue is closed, and this loop ends with the first answer.
+            // The caller may be gone. Then the reply queue is closed, and this loop ends with the first reply.
             let _ = opened.send(());
         }
         loop {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lapin::uri::AMQPUri;
 
 use crate::backoff::Backoff;
-use crate::bus::Carrier;
+use crate::bus::MessagingSystem;
 
 /// The broker's address with its credentials: `amqp://user:password@host:port/vhost`, `amqps` for TLS. Neither `Debug`
 /// nor any error shows the credentials.
@@ -40,8 +40,8 @@ impl AmqpUrl {
         format!("{}:{}", self.0.authority.host, self.0.authority.port)
     }
 
-    pub(super) fn carrier(&self) -> Carrier {
-        Carrier::rabbitmq(&self.0.authority.host, self.0.authority.port)
+    pub(super) fn messaging_system(&self) -> MessagingSystem {
+        MessagingSystem::rabbitmq(&self.0.authority.host, self.0.authority.port)
     }
 
     /// The URL with this client's fixed parameters.

@@ -162,7 +162,7 @@ pub(super) fn headers(properties: &BasicProperties) -> BTreeMap<String, String> 
 }
 
 /// Whether the broker requeued the message before.
-pub(super) fn was_taken_back(properties: &BasicProperties) -> bool {
+pub(super) fn was_requeued(properties: &BasicProperties) -> bool {
     let headers = properties.headers().as_ref();
     match headers.and_then(|headers| headers.inner().get(DELIVERY_COUNT)) {
         Some(AMQPValue::LongLongInt(count)) => *count > 0,

@@ -64,7 +64,7 @@ pub async fn relays_share_the_shards(fixture: &impl OutboxFixture) {
 }
 
 /// A dead relay's shards move only after its lease ends, and then all of them.
-pub async fn what_a_dead_relay_held_is_taken_over(fixture: &impl OutboxFixture) {
+pub async fn the_shards_of_a_dead_relay_are_taken_over(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     let before = Instant::now();
     assert_eq!(claim(store, "dead", SHORT).await.shards.len(), 16);

@@ -52,21 +52,21 @@ pub trait OutboxFixture: Send + Sync {
 
 /// Runs the whole suite; `fresh` makes a fixture with an empty outbox.
 pub async fn all<F: OutboxFixture>(mut fresh: impl AsyncFnMut() -> F) {
-    what_is_appended_is_pending_in_order_until_marked(&fresh().await).await;
+    appended_events_are_pending_in_order_until_marked(&fresh().await).await;
     an_event_has_one_version_on_every_way_out(&fresh().await).await;
     a_number_is_never_given_twice(&fresh().await).await;
     an_outbox_has_one_name_of_its_own(&fresh().await, &fresh().await).await;
-    what_is_unconfirmed_or_young_is_not_pruned(&fresh().await).await;
+    unconfirmed_and_recent_events_are_not_pruned(&fresh().await).await;
     relays_share_the_shards(&fresh().await).await;
-    what_a_dead_relay_held_is_taken_over(&fresh().await).await;
+    the_shards_of_a_dead_relay_are_taken_over(&fresh().await).await;
     no_shard_has_two_holders(&fresh().await).await;
     a_shard_has_its_keys_and_no_others(&fresh().await).await;
-    what_is_given_up_is_kept_aside(&fresh().await).await;
+    dead_letters_are_stored(&fresh().await).await;
     rows_are_listed_and_shown(&fresh().await).await;
     replay_and_discard_touch_a_frozen_set(&fresh().await).await;
     a_full_outbox_refuses_more(&fresh().await).await;
     an_event_arrives_as_it_was_recorded(&fresh().await).await;
-    an_event_that_cannot_be_carried_is_given_up(&fresh().await).await;
+    an_unroutable_event_is_set_aside(&fresh().await).await;
     healthy_relays_publish_each_event_once(&fresh().await).await;
     a_relay_that_dies_is_replaced(&fresh().await).await;
     depth_counts_what_waits(&fresh().await).await;
@@ -105,7 +105,7 @@ async fn all_pending(store: &dyn OutboxStore, after: u64) -> Vec<(u64, Outgoing)
 }
 
 /// Events are unchanged, in the order of commits.
-pub async fn what_is_appended_is_pending_in_order_until_marked(fixture: &impl OutboxFixture) {
+pub async fn appended_events_are_pending_in_order_until_marked(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     assert!(all_pending(store, 0).await.is_empty());
     let sent = views(0..250);
@@ -172,7 +172,7 @@ pub async fn an_outbox_has_one_name_of_its_own(
 }
 
 /// The oldest confirmations are deleted first, and the number of rows is bounded.
-pub async fn what_is_unconfirmed_or_young_is_not_pruned(fixture: &impl OutboxFixture) {
+pub async fn unconfirmed_and_recent_events_are_not_pruned(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..6), at(0)).await;
     fixture.append(&views(6..8), at(100)).await;

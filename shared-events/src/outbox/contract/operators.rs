@@ -16,7 +16,7 @@ fn refusal(seq: u64, reason: &str, give_up: bool) -> Refusal {
 }
 
 /// Attempts are counted with their reasons. A dead-lettered row leaves the relays' path and is not lost.
-pub async fn what_is_given_up_is_kept_aside(fixture: &impl OutboxFixture) {
+pub async fn dead_letters_are_stored(fixture: &impl OutboxFixture) {
     let store = fixture.store();
     fixture.append(&views(0..4), at(0)).await;
     let all: Vec<u64> = all_pending(store, 0).await.into_iter().map(|(seq, _)| seq).collect();
@@ -116,7 +116,7 @@ pub async fn replay_and_discard_touch_a_frozen_set(fixture: &impl OutboxFixture)
 /// Appending is refused at the bound, and accepted again with a tenth of it free.
 pub async fn a_full_outbox_refuses_more(fixture: &impl OutboxFixture) {
     let store = fixture.store();
-    let bound = async |max| store.keep_bound(max).await.expect("bound");
+    let bound = async |max| store.enforce_bound(max).await.expect("bound");
     assert!(!bound(Some(20)).await);
     fixture.append(&views(0..19), at(0)).await;
     assert!(!bound(Some(20)).await);

@@ -214,7 +214,7 @@ pub async fn an_event_arrives_as_it_was_recorded(fixture: &impl OutboxFixture) {
 }
 
 /// It is dead-lettered after a few attempts, its key continues, and an operator can replay it.
-pub async fn an_event_that_cannot_be_carried_is_given_up(fixture: &impl OutboxFixture) {
+pub async fn an_unroutable_event_is_set_aside(fixture: &impl OutboxFixture) {
     let (bus, wake) = (Arc::new(Recording::default()), Wake::new());
     lock(&bus.impossible).insert("impossible".to_owned());
     fixture.append(&[view("impossible", 1), view("possible", 1)], Utc::now()).await;

@@ -63,7 +63,7 @@ pub(super) async fn claim(
     if room > 0 && shards.len() < usize::from(SHARDS) {
         let taken = take(&mut transaction, holder, lease, room).await?;
         if !taken.is_empty() {
-            forget_the_dead(&mut transaction).await?;
+            delete_dead_relays(&mut transaction).await?;
         }
         shards.extend(taken);
         shards.sort_unstable();
@@ -112,7 +112,7 @@ async fn take(
     Ok(free)
 }
 
-async fn forget_the_dead(connection: &mut MySqlConnection) -> sqlx::Result<()> {
+async fn delete_dead_relays(connection: &mut MySqlConnection) -> sqlx::Result<()> {
     // Skips relays whose rows are locked; a later call deletes them.
     let dead: Vec<String> = sqlx::query_scalar(concat!(
         "SELECT holder FROM outbox_relays WHERE alive_until < ",

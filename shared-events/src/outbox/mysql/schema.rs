@@ -9,7 +9,7 @@ pub const MIGRATIONS_TABLE: &str = "outbox_migrations";
 pub const MIGRATIONS: &[Migration] = &[OUTBOX, VERSIONS];
 
 /// Migrates the tables. `outbox_state.pruned` is from when the outbox was also read over HTTP.
-pub(super) async fn bring_up_to_date(database: &Database) -> anyhow::Result<()> {
+pub(super) async fn migrate_tables(database: &Database) -> anyhow::Result<()> {
     database.migrate(MIGRATIONS, MIGRATIONS_TABLE).await
 }
 

@@ -57,11 +57,11 @@ impl Watermark {
                 return Ok(self.known());
             }
         }
-        self.ask_at_the_gate(database).await
+        self.wait_for_open_transactions(database).await
     }
 
     /// Waits for the transactions that append now; later ones wait meanwhile.
-    async fn ask_at_the_gate(&self, database: &Database) -> sqlx::Result<u64> {
+    async fn wait_for_open_transactions(&self, database: &Database) -> sqlx::Result<u64> {
         let mut alone = database.write().await?;
         sqlx::query("SELECT id FROM outbox_gate WHERE id = 1 FOR UPDATE")
             .execute(&mut *alone)

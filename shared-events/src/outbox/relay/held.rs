@@ -8,7 +8,7 @@ use crate::bus::{LaneKey, Lanes};
 use crate::outbox::{Claim, Pending, Shard};
 use crate::trace::EventSpan;
 
-/// An event on its way.
+/// An event in flight.
 pub(super) struct Queued {
     pub(super) pending: Pending,
     /// Failures of any kind, in this process.
@@ -18,7 +18,7 @@ pub(super) struct Queued {
 }
 
 /// An event that was taken, and its lane.
-pub(super) struct Out {
+pub(super) struct InFlight {
     pub(super) key: LaneKey,
     pub(super) queued: Queued,
     /// The shard's epoch in which it was taken. In a later epoch it is void.
@@ -33,7 +33,7 @@ struct HeldShard {
     lanes: Lanes<Queued>,
     /// Numbers read and not yet marked: waiting, out or confirmed.
     known: HashSet<u64>,
-    out: usize,
+    in_flight: usize,
     /// Released as soon as nothing is out and everything is marked.
     leaving: bool,
 }
@@ -62,7 +62,7 @@ impl Held {
                     until,
                     lanes: Lanes::default(),
                     known: HashSet::new(),
-                    out: 0,
+                    in_flight: 0,
                     leaving: false,
                 }
             });
@@ -91,7 +91,7 @@ impl Held {
 
     /// Leaving shards that can be released now, provided that every confirmed row is marked.
     pub(super) fn to_release(&self) -> Vec<Shard> {
-        let idle = self.shards.iter().filter(|(_, held)| held.leaving && held.out == 0);
+        let idle = self.shards.iter().filter(|(_, held)| held.leaving && held.in_flight == 0);
         idle.map(|(shard, _)| *shard).collect()
     }
 
@@ -122,7 +122,7 @@ impl Held {
     }
 
     /// The next row, of a shard whose lease runs beyond `safe`. Shards are served round robin.
-    pub(super) fn take(&mut self, now: Instant, safe: Instant) -> Option<Out> {
+    pub(super) fn take(&mut self, now: Instant, safe: Instant) -> Option<InFlight> {
         let turn = self.turn;
         let (before, from) = {
             let mut before: Vec<_> = self.shards.iter_mut().collect();
@@ -134,9 +134,9 @@ impl Held {
                 continue;
             }
             if let Some((key, queued)) = held.lanes.take(now) {
-                held.out += 1;
+                held.in_flight += 1;
                 self.turn = shard.wrapping_add(1);
-                return Some(Out { key, queued, epoch: held.epoch });
+                return Some(InFlight { key, queued, epoch: held.epoch });
             }
         }
         None
@@ -148,24 +148,24 @@ impl Held {
     }
 
     /// It was confirmed or dead-lettered: the next of its key may go. It stays known until [`marked`](Self::marked).
-    pub(super) fn done(&mut self, out: &Out) {
-        if let Some(held) = self.holding(out) {
-            held.lanes.done(&out.key);
+    pub(super) fn done(&mut self, in_flight: &InFlight) {
+        if let Some(held) = self.holding(in_flight) {
+            held.lanes.done(&in_flight.key);
         }
     }
 
     /// It goes again at `at`, before all others of its key.
-    pub(super) fn again(&mut self, out: Out, at: Instant) {
-        if let Some(held) = self.holding(&out) {
-            held.lanes.again(&out.key, out.queued, at);
+    pub(super) fn again(&mut self, in_flight: InFlight, at: Instant) {
+        if let Some(held) = self.holding(&in_flight) {
+            held.lanes.again(&in_flight.key, in_flight.queued, at);
         }
     }
 
     /// Forgets the row and those behind it; all are read again.
-    pub(super) fn drop_key(&mut self, out: &Out) {
-        if let Some(held) = self.holding(out) {
-            held.known.remove(&out.queued.pending.seq);
-            for behind in held.lanes.drop_lane(&out.key) {
+    pub(super) fn drop_key(&mut self, in_flight: &InFlight) {
+        if let Some(held) = self.holding(in_flight) {
+            held.known.remove(&in_flight.queued.pending.seq);
+            for behind in held.lanes.drop_lane(&in_flight.key) {
                 held.known.remove(&behind.pending.seq);
             }
         }
@@ -179,12 +179,12 @@ impl Held {
     }
 
     /// Counts the event as no longer out, and returns its shard if this relay still holds it.
-    fn holding(&mut self, out: &Out) -> Option<&mut HeldShard> {
-        let held = self.shards.get_mut(&out.queued.pending.shard)?;
-        if held.epoch != out.epoch {
+    fn holding(&mut self, in_flight: &InFlight) -> Option<&mut HeldShard> {
+        let held = self.shards.get_mut(&in_flight.queued.pending.shard)?;
+        if held.epoch != in_flight.epoch {
             return None;
         }
-        held.out -= 1;
+        held.in_flight -= 1;
         (!held.leaving).then_some(held)
     }
 }

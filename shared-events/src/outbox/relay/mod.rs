@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::join3;
 use tokio_util::sync::CancellationToken;
 
-use super::backlog::{DEFAULT_MAX_PENDING, keep_bound};
+use super::backlog::{DEFAULT_MAX_PENDING, enforce_bound};
 use super::{OutboxStore, Pruner, Wake};
 use crate::backoff::Backoff;
 use crate::bus::Publisher;
@@ -84,7 +84,7 @@ impl RelaySettings {
 /// confirmed. Several relays may run at once, in any number of processes, and share the work; see [the module](super).
 ///
 /// It marks an event only after the bus confirmed it. After a crash in between, the event is published again and
-/// consumers dedupe it. A failing event holds back its own key only, unless the complete bus is out of reach. Events
+/// consumers dedupe it. A failing event holds back its own key only, unless the complete bus is unreachable. Events
 /// that the bus cannot route yet, or refuses again and again, take no memory, so any number of them lets others
 /// through. They are tried again about every second, with a warning after 10 s. An event that the bus can never carry
 /// is dead-lettered after three attempts and kept for an operator; its key continues.
@@ -138,7 +138,7 @@ impl Relay {
     pub async fn run(self, shutdown: CancellationToken) {
         let retention = self.settings.retention;
         let pruner = Pruner::new(self.store.clone(), retention, self.pruning.clone());
-        let bound = keep_bound(self.store.clone(), self.settings.max_pending, shutdown.clone());
+        let bound = enforce_bound(self.store.clone(), self.settings.max_pending, shutdown.clone());
         join3(Running::new(&self).run(&shutdown), pruner.run(shutdown.clone()), bound).await;
     }
 }

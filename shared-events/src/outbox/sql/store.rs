@@ -35,7 +35,7 @@ impl Outbox {
     /// # Errors
     /// When the tables cannot be brought up to date.
     pub async fn open(database: Database) -> anyhow::Result<Self> {
-        schema::bring_up_to_date(&database).await?;
+        schema::migrate_tables(&database).await?;
         let reading = sqlx::query_as(SELECT_VERSIONS).fetch_one(database.reader());
         let versions = bounded(reading).await.context("the versions of the outbox")?;
         Ok(Self { database, watermark: Watermark::default(), versions })
@@ -140,8 +140,8 @@ impl OutboxStore for Outbox {
         })
     }
 
-    async fn keep_bound(&self, max_pending: Option<u64>) -> anyhow::Result<bool> {
-        Ok(transaction(|| keep_bound(&self.database, max_pending)).await?)
+    async fn enforce_bound(&self, max_pending: Option<u64>) -> anyhow::Result<bool> {
+        Ok(transaction(|| enforce_bound(&self.database, max_pending)).await?)
     }
 
     async fn prune(&self, published_until: DateTime<Utc>, limit: u32) -> anyhow::Result<u64> {
@@ -181,7 +181,7 @@ impl OutboxStore for Outbox {
     }
 }
 
-async fn keep_bound(database: &Database, max_pending: Option<u64>) -> sqlx::Result<bool> {
+async fn enforce_bound(database: &Database, max_pending: Option<u64>) -> sqlx::Result<bool> {
     let (gate, last, waiting) = (sql::GATE, sql::LAST, sql::WAITING);
     // An upper bound of the waiting rows: the numbers from the oldest waiting one on. Two index lookups.
     let select = format!(

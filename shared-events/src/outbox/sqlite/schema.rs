@@ -97,7 +97,7 @@ const ROWS_AT_ONCE: u32 = 5_000;
 
 /// Migrates the tables, and computes the shards of older rows. `outbox_state.pruned` is from when the outbox was also
 /// read over HTTP.
-pub(super) async fn bring_up_to_date(database: &Database) -> anyhow::Result<()> {
+pub(super) async fn migrate_tables(database: &Database) -> anyhow::Result<()> {
     database.migrate(MIGRATIONS, MIGRATIONS_TABLE).await?;
     // In one transaction: a relay that sees only some of the rows would break the order of their keys.
     let mut transaction = database.write().await?;

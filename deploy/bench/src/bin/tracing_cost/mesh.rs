@@ -35,7 +35,7 @@ impl Mesh {
     /// Starts it.
     ///
     /// # Errors
-    /// When a listener cannot be had.
+    /// When a listener cannot be bound.
     pub async fn start() -> anyhow::Result<Self> {
         let secret = Secret::random();
         let settings = tourin_registry::Settings::new(local(), secret.clone());

@@ -48,7 +48,7 @@ fn every_format_is_read() {
 }
 
 #[test]
-fn a_decision_without_ids_and_ids_without_a_decision_are_told_apart() {
+fn a_decision_without_ids_differs_from_ids_without_a_decision() {
     let decision = |headers: &[(&str, &str)]| read(headers).get::<HeadDecision>().copied();
     assert_eq!(decision(&[("b3", "0")]), Some(HeadDecision::ForNewTrace(false)));
     assert_eq!(decision(&[("x-b3-sampled", "1")]), Some(HeadDecision::ForNewTrace(true)));
@@ -58,7 +58,7 @@ fn a_decision_without_ids_and_ids_without_a_decision_are_told_apart() {
 }
 
 #[test]
-fn what_is_malformed_is_as_if_it_were_not_there() {
+fn malformed_trace_headers_are_ignored() {
     let zero_trace = format!("00-{}-{SPAN}-01", "0".repeat(32));
     let zero_span = format!("00-{TRACE}-{}-01", "0".repeat(16));
     let upper = format!("00-{}-{SPAN}-01", TRACE.to_uppercase());
@@ -80,7 +80,7 @@ fn what_is_malformed_is_as_if_it_were_not_there() {
 }
 
 #[test]
-fn two_headers_of_one_name_that_differ_count_as_none() {
+fn two_different_headers_of_one_name_are_ignored() {
     let mut headers = HeaderMap::new();
     headers.append("traceparent", format!("00-{TRACE}-{SPAN}-01").parse().unwrap());
     headers.append("traceparent", HeaderValue::from_bytes(b"\xff").unwrap());
@@ -118,7 +118,7 @@ fn any_context() -> impl Strategy<Value = SpanContext> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(context in any_context()) {
+    fn written_headers_are_read_back(context in any_context()) {
         for format in [Propagation::W3c, Propagation::B3Single, Propagation::B3] {
             let propagator = Propagator::new(&[format], &[format]);
             let mut headers = HashMap::new();

@@ -90,7 +90,7 @@ fn the_formats_that_are_sent_are_those_chosen() {
 }
 
 #[tokio::test]
-async fn what_runs_in_a_span_finds_it_and_its_trace() {
+async fn code_in_a_span_sees_the_span_and_its_trace() {
     let span = request(&service(), &HeaderMap::new());
     assert_eq!(current_trace_id(), None);
     let found = span
@@ -114,7 +114,7 @@ fn the_answers_header_names_trace_and_span() {
 }
 
 #[tokio::test]
-async fn a_services_background_tasks_know_whose_they_are() {
+async fn a_services_background_tasks_log_its_name() {
     use crate::shutdown::{Shutdown, Tasks};
     let (service, stop) = (service(), Shutdown::new());
     let tasks = Tasks::new(stop.clone()).of_service(&service);

@@ -25,7 +25,7 @@ fn foreign(pipeline: &Pipeline, parent: &Context, kind: SpanKind) -> Context {
 }
 
 #[tokio::test]
-async fn a_failed_request_brings_the_spans_of_others_along() {
+async fn a_failed_request_exports_the_spans_of_all_parts() {
     let (pipeline, store) = start(0.0);
     let request = request(&pipeline.service("core"));
     let trace = request.trace_id().unwrap();
@@ -39,7 +39,7 @@ async fn a_failed_request_brings_the_spans_of_others_along() {
 }
 
 #[tokio::test]
-async fn a_failed_event_brings_our_spans_along() {
+async fn a_failed_event_exports_its_local_spans() {
     let (pipeline, store) = start(0.0);
     let _spans = pipeline.enter();
     let delivery = foreign(&pipeline, &pipeline.service("core").context(), SpanKind::Consumer);
@@ -61,7 +61,7 @@ async fn a_failed_event_brings_our_spans_along() {
 
 /// Spans of an event that waits for a store repeat every second.
 #[tokio::test]
-async fn what_repeats_is_exported_only_when_it_says_something_new() {
+async fn repeated_outcomes_are_exported_only_when_they_change() {
     for (ratio, keep_failed) in [(1.0, true), (0.0, true), (1.0, false)] {
         let store = MemoryStore::new(MemoryLimits::default());
         let settings = TraceSettings {
@@ -97,7 +97,7 @@ async fn what_repeats_is_exported_only_when_it_says_something_new() {
 }
 
 #[tokio::test]
-async fn what_is_said_of_a_span_after_its_end_is_not_heard() {
+async fn changes_to_an_ended_span_are_ignored() {
     for ratio in [1.0, 0.0] {
         let (pipeline, store) = start(ratio);
         let _spans = pipeline.enter();
@@ -121,7 +121,7 @@ async fn what_is_said_of_a_span_after_its_end_is_not_heard() {
 }
 
 #[tokio::test]
-async fn what_waits_is_exported_once_nobody_uses_the_pipeline() {
+async fn buffered_spans_are_exported_when_the_pipeline_is_dropped() {
     for (ratio, exported) in [(1.0, 2), (0.0, 0)] {
         let (pipeline, store) = start(ratio);
         let spans = pipeline.enter();
@@ -136,7 +136,7 @@ async fn what_waits_is_exported_once_nobody_uses_the_pipeline() {
 }
 
 #[tokio::test]
-async fn what_is_kept_of_a_span_is_bounded() {
+async fn a_stored_span_is_bounded() {
     let (pipeline, store) = start(1.0);
     let span = request(&pipeline.service("core"));
     let trace = span.trace_id().unwrap();

@@ -12,7 +12,7 @@ use super::super::privacy;
 use super::*;
 
 /// A span with more than may leave the process.
-pub(in super::super) fn talkative() -> SpanData {
+pub(in super::super) fn with_extra_attributes() -> SpanData {
     let start = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
     let mut events = SpanEvents::default();
     let facts = vec![KeyValue::new("reason", "no member mina@example.com")];
@@ -53,7 +53,7 @@ pub(in super::super) fn talkative() -> SpanData {
 async fn zipkin_is_sent_what_is_on_the_list_and_clean() {
     let store = MemoryStore::new(MemoryLimits::default());
     let exporter = ZipkinExporter::new(Receiver::Memory(store.clone())).unwrap();
-    let mut span = talkative();
+    let mut span = with_extra_attributes();
     privacy::clean_span(&mut span);
     exporter.export(vec![span]).await.unwrap();
     let spans = store.trace("abcd").unwrap();

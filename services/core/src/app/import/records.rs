@@ -49,9 +49,9 @@ const AFTER_QUOTE: &str = "text after a closing quotation mark";
 const STRAY_QUOTE: &str = "a quotation mark inside a field that does not begin with one";
 
 /// The result of looking for a record in the unread part of the buffer.
-enum Look {
+enum Scan {
     /// A complete record, its bytes and its lines.
-    Whole { bytes: usize, lines: u64, record: Record },
+    Complete { bytes: usize, lines: u64, record: Record },
     /// The record may continue after the buffer.
     More,
 }
@@ -70,10 +70,10 @@ impl<R: AsyncRead + Unpin + Send> Records<R> {
     pub(super) async fn next(&mut self) -> std::io::Result<Option<(u64, Record)>> {
         loop {
             let rest = &self.buffer[self.start..];
-            let (bytes, lines, record) = match look(rest, self.format, self.ended) {
-                Look::Whole { bytes, lines, record } => (bytes, lines, record),
-                Look::More if rest.is_empty() && self.ended => return Ok(None),
-                Look::More if rest.len() > MAX_RECORD_BYTES => match line_end(rest) {
+            let (bytes, lines, record) = match scan(rest, self.format, self.ended) {
+                Scan::Complete { bytes, lines, record } => (bytes, lines, record),
+                Scan::More if rest.is_empty() && self.ended => return Ok(None),
+                Scan::More if rest.len() > MAX_RECORD_BYTES => match line_end(rest) {
                     Some(end) => (end, 1, Record::Broken(UNCLOSED)),
                     None => {
                         let line = self.line;
@@ -81,7 +81,7 @@ impl<R: AsyncRead + Unpin + Send> Records<R> {
                         return Ok(Some((line, Record::Broken(TOO_LONG))));
                     }
                 },
-                Look::More => {
+                Scan::More => {
                     self.fill().await?;
                     continue;
                 }
@@ -138,21 +138,21 @@ fn line_end(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1)
 }
 
-fn look(rest: &[u8], format: Format, ended: bool) -> Look {
+fn scan(rest: &[u8], format: Format, ended: bool) -> Scan {
     if rest.is_empty() {
-        return Look::More;
+        return Scan::More;
     }
     match format {
-        Format::NdJson => look_at_line(rest, ended),
-        Format::Csv => look_at_row(rest, ended),
+        Format::NdJson => scan_line(rest, ended),
+        Format::Csv => scan_row(rest, ended),
     }
 }
 
-fn look_at_line(rest: &[u8], ended: bool) -> Look {
+fn scan_line(rest: &[u8], ended: bool) -> Scan {
     let (bytes, lines) = match line_end(rest) {
         Some(end) => (end, 1),
         None if ended => (rest.len(), 0),
-        None => return Look::More,
+        None => return Scan::More,
     };
     let text = rest[..bytes].trim_ascii_end();
     let record = if text.len() > MAX_RECORD_BYTES {
@@ -163,14 +163,16 @@ fn look_at_line(rest: &[u8], ended: bool) -> Look {
             Err(_) => Record::Broken(NOT_UTF8),
         }
     };
-    Look::Whole { bytes, lines, record }
+    Scan::Complete { bytes, lines, record }
 }
 
-fn look_at_row(rest: &[u8], ended: bool) -> Look {
+fn scan_row(rest: &[u8], ended: bool) -> Scan {
     let broken_line = |why| match line_end(rest) {
-        Some(end) => Look::Whole { bytes: end, lines: 1, record: Record::Broken(why) },
-        None if ended => Look::Whole { bytes: rest.len(), lines: 0, record: Record::Broken(why) },
-        None => Look::More,
+        Some(end) => Scan::Complete { bytes: end, lines: 1, record: Record::Broken(why) },
+        None if ended => {
+            Scan::Complete { bytes: rest.len(), lines: 0, record: Record::Broken(why) }
+        }
+        None => Scan::More,
     };
     let mut fields: Vec<Vec<u8>> = Vec::new();
     let mut lines = 0;
@@ -182,7 +184,7 @@ fn look_at_row(rest: &[u8], ended: bool) -> Look {
             at += 1;
             loop {
                 let Some(quote) = rest[at..].iter().position(|byte| *byte == b'"') else {
-                    return if ended { broken_line(UNCLOSED) } else { Look::More };
+                    return if ended { broken_line(UNCLOSED) } else { Scan::More };
                 };
                 let text = &rest[at..at + quote];
                 lines += text.iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -193,7 +195,7 @@ fn look_at_row(rest: &[u8], ended: bool) -> Look {
                         field.push(b'"');
                         at += 1;
                     }
-                    None if !ended => return Look::More,
+                    None if !ended => return Scan::More,
                     _ => break,
                 }
             }
@@ -202,7 +204,7 @@ fn look_at_row(rest: &[u8], ended: bool) -> Look {
             let end = match plain {
                 Some(length) => at + length,
                 None if ended => rest.len(),
-                None => return Look::More,
+                None => return Scan::More,
             };
             field.extend_from_slice(&rest[at..end]);
             at = end;
@@ -216,17 +218,17 @@ fn look_at_row(rest: &[u8], ended: bool) -> Look {
         fields.push(field);
         match (rest.get(at), rest.get(at + 1)) {
             (Some(b','), _) => at += 1,
-            (Some(b'\n'), _) => return whole(fields, at + 1, lines + 1),
-            (Some(b'\r'), Some(b'\n')) => return whole(fields, at + 2, lines + 1),
-            (None, _) => return whole(fields, at, lines),
-            (Some(b'\r'), None) if !ended => return Look::More,
-            (Some(b'\r'), None) => return whole(fields, at + 1, lines),
+            (Some(b'\n'), _) => return complete_row(fields, at + 1, lines + 1),
+            (Some(b'\r'), Some(b'\n')) => return complete_row(fields, at + 2, lines + 1),
+            (None, _) => return complete_row(fields, at, lines),
+            (Some(b'\r'), None) if !ended => return Scan::More,
+            (Some(b'\r'), None) => return complete_row(fields, at + 1, lines),
             (Some(_), _) => return broken_line(AFTER_QUOTE),
         }
     }
 }
 
-fn whole(fields: Vec<Vec<u8>>, bytes: usize, lines: u64) -> Look {
+fn complete_row(fields: Vec<Vec<u8>>, bytes: usize, lines: u64) -> Scan {
     let record = if bytes > MAX_RECORD_BYTES {
         Record::Broken(TOO_LONG)
     } else {
@@ -235,7 +237,7 @@ fn whole(fields: Vec<Vec<u8>>, bytes: usize, lines: u64) -> Look {
             Err(_) => Record::Broken(NOT_UTF8),
         }
     };
-    Look::Whole { bytes, lines, record }
+    Scan::Complete { bytes, lines, record }
 }
 
 #[cfg(test)]
@@ -330,7 +332,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn what_is_written_as_csv_reads_back(
+        fn csv_round_trips(
             rows in proptest::collection::vec(
                 proptest::collection::vec("[a가,\"\r\n ]{0,6}", 2..4), 0..6),
         ) {

@@ -16,7 +16,7 @@ const REQUIRED: usize = 6;
 
 /// The position of each of [`COLUMNS`] in a CSV file.
 pub(super) struct Header {
-    places: [Option<usize>; COLUMNS.len()],
+    positions: [Option<usize>; COLUMNS.len()],
     width: usize,
 }
 
@@ -24,22 +24,22 @@ impl Header {
     /// Reads the column names of the first row, in any order, as `phoneNumber` or `phone_number`.
     /// Other columns are ignored.
     pub(super) fn parse(row: &[String]) -> Result<Self, ImportError> {
-        let mut places = [None; COLUMNS.len()];
-        for (place, name) in row.iter().enumerate() {
+        let mut positions = [None; COLUMNS.len()];
+        for (position, name) in row.iter().enumerate() {
             let plain = plain(name);
             if let Some(column) = COLUMNS.iter().position(|column| *column.to_lowercase() == plain)
-                && places[column].replace(place).is_some()
+                && positions[column].replace(position).is_some()
             {
                 return Err(ImportError::Header(format!("the column {name} is there twice")));
             }
         }
         let missing: Vec<_> = COLUMNS[..REQUIRED]
             .iter()
-            .zip(places)
-            .filter_map(|(column, place)| place.is_none().then_some(*column))
+            .zip(positions)
+            .filter_map(|(column, position)| position.is_none().then_some(*column))
             .collect();
         if missing.is_empty() {
-            Ok(Self { places, width: row.len() })
+            Ok(Self { positions, width: row.len() })
         } else {
             Err(ImportError::Header(format!("the first line has no column {}", missing.join(", "))))
         }
@@ -51,7 +51,9 @@ impl Header {
             return Err(format!("{} fields where the header has {}", row.len(), self.width));
         }
         let mut take = |column: usize| {
-            self.places[column].map(|place| std::mem::take(&mut row[place])).unwrap_or_default()
+            self.positions[column]
+                .map(|position| std::mem::take(&mut row[position]))
+                .unwrap_or_default()
         };
         let id = take(0);
         let (name, address) = (take(1), take(2));

@@ -19,13 +19,13 @@ use crate::domain::tag::Tag;
 
 /// A store that only keeps the written spots.
 #[derive(Default)]
-struct Shelf {
+struct RecordingStore {
     spots: Mutex<HashMap<SpotId, SpotDraft>>,
     batches: AtomicU64,
 }
 
 #[async_trait]
-impl SpotStore for Shelf {
+impl SpotStore for RecordingStore {
     async fn find(&self, _: SpotId) -> Result<Option<Spot>, StoreError> {
         unreachable!("an import does not look")
     }
@@ -80,7 +80,7 @@ impl SpotStore for Shelf {
     }
 }
 
-impl Shelf {
+impl RecordingStore {
     fn spot(&self, id: i64) -> SpotDraft {
         self.spots.lock().unwrap()[&SpotId::new(id)].clone()
     }
@@ -102,7 +102,7 @@ impl Observer for Notes {
     }
 }
 
-async fn run(shelf: &Shelf, format: Format, text: &[u8]) -> (Progress, Notes) {
+async fn run(shelf: &RecordingStore, format: Format, text: &[u8]) -> (Progress, Notes) {
     let mut notes = Notes::default();
     let done = import(shelf, text, format, &SystemClock, &mut notes).await.unwrap();
     assert_eq!(done.rows, done.imported + done.unchanged + done.rejected);
@@ -131,7 +131,7 @@ async fn good_rows_of_a_csv_are_imported_and_bad_ones_reported_by_line() {
         "11,남산,서울,37.5,126.9,자연,,,".as_bytes(),
     ];
     let text = [HEADER.as_bytes(), &rows.concat()].concat();
-    let shelf = Shelf::default();
+    let shelf = RecordingStore::default();
     let (done, notes) = run(&shelf, Format::Csv, &text).await;
     let lines: Vec<_> = notes.rejected.iter().map(|(line, _)| *line).collect();
     assert_eq!(lines, [3, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
@@ -163,7 +163,7 @@ async fn good_rows_of_a_csv_are_imported_and_bad_ones_reported_by_line() {
 async fn the_header_names_the_columns_in_any_order_and_spelling() {
     let text = "\u{feff}tags,LNG,lat,address,name,ID,extra,image_url,phone_number\r\n\
                 문화,127,37,서울,극장,5,?,https://example.com/x,02-1\r\n";
-    let shelf = Shelf::default();
+    let shelf = RecordingStore::default();
     let (done, _) = run(&shelf, Format::Csv, text.as_bytes()).await;
     assert_eq!(done.imported, 1);
     let theatre = shelf.spot(5).content;
@@ -181,7 +181,7 @@ async fn a_file_without_its_columns_is_refused_as_a_whole() {
         ("\"id,name\n", "header"),
     ] {
         let mut notes = Notes::default();
-        let shelf = Shelf::default();
+        let shelf = RecordingStore::default();
         let error = import(&shelf, text.as_bytes(), Format::Csv, &SystemClock, &mut notes)
             .await
             .unwrap_err();
@@ -199,7 +199,7 @@ not json
 {"id":4,"name":"남산","address":"서울","lat":37,"lng":126.9}
 {"id":-5,"name":"남산","address":"서울","lat":37,"lng":126.9,"tags":["자연"]}
 {"id":6,"name":"남산","address":"서울","lat":37,"lng":126.9,"tags":7}"#;
-    let shelf = Shelf::default();
+    let shelf = RecordingStore::default();
     let (done, notes) = run(&shelf, Format::NdJson, text.as_bytes()).await;
     assert_eq!((done.imported, done.rejected), (2, 5));
     let lines: Vec<_> = notes.rejected.iter().map(|(line, _)| *line).collect();
@@ -217,7 +217,7 @@ async fn files_from_other_keyboards_and_systems_say_the_same() {
          2,\u{3164},전주,35.8,127.1,REST,,,\n"
     );
     let line = r#"{"id":3,"name":"\u1112\u1161\u11ab옥\u200b마을","address":"전주","lat":35,"lng":127,"tags":["NATURE","concert"],"description":"\u0000\u3164"}"#;
-    let shelf = Shelf::default();
+    let shelf = RecordingStore::default();
     let (done, notes) = run(&shelf, Format::Csv, text.as_bytes()).await;
     assert_eq!((done.imported, done.rejected), (1, 1), "{:?}", notes.rejected);
     assert!(notes.rejected[0].1.contains("name is missing"), "{:?}", notes.rejected);
@@ -237,14 +237,14 @@ async fn files_from_other_keyboards_and_systems_say_the_same() {
 async fn importing_again_changes_nothing() {
     let text =
         format!("{HEADER}1,경복궁,서울,37.5,126.9,역사,,,\n2,남산,서울,37.5,126.9,자연,,,\n");
-    let shelf = Shelf::default();
+    let shelf = RecordingStore::default();
     assert_eq!(run(&shelf, Format::Csv, text.as_bytes()).await.0.imported, 2);
     let again = run(&shelf, Format::Csv, text.as_bytes()).await.0;
     assert_eq!((again.imported, again.unchanged), (0, 2));
 }
 
 #[test]
-fn the_format_is_told_by_the_name() {
+fn the_format_follows_from_the_file_name() {
     assert_eq!(Format::of_path(Path::new("a/b.CSV")), Some(Format::Csv));
     assert_eq!(Format::of_path(Path::new("b.jsonl")), Some(Format::NdJson));
     assert_eq!(Format::of_path(Path::new("b.xlsx")), None);
@@ -299,7 +299,7 @@ async fn a_large_file_is_never_held_as_a_whole() {
     let made = AtomicU64::new(0);
     let left = HEADER.as_bytes().to_vec();
     let source = Generated { rows: 0..ROWS, left, made: &made };
-    let shelf = Shelf::default();
+    let shelf = RecordingStore::default();
     let done = import(&shelf, source, Format::Csv, &SystemClock, &mut Ahead(&made)).await.unwrap();
     assert_eq!((done.rows, done.imported), (ROWS, ROWS));
     assert_eq!(done.bytes, made.load(Ordering::Relaxed));

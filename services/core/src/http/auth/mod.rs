@@ -175,7 +175,7 @@ async fn log_out(
     };
     let refresh_tokens: Vec<_> = cookies::refresh_tokens(&headers).collect();
     let ended = state.sessions.log_out(named, &refresh_tokens, everywhere).await?;
-    Ok(farewell(&state, &ended))
+    Ok(logged_out(&state, &ended))
 }
 
 /// The account that is logged in
@@ -208,7 +208,7 @@ async fn delete_account(
 ) -> Result<Response, ApiError> {
     let (account, _) = signed_in(&state, &caller).await?;
     let ended = state.accounts.delete(&account.id).await?;
-    Ok(farewell(&state, &ended))
+    Ok(logged_out(&state, &ended))
 }
 
 /// Change the name or the email address
@@ -298,7 +298,7 @@ fn private(answer: impl IntoResponse) -> Response {
     response
 }
 
-fn farewell(state: &AppState, ended: &[SessionId]) -> Response {
+fn logged_out(state: &AppState, ended: &[SessionId]) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     state.cookies.clear(response.headers_mut());
     name_ended(response.headers_mut(), ended);

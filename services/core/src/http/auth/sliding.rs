@@ -22,14 +22,14 @@ const GATEWAY: &str = "gateway";
 
 /// The session that the last access token names.
 #[derive(Deserialize)]
-struct Asked {
+struct SlideRequest {
     member: String,
     session: String,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct IssuedAnswer {
+struct SlideResponse {
     access_token: String,
     /// The value of the `Set-Cookie` header for the browser.
     set_cookie: String,
@@ -39,16 +39,16 @@ struct IssuedAnswer {
 async fn issue(
     State(state): State<AppState>,
     caller: ServiceCaller,
-    Object(asked): Object<Asked>,
+    Object(request): Object<SlideRequest>,
 ) -> Result<Response, ApiError> {
     if caller.name != GATEWAY {
         let message = Message::for_operators("access tokens are for gateways to ask for");
         return Err(ApiError::forbidden(message));
     }
-    let issued = state.sessions.slide(&asked.member, &asked.session).await?;
+    let issued = state.sessions.slide(&request.member, &request.session).await?;
     let answer = issued.map(|access| {
         let cookie = state.cookies.access(&access);
-        IssuedAnswer {
+        SlideResponse {
             set_cookie: String::from_utf8_lossy(cookie.as_bytes()).into_owned(),
             access_token: access.token,
         }

@@ -25,12 +25,12 @@ impl<S: Send + Sync> FromRequestParts<S> for CallSource {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let told = || network(&parts.headers).map(ClientSource::Network);
+        let forwarded = || network(&parts.headers).map(ClientSource::Network);
         Ok(Self(match parts.extensions.get::<Subject>() {
             Some(Subject::Visitor { pseudonym }) => {
-                told().unwrap_or_else(|| ClientSource::Visitor(pseudonym.clone()))
+                forwarded().unwrap_or_else(|| ClientSource::Visitor(pseudonym.clone()))
             }
-            Some(Subject::Member { .. }) => told().unwrap_or(ClientSource::Unknown),
+            Some(Subject::Member { .. }) => forwarded().unwrap_or(ClientSource::Unknown),
             Some(Subject::Service { .. }) | None => ClientSource::Unknown,
         }))
     }
@@ -68,19 +68,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_is_its_network_as_the_gateway_tells_it() {
+    async fn the_source_is_the_network_in_the_gateways_header() {
         let network = |text: &str| ClientSource::Network(text.parse().unwrap());
-        for (told, expected) in [
+        for (forwarded, expected) in [
             ("203.0.113.9", "203.0.113.9"),
             ("203.0.113.9, 10.0.0.1", "203.0.113.9"),
             ("::ffff:203.0.113.9", "203.0.113.9"),
             ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
         ] {
-            assert_eq!(source(visitor("anon:a"), Some(told)).await, network(expected), "{told}");
+            assert_eq!(
+                source(visitor("anon:a"), Some(forwarded)).await,
+                network(expected),
+                "{forwarded}"
+            );
         }
         let member = Subject::Member { id: "a".into(), session: "b".into(), roles: vec![] };
-        let told = Some("203.0.113.9");
-        assert_eq!(source(Some(member.clone()), told).await, network("203.0.113.9"));
+        let forwarded = Some("203.0.113.9");
+        assert_eq!(source(Some(member.clone()), forwarded).await, network("203.0.113.9"));
         assert_eq!(source(Some(member), None).await, ClientSource::Unknown);
     }
 

@@ -42,7 +42,7 @@ async fn an_id_is_taken_whatever_its_case() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_an_account_is_said_field_by_field() {
+async fn an_invalid_account_is_reported_field_by_field() {
     let core = TestCore::start().await;
     for (field, value, says) in [
         ("id", "1hana2345", "`id` must be 8 to 17 letters and digits"),
@@ -114,7 +114,7 @@ async fn me_is_the_account_of_an_open_session() {
 }
 
 #[tokio::test]
-async fn calls_that_need_a_session_refuse_strangers() {
+async fn calls_that_need_a_session_refuse_anonymous_callers() {
     let core = TestCore::start().await;
     core.member("hana12345").await;
     let visitor = Subject::Visitor { pseudonym: "anon:mfrggzdf".to_owned() };
@@ -138,7 +138,7 @@ async fn calls_that_need_a_session_refuse_strangers() {
 }
 
 #[tokio::test]
-async fn a_profile_changes_where_it_is_told_to() {
+async fn a_profile_changes_the_given_fields() {
     let core = TestCore::start().await;
     let (_, hana) = core.member("hana12345").await;
     let update = |body| core.call("POST", "/api/auth/update-profile", Some(&hana), Some(body));

@@ -71,7 +71,7 @@ async fn bookmarks_are_their_members_alone() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_bookmarked_is_refused() {
+async fn an_invalid_bookmark_is_refused() {
     let core = with_spots().await;
     let (_, hana) = core.member("hana12345").await;
     for unknown in ["404", "abc", "", "99999999999999999999"] {

@@ -20,7 +20,7 @@ async fn internal_calls_are_for_services() {
 }
 
 #[tokio::test]
-async fn what_waits_for_the_bus_is_counted() {
+async fn events_waiting_for_the_bus_are_counted() {
     let core = with_spots().await;
     let service = service();
     let get = async || core.call("GET", "/internal/events/backlog", Some(&service), None).await;
@@ -34,7 +34,7 @@ async fn what_waits_for_the_bus_is_counted() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_no_fault_of_the_service() {
+async fn an_unreachable_store_is_not_a_fault_of_the_service() {
     let core = with_spots().await;
     core.store.close().await;
     for path in ["/internal/events/backlog", "/internal/tour-spots"] {

@@ -21,7 +21,7 @@ async fn get(core: &TestCore, languages: &str, path: &str) -> Answer {
 }
 
 #[track_caller]
-fn says(answer: &Answer, language: &str, status: u16, kind: &str, message: &str) {
+fn assert_message(answer: &Answer, language: &str, status: u16, kind: &str, message: &str) {
     let body = answer.json();
     assert_eq!(answer.status.as_u16(), status, "{answer:?}");
     assert_eq!((&body["error"], &body["message"]), (&json!(kind), &json!(message)));
@@ -34,15 +34,15 @@ async fn a_korean_reader_reads_korean() {
     let core = TestCore::start().await;
     let wrong = json!({"id": "hana12345", "password": "no"});
     let answer = log_in(&core, "ko-KR,ko;q=0.9,en;q=0.8", &wrong).await;
-    says(&answer, "ko", 401, "unauthenticated", "아이디 또는 비밀번호가 맞지 않습니다.");
+    assert_message(&answer, "ko", 401, "unauthenticated", "아이디 또는 비밀번호가 맞지 않습니다.");
     assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"tourin\"");
     let answer = log_in(&core, "ko", &json!({"id": "hana12345"})).await;
-    says(&answer, "ko", 422, "invalid", "password 값이 없습니다.");
+    assert_message(&answer, "ko", 422, "invalid", "password 값이 없습니다.");
     let answer = get(&core, "ko", "/api/tour-spots?pageNo=0").await;
     let message = "pageNo 값은 1부터 9223372036854775807까지의 정수여야 합니다.";
-    says(&answer, "ko", 422, "invalid", message);
+    assert_message(&answer, "ko", 422, "invalid", message);
     let answer = get(&core, "ko", "/api/tour-spots/7").await;
-    says(&answer, "ko", 404, "not_found", "해당 관광지를 찾을 수 없습니다.");
+    assert_message(&answer, "ko", 404, "not_found", "해당 관광지를 찾을 수 없습니다.");
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn everybody_else_reads_english() {
     let core = TestCore::start().await;
     for languages in ["", "fr-FR", "*", "en, ko", "ko;q=0", "ko;q=0.1, en;q=0.2"] {
         let answer = get(&core, languages, "/api/tour-spots/7").await;
-        says(&answer, "en", 404, "not_found", "no such tour spot");
+        assert_message(&answer, "en", 404, "not_found", "no such tour spot");
     }
 }
 

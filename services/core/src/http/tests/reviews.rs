@@ -39,7 +39,7 @@ async fn a_review_is_kept_as_sent_and_the_newest_is_first() {
 }
 
 #[tokio::test]
-async fn what_is_no_review_is_refused() {
+async fn an_invalid_review_is_refused() {
     let core = with_spots().await;
     let (_, hana) = core.member("hana12345").await;
     for content in ["", "  \n", &"가".repeat(501)] {
@@ -112,7 +112,7 @@ async fn a_like_is_idempotent_both_ways() {
 }
 
 #[tokio::test]
-async fn likes_are_refused_to_strangers_and_for_nothing() {
+async fn likes_need_a_session_and_an_existing_review() {
     let core = with_spots().await;
     let (_, hana) = core.member("hana12345").await;
     write(&core, &hana, "hana12345", "하나").await;

@@ -142,7 +142,7 @@ async fn guessing_a_password_is_slowed_down_before_it_costs_a_hash() {
 }
 
 #[tokio::test]
-async fn whoever_guesses_locks_out_their_own_network_only() {
+async fn guesses_lock_out_their_own_network_only() {
     let core = TestCore::start().await;
     core.member("hana12345").await;
     let wrong = json!({"id": "hana12345", "password": "wrong"});
@@ -264,7 +264,7 @@ async fn a_used_token_that_comes_back_late_ends_the_session() {
 }
 
 #[tokio::test]
-async fn tokens_that_lead_nowhere_are_refused_and_the_cookies_removed() {
+async fn useless_refresh_tokens_are_refused_and_the_cookies_removed() {
     let core = TestCore::start().await;
     let (first, _) = core.member("hana12345").await;
     let unknown = "A".repeat(43);
@@ -399,7 +399,7 @@ async fn the_refresh_cookie_alone_ends_every_session_of_the_member() {
 }
 
 #[tokio::test]
-async fn logging_out_while_the_store_is_away_is_not_done() {
+async fn logging_out_during_an_outage_of_the_store_fails() {
     let core = TestCore::start().await;
     let (first, hana) = core.member("hana12345").await;
     core.store.close().await;
@@ -433,7 +433,7 @@ async fn gateways_follow_the_revocations() {
 }
 
 #[tokio::test]
-async fn a_follower_that_waits_is_let_go_at_the_stop() {
+async fn a_waiting_follower_is_released_at_shutdown() {
     let core = TestCore::start().await;
     let gateway = service();
     let path = "/internal/revocations?after=0&wait_ms=20000";

@@ -143,7 +143,7 @@ async fn tags_are_alternatives_repeated_or_with_commas() {
 }
 
 #[tokio::test]
-async fn what_is_not_allowed_in_a_list_is_422() {
+async fn an_invalid_list_parameter_is_422() {
     let core = with_spots().await;
     for (name, value) in [
         ("sort", "name"),
@@ -267,7 +267,7 @@ async fn a_spot_is_shown_whole() {
 }
 
 #[tokio::test]
-async fn a_successful_look_is_a_view_by_whoever_looked() {
+async fn a_successful_read_counts_as_a_view_by_the_caller() {
     let core = with_spots().await;
     let (_, hana) = core.member("hana12345").await;
     let visitor = Subject::Visitor { pseudonym: "anon:abc234".into() };

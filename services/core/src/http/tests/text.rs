@@ -93,7 +93,7 @@ impl Call {
 }
 
 /// The response, without the values that differ in every call.
-fn said(answer: &Answer) -> (StatusCode, Value) {
+fn comparable(answer: &Answer) -> (StatusCode, Value) {
     let mut body = serde_json::from_str(&answer.text).unwrap_or(Value::Null);
     if let Some(fields) = body.as_object_mut() {
         for own in ["traceId", "accessToken", "refreshToken"] {
@@ -112,7 +112,7 @@ async fn walk(form: Form) -> Vec<(String, StatusCode, Value)> {
         "email": typed("email"),
     });
     let answer = core.call("POST", "/api/auth/signup", None, Some(account.clone())).await;
-    let mut said_so_far = vec![("sign up".to_owned(), answer.status, said(&answer).1)];
+    let mut said_so_far = vec![("sign up".to_owned(), answer.status, comparable(&answer).1)];
     let log_in = async || {
         let answer = core.call("POST", "/api/auth/login", None, Some(account.clone())).await;
         let claims = crate::testing::claims(answer.json()["accessToken"].as_str().unwrap());
@@ -136,7 +136,7 @@ async fn walk(form: Form) -> Vec<(String, StatusCode, Value)> {
             let subject = log_in().await;
             let call = Call::of(&document, path, method, form, odd_path);
             let answer = call.send(&core, Some(&subject)).await;
-            let (status, body) = said(&answer);
+            let (status, body) = comparable(&answer);
             said_so_far.push((format!("{method} {path} {odd_path}"), status, body));
             if path.ends_with("update-password") || path.ends_with("delete-account") {
                 break;
@@ -186,7 +186,7 @@ async fn sign_up(core: &TestCore, password: &str, name: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_member_whose_name_came_apart_is_found_by_either_form() {
+async fn a_member_with_a_decomposed_name_is_found_by_either_form() {
     let core = TestCore::start().await;
     let answer = sign_up(&core, crate::testing::PASSWORD, &apart("홍길동")).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
@@ -224,7 +224,7 @@ async fn a_password_is_the_same_on_every_keyboard() {
 }
 
 #[tokio::test]
-async fn a_hash_of_a_password_that_came_apart_still_logs_in_and_is_renewed() {
+async fn a_hash_of_a_decomposed_password_still_logs_in_and_is_renewed() {
     let core = TestCore::start().await;
     let (old, new) = (apart("비밀 번호1!a바다"), "비밀 번호1!a바다");
     assert_eq!(sign_up(&core, new, "홍길동").await.status, StatusCode::CREATED);
@@ -248,7 +248,7 @@ async fn a_hash_of_a_password_that_came_apart_still_logs_in_and_is_renewed() {
 }
 
 #[tokio::test]
-async fn what_nobody_sees_is_no_review_no_name_and_no_query() {
+async fn an_invisible_text_is_no_review_no_name_and_no_query() {
     let core = with_spots().await;
     let (_, hana) = core.member("hana12345").await;
     let reviews = "/api/tour-spots/1/reviews";

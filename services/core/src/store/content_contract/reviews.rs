@@ -99,7 +99,7 @@ pub(super) async fn the_newest_review_is_first(stores: Stores) {
     assert_eq!(listed, written);
 }
 
-pub(super) async fn a_member_who_goes_takes_everything_along(stores: Stores) {
+pub(super) async fn deleting_a_member_deletes_all_their_data(stores: Stores) {
     let (reviews, clock) = use_cases(&stores).await;
     let bookmarks = Bookmarks::new(stores.bookmarks.clone(), clock);
     bookmarks.place(HANA, SPOT).await.unwrap();

@@ -40,7 +40,7 @@ pub(super) async fn a_spot_reads_back_as_it_was_given(stores: Stores) {
     assert_eq!(events[0].1["phone_number"], "02-3700-3900");
 }
 
-pub(super) async fn what_is_unchanged_makes_no_version_and_no_event(stores: Stores) {
+pub(super) async fn an_unchanged_spot_makes_no_version_and_no_event(stores: Stores) {
     let spot = draft(1, raw("경복궁", "서울"));
     stores.add(std::slice::from_ref(&spot)).await;
     let again = stores.spots.upsert_batch(&[spot], at(2)).await.unwrap();
@@ -77,7 +77,7 @@ pub(super) async fn a_walk_by_id_meets_every_spot_once(stores: Stores) {
     assert_eq!(met, [0, 1, 5, 7, 99, i64::MAX]);
 }
 
-pub(super) async fn a_filter_by_a_stranger_finds_no_list(stores: Stores) {
+pub(super) async fn a_filter_by_an_unknown_member_finds_no_list(stores: Stores) {
     let filter = SpotFilter { bookmarked_by: Some(STRANGER.to_owned()), ..SpotFilter::default() };
     let bounds = Bounds::new(33.0, 124.0, 39.0, 132.0).unwrap();
     let list = stores.spots.search(&filter, SpotSort::default(), page(1, 10)).await.unwrap();
@@ -146,7 +146,9 @@ pub(super) async fn an_edited_spot_is_found_by_its_new_words_only(stores: Stores
 }
 
 /// A stored spot may have characters that the current rules remove.
-pub(super) async fn a_spot_of_other_rules_is_read_and_mended_by_importing_it_again(stores: Stores) {
+pub(super) async fn a_spot_stored_under_older_rules_is_read_and_repaired_by_an_import(
+    stores: Stores,
+) {
     let (name, address) = ("경\u{200B}복궁", "서울\u{A0}종로구");
     let content = SpotContent::trusted(raw(name, address)).unwrap();
     stores.add(&[SpotDraft { id: SpotId::new(1), content: content.clone() }]).await;

@@ -34,13 +34,13 @@ macro_rules! suite {
 
 suite! {
     spots::a_spot_reads_back_as_it_was_given,
-    spots::what_is_unchanged_makes_no_version_and_no_event,
+    spots::an_unchanged_spot_makes_no_version_and_no_event,
     spots::an_id_that_comes_twice_in_a_batch_is_changed_twice,
     spots::a_walk_by_id_meets_every_spot_once,
-    spots::a_filter_by_a_stranger_finds_no_list,
+    spots::a_filter_by_an_unknown_member_finds_no_list,
     spots::pages_hold_over_many_chunks_of_the_index,
     spots::an_edited_spot_is_found_by_its_new_words_only,
-    spots::a_spot_of_other_rules_is_read_and_mended_by_importing_it_again,
+    spots::a_spot_stored_under_older_rules_is_read_and_repaired_by_an_import,
     spots::the_catalogue_is_loaded_once,
     spots::a_search_finds_what_was_committed_before_it,
     spots::a_crowded_map_shows_spots_from_all_over_it,
@@ -53,7 +53,7 @@ suite! {
     reviews::only_the_author_deletes_a_review_and_its_likes_go_with_it,
     reviews::a_like_counts_once_per_member,
     reviews::the_newest_review_is_first,
-    reviews::a_member_who_goes_takes_everything_along,
+    reviews::deleting_a_member_deletes_all_their_data,
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) async fn of_many_who_want_one_id_at_once_one_gets_it(store: impl Port
     assert_eq!(created, 1);
 }
 
-pub(super) async fn a_profile_changes_only_where_it_is_told_to(store: impl Ports) {
+pub(super) async fn a_profile_changes_only_the_given_fields(store: impl Ports) {
     let hana = sign_up(&store, "hana12345").await;
     let name = Name::parse("Hana Kim").unwrap();
     let change = ProfileChange { name: Some(name.clone()), email: None };

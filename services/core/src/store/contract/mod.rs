@@ -7,7 +7,7 @@ macro_rules! every_scenario {
             accounts::an_account_reads_back_as_it_was_created,
             accounts::ids_are_case_sensitive_but_taken_in_any_case,
             accounts::of_many_who_want_one_id_at_once_one_gets_it,
-            accounts::a_profile_changes_only_where_it_is_told_to,
+            accounts::a_profile_changes_only_the_given_fields,
             accounts::a_new_password_ends_the_members_other_sessions,
             accounts::a_deleted_account_is_gone_with_its_sessions,
             accounts::an_id_is_free_again_after_the_deletion_and_its_new_member_can_log_in,

@@ -74,7 +74,7 @@ async fn a_deletion_commits_with_its_event() {
 }
 
 #[tokio::test]
-async fn what_is_stored_is_there_after_a_restart_and_the_log_keeps_its_name() {
+async fn data_and_log_id_survive_a_restart() {
     let home = TestDatabase::create().await;
     let before = store(&home).await;
     let hana = sign_up(&before, "hana12345").await;
@@ -89,7 +89,7 @@ async fn what_is_stored_is_there_after_a_restart_and_the_log_keeps_its_name() {
 /// Sessions are opened, renewed and ended and passwords changed concurrently, on few members.
 /// Deadlocks are retried and not reported to callers.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_at_once_get_in_each_others_way_and_none_fails() {
+async fn concurrent_conflicting_transactions_all_succeed() {
     let home = TestDatabase::create().await;
     let store = store(&home).await;
     let policy = SessionPolicy { per_member: 3, ..SessionPolicy::default() };

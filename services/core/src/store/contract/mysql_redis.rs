@@ -28,7 +28,7 @@ use crate::store::Store;
 use crate::store::redis::{PendingRevocations, RedisSessions};
 
 /// A test's own database and prefix, and a connection to Redis that can be cut.
-struct Home {
+struct TestStores {
     database: TestDatabase,
     url: String,
     server: String,
@@ -37,7 +37,7 @@ struct Home {
     way: Option<(SocketAddr, Option<JoinHandle<()>>)>,
 }
 
-impl Home {
+impl TestStores {
     async fn new() -> Self {
         let url = std::env::var("TOURIN_REDIS_URL").unwrap_or_default();
         assert!(
@@ -56,7 +56,7 @@ impl Home {
     }
 
     /// With a proxy in front of Redis, which is open.
-    async fn with_way() -> Self {
+    async fn with_proxy() -> Self {
         let mut home = Self::new().await;
         let way = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         home.way = Some((way, None));
@@ -142,7 +142,7 @@ macro_rules! suite {
     ($($part:ident :: $scenario:ident),* $(,)?) => {$(
         #[tokio::test]
         async fn $scenario() {
-            let home = Home::new().await;
+            let home = TestStores::new().await;
             $part::$scenario(home.store().await).await;
             home.remove().await;
         }
@@ -154,7 +154,7 @@ every_scenario!(suite);
 #[test]
 fn tokens_rotate_as_the_model_says() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let home = runtime.block_on(Home::new());
+    let home = runtime.block_on(TestStores::new());
     let store = runtime.block_on(home.store());
     let case = std::cell::Cell::new(0);
     let mut runner = TestRunner::new(Config { cases: 32, ..Config::default() });
@@ -183,7 +183,7 @@ fn change(of: &Credentials, hash: &str, keep: SessionId) -> PasswordChange {
 
 #[tokio::test]
 async fn a_crash_between_the_commit_and_redis_is_repaired() {
-    let home = Home::new().await;
+    let home = TestStores::new().await;
     let store = home.store().await;
     let policy = SessionPolicy::default();
     let hana = sign_up(&store, "hana12345").await;
@@ -210,7 +210,7 @@ async fn a_crash_between_the_commit_and_redis_is_repaired() {
 
 #[tokio::test]
 async fn an_account_that_is_deleted_half_way_and_made_again_starts_afresh() {
-    let home = Home::new().await;
+    let home = TestStores::new().await;
     let store = home.store().await;
     let policy = SessionPolicy::default();
     let hana = sign_up(&store, "hana12345").await;
@@ -229,7 +229,7 @@ async fn an_account_that_is_deleted_half_way_and_made_again_starts_afresh() {
 
 #[tokio::test]
 async fn endings_settled_in_any_order_end_the_same() {
-    let home = Home::new().await;
+    let home = TestStores::new().await;
     let store = home.store().await;
     let policy = SessionPolicy::default();
     let hana = sign_up(&store, "hana12345").await;
@@ -255,8 +255,8 @@ fn assert_unavailable<T: std::fmt::Debug>(answer: Result<T, crate::app::StoreErr
 }
 
 #[tokio::test]
-async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
-    let mut home = Home::with_way().await;
+async fn while_redis_is_down_nothing_is_lost_and_nothing_is_answered_401() {
+    let mut home = TestStores::with_proxy().await;
     let store = home.store().await;
     let policy = SessionPolicy::default();
     let hana = sign_up(&store, "hana12345").await;
@@ -310,7 +310,7 @@ async fn while_redis_is_away_nothing_is_lost_and_nobody_is_called_a_stranger() {
 
 #[tokio::test]
 async fn every_key_is_of_one_slot_goes_away_by_itself_and_holds_no_token() {
-    let mut home = Home::new().await;
+    let mut home = TestStores::new().await;
     let store = home.store().await;
     let policy = SessionPolicy { remembered_tokens: 3, ..SessionPolicy::default() };
     let hana = sign_up(&store, "hana12345").await;
@@ -323,7 +323,7 @@ async fn every_key_is_of_one_slot_goes_away_by_itself_and_holds_no_token() {
         token = next;
     }
     store.change_password(change(&hana, "new", session.id)).await.unwrap();
-    let count = async |home: &mut Home, kind: &str| home.keys(kind).await.len();
+    let count = async |home: &mut TestStores, kind: &str| home.keys(kind).await.len();
     assert_eq!(count(&mut home, "token:").await, 4, "the current one and those remembered");
     assert_eq!(count(&mut home, "").await, 4 + 5, "session, family, salt, member, epoch");
 
@@ -359,7 +359,7 @@ async fn every_key_is_of_one_slot_goes_away_by_itself_and_holds_no_token() {
 
 #[tokio::test]
 async fn a_session_below_the_members_epoch_is_never_renewed() {
-    let mut home = Home::new().await;
+    let mut home = TestStores::new().await;
     let store = home.store().await;
     let policy = SessionPolicy::default();
     let hana = sign_up(&store, "hana12345").await;
@@ -376,8 +376,8 @@ async fn a_session_below_the_members_epoch_is_never_renewed() {
 }
 
 #[tokio::test]
-async fn an_opening_that_is_sent_twice_ends_nobody_twice() {
-    let home = Home::new().await;
+async fn a_repeated_opening_ends_sessions_once() {
+    let home = TestStores::new().await;
     let store = home.store().await;
     let policy = SessionPolicy { per_member: 2, ..SessionPolicy::default() };
     let hana = sign_up(&store, "hana12345").await;
@@ -400,8 +400,8 @@ async fn an_opening_that_is_sent_twice_ends_nobody_twice() {
 }
 
 #[tokio::test]
-async fn a_rotation_that_is_sent_twice_is_no_reuse_even_without_a_grace() {
-    let home = Home::new().await;
+async fn a_repeated_rotation_is_not_a_reuse_even_without_a_grace() {
+    let home = TestStores::new().await;
     let store = home.store().await;
     let policy = SessionPolicy { grace: TimeDelta::zero(), ..SessionPolicy::default() };
     let hana = sign_up(&store, "hana12345").await;
@@ -427,7 +427,7 @@ async fn a_rotation_that_is_sent_twice_is_no_reuse_even_without_a_grace() {
 
 #[tokio::test]
 async fn the_search_index_is_kept_in_memory_beside_redis_too() {
-    let home = Home::new().await;
+    let home = TestStores::new().await;
     let store = home.store().await;
     let stop = Shutdown::new();
     let keeping = tokio::spawn(Store::MysqlRedis(store.clone()).keep_search_index(stop.clone()));
@@ -444,7 +444,7 @@ async fn the_search_index_is_kept_in_memory_beside_redis_too() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_not_there_keeps_its_password_to_itself() {
+async fn an_unreachable_redis_does_not_expose_its_password() {
     let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
     let redis = RedisSessions::new(&url, "test").unwrap();
     assert_eq!(redis.address(), "127.0.0.1:1");

@@ -25,7 +25,7 @@ async fn try_log_in(store: &impl Ports, credentials: &Credentials) -> Option<Ses
     }
 }
 
-async fn renew_to_the_end(store: &impl Ports, session: &Session) {
+async fn renew_until_ended(store: &impl Ports, session: &Session) {
     let mut token = session.token.clone();
     for _ in 0..1_000 {
         let salt = Salt::random().unwrap();
@@ -37,17 +37,17 @@ async fn renew_to_the_end(store: &impl Ports, session: &Session) {
             other => panic!("{other:?}"),
         }
     }
-    panic!("the session goes on and on");
+    panic!("the session never ends");
 }
 
-async fn touch_to_the_end(store: &impl Ports, member: &MemberId, session: SessionId) {
+async fn touch_until_ended(store: &impl Ports, member: &MemberId, session: SessionId) {
     let policy = SessionPolicy::default();
     for _ in 0..1_000 {
         if store.touch(member, session, &policy, at(6)).await.unwrap().is_none() {
             return;
         }
     }
-    panic!("the session goes on and on");
+    panic!("the session never ends");
 }
 
 pub(super) async fn a_session_that_is_used_while_it_ends_does_not_come_back(store: impl Ports) {
@@ -58,7 +58,7 @@ pub(super) async fn a_session_that_is_used_while_it_ends_does_not_come_back(stor
         let session = log_in(&store, &hana, &policy, at(1)).await;
         let ending = store.end(&member, session.id, false, at(1_000));
         let uses = futures::future::join_all(
-            (0..AT_ONCE).map(|_| touch_to_the_end(&store, &member, session.id)),
+            (0..AT_ONCE).map(|_| touch_until_ended(&store, &member, session.id)),
         );
         let (ended, _) = futures::future::join(ending, uses).await;
         assert_eq!(ended.unwrap(), [session.id]);
@@ -87,7 +87,7 @@ pub(super) async fn a_new_password_leaves_no_session_of_the_old_one(store: impl 
         let (changed, opened, ()) = futures::future::join3(
             store.change_password(change),
             log_ins,
-            renew_to_the_end(&store, &there),
+            renew_until_ended(&store, &there),
         )
         .await;
         let Changed::Changed { ended } = changed.unwrap() else {
@@ -117,7 +117,7 @@ pub(super) async fn a_deletion_leaves_no_session(store: impl Ports) {
         let (ended, opened, ()) = futures::future::join3(
             store.delete(&member, at(1_000), at(5)),
             log_ins,
-            renew_to_the_end(&store, &here),
+            renew_until_ended(&store, &here),
         )
         .await;
         let ended = ended.unwrap().unwrap();

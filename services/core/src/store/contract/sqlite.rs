@@ -75,7 +75,7 @@ async fn a_deletion_commits_with_its_event() {
 }
 
 #[tokio::test]
-async fn what_is_stored_is_there_after_a_restart_and_the_log_keeps_its_name() {
+async fn data_and_log_id_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let before = store(&dir).await;
     let hana = sign_up(&before, "hana12345").await;

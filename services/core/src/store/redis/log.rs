@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 
 use super::operations::time;
-use super::{RedisSessions, garbled};
+use super::{RedisSessions, malformed};
 use crate::app::StoreError;
 use crate::app::revocations::{Revocation, RevocationPage};
 use crate::app::sessions::PRUNED_PER_PASS;
@@ -28,17 +28,17 @@ impl RedisSessions {
         now: DateTime<Utc>,
     ) -> Result<RevocationPage, StoreError> {
         let mut page = RevocationPage { log_id: String::new(), next: after, entries: Vec::new() };
-        let mut place = after;
+        let mut seq = after;
         // The loop skips expired entries. The pruner removes them soon, so there are few rounds.
         loop {
             let mut call = self.call(&self.scripts.page);
-            call.arg(format!("({}-{}", place / NUMBERS, place % NUMBERS)).arg(limit);
+            call.arg(format!("({}-{}", seq / NUMBERS, seq % NUMBERS)).arg(limit);
             let (log_id, raw): (String, Vec<RawEntry>) = self.run("page", &call).await?;
             page.log_id = log_id;
             let is_end = raw.len() < usize::try_from(limit).unwrap_or(usize::MAX);
             for entry in raw {
                 let entry = read(&entry)?;
-                place = entry.seq;
+                seq = entry.seq;
                 if entry.until > now {
                     page.entries.push(entry);
                 }
@@ -70,10 +70,10 @@ fn read((id, fields): &RawEntry) -> Result<Revocation, StoreError> {
         pairs.find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
     };
     let session = field("session").and_then(SessionId::parse);
-    let until = field("until").ok_or_else(|| garbled("a revocation"))?;
+    let until = field("until").ok_or_else(|| malformed("a revocation"))?;
     Ok(Revocation {
-        seq: number(id).ok_or_else(|| garbled("a revocation's id"))?,
-        session: session.ok_or_else(|| garbled("a revocation's session"))?,
+        seq: number(id).ok_or_else(|| malformed("a revocation's id"))?,
+        session: session.ok_or_else(|| malformed("a revocation's session"))?,
         until: time(until.as_bytes())?,
     })
 }
@@ -91,9 +91,9 @@ mod tests {
     #[test]
     fn places_are_in_the_order_of_ids() {
         let ids = ["0-1", "1-0", "1-9", "1-10", "1800000000000-0", "1800000000000-4194303"];
-        let places: Vec<_> = ids.iter().map(|id| number(id).unwrap()).collect();
-        assert!(places.is_sorted_by(|one, other| one < other), "{places:?}");
-        let last = places[5];
+        let seqs: Vec<_> = ids.iter().map(|id| number(id).unwrap()).collect();
+        assert!(seqs.is_sorted_by(|one, other| one < other), "{seqs:?}");
+        let last = seqs[5];
         assert_eq!(format!("{}-{}", last / NUMBERS, last % NUMBERS), ids[5]);
         assert_eq!(number("nonsense"), None);
     }

@@ -169,7 +169,7 @@ impl RedisSessions {
     pub(crate) async fn time(&self) -> Result<DateTime<Utc>, StoreError> {
         let (seconds, micros): (i64, i64) = self.ask("time", &redis::cmd("TIME")).await?;
         let micros = seconds.saturating_mul(1_000_000).saturating_add(micros);
-        DateTime::from_timestamp_micros(micros).ok_or_else(|| garbled("the server's time"))
+        DateTime::from_timestamp_micros(micros).ok_or_else(|| malformed("the server's time"))
     }
 
     async fn ping(&self) -> Result<(), RedisError> {
@@ -243,6 +243,6 @@ fn failed(error: RedisError) -> StoreError {
 }
 
 /// The error for a malformed answer.
-fn garbled(what: &'static str) -> StoreError {
+fn malformed(what: &'static str) -> StoreError {
     StoreError::Failed(anyhow::anyhow!("redis: {what} is malformed"))
 }

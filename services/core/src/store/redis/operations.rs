@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{RedisSessions, garbled};
+use super::{RedisSessions, malformed};
 use crate::app::StoreError;
 use crate::app::sessions::{OpenSession, Rotation};
 use crate::domain::account::MemberId;
@@ -39,9 +39,9 @@ impl RedisSessions {
         match outcome.split_first() {
             Some((word, ended)) if word == "open" => Ok(OpenedAt::Open(sessions(ended)?)),
             Some((word, [known])) if word == "behind" => {
-                known.parse().map(OpenedAt::Behind).map_err(|_| garbled("an epoch"))
+                known.parse().map(OpenedAt::Behind).map_err(|_| malformed("an epoch"))
             }
-            _ => Err(garbled("the answer to an opening")),
+            _ => Err(malformed("the answer to an opening")),
         }
     }
 
@@ -72,9 +72,9 @@ impl RedisSessions {
                 member: member(owner)?,
                 session: session(id)?,
                 times: SessionTimes { started_at: time(started)?, renewed_at: time(renewed)? },
-                salt: Salt(salt.try_into().map_err(|_| garbled("a salt"))?),
+                salt: Salt(salt.try_into().map_err(|_| malformed("a salt"))?),
             }),
-            _ => Err(garbled("the answer to a rotation")),
+            _ => Err(malformed("the answer to a rotation")),
         }
     }
 
@@ -95,7 +95,7 @@ impl RedisSessions {
                 let (started_at, renewed_at) = (time(started)?, time(renewed)?);
                 Ok(Some(SessionTimes { started_at, renewed_at }))
             }
-            _ => Err(garbled("the answer to a use")),
+            _ => Err(malformed("the answer to a use")),
         }
     }
 
@@ -109,7 +109,7 @@ impl RedisSessions {
         match outcome.as_slice() {
             [] => Ok(None),
             [owner, id] => Ok(Some((member(owner)?, session(id)?))),
-            _ => Err(garbled("a refresh token's session")),
+            _ => Err(malformed("a refresh token's session")),
         }
     }
 
@@ -167,11 +167,11 @@ fn sessions(ids: &[String]) -> Result<Vec<SessionId>, StoreError> {
 }
 
 fn session(id: &[u8]) -> Result<SessionId, StoreError> {
-    text(id).and_then(SessionId::parse).ok_or_else(|| garbled("a session's id"))
+    text(id).and_then(SessionId::parse).ok_or_else(|| malformed("a session's id"))
 }
 
 fn member(id: &[u8]) -> Result<MemberId, StoreError> {
-    let id = text(id).ok_or_else(|| garbled("a member's id"))?;
+    let id = text(id).ok_or_else(|| malformed("a member's id"))?;
     Ok(MemberId::trusted(id.to_owned()))
 }
 
@@ -179,7 +179,7 @@ pub(super) fn time(micros: &[u8]) -> Result<DateTime<Utc>, StoreError> {
     text(micros)
         .and_then(|micros| micros.parse().ok())
         .and_then(DateTime::from_timestamp_micros)
-        .ok_or_else(|| garbled("a time"))
+        .ok_or_else(|| malformed("a time"))
 }
 
 fn text(bytes: &[u8]) -> Option<&str> {

@@ -23,7 +23,7 @@ use crate::domain::spot::SpotOverview;
 const RECENT_BYTES: u64 = 16 << 20;
 
 /// The key of cached matches: the catalogue's revision and the query.
-type Asked = (i64, SearchText);
+type MatchKey = (i64, SearchText);
 /// A refresh, shared by its callers.
 type Refresh = Shared<BoxFuture<'static, Result<(), Arc<StoreError>>>>;
 
@@ -31,7 +31,7 @@ type Refresh = Shared<BoxFuture<'static, Result<(), Arc<StoreError>>>>;
 pub(in crate::store) struct LiveIndex {
     held: RwLock<Held>,
     /// The matches of recent queries.
-    recent: Cache<Asked, Arc<RoaringBitmap>>,
+    recent: Cache<MatchKey, Arc<RoaringBitmap>>,
     next: Mutex<Option<Refresh>>,
     /// One refresh runs at a time.
     reading: tokio::sync::Semaphore,
@@ -48,7 +48,7 @@ impl Default for LiveIndex {
     fn default() -> Self {
         let recent = Cache::builder()
             .max_capacity(RECENT_BYTES)
-            .weigher(|_: &Asked, matches: &Arc<RoaringBitmap>| {
+            .weigher(|_: &MatchKey, matches: &Arc<RoaringBitmap>| {
                 u32::try_from(matches.serialized_size() + 256).unwrap_or(u32::MAX)
             })
             .build();
@@ -91,8 +91,10 @@ impl LiveIndex {
     {
         let run = {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            next.get_or_insert_with(|| Self::in_turn(Arc::clone(self), refresh()).boxed().shared())
-                .clone()
+            next.get_or_insert_with(|| {
+                Self::run_exclusively(Arc::clone(self), refresh()).boxed().shared()
+            })
+            .clone()
         };
         run.await.map_err(|error| match &*error {
             StoreError::Unavailable(_) => StoreError::Unavailable(error.into()),
@@ -100,11 +102,11 @@ impl LiveIndex {
         })
     }
 
-    async fn in_turn(
+    async fn run_exclusively(
         self: Arc<Self>,
         refresh: impl Future<Output = Result<(), StoreError>>,
     ) -> Result<(), Arc<StoreError>> {
-        let _turn = self.reading.acquire().await;
+        let _permit = self.reading.acquire().await;
         // Later callers must start a new run.
         self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         refresh.await.map_err(Arc::new)

@@ -83,7 +83,7 @@ async fn revision(conn: &mut Connection) -> sqlx::Result<i64> {
 }
 
 /// Runs CPU-heavy work on a blocking thread.
-async fn off_thread<T: Send + 'static>(
+async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.into()))
@@ -165,7 +165,7 @@ async fn read_changes(store: &Store, known: i64) -> Result<(), StoreError> {
         return read_whole(store).await;
     }
     let index = store.index.clone();
-    let applied = off_thread(move || index.apply(now, changes)).await?;
+    let applied = on_blocking_thread(move || index.apply(now, changes)).await?;
     applied.map_err(|error| StoreError::Failed(error.into()))
 }
 
@@ -181,7 +181,7 @@ async fn read_whole(store: &Store) -> Result<(), StoreError> {
     let mut rows = read_indexed(&mut snapshot, 0).await?;
     while let Some(last) = rows.last() {
         let next = last.try_get::<i64, _>("doc_id")? + 1;
-        let putting = off_thread(move || -> sqlx::Result<SpotIndex> {
+        let putting = on_blocking_thread(move || -> sqlx::Result<SpotIndex> {
             for row in &rows {
                 let (doc, spot) = indexed(row)?;
                 index.put(doc, &spot).map_err(|error| sqlx::Error::Decode(error.into()))?;
@@ -195,7 +195,7 @@ async fn read_whole(store: &Store) -> Result<(), StoreError> {
     }
     snapshot.rollback().await?;
     let live = store.index.clone();
-    off_thread(move || {
+    on_blocking_thread(move || {
         index.order();
         live.replace(revision, index);
     })

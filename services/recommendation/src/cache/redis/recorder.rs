@@ -5,7 +5,7 @@ use redis::Script;
 
 use super::connection::Connection;
 use super::keys::Keys;
-use crate::app::ports::{Counted, PortError, TrendEvent};
+use crate::app::ports::{PortError, TrendEvent, TrendOutcome};
 use crate::batcher::{Batcher, Work};
 use crate::domain::decay::MOVE_AT;
 use crate::domain::trend::NEGLIGIBLE;
@@ -22,7 +22,7 @@ pub(super) struct Entry {
     pub(super) what: String,
 }
 
-/// Counts events. [`Counted`] for each, once it is kept.
+/// Counts events. [`TrendOutcome`] for each, once it is kept.
 pub(super) type Recorder = Batcher<Recording>;
 
 /// Starts a recorder. Must be called inside a tokio runtime.
@@ -54,16 +54,16 @@ pub(super) struct Recording {
 
 impl Work for Recording {
     type Item = Entry;
-    type Output = Counted;
+    type Output = TrendOutcome;
     const NAME: &'static str = "the recorder of the trend";
     /// Few enough that Redis is done with them in a few milliseconds.
     const MAX: usize = 256;
 
-    async fn run(&self, batch: &[Entry]) -> Vec<Result<Counted, PortError>> {
+    async fn run(&self, batch: &[Entry]) -> Vec<Result<TrendOutcome, PortError>> {
         let counted = |outcome| match outcome {
-            0 => Ok(Counted::Applied),
-            1 => Ok(Counted::Duplicate),
-            _ => Ok(Counted::AlreadyCounted),
+            0 => Ok(TrendOutcome::Applied),
+            1 => Ok(TrendOutcome::Duplicate),
+            _ => Ok(TrendOutcome::AlreadyCounted),
         };
         match self.send(batch).await {
             Ok(outcomes) => outcomes.into_iter().map(counted).collect(),

@@ -13,8 +13,8 @@ use tourin_chassis::pruning::PassLog as _;
 use uuid::Uuid;
 
 use super::OnRedis;
-use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
-use crate::domain::interaction::{Kind, Moment};
+use crate::app::ports::{PortError, TrendEvent, TrendOutcome, TrendStore};
+use crate::domain::interaction::{ChangeOrder, Kind};
 use crate::domain::spot::SpotId;
 use crate::domain::trend::TrendRules;
 use crate::operation::StoreMetrics;
@@ -29,8 +29,8 @@ fn at(seconds: i64) -> DateTime<Utc> {
     start() + TimeDelta::seconds(seconds)
 }
 
-fn moment(seconds: i64) -> Moment {
-    Moment { at: at(seconds), version: None }
+fn moment(seconds: i64) -> ChangeOrder {
+    ChangeOrder { at: at(seconds), version: None }
 }
 
 fn view(subject: &str, seconds: i64) -> TrendEvent {
@@ -132,7 +132,7 @@ async fn forgetting_a_person_keeps_later_counts_of_the_same_day() {
     assert_eq!(bench.keys("counted:").await.len(), 1);
     // The later count is still known.
     let again = bench.trend.record(&view("member1", 7_300)).await.unwrap();
-    assert_eq!(again, Counted::AlreadyCounted);
+    assert_eq!(again, TrendOutcome::AlreadyCounted);
 }
 
 /// An older version stored no `seen`, and times without versions.
@@ -148,10 +148,10 @@ async fn data_of_an_older_version_is_read_and_is_earlier_than_versioned_data() {
     let top = bench.trend.top(9, at(1)).await.unwrap();
     assert_eq!(top.len(), 1);
     let old = bench.trend.record(&view("member2", 1)).await.unwrap();
-    assert_eq!(old, Counted::AlreadyCounted);
-    let occurred = Moment { version: Some(1), ..moment(1) };
+    assert_eq!(old, TrendOutcome::AlreadyCounted);
+    let occurred = ChangeOrder { version: Some(1), ..moment(1) };
     let new = bench.trend.record(&TrendEvent { occurred, ..view("member2", 1) }).await.unwrap();
-    assert_eq!(new, Counted::Applied);
+    assert_eq!(new, TrendOutcome::Applied);
     let top = bench.trend.top(9, at(1)).await.unwrap();
     assert!((top[0].value - 2.0).abs() < 1e-3, "{top:?}");
 }
@@ -180,7 +180,7 @@ async fn a_redis_that_was_emptied_starts_anew() {
         let _: () = bench.connection.del(key).await.unwrap();
     }
     assert!(bench.trend.top(9, at(0)).await.unwrap().is_empty());
-    assert_eq!(bench.trend.record(&view("member1", 1)).await.unwrap(), Counted::Applied);
+    assert_eq!(bench.trend.record(&view("member1", 1)).await.unwrap(), TrendOutcome::Applied);
     let top = bench.trend.top(9, at(1)).await.unwrap();
     assert!((top[0].value - 1.0).abs() < 1e-9);
 }
@@ -230,7 +230,7 @@ async fn events_at_once_share_round_trips() {
     let events: Vec<_> = (0..1_000).map(|n| view(&format!("member{n}"), n)).collect();
     let before = server.engine().commands();
     let outcomes = join_all(events.iter().map(|event| trend.record(event))).await;
-    assert!(outcomes.into_iter().all(|counted| counted.unwrap() == Counted::Applied));
+    assert!(outcomes.into_iter().all(|counted| counted.unwrap() == TrendOutcome::Applied));
     let round_trips = server.engine().commands() - before;
     println!("1,000 events: {round_trips} round trips");
     // tokio lets a task run for 128 steps at a time. So many events form a group if the server has
@@ -240,10 +240,15 @@ async fn events_at_once_share_round_trips() {
     // Two events of one window in one group count once, and both ids are known afterwards.
     let twice = [view("another", 0), view("another", 1)];
     let outcomes = join_all(twice.iter().chain(&twice).map(|event| trend.record(event))).await;
-    let outcomes: Vec<Counted> = outcomes.into_iter().map(Result::unwrap).collect();
+    let outcomes: Vec<TrendOutcome> = outcomes.into_iter().map(Result::unwrap).collect();
     assert_eq!(
         outcomes,
-        [Counted::Applied, Counted::AlreadyCounted, Counted::Duplicate, Counted::Duplicate]
+        [
+            TrendOutcome::Applied,
+            TrendOutcome::AlreadyCounted,
+            TrendOutcome::Duplicate,
+            TrendOutcome::Duplicate
+        ]
     );
 }
 

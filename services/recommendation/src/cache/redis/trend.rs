@@ -12,9 +12,9 @@ use super::connection::Connection;
 use super::keys::Keys;
 use super::recorder::{self, Entry, Recorder};
 use crate::app::ingest::MARGIN;
-use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
+use crate::app::ports::{PortError, TrendEvent, TrendOutcome, TrendStore};
 use crate::domain::decay::Decay;
-use crate::domain::interaction::{Kind, Moment};
+use crate::domain::interaction::{ChangeOrder, Kind};
 use crate::domain::spot::SpotId;
 use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, best, jump_of};
 use crate::operation::{read, write};
@@ -140,17 +140,17 @@ impl RedisTrend {
     }
 
     /// How long a count is needed after its time: an event within its window can still arrive.
-    fn needed_us(&self) -> i64 {
+    fn retention_us(&self) -> i64 {
         micros(self.rules.max_age.saturating_add(self.rules.window).saturating_add(MARGIN))
     }
 }
 
 #[async_trait]
 impl TrendStore for RedisTrend {
-    async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
+    async fn record(&self, event: &TrendEvent) -> Result<TrendOutcome, PortError> {
         write(&self.connection.engine, "record", "trend", async {
             let at = event.occurred.at.min(event.recorded_at).timestamp_micros();
-            let needed_until = at.saturating_add(self.needed_us());
+            let needed_until = at.saturating_add(self.retention_us());
             let counted_ttl_ms = (needed_until - self.clock.now().timestamp_micros()) / 1_000;
             let entry = Entry {
                 keys: self.keys_of(event, at),
@@ -222,7 +222,7 @@ impl TrendStore for RedisTrend {
     async fn forget(
         &self,
         subject: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         write(&self.connection.engine, "forget", "trend", async {
@@ -230,7 +230,7 @@ impl TrendStore for RedisTrend {
             let mut call = self.scripts.forget.prepare_invoke();
             call.key(self.keys.forgotten(subject));
             // The clocks of the counts may have been ahead of the order's clock.
-            let first = at.min(now).saturating_sub(self.needed_us()).div_euclid(DAY_US);
+            let first = at.min(now).saturating_sub(self.retention_us()).div_euclid(DAY_US);
             let last = at.max(now).div_euclid(DAY_US).saturating_add(1).min(first + MAX_DAYS);
             for day in first..=last {
                 call.key(self.keys.counted(day, subject));

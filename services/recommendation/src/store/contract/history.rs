@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 
 use super::{RECENT, at, contract, id, moment, versioned};
-use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, Profile};
+use crate::app::ports::{HistoryEvent, HistoryOutcome, HistoryStore, Interactions, Profile};
 use crate::domain::interaction::{Change, Kind};
 use crate::domain::similarity::Holder;
 use crate::domain::spot::SpotId;
@@ -14,7 +14,7 @@ use crate::domain::spot::SpotId;
 type Store = Arc<dyn HistoryStore>;
 
 contract!(histories on on_mongodb:
-    what_a_member_viewed_or_bookmarked_is_known_newest_first,
+    viewed_and_bookmarked_spots_are_known_newest_first,
     views_and_bookmarks_are_listed_separately,
     a_spot_with_a_removed_bookmark_is_known_only_if_it_was_viewed,
     changes_may_come_late_and_more_than_once,
@@ -30,7 +30,13 @@ contract!(histories on on_mongodb:
     a_view_from_the_future_is_replaced_by_a_current_one,
 );
 
-async fn change(store: &Store, member: &str, spot: i64, change: Change, seconds: i64) -> Kept {
+async fn change(
+    store: &Store,
+    member: &str,
+    spot: i64,
+    change: Change,
+    seconds: i64,
+) -> HistoryOutcome {
     let event = HistoryEvent {
         member: member.to_owned(),
         spot: id(spot),
@@ -46,7 +52,7 @@ async fn change_as(
     store: &Store,
     (spot, change): (i64, Change),
     (version, seconds): (u64, i64),
-) -> Kept {
+) -> HistoryOutcome {
     let event = HistoryEvent {
         member: "member1".to_owned(),
         spot: id(spot),
@@ -75,7 +81,7 @@ fn ids(numbers: &[i64]) -> Vec<SpotId> {
     numbers.iter().copied().map(id).collect()
 }
 
-async fn what_a_member_viewed_or_bookmarked_is_known_newest_first(store: Store) {
+async fn viewed_and_bookmarked_spots_are_known_newest_first(store: Store) {
     assert_eq!(profile(&store, "nobody").await, Profile::default());
     change(&store, "member1", 1, Change::Viewed, 1).await;
     change(&store, "member1", 2, Change::Bookmarked, 2).await;
@@ -92,7 +98,7 @@ async fn what_a_member_viewed_or_bookmarked_is_known_newest_first(store: Store) 
 }
 
 async fn views_and_bookmarks_are_listed_separately(store: Store) {
-    assert_eq!(store.deeds("member1", 9).await.unwrap(), Deeds::default());
+    assert_eq!(store.interactions("member1", 9).await.unwrap(), Interactions::default());
     change(&store, "member1", 3, Change::Viewed, 1).await;
     change(&store, "member1", 1, Change::Viewed, 2).await;
     change(&store, "member1", 1, Change::Bookmarked, 3).await;
@@ -100,10 +106,10 @@ async fn views_and_bookmarks_are_listed_separately(store: Store) {
     change(&store, "member1", 4, Change::Bookmarked, 5).await;
     change(&store, "member1", 4, Change::Unbookmarked, 6).await;
     change(&store, "member2", 9, Change::Viewed, 7).await;
-    let deeds = store.deeds("member1", 9).await.unwrap();
-    assert_eq!(deeds, Deeds { bookmarked: ids(&[1, 2]), viewed: ids(&[1, 3]) });
-    let first = store.deeds("member1", 1).await.unwrap();
-    assert_eq!(first, Deeds { bookmarked: ids(&[1]), viewed: ids(&[1]) });
+    let interactions = store.interactions("member1", 9).await.unwrap();
+    assert_eq!(interactions, Interactions { bookmarked: ids(&[1, 2]), viewed: ids(&[1, 3]) });
+    let first = store.interactions("member1", 1).await.unwrap();
+    assert_eq!(first, Interactions { bookmarked: ids(&[1]), viewed: ids(&[1]) });
 }
 
 async fn a_spot_with_a_removed_bookmark_is_known_only_if_it_was_viewed(store: Store) {
@@ -119,15 +125,18 @@ async fn a_spot_with_a_removed_bookmark_is_known_only_if_it_was_viewed(store: St
 }
 
 async fn changes_may_come_late_and_more_than_once(store: Store) {
-    assert_eq!(change(&store, "member1", 1, Change::Unbookmarked, 10).await, Kept::Applied);
-    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 5).await, Kept::Stale);
+    assert_eq!(
+        change(&store, "member1", 1, Change::Unbookmarked, 10).await,
+        HistoryOutcome::Applied
+    );
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 5).await, HistoryOutcome::Stale);
     assert!(recent(&store, "member1").await.is_empty());
-    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 11).await, Kept::Applied);
-    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 11).await, Kept::Stale);
-    assert_eq!(change(&store, "member1", 1, Change::Unbookmarked, 10).await, Kept::Stale);
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 11).await, HistoryOutcome::Applied);
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 11).await, HistoryOutcome::Stale);
+    assert_eq!(change(&store, "member1", 1, Change::Unbookmarked, 10).await, HistoryOutcome::Stale);
     assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
-    assert_eq!(change(&store, "member1", 1, Change::Viewed, 3).await, Kept::Applied);
-    assert_eq!(change(&store, "member1", 1, Change::Viewed, 2).await, Kept::Stale);
+    assert_eq!(change(&store, "member1", 1, Change::Viewed, 3).await, HistoryOutcome::Applied);
+    assert_eq!(change(&store, "member1", 1, Change::Viewed, 2).await, HistoryOutcome::Stale);
     assert_eq!(degree(&store, 1).await, 1);
     assert_eq!(profile(&store, "member1").await.recent[0].last_at, at(11));
 }
@@ -176,14 +185,14 @@ async fn a_forgotten_member_leaves_nothing_behind(store: Store) {
     assert_eq!((degree(&store, 1).await, degree(&store, 2).await), (1, 0));
     assert_eq!(store.neighbourhood(id(1), 10).await.unwrap().holders.len(), 1);
     // A late event has no effect.
-    assert_eq!(change(&store, "member1", 3, Change::Viewed, 9).await, Kept::Forgotten);
+    assert_eq!(change(&store, "member1", 3, Change::Viewed, 9).await, HistoryOutcome::Forgotten);
     assert_eq!(profile(&store, "member1").await, Profile::default());
 }
 
 async fn forgetting_twice_spares_a_new_member_with_the_same_id(store: Store) {
     change(&store, "member1", 1, Change::Viewed, 1).await;
     store.forget("member1", moment(10), at(10_000)).await.unwrap();
-    assert_eq!(change(&store, "member1", 2, Change::Viewed, 20).await, Kept::Applied);
+    assert_eq!(change(&store, "member1", 2, Change::Viewed, 20).await, HistoryOutcome::Applied);
     store.forget("member1", moment(10), at(10_000)).await.unwrap();
     assert_eq!(recent(&store, "member1").await, [(2, Kind::View)]);
     assert_eq!(degree(&store, 2).await, 1);
@@ -194,8 +203,9 @@ async fn concurrent_duplicates_count_once(store: Store) {
         let store = Arc::clone(&store);
         tokio::spawn(async move { change(&store, "member1", n % 4, Change::Viewed, n % 4).await })
     });
-    let outcomes: Vec<Kept> = join_all(calls).await.into_iter().map(Result::unwrap).collect();
-    assert_eq!(outcomes.iter().filter(|kept| **kept == Kept::Applied).count(), 4);
+    let outcomes: Vec<HistoryOutcome> =
+        join_all(calls).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(outcomes.iter().filter(|kept| **kept == HistoryOutcome::Applied).count(), 4);
     for spot in 0..4 {
         assert_eq!(degree(&store, spot).await, 1);
     }
@@ -207,7 +217,7 @@ async fn pruning_removes_only_what_can_no_longer_be_overtaken(store: Store) {
     change(&store, "member1", 1, Change::Unbookmarked, 10).await;
     change(&store, "member1", 2, Change::Bookmarked, 10).await;
     assert_eq!(store.prune(at(29 * DAY)).await.unwrap(), 0);
-    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 9).await, Kept::Stale);
+    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 9).await, HistoryOutcome::Stale);
     assert_eq!(store.prune(at(32 * DAY)).await.unwrap(), 1);
     assert_eq!(recent(&store, "member1").await, [(2, Kind::Bookmark)]);
 }
@@ -215,36 +225,48 @@ async fn pruning_removes_only_what_can_no_longer_be_overtaken(store: Store) {
 async fn of_two_changes_the_one_with_the_higher_version_is_the_later(store: Store) {
     const HOUR: i64 = 3_600;
     let (placed, back) = ((1, Change::Bookmarked), (1, Change::Unbookmarked));
-    assert_eq!(change_as(&store, placed, (7, HOUR)).await, Kept::Applied);
+    assert_eq!(change_as(&store, placed, (7, HOUR)).await, HistoryOutcome::Applied);
     // The clock was corrected by an hour.
-    assert_eq!(change_as(&store, back, (8, 60)).await, Kept::Applied);
+    assert_eq!(change_as(&store, back, (8, 60)).await, HistoryOutcome::Applied);
     assert!(recent(&store, "member1").await.is_empty());
     assert_eq!(degree(&store, 1).await, 0);
     // Late, duplicated, or from a dead letter with a new date.
     for seconds in [60, HOUR, 9 * HOUR] {
-        assert_eq!(change_as(&store, placed, (7, seconds)).await, Kept::Stale);
-        assert_eq!(change_as(&store, back, (8, seconds)).await, Kept::Stale);
+        assert_eq!(change_as(&store, placed, (7, seconds)).await, HistoryOutcome::Stale);
+        assert_eq!(change_as(&store, back, (8, seconds)).await, HistoryOutcome::Stale);
     }
-    assert_eq!(change_as(&store, placed, (9, 30)).await, Kept::Applied);
+    assert_eq!(change_as(&store, placed, (9, 30)).await, HistoryOutcome::Applied);
     assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
     // In the wrong order, with a clock that was behind.
-    assert_eq!(change_as(&store, (2, Change::Unbookmarked), (11, -HOUR)).await, Kept::Applied);
-    assert_eq!(change_as(&store, (2, Change::Bookmarked), (10, 0)).await, Kept::Stale);
+    assert_eq!(
+        change_as(&store, (2, Change::Unbookmarked), (11, -HOUR)).await,
+        HistoryOutcome::Applied
+    );
+    assert_eq!(change_as(&store, (2, Change::Bookmarked), (10, 0)).await, HistoryOutcome::Stale);
     assert_eq!(recent(&store, "member1").await, [(1, Kind::Bookmark)]);
 }
 
 /// Rows and events from before versions existed have no version.
 async fn a_change_with_a_version_is_later_than_one_without(store: Store) {
     const YEAR: i64 = 365 * 24 * 3_600;
-    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, YEAR).await, Kept::Applied);
-    assert_eq!(change_as(&store, (1, Change::Unbookmarked), (1, 0)).await, Kept::Applied);
+    assert_eq!(
+        change(&store, "member1", 1, Change::Bookmarked, YEAR).await,
+        HistoryOutcome::Applied
+    );
+    assert_eq!(change_as(&store, (1, Change::Unbookmarked), (1, 0)).await, HistoryOutcome::Applied);
     assert!(recent(&store, "member1").await.is_empty());
-    assert_eq!(change(&store, "member1", 1, Change::Bookmarked, 2 * YEAR).await, Kept::Stale);
+    assert_eq!(
+        change(&store, "member1", 1, Change::Bookmarked, 2 * YEAR).await,
+        HistoryOutcome::Stale
+    );
     assert!(recent(&store, "member1").await.is_empty());
     // An account deleted before versions existed, with a clock that was ahead.
     store.forget("member1", moment(YEAR), at(2 * YEAR)).await.unwrap();
-    assert_eq!(change_as(&store, (2, Change::Bookmarked), (2, 0)).await, Kept::Applied);
-    assert_eq!(change(&store, "member1", 3, Change::Viewed, YEAR - 1).await, Kept::Forgotten);
+    assert_eq!(change_as(&store, (2, Change::Bookmarked), (2, 0)).await, HistoryOutcome::Applied);
+    assert_eq!(
+        change(&store, "member1", 3, Change::Viewed, YEAR - 1).await,
+        HistoryOutcome::Forgotten
+    );
     assert_eq!(recent(&store, "member1").await, [(2, Kind::Bookmark)]);
 }
 
@@ -254,8 +276,11 @@ async fn a_new_member_with_a_deleted_id_is_distinguished_by_the_version(store: S
     store.forget("member1", versioned(8, HOUR), at(99 * HOUR)).await.unwrap();
     assert_eq!(profile(&store, "member1").await, Profile::default());
     // The clock is right again.
-    assert_eq!(change_as(&store, (2, Change::Viewed), (9, 0)).await, Kept::Applied);
-    assert_eq!(change_as(&store, (1, Change::Bookmarked), (7, 2 * HOUR)).await, Kept::Forgotten);
+    assert_eq!(change_as(&store, (2, Change::Viewed), (9, 0)).await, HistoryOutcome::Applied);
+    assert_eq!(
+        change_as(&store, (1, Change::Bookmarked), (7, 2 * HOUR)).await,
+        HistoryOutcome::Forgotten
+    );
     store.forget("member1", versioned(8, 9 * HOUR), at(99 * HOUR)).await.unwrap();
     assert_eq!(recent(&store, "member1").await, [(2, Kind::View)]);
     assert_eq!((degree(&store, 1).await, degree(&store, 2).await), (0, 1));

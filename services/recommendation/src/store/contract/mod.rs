@@ -15,8 +15,8 @@ use super::mongodb::TestDatabase;
 use super::{HistoryRules, Stores};
 use crate::app::ports::{HistoryStore, SpotReplica, TrendStore};
 use crate::cache::redis::OnRedis;
-use crate::domain::interaction::Moment;
-use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::interaction::ChangeOrder;
+use crate::domain::spot::{Coordinates, Spot, SpotId};
 use crate::domain::trend::TrendRules;
 use crate::operation::StoreMetrics;
 use crate::test_servers;
@@ -33,12 +33,12 @@ fn at(seconds: i64) -> DateTime<Utc> {
 }
 
 /// A moment without a version.
-fn moment(seconds: i64) -> Moment {
-    Moment { at: at(seconds), version: None }
+fn moment(seconds: i64) -> ChangeOrder {
+    ChangeOrder { at: at(seconds), version: None }
 }
 
-fn versioned(version: u64, seconds: i64) -> Moment {
-    Moment { version: Some(version), ..moment(seconds) }
+fn versioned(version: u64, seconds: i64) -> ChangeOrder {
+    ChangeOrder { version: Some(version), ..moment(seconds) }
 }
 
 fn id(number: i64) -> SpotId {
@@ -51,7 +51,7 @@ fn spot(number: i64, version: u64) -> Spot {
         version,
         name: format!("곳 {number} 판 {version}"),
         address: format!("길 {number}"),
-        place: Place { lat: 37.0 + number as f64 / 100.0, lng: 127.0 },
+        coordinates: Coordinates { lat: 37.0 + number as f64 / 100.0, lng: 127.0 },
         image_url: None,
         tags: vec!["자연".to_owned()],
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{contract, id, spot};
 use crate::app::ports::{SpotReplica, SpotState, TagCursor};
-use crate::domain::spot::{Place, Spot};
+use crate::domain::spot::{Coordinates, Spot};
 
 type Store = Arc<dyn SpotReplica>;
 
@@ -60,31 +60,31 @@ async fn a_deletion_leaves_its_version_behind(store: Store) {
     assert!(!upsert(&store, 2, 4).await);
     assert!(upsert(&store, 2, 5).await);
     assert_eq!(get(&store, 2).await, Some(spot(2, 5)));
-    assert!(store.near(Place { lat: 37.0, lng: 127.0 }, None, 9).await.unwrap().len() == 1);
+    assert!(store.near(Coordinates { lat: 37.0, lng: 127.0 }, None, 9).await.unwrap().len() == 1);
 }
 
 async fn it_is_complete_once_a_resync_has_ended(store: Store) {
     let resync = store.begin_resync().await.unwrap();
     store.adopt_log("a").await.unwrap();
     assert!(upsert(&store, 1, 1).await);
-    assert!(!store.is_whole().await.unwrap(), "one spot is not the catalogue");
+    assert!(!store.is_complete().await.unwrap(), "one spot is not the catalogue");
     store.sweep(resync).await.unwrap();
-    assert!(store.is_whole().await.unwrap());
+    assert!(store.is_complete().await.unwrap());
     store.adopt_log("b").await.unwrap();
     store.begin_resync().await.unwrap();
-    assert!(store.is_whole().await.unwrap(), "the spots from before are a complete catalogue");
+    assert!(store.is_complete().await.unwrap(), "the spots from before are a complete catalogue");
 }
 
 async fn near_spots_come_nearest_first(store: Store) {
     let mut states: Vec<SpotState> = (1..=9).map(|n| SpotState::Live(spot(n, 1))).collect();
     let mut far = spot(50, 1);
-    far.place = Place { lat: -33.9, lng: 151.2 };
+    far.coordinates = Coordinates { lat: -33.9, lng: 151.2 };
     states.push(SpotState::Live(far));
     merge(&store, &states).await;
-    let place = Place { lat: 37.041, lng: 127.0 };
-    let near = store.near(place, None, 4).await.unwrap();
+    let coordinates = Coordinates { lat: 37.041, lng: 127.0 };
+    let near = store.near(coordinates, None, 4).await.unwrap();
     assert_eq!(numbers(&near), [4, 5, 3, 6]);
-    let all = store.near(place, None, 100).await.unwrap();
+    let all = store.near(coordinates, None, 100).await.unwrap();
     assert_eq!(numbers(&all), [4, 5, 3, 6, 2, 7, 1, 8, 9, 50]);
 }
 
@@ -95,13 +95,13 @@ async fn near_spots_can_be_filtered_by_tag(store: Store) {
         let spot = Spot { tags, ..spot(number, 1) };
         merge(&store, &[SpotState::Live(spot)]).await;
     }
-    let place = Place { lat: 37.0, lng: 127.0 };
+    let coordinates = Coordinates { lat: 37.0, lng: 127.0 };
     let history = ["역사".to_owned()];
-    let near = store.near(place, Some(&history), 10).await.unwrap();
+    let near = store.near(coordinates, Some(&history), 10).await.unwrap();
     assert_eq!(numbers(&near), [1, 3]);
     // The tags change with the spot.
     upsert(&store, 1, 2).await;
-    let near = store.near(place, Some(&history), 10).await.unwrap();
+    let near = store.near(coordinates, Some(&history), 10).await.unwrap();
     assert_eq!(numbers(&near), [3]);
 }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::{Bench, at, contract, id, moment, open_redis, open_sqlite, start, versioned};
-use crate::app::ports::{Counted, TrendEvent, TrendStore};
+use crate::app::ports::{TrendEvent, TrendOutcome, TrendStore};
 use crate::domain::interaction::Kind;
 use crate::domain::trend::{Ranked, TrendRules};
 use crate::test_servers;
@@ -22,13 +22,13 @@ contract!(trend on on_redis:
     a_bookmark_weighs_two_views,
     values_halve_in_a_half_life_and_fall_off_below_the_floor,
     an_old_event_counts_with_its_decayed_weight,
-    a_year_without_events_does_no_harm,
+    a_year_without_events_breaks_nothing,
     equal_values_are_ordered_by_id,
     a_forgotten_person_no_longer_counts,
     concurrent_events_count_once_each,
     pruning_keeps_ids_that_can_be_redelivered,
     an_event_from_the_future_counts_as_of_now,
-    a_clock_that_was_years_ahead_does_no_lasting_harm,
+    a_clock_that_was_years_ahead_has_no_lasting_effect,
     a_view_from_a_clock_a_day_ahead_counts_as_one_view,
     a_jump_of_a_clock_that_advances_is_trusted,
     a_new_member_with_a_deleted_id_is_distinguished_by_the_version,
@@ -49,7 +49,7 @@ fn event(subject: &str, spot: i64, kind: Kind, seconds: i64) -> TrendEvent {
     }
 }
 
-async fn view(trend: &Store, subject: &str, spot: i64, seconds: i64) -> Counted {
+async fn view(trend: &Store, subject: &str, spot: i64, seconds: i64) -> TrendOutcome {
     trend.record(&event(subject, spot, Kind::View, seconds)).await.unwrap()
 }
 
@@ -71,23 +71,23 @@ fn assert_close(a: f64, b: f64) {
 
 async fn an_event_counts_once_however_often_it_comes(trend: Store) {
     let bookmark = event("member1", 1, Kind::Bookmark, 0);
-    assert_eq!(trend.record(&bookmark).await.unwrap(), Counted::Applied);
+    assert_eq!(trend.record(&bookmark).await.unwrap(), TrendOutcome::Applied);
     for _ in 0..3 {
-        assert_eq!(trend.record(&bookmark).await.unwrap(), Counted::Duplicate);
+        assert_eq!(trend.record(&bookmark).await.unwrap(), TrendOutcome::Duplicate);
     }
     assert_close(value(&trend, 1, 0).await, 2.0);
 }
 
 async fn one_person_spot_and_kind_count_once_within_the_window(trend: Store) {
-    assert_eq!(view(&trend, "member1", 1, 0).await, Counted::Applied);
-    assert_eq!(view(&trend, "member1", 1, HOUR - 1).await, Counted::AlreadyCounted);
-    assert_eq!(view(&trend, "member1", 1, -HOUR + 1).await, Counted::AlreadyCounted);
-    assert_eq!(view(&trend, "member2", 1, 1).await, Counted::Applied);
-    assert_eq!(view(&trend, "member1", 2, 1).await, Counted::Applied);
+    assert_eq!(view(&trend, "member1", 1, 0).await, TrendOutcome::Applied);
+    assert_eq!(view(&trend, "member1", 1, HOUR - 1).await, TrendOutcome::AlreadyCounted);
+    assert_eq!(view(&trend, "member1", 1, -HOUR + 1).await, TrendOutcome::AlreadyCounted);
+    assert_eq!(view(&trend, "member2", 1, 1).await, TrendOutcome::Applied);
+    assert_eq!(view(&trend, "member1", 2, 1).await, TrendOutcome::Applied);
     let bookmark = event("member1", 1, Kind::Bookmark, 1);
-    assert_eq!(trend.record(&bookmark).await.unwrap(), Counted::Applied);
-    assert_eq!(view(&trend, "member1", 1, HOUR).await, Counted::Applied);
-    assert_eq!(view(&trend, "member1", 1, -HOUR).await, Counted::Applied);
+    assert_eq!(trend.record(&bookmark).await.unwrap(), TrendOutcome::Applied);
+    assert_eq!(view(&trend, "member1", 1, HOUR).await, TrendOutcome::Applied);
+    assert_eq!(view(&trend, "member1", 1, -HOUR).await, TrendOutcome::Applied);
 }
 
 async fn a_bookmark_weighs_two_views(trend: Store) {
@@ -114,7 +114,7 @@ async fn an_old_event_counts_with_its_decayed_weight(trend: Store) {
     assert_eq!(spots(&trend, 0).await, [1, 2]);
 }
 
-async fn a_year_without_events_does_no_harm(trend: Store) {
+async fn a_year_without_events_breaks_nothing(trend: Store) {
     view(&trend, "member1", 1, 0).await;
     let year = 365 * 24 * HOUR;
     assert!(spots(&trend, year).await.is_empty());
@@ -139,10 +139,10 @@ async fn equal_values_are_ordered_by_id(trend: Store) {
 async fn a_forgotten_person_no_longer_counts(trend: Store) {
     view(&trend, "member1", 1, 0).await;
     trend.forget("member1", moment(10), at(HOUR * 30)).await.unwrap();
-    assert_eq!(view(&trend, "member1", 2, 5).await, Counted::AlreadyCounted);
-    assert_eq!(view(&trend, "member2", 3, 5).await, Counted::Applied);
+    assert_eq!(view(&trend, "member1", 2, 5).await, TrendOutcome::AlreadyCounted);
+    assert_eq!(view(&trend, "member2", 3, 5).await, TrendOutcome::Applied);
     // A new member with the same id.
-    assert_eq!(view(&trend, "member1", 4, 20).await, Counted::Applied);
+    assert_eq!(view(&trend, "member1", 4, 20).await, TrendOutcome::Applied);
     assert_eq!(spots(&trend, 20).await, [4, 3, 1]);
 }
 
@@ -155,8 +155,8 @@ async fn concurrent_events_count_once_each(trend: Store) {
         tokio::spawn(async move { trend.record(&event).await.unwrap() })
     });
     let outcomes: Vec<_> = join_all(calls).await.into_iter().map(Result::unwrap).collect();
-    let applied = outcomes.iter().filter(|o| **o == Counted::Applied).count();
-    let duplicates = outcomes.iter().filter(|o| **o == Counted::Duplicate).count();
+    let applied = outcomes.iter().filter(|o| **o == TrendOutcome::Applied).count();
+    let duplicates = outcomes.iter().filter(|o| **o == TrendOutcome::Duplicate).count();
     assert_eq!((applied, duplicates), (60, 60));
     for spot in 0..3 {
         assert_close(value(&trend, spot, 0).await, 20.0);
@@ -167,7 +167,7 @@ async fn pruning_keeps_ids_that_can_be_redelivered(trend: Store) {
     let first = event("member1", 1, Kind::View, 0);
     trend.record(&first).await.unwrap();
     trend.prune(at(24 * HOUR)).await.unwrap();
-    assert_eq!(trend.record(&first).await.unwrap(), Counted::Duplicate);
+    assert_eq!(trend.record(&first).await.unwrap(), TrendOutcome::Duplicate);
     // The score, and other records that do not expire by themselves.
     assert!(trend.prune(at(48 * HOUR)).await.unwrap() >= 1);
     assert_eq!(trend.prune(at(48 * HOUR)).await.unwrap(), 0);
@@ -176,13 +176,13 @@ async fn pruning_keeps_ids_that_can_be_redelivered(trend: Store) {
 
 async fn an_event_from_the_future_counts_as_of_now(trend: Store) {
     let early = TrendEvent { recorded_at: at(0), ..event("member1", 1, Kind::View, 900 * HOUR) };
-    assert_eq!(trend.record(&early).await.unwrap(), Counted::Applied);
+    assert_eq!(trend.record(&early).await.unwrap(), TrendOutcome::Applied);
     view(&trend, "member1", 2, 0).await;
     assert_close(value(&trend, 1, 0).await, 1.0);
     assert_close(value(&trend, 2, 0).await, 1.0);
 }
 
-async fn a_clock_that_was_years_ahead_does_no_lasting_harm(trend: Store) {
+async fn a_clock_that_was_years_ahead_has_no_lasting_effect(trend: Store) {
     let years = 5 * 365 * 24 * HOUR;
     view(&trend, "member1", 1, 0).await;
     view(&trend, "member1", 2, years).await;
@@ -236,18 +236,18 @@ async fn a_new_member_with_a_deleted_id_is_distinguished_by_the_version(trend: S
         let event = TrendEvent { occurred: versioned(version, seconds), ..event };
         trend.record(&event).await.unwrap()
     };
-    assert_eq!(view_as(1, 600, 1).await, Counted::Applied);
+    assert_eq!(view_as(1, 600, 1).await, TrendOutcome::Applied);
     trend.forget("member1", versioned(2, 600), at(HOUR * 30)).await.unwrap();
     // With a clock that was set back by ten minutes.
-    assert_eq!(view_as(3, 0, 1).await, Counted::Applied);
-    assert_eq!(view_as(4, 10, 1).await, Counted::AlreadyCounted);
+    assert_eq!(view_as(3, 0, 1).await, TrendOutcome::Applied);
+    assert_eq!(view_as(4, 10, 1).await, TrendOutcome::AlreadyCounted);
     // The order is redelivered and deletes nothing of the new member.
     trend.forget("member1", versioned(2, 700), at(HOUR * 30)).await.unwrap();
-    assert_eq!(view_as(5, 20, 1).await, Counted::AlreadyCounted);
+    assert_eq!(view_as(5, 20, 1).await, TrendOutcome::AlreadyCounted);
     // Late events of the old member.
-    assert_eq!(view_as(1, 900, 2).await, Counted::AlreadyCounted);
-    assert_eq!(view(&trend, "member1", 2, 900).await, Counted::AlreadyCounted);
-    assert_eq!(view_as(6, 30, 2).await, Counted::Applied);
+    assert_eq!(view_as(1, 900, 2).await, TrendOutcome::AlreadyCounted);
+    assert_eq!(view(&trend, "member1", 2, 900).await, TrendOutcome::AlreadyCounted);
+    assert_eq!(view_as(6, 30, 2).await, TrendOutcome::Applied);
 }
 
 async fn a_spot_has_the_same_value_alone_as_in_the_trend(trend: Store) {

@@ -50,7 +50,7 @@ pub(super) struct Connection {
     /// Whether the last ping failed. Then operations fail at once until a ping succeeds. Otherwise
     /// every request during an outage would wait for the server selection timeout.
     is_down: Arc<AtomicBool>,
-    /// Bounds the operations under way. See [`size_pool`].
+    /// Bounds the operations in progress. See [`size_pool`].
     operations: Operations,
 }
 

@@ -13,8 +13,10 @@ use super::connection::{Connection, Index, Statement};
 use super::member::Item;
 use super::recorder::{Change, Changed, Recorder};
 use crate::app::ingest::MARGIN;
-use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
-use crate::domain::interaction::{Kind, Moment, Remembered};
+use crate::app::ports::{
+    HistoryEvent, HistoryOutcome, HistoryStore, Interactions, PortError, Profile,
+};
+use crate::domain::interaction::{ChangeOrder, Kind, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
 use crate::operation::{read, write};
@@ -212,7 +214,7 @@ struct Degree {
 
 #[async_trait]
 impl HistoryStore for MongoHistories {
-    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
+    async fn record(&self, event: &HistoryEvent) -> Result<HistoryOutcome, PortError> {
         write(&self.connection.engine, "record", "histories", async {
             match self.recorder.submit(Change::Record(event.clone())).await? {
                 Changed::Recorded(kept) => Ok(kept),
@@ -225,7 +227,7 @@ impl HistoryStore for MongoHistories {
     async fn forget(
         &self,
         member: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         write(&self.connection.engine, "forget", "histories", async {
@@ -268,8 +270,8 @@ impl HistoryStore for MongoHistories {
         .await
     }
 
-    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
-        read(&self.connection.engine, "deeds", "histories", async {
+    async fn interactions(&self, member: &str, limit: usize) -> Result<Interactions, PortError> {
+        read(&self.connection.engine, "interactions", "histories", async {
             let query = doc! { "_id": member };
             let history: Option<History> =
                 self.connection.get(MEMBERS, query, doc! { "items": 1 }).await?;
@@ -283,7 +285,7 @@ impl HistoryStore for MongoHistories {
                 let matching = items.iter().filter(|(_, interaction)| matches(interaction));
                 matching.filter_map(|(spot, _)| SpotId::new(*spot)).take(limit).collect()
             };
-            Ok(Deeds {
+            Ok(Interactions {
                 bookmarked: spots(|interaction| interaction.bookmarked),
                 viewed: spots(|interaction| interaction.viewed_at.is_some()),
             })

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::connection::Statement;
-use crate::app::ports::{HistoryEvent, Kept};
+use crate::app::ports::{HistoryEvent, HistoryOutcome};
 use crate::store::interaction::{Interaction, Stamp};
 
 /// A stored member with its changes since it was read.
@@ -104,17 +104,17 @@ impl Member {
         self
     }
 
-    pub(super) fn record(&mut self, event: &HistoryEvent) -> Kept {
+    pub(super) fn record(&mut self, event: &HistoryEvent) -> HistoryOutcome {
         let stamp = Stamp::from(event.occurred);
         if self.forgotten().is_some_and(|order| order.forgets(stamp)) {
-            return Kept::Forgotten;
+            return HistoryOutcome::Forgotten;
         }
         let spot = event.spot.number();
         let index = self.items.iter().position(|item| item.s == spot);
         let before = index.map(|index| self.items[index].interaction()).unwrap_or_default();
         let after = before.after(event.change, stamp, event.recorded_at.timestamp_micros());
         if before == after {
-            return Kept::Stale;
+            return HistoryOutcome::Stale;
         }
         match index {
             Some(index) => self.items[index] = Item::new(spot, after),
@@ -125,7 +125,7 @@ impl Member {
         if growth != 0 || after.is_live() {
             self.affect(spot, growth, after.is_live(), after.last_at());
         }
-        Kept::Applied
+        HistoryOutcome::Applied
     }
 
     /// The last order to forget the member.

@@ -18,7 +18,7 @@ use tourin_chassis::clock::SharedClock;
 use super::collections::{DEGREES, DELETED, HOLDERS, MEMBERS, STATE};
 use super::connection::{Connection, STATEMENTS, Statement};
 use super::member::{Effect, Member, random};
-use crate::app::ports::{HistoryEvent, Kept, PortError};
+use crate::app::ports::{HistoryEvent, HistoryOutcome, PortError};
 use crate::batcher::{Batcher, Work};
 use crate::store::HistoryRules;
 use crate::store::interaction::Stamp;
@@ -26,7 +26,7 @@ use crate::store::interaction::Stamp;
 /// Attempts at members whom others change at the same time.
 const ATTEMPTS: usize = 20;
 /// Effects by which a spot recognises what it has counted already. Those that nobody has said were
-/// done come again after a crash or an outage: as many as the consumers of all replicas had in hand,
+/// done come again after a crash or an outage: as many as the consumers of all replicas had in flight,
 /// 256 each, and behind what others counted for the spot until then.
 const RECOGNISED: i32 = 4_096;
 
@@ -64,7 +64,7 @@ impl Change {
 /// What became of a [`Change`].
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Changed {
-    Recorded(Kept),
+    Recorded(HistoryOutcome),
     Forgotten,
     Pruned(u64),
 }
@@ -135,7 +135,7 @@ impl Recording {
             members.into_values().partition(Member::is_changed);
         let overtaken = self.write(&changed).await?;
         let written = changed.iter().filter(|member| !overtaken.contains(&member.id));
-        self.work_off(written.chain(&same)).await?;
+        self.apply_effects(written.chain(&same)).await?;
         Ok(changes
             .iter()
             .zip(outcomes)
@@ -189,7 +189,7 @@ impl Recording {
     }
 
     /// Does what follows from members' changes, and takes it off their lists.
-    pub(super) async fn work_off<'a>(
+    pub(super) async fn apply_effects<'a>(
         &self,
         members: impl Iterator<Item = &'a Member>,
     ) -> Result<(), PortError> {
@@ -253,7 +253,7 @@ fn hold(member: &str, effect: &Effect) -> Statement {
     if effect.live {
         update.insert("$unset", doc! { "gone_at": "" });
     } else if let Ok(set) = update.get_document_mut("$set") {
-        // Kept for a while, against changes from before that are still on their way.
+        // Kept for a while, against changes from before that are still in flight.
         set.insert("gone_at", effect.at);
     }
     Statement {

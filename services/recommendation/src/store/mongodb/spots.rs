@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::connection::{Connection, Index, Statement};
 use crate::app::ports::{PortError, SpotReplica, SpotState, TagCursor};
-use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::spot::{Coordinates, Spot, SpotId};
 use crate::operation::{read, write};
 
 const SPOTS: &str = "spots";
@@ -80,7 +80,7 @@ async fn log(connection: &Connection) -> Result<Log, PortError> {
 
 /// Creates the indexes of a complete replica. An older version may have created others.
 pub(super) async fn prepare(connection: &Connection) -> Result<(), PortError> {
-    if log(connection).await?.is_whole {
+    if log(connection).await?.is_complete {
         connection.create_indexes(&indexes()).await?;
     }
     Ok(())
@@ -98,7 +98,7 @@ struct Log {
     resync: i64,
     /// Whether a resync has ended.
     #[serde(default)]
-    is_whole: bool,
+    is_complete: bool,
 }
 
 #[derive(Deserialize)]
@@ -153,7 +153,7 @@ impl TryFrom<Stored> for Spot {
             version: u64::try_from(stored.version).unwrap_or_default(),
             name: stored.name,
             address: stored.address,
-            place: Place { lat: stored.lat, lng: stored.lng },
+            coordinates: Coordinates { lat: stored.lat, lng: stored.lng },
             image_url: stored.image_url,
             tags: stored.tags,
         })
@@ -228,12 +228,12 @@ impl SpotReplica for MongoSpots {
 
     async fn near(
         &self,
-        place: Place,
+        coordinates: Coordinates,
         tags: Option<&[String]>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
         read(&self.0.engine, "near", "spots", async {
-            let Some(point) = point(place).filter(|_| limit > 0) else {
+            let Some(point) = point(coordinates).filter(|_| limit > 0) else {
                 return Ok(Vec::new());
             };
             let mut query = doc! { "deleted": false };
@@ -288,8 +288,8 @@ impl SpotReplica for MongoSpots {
         .await
     }
 
-    async fn is_whole(&self) -> Result<bool, PortError> {
-        read(&self.0.engine, "find", "log", async { Ok(self.log().await?.is_whole) }).await
+    async fn is_complete(&self) -> Result<bool, PortError> {
+        read(&self.0.engine, "find", "log", async { Ok(self.log().await?.is_complete) }).await
     }
 
     async fn log_id(&self) -> Result<Option<String>, PortError> {
@@ -417,8 +417,8 @@ fn fields(state: &SpotState, log: &Log) -> Document {
             "deleted": false,
             "name": &spot.name,
             "address": &spot.address,
-            "lat": spot.place.lat,
-            "lng": spot.place.lng,
+            "lat": spot.coordinates.lat,
+            "lng": spot.coordinates.lng,
             "image_url": spot.image_url.clone().map_or(Bson::Null, Bson::from),
             "tags": spot.tags.clone(),
             "tag_count": integer(spot.tags.len()),
@@ -429,9 +429,9 @@ fn fields(state: &SpotState, log: &Log) -> Document {
     set.insert("version", version_of(state));
     set.insert("swept", false);
     if let SpotState::Live(spot) = state
-        && let Some(place) = point(spot.place)
+        && let Some(coordinates) = point(spot.coordinates)
     {
-        set.insert("place", place);
+        set.insert("place", coordinates);
     }
     set
 }
@@ -452,9 +452,10 @@ fn deleted_fields() -> Document {
 
 /// A place for the geographic index, or `None` if it is not on the Earth: the index would refuse the
 /// document and with it the rest of the command.
-fn point(place: Place) -> Option<Document> {
-    let is_on_earth = (-90.0..=90.0).contains(&place.lat) && (-180.0..=180.0).contains(&place.lng);
-    is_on_earth.then(|| doc! { "type": "Point", "coordinates": [place.lng, place.lat] })
+fn point(coordinates: Coordinates) -> Option<Document> {
+    let is_on_earth =
+        (-90.0..=90.0).contains(&coordinates.lat) && (-180.0..=180.0).contains(&coordinates.lng);
+    is_on_earth.then(|| doc! { "type": "Point", "coordinates": [coordinates.lng, coordinates.lat] })
 }
 
 fn integer(number: usize) -> i64 {

@@ -16,9 +16,9 @@ use super::connection::{Connection, Statement};
 use super::member::Member;
 use super::recorder::{Recording, grow};
 use super::{Documents, open_with};
-use crate::app::ports::{HistoryEvent, Kept, PortError, SpotState};
-use crate::domain::interaction::{Change, Moment};
-use crate::domain::spot::{Place, Spot, SpotId};
+use crate::app::ports::{HistoryEvent, HistoryOutcome, PortError, SpotState};
+use crate::domain::interaction::{Change, ChangeOrder};
+use crate::domain::spot::{Coordinates, Spot, SpotId};
 use crate::operation::StoreMetrics;
 use crate::store::HistoryRules;
 use crate::test_servers;
@@ -83,7 +83,7 @@ fn event(member: &str, spot: i64, change: Change, seconds: i64) -> HistoryEvent 
         member: member.to_owned(),
         spot: id(spot),
         change,
-        occurred: Moment { at: start() + TimeDelta::seconds(seconds), version: None },
+        occurred: ChangeOrder { at: start() + TimeDelta::seconds(seconds), version: None },
         recorded_at: start() + TimeDelta::seconds(seconds),
     }
 }
@@ -103,7 +103,7 @@ async fn undo_acknowledgement(db: &TestDatabase, pending: &[Document]) {
 async fn the_next_change_after_a_crash_completes_pending_effects_without_counting_twice() {
     let db = database().await;
     let view = event("member1", 1, Change::Viewed, 1);
-    assert_eq!(db.documents.histories.record(&view).await.unwrap(), Kept::Applied);
+    assert_eq!(db.documents.histories.record(&view).await.unwrap(), HistoryOutcome::Applied);
     let degrees: Vec<Document> =
         db.connection.find(DEGREES, doc! {}, doc! {}, doc! {}, 0).await.unwrap();
     let op = degrees[0].get_array("counted").unwrap()[0].as_i64().unwrap();
@@ -120,7 +120,7 @@ async fn the_next_change_after_a_crash_completes_pending_effects_without_countin
 
     // A crash after the effects, but before their acknowledgement.
     undo_acknowledgement(&db, std::slice::from_ref(&begun)).await;
-    assert_eq!(db.documents.histories.record(&view).await.unwrap(), Kept::Stale);
+    assert_eq!(db.documents.histories.record(&view).await.unwrap(), HistoryOutcome::Stale);
     assert_eq!(degree(&db.documents, 1).await, 1);
 
     // A crash before the effects.
@@ -129,7 +129,7 @@ async fn the_next_change_after_a_crash_completes_pending_effects_without_countin
         db.connection.delete_all(collection, doc! {}).await.unwrap();
     }
     assert_eq!(degree(&db.documents, 1).await, 0);
-    assert_eq!(db.documents.histories.record(&view).await.unwrap(), Kept::Stale);
+    assert_eq!(db.documents.histories.record(&view).await.unwrap(), HistoryOutcome::Stale);
     assert_eq!(degree(&db.documents, 1).await, 1);
     let neighbourhood = db.documents.histories.neighbourhood(id(1), 9).await.unwrap();
     assert_eq!(neighbourhood.holders.len(), 1);
@@ -160,7 +160,7 @@ async fn the_oldest_unacknowledged_effect_of_a_popular_spot_is_counted_once() {
     let update = doc! { "$set": { "pending": [begun] } };
     let first = doc! { "_id": "member0" };
     assert_eq!(db.connection.update_all(MEMBERS, first, update).await.unwrap(), 1);
-    assert_eq!(db.documents.histories.record(&events[0]).await.unwrap(), Kept::Stale);
+    assert_eq!(db.documents.histories.record(&events[0]).await.unwrap(), HistoryOutcome::Stale);
     assert_eq!(degree(&db.documents, 1).await, 300);
     db.drop().await;
 }
@@ -193,7 +193,7 @@ async fn effects_that_another_replica_has_counted_do_not_affect_the_others_of_th
 
     // A repetition has no further effect.
     for _ in 0..2 {
-        groups.work_off(members.iter()).await.unwrap();
+        groups.apply_effects(members.iter()).await.unwrap();
         for spot in 0..spots {
             assert_eq!(degree(&db.documents, spot).await, 3, "spot {spot}");
         }
@@ -242,7 +242,7 @@ async fn a_thousand_events_take_a_few_dozen_round_trips() {
     let before = engine.commands();
     let began = Instant::now();
     let outcomes = join_all(events.iter().map(|event| db.documents.histories.record(event))).await;
-    assert!(outcomes.into_iter().all(|kept| kept.unwrap() == Kept::Applied));
+    assert!(outcomes.into_iter().all(|kept| kept.unwrap() == HistoryOutcome::Applied));
     let round_trips = engine.commands() - before;
     println!("1,000 events: {round_trips} round trips, {:?}", began.elapsed());
     assert!(round_trips <= 75, "{round_trips}");
@@ -263,7 +263,7 @@ fn spot(number: i64, version: u64, lat: f64) -> Spot {
         version,
         name: String::new(),
         address: String::new(),
-        place: Place { lat, lng: 127.0 },
+        coordinates: Coordinates { lat, lng: 127.0 },
         image_url: None,
         tags: Vec::new(),
     }
@@ -327,8 +327,8 @@ async fn a_spot_with_invalid_coordinates_does_not_affect_the_others() {
         .map(|(lat, number)| SpotState::Live(spot(number, 1, lat)))
         .collect();
     assert_eq!(db.documents.spots.merge(&states).await.unwrap(), 3);
-    let place = Place { lat: 37.0, lng: 127.0 };
-    let near = db.documents.spots.near(place, None, 9).await.unwrap();
+    let coordinates = Coordinates { lat: 37.0, lng: 127.0 };
+    let near = db.documents.spots.near(coordinates, None, 9).await.unwrap();
     assert_eq!(near.iter().map(|spot| spot.id).collect::<Vec<_>>(), [id(3)]);
     assert_eq!(db.documents.spots.get_many(&[id(1), id(2)]).await.unwrap().len(), 2);
     db.drop().await;
@@ -356,17 +356,17 @@ async fn a_server_that_was_slow_for_a_short_time_is_available_again() {
         })
         .await
         .unwrap();
-    documents.spots.is_whole().await.unwrap();
+    documents.spots.is_complete().await.unwrap();
 
     // Longer than a read may take.
     proxy.delay(Duration::from_millis(4_000));
-    let read = join_all((0..200).map(|_| documents.spots.is_whole())).await;
+    let read = join_all((0..200).map(|_| documents.spots.is_complete())).await;
     assert!(read.iter().all(|read| matches!(read, Err(PortError::Unavailable(_)))), "{read:?}");
     proxy.delay(Duration::ZERO);
 
     let before = Instant::now();
-    while documents.spots.is_whole().await.is_err() {
-        assert!(before.elapsed() < Duration::from_secs(10), "it is still out of reach");
+    while documents.spots.is_complete().await.is_err() {
+        assert!(before.elapsed() < Duration::from_secs(10), "it is still unreachable");
     }
 }
 

@@ -10,8 +10,10 @@ use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 use super::writer::{Change, Writer};
 use super::{count, delete_before, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
-use crate::app::ports::{Deeds, HistoryEvent, HistoryStore, Kept, PortError, Profile};
-use crate::domain::interaction::{Kind, Moment, Remembered};
+use crate::app::ports::{
+    HistoryEvent, HistoryOutcome, HistoryStore, Interactions, PortError, Profile,
+};
+use crate::domain::interaction::{ChangeOrder, Kind, Remembered};
 use crate::domain::similarity::{Holder, Neighbourhood};
 use crate::domain::spot::SpotId;
 use crate::operation::{Engine, read, write};
@@ -33,7 +35,7 @@ impl SqliteHistories {
 
 #[async_trait]
 impl HistoryStore for SqliteHistories {
-    async fn record(&self, event: &HistoryEvent) -> Result<Kept, PortError> {
+    async fn record(&self, event: &HistoryEvent) -> Result<HistoryOutcome, PortError> {
         let change = Record { event: event.clone(), recent: self.rules.recent };
         write(&self.engine, "record", "histories", self.writer.commit(change)).await
     }
@@ -41,7 +43,7 @@ impl HistoryStore for SqliteHistories {
     async fn forget(
         &self,
         member: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         let change = Forget { member: member.to_owned(), order: order.into(), remember_until };
@@ -77,8 +79,8 @@ impl HistoryStore for SqliteHistories {
         .await
     }
 
-    async fn deeds(&self, member: &str, limit: usize) -> Result<Deeds, PortError> {
-        read(&self.engine, "deeds", "histories", async {
+    async fn interactions(&self, member: &str, limit: usize) -> Result<Interactions, PortError> {
+        read(&self.engine, "interactions", "histories", async {
             let rows: Vec<(i64, bool, bool)> = sqlx::query_as(
                 "SELECT spot_id, bookmarked, viewed_at IS NOT NULL FROM interactions
                  WHERE member = ? AND live = 1 ORDER BY spot_id",
@@ -91,7 +93,7 @@ impl HistoryStore for SqliteHistories {
                 let matching = rows.iter().filter(|row| matches(row));
                 matching.filter_map(|(spot, ..)| SpotId::new(*spot)).take(limit).collect()
             };
-            Ok(Deeds {
+            Ok(Interactions {
                 bookmarked: spots(|(_, bookmarked, _)| *bookmarked),
                 viewed: spots(|(_, _, viewed)| *viewed),
             })
@@ -169,19 +171,19 @@ struct Record {
 
 #[async_trait]
 impl Change for Record {
-    type Output = Kept;
+    type Output = HistoryOutcome;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Kept> {
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<HistoryOutcome> {
         let HistoryEvent { member, spot, .. } = &self.event;
         let stamp = Stamp::from(self.event.occurred);
         let (before, forgotten) = stored(connection, member, *spot, stamp).await?;
         if forgotten {
-            return Ok(Kept::Forgotten);
+            return Ok(HistoryOutcome::Forgotten);
         }
         let now = to_micros(self.event.recorded_at);
         let after = before.unwrap_or_default().after(self.event.change, stamp, now);
         if before.unwrap_or_default() == after {
-            return Ok(Kept::Stale);
+            return Ok(HistoryOutcome::Stale);
         }
         sqlx::query(
             "INSERT INTO interactions
@@ -219,7 +221,7 @@ impl Change for Record {
         if growth != 0 || after.is_live() {
             self.refresh_member(connection, growth).await?;
         }
-        Ok(Kept::Applied)
+        Ok(HistoryOutcome::Applied)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The embedded stores: one SQLite file, one writer, WAL.
 
 mod history;
-mod jump;
+mod landmark;
 mod passes;
 mod spots;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tourin_shared_events::sqlite::Database;
 use super::writer::{Change, Writer};
 use super::{count, ids_as_json};
 use crate::app::ports::{PortError, SpotReplica, SpotState, TagCursor};
-use crate::domain::spot::{Place, Spot, SpotId};
+use crate::domain::spot::{Coordinates, Spot, SpotId};
 use crate::operation::{Engine, read, write};
 
 /// Half the widths, in degrees, of the boxes that are searched for near spots until one has enough:
@@ -51,7 +51,7 @@ impl TryFrom<Row> for Spot {
             version: u64::try_from(row.version).unwrap_or_default(),
             name: row.name,
             address: row.address,
-            place: Place { lat: row.lat, lng: row.lng },
+            coordinates: Coordinates { lat: row.lat, lng: row.lng },
             image_url: row.image_url,
             tags: serde_json::from_str(&row.tags).map_err(PortError::failed)?,
         })
@@ -88,14 +88,14 @@ impl SpotReplica for SqliteSpots {
 
     async fn near(
         &self,
-        place: Place,
+        coordinates: Coordinates,
         tags: Option<&[String]>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
         read(&self.engine, "near", "spots", async {
             let tags = tags.map(strings_as_json);
             for half_width in HALF_WIDTHS {
-                let found = self.in_box(place, half_width, tags.as_deref(), limit).await?;
+                let found = self.in_box(coordinates, half_width, tags.as_deref(), limit).await?;
                 if found.len() >= limit || half_width >= HALF_WIDTHS[HALF_WIDTHS.len() - 1] {
                     return Ok(found);
                 }
@@ -129,7 +129,7 @@ impl SpotReplica for SqliteSpots {
         .await
     }
 
-    async fn is_whole(&self) -> Result<bool, PortError> {
+    async fn is_complete(&self) -> Result<bool, PortError> {
         read(&self.engine, "find", "log", async {
             sqlx::query_scalar("SELECT has_ended FROM resyncs")
                 .fetch_one(self.db.reader())
@@ -167,12 +167,12 @@ impl SqliteSpots {
     /// which approximates the great circle well enough within a box.
     async fn in_box(
         &self,
-        place: Place,
+        coordinates: Coordinates,
         half_width: f64,
         tags: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Spot>, PortError> {
-        let shortening = place.lat.to_radians().cos().max(0.01);
+        let shortening = coordinates.lat.to_radians().cos().max(0.01);
         let half_lng = half_width / shortening;
         let rows = sqlx::query_as(
             "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
@@ -181,8 +181,8 @@ impl SqliteSpots {
                      WHERE own.value IN (SELECT value FROM json_each(?6))))
              ORDER BY (lat - ?1) * (lat - ?1) + (lng - ?2) * (lng - ?2) * ?5, id LIMIT ?7",
         )
-        .bind(place.lat)
-        .bind(place.lng)
+        .bind(coordinates.lat)
+        .bind(coordinates.lng)
         .bind(half_width)
         .bind(half_lng)
         .bind(shortening * shortening)
@@ -233,8 +233,8 @@ async fn upsert(connection: &mut SqliteConnection, spot: &Spot, resync: i64) -> 
     .bind(resync)
     .bind(&spot.name)
     .bind(&spot.address)
-    .bind(spot.place.lat)
-    .bind(spot.place.lng)
+    .bind(spot.coordinates.lat)
+    .bind(spot.coordinates.lng)
     .bind(&spot.image_url)
     .bind(strings_as_json(&spot.tags))
     .bind(count(spot.tags.len()))

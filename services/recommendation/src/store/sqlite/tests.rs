@@ -5,8 +5,8 @@ use tourin_chassis::clock::ManualClock;
 use uuid::Uuid;
 
 use super::*;
-use crate::app::ports::{Counted, HistoryEvent, Kept, TrendEvent};
-use crate::domain::interaction::{Change, Kind, Moment};
+use crate::app::ports::{HistoryEvent, HistoryOutcome, TrendEvent, TrendOutcome};
+use crate::domain::interaction::{Change, ChangeOrder, Kind};
 
 fn start() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
@@ -54,7 +54,7 @@ async fn changes_with_a_version_are_later_than_rows_of_an_older_program() {
         known.sort_unstable();
         known
     };
-    let occurred = |version| Moment { at: at(60), version };
+    let occurred = |version| ChangeOrder { at: at(60), version };
     let record = async |member: &str, change, version| {
         let event = HistoryEvent {
             member: member.to_owned(),
@@ -67,11 +67,11 @@ async fn changes_with_a_version_are_later_than_rows_of_an_older_program() {
     };
     assert_eq!(known("member01").await, [1]);
     // Without a version the times decide. With a version they do not.
-    assert_eq!(record("member01", Change::Unbookmarked, None).await, Kept::Stale);
-    assert_eq!(record("member01", Change::Unbookmarked, Some(1)).await, Kept::Applied);
+    assert_eq!(record("member01", Change::Unbookmarked, None).await, HistoryOutcome::Stale);
+    assert_eq!(record("member01", Change::Unbookmarked, Some(1)).await, HistoryOutcome::Applied);
     assert!(known("member01").await.is_empty());
-    assert_eq!(record("member02", Change::Viewed, None).await, Kept::Forgotten);
-    assert_eq!(record("member02", Change::Viewed, Some(2)).await, Kept::Applied);
+    assert_eq!(record("member02", Change::Viewed, None).await, HistoryOutcome::Forgotten);
+    assert_eq!(record("member02", Change::Viewed, Some(2)).await, HistoryOutcome::Applied);
     assert_eq!(known("member02").await, [1]);
 
     // A view dated tomorrow counts as one view.
@@ -87,9 +87,9 @@ async fn changes_with_a_version_are_later_than_rows_of_an_older_program() {
         };
         stores.trend.record(&event).await.unwrap()
     };
-    assert_eq!(count("member03", Kind::Bookmark, Some(3)).await, Counted::Applied);
-    assert_eq!(count("member02", Kind::View, None).await, Counted::AlreadyCounted);
-    assert_eq!(count("member02", Kind::View, Some(4)).await, Counted::Applied);
+    assert_eq!(count("member03", Kind::Bookmark, Some(3)).await, TrendOutcome::Applied);
+    assert_eq!(count("member02", Kind::View, None).await, TrendOutcome::AlreadyCounted);
+    assert_eq!(count("member02", Kind::View, Some(4)).await, TrendOutcome::Applied);
     let top = stores.trend.top(9, at(60)).await.unwrap();
     let top: Vec<_> = top.iter().map(|r| (r.spot.number(), (r.value * 1e6).round())).collect();
     assert_eq!(top, [(2, 3e6), (1, 1e6)]);

@@ -8,13 +8,13 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use tourin_shared_events::sqlite::{Database, from_micros, to_micros};
 
-use super::jump::{Settled, drop_jump, move_landmark, settle};
+use super::landmark::{Settled, drop_jump, move_landmark, settle};
 use super::writer::{Change, Writer};
 use super::{count, delete_before, ids_as_json, micros, prune_all};
 use crate::app::ingest::MARGIN;
-use crate::app::ports::{Counted, PortError, TrendEvent, TrendStore};
+use crate::app::ports::{PortError, TrendEvent, TrendOutcome, TrendStore};
 use crate::domain::decay::Decay;
-use crate::domain::interaction::{Kind, Moment};
+use crate::domain::interaction::{ChangeOrder, Kind};
 use crate::domain::spot::SpotId;
 use crate::domain::trend::{NEGLIGIBLE, Ranked, TrendRules, best, jump_of};
 use crate::operation::{Engine, read, write};
@@ -61,7 +61,7 @@ impl SqliteTrend {
 
 #[async_trait]
 impl TrendStore for SqliteTrend {
-    async fn record(&self, event: &TrendEvent) -> Result<Counted, PortError> {
+    async fn record(&self, event: &TrendEvent) -> Result<TrendOutcome, PortError> {
         let change = Record { event: event.clone(), rules: self.rules };
         write(&self.engine, "record", "trend", self.writer.commit(change)).await
     }
@@ -122,7 +122,7 @@ impl TrendStore for SqliteTrend {
     async fn forget(
         &self,
         subject: &str,
-        order: Moment,
+        order: ChangeOrder,
         remember_until: DateTime<Utc>,
     ) -> Result<(), PortError> {
         let change = Forget { subject: subject.to_owned(), order: order.into(), remember_until };
@@ -154,9 +154,9 @@ struct Record {
 
 #[async_trait]
 impl Change for Record {
-    type Output = Counted;
+    type Output = TrendOutcome;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Counted> {
+    async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<TrendOutcome> {
         let event = &self.event;
         let is_new = sqlx::query(
             "INSERT INTO trend_seen (event_id, kept_until) VALUES (?, ?) ON CONFLICT DO NOTHING",
@@ -167,7 +167,7 @@ impl Change for Record {
         .await?
         .rows_affected();
         if is_new == 0 {
-            return Ok(Counted::Duplicate);
+            return Ok(TrendOutcome::Duplicate);
         }
         let occurred_at = event.occurred.at.min(event.recorded_at);
         let at = to_micros(occurred_at);
@@ -179,7 +179,7 @@ impl Change for Record {
         .fetch_optional(&mut *connection)
         .await?;
         if order.is_some_and(|(version, at)| Stamp { version, at }.forgets(stamp)) {
-            return Ok(Counted::AlreadyCounted);
+            return Ok(TrendOutcome::AlreadyCounted);
         }
         let window = micros(self.rules.window);
         let counts = sqlx::query(
@@ -198,7 +198,7 @@ impl Change for Record {
         .await?
         .rows_affected();
         if counts == 0 {
-            return Ok(Counted::AlreadyCounted);
+            return Ok(TrendOutcome::AlreadyCounted);
         }
         let decay = self.rules.decay();
         let Settled { mut landmark, has_jumped } =
@@ -225,7 +225,7 @@ impl Change for Record {
             .execute(connection)
             .await?;
         }
-        Ok(Counted::Applied)
+        Ok(TrendOutcome::Applied)
     }
 }
 

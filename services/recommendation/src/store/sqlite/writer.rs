@@ -1,6 +1,6 @@
 //! One writer that commits in batches.
 //!
-//! SQLite has one writer, and each commit waits for the disk: changes that arrive while a commit is under way share the
+//! SQLite has one writer, and each commit waits for the disk: changes that arrive while a commit is in progress share the
 //! next one.
 
 use std::any::Any;
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_the_writer_dies_every_commit_says_so_and_whoever_watches_hears_of_it() {
+    async fn when_the_writer_dies_commits_fail_and_the_watcher_is_notified() {
         let folder = tempfile::tempdir().unwrap();
         let db = Database::open(&folder.path().join("numbers.db"), 1).await.unwrap();
         let writer = Writer::start(db);
@@ -180,7 +180,7 @@ mod tests {
             assert!(matches!(error, PortError::Unavailable(_)), "{error:?}");
             assert!(error.to_string().contains("a change that should not be"), "{error}");
         }
-        let reason = failure.happened().await;
+        let reason = failure.failed().await;
         assert!(reason.contains("a change that should not be"), "{reason}");
     }
 

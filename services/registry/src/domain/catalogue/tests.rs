@@ -147,7 +147,7 @@ fn a_pause_of_the_registry_itself_costs_no_instance_its_lease() {
 }
 
 #[test]
-fn what_cannot_be_resumed_needs_a_snapshot() {
+fn a_version_outside_the_history_needs_a_snapshot() {
     let mut world = World::new(LIMITS);
     let epoch = world.catalogue.version();
     for _ in 0..5 {
@@ -204,7 +204,7 @@ proptest! {
         let mut snapshots = vec![world.catalogue.snapshot(None)];
         for step in steps {
             let now = world.clock.now();
-            // Refusals are part of the game; they must leave no trace.
+            // A refused registration must change nothing.
             match step {
                 Step::Register { id, port, zone } => {
                     let wanted = instance(&id.to_string(), port)

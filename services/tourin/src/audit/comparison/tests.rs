@@ -107,7 +107,7 @@ impl Case {
 }
 
 #[test]
-fn what_agrees_has_no_difference() {
+fn equal_states_have_no_difference() {
     let comparison = agreeing().compare();
     assert_eq!(comparison.differences, Vec::<String>::new());
     let row = |acknowledged, found| Row { acknowledged, found, ..Row::default() };
@@ -120,21 +120,21 @@ fn what_agrees_has_no_difference() {
 }
 
 #[test]
-fn a_lost_bookmark_is_found_out() {
+fn a_lost_bookmark_is_detected() {
     let mut case = agreeing();
     case.bookmarks(DURI).clear();
     assert_eq!(case.differs_by("acknowledged, not listed").bookmarks.missing, 1);
 }
 
 #[test]
-fn a_bookmark_that_came_back_is_found_out() {
+fn a_bookmark_that_reappeared_is_detected() {
     let mut case = agreeing();
     case.bookmarks(HANA).push(2);
     assert_eq!(case.differs_by("removed, and still listed").removals.missing, 1);
 }
 
 #[test]
-fn a_doubled_and_an_uncaused_bookmark_are_found_out() {
+fn duplicate_and_unexpected_bookmarks_are_detected() {
     let mut case = agreeing();
     case.bookmarks(DURI).push(1);
     assert_eq!(case.differs_by("listed 2 times").bookmarks.doubled, 1);
@@ -160,7 +160,7 @@ fn lost_doubled_and_returned_reviews_are_found_out() {
 }
 
 #[test]
-fn a_lost_effect_is_found_out_though_it_has_decayed() {
+fn a_lost_effect_is_detected_after_its_decay() {
     let mut case = agreeing();
     *case.score(1) -= 2.0 * 0.7;
     let trend = case.differs_by("1 bookmarks less").trend_effects;
@@ -168,7 +168,7 @@ fn a_lost_effect_is_found_out_though_it_has_decayed() {
 }
 
 #[test]
-fn a_doubled_effect_is_found_out() {
+fn a_duplicate_effect_is_detected() {
     let mut case = agreeing();
     *case.score(3) += 2.0 * 0.7;
     let trend = case.differs_by("more than was done").trend_effects;
@@ -176,7 +176,7 @@ fn a_doubled_effect_is_found_out() {
 }
 
 #[test]
-fn an_effect_without_a_cause_is_found_out_even_of_a_view() {
+fn an_effect_without_a_cause_is_detected_even_of_a_view() {
     let mut case = agreeing();
     *case.score(UNTOUCHED) += 0.7;
     assert_eq!(case.differs_by("nothing was done").trend_effects.uncaused, 1);
@@ -189,7 +189,7 @@ fn an_effect_without_a_cause_is_found_out_even_of_a_view() {
 }
 
 #[test]
-fn a_baseline_that_is_lost_is_found_out() {
+fn a_lost_baseline_is_detected() {
     let mut case = agreeing();
     *case.score(UNTOUCHED) = 0.0;
     assert_eq!(case.differs_by("less than").trend_effects.missing, 3);
@@ -250,7 +250,7 @@ fn of_an_unknown_removal_and_review_both_are_right() {
 }
 
 #[test]
-fn what_was_refused_must_not_have_happened() {
+fn a_refused_action_must_have_no_effect() {
     let mut case = agreeing();
     case.ledger.placing(DURI, 2, after(4));
     case.ledger.placed(DURI, 2, Outcome::Refused, after(4));
@@ -271,7 +271,7 @@ fn every_instance_must_show_it() {
 }
 
 #[test]
-fn a_half_life_too_short_to_tell_is_said() {
+fn a_half_life_too_short_to_measure_is_reported() {
     let mut case = agreeing();
     case.before.half_life_ms = 500;
     case.observed.effects.get_mut("one").unwrap().scores.half_life_ms = 500;

@@ -114,7 +114,7 @@ pub(super) fn read(
             routing_key: death.routing_key,
             ordering_key,
         };
-        let id = message_id.unwrap_or_else(|| made_up_id(death.at, &body));
+        let id = message_id.unwrap_or_else(|| derived_id(death.at, &body));
         let letter = DeadLetter::new(
             queue,
             Envelope::decode(&body).map(|envelope| envelope.id).ok(),
@@ -140,14 +140,14 @@ pub(super) fn read(
         DeadLetter::new(queue, event_id, route, reason, attempts, &body, headers, failed_at);
     let cut_before = own(BODY_BYTES).and_then(|bytes| bytes.parse().ok());
     DeadLetter {
-        id: message_id.unwrap_or_else(|| made_up_id(failed_at, &body)),
+        id: message_id.unwrap_or_else(|| derived_id(failed_at, &body)),
         body_bytes: cut_before.unwrap_or(letter.body_bytes),
         ..letter
     }
 }
 
 /// The id of a letter that came without one: always the same for the same message.
-fn made_up_id(at: DateTime<Utc>, body: &[u8]) -> Uuid {
+fn derived_id(at: DateTime<Utc>, body: &[u8]) -> Uuid {
     let hash = body.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
         (hash ^ u128::from(*byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b)
     });

@@ -55,7 +55,7 @@ struct Held {
 }
 
 /// All letters of one queue, taken but not acknowledged.
-struct Taken {
+struct Unacknowledged {
     channel: Channel,
     lock: Lock,
     letters: Vec<Held>,
@@ -127,7 +127,7 @@ impl RabbitDeadLetters {
     /// that was dead-lettered twice counts twice. Letters that another reader looks at do not count.
     ///
     /// # Errors
-    /// When the broker is out of reach.
+    /// When the broker is unreachable.
     pub async fn depth(&self) -> anyhow::Result<u64> {
         let connection = self.connection().await?;
         let mut messages = 0;
@@ -169,7 +169,7 @@ impl RabbitDeadLetters {
         &self,
         connection: &Connection,
         queue: &str,
-    ) -> Result<Option<Taken>, BrokerError> {
+    ) -> Result<Option<Unacknowledged>, BrokerError> {
         let name = dead_queue(self.prefix(), queue);
         if connection.depth(&name).await?.is_none() {
             return Ok(None);
@@ -197,7 +197,7 @@ impl RabbitDeadLetters {
                 None => letters.push(Held { letter, messages: vec![delivery] }),
             }
         }
-        Ok(Some(Taken { channel, lock, letters, left }))
+        Ok(Some(Unacknowledged { channel, lock, letters, left }))
     }
 
     /// Returns the messages that were not acknowledged.
@@ -205,7 +205,7 @@ impl RabbitDeadLetters {
         &self,
         connection: &Connection,
         queue: &str,
-        taken: Taken,
+        taken: Unacknowledged,
     ) -> Result<(), BrokerError> {
         let name = dead_queue(self.prefix(), queue);
         connection.ask(taken.channel.close(200, "OK".into())).await?;
@@ -252,16 +252,16 @@ impl RabbitDeadLetters {
                 if settled.contains_key(id) {
                     continue;
                 }
-                let fate = self.act(&connection, held, action).await?;
-                if fate == Settled::Done {
+                let disposition = self.act(&connection, held, action).await?;
+                if disposition == Settled::Done {
                     taken.left -= held.messages.len();
                 }
-                settled.insert(*id, fate);
+                settled.insert(*id, disposition);
             }
             self.put_back(&connection, queue, taken).await?;
         }
-        let fate = |id: &Uuid| settled.get(id).cloned().unwrap_or(Settled::Gone);
-        Ok(ids.iter().map(fate).collect())
+        let disposition = |id: &Uuid| settled.get(id).cloned().unwrap_or(Settled::Gone);
+        Ok(ids.iter().map(disposition).collect())
     }
 
     /// A replayed event is confirmed in its queue before its letter is deleted.

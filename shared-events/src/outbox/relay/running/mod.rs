@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use self::outcome::{Published, publish};
 use super::Relay;
-use super::held::{Held, Out, Queued};
+use super::held::{Held, InFlight, Queued};
 use super::unroutable::Unroutable;
 use crate::outbox::shard::all_shards;
 use crate::outbox::{Refusal, Shard};
@@ -53,7 +53,7 @@ pub(super) struct Running<'a> {
     worked_at: Instant,
     /// Running relays, by the last claim.
     relays: usize,
-    /// Nothing is published before this time: the bus is out of reach.
+    /// Nothing is published before this time: the bus is unreachable.
     bus_back_at: Instant,
     bus_failures: u32,
     /// The store is not used before this time.
@@ -245,7 +245,7 @@ impl<'a> Running<'a> {
         if shards.is_empty() {
             return;
         }
-        self.turn_over(now);
+        self.start_new_round(now);
         self.read_on = false;
         let Some(room) = self.room().filter(|_| self.more && now >= self.store_back_at) else {
             return;
@@ -283,7 +283,7 @@ impl<'a> Running<'a> {
     }
 
     /// Starts again from the oldest row, when it is time.
-    fn turn_over(&mut self, now: Instant) {
+    fn start_new_round(&mut self, now: Instant) {
         let passing_over = match self.unroutable.retry_at() {
             // Not before everything else was read: unroutable rows would be retried again and again, and later rows
             // never.
@@ -335,10 +335,10 @@ impl<'a> Running<'a> {
             let room = batch_size.min(settings.max_in_flight - self.in_flight);
             let mut batch = Vec::new();
             while batch.len() < room
-                && let Some(mut out) = self.held.take(now, safe)
+                && let Some(mut in_flight) = self.held.take(now, safe)
             {
-                self.trace(&mut out);
-                batch.push(out);
+                self.trace(&mut in_flight);
+                batch.push(in_flight);
             }
             if batch.is_empty() {
                 return;
@@ -349,12 +349,12 @@ impl<'a> Running<'a> {
     }
 
     /// The event's span, from its first attempt on.
-    fn trace(&mut self, out: &mut Out) {
-        let (queued, unroutable) = (&mut out.queued, &mut self.unroutable);
+    fn trace(&mut self, in_flight: &mut InFlight) {
+        let (queued, unroutable) = (&mut in_flight.queued, &mut self.unroutable);
         let Queued { pending, span, .. } = queued;
         span.get_or_insert_with(|| {
             unroutable.resume(pending.seq).unwrap_or_else(|| {
-                EventSpan::producer(&pending.event, &self.relay.publisher.carrier())
+                EventSpan::producer(&pending.event, &self.relay.publisher.messaging_system())
             })
         });
     }
@@ -388,7 +388,7 @@ impl<'a> Running<'a> {
         let mark_at = self.confirmed_since.map(|since| since + self.relay.settings.mark_delay);
         let unrecorded = !self.refused.is_empty() || !self.held.to_release().is_empty();
         let record_at = if unrecorded { Some(now) } else { mark_at };
-        // A due row that cannot go (bus out of reach, too many in flight) must not make this spin.
+        // A due row that cannot go (bus unreachable, too many in flight) must not make this spin.
         let times = [
             record_at.map(|at| at.max(self.store_back_at)),
             self.next_claim.map(|at| at.max(self.store_back_at)),

@@ -1,6 +1,6 @@
 //! Outcomes of server replies.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use mongodb::bson::{Document, deserialize_from_document, doc};
 

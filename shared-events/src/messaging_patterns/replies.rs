@@ -14,44 +14,48 @@ use crate::envelope::Envelope;
 use crate::events::Outgoing;
 use crate::trace;
 
-/// Whether an answer reached the requester.
+/// Whether a reply reached the requester.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum ReplyOutcome {
     /// The bus took it.
     Sent,
     /// The requester's reply queue is gone.
-    Gone,
+    RequesterGone,
     /// The event has no reply address.
-    NotAsked,
+    NotRequested,
 }
 
-/// Sends answers to requests, and to events that were published for answers.
+/// Sends replies to requests, and to events that were published for replies.
 #[derive(Clone)]
-pub struct Answers {
+pub struct ReplyPublisher {
     publisher: Arc<dyn Publisher>,
     clock: Clock,
 }
 
-impl Answers {
-    /// Answers over `publisher`.
+impl ReplyPublisher {
+    /// Replies over `publisher`.
     pub fn new(publisher: Arc<dyn Publisher>, clock: Clock) -> Self {
         Self { publisher, clock }
     }
 
-    /// Answers `request` with `data`, a JSON object, in the request's trace.
+    /// Replies to `request` with `data`, a JSON object, in the request's trace.
     ///
     /// # Errors
-    /// When the bus did not take the answer. A retry is right then.
-    pub async fn give(&self, request: &Received, data: Value) -> Result<Heard, PublishError> {
+    /// When the bus did not take the reply. A retry is right then.
+    pub async fn reply(
+        &self,
+        request: &Received,
+        data: Value,
+    ) -> Result<ReplyOutcome, PublishError> {
         let header = |name: &str| request.headers.get(name);
         let (Some(address), Some(id)) = (header(REPLY_TO), header(CORRELATION_ID)) else {
-            return Ok(Heard::NotAsked);
+            return Ok(ReplyOutcome::NotRequested);
         };
         let mut headers = BTreeMap::from([(CORRELATION_ID.to_owned(), id.clone())]);
         for name in TRACE_HEADERS {
             headers.extend(header(name).map(|value| (name.to_owned(), value.clone())));
         }
-        let answer = Outgoing {
+        let reply = Outgoing {
             envelope: Envelope::new("reply", (self.clock)(), data),
             exchange: REPLY_EXCHANGE.to_owned(),
             routing_key: address.clone(),
@@ -59,48 +63,48 @@ impl Answers {
             headers,
         };
         let parent = request.trace_or_its_headers();
-        match trace::send_below(&parent, &*self.publisher, answer).await {
-            Ok(()) => Ok(Heard::Sent),
-            Err(PublishError::Unroutable) => Ok(Heard::Gone),
+        match trace::send_below(&parent, &*self.publisher, reply).await {
+            Ok(()) => Ok(ReplyOutcome::Sent),
+            Err(PublishError::Unroutable) => Ok(ReplyOutcome::RequesterGone),
             Err(error) => Err(error),
         }
     }
 }
 
-/// A service's answers to requests.
+/// A service's replies to requests.
 #[async_trait]
-pub trait Answerer: Send + Sync {
-    /// The answer's data, a JSON object. Called again when the request comes again: dedupe changes by the envelope's
+pub trait RequestHandler: Send + Sync {
+    /// The reply's data, a JSON object. Called again when the request comes again: dedupe changes by the envelope's
     /// id.
     ///
     /// # Errors
     /// As with any [`Handler`]: the request is retried or dead-lettered, and the requester gets a time-out. Return a
-    /// refusal for the requester as an answer, not as an error.
-    async fn answer(&self, request: &Received) -> Result<Value, HandlerError>;
+    /// refusal for the requester as a reply, not as an error.
+    async fn reply(&self, request: &Received) -> Result<Value, HandlerError>;
 }
 
-/// A [`Handler`] that sends an [`Answerer`]'s answer to the requester before the request is acknowledged.
+/// A [`Handler`] that sends a [`RequestHandler`]'s reply to the requester before the request is acknowledged.
 pub struct Responder<A> {
-    answerer: A,
-    answers: Answers,
+    handler: A,
+    replies: ReplyPublisher,
 }
 
-impl<A: Answerer> Responder<A> {
+impl<A: RequestHandler> Responder<A> {
     /// Run it with a [`Consumer`](crate::consumer::Consumer).
-    pub fn new(answerer: A, answers: Answers) -> Self {
-        Self { answerer, answers }
+    pub fn new(handler: A, replies: ReplyPublisher) -> Self {
+        Self { handler, replies }
     }
 }
 
 #[async_trait]
-impl<A: Answerer> Handler for Responder<A> {
+impl<A: RequestHandler> Handler for Responder<A> {
     async fn handle(&self, request: &Received) -> Result<Outcome, HandlerError> {
-        let data = self.answerer.answer(request).await?;
-        match self.answers.give(request, data).await {
-            Ok(Heard::Sent | Heard::Gone) => Ok(Outcome::Applied),
-            Ok(Heard::NotAsked) => Ok(Outcome::Ignored),
+        let data = self.handler.reply(request).await?;
+        match self.replies.reply(request, data).await {
+            Ok(ReplyOutcome::Sent | ReplyOutcome::RequesterGone) => Ok(Outcome::Applied),
+            Ok(ReplyOutcome::NotRequested) => Ok(Outcome::Ignored),
             Err(PublishError::Unavailable(why)) => {
-                Err(HandlerError::Unavailable(anyhow::anyhow!("the answer was not sent: {why}")))
+                Err(HandlerError::Unavailable(anyhow::anyhow!("the reply was not sent: {why}")))
             }
             Err(error) => Err(HandlerError::Transient(error.into())),
         }

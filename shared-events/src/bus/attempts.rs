@@ -4,34 +4,37 @@ use std::time::Duration;
 
 /// What happens to a delivered entry.
 #[derive(Debug)]
-pub(super) enum Fate {
+pub(super) enum Disposition {
     /// It is settled.
     Finished,
     /// It is delivered again after a delay.
-    Again(Duration),
+    Retry(Duration),
     /// It is delivered again after a delay, and this delivery does not count as an attempt.
-    Later(Duration),
+    Defer(Duration),
     /// It was abandoned, and is delivered again as soon as possible.
-    Back,
+    Requeue,
 }
 
 /// How often an entry was delivered.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tries {
+pub(super) struct AttemptCounts {
     pub(super) attempt: u32,
     pub(super) waits: u32,
 }
 
-impl Tries {
+impl AttemptCounts {
     /// A delivery with this attempt number, from 1.
     pub(super) fn at(attempt: u32) -> Self {
         Self { attempt, waits: 0 }
     }
 
     /// Counts the end of the last delivery.
-    pub(super) fn ended(&mut self, fate: &Fate) {
-        let count =
-            if matches!(fate, Fate::Later(_)) { &mut self.waits } else { &mut self.attempt };
+    pub(super) fn ended(&mut self, disposition: &Disposition) {
+        let count = if matches!(disposition, Disposition::Defer(_)) {
+            &mut self.waits
+        } else {
+            &mut self.attempt
+        };
         *count = count.saturating_add(1);
     }
 }
