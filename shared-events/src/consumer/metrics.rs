@@ -15,7 +15,7 @@ use super::in_flight::InFlightTimes;
 const AGE_BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3_600.0];
 
-type ByQueue<M> = Family<[(&'static str, String); 1], M>;
+type ByQueue<M, C = fn() -> M> = Family<[(&'static str, String); 1], M, C>;
 
 /// The metrics of a service's consumers, by queue. Clones share them.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub struct ConsumerMetrics {
     replayed: ByQueue<Counter>,
     unsettled: ByQueue<Counter>,
     held: ByQueue<Gauge<f64, AtomicU64>>,
-    ages: Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>,
+    ages: ByQueue<Histogram>,
 }
 
 impl Default for ConsumerMetrics {
