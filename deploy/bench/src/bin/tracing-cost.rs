@@ -132,6 +132,7 @@ async fn measure(
         let requests = subject.requests(server, &mesh.secret, settings.connections).await?;
         load::run(server.addr, &requests, Duration::from_millis(500)).await?;
     }
+    tokio::time::sleep(subject.settling).await;
     let mut set: Vec<Figures> = servers.iter().map(|_| Figures::default()).collect();
     for _ in 0..settings.rounds {
         let mut order: Vec<usize> = (0..servers.len()).collect();

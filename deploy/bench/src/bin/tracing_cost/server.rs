@@ -133,7 +133,7 @@ impl Server {
         }
     }
 
-    /// The processor time of all its threads, to the nanosecond: its threads do not come and go.
+    /// The processor time of its threads, to the nanosecond.
     ///
     /// # Errors
     /// Where there is no `/proc/PID/task/*/schedstat`.
@@ -141,7 +141,10 @@ impl Server {
         let mut used = Used::default();
         for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let task = task?.path();
-            let stat = std::fs::read_to_string(task.join("schedstat"))?;
+            let Ok(stat) = std::fs::read_to_string(task.join("schedstat")) else {
+                // It has just ended.
+                continue;
+            };
             let on_cpu = stat.split(' ').next().context("an empty schedstat")?;
             let on_cpu = Duration::from_nanos(on_cpu.parse()?);
             used.all += on_cpu;

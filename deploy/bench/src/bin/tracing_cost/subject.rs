@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ const CORE_CASES: [Case; 5] = [
     Case { keeps_back: false, ..case("10 %, none kept back", 0.1, Exporter::Up) },
 ];
 /// The member whose bookmarks are placed.
-const MEMBER: &str = "bench";
+const MEMBER: &str = "benchmark1";
 
 const fn case(name: &'static str, ratio: f64, exporter: Exporter) -> Case {
     Case { name, ratio, exporter, keeps_back: true }
@@ -55,6 +56,9 @@ pub struct Subject {
     pub cases: &'static [Case],
     /// The most that 10 % of the traces may cost, as a part of the program's processor time.
     pub bound: f64,
+    /// How long to wait before it is measured: threads that its start alone needs end, and their
+    /// processor time is no longer counted.
+    pub settling: Duration,
     program: PathBuf,
     load: Load,
 }
@@ -65,6 +69,7 @@ pub fn subjects(gateway: Option<&Path>, core: Option<&Path>) -> Vec<Subject> {
         name: "gateway, a page of 1 KiB",
         cases: &GATEWAY_CASES,
         bound: 0.02,
+        settling: Duration::ZERO,
         program: program.to_owned(),
         load: Load::Page,
     });
@@ -74,6 +79,7 @@ pub fn subjects(gateway: Option<&Path>, core: Option<&Path>) -> Vec<Subject> {
             name,
             cases: &CORE_CASES,
             bound: 0.03,
+            settling: Duration::from_secs(11),
             program: program.to_owned(),
             load,
         })
@@ -123,7 +129,7 @@ impl Subject {
 
 async fn sign_up(server: &Server) -> anyhow::Result<()> {
     let account = json!({
-        "id": MEMBER, "password": "sea-breeze-1234", "name": "Bench", "email": "bench@example.com",
+        "id": MEMBER, "password": "sea-breeze1!", "name": "Bench", "email": "bench@example.com",
     });
     let client = reqwest::Client::builder().no_proxy().build()?;
     let url = format!("http://{}/api/auth/signup", server.addr);
