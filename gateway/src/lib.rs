@@ -43,6 +43,7 @@ use anyhow::Context;
 use pingora::server::configuration::ServerConf;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::{SharedClock, SystemClock};
+use tourin_chassis::http_client;
 use tourin_chassis::identity::IdentitySigner;
 use tourin_chassis::metrics::CounterBy;
 use tourin_chassis::pruning::PruneGuard;
@@ -104,6 +105,7 @@ impl Gateway {
         let routes = load_routes(&settings)?;
         check_mesh(&settings)?;
         let registry = RegistryClient::new(
+            http_client::client(None)?,
             &settings.mesh.access.registry_url,
             settings.mesh.access.registration_secret.expose(),
         )

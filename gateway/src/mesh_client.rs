@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bytes::Bytes;
-use http::Method;
 use http::header::CONTENT_TYPE;
-use reqwest::{RequestBuilder, Response};
+use http::{Method, Response};
+use reqwest::RequestBuilder;
 use serde::Serialize;
+use tourin_chassis::http_client;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::{HttpCall, Span};
 use tourin_registry_api::{Directory, Instance};
@@ -18,7 +19,6 @@ pub const GATEWAY: &str = "gateway";
 /// The name of the service that issues tokens and ends sessions.
 pub const CORE: &str = "core";
 
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 const POST_ATTEMPTS: u32 = 2;
 
 /// Calls services as a member of the mesh. Cheap to clone.
@@ -35,13 +35,7 @@ impl MeshClient {
     /// # Errors
     /// When the HTTP client cannot be set up.
     pub fn new(signer: IdentitySigner, directory: Directory) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            // Traffic inside the mesh ignores the environment's proxy settings.
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .context("cannot set up the client for calls inside the mesh")?;
+        let http = http_client::client(None)?;
         Ok(Self { http, signer, directory })
     }
 
@@ -63,8 +57,7 @@ impl MeshClient {
     ) -> anyhow::Result<Bytes> {
         let instance = self.pick(service)?;
         let request = self.request(Method::GET, service, &instance, path);
-        let response = send(request.timeout(limit), &instance).await?;
-        read(response, &instance, max_bytes).await
+        body_of(send(request.timeout(limit), &instance, max_bytes).await?, &instance)
     }
 
     /// Posts JSON to an instance of `service`, and to the next one if the first fails without a 4xx
@@ -99,23 +92,16 @@ impl MeshClient {
                 .header(CONTENT_TYPE, "application/json")
                 .body(body.clone())
                 .timeout(limit / POST_ATTEMPTS);
-            let answered = match send(request, &instance).await {
-                Ok(response) => {
-                    span.set_status(response.status().as_u16());
-                    read(response, &instance, max_bytes).await
-                }
-                Err(error) => Err(error),
-            };
-            let Err(error) = answered else { return answered };
-            let status = error.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::status);
-            match status {
-                Some(status) => span.set_status(status.as_u16()),
-                None => span.set_error("no_answer"),
+            let response = send(request, &instance, max_bytes).await;
+            match &response {
+                Ok(response) => span.set_status(response.status().as_u16()),
+                Err(_) => span.set_error("no_answer"),
             }
+            let refused = matches!(&response, Ok(response) if response.status().is_client_error());
+            let body = response.and_then(|response| body_of(response, &instance));
             resend_count += 1;
-            let refused = status.is_some_and(|status| status.is_client_error());
-            if refused || resend_count >= POST_ATTEMPTS {
-                return Err(error);
+            if body.is_ok() || refused || resend_count >= POST_ATTEMPTS {
+                return body;
             }
         }
     }
@@ -138,30 +124,18 @@ impl MeshClient {
     }
 }
 
-async fn send(request: RequestBuilder, instance: &Instance) -> anyhow::Result<Response> {
-    request
-        .send()
-        .await
-        .with_context(|| format!("{} does not answer", instance.id))?
-        .error_for_status()
-        .with_context(|| format!("{} refuses", instance.id))
-}
-
-async fn read(
-    mut response: Response,
+async fn send(
+    request: RequestBuilder,
     instance: &Instance,
     max_bytes: usize,
-) -> anyhow::Result<Bytes> {
-    let mut body = Vec::new();
-    while let Some(chunk) =
-        response.chunk().await.with_context(|| format!("{} broke off", instance.id))?
-    {
-        anyhow::ensure!(
-            body.len() + chunk.len() <= max_bytes,
-            "{}: the response has more than {max_bytes} bytes",
-            instance.id
-        );
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.into())
+) -> anyhow::Result<Response<Bytes>> {
+    http_client::send(request, max_bytes)
+        .await
+        .with_context(|| format!("no answer of {}", instance.id))
+}
+
+fn body_of(response: Response<Bytes>, instance: &Instance) -> anyhow::Result<Bytes> {
+    let status = response.status();
+    ensure!(status.is_success(), "{} refuses with {status}", instance.id);
+    Ok(response.into_body())
 }

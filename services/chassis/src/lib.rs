@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod health;
 pub mod http;
+pub mod http_client;
 pub mod identity;
 pub mod metrics;
 pub mod process;

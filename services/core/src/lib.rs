@@ -32,6 +32,7 @@ use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Health;
 use tourin_chassis::http::{ApiError, HttpLimits, bind, observed_router, serve};
+use tourin_chassis::http_client;
 use tourin_chassis::identity::IdentityVerifier;
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
@@ -195,6 +196,7 @@ impl Core {
             .map(|url| RedisSessions::new(url, &settings.database.sessions.session_redis_prefix))
             .transpose()?;
         let registry = RegistryClient::new(
+            http_client::client(None)?,
             &settings.mesh.access.registry_url,
             settings.mesh.access.registration_secret.expose(),
         )

@@ -39,6 +39,7 @@ use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::health::Health;
 use tourin_chassis::http::{HttpLimits, bind, observed_router, serve};
+use tourin_chassis::http_client;
 use tourin_chassis::identity::{IdentitySigner, IdentityVerifier};
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::pruning::PruneGuard;
@@ -123,7 +124,8 @@ impl Recommendation {
     /// or the address cannot be listened on.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
         let secret = settings.mesh.access.registration_secret.expose();
-        let registry = RegistryClient::new(&settings.mesh.access.registry_url, secret)
+        let http = http_client::client(None)?;
+        let registry = RegistryClient::new(http, &settings.mesh.access.registry_url, secret)
             .context("--registry-url")?;
         let broker = settings.broker.rabbitmq().context("--amqp-url")?;
         let events = match (dependencies.events, broker) {

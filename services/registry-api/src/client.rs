@@ -4,14 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::instance::Instance;
 use crate::wire::{AckRequest, Departure, MAX_WAIT_MS, RegisterRequest, Registered, Snapshot};
 
-const CONNECT_TIMEOUT_MS: u64 = 1_000;
 /// Longest time of a call (milliseconds), besides the wait that it asks for.
 const REQUEST_TIMEOUT_MS: u64 = 2_000;
 /// Largest response that is read (bytes): 5,000 instances with all the metadata that is allowed.
@@ -56,19 +57,19 @@ pub enum ClientError {
 
 /// A client of one registry. Cheap to clone; clones share connections.
 ///
-/// Proxy settings of the environment are ignored, because traffic of the mesh stays in the mesh.
-///
 /// ```
 /// use tourin_registry_api::RegistryClient;
 ///
+/// let http = reqwest::Client::new();
+/// let secret = "a-secret-of-the-mesh";
 /// // Opens no connection yet.
-/// assert!(RegistryClient::new("http://127.0.0.1:8500", "a-secret-of-the-mesh").is_ok());
-/// let error = RegistryClient::new("https://registry.example", "a-secret-of-the-mesh").unwrap_err();
+/// assert!(RegistryClient::new(http.clone(), "http://127.0.0.1:8500", secret).is_ok());
+/// let error = RegistryClient::new(http, "https://registry.example", secret).unwrap_err();
 /// assert!(error.to_string().contains("it must be http://host:port"));
 /// ```
 #[derive(Clone)]
 pub struct RegistryClient {
-    http: reqwest::Client,
+    http: Client,
     base: Arc<str>,
     bearer: Arc<str>,
 }
@@ -84,9 +85,13 @@ impl RegistryClient {
     /// `secret` with every call, also with calls that need none: the registry has separate, larger
     /// limits for authenticated clients. Opens no connection.
     ///
+    /// `http` bounds the time to connect and ignores the environment's proxies, because traffic of the
+    /// mesh stays in the mesh. It has no total time-out, which would end a watch: each other call sets
+    /// its own.
+    ///
     /// # Errors
     /// [`InvalidRegistryUrl`] when `base_url` is not an `http://` URL with a host.
-    pub fn new(base_url: &str, secret: &str) -> Result<Self, InvalidRegistryUrl> {
+    pub fn new(http: Client, base_url: &str, secret: &str) -> Result<Self, InvalidRegistryUrl> {
         let invalid = |reason: String| InvalidRegistryUrl { url: base_url.to_owned(), reason };
         let url = reqwest::Url::parse(base_url).map_err(|e| invalid(e.to_string()))?;
         if url.scheme() != "http" || !url.has_host() {
@@ -95,12 +100,6 @@ impl RegistryClient {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(invalid("it must not have a query or a fragment".to_owned()));
         }
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|e| invalid(e.to_string()))?;
         Ok(Self {
             http,
             base: url.as_str().trim_end_matches('/').into(),
@@ -272,15 +271,14 @@ async fn error_message(response: Response) -> String {
     said.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect()
 }
 
-async fn bounded_body(mut response: Response) -> Result<Vec<u8>, ClientError> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| unreachable_because(&e))? {
-        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-            return Err(ClientError::Malformed(format!("more than {MAX_RESPONSE_BYTES} bytes")));
-        }
-        body.extend_from_slice(&chunk);
+async fn bounded_body(response: Response) -> Result<Bytes, ClientError> {
+    match Limited::new(Body::from(response), MAX_RESPONSE_BYTES).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => Err(match error.downcast_ref() {
+            Some(error) => unreachable_because(error),
+            None => ClientError::Malformed(format!("more than {MAX_RESPONSE_BYTES} bytes")),
+        }),
     }
-    Ok(body)
 }
 
 /// The innermost cause ("connection refused") says more than the outermost ("error sending request").

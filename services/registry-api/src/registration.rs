@@ -43,7 +43,8 @@ pub enum RegistrationState {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// // Nothing listens there: the registration keeps trying.
-/// let client = RegistryClient::new("http://127.0.0.1:1", "a-secret-of-the-mesh").unwrap();
+/// let (http, secret) = (reqwest::Client::new(), "a-secret-of-the-mesh");
+/// let client = RegistryClient::new(http, "http://127.0.0.1:1", secret).unwrap();
 /// let instance = Instance::new("core", "core-1", "127.0.0.1:8081".parse().unwrap());
 /// let (heartbeat, lease) = (Duration::from_secs(1), Duration::from_secs(3));
 /// let stop = CancellationToken::new();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use clap::Args;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -14,12 +15,15 @@ use rand::{Rng, SeedableRng};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
+use tourin_chassis::http_client::{self, CallError};
 use tourin_chassis::shutdown::Shutdown;
 
 /// How many spots the members choose from, by Zipf's law so that there is a trend.
 const SPOTS: usize = 100;
 const BOOKMARK_CHANCE: f64 = 0.2;
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
+/// The longest response, in bytes.
+const MAX_RESPONSE_BYTES: usize = 4 << 20;
 
 /// Settings of the demo's traffic.
 #[derive(Debug, Clone, Args)]
@@ -103,10 +107,7 @@ pub async fn run(
     settings: &DemoTrafficSettings,
     stop: &Shutdown,
 ) -> anyhow::Result<Arc<TrafficStats>> {
-    let client = Client::builder()
-        .timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
-        .build()
-        .context("cannot make an HTTP client")?;
+    let client = http_client::client(Duration::from_millis(REQUEST_TIMEOUT_MS))?;
     let gateway = settings.gateway.trim_end_matches('/').to_owned();
     let spots = Arc::new(spots(&client, &gateway).await?);
     let stats = Arc::new(TrafficStats::default());
@@ -138,10 +139,9 @@ pub async fn run(
 
 async fn spots(client: &Client, gateway: &str) -> anyhow::Result<Vec<String>> {
     let url = format!("{gateway}/api/tour-spots?pageSize={SPOTS}");
-    let answer = client.get(&url).send().await.with_context(|| {
+    let list = read(client.get(&url)).await.with_context(|| {
         format!("no gateway at {gateway}: start one with `tourin up`, or name it with --gateway")
     })?;
-    let list: Value = answer.error_for_status()?.json().await?;
     let ids: Vec<String> = list
         .as_array()
         .into_iter()
@@ -154,6 +154,18 @@ async fn spots(client: &Client, gateway: &str) -> anyhow::Result<Vec<String>> {
         );
     }
     Ok(ids)
+}
+
+async fn send(request: RequestBuilder) -> Result<http::Response<Bytes>, CallError> {
+    http_client::send(request, MAX_RESPONSE_BYTES).await
+}
+
+/// The JSON of a successful response.
+async fn read(request: RequestBuilder) -> anyhow::Result<Value> {
+    let answer = send(request).await?;
+    let status = answer.status();
+    anyhow::ensure!(status.is_success(), "it was answered {status}");
+    Ok(serde_json::from_slice(answer.body())?)
 }
 
 struct Member {
@@ -180,10 +192,10 @@ impl Member {
             "id": member.id, "password": member.password, "name": "Demo Member",
             "email": format!("{}@example.com", member.id),
         });
-        let answer = member.call(Method::POST, "/api/auth/signup").json(&body).send().await?;
+        let answer = send(member.call(Method::POST, "/api/auth/signup").json(&body)).await?;
         if answer.status() != StatusCode::CREATED {
-            let status = answer.status();
-            bail!("signing up a demo member was answered {status}: {}", answer.text().await?);
+            let (status, body) = (answer.status(), String::from_utf8_lossy(answer.body()));
+            bail!("signing up a demo member was answered {status}: {body}");
         }
         member.log_in().await?;
         Ok(member)
@@ -195,8 +207,7 @@ impl Member {
 
     async fn log_in(&self) -> anyhow::Result<()> {
         let body = json!({"id": self.id, "password": self.password});
-        let answer = self.call(Method::POST, "/api/auth/login").json(&body).send().await?;
-        let body: Value = answer.error_for_status()?.json().await?;
+        let body = read(self.call(Method::POST, "/api/auth/login").json(&body)).await?;
         body["accessToken"]
             .as_str()
             .context("no accessToken in the answer to a log-in")?
@@ -225,7 +236,7 @@ impl Member {
 
     async fn count(&self, call: RequestBuilder, done: &AtomicU64, stats: &TrafficStats) {
         let token = self.access.read().await.clone();
-        let answer = match call.bearer_auth(token).send().await {
+        let answer = match send(call.bearer_auth(token)).await {
             Ok(answer) => answer,
             Err(error) => {
                 stats.failures.fetch_add(1, Ordering::Relaxed);

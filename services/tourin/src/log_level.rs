@@ -7,11 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use tourin_chassis::config::MeshAccess;
+use tourin_chassis::http_client;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_gateway::admin::ADMIN_ADDRESS;
 use tourin_registry_api::{Instance, RegistryClient};
 
 const TIMEOUT_MS: u64 = 5_000;
+/// The longest response, in bytes: a filter, or the reason of a refusal.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// The command line's name towards services.
 const OPERATOR: &str = "tourin";
 const REGISTRY: &str = "registry";
@@ -44,8 +47,7 @@ pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
     let signer = IdentitySigner::new(&settings.mesh.registration_secret);
     let operator = Subject::Service { name: OPERATOR.to_owned() };
     let identity = signer.sign(&operator, &settings.service);
-    let client =
-        reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(TIMEOUT_MS)).build()?;
+    let client = http_client::client(Duration::from_millis(TIMEOUT_MS))?;
     let mut code = ExitCode::SUCCESS;
     for (id, base) in targets {
         let url = format!("{base}/internal/log-filter");
@@ -67,12 +69,12 @@ pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
 }
 
 async fn call(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
-    let answer = request.send().await.map_err(reqwest::Error::without_url)?;
-    let (status, text) = (answer.status(), answer.text().await?);
+    let response = http_client::send(request, MAX_RESPONSE_BYTES).await?;
+    let (status, body) = (response.status(), response.body());
     if status.is_success() {
-        return Ok(text);
+        return Ok(String::from_utf8_lossy(body).into_owned());
     }
-    let body: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     bail!("{status}: {}", body["message"].as_str().unwrap_or("no reason given"))
 }
 
@@ -81,7 +83,11 @@ async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, Str
     if settings.service == REGISTRY {
         return Ok(vec![(REGISTRY.to_owned(), base.to_owned())]);
     }
-    let registry = RegistryClient::new(base, settings.mesh.registration_secret.expose())?;
+    let registry = RegistryClient::new(
+        http_client::client(None)?,
+        base,
+        settings.mesh.registration_secret.expose(),
+    )?;
     let known = registry.list(Some(&settings.service)).await.context("the registry")?.instances;
     let wanted =
         |instance: &Instance| settings.instance.as_ref().is_none_or(|id| *id == instance.id);

@@ -9,6 +9,7 @@ use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::Value;
 use tokio::task::JoinHandle;
+use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::{self, memory::MemoryStore};
 use tourin_recommendation::Recommendation;
@@ -19,6 +20,8 @@ use crate::up::UpSettings;
 
 /// Time for the parts to become ready at the start, in milliseconds.
 const READY_TIMEOUT_MS: u64 = 10_000;
+/// The longest report of readiness, in bytes.
+const MAX_REPORT_BYTES: usize = 64 * 1024;
 /// Time for the whole stop, in milliseconds, unless the parts' drain time-outs together are longer. What
 /// is left is dropped.
 const STOP_TIMEOUT_MS: u64 = 4_500;
@@ -275,14 +278,14 @@ fn is_complete(report: &str) -> bool {
 
 /// Waits until the gateway is ready for all that is run here.
 async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
+    let client = http_client::client(Duration::from_secs(1))?;
     let mut last = String::from("no answer yet");
     let poll = async {
         loop {
-            match client.get(url).send().await {
-                Ok(answer) => last = answer.text().await.unwrap_or_default(),
-                Err(error) => last = error.to_string(),
-            }
+            last = match http_client::send(client.get(url), MAX_REPORT_BYTES).await {
+                Ok(answer) => String::from_utf8_lossy(answer.body()).into_owned(),
+                Err(error) => error.to_string(),
+            };
             if is_complete(&last) {
                 return;
             }

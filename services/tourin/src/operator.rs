@@ -16,6 +16,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tourin_chassis::http::{ApiError, HttpLimits, Message, bind, serve};
+use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TraceSettings;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
@@ -23,6 +24,8 @@ use tourin_chassis::trace_viewer;
 
 /// Longest wait for a part's metrics or readiness, in milliseconds.
 const PART_TIMEOUT_MS: u64 = 2_000;
+/// Longest metrics or readiness of a part, in bytes.
+const MAX_RESPONSE_BYTES: usize = 8 << 20;
 const DRAIN_TIMEOUT_MS: u64 = 200;
 
 /// Settings of the operators' listener, and of the traces in memory.
@@ -117,8 +120,7 @@ impl Operator {
     ) -> anyhow::Result<Self> {
         let listener = bind(settings.operator_listen).await?;
         let addr = listener.local_addr()?;
-        let limit = Duration::from_millis(PART_TIMEOUT_MS);
-        let client = reqwest::Client::builder().no_proxy().timeout(limit).build()?;
+        let client = http_client::client(Duration::from_millis(PART_TIMEOUT_MS))?;
         let metrics = Router::new()
             .route("/metrics", get(list))
             .route("/metrics/{part}", get(metrics))
@@ -164,9 +166,10 @@ async fn readiness(State(parts): State<Parts>) -> Response {
         let client = parts.client.clone();
         async move {
             let said = async {
-                let answer = client.get(format!("http://{address}/readyz")).send().await?;
+                let request = client.get(format!("http://{address}/readyz"));
+                let answer = http_client::send(request, MAX_RESPONSE_BYTES).await?;
                 let is_ready = answer.status().is_success();
-                reqwest::Result::Ok((is_ready, answer.json::<Value>().await?))
+                anyhow::Ok((is_ready, serde_json::from_slice::<Value>(answer.body())?))
             };
             let (is_ready, said) = said.await.unwrap_or_else(|error| {
                 tracing::debug!(part, %error, "cannot ask whether it is ready");
@@ -191,11 +194,12 @@ async fn metrics(State(parts): State<Parts>, Path(part): Path<String>) -> Respon
         return ApiError::not_found(message).into_response();
     };
     let asked = async {
-        let answer = parts.client.get(format!("http://{address}/metrics")).send().await?;
-        let answer = answer.error_for_status()?;
+        let request = parts.client.get(format!("http://{address}/metrics"));
+        let answer = http_client::send(request, MAX_RESPONSE_BYTES).await?;
+        anyhow::ensure!(answer.status().is_success(), "answered {}", answer.status());
         let kind = answer.headers().get(header::CONTENT_TYPE).cloned();
         let kind = kind.unwrap_or(HeaderValue::from_static("text/plain"));
-        reqwest::Result::Ok(([(header::CONTENT_TYPE, kind)], answer.text().await?))
+        anyhow::Ok(([(header::CONTENT_TYPE, kind)], answer.into_body()))
     };
     match asked.await {
         Ok(answer) => answer.into_response(),

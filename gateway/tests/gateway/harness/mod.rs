@@ -13,6 +13,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tourin_chassis::config::MeshSettings;
+use tourin_chassis::http_client;
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_gateway::{Gateway, Settings};
@@ -53,7 +54,12 @@ impl Mesh {
         let registry_stop = Shutdown::new();
         tokio::spawn(registry.run_until_stopped(registry_stop.clone()));
         Self {
-            registry: RegistryClient::new(&registry_url, secret.expose()).unwrap(),
+            registry: RegistryClient::new(
+                http_client::client(None).unwrap(),
+                &registry_url,
+                secret.expose(),
+            )
+            .unwrap(),
             secret,
             registry_url,
             registry_stop,

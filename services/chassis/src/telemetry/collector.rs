@@ -1,6 +1,5 @@
 //! The exporters' HTTP client, which posts spans to a collector.
 
-use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,8 +7,12 @@ use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::http_client;
+
 /// How often a batch is offered to the collector before it is dropped.
 const TRIES: u32 = 3;
+/// The longest response of a collector, in bytes; its status is all that counts.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// Delay before the second try; doubled for the third.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -39,14 +42,7 @@ impl Collector {
     /// # Errors
     /// A sentence that says why the setting is invalid.
     pub fn new(setting: &str, url: &str, path: &str, timeout: Duration) -> Result<Self, String> {
-        // Bounded, and without the mesh's own middleware.
-        let client = reqwest::Client::builder()
-            .timeout(timeout)
-            .connect_timeout(timeout)
-            .pool_max_idle_per_host(1)
-            .no_proxy()
-            .build()
-            .map_err(|error| format!("cannot make a client for the trace collector: {error}"))?;
+        let client = http_client::client(timeout).map_err(|error| format!("{error:#}"))?;
         let url = collector_url(setting, url, path)?;
         let uri = url.parse::<http::Uri>().unwrap_or_default();
         let port = uri.port_u16().unwrap_or(80);
@@ -69,7 +65,8 @@ impl Collector {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let request = self.client.post(&self.url).headers(head.headers.clone());
-            let what = match request.body(body.clone()).send().await {
+            let request = request.body(body.clone());
+            let what = match http_client::send(request, MAX_RESPONSE_BYTES).await {
                 Ok(answer) => {
                     let status = answer.status();
                     if status.is_success() {
@@ -81,8 +78,7 @@ impl Collector {
                     }
                     what
                 }
-                // Without the URL, which may contain a password.
-                Err(error) => innermost(&error.without_url()),
+                Err(error) => error.to_string(),
             };
             if attempt == TRIES {
                 return Err(self.not_taken(what));
@@ -110,14 +106,6 @@ impl HttpClient for Collector {
         };
         Ok(runtime.block_on(self.post(request))?)
     }
-}
-
-fn innermost(error: &dyn Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 fn collector_url(setting: &str, url: &str, path: &str) -> Result<String, String> {

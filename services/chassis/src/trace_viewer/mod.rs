@@ -1,11 +1,10 @@
 //! The traces in a [`MemoryStore`] over HTTP: Zipkin's read API, and a page that shows them.
 
-use std::time::SystemTime;
-
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{Html, IntoResponse, Redirect};
 use axum::routing::{get, post};
+use chrono::Utc;
 use http::{HeaderName, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -98,8 +97,7 @@ async fn traces(
 }
 
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    Utc::now().timestamp_millis().unsigned_abs()
 }
 
 /// The query in `params`, with Zipkin's names and defaults; 422 for an invalid number.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
+use reqwest::Method;
 use reqwest::header::HeaderMap;
-use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tourin_chassis::http_client;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::{HttpCall, Span};
 use tourin_registry_api::{Directory, Instance};
@@ -19,8 +20,6 @@ use crate::domain::spot::Spot;
 
 /// Core's name in the registry.
 pub const CORE: &str = "core";
-/// Longest time to connect, in milliseconds.
-const CONNECT_TIMEOUT_MS: u64 = 1_000;
 /// Longest time for a whole answer, in milliseconds.
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
 /// Where core gives out its spots, page by page.
@@ -44,12 +43,7 @@ impl CoreClient {
     /// # Errors
     /// When the HTTP client cannot be set up.
     pub fn new(directory: Directory, signer: IdentitySigner) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
-            .timeout(Duration::from_millis(REQUEST_TIMEOUT_MS))
-            .build()
-            .context("cannot set up the HTTP client")?;
+        let http = http_client::client(Duration::from_millis(REQUEST_TIMEOUT_MS))?;
         Ok(Self { http, directory, signer })
     }
 
@@ -65,12 +59,7 @@ impl CoreClient {
         query: &[(&str, &str)],
     ) -> anyhow::Result<T> {
         let (core, call) = self.call(path)?;
-        let result = call.run(self.ask(&core, path, query, &call)).await;
-        if let Err(error) = &result {
-            let answered = error.downcast_ref().and_then(reqwest::Error::status);
-            call.set_error(answered.as_ref().map_or("no_answer", StatusCode::as_str));
-        }
-        result
+        call.run(self.ask(&core, path, query, &call)).await
     }
 
     /// An instance of core and the span of a call to it; no span where nothing is being traced.
@@ -101,18 +90,19 @@ impl CoreClient {
         let url = format!("{}{path}", core.base_url());
         let mut headers = self.identity();
         call.inject(&mut headers);
-        let mut response = self.http.get(&url).query(query).headers(headers).send().await?;
-        call.set_status(response.status().as_u16());
-        response.error_for_status_ref()?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            anyhow::ensure!(
-                body.len() + chunk.len() <= MAX_ANSWER_BYTES,
-                "the answer of core to {path} is too large"
-            );
-            body.extend_from_slice(&chunk);
+        let request = self.http.get(&url).query(query).headers(headers);
+        let response = http_client::send(request, MAX_ANSWER_BYTES)
+            .await
+            .inspect_err(|_| call.set_error("no_answer"))
+            .with_context(|| format!("no answer of core to {path}"))?;
+        let status = response.status();
+        call.set_status(status.as_u16());
+        if !status.is_success() {
+            call.set_error(status.as_str());
         }
-        serde_json::from_slice(&body)
+        ensure!(status.is_success(), "core answers {path} with {status}");
+        serde_json::from_slice(response.body())
+            .inspect_err(|_| call.set_error("no_answer"))
             .with_context(|| format!("the answer of core to {path} is not understood"))
     }
 }

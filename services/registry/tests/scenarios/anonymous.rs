@@ -47,7 +47,8 @@ async fn without_the_secret_nothing_can_be_changed() {
             assert_eq!(body["error"], "unauthenticated");
         }
     }
-    let wrong = RegistryClient::new(&registry.url(""), "another-secret-0123456789").unwrap();
+    let http = tourin_chassis::http_client::client(None).unwrap();
+    let wrong = RegistryClient::new(http, &registry.url(""), "another-secret-0123456789").unwrap();
     let refused = wrong.register(&instance("b", 4002), LEASE).await;
     assert_eq!(refused, Err(ClientError::Unauthorized));
     assert_eq!(registry.list().await, before, "reading is open, and nothing has changed");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use reqwest::Response;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_registry::{Registry, Settings};
 use tourin_registry_api::sse::{Event, Parser};
@@ -84,7 +85,8 @@ impl Drop for Running {
 }
 
 pub fn client_of(addr: SocketAddr) -> RegistryClient {
-    RegistryClient::new(&format!("http://{addr}"), SECRET).unwrap()
+    RegistryClient::new(http_client::client(None).unwrap(), &format!("http://{addr}"), SECRET)
+        .unwrap()
 }
 
 /// A directory and the task that keeps it.

@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use rand::Rng;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
+use tourin_chassis::http_client;
 
-const CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// The longest response, in bytes.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 /// The pause before the second attempt, in milliseconds; it doubles with each further one.
 const FIRST_PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 1_000;
@@ -55,7 +58,7 @@ pub enum Reply {
         /// Its status.
         status: StatusCode,
         /// Its body.
-        body: Vec<u8>,
+        body: Bytes,
         /// Whether an earlier attempt may have taken effect, so that a refusal now does not exclude it.
         after_ambiguous: bool,
     },
@@ -93,7 +96,7 @@ pub struct Gateways {
 }
 
 enum Attempt {
-    Answered(StatusCode, Vec<u8>),
+    Answered(StatusCode, Bytes),
     /// Nothing was sent, so a retry is safe.
     NotSent(String),
     /// Sent, and the connection was lost.
@@ -109,12 +112,7 @@ impl Gateways {
     /// When there is none, or no HTTP client can be made.
     pub fn new(urls: &[String], tries: u32, request_timeout: Duration) -> anyhow::Result<Self> {
         anyhow::ensure!(!urls.is_empty(), "--gateway: name one");
-        let client = Client::builder()
-            .no_proxy()
-            .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
-            .timeout(request_timeout)
-            .build()
-            .context("cannot make an HTTP client")?;
+        let client = http_client::client(request_timeout)?;
         let urls = urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
         let (next, traffic) = (AtomicUsize::new(0), Traffic::default());
         Ok(Self { client, urls, next, tries, traffic })
@@ -193,28 +191,13 @@ impl Gateways {
         if let Some(body) = &call.body {
             request = request.json(body);
         }
-        let answer = match request.send().await {
-            Ok(answer) => answer,
-            Err(error) if error.is_connect() => return Attempt::NotSent(innermost(&error)),
-            Err(error) if error.is_timeout() => return Attempt::TimedOut,
-            Err(error) => return Attempt::Cut(innermost(&error)),
-        };
-        let status = answer.status();
-        match answer.bytes().await {
-            Ok(body) => Attempt::Answered(status, body.to_vec()),
+        match http_client::send(request, MAX_RESPONSE_BYTES).await {
+            Ok(answer) => Attempt::Answered(answer.status(), answer.into_body()),
+            Err(error) if error.is_connect() => Attempt::NotSent(error.to_string()),
             Err(error) if error.is_timeout() => Attempt::TimedOut,
-            Err(error) => Attempt::Cut(innermost(&error)),
+            Err(error) => Attempt::Cut(error.to_string()),
         }
     }
-}
-
-/// The innermost cause, which says more than "error sending request".
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 /// Exponential, with jitter of a half.

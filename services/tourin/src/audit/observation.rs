@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tourin_chassis::config::MeshAccess;
+use tourin_chassis::http_client;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::secret::Secret;
 use tourin_registry_api::RegistryClient;
@@ -26,6 +27,8 @@ pub(super) const RECOMMENDATION: &str = "recommendation";
 /// The audit's name towards services.
 const AUDITOR: &str = "auditor";
 const EFFECTS_TIMEOUT_MS: u64 = 5_000;
+/// The longest response, in bytes.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 const PAGE: usize = 100;
 const SCORES_AT_ONCE: usize = 500;
 const AT_ONCE: usize = 8;
@@ -203,7 +206,8 @@ struct MeshConnection {
 impl MeshConnection {
     fn new(access: MeshAccess) -> anyhow::Result<Self> {
         let secret = &access.registration_secret;
-        let registry = RegistryClient::new(&access.registry_url, secret.expose())?;
+        let registry =
+            RegistryClient::new(http_client::client(None)?, &access.registry_url, secret.expose())?;
         Ok(Self { registry, signer: IdentitySigner::new(secret), access })
     }
 }
@@ -238,11 +242,7 @@ impl Observer {
     /// # Errors
     /// When the registry's URL is invalid.
     pub fn new(mesh: &MeshAccess, mesh_file: Option<&Path>) -> anyhow::Result<Self> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_millis(EFFECTS_TIMEOUT_MS))
-            .build()
-            .context("cannot make an HTTP client")?;
+        let client = http_client::client(Duration::from_millis(EFFECTS_TIMEOUT_MS))?;
         let is_from_file = |path: &&Path| {
             MeshFile::read(path).is_ok_and(|said| said.registry_url == mesh.registry_url)
         };
@@ -357,8 +357,14 @@ impl Observer {
         let auditor = Subject::Service { name: AUDITOR.to_owned() };
         let identity = self.connection().signer.sign(&auditor, service);
         let request = self.client.get(format!("http://{address}{path}"));
-        let answer = request.header(IDENTITY_HEADER, identity).send().await?.error_for_status()?;
-        answer.json().await.with_context(|| format!("GET {path} at {address}"))
+        let shown = || format!("GET {path} at {address}");
+        let answer =
+            http_client::send(request.header(IDENTITY_HEADER, identity), MAX_RESPONSE_BYTES)
+                .await
+                .with_context(shown)?;
+        let status = answer.status();
+        ensure!(status.is_success(), "{} was answered {status}", shown());
+        serde_json::from_slice(answer.body()).with_context(shown)
     }
 }
 

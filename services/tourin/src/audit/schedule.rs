@@ -190,7 +190,7 @@ impl LoadGenerator {
         };
         let (outcome, failure) = judge(&action, &reply);
         let body = match &reply {
-            Reply::Response { body, .. } => body.as_slice(),
+            Reply::Response { body, .. } => &body[..],
             Reply::NoResponse(_) => &[],
         };
         self.note(&action, outcome, body);
@@ -332,7 +332,7 @@ mod tests {
         let place = Action::Place { member: 0, spot: 1 };
         let answer = |status, after_ambiguous| Reply::Response {
             status: StatusCode::from_u16(status).unwrap(),
-            body: Vec::new(),
+            body: bytes::Bytes::new(),
             after_ambiguous,
         };
         assert_eq!(judge(&place, &answer(201, true)).0, Outcome::Acknowledged);

@@ -199,6 +199,27 @@ fn domain_does_not_know_app_and_app_does_not_know_the_adapters() {
     }
 }
 
+#[test]
+fn product_code_has_one_http_client_whose_calls_are_bounded() {
+    let root = workspace_root();
+    let the_one = root.join("services/chassis/src/http_client.rs");
+    let folders = ["gateway", "services", "shared-events"].map(|folder| root.join(folder));
+    let files = folders.iter().flat_map(|folder| rust_files(folder));
+    let product = files.filter(|file| !file.components().any(|part| part.as_os_str() == "tests"));
+    for file in product.filter(|file| *file != the_one) {
+        let source = std::fs::read_to_string(&file).unwrap();
+        let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let is_code = |line: &&str| !line.trim_start().starts_with("//");
+        let code: String = source.lines().filter(is_code).collect();
+        // The watch of the registry is a stream, and its client reads the other bodies in the same way.
+        let is_registry_client = file.ends_with("registry-api/src/client.rs");
+        for call in ["Client::builder()", "reqwest::Client::new()", ".send()"] {
+            let allowed = is_registry_client && call == ".send()";
+            assert!(allowed || !code.contains(call), "{}: {call}: use http_client", file.display());
+        }
+    }
+}
+
 /// The metrics that the sources name: texts that begin with `tourin_` and are no crate's name.
 fn metrics_in_the_sources() -> BTreeSet<String> {
     let root = workspace_root();

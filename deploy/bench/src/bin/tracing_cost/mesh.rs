@@ -10,6 +10,7 @@ use axum::routing::{get, post};
 use http::StatusCode;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use tourin_chassis::http_client;
 use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_registry::Registry;
@@ -42,7 +43,8 @@ impl Mesh {
         let registry = Registry::build(settings).await?;
         let registry_url = format!("http://{}", registry.addr());
         tokio::spawn(registry.run_until_stopped(Shutdown::new()));
-        let client = RegistryClient::new(&registry_url, secret.expose())?;
+        let client =
+            RegistryClient::new(http_client::client(None)?, &registry_url, secret.expose())?;
         let mut registrations = Vec::new();
         for service in ["core", "recommendation"] {
             let instance = Instance::new(service, service, serve(answers()).await?);
