@@ -97,7 +97,7 @@ struct Log {
     #[serde(default)]
     resync: i64,
     /// Whether a resync has ended.
-    #[serde(default)]
+    #[serde(default, rename = "is_whole")]
     is_complete: bool,
 }
 
