@@ -54,7 +54,13 @@ async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
     assert!(readiness["unready"]["event bus"].is_string(), "{readiness}");
 
     bed.start(Server::Amqp).await;
-    for spot in ["2", "3", "4"] {
+    let mut next = next_spot(&mut deliveries).await;
+    if next == "1" {
+        // The broker was killed before it had stored the acknowledgement.
+        next = next_spot(&mut deliveries).await;
+    }
+    assert_eq!(next, "2");
+    for spot in ["3", "4"] {
         assert_eq!(next_spot(&mut deliveries).await, spot);
     }
     // An event right before the stop is published too.
