@@ -3,28 +3,25 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::waiting::eventually_within;
 
 /// RabbitMQ writes the names every half second.
 const LIMIT: Duration = Duration::from_secs(30);
-/// The interval between checks.
-const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Waits until one of RabbitMQ's files names the replica of each queue.
 pub(crate) async fn are_kept(data: &Path, queues: &[String]) {
-    let deadline = Instant::now() + LIMIT;
-    loop {
+    eventually_within(LIMIT, "RabbitMQ's files name all queues", async || {
         let kept = names(data).unwrap_or_default();
-        let missing: Vec<_> = queues
-            .iter()
-            .filter(|queue| !kept.windows(queue.len()).any(|name| name == queue.as_bytes()))
-            .collect();
-        if missing.is_empty() {
-            return;
+        let is_kept =
+            |queue: &&String| kept.windows(queue.len()).any(|name| name == queue.as_bytes());
+        match queues.iter().find(|queue| !is_kept(queue)) {
+            None => Ok(()),
+            Some(missing) => Err(missing),
         }
-        assert!(Instant::now() < deadline, "RabbitMQ did not keep {missing:?} in {LIMIT:?}");
-        tokio::time::sleep(INTERVAL).await;
-    }
+    })
+    .await;
 }
 
 /// The unparsed tables of names of all nodes, `NODE/quorum/NODE/names.dets`.

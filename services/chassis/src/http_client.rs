@@ -14,11 +14,12 @@
 use std::error::Error;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt as _, Limited};
 use reqwest::{Body, Client, RequestBuilder, redirect};
+use serde::de::DeserializeOwned;
 
 /// How long connecting may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -84,6 +85,16 @@ pub async fn send(request: RequestBuilder, max_bytes: usize) -> Result<Response<
             Err(_) => CallError::TooLarge(max_bytes),
         }),
     }
+}
+
+/// The JSON of a successful response.
+///
+/// # Errors
+/// When the status is not 2xx, or the body is not the JSON of a `T`.
+pub fn json_of<T: DeserializeOwned>(response: &Response<Bytes>) -> anyhow::Result<T> {
+    let status = response.status();
+    ensure!(status.is_success(), "answered {status}");
+    serde_json::from_slice(response.body()).context("not the expected JSON")
 }
 
 fn innermost(error: &reqwest::Error) -> String {

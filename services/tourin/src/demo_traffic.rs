@@ -139,9 +139,10 @@ pub async fn run(
 
 async fn spots(client: &Client, gateway: &str) -> anyhow::Result<Vec<String>> {
     let url = format!("{gateway}/api/tour-spots?pageSize={SPOTS}");
-    let list = read(client.get(&url)).await.with_context(|| {
+    let response = send(client.get(&url)).await.with_context(|| {
         format!("no gateway at {gateway}: start one with `tourin up`, or name it with --gateway")
     })?;
+    let list: Value = http_client::json_of(&response).with_context(|| format!("GET {url}"))?;
     let ids: Vec<String> = list
         .as_array()
         .into_iter()
@@ -158,14 +159,6 @@ async fn spots(client: &Client, gateway: &str) -> anyhow::Result<Vec<String>> {
 
 async fn send(request: RequestBuilder) -> Result<http::Response<Bytes>, CallError> {
     http_client::send(request, MAX_RESPONSE_BYTES).await
-}
-
-/// The JSON of a successful response.
-async fn read(request: RequestBuilder) -> anyhow::Result<Value> {
-    let answer = send(request).await?;
-    let status = answer.status();
-    anyhow::ensure!(status.is_success(), "it was answered {status}");
-    Ok(serde_json::from_slice(answer.body())?)
 }
 
 struct Member {
@@ -207,7 +200,8 @@ impl Member {
 
     async fn log_in(&self) -> anyhow::Result<()> {
         let body = json!({"id": self.id, "password": self.password});
-        let body = read(self.call(Method::POST, "/api/auth/login").json(&body)).await?;
+        let response = send(self.call(Method::POST, "/api/auth/login").json(&body)).await?;
+        let body: Value = http_client::json_of(&response).context("logging in a demo member")?;
         body["accessToken"]
             .as_str()
             .context("no accessToken in the answer to a log-in")?

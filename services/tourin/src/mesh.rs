@@ -365,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unexpected_service_is_not_waited_for() {
+    fn an_external_service_is_not_waited_for() {
         for (report, expected) in [
             (r#"{"status":"ready","unready":{}}"#, true),
             (r#"{"status":"unready","unready":{"images":"no instance is up"}}"#, true),

@@ -18,7 +18,7 @@ const AGE_BUCKETS: [f64; 14] =
 type ByQueue<M, C = fn() -> M> = Family<[(&'static str, String); 1], M, C>;
 
 /// The metrics of a service's consumers, by queue. Clones share them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ConsumerMetrics {
     events: Family<[(&'static str, String); 2], Counter>,
     received: ByQueue<Counter>,
@@ -31,25 +31,16 @@ pub struct ConsumerMetrics {
     replayed: ByQueue<Counter>,
     unsettled: ByQueue<Counter>,
     held: ByQueue<Gauge<f64, AtomicU64>>,
-    ages: ByQueue<Histogram>,
+    ages: Ages,
 }
 
-impl Default for ConsumerMetrics {
+/// Events' ages by queue.
+#[derive(Clone, Debug)]
+struct Ages(ByQueue<Histogram>);
+
+impl Default for Ages {
     fn default() -> Self {
-        Self {
-            events: Family::default(),
-            received: Family::default(),
-            retried: Family::default(),
-            malformed: Family::default(),
-            oversized: Family::default(),
-            broken: Family::default(),
-            panicked: Family::default(),
-            ahead: Family::default(),
-            replayed: Family::default(),
-            unsettled: Family::default(),
-            held: Family::default(),
-            ages: Family::new_with_constructor(|| Histogram::new(AGE_BUCKETS)),
-        }
+        Self(Family::new_with_constructor(|| Histogram::new(AGE_BUCKETS)))
     }
 }
 
@@ -89,7 +80,7 @@ impl ConsumerMetrics {
         }
         registry.register("tourin_consumer_in_flight", "Deliveries in progress", self.held.clone());
         let help = "Age of events when their effect was committed";
-        registry.register("tourin_event_age_at_effect_seconds", help, self.ages.clone());
+        registry.register("tourin_event_age_at_effect_seconds", help, self.ages.0.clone());
     }
 
     /// The metrics of the consumers of one queue, zero until they are counted.
@@ -115,7 +106,7 @@ impl ConsumerMetrics {
             replayed: self.replayed.get_or_create_owned(&labels),
             unsettled: self.unsettled.get_or_create_owned(&labels),
             held: self.held.get_or_create_owned(&labels),
-            ages: self.ages.get_or_create_owned(&labels),
+            ages: self.ages.0.get_or_create_owned(&labels),
             in_flight: InFlightTimes::default(),
         }
     }

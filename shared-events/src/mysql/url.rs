@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_email_is_refused_without_being_repeated() {
+    fn an_invalid_url_is_refused_without_being_repeated() {
         for wrong in
             ["", "s3cr3t-word", "mysql://tourin:s3cr3t-word@db", "redis://s3cr3t-word@db/1"]
         {

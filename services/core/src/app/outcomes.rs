@@ -36,10 +36,10 @@ impl Outcomes {
             Outcome::LABELS.map(|outcome| counters.of([("outcome", outcome)]))
         };
         Self {
-            log_ins: by_outcome("tourin_log_ins", "Log-ins by what became of them"),
+            log_ins: by_outcome("tourin_log_ins", "Log-ins by outcome"),
             renewals: by_outcome(
                 "tourin_token_renewals",
-                "Exchanges of refresh tokens by what became of them; reused ones ended their session",
+                "Exchanges of refresh tokens by outcome; reused ones ended their session",
             ),
         }
     }

@@ -358,13 +358,9 @@ impl Observer {
         let identity = self.connection().signer.sign(&auditor, service);
         let request = self.client.get(format!("http://{address}{path}"));
         let shown = || format!("GET {path} at {address}");
-        let answer =
-            http_client::send(request.header(IDENTITY_HEADER, identity), MAX_RESPONSE_BYTES)
-                .await
-                .with_context(shown)?;
-        let status = answer.status();
-        ensure!(status.is_success(), "{} was answered {status}", shown());
-        serde_json::from_slice(answer.body()).with_context(shown)
+        let request = request.header(IDENTITY_HEADER, identity);
+        let response = http_client::send(request, MAX_RESPONSE_BYTES).await.with_context(shown)?;
+        http_client::json_of(&response).with_context(shown)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
+use tourin_chassis::http_client;
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject as Caller};
 use tourin_chassis::secret::Secret;
 
@@ -131,14 +132,14 @@ async fn sign_up(server: &Server) -> anyhow::Result<()> {
     let account = json!({
         "id": MEMBER, "password": "sea-breeze1!", "name": "Bench", "email": "bench@example.com",
     });
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = http_client::client(None)?;
     let url = format!("http://{}/api/auth/signup", server.addr);
     client.post(url).json(&account).send().await?.error_for_status()?;
     Ok(())
 }
 
 async fn spot_ids(server: &Server, count: usize) -> anyhow::Result<Vec<String>> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = http_client::client(None)?;
     let url = format!("http://{}/api/tour-spots?pageSize={count}", server.addr);
     let spots: Value = client.get(url).send().await?.error_for_status()?.json().await?;
     let spots = spots.as_array().context("spots are not a list")?;

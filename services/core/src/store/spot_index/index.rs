@@ -1,7 +1,7 @@
 //! The index of spots by text and by tag, in the order of names, and by place on the map.
 //!
 //! A spot's doc id is a dense number, assigned in the order of arrival. A posting list is the set of
-//! the doc ids of all spots with one gram or one tag, as a compressed bitmap.
+//! the doc ids of all spots with one word or one tag.
 
 use std::ops::RangeInclusive;
 

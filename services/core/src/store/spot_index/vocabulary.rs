@@ -190,7 +190,7 @@ impl Vocabulary {
         id
     }
 
-    /// Applies the additions of [`Vocabulary::add`].
+    /// Applies the additions of [`Vocabulary::put`].
     pub(super) fn apply(&mut self) {
         self.added.sort_unstable();
         for of_word in self.added.chunk_by(|one, other| one.0 == other.0) {

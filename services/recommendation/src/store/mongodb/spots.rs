@@ -96,7 +96,7 @@ struct Log {
     /// The number of the latest resync.
     #[serde(default)]
     resync: i64,
-    /// Whether a resync has ended.
+    /// Whether a resync has ended. 0.1.0 named the stored field.
     #[serde(default, rename = "is_whole")]
     is_complete: bool,
 }
