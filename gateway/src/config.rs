@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum, value_parser};
 use ipnet::IpNet;
-use tourin_chassis::config::{MeshSettings, SessionRedisSettings, defaults};
+use tourin_chassis::config::{MeshSettings, SESSION_COOKIE_IDLE_S, defaults};
+use tourin_chassis::redis::SessionRedisSettings;
 
 use crate::client_address::parse_network;
 use crate::landing_page::parse_page_url;
@@ -92,7 +93,7 @@ pub struct Settings {
     pub token_cache_entries: u64,
     /// Seconds after a token's expiry in which a session that is carried by cookies still renews
     /// itself; 0: only before its expiry. The same as core's
-    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = 1_800, value_parser = value_parser!(u32).range(0..=2_592_000))]
+    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = SESSION_COOKIE_IDLE_S, value_parser = value_parser!(u32).range(0..=2_592_000))]
     pub session_cookie_idle_s: u32,
     /// The Redis from whose stream ended sessions are read.
     #[command(flatten)]

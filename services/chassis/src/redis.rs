@@ -1,14 +1,17 @@
 //! A connection to Redis with limits and timeouts.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::Args;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{Client, ErrorKind, IntoConnectionInfo as _, RedisError, ServerErrorKind};
 
-use crate::config::ServerUrl;
+use crate::config::{ServerUrl, Unquoted};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
@@ -29,16 +32,71 @@ const RECONNECT_ATTEMPTS: usize = 1;
 /// Commands in flight on the connection. More are queued.
 const IN_FLIGHT: usize = 1_024;
 
+/// The URL of a Redis with its credentials, which neither `Debug` nor an error shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(String);
+
+/// The text is not the URL of a Redis. The error does not quote it, because it may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected redis://[user:password@]host[:port][/database], or rediss:// for TLS")]
+pub struct InvalidRedisUrl;
+
+impl RedisUrl {
+    /// The URL itself, for the client that connects.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RedisUrl {
+    type Err = InvalidRedisUrl;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.into_connection_info() {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) => Err(InvalidRedisUrl),
+        }
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedisUrl(..)")
+    }
+}
+
+/// The Redis of sessions, the same in core and in every gateway.
+#[derive(Debug, Clone, Args)]
+pub struct SessionRedisSettings {
+    /// Redis 7 for sessions, refresh tokens and revocations (redis://[USER:PASSWORD@]HOST:PORT
+    /// [/DATABASE], rediss:// for TLS); the same for core and for every gateway [default: none; they are
+    /// in core's database, and gateways ask core over HTTP which sessions have ended]
+    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<ServerUrl<RedisUrl>>::parser())]
+    pub redis_url: Option<ServerUrl<RedisUrl>>,
+    /// What the names of the sessions' keys in Redis begin with; the same for core and for every gateway
+    #[arg(
+        long,
+        env = "TOURIN_SESSION_REDIS_PREFIX",
+        value_name = "TEXT",
+        default_value = "tourin:sessions"
+    )]
+    pub session_redis_prefix: String,
+}
+
+impl SessionRedisSettings {
+    /// The configured Redis, if any.
+    pub fn redis(&self) -> Option<&RedisUrl> {
+        ServerUrl::given(self.redis_url.as_ref())
+    }
+}
+
 /// A connection to the Redis at `url`, and the server's host and port without credentials. The
 /// connection reconnects by itself, and its clones share it. Nothing is sent before the first use.
 ///
 /// # Errors
-/// When the URL is not a Redis URL. The message does not repeat it.
-pub fn connection(url: &ServerUrl) -> anyhow::Result<(ConnectionManager, String)> {
-    let server =
-        url.expose().into_connection_info().ok().context(
-            "expected redis://[user:password@]host[:port][/database], or rediss:// for TLS",
-        )?;
+/// When the connection cannot be set up. The message does not repeat the URL.
+pub fn connection(url: &RedisUrl) -> anyhow::Result<(ConnectionManager, String)> {
+    let server = url.expose().into_connection_info().ok().context(InvalidRedisUrl)?;
     let address = server.addr().to_string();
     let client = Client::open(server.set_tcp_settings(tcp_settings()))
         .ok()
@@ -126,16 +184,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_says_where_the_server_is_and_is_not_repeated() {
-        let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1/3".parse().unwrap();
+        let url: RedisUrl = "redis://user:hunter2@127.0.0.1:1/3".parse().unwrap();
         assert_eq!(connection(&url).ok().unwrap().1, "127.0.0.1:1");
-        let url: ServerUrl = "https://user:hunter2@there".parse().unwrap();
-        let error = connection(&url).err().unwrap();
-        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        assert!(!format!("{url:?}").contains("hunter2"), "{url:?}");
+        for wrong in [
+            "hunter2",
+            "https://user:hunter2@there",
+            "redis://user:hunter2@there:port",
+            "redis://user:hunter2@there/not-a-number",
+        ] {
+            let error = wrong.parse::<RedisUrl>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{wrong}");
+        }
     }
 
     #[tokio::test]
     async fn an_unreachable_server_is_down_and_a_refusing_one_is_not() {
-        let url: ServerUrl = "redis://127.0.0.1:1".parse().unwrap();
+        let url: RedisUrl = "redis://127.0.0.1:1".parse().unwrap();
         let mut connection = connection(&url).ok().unwrap().0;
         let error = redis::cmd("PING").query_async::<()>(&mut connection).await.unwrap_err();
         assert!(is_down(&error), "{error}");

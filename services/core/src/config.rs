@@ -5,17 +5,20 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use chrono::TimeDelta;
 use clap::{Args, value_parser};
 use tourin_chassis::config::{
-    MeshSettings, ReadinessSettings, ServerUrl, SessionRedisSettings, defaults,
+    AmqpSettings, MeshSettings, MysqlSettings, ReadinessSettings, SESSION_COOKIE_IDLE_S, defaults,
+    flag_default,
 };
-use tourin_shared_events::bus::rabbitmq::RabbitSettings;
+use tourin_chassis::redis::{RedisUrl, SessionRedisSettings};
+use tourin_shared_events::bus::rabbitmq::{AmqpUrl, RabbitSettings};
 use tourin_shared_events::mysql::{MysqlUrl, PoolSizes};
 
 use crate::app::attempts::AttemptPolicy;
 use crate::app::passwords::HashingPolicy;
+use crate::app::spots::DEFAULT_MAP_SPOTS;
 use crate::domain::session::SessionPolicy;
 
 /// Settings of the core service.
@@ -39,7 +42,7 @@ pub struct Settings {
     #[arg(long, env = "TOURIN_CORE_DATABASE_READERS", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
     pub database_readers: u32,
     /// Most spots that one look at the map answers
-    #[arg(long, env = "TOURIN_MAP_SPOTS", value_name = "N", default_value_t = 500, value_parser = value_parser!(u16).range(1..=5_000))]
+    #[arg(long, env = "TOURIN_MAP_SPOTS", value_name = "N", default_value_t = DEFAULT_MAP_SPOTS, value_parser = value_parser!(u16).range(1..=5_000))]
     pub map_spots: u16,
     /// Milliseconds that requests in flight may take when the service stops
     #[arg(long, env = "TOURIN_CORE_DRAIN_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(0..=60_000))]
@@ -49,7 +52,7 @@ pub struct Settings {
     pub database: DatabaseSettings,
     /// The broker that events go to, if there is one.
     #[command(flatten)]
-    pub events: EventSettings,
+    pub events: AmqpSettings<AmqpUrl>,
     /// How tokens are signed and how long they hold.
     #[command(flatten)]
     pub tokens: TokenSettings,
@@ -67,31 +70,18 @@ pub struct Settings {
 /// The database on a server.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
-    /// MySQL 8 or MariaDB 10.6+ database (mysql://USER:PASSWORD@HOST:PORT/DATABASE?ssl-mode=...)
-    /// [default: none; SQLite in the data folder]
-    #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true)]
-    pub mysql_url: Option<MysqlUrl>,
+    /// The server.
+    #[command(flatten)]
+    pub server: MysqlSettings<MysqlUrl>,
     /// Connections that read from MySQL, at most
-    #[arg(long, env = "TOURIN_MYSQL_READERS", value_name = "N", default_value_t = 16, value_parser = value_parser!(u32).range(1..=1_000))]
+    #[arg(long, env = "TOURIN_MYSQL_READERS", value_name = "N", default_value_t = PoolSizes::default().readers, value_parser = value_parser!(u32).range(1..=1_000))]
     pub mysql_readers: u32,
     /// Connections that write to MySQL, at most
-    #[arg(long, env = "TOURIN_MYSQL_WRITERS", value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
+    #[arg(long, env = "TOURIN_MYSQL_WRITERS", value_name = "N", default_value_t = PoolSizes::default().writers, value_parser = value_parser!(u32).range(1..=1_000))]
     pub mysql_writers: u32,
     /// The Redis that sessions are on; it goes with --mysql-url.
     #[command(flatten)]
     pub sessions: SessionRedisSettings,
-}
-
-/// The broker that events go to.
-#[derive(Args, Clone, Debug, Default)]
-pub struct EventSettings {
-    /// RabbitMQ that events go to (amqp://USER:PASSWORD@HOST:PORT/VHOST, amqps for TLS); required
-    #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
-    pub amqp_url: Option<ServerUrl>,
-    /// What the names of exchanges begin with, where meshes share a virtual host; the same in every
-    /// service of a mesh
-    #[arg(long, env = "TOURIN_AMQP_PREFIX", value_name = "TEXT", default_value = "")]
-    pub amqp_prefix: String,
 }
 
 /// How tokens are signed and how long they hold.
@@ -106,25 +96,25 @@ pub struct TokenSettings {
     #[arg(long, env = "TOURIN_PREVIOUS_SIGNING_KEYS", value_name = "PATH", value_delimiter = ',')]
     pub previous_signing_keys: Vec<PathBuf>,
     /// Seconds that an access token holds
-    #[arg(long, env = "TOURIN_ACCESS_TOKEN_S", value_name = "S", default_value_t = 600, value_parser = value_parser!(u32).range(5..=86_400))]
+    #[arg(long, env = "TOURIN_ACCESS_TOKEN_S", value_name = "S", default_value_t = flag_default(SessionPolicy::default().access_token.num_seconds()), value_parser = value_parser!(u32).range(5..=86_400))]
     pub access_token_s: u32,
     /// Seconds that a session lasts, however often it is renewed (30 days)
-    #[arg(long, env = "TOURIN_SESSION_S", value_name = "S", default_value_t = 2_592_000, value_parser = value_parser!(u32).range(10..=31_536_000))]
+    #[arg(long, env = "TOURIN_SESSION_S", value_name = "S", default_value_t = flag_default(SessionPolicy::default().absolute.num_seconds()), value_parser = value_parser!(u32).range(10..=31_536_000))]
     pub session_s: u32,
     /// Seconds that a session lasts without being renewed (14 days)
-    #[arg(long, env = "TOURIN_SESSION_IDLE_S", value_name = "S", default_value_t = 1_209_600, value_parser = value_parser!(u32).range(10..=31_536_000))]
+    #[arg(long, env = "TOURIN_SESSION_IDLE_S", value_name = "S", default_value_t = flag_default(SessionPolicy::default().idle.num_seconds()), value_parser = value_parser!(u32).range(10..=31_536_000))]
     pub session_idle_s: u32,
     /// Milliseconds in which a used refresh token still leads to its successor, for the race of two
     /// tabs; 0 for none
-    #[arg(long, env = "TOURIN_REFRESH_GRACE_MS", value_name = "MS", default_value_t = 10_000, value_parser = value_parser!(u32).range(0..=120_000))]
+    #[arg(long, env = "TOURIN_REFRESH_GRACE_MS", value_name = "MS", default_value_t = flag_default(SessionPolicy::default().grace.num_milliseconds()), value_parser = value_parser!(u32).range(0..=120_000))]
     pub refresh_grace_ms: u32,
     /// Sessions that a member may have at once; one more ends the oldest
-    #[arg(long, env = "TOURIN_SESSIONS_PER_MEMBER", value_name = "N", default_value_t = 50, value_parser = value_parser!(u16).range(1..=100))]
+    #[arg(long, env = "TOURIN_SESSIONS_PER_MEMBER", value_name = "N", default_value_t = flag_default(SessionPolicy::default().per_member), value_parser = value_parser!(u16).range(1..=100))]
     pub sessions_per_member: u16,
     /// Seconds after a token's expiry in which a session that is carried by cookies still renews
     /// itself: browsers keep the access cookie that much longer; 0: renewed only before its expiry. The same in every
     /// gateway
-    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = 1_800, value_parser = value_parser!(u32).range(0..=2_592_000))]
+    #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = SESSION_COOKIE_IDLE_S, value_parser = value_parser!(u32).range(0..=2_592_000))]
     pub session_cookie_idle_s: u32,
     /// Set cookies that browsers send over HTTPS only
     #[arg(long, env = "TOURIN_COOKIE_SECURE")]
@@ -135,36 +125,36 @@ pub struct TokenSettings {
 #[derive(Args, Clone, Debug)]
 pub struct PasswordSettings {
     /// Memory of one Argon2id hash, in KiB (OWASP's recommendation)
-    #[arg(long, env = "TOURIN_PASSWORD_MEMORY_KIB", value_name = "KIB", default_value_t = 19_456, value_parser = value_parser!(u32).range(8..=4_194_304))]
+    #[arg(long, env = "TOURIN_PASSWORD_MEMORY_KIB", value_name = "KIB", default_value_t = HashingPolicy::default().memory_kib, value_parser = value_parser!(u32).range(8..=4_194_304))]
     pub password_memory_kib: u32,
     /// Passes of one Argon2id hash over its memory (OWASP's recommendation)
-    #[arg(long, env = "TOURIN_PASSWORD_ITERATIONS", value_name = "N", default_value_t = 2, value_parser = value_parser!(u32).range(1..=100))]
+    #[arg(long, env = "TOURIN_PASSWORD_ITERATIONS", value_name = "N", default_value_t = HashingPolicy::default().iterations, value_parser = value_parser!(u32).range(1..=100))]
     pub password_iterations: u32,
     /// Lanes of one Argon2id hash (OWASP's recommendation)
-    #[arg(long, env = "TOURIN_PASSWORD_PARALLELISM", value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=64))]
+    #[arg(long, env = "TOURIN_PASSWORD_PARALLELISM", value_name = "N", default_value_t = HashingPolicy::default().parallelism, value_parser = value_parser!(u32).range(1..=64))]
     pub password_parallelism: u32,
     /// Hashes computed at once [default: half of the cores, at most 4]
     #[arg(long, env = "TOURIN_PASSWORD_CONCURRENCY", value_name = "N", value_parser = value_parser!(u16).range(1..=256))]
     pub password_concurrency: Option<u16>,
     /// Milliseconds that a request waits for its turn to hash before it is answered 503
-    #[arg(long, env = "TOURIN_PASSWORD_WAIT_MS", value_name = "MS", default_value_t = 5_000, value_parser = value_parser!(u64).range(1..=60_000))]
+    #[arg(long, env = "TOURIN_PASSWORD_WAIT_MS", value_name = "MS", default_value_t = flag_default(HashingPolicy::default().wait.as_millis()), value_parser = value_parser!(u64).range(1..=60_000))]
     pub password_wait_ms: u64,
     /// Wrong passwords that an account bears from one client's network, or from one session that
     /// changes the password, before attempts from there have to wait
-    #[arg(long, env = "TOURIN_LOGIN_BURST", value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=10_000))]
+    #[arg(long, env = "TOURIN_LOGIN_BURST", value_name = "N", default_value_t = AttemptPolicy::default().burst.get(), value_parser = value_parser!(u32).range(1..=10_000))]
     pub login_burst: u32,
     /// Milliseconds per further attempt from there
-    #[arg(long, env = "TOURIN_LOGIN_REFILL_MS", value_name = "MS", default_value_t = 6_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, env = "TOURIN_LOGIN_REFILL_MS", value_name = "MS", default_value_t = flag_default(AttemptPolicy::default().refill.as_millis()), value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub login_refill_ms: u64,
     /// Wrong passwords that an account bears from all networks together before attempts have to
     /// wait, the member's own too; --login-burst alone stops a single network
-    #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_BURST", value_name = "N", default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
+    #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_BURST", value_name = "N", default_value_t = AttemptPolicy::default().account_burst.get(), value_parser = value_parser!(u32).range(1..=100_000))]
     pub login_account_burst: u32,
     /// Milliseconds per further attempt from all networks together
-    #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_REFILL_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_REFILL_MS", value_name = "MS", default_value_t = flag_default(AttemptPolicy::default().account_refill.as_millis()), value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub login_account_refill_ms: u64,
     /// Accounts, and pairs of an account and a network, whose wrong passwords are counted at once
-    #[arg(long, env = "TOURIN_LOGIN_ACCOUNTS", value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u32).range(100..=10_000_000))]
+    #[arg(long, env = "TOURIN_LOGIN_ACCOUNTS", value_name = "N", default_value_t = flag_default(AttemptPolicy::default().keys), value_parser = value_parser!(u32).range(100..=10_000_000))]
     pub login_accounts: u32,
 }
 
@@ -175,19 +165,28 @@ impl Settings {
         let defaults = defaults(&[&mesh.access.secret_argument()]);
         Self { listen, data_dir: data_dir.into(), mesh, ..defaults }
     }
+
+    /// The broker, if one is set.
+    pub fn broker(&self) -> Option<RabbitSettings> {
+        Some(RabbitSettings {
+            connection_name: "tourin core".to_owned(),
+            prefix: self.events.amqp_prefix.clone(),
+            ..RabbitSettings::new(self.events.url()?.clone())
+        })
+    }
 }
 
 impl DatabaseSettings {
     /// The database on a server, if one is set.
     pub fn mysql(&self) -> Option<&MysqlUrl> {
-        self.mysql_url.as_ref().filter(|url| !url.is_blank())
+        self.server.url()
     }
 
     /// The Redis for sessions, if one is set.
     ///
     /// # Errors
     /// When no database on a server is set.
-    pub fn redis(&self) -> anyhow::Result<Option<&ServerUrl>> {
+    pub fn redis(&self) -> anyhow::Result<Option<&RedisUrl>> {
         let url = self.sessions.redis();
         ensure!(
             url.is_none() || self.mysql().is_some(),
@@ -199,22 +198,6 @@ impl DatabaseSettings {
     /// The most connections to the server.
     pub fn pool_sizes(&self) -> PoolSizes {
         PoolSizes { readers: self.mysql_readers, writers: self.mysql_writers }
-    }
-}
-
-impl EventSettings {
-    /// The broker, if one is set.
-    ///
-    /// # Errors
-    /// When the address is invalid. The error does not contain the address: it may have a password.
-    pub fn broker(&self) -> anyhow::Result<Option<RabbitSettings>> {
-        let Some(url) = ServerUrl::given(self.amqp_url.as_ref()) else {
-            return Ok(None);
-        };
-        let mut settings = RabbitSettings::new(url.expose().parse().context("--amqp-url")?);
-        settings.connection_name = "tourin core".to_owned();
-        settings.prefix.clone_from(&self.amqp_prefix);
-        Ok(Some(settings))
     }
 }
 
@@ -320,23 +303,22 @@ mod tests {
         let settings = parse(&["--mysql-url", "mysql://core:sea-breeze1@db.example/core"]).unwrap();
         let shown = format!("{settings:?}");
         assert!(shown.contains("db.example:3306/core") && !shown.contains("sea-breeze1"));
-        let wrong = parse(&["--mysql-url", "mysql:/core:sea-breeze1@db.example"]).unwrap();
-        let error = wrong.database.mysql().unwrap().options().unwrap_err().to_string();
-        assert!(!error.contains("sea-breeze1"), "{error}");
-        assert_eq!(parse(&["--mysql-url", ""]).unwrap().database.mysql(), None);
+        let error = parse(&["--mysql-url", "mysql:/core:sea-breeze1@db.example"]).unwrap_err();
+        assert!(error.to_string().contains("'--mysql-url <URL>': it must be mysql://"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("sea-breeze1"), "{error}");
+        assert!(parse(&["--mysql-url", ""]).unwrap().database.mysql().is_none());
     }
 
     #[test]
     fn the_brokers_password_is_in_no_message() {
         let given = parse(&["--amqp-url", "amqp://core:sea-breeze1@bus.example/%2f"]).unwrap();
-        let broker = given.events.broker().unwrap().unwrap();
+        let broker = given.broker().unwrap();
         assert_eq!(broker.url.address(), "bus.example:5672");
-        let wrong = parse(&["--amqp-url", "http://core:sea-breeze1@bus.example"]).unwrap();
-        let error = format!("{:#}", wrong.events.broker().unwrap_err());
-        assert!(error.contains("--amqp-url"), "{error}");
-        let shown = format!("{given:?} {wrong:?} {broker:?} {error}");
+        let error = parse(&["--amqp-url", "http://core:sea-breeze1@bus.example"]).unwrap_err();
+        assert!(error.to_string().contains("--amqp-url"), "{error}");
+        let shown = format!("{given:?} {broker:?} {error} {error:?}");
         assert!(!shown.contains("sea-breeze1"), "{shown}");
-        assert!(parse(&["--amqp-url", " "]).unwrap().events.broker().unwrap().is_none());
+        assert!(parse(&["--amqp-url", " "]).unwrap().broker().is_none());
     }
 
     #[test]

@@ -182,11 +182,8 @@ impl Core {
     /// address is taken.
     pub async fn bind(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Bound> {
         settings.tokens.policy()?;
-        if let Some(url) = settings.database.mysql() {
-            url.options().context("--mysql-url")?;
-        }
         let Dependencies { publisher, clock } = dependencies;
-        let events = match (publisher, settings.events.broker()?) {
+        let events = match (publisher, settings.broker()) {
             (Some(publisher), _) => Events::InProcess(publisher),
             (None, Some(broker)) => Events::Broker(Box::new(broker)),
             (None, None) => return Err(NoBroker.into()),
@@ -423,7 +420,7 @@ pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteStore> {
 /// 10 s for the server.
 ///
 /// # Errors
-/// When the address is invalid, or the server refuses or does not answer.
+/// When the server refuses or does not answer.
 pub async fn open_spots_on_server(url: &MysqlUrl) -> anyhow::Result<MysqlStore> {
     Store::open_mysql_within(COMMAND_LIMIT, url).await
 }
@@ -439,7 +436,7 @@ pub async fn open_outbox(data_dir: &Path) -> anyhow::Result<Arc<dyn OutboxStore>
 /// The outbox in a database on a server. Services may run on the database. Waits 10 s for the server.
 ///
 /// # Errors
-/// When the address is invalid, or the server refuses or does not answer.
+/// When the server refuses or does not answer.
 pub async fn open_outbox_on_server(url: &MysqlUrl) -> anyhow::Result<Arc<dyn OutboxStore>> {
     Ok(Store::Mysql(Store::open_mysql_within(COMMAND_LIMIT, url).await?).outbox())
 }

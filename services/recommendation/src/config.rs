@@ -5,14 +5,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tourin_chassis::config::{MeshSettings, ReadinessSettings, ServerUrl, defaults};
-use tourin_shared_events::bus::rabbitmq::{InvalidAmqpUrl, RabbitSettings};
+use clap::builder::RangedU64ValueParser;
+use tourin_chassis::config::{
+    AmqpSettings, MeshSettings, ReadinessSettings, ServerUrl, Unquoted, defaults, flag_default,
+};
+use tourin_chassis::redis::RedisUrl;
+use tourin_shared_events::bus::rabbitmq::{AmqpUrl, RabbitSettings};
+use tourin_shared_events::consumer::ConsumerSettings;
 
 use crate::app::ingest::Ages;
 use crate::app::model::CoOccurrenceRules;
 use crate::domain::similarity::Exponents;
 use crate::domain::trend::{DEFAULT_FLOOR, TrendRules};
 use crate::store::HistoryRules;
+use crate::store::mongodb::MongodbUrl;
 
 /// The file in the data folder that holds everything the service keeps.
 const FILE: &str = "recommendation.db";
@@ -47,7 +53,7 @@ pub struct Settings {
     pub servers: ServerSettings,
     /// The broker.
     #[command(flatten)]
-    pub broker: BrokerSettings,
+    pub broker: AmqpSettings<AmqpUrl>,
     /// How often stores are checked.
     #[command(flatten)]
     pub readiness: ReadinessSettings,
@@ -64,16 +70,16 @@ pub struct Settings {
 pub struct ServerSettings {
     /// Redis that keeps the trend, redis://[user:password@]host[:port][/database], or rediss:// for
     /// TLS [default: a file in the data folder]
-    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
-    pub redis_url: Option<ServerUrl>,
+    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<ServerUrl<RedisUrl>>::parser())]
+    pub redis_url: Option<ServerUrl<RedisUrl>>,
     /// What the names of the trend's keys in Redis begin with
     #[arg(long, env = "TOURIN_RECOMMENDATION_REDIS_PREFIX", value_name = "TEXT", default_value = "tourin", value_parser = redis_prefix)]
     pub recommendation_redis_prefix: String,
     /// MongoDB that keeps histories and the replica of spots,
     /// mongodb://[user:password@]host[:port][,host...][/database][?options]; the database is
     /// tourin_recommendation unless the URL names one [default: a file in the data folder]
-    #[arg(long, env = "TOURIN_MONGODB_URL", value_name = "URL", hide_env_values = true)]
-    pub mongodb_url: Option<ServerUrl>,
+    #[arg(long, env = "TOURIN_MONGODB_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<ServerUrl<MongodbUrl>>::parser())]
+    pub mongodb_url: Option<ServerUrl<MongodbUrl>>,
 }
 
 impl Default for ServerSettings {
@@ -83,44 +89,14 @@ impl Default for ServerSettings {
 }
 
 impl ServerSettings {
-    /// The Redis to use, if any; a blank URL counts as absent.
-    pub fn redis(&self) -> Option<&ServerUrl> {
+    /// The Redis to use, if any.
+    pub fn redis(&self) -> Option<&RedisUrl> {
         ServerUrl::given(self.redis_url.as_ref())
     }
 
-    /// The MongoDB to use, if any; a blank URL counts as absent.
-    pub fn mongodb(&self) -> Option<&ServerUrl> {
+    /// The MongoDB to use, if any.
+    pub fn mongodb(&self) -> Option<&MongodbUrl> {
         ServerUrl::given(self.mongodb_url.as_ref())
-    }
-}
-
-/// The broker that events come from.
-#[derive(Debug, Clone, Default, Args)]
-pub struct BrokerSettings {
-    /// RabbitMQ that carries events, amqp://[user:password@]host[:port][/vhost], or amqps:// for TLS;
-    /// required
-    #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
-    pub amqp_url: Option<ServerUrl>,
-    /// What the names of exchanges and queues begin with; the same for every service of a mesh
-    #[arg(long, env = "TOURIN_AMQP_PREFIX", value_name = "TEXT", default_value = "")]
-    pub amqp_prefix: String,
-}
-
-impl BrokerSettings {
-    /// The broker to use, if any; a blank URL counts as absent.
-    ///
-    /// # Errors
-    /// When the URL is not one of AMQP. The message does not repeat it.
-    pub fn rabbitmq(&self) -> Result<Option<RabbitSettings>, InvalidAmqpUrl> {
-        let Some(url) = ServerUrl::given(self.amqp_url.as_ref()) else {
-            return Ok(None);
-        };
-        let settings = RabbitSettings::new(url.expose().parse()?);
-        Ok(Some(RabbitSettings {
-            connection_name: "tourin recommendation".to_owned(),
-            prefix: self.amqp_prefix.clone(),
-            ..settings
-        }))
     }
 }
 
@@ -128,28 +104,28 @@ impl BrokerSettings {
 #[derive(Debug, Clone, Args)]
 pub struct RuleSettings {
     /// Half-life of a view's or bookmark's weight in the trend, in milliseconds
-    #[arg(long, env = "TOURIN_TREND_HALF_LIFE_MS", value_name = "MS", default_value_t = 3_600_000, value_parser = clap::value_parser!(u64).range(1..=31_536_000_000))]
+    #[arg(long, env = "TOURIN_TREND_HALF_LIFE_MS", value_name = "MS", default_value_t = flag_default(TrendRules::default().half_life.as_millis()), value_parser = clap::value_parser!(u64).range(1..=31_536_000_000))]
     pub trend_half_life_ms: u64,
     /// Smallest weight, in views of this moment, with which a spot is still in the trend
     #[arg(long, env = "TOURIN_TREND_FLOOR", value_name = "VIEWS", default_value_t = DEFAULT_FLOOR, value_parser = positive)]
     pub trend_floor: f64,
     /// Milliseconds within which the same person, spot and kind count once for the trend
-    #[arg(long, env = "TOURIN_TREND_WINDOW_MS", value_name = "MS", default_value_t = 3_600_000, value_parser = clap::value_parser!(u64).range(1..=604_800_000))]
+    #[arg(long, env = "TOURIN_TREND_WINDOW_MS", value_name = "MS", default_value_t = flag_default(TrendRules::default().window.as_millis()), value_parser = clap::value_parser!(u64).range(1..=604_800_000))]
     pub trend_window_ms: u64,
     /// Age in seconds beyond which an event no longer counts for the trend
-    #[arg(long, env = "TOURIN_TREND_MAX_AGE_S", value_name = "S", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(60..=31_536_000))]
+    #[arg(long, env = "TOURIN_TREND_MAX_AGE_S", value_name = "S", default_value_t = TrendRules::default().max_age.as_secs(), value_parser = clap::value_parser!(u64).range(60..=31_536_000))]
     pub trend_max_age_s: u64,
     /// Age in seconds beyond which a view or bookmark no longer enters a member's history
-    #[arg(long, env = "TOURIN_HISTORY_MAX_AGE_S", value_name = "S", default_value_t = 2_592_000, value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
+    #[arg(long, env = "TOURIN_HISTORY_MAX_AGE_S", value_name = "S", default_value_t = HistoryRules::default().max_age.as_secs(), value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
     pub history_max_age_s: u64,
     /// Seconds that an event may be dated ahead of the clock; one further ahead counts as happening now
-    #[arg(long, env = "TOURIN_EVENT_MAX_AHEAD_S", value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    #[arg(long, env = "TOURIN_EVENT_MAX_AHEAD_S", value_name = "S", default_value_t = ConsumerSettings::default().max_ahead.as_secs(), value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub event_max_ahead_s: u64,
     /// Latest spots of a member that recommendations are made from; all are left out of them
-    #[arg(long, env = "TOURIN_HISTORY_LIMIT", value_name = "SPOTS", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1_000))]
-    pub history_limit: u16,
+    #[arg(long, env = "TOURIN_HISTORY_LIMIT", value_name = "SPOTS", default_value_t = HistoryRules::default().recent, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000))]
+    pub history_limit: usize,
     /// Milliseconds for which the neighbours of a spot are cached before they are computed again
-    #[arg(long, env = "TOURIN_NEIGHBOURS_MAX_AGE_MS", value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(0..=86_400_000))]
+    #[arg(long, env = "TOURIN_NEIGHBOURS_MAX_AGE_MS", value_name = "MS", default_value_t = flag_default(CoOccurrenceRules::default().row_max_age.as_millis()), value_parser = clap::value_parser!(u64).range(0..=86_400_000))]
     pub neighbours_max_age_ms: u64,
     /// Exponent that discounts the popularity of the spot whose neighbours are computed
     #[arg(long, env = "TOURIN_SIMILARITY_SEED_EXPONENT", value_name = "X", default_value_t = Exponents::default().seed, value_parser = exponent)]
@@ -168,6 +144,15 @@ impl Settings {
     pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>, mesh: MeshSettings) -> Self {
         let defaults = defaults(&[&mesh.access.secret_argument()]);
         Self { listen, data_dir: data_dir.into(), mesh, ..defaults }
+    }
+
+    /// The broker, if one is set.
+    pub fn broker(&self) -> Option<RabbitSettings> {
+        Some(RabbitSettings {
+            connection_name: "tourin recommendation".to_owned(),
+            prefix: self.broker.amqp_prefix.clone(),
+            ..RabbitSettings::new(self.broker.url()?.clone())
+        })
     }
 
     /// The file that holds everything the service keeps.
@@ -196,7 +181,7 @@ impl RuleSettings {
     /// How histories are kept.
     pub fn histories(&self) -> HistoryRules {
         HistoryRules {
-            recent: usize::from(self.history_limit),
+            recent: self.history_limit,
             max_age: Duration::from_secs(self.history_max_age_s),
         }
     }
@@ -288,27 +273,41 @@ mod tests {
     fn a_blank_url_is_absent() {
         let settings = parse(&["--redis-url", "", "--mongodb-url", " ", "--amqp-url", ""]).unwrap();
         assert_eq!((settings.servers.redis(), settings.servers.mongodb()), (None, None));
-        assert!(settings.broker.rabbitmq().unwrap().is_none());
+        assert!(settings.broker().is_none());
     }
 
     #[test]
     fn the_broker_settings_have_url_and_prefix() {
         let url = "amqps://user:hunter2@broker.example/vhost";
         let settings = parse(&["--amqp-url", url, "--amqp-prefix", "test."]).unwrap();
-        let rabbitmq = settings.broker.rabbitmq().unwrap().unwrap();
+        let rabbitmq = settings.broker().unwrap();
         assert_eq!(
             (rabbitmq.url.address().as_str(), rabbitmq.prefix.as_str()),
             ("broker.example:5671", "test.")
         );
-        let wrong = parse(&["--amqp-url", "http://user:hunter2@there"]).unwrap();
-        let error = wrong.broker.rabbitmq().unwrap_err();
-        assert!(!format!("{error} {error:?} {wrong:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_wrong_url_is_refused_by_its_flag_and_not_repeated() {
+        for (flag, url) in [
+            ("--amqp-url", "http://user:hunter2@there"),
+            ("--amqp-url", "amqp://user:hunter2@there:port"),
+            ("--redis-url", "https://user:hunter2@there"),
+            ("--redis-url", "redis://user:hunter2@there/not-a-number"),
+            ("--mongodb-url", "postgres://user:hunter2@there"),
+            ("--mongodb-url", "mongodb://user:hunter2@there:port"),
+            ("--mongodb-url", "mongodb+srv://user:hunter2@there:27017"),
+        ] {
+            let error = parse(&[flag, url]).unwrap_err();
+            assert!(error.to_string().contains(&format!("'{flag} <URL>': ")), "{error}");
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
     }
 
     #[test]
     fn a_server_s_password_does_not_show() {
         let settings = parse(&["--redis-url", "redis://user:hunter2@there"]).unwrap();
         assert!(!format!("{settings:?}").contains("hunter2"));
-        assert_eq!(settings.servers.redis_url.unwrap().expose(), "redis://user:hunter2@there");
+        assert_eq!(settings.servers.redis().unwrap().expose(), "redis://user:hunter2@there");
     }
 }

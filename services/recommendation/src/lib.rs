@@ -120,15 +120,14 @@ impl Recommendation {
     /// Opens the stores and binds the listener.
     ///
     /// # Errors
-    /// When the URL of the registry or of a server is not one, events come from nowhere, the data folder cannot be used,
+    /// When the registry's URL is not one, events come from nowhere, the data folder cannot be used,
     /// or the address cannot be listened on.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
         let secret = settings.mesh.access.registration_secret.expose();
         let http = http_client::client(None)?;
         let registry = RegistryClient::new(http, &settings.mesh.access.registry_url, secret)
             .context("--registry-url")?;
-        let broker = settings.broker.rabbitmq().context("--amqp-url")?;
-        let events = match (dependencies.events, broker) {
+        let events = match (dependencies.events, settings.broker()) {
             (Some(subscriber), _) => Events::InProcess(subscriber),
             (None, Some(broker)) => Events::Broker(Box::new(broker)),
             (None, None) => return Err(NoBroker.into()),
@@ -393,7 +392,7 @@ impl Recommendation {
                 rules.co_occurrence(),
             )),
             content: ContentRules::default(),
-            history_limit: usize::from(rules.history_limit),
+            history_limit: rules.history_limit,
             clock: Arc::clone(&self.clock),
             last_trend: LastTrend::new(&self.metrics),
             was_whole: Arc::default(),
@@ -417,7 +416,7 @@ impl Recommendation {
 /// the stores does that. Replicas in one process share what this returns.
 ///
 /// # Errors
-/// When the folder or the file in it cannot be used, or a server's URL is not one.
+/// When the folder or the file in it cannot be used, or a server's URL.
 pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Result<Stores> {
     let folder = &settings.data_dir;
     create_private_folder(folder)

@@ -1,20 +1,25 @@
 //! The test bed's servers. Tests that need one fail without it, because a skipped test proves
 //! nothing.
 
+use std::fmt::Debug;
+use std::str::FromStr;
+
 use uuid::Uuid;
 
-use tourin_chassis::config::ServerUrl;
+use tourin_chassis::redis::RedisUrl;
+
+use crate::store::mongodb::MongodbUrl;
 
 /// The first byte of a TLS handshake.
 pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The test bed's Redis.
-pub(crate) fn redis() -> ServerUrl {
+pub(crate) fn redis() -> RedisUrl {
     server("TOURIN_REDIS_URL")
 }
 
 /// The test bed's MongoDB.
-pub(crate) fn mongodb() -> ServerUrl {
+pub(crate) fn mongodb() -> MongodbUrl {
     server("TOURIN_MONGODB_URL")
 }
 
@@ -23,9 +28,9 @@ pub(crate) fn unique() -> String {
     format!("test-{}", Uuid::new_v4().simple())
 }
 
-fn server(variable: &str) -> ServerUrl {
+fn server<U: FromStr<Err: Debug>>(variable: &str) -> U {
     let Ok(url) = std::env::var(variable) else {
         panic!("{variable} is not set: run it by deploy/testbed.sh run -- cargo test ...");
     };
-    url.parse().expect("any text is a URL until the first connection")
+    url.parse().expect("the URL of such a server")
 }

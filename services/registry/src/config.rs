@@ -1,9 +1,9 @@
 //! Settings of the registry.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use clap::Args;
-use tourin_chassis::config::defaults;
+use tourin_chassis::config::{REGISTRY_ADDRESS, Unquoted, defaults};
 use tourin_chassis::secret::Secret;
 
 use crate::app::Limits;
@@ -17,11 +17,11 @@ pub struct Settings {
         long,
         env = "TOURIN_REGISTRY_LISTEN",
         value_name = "ADDR",
-        default_value_t = default_listen()
+        default_value = REGISTRY_ADDRESS
     )]
     pub listen: SocketAddr,
     /// Secret shared by the mesh (16 characters or more): only its holders may register
-    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
+    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = Unquoted::<Secret>::parser())]
     pub registration_secret: Secret,
     /// Maximum number of instances
     #[arg(
@@ -81,8 +81,4 @@ impl Settings {
             },
         }
     }
-}
-
-fn default_listen() -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, 8500).into()
 }

@@ -38,7 +38,7 @@ pub enum Command {
     /// Check that no acknowledged write is lost and none has its effect twice
     Audit(Run<AuditSettings>),
     /// List waiting events and dead letters; replay or discard them
-    Events(Run<EventsCommand>),
+    Events(Box<Run<EventsCommand>>),
     /// Show or change what a running service logs
     LogLevel(Run<LogLevelSettings>),
 }

@@ -18,6 +18,8 @@ use tokio::time::MissedTickBehavior;
 use tourin_chassis::http_client::{self, CallError};
 use tourin_chassis::shutdown::Shutdown;
 
+use crate::GATEWAY_URL;
+
 /// How many spots the members choose from, by Zipf's law so that there is a trend.
 const SPOTS: usize = 100;
 const BOOKMARK_CHANCE: f64 = 0.2;
@@ -33,7 +35,7 @@ pub struct DemoTrafficSettings {
         long,
         env = "TOURIN_GATEWAY_URL",
         value_name = "URL",
-        default_value = "http://127.0.0.1:8080"
+        default_value = GATEWAY_URL
     )]
     pub gateway: String,
     /// How many members browse at once

@@ -9,9 +9,12 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tourin_chassis::clock::SystemClock;
+use tourin_chassis::config::MysqlSettings;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_core::MysqlUrl;
 use tourin_core::app::import::{Format, Observer, Progress, Rejected, import, import_span};
+
+use crate::DATA_DIR;
 
 const PROGRAM: &str = "import";
 /// Maximum number of bad rows that are printed; the rest are counted.
@@ -29,12 +32,11 @@ pub struct ImportSettings {
     #[arg(long, env = "TOURIN_IMPORT_FORMAT", value_name = "FORMAT")]
     pub format: Option<Format>,
     /// Folder that keeps the data of `tourin up`, or of a `core` by itself; either may be running
-    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
+    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
-    /// Database of a core that has one on a server; any number of cores may be running on it
-    /// [default: none; the data folder]
-    #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true)]
-    pub mysql_url: Option<MysqlUrl>,
+    #[allow(missing_docs, reason = "its help is its field's")]
+    #[command(flatten)]
+    pub server: MysqlSettings<MysqlUrl>,
 }
 
 /// Runs the import and prints its counts. Exit code 1 when rows were rejected.
@@ -55,7 +57,7 @@ pub async fn run(settings: &ImportSettings, stop: &Shutdown) -> anyhow::Result<E
     let mut console = Console::new(size);
     let span = import_span(PROGRAM);
     let importing = span.run(async {
-        match settings.mysql_url.as_ref().filter(|url| !url.is_blank()) {
+        match settings.server.url() {
             Some(url) => {
                 let store = tourin_core::open_spots_on_server(url).await?;
                 Ok(import(&store, file, format, &SystemClock, &mut console).await)

@@ -16,3 +16,8 @@ pub mod part_settings;
 mod parts;
 mod ports;
 pub mod up;
+
+/// The default `--data-dir` of `up`, and of the commands that use its data.
+const DATA_DIR: &str = "tourin-data";
+/// The default `--gateway` of the commands that call one: where `up` and a `gateway` listen by default.
+const GATEWAY_URL: &str = "http://127.0.0.1:8080";

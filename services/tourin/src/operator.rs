@@ -11,10 +11,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use futures::future::join_all;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tourin_chassis::config::defaults;
 use tourin_chassis::http::{ApiError, HttpLimits, Message, bind, serve};
 use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
@@ -42,20 +44,16 @@ pub struct OperatorSettings {
     pub operator_listen: SocketAddr,
     /// Spans of the last traces that are kept in memory where no collector is configured
     /// (--zipkin-url, --otlp-url); 0 keeps none
-    #[arg(long, env = "TOURIN_TRACE_MEMORY_SPANS", value_name = "COUNT", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
-    pub trace_memory_spans: u32,
+    #[arg(long, env = "TOURIN_TRACE_MEMORY_SPANS", value_name = "COUNT", default_value_t = MemoryLimits::default().spans, value_parser = RangedU64ValueParser::<usize>::new().range(0..=10_000_000))]
+    pub trace_memory_spans: usize,
     /// Bytes that those spans take at most; the oldest traces go first
-    #[arg(long, env = "TOURIN_TRACE_MEMORY_BYTES", value_name = "BYTES", default_value_t = 32 << 20, value_parser = clap::value_parser!(u32).range(65_536..))]
-    pub trace_memory_bytes: u32,
+    #[arg(long, env = "TOURIN_TRACE_MEMORY_BYTES", value_name = "BYTES", default_value_t = MemoryLimits::default().bytes, value_parser = RangedU64ValueParser::<usize>::new().range(65_536..=4_294_967_295))]
+    pub trace_memory_bytes: usize,
 }
 
 impl Default for OperatorSettings {
     fn default() -> Self {
-        Self {
-            operator_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            trace_memory_spans: 20_000,
-            trace_memory_bytes: 32 << 20,
-        }
+        defaults(&[])
     }
 }
 
@@ -66,8 +64,8 @@ impl OperatorSettings {
             return None;
         }
         Some(MemoryStore::new(MemoryLimits {
-            spans: self.trace_memory_spans as usize,
-            bytes: self.trace_memory_bytes as usize,
+            spans: self.trace_memory_spans,
+            bytes: self.trace_memory_bytes,
         }))
     }
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
+use crate::DATA_DIR;
 use crate::operator::OperatorSettings;
 use crate::part_settings::PartSettings;
 
@@ -15,7 +16,7 @@ const MAX_REPLICAS: usize = 16;
 #[derive(Debug, Clone, Args)]
 pub struct UpSettings {
     /// Folder that keeps the data; created if it does not exist
-    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
+    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
     /// Keep the data in a temporary folder, removed with the process; wins over --data-dir
     #[arg(long, env = "TOURIN_EPHEMERAL")]

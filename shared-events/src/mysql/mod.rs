@@ -94,9 +94,9 @@ impl Database {
     /// reason. Drop the future to stop waiting.
     ///
     /// # Errors
-    /// When the URL is invalid, or the server refuses for good: wrong user, password or database.
+    /// When the server refuses for good: wrong user, password or database.
     pub async fn open(url: &MysqlUrl, sizes: PoolSizes) -> anyhow::Result<Self> {
-        let options = Arc::new(url.options()?.disable_statement_logging());
+        let options = Arc::new(url.options().clone().disable_statement_logging());
         let shown: Arc<str> = url.to_string().into();
         wait_for(&options, &shown).await?;
         let pool = |size: u32, session: &'static str| {

@@ -24,7 +24,7 @@ impl TestDatabase {
     pub async fn create() -> Self {
         let name = format!("tourin_test_{}", Uuid::now_v7().simple());
         execute(format!("CREATE DATABASE {name} CHARACTER SET utf8mb4")).await;
-        let url = with_database(&server_url(), &name).parse().expect("any text is taken");
+        let url = with_database(&server_url(), &name).parse().expect("checked before");
         Self { name, url }
     }
 
@@ -42,14 +42,13 @@ impl TestDatabase {
         let (before, rest) = url.split_once("://").expect("checked before");
         let (place, path) = rest.split_once('/').expect("a database is named");
         let user = place.rsplit_once('@').map(|(user, _)| format!("{user}@")).unwrap_or_default();
-        format!("{before}://{user}{authority}/{path}").parse().expect("any text is taken")
+        format!("{before}://{user}{authority}/{path}").parse().expect("HOST:PORT")
     }
 
     /// The host and port of the server itself.
     pub fn authority() -> String {
-        let options = server_url().parse::<MysqlUrl>().expect("any text is taken").options();
-        let options = options.expect("checked before");
-        format!("{}:{}", options.get_host(), options.get_port())
+        let url: MysqlUrl = server_url().parse().expect("checked before");
+        format!("{}:{}", url.options().get_host(), url.options().get_port())
     }
 
     /// Removes it. A test that fails leaves its database behind.
@@ -64,7 +63,7 @@ fn server_url() -> String {
         !url.trim().is_empty(),
         "{VARIABLE} is not set: run it by `deploy/testbed.sh run -- cargo test ...`"
     );
-    let valid = url.parse::<MysqlUrl>().is_ok_and(|url| url.options().is_ok());
+    let valid = url.parse::<MysqlUrl>().is_ok();
     assert!(valid, "{VARIABLE} must be mysql://USER:PASSWORD@HOST:PORT/DATABASE");
     url
 }

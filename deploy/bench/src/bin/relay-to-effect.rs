@@ -11,11 +11,12 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::Parser;
-use tourin_chassis::config::ServerUrl;
+use tourin_chassis::config::Unquoted;
+use tourin_chassis::redis::RedisUrl;
 use tourin_shared_events::mysql::MysqlUrl;
 
 /// Measures the way from the outbox to the effect.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 struct Settings {
     /// Events in each round
     #[arg(long, value_name = "N", default_value_t = 50_000)]
@@ -24,14 +25,14 @@ struct Settings {
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
     /// MariaDB or MySQL
-    #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<MysqlUrl>::parser())]
     mysql_url: MysqlUrl,
     /// Redis
-    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
-    redis_url: ServerUrl,
+    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<RedisUrl>::parser())]
+    redis_url: RedisUrl,
     /// RabbitMQ
     #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
-    amqp_url: ServerUrl,
+    amqp_url: String,
 }
 
 /// What a round came to.
@@ -59,7 +60,7 @@ async fn main() -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     let mut ratios = Vec::new();
     for round in 1..=settings.rounds {
-        let ceiling = ceiling::measure(settings.amqp_url.expose(), settings.events).await?;
+        let ceiling = ceiling::measure(&settings.amqp_url, settings.events).await?;
         let (mesh, redis_commands) = mesh::measure(&settings).await?;
         let ratio = mesh.rate() / ceiling.rate();
         ratios.push(ratio);

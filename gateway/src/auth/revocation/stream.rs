@@ -28,7 +28,7 @@ use chrono::{DateTime, Utc};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisResult};
 use tokio_util::sync::CancellationToken;
-use tourin_chassis::config::ServerUrl;
+use tourin_chassis::redis::RedisUrl;
 
 use super::{RETRY_AFTER, Revocations};
 
@@ -62,10 +62,8 @@ impl RevocationStream {
     /// # Errors
     /// When the URL is invalid, or the prefix would put keys into different slots. Names the flag,
     /// without the URL.
-    pub fn new(url: &ServerUrl, prefix: &str) -> anyhow::Result<Self> {
-        let client = Client::open(url.expose()).ok().context(
-            "--redis-url: expected redis://[user:password@]host[:port][/database], or rediss:// for TLS",
-        )?;
+    pub fn new(url: &RedisUrl, prefix: &str) -> anyhow::Result<Self> {
+        let client = Client::open(url.expose()).ok().context("--redis-url: it cannot be used")?;
         ensure!(
             !prefix.is_empty() && !prefix.contains(['{', '}']),
             "--session-redis-prefix {prefix:?}: expected a text without braces"

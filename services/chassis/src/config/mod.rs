@@ -6,6 +6,7 @@
 
 mod file;
 mod server_url;
+mod servers;
 mod variables;
 
 use std::ffi::OsString;
@@ -16,7 +17,8 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
-pub use self::server_url::ServerUrl;
+pub use self::server_url::{ServerAddress, ServerUrl, Unquoted};
+pub use self::servers::{AmqpSettings, MysqlSettings};
 pub use self::variables::{VARIABLES, warn_of_unknown_variables};
 use crate::secret::Secret;
 
@@ -63,31 +65,6 @@ impl ReadinessSettings {
     }
 }
 
-/// The Redis of sessions, the same in core and in every gateway.
-#[derive(Debug, Clone, Args)]
-pub struct SessionRedisSettings {
-    /// Redis 7 for sessions, refresh tokens and revocations (redis://[USER:PASSWORD@]HOST:PORT
-    /// [/DATABASE], rediss:// for TLS); the same for core and for every gateway [default: none; they are
-    /// in core's database, and gateways ask core over HTTP which sessions have ended]
-    #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true)]
-    pub redis_url: Option<ServerUrl>,
-    /// What the names of the sessions' keys in Redis begin with; the same for core and for every gateway
-    #[arg(
-        long,
-        env = "TOURIN_SESSION_REDIS_PREFIX",
-        value_name = "TEXT",
-        default_value = "tourin:sessions"
-    )]
-    pub session_redis_prefix: String,
-}
-
-impl SessionRedisSettings {
-    /// The configured Redis, if any; a blank URL counts as absent.
-    pub fn redis(&self) -> Option<&ServerUrl> {
-        ServerUrl::given(self.redis_url.as_ref())
-    }
-}
-
 /// The configuration file, the same in every binary.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigFile {
@@ -95,6 +72,13 @@ pub struct ConfigFile {
     #[arg(long, env = "TOURIN_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
+
+/// Where the registry listens by default.
+pub const REGISTRY_ADDRESS: &str = "127.0.0.1:8500";
+
+/// The default of `--session-cookie-idle-s`, in seconds: core and every gateway have the flag, and the
+/// same value.
+pub const SESSION_COOKIE_IDLE_S: u32 = 1_800;
 
 /// The registry of a mesh, and the secret of its members, for services and operators' commands.
 #[derive(Debug, Clone, Args)]
@@ -104,13 +88,13 @@ pub struct MeshAccess {
         long,
         env = "TOURIN_REGISTRY_URL",
         value_name = "URL",
-        default_value = "http://127.0.0.1:8500"
+        default_value_t = format!("http://{REGISTRY_ADDRESS}")
     )]
     pub registry_url: String,
     /// Secret shared by the mesh (16 characters or more): lets an instance register, and signs the
     /// identity that the gateway passes on. `tourin up` writes it and the registry's URL into
     /// mesh.toml in its data folder, for the --config of commands
-    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true)]
+    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = Unquoted::<Secret>::parser())]
     pub registration_secret: Secret,
 }
 
@@ -195,6 +179,14 @@ pub fn defaults<S: Args>(arguments: &[&str]) -> S {
         .mut_args(|arg| arg.env(None::<&'static str>));
     let settings = command.try_get_matches_from(arguments).and_then(|m| S::from_arg_matches(&m));
     settings.expect("every flag that is not given has a default")
+}
+
+/// A policy's default as the number type of its flag, so that it stands only at the policy.
+///
+/// # Panics
+/// When the default is too large for the flag.
+pub fn flag_default<U>(default: impl TryInto<U>) -> U {
+    default.try_into().ok().expect("a default that fits its flag")
 }
 
 /// Parses the settings of this process. Otherwise ends it: with exit code 2 and one line that names

@@ -13,7 +13,7 @@ use crate::domain::search::{SpotFilter, SpotSort};
 use crate::domain::spot::{Spot, SpotDraft, SpotId, SpotOverview};
 
 /// Most spots on the map by default.
-pub const DEFAULT_MAP_SPOTS: usize = 500;
+pub const DEFAULT_MAP_SPOTS: u16 = 500;
 /// Most drafts in one [`SpotStore::upsert_batch`].
 pub const MAX_BATCH: usize = 1_000;
 /// Most spots in one [`SpotStore::page_after`].

@@ -94,7 +94,7 @@ async fn a_database_that_restarts_under_load_loses_nothing_and_doubles_nothing()
     let bed = Bed::with(&[Server::Mysql]).await;
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
-    settings.database.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
+    settings.database.server.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
     let core = Arc::new(Running::start(settings).await);
     for member in 0..MEMBERS {
         assert_eq!(core.post("/api/auth/signup", person(&name(member))).await.0, 201);

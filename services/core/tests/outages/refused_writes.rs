@@ -32,7 +32,7 @@ async fn a_redis_without_memory_is_named_and_log_ins_are_back_with_it() {
     let bed = Bed::with(&[Server::Mysql, Server::Redis]).await;
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
-    settings.database.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
+    settings.database.server.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
     settings.database.sessions.redis_url = Some(bed.url(Server::Redis).parse().unwrap());
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
@@ -71,7 +71,7 @@ async fn a_mysql_that_becomes_read_only_is_named_and_writes_are_back_with_it() {
     let url = format!("mysql://plain:plain-password@{}/tourin", authority(bed.url(Server::Mysql)));
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
-    settings.database.mysql_url = Some(url.parse().unwrap());
+    settings.database.server.mysql_url = Some(url.parse().unwrap());
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
 

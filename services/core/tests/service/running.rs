@@ -50,7 +50,7 @@ pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
     ];
     let mut settings = Flags::parse_from(always.iter().chain(flags)).settings;
     // The test bed sets the variables.
-    settings.database.mysql_url = None;
+    settings.database.server.mysql_url = None;
     settings.database.sessions.redis_url = None;
     settings.events.amqp_url = None;
     settings
@@ -81,7 +81,7 @@ pub struct Running {
 
 impl Running {
     pub async fn start(settings: Settings) -> Self {
-        let database = settings.database.mysql_url.clone();
+        let database = settings.database.mysql().cloned();
         let mut dependencies = alone();
         // If the settings name a broker, it is used.
         dependencies.publisher.take_if(|_| settings.events.amqp_url.is_some());

@@ -27,7 +27,7 @@ impl TestServers {
     fn settings(&self) -> (Settings, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = settings(dir.path(), &["--no-demo"]);
-        settings.database.mysql_url = Some(self.database.url().clone());
+        settings.database.server.mysql_url = Some(self.database.url().clone().into());
         settings.database.sessions.redis_url = Some(self.way.url(&self.url).parse().unwrap());
         settings.database.sessions.session_redis_prefix.clone_from(&self.prefix);
         (settings, dir)

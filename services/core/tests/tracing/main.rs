@@ -56,7 +56,7 @@ fn settings(folder: &Path) -> Settings {
     ];
     let mut settings = Flags::parse_from(flags.into_iter().flatten().chain(["1"])).settings;
     // The test bed sets the variables.
-    settings.database.mysql_url = None;
+    settings.database.server.mysql_url = None;
     settings.database.sessions.redis_url = None;
     settings.events.amqp_url = None;
     settings
@@ -347,7 +347,7 @@ async fn on_mysql_and_redis_each_engine_has_its_own_spans() {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = settings(folder.path());
     let database = TestDatabase::create().await;
-    settings.database.mysql_url = Some(database.url().clone());
+    settings.database.server.mysql_url = Some(database.url().clone().into());
     settings.database.sessions.redis_url = Some(variable("TOURIN_REDIS_URL").parse().unwrap());
     settings.database.sessions.session_redis_prefix = format!("tracing-{}", uuid::Uuid::new_v4());
     let mesh = Mesh::start(settings).await;

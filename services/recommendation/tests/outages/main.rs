@@ -95,7 +95,7 @@ impl World {
     }
 
     fn rabbitmq(&self) -> RabbitSettings {
-        self.settings.broker.rabbitmq().unwrap().unwrap()
+        self.settings.broker().unwrap()
     }
 
     /// The mesh's queues at the broker.

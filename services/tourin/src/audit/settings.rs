@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tourin_chassis::config::MeshAccess;
+use tourin_chassis::config::{MeshAccess, defaults};
 use tourin_chassis::secret::Secret;
+
+use crate::GATEWAY_URL;
 
 /// Settings of an audit.
 #[derive(Debug, Clone, Args)]
@@ -16,7 +18,7 @@ pub struct AuditSettings {
         env = "TOURIN_GATEWAY_URL",
         value_name = "URL",
         value_delimiter = ',',
-        default_value = "http://127.0.0.1:8080"
+        default_value = GATEWAY_URL
     )]
     pub gateways: Vec<String>,
     #[allow(missing_docs, reason = "its help is its fields'")]
@@ -62,19 +64,9 @@ impl AuditSettings {
         registry_url: impl Into<String>,
         registration_secret: Secret,
     ) -> Self {
-        Self {
-            gateways: vec![gateway.into()],
-            mesh: MeshAccess { registry_url: registry_url.into(), registration_secret },
-            mesh_file: None,
-            duration: Duration::from_secs(20),
-            rate: 200,
-            members: 20,
-            settle: Duration::from_secs(30),
-            max_wait: Duration::from_secs(600),
-            in_flight: 2_048,
-            tries: 8,
-            request_timeout_ms: 10_000,
-        }
+        let mesh = MeshAccess { registry_url: registry_url.into(), registration_secret };
+        let defaults = defaults(&[&mesh.secret_argument()]);
+        Self { gateways: vec![gateway.into()], mesh, ..defaults }
     }
 
     /// The number of requests.

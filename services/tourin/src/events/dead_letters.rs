@@ -8,14 +8,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use tourin_chassis::config::ServerUrl;
-use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSettings};
+use tourin_chassis::config::AmqpSettings;
+use tourin_shared_events::bus::rabbitmq::{AmqpUrl, RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::dead_letters::{DeadLetter, DeadLetterStore, Settled, SqliteDeadLetters};
 use tourin_shared_events::sqlite::Database;
 use uuid::Uuid;
 
 use super::selection::Selection;
 use super::table::{one_line, print, time};
+use crate::DATA_DIR;
 
 /// The file in the data folder in which the all-in-one's bus keeps dead letters.
 const FILE: &str = "dead-letters.db";
@@ -28,14 +29,11 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Args)]
 pub struct DeadLetterSource {
     /// Folder that keeps the data of `tourin up`, or of a `recommendation` by itself
-    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
+    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
-    /// RabbitMQ, when events go through it [default: none; the data folder]
-    #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
-    pub amqp_url: Option<ServerUrl>,
-    /// What the names of exchanges and queues begin with
-    #[arg(long, env = "TOURIN_AMQP_PREFIX", value_name = "TEXT", default_value = "")]
-    pub amqp_prefix: String,
+    /// The broker, if events go through one.
+    #[command(flatten)]
+    pub broker: AmqpSettings<AmqpUrl>,
 }
 
 /// Actions on dead letters.
@@ -137,9 +135,9 @@ struct DeadLetters {
 
 impl DeadLetters {
     async fn open(source: &DeadLetterSource) -> anyhow::Result<Self> {
-        if let Some(url) = ServerUrl::given(source.amqp_url.as_ref()) {
-            let mut settings = RabbitSettings::new(url.expose().parse().context("--amqp-url")?);
-            settings.prefix.clone_from(&source.amqp_prefix);
+        if let Some(url) = source.broker.url() {
+            let mut settings = RabbitSettings::new(url.clone());
+            settings.prefix.clone_from(&source.broker.amqp_prefix);
             let bus = RabbitBus::start(settings);
             let queues = tourin_recommendation::subscriptions()
                 .into_iter()

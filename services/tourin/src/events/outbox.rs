@@ -8,21 +8,23 @@ use anyhow::{Context, bail};
 use chrono::Utc;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
+use tourin_chassis::config::MysqlSettings;
 use tourin_core::MysqlUrl;
 use tourin_shared_events::outbox::{Filter, OutboxStore, Run, Selected, State, Stored};
 
 use super::selection::Selection;
 use super::table::{one_line, print, time};
+use crate::DATA_DIR;
 
 /// The location of the outbox.
 #[derive(Debug, Clone, Args)]
 pub struct OutboxSource {
     /// Folder that keeps the data of `tourin up`, or of a `core` by itself
-    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = "tourin-data")]
+    #[arg(long, env = "TOURIN_DATA_DIR", value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
-    /// Database of a core that has one on a server [default: none; the data folder]
-    #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true)]
-    pub mysql_url: Option<MysqlUrl>,
+    /// The database, if core has one on a server.
+    #[command(flatten)]
+    pub server: MysqlSettings<MysqlUrl>,
 }
 
 /// Actions on the outbox.
@@ -120,7 +122,7 @@ pub async fn run(action: &OutboxAction) -> anyhow::Result<ExitCode> {
 }
 
 async fn open(source: &OutboxSource) -> anyhow::Result<Arc<dyn OutboxStore>> {
-    if let Some(url) = source.mysql_url.as_ref().filter(|url| !url.is_blank()) {
+    if let Some(url) = source.server.url() {
         return tourin_core::open_outbox_on_server(url).await;
     }
     if !tourin_core::has_database(&source.data_dir) {

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_chassis::config::MeshSettings;
 use tourin_chassis::secret::Secret;
 
 const GATEWAY: &str = "gateway";
@@ -137,7 +137,7 @@ impl PartSettings {
 
     /// Whether events go through a broker.
     pub fn has_broker(&self) -> bool {
-        ServerUrl::given(self.core.events.amqp_url.as_ref()).is_some()
+        self.core.events.url().is_some()
     }
 
     /// Whether any server is used.

@@ -8,7 +8,7 @@ use chrono::{TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
 use tourin::up::UpSettings;
 use tourin_chassis::clock::{Clock as _, ManualClock, SharedClock};
-use tourin_chassis::config::{MeshSettings, ServerUrl};
+use tourin_chassis::config::MeshSettings;
 use tourin_chassis::health::Health;
 use tourin_chassis::pruning::CONFIRMING_PASSES;
 use tourin_chassis::secret::Secret;
@@ -71,7 +71,7 @@ impl Pair {
         let shared: SharedClock = clock.clone();
         let stop = CancellationToken::new();
 
-        let core = match &parts.core.database.mysql_url {
+        let core = match parts.core.database.mysql() {
             Some(url) => Store::Mysql(Store::open_mysql(url, PoolSizes::default()).await.unwrap()),
             None => Store::Sqlite(Store::open_sqlite(folder.path(), 2).await.unwrap()),
         };
@@ -93,9 +93,9 @@ impl Pair {
         let guards = Guards::new(passes.0, passes.1, &shared);
 
         let (publisher, subscriber): (Arc<dyn Publisher>, Arc<dyn Subscriber>) =
-            match ServerUrl::given(parts.recommendation.broker.amqp_url.as_ref()) {
+            match parts.recommendation.broker.url() {
                 Some(url) => {
-                    let bus = RabbitBus::start(RabbitSettings::new(url.expose().parse().unwrap()));
+                    let bus = RabbitBus::start(RabbitSettings::new(url.clone()));
                     (Arc::new(bus.clone()), Arc::new(bus))
                 }
                 None => {

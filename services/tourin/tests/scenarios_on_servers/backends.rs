@@ -42,7 +42,7 @@ impl Backends {
             format!("--amqp-url={}", broker.url()),
         ])
         .unwrap();
-        parts.core.database.mysql_url = Some(database.url().clone());
+        parts.core.database.server.mysql_url = Some(database.url().clone().into());
         parts.gateway.listen = settings.parts.gateway.listen;
         settings.parts = parts;
         Self { name, database: Some(database), _broker: broker }
@@ -51,7 +51,7 @@ impl Backends {
     /// Has the settings lead to the documents by a proxy, which can be slow.
     pub async fn mongodb_by_proxy(settings: &mut UpSettings) -> Proxy {
         let servers = &mut settings.parts.recommendation.servers;
-        let url = servers.mongodb_url.take().expect("with a MongoDB");
+        let url = servers.mongodb().expect("with a MongoDB").clone();
         let way = Proxy::open_to_url(url.expose()).await;
         servers.mongodb_url = Some(way.url(url.expose()).parse().unwrap());
         way
@@ -61,8 +61,8 @@ impl Backends {
     pub fn unreachable_database(&self, settings: &mut UpSettings) -> Proxy {
         let way = Proxy::closed_to(TestDatabase::authority());
         let database = self.database.as_ref().expect("it is there until the end");
-        settings.parts.core.database.mysql_url =
-            Some(database.url_through(&way.address.to_string()));
+        settings.parts.core.database.server.mysql_url =
+            Some(database.url_through(&way.address.to_string()).into());
         way
     }
 }

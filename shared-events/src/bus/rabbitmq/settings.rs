@@ -150,7 +150,11 @@ mod tests {
         let shown = format!("{:?}", RabbitSettings::new(url));
         assert!(shown.contains("broker.example:5673"), "{shown}");
         assert!(!shown.contains("pass-word") && !shown.contains("someone"), "{shown}");
-        let error = "http://someone:pass-word@x".parse::<AmqpUrl>().unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("pass-word"));
+        for wrong in
+            ["", "pass-word", "http://someone:pass-word@x", "amqp://someone:pass-word@x:port"]
+        {
+            let error = wrong.parse::<AmqpUrl>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("pass-word"), "{wrong}");
+        }
     }
 }

@@ -49,7 +49,7 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
     let waiting = outbox.depth().await?.pending;
     ensure!(waiting == 0, "the database's outbox has {waiting} events in it; name an empty one");
 
-    let broker = RabbitSettings::new(settings.amqp_url.expose().parse()?);
+    let broker = RabbitSettings::new(settings.amqp_url.parse()?);
     let bus = RabbitBus::start(RabbitSettings { prefix: name.clone(), ..broker });
 
     // Histories and spots stay in an embedded store, which nothing is sent to.
@@ -57,7 +57,7 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
     let mesh = MeshSettings::new("http://127.0.0.1:1", Secret::random());
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let mut service = tourin_recommendation::Settings::new(listen, folder.path(), mesh);
-    service.servers.redis_url = Some(settings.redis_url.clone());
+    service.servers.redis_url = Some(settings.redis_url.clone().into());
     service.servers.recommendation_redis_prefix = name;
     let stores = open_stores(&service, clock.clone()).await?;
     let redis = stores.trend_server.clone().context("the trend is on a server")?;

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tourin_chassis::clock::ManualClock;
-use tourin_chassis::config::ServerUrl;
+use tourin_chassis::redis::RedisUrl;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::mysql::testing::TestDatabase;
@@ -87,7 +87,7 @@ impl TestStores {
         assert!(open.await.unwrap_err().is_cancelled());
     }
 
-    fn redis_url(&self) -> ServerUrl {
+    fn redis_url(&self) -> RedisUrl {
         match &self.way {
             Some((way, _)) => self.url.replacen(&self.server, &way.to_string(), 1),
             None => self.url.clone(),
@@ -445,17 +445,12 @@ async fn the_search_index_is_kept_in_memory_beside_redis_too() {
 
 #[tokio::test]
 async fn an_unreachable_redis_does_not_expose_its_password() {
-    let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
+    let url: RedisUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
     let redis = RedisSessions::new(&url, "test").unwrap();
     assert_eq!(redis.address(), "127.0.0.1:1");
     let error = redis.write_probe().await.unwrap_err();
     assert!(!format!("{error:?}").contains("hunter2"));
-    for (url, prefix, flag) in [
-        ("http://user:hunter2@there", "test", "--redis-url"),
-        ("redis://user:hunter2@there", "a{b}", "--session-redis-prefix"),
-    ] {
-        let error = RedisSessions::new(&url.parse().unwrap(), prefix).err().unwrap();
-        let error = format!("{error:#} {error:?}");
-        assert!(error.contains(flag) && !error.contains("hunter2"), "{error}");
-    }
+    let error = RedisSessions::new(&url, "a{b}").err().unwrap();
+    let error = format!("{error:#} {error:?}");
+    assert!(error.contains("--session-redis-prefix") && !error.contains("hunter2"), "{error}");
 }

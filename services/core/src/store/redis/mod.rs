@@ -34,9 +34,8 @@ use anyhow::{Context as _, ensure};
 use chrono::{DateTime, Utc};
 use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
-use tourin_chassis::config::ServerUrl;
 use tourin_chassis::health::{Outcomes, Trouble};
-use tourin_chassis::redis::{connection, is_down, write_probe};
+use tourin_chassis::redis::{RedisUrl, connection, is_down, write_probe};
 use tourin_chassis::telemetry::Span;
 use tourin_shared_events::backoff::Backoff;
 use uuid::Uuid;
@@ -108,7 +107,7 @@ impl RedisSessions {
     /// # Errors
     /// When the URL is invalid, or the prefix would put keys into different slots. The error names
     /// the flag, not the URL.
-    pub(crate) fn new(url: &ServerUrl, prefix: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(url: &RedisUrl, prefix: &str) -> anyhow::Result<Self> {
         let (connection, address) = connection(url).context("--redis-url")?;
         ensure!(
             !prefix.is_empty() && !prefix.contains(['{', '}']),

@@ -2,8 +2,7 @@
 
 use redis::aio::ConnectionManager;
 use redis::{FromRedisValue, RedisError, ScriptInvocation};
-use tourin_chassis::config::ServerUrl;
-use tourin_chassis::redis::{connection, is_down, write_probe};
+use tourin_chassis::redis::{RedisUrl, connection, is_down, write_probe};
 
 use crate::app::ports::PortError;
 use crate::operation::{Engine, StoreMetrics};
@@ -18,7 +17,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects to the Redis at `url` on first use.
-    pub(super) fn new(url: &ServerUrl, metrics: &StoreMetrics) -> anyhow::Result<Self> {
+    pub(super) fn new(url: &RedisUrl, metrics: &StoreMetrics) -> anyhow::Result<Self> {
         let (manager, address) = connection(url)?;
         Ok(Self { manager, address, engine: Engine::of_server("redis", metrics) })
     }

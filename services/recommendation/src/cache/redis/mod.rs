@@ -37,16 +37,16 @@ use crate::app::ports::{PortError, TrendStore};
 use crate::domain::trend::TrendRules;
 use crate::operation::{Engine, StoreMetrics, trouble};
 use crate::servers::Server;
-use tourin_chassis::config::ServerUrl;
 use tourin_chassis::health::Trouble;
+use tourin_chassis::redis::RedisUrl;
 
 /// Opens the trend under `prefix` on the Redis at `url`. Nothing is sent before the first use. Must
 /// be called inside a tokio runtime.
 ///
 /// # Errors
-/// When the URL is not a Redis URL. The message does not repeat it.
+/// When the connection cannot be set up. The message does not repeat the URL.
 pub fn open(
-    url: &ServerUrl,
+    url: &RedisUrl,
     prefix: &str,
     rules: TrendRules,
     clock: SharedClock,

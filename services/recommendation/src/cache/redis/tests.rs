@@ -19,7 +19,7 @@ use crate::domain::spot::SpotId;
 use crate::domain::trend::TrendRules;
 use crate::operation::StoreMetrics;
 use crate::test_servers;
-use tourin_chassis::config::ServerUrl;
+use tourin_chassis::redis::RedisUrl;
 
 fn start() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
@@ -187,31 +187,16 @@ async fn a_redis_that_was_emptied_starts_anew() {
 
 #[tokio::test]
 async fn an_unreachable_server_is_unavailable_at_once_and_its_password_is_not_repeated() {
-    let url: ServerUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
+    let url: RedisUrl = "redis://user:hunter2@127.0.0.1:1".parse().unwrap();
     let clock = Arc::new(ManualClock::new(start()));
     let OnRedis { trend, server, .. } =
-        super::open(&url, "test", TrendRules::default(), clock.clone(), &StoreMetrics::default())
-            .unwrap();
+        super::open(&url, "test", TrendRules::default(), clock, &StoreMetrics::default()).unwrap();
     assert_eq!(server.address(), "127.0.0.1:1");
     let began = std::time::Instant::now();
     let error = trend.top(1, start()).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_secs(2));
     assert!(matches!(error, PortError::Unavailable(_)), "{error}");
     assert!(!format!("{error} {error:?}").contains("hunter2"));
-
-    for wrong in ["http://user:hunter2@there", "redis://user:hunter2@there/not-a-number"] {
-        let url: ServerUrl = wrong.parse().unwrap();
-        let error = super::open(
-            &url,
-            "test",
-            TrendRules::default(),
-            clock.clone(),
-            &StoreMetrics::default(),
-        )
-        .err()
-        .unwrap();
-        assert!(!format!("{error:#} {error:?}").contains("hunter2"));
-    }
 }
 
 #[tokio::test]

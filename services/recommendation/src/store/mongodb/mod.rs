@@ -13,6 +13,7 @@ mod member;
 mod passes;
 mod recorder;
 mod spots;
+mod url;
 
 #[cfg(test)]
 mod tests;
@@ -27,11 +28,11 @@ use tourin_chassis::clock::SharedClock;
 use tourin_chassis::pruning::PassLog;
 
 use self::connection::{Connection, Statement};
+pub use self::url::{InvalidMongodbUrl, MongodbUrl};
 use crate::app::ports::{HistoryStore, PortError, SpotReplica};
 use crate::operation::{Engine, StoreMetrics};
 use crate::servers::Server;
 use crate::store::HistoryRules;
-use tourin_chassis::config::ServerUrl;
 use uuid::Uuid;
 
 /// The database if the URL does not name one.
@@ -60,9 +61,9 @@ pub struct Documents {
 /// Opens the stores on the MongoDB at `url`. Nothing is sent before the first use.
 ///
 /// # Errors
-/// When the URL is not a MongoDB URL. The message does not repeat it.
+/// When the servers cannot be looked up. The message does not repeat the URL.
 pub async fn open(
-    url: &ServerUrl,
+    url: &MongodbUrl,
     rules: HistoryRules,
     clock: SharedClock,
     metrics: &StoreMetrics,
@@ -72,16 +73,14 @@ pub async fn open(
 
 /// [`open`] with adjusted options of the driver.
 async fn open_with(
-    url: &ServerUrl,
+    url: &MongodbUrl,
     rules: HistoryRules,
     clock: SharedClock,
     metrics: &StoreMetrics,
     adjust: impl FnOnce(&mut ClientOptions),
 ) -> anyhow::Result<Documents> {
-    let mut options = ClientOptions::parse(url.expose())
-        .await
-        .ok()
-        .context("expected mongodb://[user:password@]host[:port][,host...][/database][?options]")?;
+    let mut options =
+        ClientOptions::parse(url.expose()).await.ok().context("its servers cannot be looked up")?;
     adjust(&mut options);
     let connection = Connection::new(options, DEFAULT_DATABASE, metrics)?;
     let recorder = recorder::Recorder::start(recorder::Recording {
