@@ -14,12 +14,19 @@ use serde_json::Value;
 use crate::envelope::VERSION;
 
 /// How the rows of one outbox get their versions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Versions {
     /// Added to a row's number.
     base: i64,
     /// Rows up to this number are older than versions and have none.
     unversioned: i64,
+}
+
+/// The columns of [`SELECT`].
+impl From<(i64, i64)> for Versions {
+    fn from((base, unversioned): (i64, i64)) -> Self {
+        Self { base, unversioned }
+    }
 }
 
 /// The outbox row with both values, in either engine.

@@ -36,8 +36,8 @@ impl Outbox {
     /// When the tables cannot be brought up to date.
     pub async fn open(database: Database) -> anyhow::Result<Self> {
         schema::migrate_tables(&database).await?;
-        let reading = sqlx::query_as(SELECT_VERSIONS).fetch_one(database.reader());
-        let versions = bounded(reading).await.context("the versions of the outbox")?;
+        let reading = sqlx::query_as::<_, (i64, i64)>(SELECT_VERSIONS).fetch_one(database.reader());
+        let versions = bounded(reading).await.context("the versions of the outbox")?.into();
         Ok(Self { database, watermark: Watermark::default(), versions })
     }
 }

@@ -4,12 +4,13 @@
 //! again if sessions move back to this database.
 
 use chrono::{DateTime, Utc};
+use sqlx::Row as _;
 use tourin_shared_events::mysql::to_micros;
 
 use super::accounts::{remove_member, replace_password};
 use super::member_content::lock_member;
 use super::revocations::session_id;
-use super::{Connection, MysqlStore, member_content, time};
+use super::{Connection, MysqlStore, Row, member_content, time};
 use crate::app::StoreError;
 use crate::app::accounts::PasswordChange;
 use crate::app::sessions::OpenSession;
@@ -33,16 +34,6 @@ pub(in crate::store) struct PendingRevocation {
     pub(in crate::store) noted_at: DateTime<Utc>,
     /// Until when the revocations are kept, if the sessions end at `noted_at`.
     pub(in crate::store) revoked_until: DateTime<Utc>,
-}
-
-#[derive(sqlx::FromRow)]
-struct PendingRow {
-    id: u64,
-    member_id: String,
-    epoch: i64,
-    kept_session: Option<String>,
-    noted_at: i64,
-    revoked_until: i64,
 }
 
 /// Stores a note to end the member's sessions below the account's epoch.
@@ -194,8 +185,8 @@ impl MysqlStore {
     pub(in crate::store) async fn pending_revocations(
         &self,
     ) -> Result<Vec<PendingRevocation>, StoreError> {
-        let rows: Vec<PendingRow> = retried!(async {
-            Ok(sqlx::query_as(
+        let rows = retried!(async {
+            Ok(sqlx::query(
                 "SELECT id, member_id, epoch, kept_session, noted_at, revoked_until \
                  FROM session_endings ORDER BY id LIMIT ?",
             )
@@ -203,7 +194,7 @@ impl MysqlStore {
             .fetch_all(self.db.reader())
             .await?)
         })?;
-        rows.into_iter().map(pending).collect()
+        rows.iter().map(pending).collect()
     }
 
     /// Removes a note after its sessions are ended.
@@ -221,13 +212,13 @@ impl MysqlStore {
     }
 }
 
-fn pending(row: PendingRow) -> Result<PendingRevocation, StoreError> {
+fn pending(row: &Row) -> Result<PendingRevocation, StoreError> {
     Ok(PendingRevocation {
-        id: row.id,
-        member: MemberId::trusted(row.member_id),
-        epoch: row.epoch,
-        keep: row.kept_session.as_deref().map(session_id).transpose()?,
-        noted_at: time(row.noted_at)?,
-        revoked_until: time(row.revoked_until)?,
+        id: row.try_get("id")?,
+        member: MemberId::trusted(row.try_get::<String, _>("member_id")?),
+        epoch: row.try_get("epoch")?,
+        keep: row.try_get::<Option<&str>, _>("kept_session")?.map(session_id).transpose()?,
+        noted_at: time(row.try_get("noted_at")?)?,
+        revoked_until: time(row.try_get("revoked_until")?)?,
     })
 }

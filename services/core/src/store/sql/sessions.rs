@@ -4,6 +4,7 @@
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use sqlx::Row as _;
 use tourin_shared_events::sqlite::to_micros;
 
 use super::revocations::{end_sessions, session_id};
@@ -43,23 +44,11 @@ struct Presented {
     times: SessionTimes,
 }
 
-#[derive(sqlx::FromRow)]
-struct PresentedRow {
-    generation: i64,
-    used_at: Option<i64>,
-    salt: Option<Vec<u8>>,
-    session_id: String,
-    member_id: String,
-    started_at: i64,
-    renewed_at: i64,
-    current_generation: i64,
-}
-
 async fn presented(
     conn: &mut Connection,
     hash: &TokenHash,
 ) -> Result<Option<Presented>, StoreError> {
-    let row: Option<PresentedRow> = sqlx::query_as(
+    let row = sqlx::query(
         "SELECT t.generation, t.used_at, t.salt, t.session_id, s.member_id, s.started_at, \
                 s.renewed_at, s.generation AS current_generation \
          FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.hash = ?",
@@ -70,18 +59,20 @@ async fn presented(
     let Some(row) = row else {
         return Ok(None);
     };
-    let salt = row.salt.and_then(|salt| salt.try_into().ok()).map(Salt);
-    let used_at = row.used_at.map(time).transpose()?;
-    let is_successor_current = row.generation + 1 == row.current_generation;
+    let salt: Option<Vec<u8>> = row.try_get("salt")?;
+    let salt = salt.and_then(|salt| salt.try_into().ok()).map(Salt);
+    let used_at = row.try_get::<Option<i64>, _>("used_at")?.map(time).transpose()?;
+    let generation: i64 = row.try_get("generation")?;
+    let is_successor_current = generation + 1 == row.try_get::<i64, _>("current_generation")?;
     Ok(Some(Presented {
-        generation: row.generation,
+        generation,
         state: TokenState::of(used_at, is_successor_current, salt.is_some()),
         salt,
-        session: session_id(&row.session_id)?,
-        member: MemberId::trusted(row.member_id),
+        session: session_id(row.try_get("session_id")?)?,
+        member: MemberId::trusted(row.try_get::<String, _>("member_id")?),
         times: SessionTimes {
-            started_at: time(row.started_at)?,
-            renewed_at: time(row.renewed_at)?,
+            started_at: time(row.try_get("started_at")?)?,
+            renewed_at: time(row.try_get("renewed_at")?)?,
         },
     }))
 }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
 use tourin_shared_events::sqlite::Database;
 
 use super::writer::{Change, Writer};
@@ -28,38 +29,22 @@ impl SqliteSpots {
     }
 }
 
-#[derive(FromRow)]
-struct Row {
-    id: i64,
-    version: i64,
-    name: String,
-    address: String,
-    lat: f64,
-    lng: f64,
-    image_url: Option<String>,
-    tags: String,
+fn spot(row: &SqliteRow) -> Result<Spot, PortError> {
+    let id = SpotId::new(row.try_get("id")?)
+        .ok_or_else(|| PortError::failed(anyhow::anyhow!("a spot's id is below zero")))?;
+    Ok(Spot {
+        id,
+        version: u64::try_from(row.try_get::<i64, _>("version")?).unwrap_or_default(),
+        name: row.try_get("name")?,
+        address: row.try_get("address")?,
+        coordinates: Coordinates { lat: row.try_get("lat")?, lng: row.try_get("lng")? },
+        image_url: row.try_get("image_url")?,
+        tags: serde_json::from_str(row.try_get("tags")?).map_err(PortError::failed)?,
+    })
 }
 
-impl TryFrom<Row> for Spot {
-    type Error = PortError;
-
-    fn try_from(row: Row) -> Result<Self, Self::Error> {
-        let id = SpotId::new(row.id)
-            .ok_or_else(|| PortError::failed(anyhow::anyhow!("a spot's id is below zero")))?;
-        Ok(Self {
-            id,
-            version: u64::try_from(row.version).unwrap_or_default(),
-            name: row.name,
-            address: row.address,
-            coordinates: Coordinates { lat: row.lat, lng: row.lng },
-            image_url: row.image_url,
-            tags: serde_json::from_str(&row.tags).map_err(PortError::failed)?,
-        })
-    }
-}
-
-fn spots(rows: Vec<Row>) -> Result<Vec<Spot>, PortError> {
-    rows.into_iter().map(Spot::try_from).collect()
+fn spots(rows: &[SqliteRow]) -> Result<Vec<Spot>, PortError> {
+    rows.iter().map(spot).collect()
 }
 
 #[async_trait]
@@ -73,7 +58,7 @@ impl SpotReplica for SqliteSpots {
             if ids.is_empty() {
                 return Ok(HashMap::new());
             }
-            let rows = sqlx::query_as(
+            let rows = sqlx::query(
                 "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
                  WHERE deleted = 0 AND id IN (SELECT value FROM json_each(?))",
             )
@@ -81,7 +66,7 @@ impl SpotReplica for SqliteSpots {
             .fetch_all(self.db.reader())
             .await
             .map_err(PortError::from)?;
-            Ok(spots(rows)?.into_iter().map(|spot| (spot.id, spot)).collect())
+            Ok(spots(&rows)?.into_iter().map(|spot| (spot.id, spot)).collect())
         })
         .await
     }
@@ -113,7 +98,7 @@ impl SpotReplica for SqliteSpots {
         read(&self.engine, "most tagged", "spots", async {
             let (tags, id) =
                 after.map_or((i64::MAX, 0), |after| (count(after.tags), after.id.number()));
-            let rows = sqlx::query_as(
+            let rows = sqlx::query(
                 "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
                  WHERE deleted = 0 AND tag_count <= ?1 AND (tag_count < ?1 OR id > ?2)
                  ORDER BY tag_count DESC, id LIMIT ?3",
@@ -124,7 +109,7 @@ impl SpotReplica for SqliteSpots {
             .fetch_all(self.db.reader())
             .await
             .map_err(PortError::from)?;
-            spots(rows)
+            spots(&rows)
         })
         .await
     }
@@ -174,7 +159,7 @@ impl SqliteSpots {
     ) -> Result<Vec<Spot>, PortError> {
         let shortening = coordinates.lat.to_radians().cos().max(0.01);
         let half_lng = half_width / shortening;
-        let rows = sqlx::query_as(
+        let rows = sqlx::query(
             "SELECT id, version, name, address, lat, lng, image_url, tags FROM spots
              WHERE deleted = 0 AND lat BETWEEN ?1 - ?3 AND ?1 + ?3 AND lng BETWEEN ?2 - ?4 AND ?2 + ?4
                  AND (?6 IS NULL OR EXISTS (SELECT 1 FROM json_each(spots.tags) AS own
@@ -191,7 +176,7 @@ impl SqliteSpots {
         .fetch_all(self.db.reader())
         .await
         .map_err(PortError::from)?;
-        spots(rows)
+        spots(&rows)
     }
 }
 
