@@ -5,20 +5,17 @@
 #   deploy/bench.sh bookmark-to-trend          how long a bookmark takes to show in the trend
 #   deploy/bench.sh search [SPOTS [SECONDS]]   searches by 100 clients over a million spots
 #   deploy/bench.sh start                      how long a mesh on servers takes until all of it is ready
-#   deploy/bench.sh tracing                    what tracing costs the gateway and core; needs no servers
+#   deploy/bench.sh tracing                    what tracing costs the gateway and core
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 name=${1:?"which one? the head of deploy/bench.sh lists them"}
 shift
 release=${CARGO_TARGET_DIR:-target}/release
-[ "$name" = tracing ] || deploy/testbed.sh install
 case "$name" in
 relay-to-effect)
-    cargo build --locked --release -p tourin-bench --bin relay-to-effect
     set -- "$release/relay-to-effect" "$@"
     ;;
 bookmark-to-trend)
-    cargo build --locked --release -p tourin-bench --bin bookmark-to-trend -p tourin --bin tourin
     set -- "$release/bookmark-to-trend" --tourin "$release/tourin" "$@"
     ;;
 search)
@@ -26,20 +23,20 @@ search)
         echo "bench: wrk is missing: apt-get install wrk" >&2
         exit 1
     fi
-    cargo build --locked --release -p tourin -p tourin-core --bins
     set -- deploy/bench/search.sh "$release" "$@"
     ;;
 start)
-    cargo build --locked --release -p tourin --bin tourin
     set -- deploy/bench/start.py "$release/tourin" "$@"
     ;;
 tracing)
-    cargo build --locked --release -p tourin-bench --bin tracing-cost -p tourin-gateway --bin gateway -p tourin-core --bin core
-    exec "$release/tracing-cost" --gateway "$release/gateway" --core "$release/core" "$@"
+    set -- "$release/tracing-cost" --gateway "$release/gateway" --core "$release/core" "$@"
     ;;
 *)
     echo "bench: no benchmark named $name; the head of deploy/bench.sh lists them" >&2
     exit 2
     ;;
 esac
+deploy/testbed.sh install
+# All of the workspace: another choice of packages has other features, and would compile nearly everything again.
+cargo build --locked --release --workspace --bins
 exec deploy/testbed.sh run -- "$@"

@@ -31,7 +31,7 @@ use crate::server::SpanCounts;
 use crate::subject::{Subject, subjects};
 
 /// Measures what tracing costs the gateway and core.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 struct Settings {
     /// The `gateway` program; not measured when absent
     #[arg(long, value_name = "FILE")]
@@ -39,6 +39,9 @@ struct Settings {
     /// The `core` program; not measured when absent
     #[arg(long, value_name = "FILE")]
     core: Option<PathBuf>,
+    /// RabbitMQ, for core's events
+    #[arg(long, env = "TOURIN_AMQP_URL", value_name = "URL", hide_env_values = true)]
+    amqp_url: String,
     /// Sets of rounds, each with new processes
     #[arg(long, value_name = "N", default_value_t = 24)]
     sets: usize,
@@ -86,7 +89,7 @@ struct Measured {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let settings = Settings::parse();
-    let mesh = Mesh::start().await?;
+    let mesh = Mesh::start(&settings.amqp_url).await?;
     let mut above = Vec::new();
     for subject in subjects(settings.gateway.as_deref(), settings.core.as_deref()) {
         let mut measured = Measured {

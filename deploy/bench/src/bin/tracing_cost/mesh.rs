@@ -1,5 +1,5 @@
-//! A mesh around the gateways: the registry, two services that answer at once, and a collector that
-//! takes spans and one that never answers.
+//! A mesh around the measured programs: the registry, two services that answer at once, a consumer of
+//! all events, a collector that takes spans and one that never answers.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,6 +15,10 @@ use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_registry::Registry;
 use tourin_registry_api::{Instance, Registration, RegistryClient};
+use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
+use tourin_shared_events::bus::{Binding, Settlement, Subscriber as _, Subscription};
+use tourin_shared_events::events::{TOUR_SPOT_EXCHANGE, USER_EXCHANGE};
+use uuid::Uuid;
 
 /// Ed25519's base point: a valid public key that signs nothing here.
 const PUBLIC_KEY: &str = "WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY";
@@ -25,6 +29,10 @@ const BODY_BYTES: usize = 1_024;
 pub struct Mesh {
     pub registry_url: String,
     pub secret: Secret,
+    /// Where core's events go.
+    pub amqp_url: String,
+    /// What the names of this mesh's exchanges and queues begin with.
+    pub amqp_prefix: String,
     /// Takes spans.
     pub collector: SocketAddr,
     /// Accepts nothing: its backlog is full.
@@ -33,11 +41,13 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Starts it.
+    /// Starts it, with the broker at `amqp_url`.
     ///
     /// # Errors
-    /// When a listener cannot be bound.
-    pub async fn start() -> anyhow::Result<Self> {
+    /// When a listener cannot be bound, or the broker cannot be reached.
+    pub async fn start(amqp_url: &str) -> anyhow::Result<Self> {
+        let amqp_prefix = format!("bench-{}.", Uuid::now_v7().simple());
+        consume_all(amqp_url, &amqp_prefix).await?;
         let secret = Secret::random();
         let settings = tourin_registry::Settings::new(local(), secret.clone());
         let registry = Registry::build(settings).await?;
@@ -63,11 +73,31 @@ impl Mesh {
         Ok(Self {
             registry_url,
             secret,
+            amqp_url: amqp_url.to_owned(),
+            amqp_prefix,
             collector: serve(collector).await?,
             dead: listener.local_addr()?,
             _kept: (registrations, listener, stuffing),
         })
     }
+}
+
+/// Takes every event from the broker. Without a queue for them core would publish its events again
+/// and again, and export the span of each attempt because it was slow.
+async fn consume_all(amqp_url: &str, prefix: &str) -> anyhow::Result<()> {
+    let settings = RabbitSettings::new(amqp_url.parse()?);
+    let bus = RabbitBus::start(RabbitSettings { prefix: prefix.to_owned(), ..settings });
+    let exchanges = [TOUR_SPOT_EXCHANGE, USER_EXCHANGE];
+    let bindings = exchanges.map(|exchange| Binding::new(exchange, "#")).into();
+    let mut deliveries = bus.subscribe(Subscription::new("all", bindings)).await?;
+    tokio::spawn(async move {
+        let _bus = bus;
+        while let Some(delivery) = deliveries.next().await {
+            // An event that could not be settled comes again.
+            let _settled = delivery.settle(Settlement::Ack).await;
+        }
+    });
+    Ok(())
 }
 
 fn local() -> SocketAddr {

@@ -93,8 +93,7 @@ impl Server {
         Self::start(command, addr, "/readyz", metrics, None).await
     }
 
-    /// Starts a core with the built-in catalogue on SQLite, and waits until it answers. Its events stay
-    /// in the outbox: there is no broker.
+    /// Starts a core with the built-in catalogue on SQLite, and waits until it answers.
     ///
     /// # Errors
     /// When it does not start in time.
@@ -104,7 +103,8 @@ impl Server {
         let mut command = command(program, case, mesh, log, addr);
         command
             .env("TOKIO_WORKER_THREADS", "1")
-            .args(["--amqp-url", &format!("amqp://{}", free_address()?)])
+            .env("TOURIN_AMQP_URL", &mesh.amqp_url)
+            .args(["--amqp-prefix", &mesh.amqp_prefix])
             .arg("--data-dir")
             .arg(folder.path());
         let metrics = format!("http://{addr}/metrics");
