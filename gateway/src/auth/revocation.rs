@@ -23,8 +23,8 @@ use crate::mesh_client::{CORE, MeshClient};
 
 /// Ended sessions that are kept. With tokens of 10 minutes that is enough for 300 a second.
 const MAX_SESSIONS: usize = 200_000;
-/// How long a session named in a header is kept, unless the log gives a later time: longer than an
-/// access token lives, which is a day at most.
+/// How long a session named in a header is kept if the header has no time: longer than an access token
+/// lives, which is a day at most.
 const HEADER_TTL: TimeDelta = TimeDelta::hours(25);
 const MAX_POLL: Duration = Duration::from_secs(20);
 /// Time for a poll besides its wait.
@@ -56,7 +56,7 @@ struct Entry {
 pub enum Freshness {
     /// Current, or stale under [`StalePolicy::Serve`].
     Usable,
-    /// Not loaded yet.
+    /// Never loaded yet, however long ago the gateway started.
     Loading,
     /// Stale under [`StalePolicy::Deny`].
     Stale,
@@ -72,7 +72,6 @@ struct Contact {
 pub struct Revocations {
     sessions: RwLock<HashMap<String, DateTime<Utc>>>,
     contact: RwLock<Contact>,
-    started: Instant,
     stale_after: Duration,
     when_stale: StalePolicy,
     clock: SharedClock,
@@ -85,7 +84,6 @@ impl Revocations {
         Self {
             sessions: RwLock::default(),
             contact: RwLock::default(),
-            started: Instant::now(),
             stale_after,
             when_stale,
             guard: PruneGuard::in_memory("revocations", Arc::clone(&clock)),
@@ -122,11 +120,12 @@ impl Revocations {
     /// Whether calls that need a session can be checked at `now`.
     pub fn freshness(&self, now: Instant) -> Freshness {
         let last = self.last_contact();
-        let silent_for = now.saturating_duration_since(last.unwrap_or(self.started));
+        let silent_for = last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
         match (last, silent_for > self.stale_after, self.when_stale) {
-            (Some(_), false, _) | (_, true, StalePolicy::Serve) => Freshness::Usable,
-            (None, false, _) => Freshness::Loading,
-            (_, true, StalePolicy::Deny) => Freshness::Stale,
+            (Some(_), false, _) | (Some(_), true, StalePolicy::Serve) => Freshness::Usable,
+            (Some(_), true, StalePolicy::Deny) => Freshness::Stale,
+            // Without a list any ended session would be served, so not even `Serve` allows it.
+            (None, ..) => Freshness::Loading,
         }
     }
 
@@ -134,17 +133,25 @@ impl Revocations {
         self.contact.read().unwrap_or_else(PoisonError::into_inner).last
     }
 
-    /// Adds the sessions in core's header, which is a comma-separated list.
+    /// Adds the sessions in core's header: a comma-separated list of `ID;until=SECONDS`, the time since
+    /// the epoch.
     pub fn revoke_listed(&self, header: &str) {
-        let until = self.clock.now() + HEADER_TTL;
-        let named = header.split(',').map(str::trim).filter(|name| !name.is_empty());
-        self.end(named.map(|session| (session.to_owned(), until)));
+        let without_time = self.clock.now() + HEADER_TTL;
+        let named = header.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        self.end(named.map(|entry| {
+            let (session, parameters) = entry.split_once(';').unwrap_or((entry, ""));
+            let until = parameters.trim().strip_prefix("until=");
+            let until =
+                until.and_then(|seconds| DateTime::from_timestamp(seconds.parse().ok()?, 0));
+            (session.trim_end().to_owned(), until.unwrap_or(without_time))
+        }));
     }
 
     fn end(&self, ended: impl Iterator<Item = (String, DateTime<Utc>)>) {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         for (session, until) in ended {
-            // A header and the log may name the same session, in either order.
+            // A header and the log may name the same session, in any order and with different times. The
+            // later time wins: an earlier one must not let the session's tokens be valid again.
             let known = sessions.entry(session).or_insert(until);
             *known = until.max(*known);
         }
@@ -249,6 +256,7 @@ async fn read(mesh: &MeshClient, cursor: &Cursor, max_wait: Duration) -> anyhow:
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tourin_chassis::clock::{Clock, ManualClock};
 
     use super::*;
@@ -304,15 +312,80 @@ mod tests {
             |list: &Revocations, ms| list.freshness(Instant::now() + Duration::from_millis(ms));
         for policy in [StalePolicy::Serve, StalePolicy::Deny] {
             let (list, _) = list(10_000, policy);
-            assert_eq!(later(&list, 0), Freshness::Loading, "{policy:?}");
+            for ms in [0, 20_000, 86_400_000] {
+                assert_eq!(later(&list, ms), Freshness::Loading, "{policy:?} after {ms} ms");
+            }
             let bound_passed = match policy {
                 StalePolicy::Serve => Freshness::Usable,
                 StalePolicy::Deny => Freshness::Stale,
             };
-            assert_eq!(later(&list, 20_000), bound_passed);
             list.contacted();
             assert_eq!(later(&list, 5_000), Freshness::Usable);
             assert_eq!(later(&list, 20_000), bound_passed);
+        }
+    }
+
+    /// What the gateway learns of one session's end.
+    #[derive(Debug, Clone)]
+    enum News {
+        /// A header that has the time, in seconds from the start.
+        Header(i64),
+        /// A header of a core that sends no time.
+        HeaderWithoutTime,
+        /// An entry of the log.
+        Log(i64),
+        /// Nothing for so many seconds, and then a pass of the pruner.
+        Pass(i64),
+    }
+
+    proptest! {
+        /// A log-out is never undone: in every order of headers, entries of the log and passes, the
+        /// session has ended until the latest time that was given while it was known.
+        #[test]
+        fn the_latest_time_wins_in_every_order(
+            news in proptest::collection::vec(
+                prop_oneof![
+                    (1..200_000_i64).prop_map(News::Header),
+                    Just(News::HeaderWithoutTime),
+                    (1..200_000_i64).prop_map(News::Log),
+                    (1..50_000_i64).prop_map(News::Pass),
+                ],
+                1..20,
+            ),
+        ) {
+            let (list, clock) = list(1_000, StalePolicy::Serve);
+            let mut cursor = Cursor::default();
+            let mut latest = i64::MIN;
+            for (seq, piece) in news.into_iter().enumerate() {
+                let now = clock.now().timestamp();
+                match piece {
+                    News::Header(until) => {
+                        list.revoke_listed(&format!("other;until=9, s1;until={until}"));
+                        latest = latest.max(until);
+                    }
+                    News::HeaderWithoutTime => {
+                        list.revoke_listed("s1");
+                        latest = latest.max(now + HEADER_TTL.num_seconds());
+                    }
+                    News::Log(until) => {
+                        let until_at = DateTime::from_timestamp(until, 0).unwrap();
+                        list.apply(&mut cursor, page("a", seq as u64, &["s1"], until_at));
+                        latest = latest.max(until);
+                    }
+                    News::Pass(seconds) => {
+                        clock.advance(TimeDelta::seconds(seconds));
+                        list.prune(clock.now());
+                    }
+                }
+                let now = clock.now().timestamp();
+                if latest > now {
+                    prop_assert!(list.has_ended("s1"), "forgotten at {now}, before {latest}");
+                }
+            }
+            // It is forgotten then: the list does not grow without end.
+            clock.advance(TimeDelta::days(30));
+            list.prune(clock.now());
+            prop_assert_eq!(list.count(), 0);
         }
     }
 

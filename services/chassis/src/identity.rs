@@ -16,8 +16,9 @@ use crate::secret::Secret;
 pub const IDENTITY_HEADER: HeaderName = HeaderName::from_static("x-tourin-identity");
 /// Carries the request's id. The gateway sets it.
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
-/// In core's responses: ids of the sessions that it ended, separated by commas. The gateway revokes
-/// them at once and removes the header.
+/// In core's responses: the sessions that it ended, as `ID;until=SECONDS` separated by commas. Until
+/// that time, in seconds since the epoch, access tokens of the session may be valid. The gateway
+/// revokes the sessions at once and removes the header.
 pub const SESSION_ENDED_HEADER: HeaderName = HeaderName::from_static("x-tourin-session-ended");
 
 /// How long a signed identity is valid, in seconds: longer than any hop inside the mesh, and short

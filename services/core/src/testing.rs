@@ -87,7 +87,8 @@ impl Answer {
     /// The sessions that the response names as ended.
     pub(crate) fn ended(&self) -> Vec<String> {
         let list = self.header(SESSION_ENDED_HEADER.as_str());
-        list.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect()
+        let sessions = list.split(", ").filter_map(|entry| entry.split_once(";until="));
+        sessions.map(|(id, _)| id.to_owned()).collect()
     }
 
     /// The value of a set cookie.

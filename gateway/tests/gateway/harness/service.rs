@@ -273,7 +273,9 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     if let Some(Subject::Member { session, .. }) = subject
         && parts.uri.path() == "/api/auth/logout"
     {
-        out.insert(SESSION_ENDED_HEADER, session.parse().unwrap());
+        let until = chrono::Utc::now().timestamp() + 600;
+        let ended = format!("{session};until={until}");
+        out.insert(SESSION_ENDED_HEADER, ended.parse().unwrap());
     }
     response
 }

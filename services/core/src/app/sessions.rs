@@ -420,6 +420,11 @@ impl Sessions {
         self.sessions.prune(&self.policy, now).await
     }
 
+    /// Until when a gateway must remember a session that ends now.
+    pub fn revoked_until(&self) -> DateTime<Utc> {
+        self.policy.revoked_until(self.clock.now())
+    }
+
     fn announce(&self, ended: &[SessionId]) {
         if !ended.is_empty() {
             self.revocations.appended();

@@ -104,10 +104,15 @@ impl SessionPolicy {
         (now + self.access_token).min(started_at + self.absolute)
     }
 
-    /// Until when gateways must remember a session that was ended at `now`: until all of its access
-    /// tokens have expired by every machine's clock.
+    /// Until when gateways must remember a session that was ended at `now`, if its access tokens were
+    /// issued under this policy: until all of them have expired by every machine's clock. The grace is
+    /// included, because a repeated rotation issues an access token and changes nothing in the store.
+    ///
+    /// A store keeps the latest such time per session as its tokens are issued, and revokes until the
+    /// later of that and this. So a shorter `access_token` does not shorten the revocation of tokens
+    /// that were issued before.
     pub fn revoked_until(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        now + self.access_token + CLOCK_LEEWAY
+        now + self.access_token + self.grace + CLOCK_LEEWAY
     }
 
     /// Judges a refresh token presented at `now`.

@@ -90,7 +90,7 @@ async fn log_in(
         tokens: TokensAnswer::from(&opened.tokens),
     };
     let mut response = with_tokens(&state, &opened.tokens, Json(answer));
-    name_ended(response.headers_mut(), &opened.ended);
+    name_ended(&state, response.headers_mut(), &opened.ended);
     Ok(response)
 }
 
@@ -128,7 +128,7 @@ async fn reissue(
             Ok(tokens) => {
                 let answer = ReissuedAnswer::new(&tokens, body.is_none());
                 let mut response = with_tokens(&state, &tokens, Json(answer));
-                name_ended(response.headers_mut(), &ended);
+                name_ended(&state, response.headers_mut(), &ended);
                 return Ok(response);
             }
             // The other tokens may still be valid.
@@ -144,7 +144,7 @@ async fn reissue(
     if body.is_none() && !presented.is_empty() {
         state.cookies.clear(response.headers_mut());
     }
-    name_ended(response.headers_mut(), &ended);
+    name_ended(&state, response.headers_mut(), &ended);
     Ok(response)
 }
 
@@ -256,7 +256,7 @@ async fn update_password(
     let ended =
         state.accounts.update_password(&account.id, session, &body.old_password.0, &new).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
-    name_ended(response.headers_mut(), &ended);
+    name_ended(&state, response.headers_mut(), &ended);
     Ok(response)
 }
 
@@ -301,17 +301,19 @@ fn private(answer: impl IntoResponse) -> Response {
 fn logged_out(state: &AppState, ended: &[SessionId]) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     state.cookies.clear(response.headers_mut());
-    name_ended(response.headers_mut(), ended);
+    name_ended(state, response.headers_mut(), ended);
     response
 }
 
 /// Adds the header that tells the gateway which sessions have ended.
-fn name_ended(headers: &mut HeaderMap, ended: &[SessionId]) {
+fn name_ended(state: &AppState, headers: &mut HeaderMap, ended: &[SessionId]) {
     if ended.is_empty() {
         return;
     }
-    let ids: Vec<_> = ended.iter().map(ToString::to_string).collect();
-    let value = HeaderValue::from_str(&ids.join(",")).expect("UUIDs and commas are header-safe");
+    let until = state.sessions.revoked_until().timestamp();
+    let sessions: Vec<_> = ended.iter().map(|id| format!("{id};until={until}")).collect();
+    let value =
+        HeaderValue::from_str(&sessions.join(", ")).expect("UUIDs and numbers are header-safe");
     headers.insert(SESSION_ENDED_HEADER, value);
 }
 

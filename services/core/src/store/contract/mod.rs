@@ -24,6 +24,7 @@ macro_rules! every_scenario {
             sessions::a_pruned_salt_turns_a_repeat_into_a_reuse,
             sessions::of_many_tabs_that_renew_at_once_one_rotates_and_all_agree,
             sessions::the_log_is_read_in_stretches_and_forgets_what_has_expired,
+            sessions::a_shorter_token_lifetime_shortens_no_revocation,
             rotation::tokens_older_than_the_remembered_are_unknown,
             clocks::a_clock_that_is_weeks_ahead_for_a_minute_ends_no_session,
             races::a_new_password_leaves_no_session_of_the_old_one,

@@ -1,6 +1,7 @@
 //! Sessions and the revocation log.
 
 use super::*;
+use crate::app::accounts::PasswordChange;
 use crate::app::sessions::Rotation;
 use crate::domain::session::SessionTimes;
 use crate::domain::token::Salt;
@@ -234,4 +235,53 @@ pub(super) async fn rotate(
     let salt = Salt::random().unwrap();
     let next = token.successor(&salt).hash();
     store.rotate(&token.hash(), &salt, &next, policy, now).await.unwrap()
+}
+
+/// The lifetime of access tokens is lowered from a day to ten minutes while sessions are open.
+pub(super) async fn a_shorter_token_lifetime_shortens_no_revocation(store: impl Ports) {
+    let before =
+        SessionPolicy { access_token: TimeDelta::days(1), per_member: 6, ..Default::default() };
+    let after = SessionPolicy { per_member: 6, ..SessionPolicy::default() };
+    let hana = sign_up(&store, "hana12345").await;
+    let mut open = Vec::new();
+    for n in 0..6 {
+        open.push(log_in(&store, &hana, &before, at(n)).await);
+    }
+    // The token of this one is issued under the new lifetime; the old token still counts.
+    rotate(&store, &open[1].token, &after, at(10)).await;
+    store.touch(&hana.account.id, open[2].id, &after, at(10)).await.unwrap();
+
+    // All the ways in which a session ends, a second after the other.
+    let newest = log_in(&store, &hana, &after, at(20)).await;
+    assert_eq!(newest.ended, [open[0].id]);
+    let successor = Salt::random().unwrap();
+    let second = open[1].token.successor(&successor);
+    let reused = store
+        .rotate(&open[1].token.hash(), &successor, &second.hash(), &after, at(30))
+        .await
+        .unwrap();
+    assert_eq!(reused, Rotation::Reused { session: open[1].id });
+    let until = after.revoked_until(at(31));
+    store.end(&hana.account.id, open[2].id, false, until).await.unwrap();
+    let change = PasswordChange {
+        member: hana.account.id.clone(),
+        verified: hana.hash.clone(),
+        replacement: PasswordHash("another hash".to_owned()),
+        keep: open[3].id,
+        revoked_until: until,
+        now: at(31),
+    };
+    store.change_password(change).await.unwrap();
+    store.delete(&hana.account.id, until, at(32)).await.unwrap();
+
+    let page = store.page_after(0, 1_000, at(33)).await.unwrap();
+    for (n, session) in open.iter().enumerate() {
+        let last_expiry = before.access_expires_at(at(n as i64), at(n as i64));
+        let kept: Vec<_> =
+            page.entries.iter().filter(|entry| entry.session == session.id).collect();
+        assert!(!kept.is_empty(), "session {n} is not in the log");
+        assert!(kept.iter().all(|entry| entry.until > last_expiry), "session {n}: {kept:?}");
+    }
+    let of_newest = page.entries.iter().find(|entry| entry.session == newest.id).unwrap();
+    assert!(of_newest.until <= until, "{of_newest:?}: no longer than its own tokens need");
 }

@@ -6,7 +6,7 @@
 //!
 //! | key | type | what | lives |
 //! |---|---|---|---|
-//! | `session:<id>` | hash | `member`, `started`, `renewed`, `epoch`, digests of the `current` token and the `previous` one, when the latter was `used`, `grace_until` | as the session |
+//! | `session:<id>` | hash | `member`, `started`, `renewed`, `epoch`, digests of the `current` token and the `previous` one, when the latter was `used`, `grace_until`, `revoke_until` | as the session |
 //! | `token:<digest>` | string | the session whose refresh token it is, used or not | to the session's absolute end |
 //! | `family:<id>` | list | digests of the session's tokens, the oldest first | the same |
 //! | `salt:<id>` | string | derives the current token from the previous one | the grace, and a second |

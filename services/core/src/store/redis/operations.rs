@@ -88,6 +88,7 @@ impl RedisSessions {
         let mut call = self.call(&self.scripts.touch);
         call.arg(owner.as_str()).arg(id.to_string()).arg(now.timestamp_micros());
         call.arg(micros(policy.absolute)).arg(micros(policy.idle));
+        call.arg(policy.revoked_until(now).timestamp_micros());
         let outcome: Vec<Vec<u8>> = self.run("touch", &call).await?;
         match outcome.as_slice() {
             [] => Ok(None),

@@ -12,6 +12,7 @@
 //! | `join!()` | a join that reads the left table first |
 //! | `by_index!(name)` | reads the table before it by this index |
 //! | `for_update!()`, `in_share_mode!()` | lock the rows until the transaction ends |
+//! | `later_of!(column)` | the later of a column's time and a bound one |
 //! | `retried!(attempt)` | runs a future; repeats it when the server rolled it back because of a conflict |
 
 /// Runs an operation of a port in its own span, reports its outcome to readiness, and repeats it after a

@@ -57,6 +57,12 @@ macro_rules! in_share_mode {
         " LOCK IN SHARE MODE"
     };
 }
+/// The later of a column's time and the bound one.
+macro_rules! later_of {
+    ($column:literal) => {
+        concat!("GREATEST(", $column, ", ?)")
+    };
+}
 /// A rolled-back operation has had no effect, so it is retried. Attempts and their time are bounded.
 macro_rules! retried {
     ($attempt:expr) => {{
@@ -147,6 +153,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 5,
         description: "search index in memory",
         sql: include_str!("../../../migrations/mysql/0005_search_in_memory.sql"),
+    },
+    Migration {
+        version: 6,
+        description: "how long revocations are kept",
+        sql: include_str!("../../../migrations/mysql/0006_revoke_until.sql"),
     },
 ];
 

@@ -10,7 +10,8 @@ use crate::app::revocations::{Revocation, RevocationLog, RevocationPage};
 use crate::app::sessions::PRUNED_PER_PASS;
 use crate::domain::token::SessionId;
 
-/// Removes sessions with their refresh tokens and appends them to the log.
+/// Removes sessions with their refresh tokens and appends them to the log, until `until` or until
+/// their last access token has expired, whichever is later.
 pub(super) async fn end_sessions(
     conn: &mut Connection,
     sessions: &[SessionId],
@@ -19,9 +20,19 @@ pub(super) async fn end_sessions(
     if sessions.is_empty() {
         return Ok(());
     }
+    let mut ended = Vec::with_capacity(sessions.len());
     for session in sessions {
         let id = session.to_string();
+        // Locked, so that no access token is issued between the read and the removal.
+        let of_tokens: Option<i64> = sqlx::query_scalar(concat!(
+            "SELECT revoke_until FROM sessions WHERE id = ?",
+            for_update!()
+        ))
+        .bind(&id)
+        .fetch_optional(&mut *conn)
+        .await?;
         sqlx::query("DELETE FROM sessions WHERE id = ?").bind(&id).execute(&mut *conn).await?;
+        ended.push((id, to_micros(until).max(of_tokens.unwrap_or(0))));
     }
     // MySQL assigns numbers before the commit. This lock is held until the commit, so entries become visible in
     // the order of their numbers, and a follower that continues from the last number misses none.
@@ -30,10 +41,10 @@ pub(super) async fn end_sessions(
             .execute(&mut *conn)
             .await?
     );
-    for session in sessions {
+    for (id, until) in ended {
         sqlx::query("INSERT INTO revocations (session_id, until) VALUES (?, ?)")
-            .bind(session.to_string())
-            .bind(to_micros(until))
+            .bind(id)
+            .bind(until)
             .execute(&mut *conn)
             .await?;
     }

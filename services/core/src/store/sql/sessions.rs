@@ -98,7 +98,7 @@ async fn advance(
     used: &Presented,
     salt: &Salt,
     successor: &TokenHash,
-    remembered: u32,
+    policy: &SessionPolicy,
     now: DateTime<Utc>,
 ) -> sqlx::Result<()> {
     let session = used.session.to_string();
@@ -124,15 +124,20 @@ async fn advance(
     .execute(&mut *conn)
     .await?;
     insert_token(conn, used.session, successor, next).await?;
-    sqlx::query("UPDATE sessions SET generation = ?, renewed_at = ? WHERE id = ?")
-        .bind(next)
-        .bind(to_micros(now))
-        .bind(&session)
-        .execute(&mut *conn)
-        .await?;
+    sqlx::query(concat!(
+        "UPDATE sessions SET generation = ?, renewed_at = ?, revoke_until = ",
+        later_of!("revoke_until"),
+        " WHERE id = ?"
+    ))
+    .bind(next)
+    .bind(to_micros(now))
+    .bind(to_micros(policy.revoked_until(now)))
+    .bind(&session)
+    .execute(&mut *conn)
+    .await?;
     sqlx::query("DELETE FROM refresh_tokens WHERE session_id = ? AND generation < ?")
         .bind(&session)
-        .bind(next - i64::from(remembered.max(1)))
+        .bind(next - i64::from(policy.remembered_tokens.max(1)))
         .execute(&mut *conn)
         .await?;
     Ok(())
@@ -218,13 +223,15 @@ impl SessionStore for Store {
             let mut ended = sessions_of(&mut tx, &open.member).await?;
             ended.drain(..ended.len().min(policy.per_member.max(1) - 1));
             sqlx::query(
-                "INSERT INTO sessions (id, member_id, started_at, renewed_at, generation) \
-                 VALUES (?, ?, ?, ?, 0)",
+                "INSERT INTO sessions \
+                     (id, member_id, started_at, renewed_at, generation, revoke_until) \
+                 VALUES (?, ?, ?, ?, 0, ?)",
             )
             .bind(open.session.to_string())
             .bind(open.member.as_str())
             .bind(to_micros(open.now))
             .bind(to_micros(open.now))
+            .bind(to_micros(policy.revoked_until(open.now)))
             .execute(&mut *tx)
             .await?;
             insert_token(&mut tx, open.session, &open.token, 0).await?;
@@ -262,8 +269,7 @@ impl SessionStore for Store {
             };
             let rotation = match policy.judge(&token.times, token.state, now) {
                 Verdict::Rotate => {
-                    advance(&mut tx, &token, salt, successor, policy.remembered_tokens, now)
-                        .await?;
+                    advance(&mut tx, &token, salt, successor, policy, now).await?;
                     Rotation::Rotated {
                         member: token.member,
                         session: token.session,
@@ -319,11 +325,16 @@ impl SessionStore for Store {
             };
             let times =
                 SessionTimes { started_at: time(started)?, renewed_at: now.max(time(renewed)?) };
-            sqlx::query("UPDATE sessions SET renewed_at = ? WHERE id = ?")
-                .bind(to_micros(times.renewed_at))
-                .bind(&id)
-                .execute(&mut *tx)
-                .await?;
+            sqlx::query(concat!(
+                "UPDATE sessions SET renewed_at = ?, revoke_until = ",
+                later_of!("revoke_until"),
+                " WHERE id = ?"
+            ))
+            .bind(to_micros(times.renewed_at))
+            .bind(to_micros(policy.revoked_until(now)))
+            .bind(&id)
+            .execute(&mut *tx)
+            .await?;
             tx.commit().await?;
             Ok(Some(times))
         })

@@ -37,6 +37,12 @@ macro_rules! in_share_mode {
         ""
     };
 }
+/// The later of a column's time and the bound one.
+macro_rules! later_of {
+    ($column:literal) => {
+        concat!("MAX(", $column, ", ?)")
+    };
+}
 /// No transaction is rolled back because of another one.
 macro_rules! retried {
     ($attempt:expr) => {
@@ -118,6 +124,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 6,
         description: "columns as in MySQL",
         sql: include_str!("../../../migrations/sqlite/0006_columns_as_in_mysql.sql"),
+    },
+    Migration {
+        version: 7,
+        description: "how long revocations are kept",
+        sql: include_str!("../../../migrations/sqlite/0007_revoke_until.sql"),
     },
 ];
 

@@ -17,8 +17,21 @@ local function drop(session, member)
   redis.call('ZREM', key('member', member), session)
 end
 
+-- Remembers until when a revocation of the session must be kept: the latest time that was asked for, since tokens
+-- with a longer lifetime may have been issued under other settings.
+local function revoke_at_least_until(session, until_us)
+  local known = redis.call('HGET', key('session', session), 'revoke_until')
+  if tonumber(known or 0) < tonumber(until_us) then
+    redis.call('HSET', key('session', session), 'revoke_until', until_us)
+  end
+end
+
 -- Forgets a session and tells the gateways, which remember it until its last token has expired.
 local function finish(session, member, until_us)
+  local of_tokens = redis.call('HGET', key('session', session), 'revoke_until')
+  if tonumber(of_tokens or 0) > tonumber(until_us) then
+    until_us = of_tokens
+  end
   drop(session, member)
   redis.call('SET', log, new_log, 'NX')
   redis.call('XADD', stream, 'MAXLEN', '~', 400000, '*', 'session', session, 'until', until_us)

@@ -23,6 +23,7 @@ end
 
 redis.call('HSET', key('session', session), 'member', member, 'started', now, 'renewed', now,
   'epoch', epoch, 'current', token)
+revoke_at_least_until(session, until_us)
 redis.call('PEXPIRE', key('session', session), idle_ms)
 redis.call('DEL', key('family', session))
 redis.call('RPUSH', key('family', session), token)

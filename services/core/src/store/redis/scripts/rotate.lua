@@ -42,6 +42,7 @@ end
 
 redis.call('HSET', session_key, 'renewed', ARGV[6], 'current', successor, 'previous', presented,
   'used', ARGV[6], 'grace_until', string.format('%.0f', now + grace))
+revoke_at_least_until(session, until_us)
 keep_for(session_key, ms_between(now, over_at(started, now, absolute, idle)))
 -- A second more than it is of use, so that clocks need not agree to the millisecond.
 redis.call('SET', salt_key, salt, 'PX', ms_between(now, now + grace + 1000000))
