@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri};
-use ipnet::IpNet;
 use pingora::http::RequestHeader;
 use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::proxy::Session;
@@ -17,7 +16,7 @@ use tourin_registry_api::UNREACHABLE;
 
 use crate::auth::{Authenticator, Caller, Credentials};
 use crate::authority::{self, Authority};
-use crate::client_address::Client;
+use crate::client_address::{Client, TrustedProxies};
 use crate::context::{Admitted, RequestContext};
 use crate::headers;
 use crate::landing_page::{LANDING_PATH, LandingPage};
@@ -61,8 +60,8 @@ pub struct AdmissionFilter {
     pub upstreams: Arc<Upstreams>,
     /// The cross-origin policy.
     pub origins: OriginPolicy,
-    /// Proxies whose forwarding headers are used.
-    pub trusted_proxies: Vec<IpNet>,
+    /// Proxies whose forwarding header is used.
+    pub trusted_proxies: TrustedProxies,
     /// Signs the caller's identity for services.
     pub signer: IdentitySigner,
     /// Calls per client and minute.

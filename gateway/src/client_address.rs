@@ -1,14 +1,15 @@
 //! The client's address, scheme and host, and the headers that pass them on to services.
 //!
-//! `X-Forwarded-*` and `Forwarded` are used if they come from a trusted proxy, and replaced otherwise.
-//! They are read from the right up to the first address that is no trusted proxy; further left is what
-//! the client wrote. `Forwarded` wins over `X-Forwarded-*`. The other one may be the client's own, so a
-//! proxy that writes one must remove the other.
+//! `X-Forwarded-*` or `Forwarded`, whichever the settings name, is used if it comes from a trusted proxy,
+//! and replaced otherwise. It is read from the right up to the first address that is no trusted proxy;
+//! further left is what the client wrote. The other header is never read: a proxy that writes one of
+//! them passes on what the client wrote in the other.
 
 mod forwarded;
 
 use std::net::{IpAddr, SocketAddr};
 
+use clap::ValueEnum;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -34,6 +35,33 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "expected an address or a network such as 10.0.0.0/8".to_owned())
 }
 
+/// The header by which trusted proxies name their clients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ForwardingHeader {
+    /// X-Forwarded-For, with X-Forwarded-Proto and X-Forwarded-Host.
+    #[default]
+    XForwardedFor,
+    /// Forwarded (RFC 7239).
+    Forwarded,
+}
+
+/// Proxies whose forwarding header is used.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies {
+    /// Their networks.
+    pub networks: Vec<IpNet>,
+    /// The one header that they write.
+    pub header: ForwardingHeader,
+}
+
+impl TrustedProxies {
+    /// Whether `address` is a trusted proxy's.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks.iter().any(|network| network.contains(&address))
+    }
+}
+
 /// A client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
@@ -48,23 +76,21 @@ pub struct Client {
 }
 
 impl Client {
-    /// The client of a request for `host`, by the headers of `trusted` proxies.
+    /// The client of a request for `host`, by the header of `trusted` proxies.
     pub fn of(
         peer: SocketAddr,
         host: Option<Authority>,
         headers: &HeaderMap,
-        trusted: &[IpNet],
+        trusted: &TrustedProxies,
     ) -> Self {
         let peer = peer.ip().to_canonical();
-        let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
         let mut client = Self { address: peer, scheme: "http", host, chain: vec![peer] };
-        if !is_trusted(peer) {
+        if !trusted.contains(peer) {
             return client;
         }
-        let said = if headers.contains_key(http::header::FORWARDED) {
-            forwarded_elements(headers)
-        } else {
-            x_forwarded_elements(headers)
+        let said = match trusted.header {
+            ForwardingHeader::Forwarded => forwarded_elements(headers),
+            ForwardingHeader::XForwardedFor => x_forwarded_elements(headers),
         };
         // From the nearest outward: each element was written by a trusted proxy.
         for element in &said {
@@ -79,7 +105,7 @@ impl Client {
             let Some(address) = element.peer.as_deref().and_then(hop) else { break };
             client.chain.insert(0, address);
             client.address = address;
-            if !is_trusted(address) {
+            if !trusted.contains(address) {
                 break;
             }
         }
@@ -177,7 +203,14 @@ mod tests {
         pairs.iter().map(field).collect()
     }
 
-    fn read(peer: &str, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
+    use ForwardingHeader::{Forwarded, XForwardedFor};
+
+    fn proxies(header: ForwardingHeader, networks: &[&str]) -> TrustedProxies {
+        let networks = networks.iter().map(|net| parse_network(net).unwrap()).collect();
+        TrustedProxies { networks, header }
+    }
+
+    fn read(peer: &str, headers: &HeaderMap, trusted: &TrustedProxies) -> Client {
         let host = headers.get("host").map(|host| Authority::parse(host.as_bytes()).unwrap());
         Client::of(peer.parse().unwrap(), host, headers, trusted)
     }
@@ -201,7 +234,7 @@ mod tests {
             ("x-forwarded-host", "evil.example"),
             ("forwarded", "for=1.1.1.1"),
         ]);
-        let client = read("203.0.113.9:5000", &said, &[]);
+        let client = read("203.0.113.9:5000", &said, &TrustedProxies::default());
         assert_eq!(client.address, "203.0.113.9".parse::<IpAddr>().unwrap());
         assert_eq!(forwarded_header(&client, &X_FORWARDED_FOR), "203.0.113.9");
         assert_eq!(forwarded_header(&client, &X_FORWARDED_PROTO), "http");
@@ -214,7 +247,7 @@ mod tests {
 
     #[test]
     fn forwarded_addresses_are_trusted_up_to_the_first_untrusted_proxy() {
-        let trusted = ["10.0.0.0/8", "::1"].map(|net| parse_network(net).unwrap());
+        let trusted = proxies(XForwardedFor, &["10.0.0.0/8", "::1"]);
         let said = headers(&[
             ("host", "gateway.internal"),
             ("x-forwarded-for", "6.6.6.6, 203.0.113.9:1234, 10.2.0.1"),
@@ -242,8 +275,40 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_counts_when_it_is_there() {
-        let trusted = ["10.0.0.0/8".parse().unwrap()];
+    fn only_the_header_that_the_operator_names_is_read() {
+        // The proxy writes one of them and passes the client's own other one on.
+        let said = headers(&[
+            ("host", "gateway.internal"),
+            ("forwarded", "for=203.0.113.9;proto=https;host=tourin.example"),
+            ("x-forwarded-for", "198.51.100.7"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "other.example"),
+        ]);
+        for (header, address, scheme, name) in [
+            (Forwarded, "203.0.113.9", "https", "tourin.example"),
+            (XForwardedFor, "198.51.100.7", "http", "other.example"),
+        ] {
+            let client = read("10.1.2.3:5000", &said, &proxies(header, &["10.0.0.0/8"]));
+            assert_eq!(client.address, address.parse::<IpAddr>().unwrap(), "{header:?}");
+            assert_eq!((client.scheme, host(&client)), (scheme, Some(name)), "{header:?}");
+        }
+        // Where the named one is absent, the proxy is the client; the other one changes nothing.
+        for (header, other) in [
+            (XForwardedFor, ("forwarded", "for=6.6.6.6;proto=https;host=evil.example")),
+            (Forwarded, ("x-forwarded-for", "6.6.6.6")),
+            (Forwarded, ("x-forwarded-proto", "https")),
+            (Forwarded, ("x-forwarded-host", "evil.example")),
+        ] {
+            let said = headers(&[("host", "tourin.example"), other]);
+            let client = read("10.1.2.3:5000", &said, &proxies(header, &["10.0.0.0/8"]));
+            assert_eq!(client.address, "10.1.2.3".parse::<IpAddr>().unwrap(), "{other:?}");
+            assert_eq!((client.scheme, host(&client)), ("http", Some("tourin.example")));
+        }
+    }
+
+    #[test]
+    fn forwarded_is_read_up_to_the_first_untrusted_proxy() {
+        let trusted = proxies(Forwarded, &["10.0.0.0/8"]);
         let of = |pairs: &[(&'static str, &str)]| read("10.1.2.3:5000", &headers(pairs), &trusted);
         let client = of(&[
             ("host", "gateway.internal"),
@@ -281,7 +346,7 @@ mod tests {
 
     #[test]
     fn scheme_and_host_are_trusted_as_far_as_the_address() {
-        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let trusted = proxies(XForwardedFor, &["10.0.0.0/8"]);
         let of = |peers: &str, protos: &str, hosts: &str| {
             let said = headers(&[
                 ("x-forwarded-for", peers),
@@ -314,7 +379,7 @@ mod tests {
         let mapped = read(
             "[::ffff:10.1.1.1]:1",
             &headers(&[("forwarded", "for=192.0.2.1")]),
-            &[parse_network("10.0.0.0/8").unwrap()],
+            &proxies(Forwarded, &["10.0.0.0/8"]),
         );
         assert_eq!(mapped.address, "192.0.2.1".parse::<IpAddr>().unwrap());
     }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use tourin_chassis::config::{MeshSettings, SESSION_COOKIE_IDLE_S, defaults};
 use tourin_chassis::redis::SessionRedisSettings;
 
-use crate::client_address::parse_network;
+use crate::client_address::{ForwardingHeader, parse_network};
 use crate::landing_page::parse_page_url;
 use crate::origin::Origin;
 
@@ -56,11 +56,18 @@ pub struct Settings {
         value_delimiter = ','
     )]
     pub allowed_origins: Vec<Origin>,
-    /// Address or network (`10.0.0.0/8`) of trusted proxies; repeatable. Forwarded counts
-    /// when it is there, X-Forwarded-For, -Proto and -Host when not, so a proxy must set or remove
-    /// Forwarded itself
+    /// Address or network (`10.0.0.0/8`) of trusted proxies; repeatable
     #[arg(long, env = "TOURIN_GATEWAY_TRUSTED_PROXIES", value_name = "NET", value_delimiter = ',', value_parser = parse_network)]
     pub trusted_proxies: Vec<IpNet>,
+    /// The header by which trusted proxies name the client: x-forwarded-for (with X-Forwarded-Proto
+    /// and -Host) or forwarded (RFC 7239). The other one is not read
+    #[arg(
+        long,
+        env = "TOURIN_GATEWAY_FORWARDING_HEADER",
+        value_name = "NAME",
+        default_value = "x-forwarded-for"
+    )]
+    pub forwarding_header: ForwardingHeader,
 
     /// Where traces are shown, for a link on the page at `/` [default: no link]
     #[arg(long, env = "TOURIN_GATEWAY_TRACES_URL", value_name = "URL", value_parser = parse_page_url)]
@@ -101,7 +108,8 @@ pub struct Settings {
     /// Milliseconds without a response of core or Redis after which the list of ended sessions is stale
     #[arg(long, env = "TOURIN_GATEWAY_REVOCATION_STALE_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(100..=3_600_000))]
     pub revocation_stale_ms: u64,
-    /// What calls that need a session get while it is stale
+    /// What calls that need a session get while it is stale; before it was read once they get 503 in
+    /// either case
     #[arg(
         long,
         env = "TOURIN_GATEWAY_REVOCATION_WHEN_STALE",
@@ -215,6 +223,7 @@ mod tests {
         for (flag, value) in [
             ("--allowed-origin", "app.example"),
             ("--trusted-proxies", "10.0.0.0/33"),
+            ("--forwarding-header", "x-real-ip"),
             ("--traces-url", "traces"),
             ("--upstream-tries", "0"),
             ("--upstream-idle-ms", "60000"),

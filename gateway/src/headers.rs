@@ -260,6 +260,7 @@ pub fn prepare_response(
 mod tests {
     use super::*;
     use crate::authority::Authority;
+    use crate::client_address::TrustedProxies;
 
     fn request(pairs: &[(&'static str, &str)]) -> RequestHeader {
         let mut request = RequestHeader::build("POST", b"/", None).unwrap();
@@ -293,7 +294,7 @@ mod tests {
         ]);
         let host = Authority::parse(b"tourin.example").ok();
         let peer = "203.0.113.9:1".parse().unwrap();
-        let client = Client::of(peer, host, &request.headers, &[]);
+        let client = Client::of(peer, host, &request.headers, &TrustedProxies::default());
         prepare_request(
             &mut request,
             &HeaderValue::from_static("id-1"),

@@ -114,6 +114,7 @@ fn quality(headers: &HeaderMap, ranges: &[&str]) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::authority::Authority;
+    use crate::client_address::TrustedProxies;
 
     fn wants(lines: &[&str]) -> bool {
         let line = |line: &&str| (ACCEPT, HeaderValue::from_bytes(line.as_bytes()).unwrap());
@@ -163,7 +164,12 @@ mod tests {
         assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
         let client = |host: &str| {
             let host = Authority::parse(host.as_bytes()).ok();
-            Client::of("127.0.0.1:1".parse().unwrap(), host, &HeaderMap::new(), &[])
+            Client::of(
+                "127.0.0.1:1".parse().unwrap(),
+                host,
+                &HeaderMap::new(),
+                &TrustedProxies::default(),
+            )
         };
         assert_eq!(base_url(&client("h:8080")), "http://h:8080");
         assert_eq!(base_url(&client("h';rm")), "$URL");

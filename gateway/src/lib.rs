@@ -52,6 +52,7 @@ use tourin_chassis::telemetry::Service;
 use tourin_registry_api::limits::{instance_id, lease_ms};
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 
+use client_address::TrustedProxies;
 pub use config::{Settings, StalePolicy};
 
 use admission::{AdmissionFilter, RequestLimits};
@@ -356,7 +357,10 @@ fn start_admission(
         },
         upstreams,
         origins: OriginPolicy::new(settings.allowed_origins.clone()),
-        trusted_proxies: settings.trusted_proxies.clone(),
+        trusted_proxies: TrustedProxies {
+            networks: settings.trusted_proxies.clone(),
+            header: settings.forwarding_header,
+        },
         signer,
         rates,
         concurrency: ConcurrencyLimit::new(settings.max_requests),

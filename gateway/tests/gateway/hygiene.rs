@@ -1,5 +1,7 @@
 //! What is let through of a request's header, and what of an answer's.
 
+use tourin_gateway::client_address::ForwardingHeader;
+
 use crate::harness::{Mesh, raw};
 
 #[tokio::test]
@@ -57,7 +59,20 @@ async fn a_trusted_proxy_names_the_client() {
     let answer = gateway.call("GET", "/api/users", &said).await;
     assert_eq!(answer.asked()["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1");
     assert_eq!(answer.asked()["headers"]["x-forwarded-proto"], "https");
-    let said = [("forwarded", "for=6.6.6.6, for=203.0.113.9;proto=https;host=tourin.example")];
+    // A client's own `Forwarded`, which the proxy passed on, changes nothing.
+    let forwarded = "for=6.6.6.6, for=203.0.113.9;proto=https;host=tourin.example";
+    let own = [("forwarded", forwarded), ("x-forwarded-for", "198.51.100.7")];
+    let answer = gateway.call("GET", "/api/users", &own).await;
+    assert_eq!(answer.asked()["headers"]["x-forwarded-for"], "198.51.100.7, 127.0.0.1");
+    assert_eq!(answer.asked()["headers"]["x-forwarded-proto"], "http");
+
+    let gateway = mesh
+        .gateway(|settings| {
+            settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            settings.forwarding_header = ForwardingHeader::Forwarded;
+        })
+        .await;
+    let said = [("forwarded", forwarded), ("x-forwarded-for", "6.6.6.6")];
     let answer = gateway.call("GET", "/api/users", &said).await;
     assert_eq!(answer.asked()["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1");
     assert_eq!(answer.asked()["headers"]["x-forwarded-proto"], "https");
@@ -180,12 +195,21 @@ async fn one_invalid_element_of_a_list_affects_no_other() {
     for fields in [
         "X-Forwarded-For: \u{e9}\", 203.0.113.9\r\n",
         "X-Forwarded-For: what?\r\nX-Forwarded-For: 203.0.113.9\r\n",
-        "Forwarded: for=\u{e9}, for=203.0.113.9;proto=https\r\n",
     ] {
         let request = ask(fields).replace("/api/auth/me", "/api/users");
         let answer = raw(gateway.addr, request).await;
         assert_eq!(answer.body["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1", "{fields}");
     }
+    let by_forwarded = mesh
+        .gateway(|settings| {
+            settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            settings.forwarding_header = ForwardingHeader::Forwarded;
+        })
+        .await;
+    let fields = "Forwarded: for=\u{e9}, for=203.0.113.9;proto=https\r\n";
+    let request = ask(fields).replace("/api/auth/me", "/api/users");
+    let answer = raw(by_forwarded.addr, request).await;
+    assert_eq!(answer.body["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1", "{answer:?}");
     let trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
     let states = "tracestate: a=1,\u{e9}=2\r\ntracestate: bad one,b=3\r\n";
     let request = ask(&format!("{trace}{states}")).replace("/api/auth/me", "/api/users");
