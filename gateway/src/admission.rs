@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tourin_chassis::identity::IdentitySigner;
 use tourin_registry_api::UNREACHABLE;
 
+use crate::auth::cookies::CookiePolicy;
 use crate::auth::{Authenticator, Caller, Credentials};
 use crate::authority::{self, Authority};
 use crate::client_address::{Client, TrustedProxies};
@@ -62,6 +63,8 @@ pub struct AdmissionFilter {
     pub origins: OriginPolicy,
     /// Proxies whose forwarding header is used.
     pub trusted_proxies: TrustedProxies,
+    /// Names the session cookies.
+    pub cookies: CookiePolicy,
     /// Signs the caller's identity for services.
     pub signer: IdentitySigner,
     /// Calls per client and minute.
@@ -168,9 +171,10 @@ impl AdmissionFilter {
             return Err(Response::body_too_large(body_limit));
         }
         self.rates.check(&route.template, client.address).map_err(Response::rate_limited)?;
+        let cookies = self.cookies.cookies(&client, &header.headers);
         let credentials = match access {
             Access::Anonymous => Credentials::default(),
-            _ => Credentials::of(&header.headers),
+            _ => Credentials::of(&header.headers, cookies),
         };
         self.origins.check(
             &header.method,
@@ -189,6 +193,7 @@ impl AdmissionFilter {
         ctx.admitted = Some(Admitted {
             identity,
             client,
+            cookies,
             body_limit,
             first_byte_timeout: route.first_byte_timeout.unwrap_or(self.limits.first_byte_timeout),
             deadline: Instant::now() + route.total_timeout.unwrap_or(self.limits.total_timeout),

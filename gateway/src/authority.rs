@@ -1,6 +1,6 @@
 //! The requested host and port: `Host`, or the authority of a target in absolute form.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -62,6 +62,14 @@ impl Authority {
     /// The host, in lower case and without needless percent-encoding.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// Whether it is a name or an address of the local machine (RFC 6761, 6.3).
+    pub fn is_loopback(&self) -> bool {
+        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
+        self.host == "localhost"
+            || self.host.ends_with(".localhost")
+            || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
 
     /// The port, or the scheme's `default`.

@@ -13,6 +13,20 @@ use crate::client_address::{ForwardingHeader, parse_network};
 use crate::landing_page::parse_page_url;
 use crate::origin::Origin;
 
+/// When cookies are `Secure`, with names that begin with `__Host-`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum SecureCookies {
+    /// Except for calls over plain HTTP to a name or an address of the local machine.
+    #[default]
+    Auto,
+    /// For every call.
+    #[value(aliases = ["true", "1", "yes", "on"])]
+    Always,
+    /// For no call.
+    #[value(aliases = ["false", "0", "no", "off"])]
+    Never,
+}
+
 /// What to do with calls that need a session while the list of ended sessions is stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StalePolicy {
@@ -68,6 +82,18 @@ pub struct Settings {
         default_value = "x-forwarded-for"
     )]
     pub forwarding_header: ForwardingHeader,
+
+    /// When session cookies are Secure, with names that begin with `__Host-`: auto (except over plain
+    /// HTTP to localhost and loopback addresses), always, or never. Without a value: always
+    #[arg(
+        long,
+        env = "TOURIN_COOKIE_SECURE",
+        value_name = "WHEN",
+        num_args = 0..=1,
+        default_value = "auto",
+        default_missing_value = "always"
+    )]
+    pub cookie_secure: SecureCookies,
 
     /// Where traces are shown, for a link on the page at `/` [default: no link]
     #[arg(long, env = "TOURIN_GATEWAY_TRACES_URL", value_name = "URL", value_parser = parse_page_url)]
@@ -219,11 +245,28 @@ mod tests {
     }
 
     #[test]
+    fn cookie_secure_is_also_a_switch() {
+        for (arguments, expected) in [
+            (&[][..], SecureCookies::Auto),
+            (&["--cookie-secure"], SecureCookies::Always),
+            (&["--cookie-secure", "--trusted-proxies", "10.0.0.1"], SecureCookies::Always),
+            (&["--cookie-secure=true"], SecureCookies::Always),
+            (&["--cookie-secure", "never"], SecureCookies::Never),
+            (&["--cookie-secure=auto"], SecureCookies::Auto),
+        ] {
+            let always = ["gateway", "--registration-secret", "0123456789abcdef"];
+            let parsed = Bare::try_parse_from(always.iter().chain(arguments)).unwrap();
+            assert_eq!(parsed.settings.cookie_secure, expected, "{arguments:?}");
+        }
+    }
+
+    #[test]
     fn a_bad_value_is_named() {
         for (flag, value) in [
             ("--allowed-origin", "app.example"),
             ("--trusted-proxies", "10.0.0.0/33"),
             ("--forwarding-header", "x-real-ip"),
+            ("--cookie-secure", "sometimes"),
             ("--traces-url", "traces"),
             ("--upstream-tries", "0"),
             ("--upstream-idle-ms", "60000"),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderValue, Method};
 use pingora::http::RequestHeader;
 use tokio::sync::OwnedSemaphorePermit;
+use tourin_chassis::session_cookies::SessionCookies;
 use tourin_chassis::telemetry::{DeferredRequest, HttpRequest, Service, Span};
 
 use crate::attempt::Attempt;
@@ -61,6 +62,8 @@ pub struct Admitted {
     pub identity: HeaderValue,
     /// The client's address.
     pub client: Client,
+    /// The session cookies of the client.
+    pub cookies: SessionCookies,
     /// Largest body in bytes.
     pub body_limit: u64,
     /// Longest wait for the response's first byte.

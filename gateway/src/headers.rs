@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use tourin_chassis::http::{TRACE_RESPONSE_HEADER, fields};
+use tourin_chassis::session_cookies::{CookieNames, SESSION_COOKIES_HEADER, SessionCookies};
 use tourin_chassis::telemetry::TRACE_HEADERS;
 use uuid::Uuid;
 
@@ -43,6 +44,8 @@ const CLAIMS: &[&str] = &[
     "x-userid",
     "x-username",
 ];
+/// The calls that take a refresh token.
+const AUTH_PATHS: &str = "/api/auth/";
 const CLAIM_PREFIXES: &[&str] =
     &["x-tourin-", "x-user-", "x-auth-", "x-forwarded-", "x-authenticated-"];
 
@@ -154,6 +157,7 @@ pub fn prepare_request(
     request_id: &HeaderValue,
     identity: &HeaderValue,
     client: &Client,
+    cookies: SessionCookies,
     trace: Vec<(HeaderName, HeaderValue)>,
 ) -> pingora::Result<()> {
     let unwanted: Vec<HeaderName> = request
@@ -176,6 +180,7 @@ pub fn prepare_request(
     for (name, value) in client.headers() {
         request.insert_header(name, value)?;
     }
+    request.insert_header(SESSION_COOKIES_HEADER, cookies.to_header())?;
     request.insert_header("x-request-id", request_id.clone())?;
     request.insert_header("x-tourin-identity", identity.clone())?;
     Ok(())
@@ -200,11 +205,16 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
         .contains(&name.as_str())
 }
 
+/// Removes access tokens, and refresh tokens of calls that have no use for them.
 fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
+    let takes_refresh = request.uri.path().starts_with(AUTH_PATHS);
     // Other sites' cookies may have any bytes.
     let is_ours = |pair: &&[u8]| {
-        let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
-        name.trim_ascii() == b"access_token"
+        let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        CookieNames::ALL.iter().any(|names| {
+            name == names.access().as_bytes()
+                || (name == names.refresh().as_bytes() && !takes_refresh)
+        })
     };
     let kept: Vec<&[u8]> = request
         .headers
@@ -263,7 +273,7 @@ mod tests {
     use crate::client_address::TrustedProxies;
 
     fn request(pairs: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build("POST", b"/", None).unwrap();
+        let mut request = RequestHeader::build("POST", b"/api/auth/reissue", None).unwrap();
         for (name, value) in pairs {
             request.append_header(*name, value.as_bytes()).unwrap();
         }
@@ -300,6 +310,7 @@ mod tests {
             &HeaderValue::from_static("id-1"),
             &HeaderValue::from_static("signed"),
             &client,
+            SessionCookies::default(),
             vec![(HeaderName::from_static("traceparent"), HeaderValue::from_static("ours"))],
         )
         .unwrap();
@@ -317,7 +328,8 @@ mod tests {
                 "x-forwarded-host",
                 "x-forwarded-proto",
                 "x-request-id",
-                "x-tourin-identity"
+                "x-tourin-identity",
+                "x-tourin-session-cookies"
             ]
         );
         assert_eq!(request.headers["x-tourin-identity"], "signed");

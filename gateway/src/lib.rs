@@ -21,6 +21,7 @@ pub mod failures;
 pub mod headers;
 pub mod landing_page;
 pub mod limits;
+mod log_throttle;
 pub mod malformed;
 pub mod mesh_client;
 mod messages;
@@ -53,10 +54,11 @@ use tourin_registry_api::limits::{instance_id, lease_ms};
 use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
 
 use client_address::TrustedProxies;
-pub use config::{Settings, StalePolicy};
+pub use config::{SecureCookies, Settings, StalePolicy};
 
 use admission::{AdmissionFilter, RequestLimits};
 use auth::Authenticator;
+use auth::cookies::CookiePolicy;
 use auth::keys::KeyStore;
 use auth::revocation::Revocations;
 use auth::revocation::stream::RevocationStream;
@@ -234,6 +236,12 @@ impl Gateway {
             stop,
         );
         tracing::info!(%addr, admin = %admin_addr, "gateway listening");
+        if settings.cookie_secure == SecureCookies::Never && !addr.ip().is_loopback() {
+            tracing::warn!(
+                "--cookie-secure never: session cookies go over plain http, and other hosts of the \
+                 domain can set them"
+            );
+        }
 
         let served = tokio::select! {
             () = shutdown.begun() => {
@@ -361,6 +369,7 @@ fn start_admission(
             networks: settings.trusted_proxies.clone(),
             header: settings.forwarding_header,
         },
+        cookies: CookiePolicy::new(settings.cookie_secure),
         signer,
         rates,
         concurrency: ConcurrencyLimit::new(settings.max_requests),

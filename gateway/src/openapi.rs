@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::http::{ErrorBody, fields};
+use tourin_chassis::session_cookies::CookieNames;
 use utoipa::PartialSchema as _;
 
 use self::responses::Call;
@@ -155,7 +156,7 @@ pub fn merge(parts: &BTreeMap<String, Value>, routes: &RouteTable) -> Value {
         "securitySchemes",
         "cookie",
         json!({
-            "type": "apiKey", "in": "cookie", "name": "access_token",
+            "type": "apiKey", "in": "cookie", "name": CookieNames::HostPrefixed.access(),
         }),
     );
     json!({

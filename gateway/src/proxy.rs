@@ -220,6 +220,7 @@ impl ProxyHttp for Proxy {
             &ctx.request_id,
             &admitted.identity,
             &admitted.client,
+            admitted.cookies,
             trace,
         )
     }
@@ -293,6 +294,10 @@ impl ProxyHttp for Proxy {
             if let Some(renewal) = ctx.renewal.take() {
                 self.admission.authenticator.put_cookie(renewal, response).await?;
             }
+        }
+        if let Some(admitted) = &ctx.admitted {
+            let policy = &self.admission.cookies;
+            policy.check(&admitted.client, admitted.cookies, &response.headers);
         }
         headers::prepare_response(response, &ctx.request_id, ctx.span().trace_response())?;
         let method = &session.req_header().method;

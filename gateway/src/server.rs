@@ -24,13 +24,13 @@ use tourin_chassis::metrics::Gauge;
 use crate::connection::{Connection, ConnectionLimits, GuardedStream};
 use crate::descriptors::ConnectionCounts;
 use crate::limits::ClientConnections;
+use crate::log_throttle::LogThrottle;
 use crate::malformed::MalformedRequests;
 use crate::metrics::ConnectionMetrics;
 use crate::proxy::Proxy;
 
 /// The pause after a failed accept: without one, a lack of file descriptors causes a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-const LOG_EVERY: Duration = Duration::from_secs(1);
 const RUNTIME_END: Duration = Duration::from_millis(100);
 /// Pingora's keep-alive time-out (seconds); the stream's idle time-out is shorter.
 const KEEP_ALIVE_S: u64 = 3_600;
@@ -205,25 +205,6 @@ impl OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.add(-1.0);
-    }
-}
-
-/// Limits how often a repeated event is logged.
-#[derive(Debug, Default)]
-struct LogThrottle {
-    logged: Option<Instant>,
-    unlogged: u64,
-}
-
-impl LogThrottle {
-    /// Records an event. `Some` if it is to be logged, with the number of unlogged ones before it.
-    fn record(&mut self, now: Instant) -> Option<u64> {
-        if self.logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_EVERY) {
-            self.unlogged += 1;
-            return None;
-        }
-        self.logged = Some(now);
-        Some(std::mem::take(&mut self.unlogged))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Authentication and authorisation of requests.
 
+pub mod cookies;
 pub mod keys;
 pub mod revocation;
 pub mod sliding;
@@ -17,6 +18,7 @@ use tourin_chassis::clock::SharedClock;
 use tourin_chassis::http::{Message, fields, messages as shared};
 use tourin_chassis::identity::Subject;
 use tourin_chassis::secret::Secret;
+use tourin_chassis::session_cookies::{CookieNames, SessionCookies};
 use tourin_chassis::telemetry::Span;
 
 use crate::messages;
@@ -29,8 +31,6 @@ use tokens::{Member, TokenError, TokenVerifier};
 /// How long a public call waits for the renewal of an expired cookie before it counts as a visitor's.
 /// Short, because such a call need not depend on core.
 const PUBLIC_RENEWAL_WAIT: Duration = Duration::from_millis(300);
-const ACCESS_COOKIE: &str = "access_token";
-const REFRESH_COOKIE: &str = "refresh_token";
 const MAX_TOKENS: usize = 4;
 
 /// The tokens of a request.
@@ -40,19 +40,20 @@ pub struct Credentials<'a> {
     tokens: Vec<&'a str>,
     /// Whether they came in cookies, which a browser adds by itself.
     pub by_cookie: bool,
+    /// The names of the client's session cookies.
+    names: CookieNames,
 }
 
 impl<'a> Credentials<'a> {
     /// Reads the tokens. A bearer token wins over cookies.
-    pub fn of(headers: &'a HeaderMap) -> Self {
+    pub fn of(headers: &'a HeaderMap, cookies: SessionCookies) -> Self {
+        let names = cookies.names;
         let tokens: Vec<_> = fields::bearer_tokens(headers).take(MAX_TOKENS).collect();
         if !tokens.is_empty() {
-            return Self { tokens, by_cookie: false };
+            return Self { tokens, by_cookie: false, names };
         }
-        let tokens: Vec<_> = fields::cookies(headers, ACCESS_COOKIE).take(MAX_TOKENS).collect();
-        let by_cookie =
-            !tokens.is_empty() || fields::cookies(headers, REFRESH_COOKIE).next().is_some();
-        Self { tokens, by_cookie }
+        let tokens = fields::cookies(headers, names.access()).take(MAX_TOKENS).collect();
+        Self { tokens, by_cookie: cookies.sent, names }
     }
 
     /// Whether the call must come from an own page: it is authorised by cookies, or its response
@@ -176,8 +177,9 @@ impl Authenticator {
         let Some(renewed) = renewal.if_done().await else {
             return Ok(());
         };
-        let sets_it =
-            head.headers.get_all(SET_COOKIE).iter().any(|set| cookie_name(set) == ACCESS_COOKIE);
+        let is_access =
+            |set| CookieNames::ALL.iter().any(|names| names.access() == cookie_name(set));
+        let sets_it = head.headers.get_all(SET_COOKIE).iter().any(is_access);
         if sets_it || self.revocations.has_ended(&renewed.member.session) {
             return Ok(());
         }
@@ -190,8 +192,8 @@ impl Authenticator {
     async fn authenticate(&self, credentials: &Credentials<'_>, max_wait: Duration) -> Credential {
         let mut verdict = Credential::Missing;
         for token in &credentials.tokens {
-            match (self.authenticate_token(token, credentials.by_cookie, max_wait).await, &verdict)
-            {
+            let slides = credentials.by_cookie.then_some(credentials.names);
+            match (self.authenticate_token(token, slides, max_wait).await, &verdict) {
                 (good @ Credential::Valid(..), _) => return good,
                 (credential, Credential::Missing)
                 | (credential @ Credential::Undetermined(_), Credential::Invalid(_)) => {
@@ -203,12 +205,12 @@ impl Authenticator {
         verdict
     }
 
-    /// Checks a token, and renews it if it `slides`: cookies do, bearer tokens are renewed by their
-    /// clients. An expired one waits for the renewal for at most `max_wait`.
+    /// Checks a token, and renews it if it `slides`, as the cookie of that name: cookies do, bearer tokens
+    /// are renewed by their clients. An expired one waits for the renewal for at most `max_wait`.
     async fn authenticate_token(
         &self,
         token: &str,
-        slides: bool,
+        slides: Option<CookieNames>,
         max_wait: Duration,
     ) -> Credential {
         // The trace has the exact reason; the client gets one message for several.
@@ -223,7 +225,9 @@ impl Authenticator {
         };
         let (member, expired) = match self.tokens.verify(token).await {
             Ok(member) => (member, false),
-            Err(TokenError::Expired(member)) if slides && self.sliding.is_renewable(&member) => {
+            Err(TokenError::Expired(member))
+                if slides.is_some() && self.sliding.is_renewable(&member) =>
+            {
                 (member, true)
             }
             Err(TokenError::Invalid) => {
@@ -249,10 +253,10 @@ impl Authenticator {
                 return undetermined("revocations_stale", messages::sessions_cannot_be_checked());
             }
         }
-        if !(slides && self.sliding.is_due(&member)) {
+        let Some(names) = slides.filter(|_| self.sliding.is_due(&member)) else {
             return Credential::Valid(member, None);
-        }
-        let renewal = self.sliding.renew(&member).await;
+        };
+        let renewal = self.sliding.renew(&member, names).await;
         if matches!(renewal, Renewal::Done(Outcome::Ended)) {
             return ended();
         }
@@ -306,6 +310,20 @@ mod tests {
 
     use super::*;
 
+    /// A host beside ours, or a plain HTTP response, can set a cookie without the prefix.
+    #[test]
+    fn a_cookie_without_the_prefix_opens_no_session_where_the_prefix_is_due() {
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, HeaderValue::from_static("access_token=x; refresh_token=y"));
+        let names = CookieNames::HostPrefixed;
+        let of = |headers: &HeaderMap| SessionCookies::of(names, headers);
+        let injected = Credentials::of(&headers, of(&headers));
+        assert_eq!(injected, Credentials { tokens: vec![], by_cookie: false, names });
+        headers.append(COOKIE, HeaderValue::from_static("__Host-access_token=c"));
+        let own = Credentials::of(&headers, of(&headers));
+        assert_eq!(own, Credentials { tokens: vec!["c"], by_cookie: true, names });
+    }
+
     #[test]
     fn a_bearer_token_wins_over_cookies() {
         let headers = |authorization: Option<&'static str>, cookies: &[&'static str]| {
@@ -331,11 +349,13 @@ mod tests {
             (None, &["my_access_token=c"], vec![], false),
             (None, &["ad=광고; refresh_token=r"], vec![], true),
             (None, &["access_token="], vec![], false),
+            (None, &["__Host-access_token=c; __Host-refresh_token=r"], vec![], false),
         ] {
             let headers = headers(authorization, cookies);
+            let names = CookieNames::Plain;
             assert_eq!(
-                Credentials::of(&headers),
-                Credentials { tokens, by_cookie },
+                Credentials::of(&headers, SessionCookies::of(names, &headers)),
+                Credentials { tokens, by_cookie, names },
                 "{authorization:?} {cookies:?}"
             );
         }

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tourin_chassis::clock::SharedClock;
 use tourin_chassis::metrics::CounterBy;
+use tourin_chassis::session_cookies::CookieNames;
 use tourin_chassis::telemetry::Span;
 
 use super::tokens::{Member, TokenVerifier};
@@ -127,6 +128,7 @@ impl Expiry<String, Outcome> for OutcomeTtl {
 struct TokenRequest<'a> {
     member: &'a str,
     session: &'a str,
+    cookies: CookieNames,
 }
 
 #[derive(Deserialize)]
@@ -190,8 +192,9 @@ impl SlidingSessions {
         self.clock.now() - member.expires_at < self.idle
     }
 
-    /// Renews the session as a part of the current trace, or gives the cached outcome.
-    pub async fn renew(&self, member: &Arc<Member>) -> Renewal {
+    /// Renews the session as a part of the current trace, or gives the cached outcome. `names` are those
+    /// of the client's cookies.
+    pub async fn renew(&self, member: &Arc<Member>, names: CookieNames) -> Renewal {
         if let Some(known) = self.outcomes.get(&member.session).await {
             return Renewal::Done(known);
         }
@@ -202,7 +205,7 @@ impl SlidingSessions {
         let outcomes = self.outcomes.clone();
         let renewing = async move {
             let key = member.session.clone();
-            outcomes.get_with(key, client.renew(&member)).await
+            outcomes.get_with(key, client.renew(&member, names)).await
         };
         // Not dropped with the request: other requests may wait for it.
         let renewing = Span::current().run(renewing);
@@ -219,8 +222,8 @@ impl SlidingSessions {
 }
 
 impl TokenClient {
-    async fn renew(&self, old: &Member) -> Outcome {
-        let outcome = match self.try_renew(old).await {
+    async fn renew(&self, old: &Member, names: CookieNames) -> Outcome {
+        let outcome = match self.try_renew(old, names).await {
             Ok(Some(renewed)) => Outcome::Renewed(Arc::new(renewed)),
             Ok(None) => Outcome::Ended,
             Err(error) => {
@@ -232,8 +235,12 @@ impl TokenClient {
         outcome
     }
 
-    async fn try_renew(&self, old: &Member) -> anyhow::Result<Option<Renewed>> {
-        let asked = TokenRequest { member: &old.id, session: &old.session };
+    async fn try_renew(
+        &self,
+        old: &Member,
+        cookies: CookieNames,
+    ) -> anyhow::Result<Option<Renewed>> {
+        let asked = TokenRequest { member: &old.id, session: &old.session, cookies };
         let response = self.mesh.post(CORE, PATH, &asked, TIMEOUT, MAX_RESPONSE_BYTES).await?;
         // The parser's error is dropped, because it may contain a token.
         let issued: Option<TokenResponse> =

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tourin_testbed::eventually;
 
-use crate::harness::{Issuer, Mesh};
+use crate::harness::{Issuer, Mesh, raw};
 use tourin_gateway::StalePolicy;
 
 #[tokio::test]
@@ -291,4 +291,45 @@ async fn a_new_keys_token_is_good_right_after_somebody_made_a_key_up() {
     core.publish(vec![core.issuer.jwk(), new.jwk()]);
     let answer = gateway.call_as(&new.token("member01", "s1"), "GET", "/api/auth/me").await;
     assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[tokio::test]
+async fn off_the_local_machine_only_cookies_with_the_prefix_open_a_session() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let token = core.issuer.token("member01", "s1");
+    let ask = |host: &str, cookies: String| {
+        format!(
+            "GET /api/auth/me HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nCookie: {cookies}\r\n\r\n"
+        )
+    };
+    let plain = format!("access_token={token}; refresh_token=r");
+    let prefixed = format!("__Host-access_token={token}; __Host-refresh_token=r");
+    for (host, cookies, is_member) in [
+        ("tourin.example", &plain, false),
+        ("tourin.example", &prefixed, true),
+        ("localhost", &plain, true),
+        ("localhost", &prefixed, false),
+    ] {
+        let answer = raw(gateway.addr, ask(host, cookies.clone())).await;
+        assert_eq!(
+            answer.status,
+            if is_member { 200 } else { 401 },
+            "{host} {cookies}: {answer:?}"
+        );
+        if is_member {
+            let headers = &answer.body["headers"];
+            let names = if host == "localhost" { "plain" } else { "host-prefixed" };
+            assert_eq!(headers["x-tourin-session-cookies"], format!("{names}, sent"));
+            assert!(!headers["cookie"].as_str().unwrap().contains(&token), "{headers}");
+        }
+    }
+    // The refresh token goes to the calls that take it, and to no other service or call.
+    let request = ask("tourin.example", prefixed).replace("/api/auth/me", "/api/users");
+    let answer = raw(gateway.addr, request).await;
+    assert!(answer.body["headers"].get("cookie").is_none(), "{answer:?}");
+    // A client's own header is replaced.
+    let forged = ask("tourin.example", "x=1\r\nX-Tourin-Session-Cookies: plain, sent".to_owned())
+        .replace("/api/auth/me", "/api/users");
+    let answer = raw(gateway.addr, forged).await;
+    assert_eq!(answer.body["headers"]["x-tourin-session-cookies"], "host-prefixed");
 }

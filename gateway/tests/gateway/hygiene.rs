@@ -175,7 +175,7 @@ async fn one_invalid_element_of_a_list_affects_no_other() {
         .await;
     let token = core.issuer.token("member01", "s1");
     let ask = |fields: &str| {
-        format!("GET /api/auth/me HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{fields}\r\n")
+        format!("GET /api/auth/me HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n")
     };
     for fields in [
         format!("Cookie: ad=광고; access_token={token}; theme=dark\r\n"),

@@ -13,6 +13,7 @@ pub mod pruning;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod secret;
+pub mod session_cookies;
 pub mod shutdown;
 pub mod telemetry;
 pub mod text;

@@ -77,7 +77,6 @@ pub(crate) fn assemble(
         revocations,
         keys,
         cookies: CookieSettings {
-            secure: settings.tokens.cookie_secure,
             idle: TimeDelta::seconds(settings.tokens.session_cookie_idle_s.into()),
         },
         content,

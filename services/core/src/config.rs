@@ -116,9 +116,6 @@ pub struct TokenSettings {
     /// gateway
     #[arg(long, env = "TOURIN_SESSION_COOKIE_IDLE_S", value_name = "S", default_value_t = SESSION_COOKIE_IDLE_S, value_parser = value_parser!(u32).range(0..=2_592_000))]
     pub session_cookie_idle_s: u32,
-    /// Set cookies that browsers send over HTTPS only
-    #[arg(long, env = "TOURIN_COOKIE_SECURE")]
-    pub cookie_secure: bool,
 }
 
 /// How passwords are hashed and guesses slowed down.

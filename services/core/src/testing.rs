@@ -19,6 +19,7 @@ use tourin_chassis::identity::{
     IDENTITY_HEADER, IdentitySigner, IdentityVerifier, SESSION_ENDED_HEADER, Subject,
 };
 use tourin_chassis::metrics::Metrics;
+use tourin_chassis::session_cookies::{CookieNames, SESSION_COOKIES_HEADER, SessionCookies};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::outbox::Wake;
 
@@ -138,8 +139,13 @@ impl TestCore {
         self.signer.sign(subject, SERVICE)
     }
 
-    /// Sends a request.
-    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+    /// Sends a request, with the gateway's header about session cookies unless it has one: those of a
+    /// client over plain HTTP.
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
+        if !request.headers().contains_key(SESSION_COOKIES_HEADER) {
+            let cookies = SessionCookies::of(CookieNames::Plain, request.headers());
+            request.headers_mut().insert(SESSION_COOKIES_HEADER, cookies.to_header());
+        }
         let response: Response =
             tower::ServiceExt::oneshot(self.router.clone(), request).await.unwrap();
         let (parts, body) = response.into_parts();

@@ -22,6 +22,8 @@ use utoipa::openapi::{
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
+use tourin_chassis::session_cookies::CookieNames;
+
 use super::AppState;
 use crate::domain::account::{Email, MemberId, Name};
 use crate::domain::password::Password;
@@ -34,7 +36,10 @@ pub(super) fn document() -> OpenApi {
         .bearer_format("JWT")
         .description(Some("the access token that logging in answered with"))
         .build();
-    let cookie = ApiKeyValue::with_description("access_token", "the cookie that logging in set");
+    let cookie = ApiKeyValue::with_description(
+        CookieNames::HostPrefixed.access(),
+        "the cookie that logging in set; `access_token` over plain HTTP to the local machine",
+    );
     OpenApiBuilder::new()
         .info(
             InfoBuilder::new()

@@ -148,40 +148,11 @@ impl From<Account> for AccountAnswer {
     }
 }
 
-/// A pair of tokens.
+/// A new pair of tokens: in the cookies alone for a call that brought session cookies
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Tokens)]
 pub(super) struct TokensAnswer {
-    /// Send it as `Authorization: Bearer ...`
-    access_token: String,
-    /// Good for one reissue
-    #[schema(min_length = 43, max_length = 43)]
-    refresh_token: String,
-    #[schema(pattern = "^Bearer$")]
-    token_type: &'static str,
-    /// Seconds for which the access token holds
-    #[schema(minimum = 0)]
-    expires_in: i64,
-}
-
-impl From<&TokenPair> for TokensAnswer {
-    fn from(pair: &TokenPair) -> Self {
-        Self {
-            access_token: pair.access.token.clone(),
-            refresh_token: pair.refresh_token.expose(),
-            token_type: "Bearer",
-            expires_in: (pair.access.expires_at - pair.access.issued_at).num_seconds(),
-        }
-    }
-}
-
-/// A new pair of tokens: here for a caller that sent the old refresh token in the body, in the
-/// cookies alone for one that sent it as a cookie
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = ReissuedTokens)]
-pub(super) struct ReissuedAnswer {
     /// Send it as `Authorization: Bearer ...`
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
@@ -197,16 +168,15 @@ pub(super) struct ReissuedAnswer {
     expires_in: i64,
 }
 
-impl ReissuedAnswer {
-    /// The response for a caller that sent the old token as a cookie, or in the body.
-    pub(super) fn new(pair: &TokenPair, by_cookie: bool) -> Self {
-        let TokensAnswer { access_token, refresh_token, token_type, expires_in } = pair.into();
-        let shown = |token: String| (!by_cookie).then_some(token);
+impl TokensAnswer {
+    /// The answer to a call that brought session cookies, or none.
+    pub(super) fn new(pair: &TokenPair, cookies_sent: bool) -> Self {
+        let (access, refresh) = (&pair.access, &pair.refresh_token);
         Self {
-            access_token: shown(access_token),
-            refresh_token: shown(refresh_token),
-            token_type,
-            expires_in,
+            access_token: (!cookies_sent).then(|| access.token.clone()),
+            refresh_token: (!cookies_sent).then(|| refresh.expose()),
+            token_type: "Bearer",
+            expires_in: (access.expires_at - access.issued_at).num_seconds(),
         }
     }
 }

@@ -15,12 +15,13 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::Value;
 use tourin_chassis::http::{ApiError, Caller, Json, MemberCaller, Params, read_body, read_value};
 use tourin_chassis::identity::{SESSION_ENDED_HEADER, Subject};
+use tourin_chassis::session_cookies::{CookieNames, SessionCookies};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::bodies::{
-    AccountAnswer, LogIn, LoggedInAnswer, Reissue, ReissuedAnswer, SignUp, TokensAnswer,
-    UpdatePassword, UpdateProfile,
+    AccountAnswer, LogIn, LoggedInAnswer, Reissue, SignUp, TokensAnswer, UpdatePassword,
+    UpdateProfile,
 };
 use self::source::CallSource;
 use super::body::Object;
@@ -67,7 +68,8 @@ async fn sign_up(
 
 /// Log in
 ///
-/// Answers the tokens and sets them as the cookies `access_token` and `refresh_token`.
+/// Answers the tokens and sets them as cookies. A call that brought session cookies gets them in new
+/// cookies alone.
 #[utoipa::path(
     post, path = "/api/auth/login", operation_id = "logIn", tag = "auth",
     request_body = LogIn,
@@ -81,29 +83,30 @@ async fn sign_up(
 )]
 async fn log_in(
     State(state): State<AppState>,
+    cookies: SessionCookies,
     CallSource(source): CallSource,
     Object(body): Object<LogIn>,
 ) -> Result<Response, ApiError> {
     let opened = state.sessions.log_in(&body.id, &body.password.0, &source).await?;
     let answer = LoggedInAnswer {
         account: opened.account.into(),
-        tokens: TokensAnswer::from(&opened.tokens),
+        tokens: TokensAnswer::new(&opened.tokens, cookies.sent),
     };
-    let mut response = with_tokens(&state, &opened.tokens, Json(answer));
+    let mut response = with_tokens(&state, cookies.names, &opened.tokens, Json(answer));
     name_ended(&state, response.headers_mut(), &opened.ended);
     Ok(response)
 }
 
 /// Exchange a refresh token for a new pair
 ///
-/// The token is in the body or in the cookie `refresh_token`; the body goes first. It is good once;
+/// The token is in the body or in a cookie; the body goes first. It is good once;
 /// a repeat within seconds, by a second tab, answers the same successor. A later repeat ends the
 /// session. A client that only sends cookies need not call it while it is active.
 #[utoipa::path(
     post, path = "/api/auth/reissue", operation_id = "reissueTokens", tag = "auth",
     request_body = Option<Reissue>,
     responses(
-        (status = 200, description = "A new pair", body = ReissuedAnswer,
+        (status = 200, description = "A new pair", body = TokensAnswer,
             headers(("Set-Cookie" = String, description = "The tokens, for a browser"))),
         (status = 401, description = "The token is unknown, used, expired or revoked",
             body = tourin_chassis::http::ErrorBody,
@@ -113,6 +116,7 @@ async fn log_in(
 )]
 async fn reissue(
     State(state): State<AppState>,
+    cookies: SessionCookies,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
@@ -120,14 +124,14 @@ async fn reissue(
     let body = body.as_deref().filter(|token| !token.is_empty());
     let presented: Vec<&str> = match body {
         Some(token) => vec![token],
-        None => cookies::refresh_tokens(&headers).collect(),
+        None => cookies::refresh_tokens(cookies.names, &headers).collect(),
     };
     let mut ended = Vec::new();
     for token in &presented {
         match state.sessions.renew(token).await {
             Ok(tokens) => {
-                let answer = ReissuedAnswer::new(&tokens, body.is_none());
-                let mut response = with_tokens(&state, &tokens, Json(answer));
+                let answer = TokensAnswer::new(&tokens, cookies.sent || body.is_none());
+                let mut response = with_tokens(&state, cookies.names, &tokens, Json(answer));
                 name_ended(&state, response.headers_mut(), &ended);
                 return Ok(response);
             }
@@ -142,7 +146,7 @@ async fn reissue(
     // cookies may come from another site's page: browsers add no cookies to its calls, but accept the
     // cookies of its responses.
     if body.is_none() && !presented.is_empty() {
-        state.cookies.clear(response.headers_mut());
+        cookies::clear(cookies.names, response.headers_mut());
     }
     name_ended(&state, response.headers_mut(), &ended);
     Ok(response)
@@ -151,7 +155,7 @@ async fn reissue(
 /// Log out
 ///
 /// By whatever tokens are left: an access token that has expired, too, and the cookie
-/// `refresh_token`. Also answers so where they lead nowhere, or there are none.
+/// of the refresh token. Also answers so where they lead nowhere, or there are none.
 #[utoipa::path(
     post, path = "/api/auth/logout", operation_id = "logOut", tag = "auth",
     params(("everywhere" = Option<bool>, Query, description = "End all of the member's sessions")),
@@ -165,6 +169,7 @@ async fn reissue(
 async fn log_out(
     State(state): State<AppState>,
     Caller(caller): Caller,
+    cookies: SessionCookies,
     headers: HeaderMap,
     params: Params,
 ) -> Result<Response, ApiError> {
@@ -173,9 +178,9 @@ async fn log_out(
         Some(Subject::Member { id, session, .. }) => Some((id.as_str(), session.as_str())),
         _ => None,
     };
-    let refresh_tokens: Vec<_> = cookies::refresh_tokens(&headers).collect();
+    let refresh_tokens: Vec<_> = cookies::refresh_tokens(cookies.names, &headers).collect();
     let ended = state.sessions.log_out(named, &refresh_tokens, everywhere).await?;
-    Ok(logged_out(&state, &ended))
+    Ok(logged_out(&state, cookies.names, &ended))
 }
 
 /// The account that is logged in
@@ -205,10 +210,11 @@ async fn me(State(state): State<AppState>, caller: MemberCaller) -> Result<Respo
 async fn delete_account(
     State(state): State<AppState>,
     caller: MemberCaller,
+    cookies: SessionCookies,
 ) -> Result<Response, ApiError> {
     let (account, _) = signed_in(&state, &caller).await?;
     let ended = state.accounts.delete(&account.id).await?;
-    Ok(logged_out(&state, &ended))
+    Ok(logged_out(&state, cookies.names, &ended))
 }
 
 /// Change the name or the email address
@@ -285,9 +291,14 @@ fn read_reissue(
     }
 }
 
-fn with_tokens(state: &AppState, tokens: &TokenPair, answer: impl IntoResponse) -> Response {
+fn with_tokens(
+    state: &AppState,
+    names: CookieNames,
+    tokens: &TokenPair,
+    answer: impl IntoResponse,
+) -> Response {
     let mut response = private(answer);
-    state.cookies.set(response.headers_mut(), tokens);
+    state.cookies.set(names, response.headers_mut(), tokens);
     response
 }
 
@@ -298,9 +309,9 @@ fn private(answer: impl IntoResponse) -> Response {
     response
 }
 
-fn logged_out(state: &AppState, ended: &[SessionId]) -> Response {
+fn logged_out(state: &AppState, names: CookieNames, ended: &[SessionId]) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
-    state.cookies.clear(response.headers_mut());
+    cookies::clear(names, response.headers_mut());
     name_ended(state, response.headers_mut(), ended);
     response
 }

@@ -6,7 +6,7 @@ use axum::response::Response;
 use axum::routing::post;
 use serde::{Deserialize, Serialize};
 use tourin_chassis::http::{ApiError, Json, Message, ServiceCaller};
-
+use tourin_chassis::session_cookies::CookieNames;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::super::AppState;
@@ -25,6 +25,9 @@ const GATEWAY: &str = "gateway";
 struct SlideRequest {
     member: String,
     session: String,
+    /// The names of the browser's cookies.
+    #[serde(default)]
+    cookies: CookieNames,
 }
 
 #[derive(Serialize)]
@@ -46,12 +49,12 @@ async fn issue(
         return Err(ApiError::forbidden(message));
     }
     let issued = state.sessions.slide(&request.member, &request.session).await?;
-    let answer = issued.map(|access| {
-        let cookie = state.cookies.access(&access);
+    let response = issued.map(|access| {
+        let cookie = state.cookies.access(request.cookies, &access);
         SlideResponse {
             set_cookie: String::from_utf8_lossy(cookie.as_bytes()).into_owned(),
             access_token: access.token,
         }
     });
-    Ok(private(Json(answer)))
+    Ok(private(Json(response)))
 }

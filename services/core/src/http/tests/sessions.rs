@@ -8,6 +8,7 @@ use http::header::{CONTENT_TYPE, COOKIE, SET_COOKIE};
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
+use tourin_chassis::session_cookies::{CookieNames, SESSION_COOKIES_HEADER, SessionCookies};
 
 use super::{no_content, refused};
 use crate::testing::{Answer, PASSWORD, TestCore, claims, service, session};
@@ -223,7 +224,49 @@ async fn a_refresh_token_is_exchanged_for_a_new_pair_of_the_same_session() {
         .header(COOKIE, "refresh_token=outdated")
         .header(CONTENT_TYPE, "application/json")
         .body(Body::from(json!({"refreshToken": refresh_token(&third)}).to_string()));
-    assert_eq!(core.send(both.unwrap()).await.status, StatusCode::OK);
+    let both = core.send(both.unwrap()).await;
+    assert_eq!(both.status, StatusCode::OK);
+    assert_eq!(both.json(), third.json(), "a call with cookies gets no token in the body");
+}
+
+/// A script in the page cannot read the browser's cookies. It must not get their tokens by calling
+/// either.
+#[tokio::test]
+async fn a_call_that_brought_cookies_is_never_answered_with_tokens_in_the_body() {
+    let core = TestCore::start().await;
+    core.member("hana12345").await;
+    for (names, sent, expected) in [
+        (CookieNames::Plain, false, 7),
+        (CookieNames::Plain, true, 5),
+        (CookieNames::HostPrefixed, false, 7),
+        (CookieNames::HostPrefixed, true, 5),
+    ] {
+        let cookies = SessionCookies { names, sent };
+        let log_in = Request::post("/api/auth/login")
+            .header(SESSION_COOKIES_HEADER, cookies.to_header())
+            .header(CONTENT_TYPE, "application/json")
+            .body(Body::from(json!({"id": "hana12345", "password": PASSWORD}).to_string()));
+        let answer = core.send(log_in.unwrap()).await;
+        assert_eq!(answer.json().as_object().unwrap().len(), expected, "{cookies:?}: {answer:?}");
+        let refresh = answer.cookie(names.refresh()).unwrap();
+        let access = answer.cookie(names.access()).unwrap();
+        for token in [&refresh, &access] {
+            assert_eq!(answer.text.contains(token.as_str()), !sent, "{cookies:?}");
+        }
+        // And so when the tokens are renewed, by a cookie of this name only.
+        for (name, status) in [(names.refresh(), 200), ("x-refresh_token", 401)] {
+            let renew = Request::post("/api/auth/reissue")
+                .header(SESSION_COOKIES_HEADER, SessionCookies { names, sent: true }.to_header())
+                .header(COOKIE, format!("{name}={refresh}"))
+                .body(Body::empty());
+            let answer = core.send(renew.unwrap()).await;
+            assert_eq!(answer.status.as_u16(), status, "{name}: {answer:?}");
+            if status == 200 {
+                let renewed = answer.cookie(names.refresh()).unwrap();
+                assert!(!answer.text.contains(&renewed), "{answer:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

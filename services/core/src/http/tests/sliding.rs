@@ -12,7 +12,7 @@ use crate::testing::{Answer, TestCore, claims, service, session};
 
 async fn slide(core: &TestCore, of: &Subject) -> Answer {
     let Subject::Member { id, session, .. } = of else { panic!("{of:?} has no session") };
-    let body = json!({"member": id, "session": session});
+    let body = json!({"member": id, "session": session, "cookies": "plain"});
     core.call("POST", "/internal/access-tokens", Some(&service()), Some(body)).await
 }
 
@@ -36,6 +36,12 @@ async fn a_gateway_gets_a_new_access_token_of_an_open_session() {
     assert_eq!((new.iat, new.exp), (1_800_001_200, 1_800_001_800));
     let cookie = format!("access_token={token}; Path=/; Max-Age=660; HttpOnly; SameSite=Lax");
     assert_eq!(slid.json()["setCookie"], cookie);
+    // Cookies have the prefix unless the gateway asks for others.
+    let Subject::Member { id, session, .. } = &hana else { panic!("{hana:?}") };
+    let body = json!({"member": id, "session": session});
+    let prefixed = core.call("POST", "/internal/access-tokens", Some(&service()), Some(body)).await;
+    let set = prefixed.json()["setCookie"].as_str().unwrap().to_owned();
+    assert!(set.starts_with("__Host-access_token=") && set.ends_with("; Secure"), "{set}");
     // The call can be repeated and does not use the refresh token.
     assert_eq!(slide(&core, &hana).await.status, StatusCode::OK);
     assert_eq!(reissue(&core, &refresh_token(&first)).await.status, StatusCode::OK);
