@@ -79,6 +79,7 @@ pub(crate) fn assemble(
         cookies: CookieSettings {
             idle: TimeDelta::seconds(settings.tokens.session_cookie_idle_s.into()),
         },
+        step_up: settings.passwords.step_up,
         content,
         shutdown: stopping.clone(),
     })

@@ -150,6 +150,10 @@ pub struct PasswordSettings {
     /// Milliseconds per further attempt from all networks together
     #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_REFILL_MS", value_name = "MS", default_value_t = flag_default(AttemptPolicy::default().account_refill.as_millis()), value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub login_account_refill_ms: u64,
+    /// Require the password for deleting the account and for changing its e-mail address. Without this,
+    /// it may be left out; a wrong one is refused in either case
+    #[arg(long, env = "TOURIN_STEP_UP")]
+    pub step_up: bool,
     /// Accounts, and pairs of an account and a network, whose wrong passwords are counted at once
     #[arg(long, env = "TOURIN_LOGIN_ACCOUNTS", value_name = "N", default_value_t = flag_default(AttemptPolicy::default().keys), value_parser = value_parser!(u32).range(100..=10_000_000))]
     pub login_accounts: u32,

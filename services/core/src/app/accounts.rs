@@ -15,7 +15,7 @@ use crate::domain::page::{Page, PageRequest};
 use crate::domain::password::Password;
 use crate::domain::search::{QueryTooLong, SearchText};
 use crate::domain::session::SessionPolicy;
-use crate::domain::token::SessionId;
+use crate::domain::token::{SessionId, TokenHash};
 
 /// An account with its password's hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Credentials {
 pub enum Created {
     /// It exists now.
     Created,
-    /// The id exists, or one that differs only in case.
+    /// The id exists or was a deleted member's, or differs from such a one only in case.
     Taken,
 }
 
@@ -47,6 +47,9 @@ pub struct PasswordChange {
     pub replacement: PasswordHash,
     /// The session that is kept; all others are ended.
     pub keep: SessionId,
+    /// The only refresh token that leads to the kept session from now on. Earlier ones are unknown: one
+    /// may have been copied, which can be the reason of the change.
+    pub token: TokenHash,
     /// Until when the ended sessions stay in the revocation log.
     pub revoked_until: DateTime<Utc>,
     /// When.
@@ -69,7 +72,7 @@ pub enum Changed {
 /// revocation log in the same transaction.
 #[async_trait]
 pub trait AccountStore: Send + Sync {
-    /// Creates an account unless its id is taken, compared without case.
+    /// Creates an account unless its id is taken or was a deleted member's, compared without case.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -108,15 +111,15 @@ pub trait AccountStore: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<Option<Account>, StoreError>;
 
-    /// Replaces the password's hash if it is still the verified one, and ends the member's other
-    /// sessions.
+    /// Replaces the password's hash if it is still the verified one, ends the member's other sessions,
+    /// and replaces the refresh tokens of the kept one.
     ///
     /// # Errors
     /// [`StoreError`].
     async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError>;
 
-    /// Removes the account with the member's content and sessions, and appends `user.delete` to the
-    /// outbox. Returns the ended sessions; `None` if the account does not exist.
+    /// Removes the account with the member's content and sessions, keeps a digest of its id so that nobody
+    /// else can take it, and appends `user.delete` to the outbox. Returns the ended sessions; `None` if the account does not exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -142,14 +145,14 @@ pub trait AccountStore: Send + Sync {
 /// Why a use case of accounts failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
-    /// The id is another member's, or differs from it only in case.
+    /// The id is or was another member's, or differs from it only in case.
     #[error("the id is taken; choose another one")]
     Taken,
     /// The account behind the session is gone.
     #[error("the session's account does not exist any more")]
     Gone,
-    /// The old password is not the account's.
-    #[error("`oldPassword` is wrong")]
+    /// The password is not the account's.
+    #[error("the password is wrong")]
     WrongPassword,
     /// Too many wrong passwords for this account.
     #[error(transparent)]
@@ -215,24 +218,22 @@ impl Accounts {
         changed.ok_or(AccountError::Gone)
     }
 
-    /// Changes the password for a client that knows the old one, and ends the member's sessions other
-    /// than `keep`. Returns the ended sessions.
+    /// Checks that the client of a session knows the member's password.
     ///
     /// # Errors
     /// [`AccountError::WrongPassword`], [`AccountError::TooManyAttempts`], or a failure.
-    pub async fn update_password(
+    pub async fn confirm(
         &self,
         id: &MemberId,
-        keep: SessionId,
-        old: &str,
-        new: &Password,
-    ) -> Result<Vec<SessionId>, AccountError> {
+        session: SessionId,
+        typed: &str,
+    ) -> Result<Credentials, AccountError> {
         // A stolen session must not allow faster guessing than the log-in does. The session has its own
         // count, so that guesses from elsewhere do not block the member's change.
-        let source = ClientSource::Session(keep);
+        let source = ClientSource::Session(session);
         self.attempts.charge(id.as_str(), &source)?;
         let (known, comparison) = self
-            .compare(id, old)
+            .compare(id, typed)
             .await
             .inspect_err(|_| self.attempts.refund(id.as_str(), &source))?;
         let Some(known) = known else {
@@ -242,7 +243,22 @@ impl Accounts {
             return Err(AccountError::WrongPassword);
         }
         self.attempts.refund(id.as_str(), &source);
+        Ok(known)
+    }
 
+    /// Changes the password for a client that knows the old one, ends the member's sessions other than
+    /// `keep`, and makes `token` the only refresh token of that. Returns the ended sessions.
+    ///
+    /// # Errors
+    /// As [`Accounts::confirm`].
+    pub async fn update_password(
+        &self,
+        id: &MemberId,
+        (keep, token): (SessionId, TokenHash),
+        old: &str,
+        new: &Password,
+    ) -> Result<Vec<SessionId>, AccountError> {
+        let known = self.confirm(id, keep, old).await?;
         let replacement = self.passwords.hash(new).await?;
         let now = self.clock.now();
         let change = PasswordChange {
@@ -250,6 +266,7 @@ impl Accounts {
             verified: known.hash,
             replacement,
             keep,
+            token,
             revoked_until: self.policy.revoked_until(now),
             now,
         };

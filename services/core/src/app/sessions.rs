@@ -383,6 +383,24 @@ impl Sessions {
         }
     }
 
+    /// A new access token of an open session with `refresh_token`, which the store knows already; `None`
+    /// if the session is not open.
+    ///
+    /// # Errors
+    /// [`SessionError::Store`], [`SessionError::Token`].
+    pub async fn pair_with(
+        &self,
+        member: &MemberId,
+        session: SessionId,
+        refresh_token: RefreshToken,
+    ) -> Result<Option<TokenPair>, SessionError> {
+        let now = self.clock.now();
+        match self.sessions.touch(member, session, &self.policy, now).await? {
+            Some(times) => self.pair(member, session, refresh_token, &times, now).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Ends the session `named` and the sessions of the refresh tokens, mostly the same one; with
     /// `everywhere` also the other sessions of their members. Returns the ended sessions, including
     /// those that had ended before. Unknown sessions and tokens are ignored.

@@ -7,6 +7,9 @@ use tourin_chassis::text;
 
 use super::account::Invalid;
 
+/// One per line, in lower case; other lines begin with `#`, which no entry does.
+const COMMON: &str = include_str!("common_passwords.txt");
+
 /// The form in which passwords are hashed and compared, by the OpaqueString profile of RFC 8265,
 /// 4.2.2: every space is U+0020, the rest is in NFC, and case and width stay.
 pub fn opaque(typed: &str) -> Cow<'_, str> {
@@ -51,6 +54,13 @@ impl Password {
         }
     }
 
+    /// Whether it is among the commonest, compared without case. Attackers try these first (NIST SP
+    /// 800-63B, 5.1.1.2), so a new password must not be one; an existing one still logs in.
+    pub fn is_common(&self) -> bool {
+        let folded = self.0.to_lowercase();
+        COMMON.lines().any(|common| common == folded)
+    }
+
     /// The password itself, for hashing.
     pub fn expose(&self) -> &str {
         &self.0
@@ -93,6 +103,21 @@ mod tests {
         assert!(Password::parse("password", "a1!한글한글한").is_ok(), "other letters are welcome");
         assert!(Password::parse("password", &format!("a1!{}", "한".repeat(61))).is_ok());
         assert!(Password::parse("password", &format!("a1!{}", "한".repeat(62))).is_err());
+    }
+
+    #[test]
+    fn the_commonest_are_known_in_any_case_and_satisfy_the_rule() {
+        let mut entries = 0;
+        for entry in COMMON.lines().filter(|line| !line.starts_with('#')) {
+            let password = Password::parse("password", entry).unwrap_or_else(|_| panic!("{entry}"));
+            assert!(password.is_common(), "{entry}");
+            assert_eq!(entry, entry.to_lowercase());
+            entries += 1;
+        }
+        assert!(entries >= 100, "{entries}");
+        let is_common = |text| Password::parse("password", text).unwrap().is_common();
+        assert!(is_common("P@ssw0rd") && is_common("PASSWORD1!") && is_common("Qwerty123!"));
+        assert!(!is_common("sea-breeze1!") && !is_common("P@ssw0rd of the sea"));
     }
 
     #[test]

@@ -38,6 +38,19 @@ tourin_chassis::messages! {
         ko: "비밀번호({field})는 {min}~{max}자여야 하며, 영문자와 숫자와 특수 문자({symbols})를 각각 하나 \
              이상 포함해야 합니다.",
     }
+    pub(super) fn common_password(field: &str) {
+        en: "`{field}` is one of the most common passwords, which attackers try first; choose another \
+             one",
+        ko: "비밀번호({field})는 흔히 쓰여 쉽게 추측되는 비밀번호입니다. 다른 비밀번호를 선택해 주십시오.",
+    }
+    pub(super) fn wrong_password() {
+        en: "`password` is wrong",
+        ko: "비밀번호(password)가 맞지 않습니다.",
+    }
+    pub(super) fn password_needed() {
+        en: "`password` is missing: this change needs the account's password",
+        ko: "이 변경에는 계정의 비밀번호(password)가 필요합니다.",
+    }
     pub(super) fn id_is_taken() {
         en: "the id is taken; choose another one",
         ko: "이미 사용 중인 아이디입니다. 다른 아이디를 선택해 주십시오.",

@@ -45,6 +45,8 @@ pub struct AppState {
     pub keys: Arc<SigningKeys>,
     /// How the session's cookies are set.
     pub cookies: CookieSettings,
+    /// Whether deletion and a change of e-mail require the password.
+    pub step_up: bool,
     /// Spots, bookmarks, reviews, likes, views, the log of events.
     pub content: Content,
     /// Long polls end when this begins.

@@ -39,7 +39,7 @@ impl SignUp {
     pub(super) fn parse(&self) -> Result<(MemberId, Password, Name, Email), ApiError> {
         let parts = (
             MemberId::parse(&self.id).map_err(|_| invalid_id()),
-            Password::parse("password", &self.password.0).map_err(|_| invalid_password("password")),
+            new_password("password", &self.password),
             Name::parse(&self.name).map_err(|_| invalid_name()),
             Email::parse(&self.email).map_err(|_| invalid_email()),
         );
@@ -70,10 +70,12 @@ fn invalid_email() -> Message {
     messages::invalid_email(Email::MAX_CHARS)
 }
 
-/// `field` is how the client named it.
-pub(super) fn invalid_password(field: &str) -> Message {
+/// A password that satisfies the rules for new ones. `field` is how the client named it.
+pub(super) fn new_password(field: &'static str, typed: &Typed) -> Result<Password, Message> {
     let (min, max) = (Password::MIN_CHARS, Password::MAX_CHARS);
-    messages::invalid_password(field, min, max, Password::SYMBOLS)
+    let password = Password::parse(field, &typed.0)
+        .map_err(|_| messages::invalid_password(field, min, max, Password::SYMBOLS))?;
+    if password.is_common() { Err(messages::common_password(field)) } else { Ok(password) }
 }
 
 /// Who logs in.
@@ -100,6 +102,17 @@ pub(super) struct UpdateProfile {
     name: Option<String>,
     #[schema(schema_with = openapi::optional_email, required = false)]
     email: Option<String>,
+    /// Must be right if it is there; the service may require it for a change of the address
+    #[schema(value_type = Option<String>)]
+    pub(super) password: Option<Typed>,
+}
+
+/// The password, for calls that work without it unless the service requires it.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct DeleteAccount {
+    /// Must be right if it is there; the service may require it
+    #[schema(value_type = Option<String>)]
+    pub(super) password: Option<Typed>,
 }
 
 impl UpdateProfile {

@@ -12,6 +12,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tourin_chassis::http::{ApiError, Caller, Json, MemberCaller, Params, read_body, read_value};
 use tourin_chassis::identity::{SESSION_ENDED_HEADER, Subject};
@@ -20,8 +21,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::bodies::{
-    AccountAnswer, LogIn, LoggedInAnswer, Reissue, SignUp, TokensAnswer, UpdatePassword,
-    UpdateProfile,
+    AccountAnswer, DeleteAccount, LogIn, LoggedInAnswer, Reissue, SignUp, TokensAnswer, Typed,
+    UpdatePassword, UpdateProfile,
 };
 use self::source::CallSource;
 use super::body::Object;
@@ -32,8 +33,7 @@ use crate::app::attempts;
 use crate::app::passwords::HashingError;
 use crate::app::sessions::{SessionError, TokenPair};
 use crate::domain::account::{Account, MemberId};
-use crate::domain::password::Password;
-use crate::domain::token::SessionId;
+use crate::domain::token::{RefreshToken, SessionId};
 
 pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::default()
@@ -120,7 +120,7 @@ async fn reissue(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let body = read_reissue(&headers, body)?.refresh_token.map(|token| token.0);
+    let body = read_optional::<Reissue>(&headers, body)?.refresh_token.map(|token| token.0);
     let body = body.as_deref().filter(|token| !token.is_empty());
     let presented: Vec<&str> = match body {
         Some(token) => vec![token],
@@ -198,12 +198,17 @@ async fn me(State(state): State<AppState>, caller: MemberCaller) -> Result<Respo
 }
 
 /// Delete the account and everything that is the member's
+///
+/// Its id stays taken.
 #[utoipa::path(
     post, path = "/api/auth/delete-account", operation_id = "deleteAccount", tag = "auth",
+    request_body = Option<DeleteAccount>,
     responses(
         (status = 204, description = "The account is gone and the erasure has begun",
             headers(("Set-Cookie" = String, description = "Takes the tokens away from a browser"))),
-        SessionNeeded, Unavailable,
+        (status = 401, description = "There is no session, it has ended, or the password is wrong",
+            body = tourin_chassis::http::ErrorBody),
+        BodyRefused, TooManyAttempts, Unavailable,
     ),
     security(("bearer" = []), ("cookie" = [])),
 )]
@@ -211,8 +216,12 @@ async fn delete_account(
     State(state): State<AppState>,
     caller: MemberCaller,
     cookies: SessionCookies,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let (account, _) = signed_in(&state, &caller).await?;
+    let (account, session) = signed_in(&state, &caller).await?;
+    let body = read_optional::<DeleteAccount>(&headers, body)?;
+    step_up(&state, &account.id, session, body.password.as_ref(), true).await?;
     let ended = state.accounts.delete(&account.id).await?;
     Ok(logged_out(&state, cookies.names, &ended))
 }
@@ -223,7 +232,9 @@ async fn delete_account(
     request_body = UpdateProfile,
     responses(
         (status = 200, description = "The account as it is now", body = AccountAnswer),
-        SessionNeeded, BodyRefused, Unavailable,
+        (status = 401, description = "There is no session, it has ended, or the password is wrong",
+            body = tourin_chassis::http::ErrorBody),
+        BodyRefused, TooManyAttempts, Unavailable,
     ),
     security(("bearer" = []), ("cookie" = [])),
 )]
@@ -232,19 +243,24 @@ async fn update_profile(
     caller: MemberCaller,
     Object(body): Object<UpdateProfile>,
 ) -> Result<Response, ApiError> {
-    let (account, _) = signed_in(&state, &caller).await?;
-    let account = state.accounts.update_profile(&account.id, &body.parse()?).await?;
+    let (account, session) = signed_in(&state, &caller).await?;
+    let change = body.parse()?;
+    let is_sensitive = change.email.as_ref().is_some_and(|email| *email != account.email);
+    step_up(&state, &account.id, session, body.password.as_ref(), is_sensitive).await?;
+    let account = state.accounts.update_profile(&account.id, &change).await?;
     Ok(private(Json(AccountAnswer::from(account))))
 }
 
 /// Change the password
 ///
-/// Ends the member's other sessions.
+/// Ends the member's other sessions and the refresh token of this one. A call that brought session
+/// cookies gets new ones. Another client logs in again when its access token expires.
 #[utoipa::path(
     post, path = "/api/auth/update-password", operation_id = "updatePassword", tag = "auth",
     request_body = UpdatePassword,
     responses(
-        (status = 204, description = "The password is changed, other sessions are ended"),
+        (status = 204, description = "The password is changed, other sessions are ended",
+            headers(("Set-Cookie" = String, description = "New tokens, for a browser that sent cookies"))),
         (status = 401, description = "There is no session, it has ended, or the old password is wrong",
             body = tourin_chassis::http::ErrorBody),
         BodyRefused, TooManyAttempts, Unavailable,
@@ -254,16 +270,55 @@ async fn update_profile(
 async fn update_password(
     State(state): State<AppState>,
     caller: MemberCaller,
+    cookies: SessionCookies,
     Object(body): Object<UpdatePassword>,
 ) -> Result<Response, ApiError> {
     let (account, session) = signed_in(&state, &caller).await?;
-    let new = Password::parse("newPassword", &body.new_password.0)
-        .map_err(|_| ApiError::invalid(bodies::invalid_password("newPassword")))?;
+    let new = bodies::new_password("newPassword", &body.new_password).map_err(ApiError::invalid)?;
+    let refresh_token = RefreshToken::random().map_err(ApiError::internal)?;
+    let kept = (session, refresh_token.hash());
     let ended =
-        state.accounts.update_password(&account.id, session, &body.old_password.0, &new).await?;
-    let mut response = StatusCode::NO_CONTENT.into_response();
+        state.accounts.update_password(&account.id, kept, &body.old_password.0, &new).await?;
+    let mut response = private(StatusCode::NO_CONTENT);
+    if cookies.sent {
+        match state.sessions.pair_with(&account.id, session, refresh_token).await {
+            Ok(Some(tokens)) => {
+                state.cookies.set(cookies.names, response.headers_mut(), &tokens);
+            }
+            Ok(None) => {}
+            // The response must not be an error, because the password is changed.
+            Err(error) => tracing::warn!(
+                %error,
+                "no new cookies after a change of the password: the member must log in again"
+            ),
+        }
+    }
     name_ended(&state, response.headers_mut(), &ended);
     Ok(response)
+}
+
+/// Checks the password that came with a sensitive call. It may be left out unless the settings
+/// require it.
+async fn step_up(
+    state: &AppState,
+    member: &MemberId,
+    session: SessionId,
+    password: Option<&Typed>,
+    is_sensitive: bool,
+) -> Result<(), ApiError> {
+    match password {
+        Some(password) => match state.accounts.confirm(member, session, &password.0).await {
+            Ok(_) => Ok(()),
+            Err(AccountError::WrongPassword) => {
+                Err(ApiError::unauthenticated(messages::wrong_password()))
+            }
+            Err(error) => Err(error.into()),
+        },
+        None if state.step_up && is_sensitive => {
+            Err(ApiError::invalid(messages::password_needed()))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The caller's account and session. The gateway has verified the token; this checks that the session
@@ -279,14 +334,14 @@ async fn signed_in(
     Ok((account, session))
 }
 
-/// The body of a reissue, which may be absent.
-fn read_reissue(
+/// A body that may be absent.
+fn read_optional<T: DeserializeOwned + Default>(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Reissue, ApiError> {
+) -> Result<T, ApiError> {
     match read_body(headers, &body?)? {
         // Some clients send null for an absent body.
-        None | Some(Value::Null) => Ok(Reissue::default()),
+        None | Some(Value::Null) => Ok(T::default()),
         Some(body) => read_value(body).map_err(ApiError::invalid),
     }
 }

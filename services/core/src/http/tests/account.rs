@@ -1,13 +1,15 @@
 //! Signing up, the profile, the password, deletion.
 
 use axum::body::Body;
+use http::header::{CONTENT_TYPE, COOKIE};
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
-use tourin_chassis::identity::Subject;
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
 use tourin_shared_events::outbox::testing::recorded;
 
+use super::sessions::{refresh_token, reissue};
 use super::{answered, no_content, refused};
-use crate::testing::{PASSWORD, TestCore, session};
+use crate::testing::{PASSWORD, TestCore, claims, session};
 
 fn hana() -> Value {
     json!({"id": "hana12345", "password": PASSWORD, "name": "김하나", "email": "hana@example.com"})
@@ -169,6 +171,12 @@ async fn a_new_password_replaces_the_old_and_ends_other_sessions() {
         "`oldPassword` is wrong",
     );
     refused(&update(PASSWORD, "weak").await, 422, "invalid", "`newPassword` must be 8 to 64");
+    refused(
+        &update(PASSWORD, "P@ssw0rd123").await,
+        422,
+        "invalid",
+        "`newPassword` is one of the most",
+    );
 
     let changed = update(PASSWORD, "new-breeze2!").await;
     no_content(&changed);
@@ -220,4 +228,125 @@ async fn a_deleted_account_leaves_nothing_but_the_fact() {
     refused(&again, 401, "unauthenticated", "the session has ended");
     let events = recorded(&core.store.outbox()).await;
     assert_eq!(events.last().unwrap().1.routing_key, "user.delete");
+}
+
+#[tokio::test]
+async fn the_commonest_passwords_open_no_account() {
+    let core = TestCore::start().await;
+    for (password, message) in
+        [("Qwerty123!", "one of the most common"), (&*format!("a1!{}", "x".repeat(62)), "8 to 64")]
+    {
+        let account = json!({
+            "id": "hana12345", "password": password, "name": "김하나", "email": "hana@example.com",
+        });
+        let answer = core.call("POST", "/api/auth/signup", None, Some(account)).await;
+        refused(&answer, 422, "invalid", message);
+        assert!(!answer.text.contains(password), "{answer:?}");
+    }
+    let longest = format!("a1!{}", "x".repeat(61));
+    let account = json!({
+        "id": "hana12345", "password": longest, "name": "김하나", "email": "hana@example.com",
+    });
+    let answer = core.call("POST", "/api/auth/signup", None, Some(account)).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
+    let all = json!({"id": "hana12345", "password": longest});
+    let answer = core.call("POST", "/api/auth/login", None, Some(all)).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let cut = json!({"id": "hana12345", "password": longest[..63]});
+    let answer = core.call("POST", "/api/auth/login", None, Some(cut)).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "every character counts");
+}
+
+/// A thief of the session knows no password. One that is sent must be right, whether it is required
+/// or not.
+#[tokio::test]
+async fn a_password_that_is_sent_along_must_be_right() {
+    for flags in [&[][..], &["--step-up"]] {
+        let required = !flags.is_empty();
+        let core = TestCore::with(flags).await;
+        let (_, hana) = core.member("hana12345").await;
+        let email = |password: Option<&str>| {
+            let body = json!({"email": "thief@example.com", "password": password});
+            core.call("POST", "/api/auth/update-profile", Some(&hana), Some(body))
+        };
+        let delete = |body: Option<Value>| {
+            core.call("POST", "/api/auth/delete-account", Some(&hana), body)
+        };
+        refused(&email(Some("wrong")).await, 401, "unauthenticated", "`password` is wrong");
+        refused(&email(Some("")).await, 401, "unauthenticated", "`password` is wrong");
+        let wrong = delete(Some(json!({"password": "wrong"}))).await;
+        refused(&wrong, 401, "unauthenticated", "`password` is wrong");
+        refused(&delete(Some(json!({"password": 1}))).await, 422, "invalid", "");
+        if required {
+            refused(&email(None).await, 422, "invalid", "`password` is missing");
+            for body in [None, Some(json!({})), Some(json!(null)), Some(json!({"password": null}))]
+            {
+                refused(&delete(body).await, 422, "invalid", "`password` is missing");
+            }
+        }
+        let me = core.call("GET", "/api/auth/me", Some(&hana), None).await;
+        assert_eq!(me.json()["email"], "hana@example.com", "nothing has changed");
+        // What is not sensitive needs none.
+        for body in [json!({"name": "Hana Kim"}), json!({"email": "hana@example.com"})] {
+            let named =
+                core.call("POST", "/api/auth/update-profile", Some(&hana), Some(body)).await;
+            assert_eq!(named.status, StatusCode::OK, "{named:?}");
+        }
+        let changed = email(required.then_some(PASSWORD)).await;
+        assert_eq!(changed.json()["email"], "thief@example.com", "{changed:?}");
+        no_content(&delete(required.then(|| json!({"password": PASSWORD}))).await);
+    }
+}
+
+#[tokio::test]
+async fn guessing_the_password_of_a_stolen_session_is_slowed_down() {
+    let core = TestCore::start().await;
+    let (_, hana) = core.member("hana12345").await;
+    let body = json!({"password": "wrong"});
+    let guess = || core.call("POST", "/api/auth/delete-account", Some(&hana), Some(body.clone()));
+    for _ in 0..10 {
+        assert_eq!(guess().await.status, StatusCode::UNAUTHORIZED);
+    }
+    refused(&guess().await, 429, "rate_limited", "too many failed attempts");
+}
+
+#[tokio::test]
+async fn a_new_password_ends_the_refresh_token_of_this_session_too() {
+    let core = TestCore::start().await;
+    let (first, here) = core.member("hana12345").await;
+    let stolen = refresh_token(&first);
+    let change = |old: &str, new: &str, cookies: &str| {
+        let request = Request::post("/api/auth/update-password")
+            .header(IDENTITY_HEADER, core.identity(&here))
+            .header(COOKIE, cookies)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Body::from(json!({"oldPassword": old, "newPassword": new}).to_string()));
+        core.send(request.unwrap())
+    };
+    let changed = change(PASSWORD, "new-breeze2!", &format!("refresh_token={stolen}")).await;
+    no_content(&changed);
+    let kept = refresh_token(&changed);
+    assert_eq!(claims(&changed.cookie("access_token").unwrap()).sid, session(&here));
+    refused(&reissue(&core, &stolen).await, 401, "unauthenticated", "");
+    // The stolen token, used now, does not end the member's session.
+    assert_eq!(reissue(&core, &kept).await.status, StatusCode::OK);
+    // A client without cookies gets no tokens; its session ends with its access token.
+    let changed = change("new-breeze2!", "old-breeze3!", "theme=dark").await;
+    no_content(&changed);
+    assert_eq!(changed.cookie("access_token"), None);
+    assert_eq!(core.call("GET", "/api/auth/me", Some(&here), None).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_id_of_a_deleted_member_cannot_be_taken() {
+    let core = TestCore::start().await;
+    let (_, hana) = core.member("hana12345").await;
+    no_content(&core.call("POST", "/api/auth/delete-account", Some(&hana), None).await);
+    for id in ["hana12345", "Hana12345"] {
+        let account = json!({
+            "id": id, "password": PASSWORD, "name": "다른 이", "email": "other@example.com",
+        });
+        let answer = core.call("POST", "/api/auth/signup", None, Some(account)).await;
+        refused(&answer, 422, "invalid", "the id is taken");
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::app::accounts::{Changed, PasswordChange};
+use crate::app::sessions::Rotation;
 use crate::domain::account::ProfileChange;
 use crate::domain::page::PageRequest;
 use crate::domain::search::SearchText;
@@ -52,6 +53,7 @@ fn password_change(of: &Credentials, keep: SessionId) -> PasswordChange {
         verified: of.hash.clone(),
         replacement: PasswordHash("another hash".to_owned()),
         keep,
+        token: RefreshToken::random().unwrap().hash(),
         revoked_until: at(1_000),
         now: at(10),
     }
@@ -65,12 +67,23 @@ pub(super) async fn a_new_password_ends_the_members_other_sessions(store: impl P
     let there = log_in(&store, &hana, &policy, at(2)).await;
     let others = log_in(&store, &minsu, &policy, at(3)).await;
 
-    let changed = store.change_password(password_change(&hana, here.id)).await.unwrap();
+    let rotation = sessions::rotate(&store, &here.token, &policy, at(4)).await;
+    assert!(matches!(rotation, Rotation::Rotated { .. }));
+    let successor = RefreshToken::random().unwrap();
+    let change = PasswordChange { token: successor.hash(), ..password_change(&hana, here.id) };
+    let changed = store.change_password(change).await.unwrap();
     assert_eq!(changed, Changed::Changed { ended: vec![there.id] });
     assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
     assert!(!is_open(&store, &hana.account.id, there.id, at(11)).await);
     assert!(is_open(&store, &minsu.account.id, others.id, at(11)).await);
     assert_eq!(revoked(&store, at(11)).await, [there.id]);
+
+    // Of this session the new refresh token alone is good; the old one ends nothing either.
+    let rotation = sessions::rotate(&store, &here.token, &policy, at(11)).await;
+    assert_eq!(rotation, Rotation::Unknown);
+    let rotation = sessions::rotate(&store, &successor, &policy, at(11)).await;
+    assert!(matches!(rotation, Rotation::Rotated { session, .. } if session == here.id));
+    assert!(is_open(&store, &hana.account.id, here.id, at(11)).await);
 
     // The old password's hash is no longer accepted.
     let late = store.change_password(password_change(&hana, here.id)).await.unwrap();
@@ -101,25 +114,36 @@ pub(super) async fn a_deleted_account_is_gone_with_its_sessions(store: impl Port
     assert!(!is_open(&store, &hana.account.id, first.id, at(4)).await);
     assert_eq!(revoked(&store, at(4)).await.len(), 2);
     assert_eq!(store.delete(&hana.account.id, at(1_000), at(5)).await.unwrap(), None);
-    assert!(!store.is_taken(&hana.account.id).await.unwrap());
 }
 
-pub(super) async fn an_id_is_free_again_after_the_deletion_and_its_new_member_can_log_in(
-    store: impl Ports,
-) {
-    let policy = SessionPolicy::default();
-    for round in 0..3 {
-        let hana = sign_up(&store, "hana12345").await;
-        let session = log_in(&store, &hana, &policy, at(round)).await;
-        assert!(is_open(&store, &hana.account.id, session.id, at(round)).await);
-        let new = PasswordHash("another hash".to_owned());
-        let change = PasswordChange { now: at(round), ..password_change(&hana, session.id) };
-        store.change_password(change).await.unwrap();
-        let hana = Credentials { hash: new, ..hana };
-        let other = log_in(&store, &hana, &policy, at(round)).await;
-        assert!(is_open(&store, &hana.account.id, session.id, at(round)).await);
-        assert!(is_open(&store, &hana.account.id, other.id, at(round)).await);
-        store.delete(&hana.account.id, at(1_000), at(round)).await.unwrap().unwrap();
+/// Who is mentioned in reviews, or has links to a profile, must not become somebody else.
+pub(super) async fn the_id_of_a_deleted_member_stays_taken(store: impl Ports) {
+    let hana = sign_up(&store, "hana12345").await;
+    assert!(!store.is_taken(&id("minsu1234")).await.unwrap());
+    store.delete(&hana.account.id, at(1_000), at(3)).await.unwrap();
+    for taken in ["hana12345", "HANA12345"] {
+        assert!(store.is_taken(&id(taken)).await.unwrap(), "{taken}");
+        let again = store.create(&credentials(taken, "하나"), at(4)).await.unwrap();
+        assert_eq!(again, Created::Taken, "{taken}");
+        assert_eq!(store.credentials(&id(taken)).await.unwrap(), None, "{taken}");
+    }
+    sign_up(&store, "hana12346").await;
+}
+
+/// Sign-ups with the id that is being deleted never get it, whichever comes first.
+pub(super) async fn an_id_is_not_taken_while_it_is_deleted(store: impl Ports) {
+    for round in 0..8 {
+        let member = format!("member{round:03}");
+        let of_member = sign_up(&store, &member).await;
+        let wish = credentials(&member, "하나");
+        let wishes = futures::future::join_all((0..4).map(|_| store.create(&wish, at(1))));
+        let deletion = store.delete(&of_member.account.id, at(1_000), at(1));
+        let (created, deleted) = futures::future::join(wishes, deletion).await;
+        assert!(deleted.unwrap().is_some());
+        for outcome in created {
+            assert_eq!(outcome.unwrap(), Created::Taken, "round {round}");
+        }
+        assert_eq!(store.credentials(&of_member.account.id).await.unwrap(), None);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The suite over MySQL or MariaDB, on a real server.
 
 use proptest::test_runner::{Config, TestRunner};
+use sha2::{Digest, Sha256};
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_shared_events::outbox::Wake;
@@ -44,6 +45,20 @@ fn tokens_rotate_as_the_model_says() {
         })
         .unwrap();
     runtime.block_on(home.remove());
+}
+
+#[tokio::test]
+async fn an_account_can_be_deleted_whose_id_an_earlier_version_gave_away_again() {
+    let home = TestDatabase::create().await;
+    let store = store(&home).await;
+    let hana = sign_up(&store, "hana12345").await;
+    sqlx::query("INSERT INTO deleted_ids (digest) VALUES (?)")
+        .bind(&Sha256::digest("hana12345")[..])
+        .execute(store.db.writer())
+        .await
+        .unwrap();
+    assert!(store.delete(&hana.account.id, at(1_000), at(1)).await.unwrap().is_some());
+    home.remove().await;
 }
 
 #[tokio::test]

@@ -80,6 +80,7 @@ pub(super) async fn a_new_password_leaves_no_session_of_the_old_one(store: impl 
             verified: hana.hash.clone(),
             replacement: replacement.clone(),
             keep: here.id,
+            token: RefreshToken::random().unwrap().hash(),
             revoked_until: at(1_000),
             now: at(5),
         };
@@ -110,7 +111,7 @@ pub(super) async fn a_new_password_leaves_no_session_of_the_old_one(store: impl 
 pub(super) async fn a_deletion_leaves_no_session(store: impl Ports) {
     let policy = SessionPolicy::default();
     for round in 0..ROUNDS {
-        let hana = sign_up(&store, "hana12345").await;
+        let hana = sign_up(&store, &format!("member{round:03}")).await;
         let member = hana.account.id.clone();
         let here = log_in(&store, &hana, &policy, at(1)).await;
         let log_ins = futures::future::join_all((0..AT_ONCE).map(|_| try_log_in(&store, &hana)));

@@ -268,6 +268,7 @@ pub(super) async fn a_shorter_token_lifetime_shortens_no_revocation(store: impl 
         verified: hana.hash.clone(),
         replacement: PasswordHash("another hash".to_owned()),
         keep: open[3].id,
+        token: RefreshToken::random().unwrap().hash(),
         revoked_until: until,
         now: at(31),
     };

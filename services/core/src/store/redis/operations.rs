@@ -154,10 +154,12 @@ impl RedisSessions {
         pending: &PendingRevocation,
         revoked_until: DateTime<Utc>,
     ) -> Result<Vec<SessionId>, StoreError> {
-        let keep = pending.keep.map(|keep| keep.to_string()).unwrap_or_default();
+        let keep = pending.keep.map(|keep| keep.session.to_string()).unwrap_or_default();
+        let token = pending.keep.and_then(|keep| keep.token);
         let mut call = self.call(&self.scripts.settle);
         call.arg(pending.member.as_str()).arg(pending.epoch).arg(keep);
         call.arg(revoked_until.timestamp_micros()).arg(EPOCH_MS);
+        call.arg(token.as_ref().map_or(&[][..], |token| &token.0[..]));
         let ended: Vec<String> = self.run("settle", &call).await?;
         sessions(&ended)
     }

@@ -8,8 +8,8 @@
 //! change ends a session that was opened before.
 //!
 //! An epoch in Redis comes from a change that MySQL has committed. If the account, read after that,
-//! has a lower epoch and still the verified password, it is a new account with the id of a deleted
-//! one; it adopts the known epoch.
+//! has a lower epoch and still the verified password, it is a new account with the id of one that an
+//! earlier version deleted; it adopts the known epoch.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};

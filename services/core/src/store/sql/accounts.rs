@@ -2,12 +2,13 @@
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 use tourin_shared_events::events::{DeleteUser, Outgoing};
 use tourin_shared_events::mysql::{is_unique_violation, to_micros};
 
 use super::member_content::lock_member;
 use super::revocations::end_sessions;
-use super::sessions::sessions_of;
+use super::sessions::{replace_tokens, sessions_of};
 use super::{Connection, Store, member_content, record};
 use crate::app::StoreError;
 use crate::app::accounts::{AccountStore, Changed, Created, Credentials, PasswordChange};
@@ -25,6 +26,11 @@ macro_rules! matching {
 }
 const MEMBERS: &str = concat!("SELECT id, name", matching!(), " ORDER BY id LIMIT ? OFFSET ?");
 const COUNT: &str = concat!("SELECT COUNT(*)", matching!());
+
+/// What is kept of a deleted member's id: SHA-256 of the id without case.
+fn digest(id: &MemberId) -> [u8; 32] {
+    Sha256::digest(id.as_str().to_ascii_lowercase()).into()
+}
 
 async fn find(conn: &mut Connection, id: &MemberId) -> sqlx::Result<Option<Credentials>> {
     let row: Option<(String, String, String)> =
@@ -51,6 +57,16 @@ pub(super) async fn remove_member(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM members WHERE id = ?").bind(id.as_str()).execute(&mut *conn).await?;
+    let kept = sqlx::query("INSERT INTO deleted_ids (digest) VALUES (?)")
+        .bind(digest(id).as_slice())
+        .execute(&mut *conn)
+        .await;
+    match kept {
+        Ok(_) => {}
+        // During an update, a process of an earlier version let the id be taken again.
+        Err(error) if is_unique_violation(&error) => {}
+        Err(error) => return Err(error.into()),
+    }
     // Last, so that consumers receive it after the member's other events.
     events.push(Outgoing::new(&DeleteUser { user_id: id.to_string() }, now));
     record(conn, &events, now).await
@@ -103,19 +119,15 @@ impl AccountStore for Store {
                 Err(error) if is_unique_violation(&error) => return Ok(Created::Taken),
                 Err(error) => return Err(error.into()),
             }
-            // Above the notes of a deleted account with the same id, so that they do not end the new
-            // account's sessions.
-            mysql_only!(
-                sqlx::query(
-                    "UPDATE members SET sessions_epoch = \
-                         (SELECT COALESCE(MAX(epoch), 0) FROM session_endings WHERE member_id = ?) \
-                     WHERE id = ?",
-                )
-                .bind(account.id.as_str())
-                .bind(account.id.as_str())
-                .execute(&mut *tx)
-                .await?
-            );
+            // Checked after the insertion, which waits for a concurrent deletion of this id.
+            let was_deleted: Option<i64> =
+                sqlx::query_scalar("SELECT 1 FROM deleted_ids WHERE digest = ?")
+                    .bind(digest(&account.id).as_slice())
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            if was_deleted.is_some() {
+                return Ok(Created::Taken);
+            }
             tx.commit().await?;
             Ok(Created::Created)
         })
@@ -123,10 +135,14 @@ impl AccountStore for Store {
 
     async fn is_taken(&self, id: &MemberId) -> Result<bool, StoreError> {
         let found: Option<i64> = operation!(self, "select", "accounts", async {
-            Ok(sqlx::query_scalar("SELECT 1 FROM members WHERE id_folded = ?")
-                .bind(id.as_str().to_ascii_lowercase())
-                .fetch_optional(self.db.reader())
-                .await?)
+            Ok(sqlx::query_scalar(
+                "SELECT 1 FROM members WHERE id_folded = ? \
+                 UNION ALL SELECT 1 FROM deleted_ids WHERE digest = ? LIMIT 1",
+            )
+            .bind(id.as_str().to_ascii_lowercase())
+            .bind(digest(id).as_slice())
+            .fetch_optional(self.db.reader())
+            .await?)
         })?;
         Ok(found.is_some())
     }
@@ -188,6 +204,7 @@ impl AccountStore for Store {
             let mut ended = sessions_of(&mut tx, &change.member).await?;
             ended.retain(|session| *session != change.keep);
             end_sessions(&mut tx, &ended, change.revoked_until).await?;
+            replace_tokens(&mut tx, &change.member, change.keep, &change.token).await?;
             tx.commit().await?;
             Ok(Changed::Changed { ended })
         })

@@ -159,6 +159,11 @@ const MIGRATIONS: &[Migration] = &[
         description: "how long revocations are kept",
         sql: include_str!("../../../migrations/mysql/0006_revoke_until.sql"),
     },
+    Migration {
+        version: 7,
+        description: "ids of deleted members",
+        sql: include_str!("../../../migrations/mysql/0007_deleted_ids.sql"),
+    },
 ];
 
 /// Core's ports on one database of a server. Clones share its connections.

@@ -15,7 +15,7 @@ use crate::app::StoreError;
 use crate::app::accounts::PasswordChange;
 use crate::app::sessions::OpenSession;
 use crate::domain::account::MemberId;
-use crate::domain::token::SessionId;
+use crate::domain::token::{SessionId, TokenHash};
 
 /// Notes per read.
 const PENDING: i64 = 100;
@@ -29,18 +29,26 @@ pub(in crate::store) struct PendingRevocation {
     /// Sessions below this epoch end.
     pub(in crate::store) epoch: i64,
     /// The session that is kept.
-    pub(in crate::store) keep: Option<SessionId>,
+    pub(in crate::store) keep: Option<KeptSession>,
     /// When the account changed.
     pub(in crate::store) noted_at: DateTime<Utc>,
     /// Until when the revocations are kept, if the sessions end at `noted_at`.
     pub(in crate::store) revoked_until: DateTime<Utc>,
 }
 
+/// The session that is kept, with its only refresh token from now on.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct KeptSession {
+    pub(in crate::store) session: SessionId,
+    /// `None` in notes of a version that kept the tokens.
+    pub(in crate::store) token: Option<TokenHash>,
+}
+
 /// Stores a note to end the member's sessions below the account's epoch.
 async fn note(
     conn: &mut Connection,
     member: &MemberId,
-    keep: Option<SessionId>,
+    keep: Option<KeptSession>,
     revoked_until: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<PendingRevocation, StoreError> {
@@ -57,12 +65,14 @@ async fn note(
         .fetch_one(&mut *conn)
         .await?;
     let noted = sqlx::query(
-        "INSERT INTO session_endings (member_id, epoch, kept_session, noted_at, revoked_until) \
-         VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO session_endings \
+             (member_id, epoch, kept_session, kept_token, noted_at, revoked_until) \
+         VALUES (?, ?, ?, ?, ?, ?)",
     )
     .bind(member.as_str())
     .bind(epoch)
-    .bind(keep.map(|keep| keep.to_string()))
+    .bind(keep.map(|keep| keep.session.to_string()))
+    .bind(keep.and_then(|keep| keep.token).map(|token| token.0.to_vec()))
     .bind(to_micros(now))
     .bind(to_micros(revoked_until))
     .execute(conn)
@@ -151,7 +161,7 @@ impl MysqlStore {
             if !replace_password(&mut tx, change).await? {
                 return Ok(None);
             }
-            let keep = Some(change.keep);
+            let keep = Some(KeptSession { session: change.keep, token: Some(change.token) });
             let pending =
                 note(&mut tx, &change.member, keep, change.revoked_until, change.now).await?;
             tx.commit().await?;
@@ -187,7 +197,7 @@ impl MysqlStore {
     ) -> Result<Vec<PendingRevocation>, StoreError> {
         let rows = retried!(async {
             Ok(sqlx::query(
-                "SELECT id, member_id, epoch, kept_session, noted_at, revoked_until \
+                "SELECT id, member_id, epoch, kept_session, kept_token, noted_at, revoked_until \
                  FROM session_endings ORDER BY id LIMIT ?",
             )
             .bind(PENDING)
@@ -213,11 +223,14 @@ impl MysqlStore {
 }
 
 fn pending(row: &Row) -> Result<PendingRevocation, StoreError> {
+    let kept = row.try_get::<Option<&str>, _>("kept_session")?.map(session_id).transpose()?;
+    let token: Option<Vec<u8>> = row.try_get("kept_token")?;
+    let token = token.and_then(|token| token.try_into().ok()).map(TokenHash);
     Ok(PendingRevocation {
         id: row.try_get("id")?,
         member: MemberId::trusted(row.try_get::<String, _>("member_id")?),
         epoch: row.try_get("epoch")?,
-        keep: row.try_get::<Option<&str>, _>("kept_session")?.map(session_id).transpose()?,
+        keep: kept.map(|session| KeptSession { session, token }),
         noted_at: time(row.try_get("noted_at")?)?,
         revoked_until: time(row.try_get("revoked_until")?)?,
     })

@@ -92,6 +92,36 @@ async fn insert_token(
     Ok(())
 }
 
+/// Makes `token` the only refresh token of a session of the member, if the session is there.
+pub(super) async fn replace_tokens(
+    conn: &mut Connection,
+    member: &MemberId,
+    session: SessionId,
+    token: &TokenHash,
+) -> sqlx::Result<()> {
+    let id = session.to_string();
+    // Locks the session's row first, as every change of its tokens does.
+    let advanced = sqlx::query(
+        "UPDATE sessions SET generation = generation + 1 WHERE id = ? AND member_id = ?",
+    )
+    .bind(&id)
+    .bind(member.as_str())
+    .execute(&mut *conn)
+    .await?;
+    if advanced.rows_affected() == 0 {
+        return Ok(());
+    }
+    sqlx::query("DELETE FROM refresh_tokens WHERE session_id = ?")
+        .bind(&id)
+        .execute(&mut *conn)
+        .await?;
+    let generation: i64 = sqlx::query_scalar("SELECT generation FROM sessions WHERE id = ?")
+        .bind(&id)
+        .fetch_one(&mut *conn)
+        .await?;
+    insert_token(conn, session, token, generation).await
+}
+
 /// Marks the presented token used and makes its successor current.
 async fn advance(
     conn: &mut Connection,

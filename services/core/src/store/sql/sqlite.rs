@@ -130,6 +130,11 @@ const MIGRATIONS: &[Migration] = &[
         description: "how long revocations are kept",
         sql: include_str!("../../../migrations/sqlite/0007_revoke_until.sql"),
     },
+    Migration {
+        version: 8,
+        description: "ids of deleted members",
+        sql: include_str!("../../../migrations/sqlite/0008_deleted_ids.sql"),
+    },
 ];
 
 /// Core's ports on one SQLite file.
