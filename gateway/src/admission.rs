@@ -266,6 +266,10 @@ impl AdmissionFilter {
                 "the ended sessions have not been loaded yet".into(),
             );
         }
+        if !self.authenticator.visitors.is_shared() {
+            let missing = "core's key for visitors' pseudonyms has not been loaded";
+            unready.insert("visitors".to_owned(), missing.into());
+        }
         if stopping {
             essential = true;
             unready.insert("gateway".to_owned(), "stopping".into());

@@ -64,6 +64,7 @@ use auth::revocation::Revocations;
 use auth::revocation::stream::RevocationStream;
 use auth::sliding::SlidingSessions;
 use auth::tokens::{TokenRules, TokenVerifier};
+use auth::visitor::Visitors;
 use connection::ConnectionLimits;
 use descriptors::ConnectionCounts;
 use landing_page::LandingPage;
@@ -332,6 +333,8 @@ fn start_admission(
         Some(stream) => follow!("ended sessions", revocations, follow_stream, stream),
         None => follow!("ended sessions", revocations, follow, mesh),
     }
+    let visitors = Arc::new(Visitors::default());
+    follow!("visitor key", visitors, follow, mesh);
     follow!("rate limits", rates, evict_idle);
     follow!("API description", api, follow, routes, mesh);
 
@@ -356,13 +359,7 @@ fn start_admission(
         started: Instant::now(),
         was_ready: AtomicBool::new(false),
         routes,
-        authenticator: Authenticator {
-            tokens,
-            revocations,
-            sliding,
-            secret: secret.clone(),
-            clock,
-        },
+        authenticator: Authenticator { tokens, revocations, sliding, visitors },
         upstreams,
         origins: OriginPolicy::new(settings.allowed_origins.clone()),
         trusted_proxies: TrustedProxies {

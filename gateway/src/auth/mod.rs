@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 use http::header::{CACHE_CONTROL, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
-use tourin_chassis::clock::SharedClock;
 use tourin_chassis::http::{Message, fields, messages as shared};
 use tourin_chassis::identity::Subject;
-use tourin_chassis::secret::Secret;
 use tourin_chassis::session_cookies::{CookieNames, SessionCookies};
 use tourin_chassis::telemetry::Span;
 
@@ -27,6 +25,7 @@ use crate::routes::Access;
 use revocation::{Freshness, Revocations};
 use sliding::{Outcome, Renewal, SlidingSessions};
 use tokens::{Member, TokenError, TokenVerifier};
+use visitor::Visitors;
 
 /// How long a public call waits for the renewal of an expired cookie before it counts as a visitor's.
 /// Short, because such a call need not depend on core.
@@ -71,10 +70,8 @@ pub struct Authenticator {
     pub revocations: Arc<Revocations>,
     /// Renews sessions that are carried by cookies.
     pub sliding: Arc<SlidingSessions>,
-    /// Salts visitors' pseudonyms.
-    pub secret: Secret,
-    /// Current time.
-    pub clock: SharedClock,
+    /// Names visitors.
+    pub visitors: Arc<Visitors>,
 }
 
 /// An admitted caller.
@@ -141,8 +138,7 @@ impl Authenticator {
     }
 
     fn visitor(&self, address: IpAddr) -> Subject {
-        let pseudonym = visitor::pseudonym(&self.secret, self.clock.now(), address);
-        Subject::Visitor { pseudonym }
+        Subject::Visitor { pseudonym: self.visitors.pseudonym(address) }
     }
 
     /// The session to end: that of a token with a valid signature, expired or not. `None` if there is

@@ -1,29 +1,132 @@
 //! Pseudonyms for visitors without a session.
 //!
 //! Services count visitors without identifying them. A pseudonym is a keyed hash of the visitor's
-//! network (IPv4 address, IPv6 /64). The key changes every day (UTC), so a pseudonym is the same at
-//! every gateway for a day, and cannot be linked to the next day's. The User-Agent is left out: a
-//! client could choose it to count many times. Visitors behind one address count as one.
+//! network (IPv4 address, IPv6 /64). The key is random; core gives all gateways the same one and
+//! destroys it when the day is over (UTC), as the gateway does. So a pseudonym is the same at every
+//! gateway for a day, cannot be linked to the next day's, and cannot be computed again later.
+//!
+//! Without core the gateway uses a random key of its own: a visitor may then count once per gateway.
+//!
+//! The User-Agent is left out: a client could choose it to count many times. Visitors behind one
+//! address count as one.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, Mac};
+use serde::Deserialize;
 use sha2::Sha256;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tourin_chassis::secret::Secret;
 
 use crate::limits::network_of;
+use crate::mesh_client::{CORE, MeshClient};
 
-const PURPOSE: &str = "tourin/visitor/v1/";
+const PATH: &str = "/internal/visitor-key";
+const TIMEOUT: Duration = Duration::from_millis(2_000);
+const RETRY_AFTER: Duration = Duration::from_millis(1_000);
+/// Between two requests for a key, so that a wrong clock does not keep core busy.
+const MIN_WAIT: Duration = Duration::from_millis(250);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+const MAX_RESPONSE_BYTES: usize = 1 << 10;
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// Characters of base32 that are kept: 130 bits.
 const LENGTH: usize = 26;
 
-/// The visitor's pseudonym of the day.
-pub fn pseudonym(secret: &Secret, now: DateTime<Utc>, address: IpAddr) -> String {
-    let key = secret.derive_key(&format!("{PURPOSE}{}", now.date_naive()));
+type Key = [u8; 32];
+
+/// Core's response.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KeyOfTheDay {
+    key: String,
+    ms_left: u64,
+}
+
+/// The visitors of a day.
+pub struct Visitors {
+    key: ArcSwap<Key>,
+    is_shared: AtomicBool,
+}
+
+impl Default for Visitors {
+    /// With a random key of this process.
+    fn default() -> Self {
+        Self { key: ArcSwap::from_pointee(random_key()), is_shared: AtomicBool::new(false) }
+    }
+}
+
+impl Visitors {
+    /// The pseudonym of a visitor today.
+    pub fn pseudonym(&self, address: IpAddr) -> String {
+        pseudonym(&self.key.load(), address)
+    }
+
+    /// Whether the key is core's, and so that of all gateways.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// Gets each day's key from core, until `stop`.
+    pub async fn follow(&self, mesh: MeshClient, stop: CancellationToken) {
+        stop.run_until_cancelled(self.keep_key(mesh)).await;
+    }
+
+    async fn keep_key(&self, mesh: MeshClient) {
+        let mut membership = mesh.directory().changed();
+        let mut key_ends = Instant::now() + DAY;
+        loop {
+            match key_of_the_day(&mesh).await {
+                Ok((key, left)) => {
+                    self.key.store(Arc::new(key));
+                    self.is_shared.store(true, Ordering::Relaxed);
+                    key_ends = Instant::now() + left.clamp(MIN_WAIT, DAY);
+                    tokio::time::sleep_until(key_ends).await;
+                }
+                Err(error) => {
+                    // A key is replaced after its day also when core cannot be asked.
+                    if Instant::now() >= key_ends {
+                        key_ends = Instant::now() + DAY;
+                        self.key.store(Arc::new(random_key()));
+                        self.is_shared.store(false, Ordering::Relaxed);
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "no shared key for visitors' pseudonyms; using one of this gateway's own"
+                        );
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY_AFTER) => {}
+                        Ok(()) = membership.changed() => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn key_of_the_day(mesh: &MeshClient) -> anyhow::Result<(Key, Duration)> {
+    let response = mesh.get(CORE, PATH, TIMEOUT, MAX_RESPONSE_BYTES).await?;
+    // The parser's error is dropped, because it may contain the key.
+    let of_today: KeyOfTheDay =
+        serde_json::from_slice(&response).ok().context("core's response cannot be read")?;
+    let key = URL_SAFE_NO_PAD.decode(of_today.key).ok().and_then(|key| key.try_into().ok());
+    Ok((key.context("core's visitor key is malformed")?, Duration::from_millis(of_today.ms_left)))
+}
+
+fn random_key() -> Key {
+    Secret::random().derive_key("tourin/visitor")
+}
+
+fn pseudonym(key: &Key, address: IpAddr) -> String {
     let mut mac =
-        <Hmac<Sha256> as Mac>::new_from_slice(&key).expect("HMAC accepts a key of any length");
+        <Hmac<Sha256> as Mac>::new_from_slice(key).expect("HMAC accepts a key of any length");
     mac.update(network_of(address).to_string().as_bytes());
     let digest = mac.finalize().into_bytes();
     let mut name = String::from("anon:");
@@ -44,8 +147,6 @@ fn base32(bytes: &[u8]) -> impl Iterator<Item = char> + '_ {
 
 #[cfg(test)]
 mod tests {
-    use chrono::{TimeDelta, TimeZone};
-
     use super::*;
 
     #[test]
@@ -56,27 +157,33 @@ mod tests {
     }
 
     #[test]
-    fn the_same_visitor_has_one_name_a_day() {
-        let secret = Secret::random();
-        let noon = Utc.with_ymd_and_hms(2026, 5, 4, 12, 0, 0).unwrap();
+    fn a_visitor_has_one_name_per_key() {
+        let key = [7; 32];
         let address: IpAddr = "203.0.113.9".parse().unwrap();
-        let name = pseudonym(&secret, noon, address);
+        let name = pseudonym(&key, address);
         assert_eq!(name.len(), "anon:".len() + LENGTH);
         assert!(name["anon:".len()..].bytes().all(|byte| ALPHABET.contains(&byte)));
-        assert_eq!(name, pseudonym(&secret, noon + TimeDelta::hours(11), address));
-        for other in [
-            pseudonym(&secret, noon + TimeDelta::hours(12), address),
-            pseudonym(&secret, noon, "203.0.113.10".parse().unwrap()),
-            pseudonym(&Secret::random(), noon, address),
-        ] {
+        assert_eq!(name, pseudonym(&key, address));
+        for other in
+            [pseudonym(&[8; 32], address), pseudonym(&key, "203.0.113.10".parse().unwrap())]
+        {
             assert_ne!(name, other);
         }
     }
 
+    /// The keys depend on nothing that an attacker may get hold of later, such as the mesh's secret.
+    #[test]
+    fn two_processes_have_nothing_in_common_before_core_gives_them_a_key() {
+        let address: IpAddr = "203.0.113.9".parse().unwrap();
+        let [one, other] = [Visitors::default(), Visitors::default()];
+        assert!(!one.is_shared());
+        assert_ne!(one.pseudonym(address), other.pseudonym(address));
+        assert_eq!(one.pseudonym(address), one.pseudonym(address));
+    }
+
     #[test]
     fn a_whole_ipv6_network_is_one_visitor() {
-        let (secret, now) = (Secret::random(), Utc.with_ymd_and_hms(2026, 5, 4, 12, 0, 0).unwrap());
-        let name = |address: &str| pseudonym(&secret, now, address.parse().unwrap());
+        let name = |address: &str| pseudonym(&[7; 32], address.parse().unwrap());
         assert_eq!(name("2001:db8::1"), name("2001:db8::ffff:2"));
         assert_ne!(name("2001:db8::1"), name("2001:db8:0:1::1"));
         assert_eq!(name("::ffff:203.0.113.9"), name("203.0.113.9"));

@@ -18,6 +18,7 @@ use crate::app::sessions::{Outcomes, Sessions};
 use crate::app::signing::SigningKeys;
 use crate::app::spots::Spots;
 use crate::app::views::Views;
+use crate::app::visitor_keys::VisitorKeys;
 use crate::config::Settings;
 use crate::http::{AppState, CookieSettings};
 use crate::store::Store;
@@ -75,6 +76,7 @@ pub(crate) fn assemble(
         accounts: Arc::new(accounts),
         sessions: Arc::new(sessions),
         revocations,
+        visitor_keys: Arc::new(VisitorKeys::new(store.visitor_keys(), clock())),
         keys,
         cookies: CookieSettings {
             idle: TimeDelta::seconds(settings.tokens.session_cookie_idle_s.into()),

@@ -74,6 +74,7 @@ impl Service {
             .route("/internal/revocations", get(revocations))
             .route("/internal/access-tokens", post(access_tokens))
             .route("/internal/openapi.json", get(openapi))
+            .route("/internal/visitor-key", get(visitor_key))
             .fallback(echo)
             .with_state(Arc::clone(&service.inner));
         let stop = service.stop.clone();
@@ -192,6 +193,10 @@ async fn access_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Res
     let cookie = format!("access_token={token}; Path=/; Max-Age=9; HttpOnly; Core=Own");
     let issued = json!({"accessToken": token, "setCookie": cookie});
     axum::Json(if is_open { issued } else { Value::Null }).into_response()
+}
+
+async fn visitor_key() -> axum::Json<Value> {
+    axum::Json(json!({"key": "A".repeat(43), "msLeft": 3_600_000}))
 }
 
 async fn openapi(State(inner): State<Arc<Inner>>) -> Response {

@@ -15,6 +15,7 @@ pub mod signing;
 pub mod spots;
 mod tokens;
 pub mod views;
+pub mod visitor_keys;
 
 /// A failure of the engine behind a port. Callers can only pass it on.
 #[derive(Debug, thiserror::Error)]

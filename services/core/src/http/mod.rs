@@ -16,6 +16,7 @@ mod revocations;
 mod spots;
 #[cfg(test)]
 mod tests;
+mod visitor_keys;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use crate::app::content::Content;
 use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
 use crate::app::signing::SigningKeys;
+use crate::app::visitor_keys::VisitorKeys;
 
 /// What the handlers need; cheap to clone.
 #[derive(Clone)]
@@ -41,6 +43,8 @@ pub struct AppState {
     pub sessions: Arc<Sessions>,
     /// The log of ended sessions that gateways follow.
     pub revocations: Arc<Revocations>,
+    /// The key of the day for visitors' pseudonyms.
+    pub visitor_keys: Arc<VisitorKeys>,
     /// The keys that sign and verify access tokens.
     pub keys: Arc<SigningKeys>,
     /// How the session's cookies are set.
@@ -60,6 +64,7 @@ pub fn router(state: AppState) -> axum::Router {
         .merge(members::router())
         .merge(jwks::router())
         .merge(revocations::router())
+        .merge(visitor_keys::router())
         .merge(spots::router())
         .merge(bookmarks::router())
         .merge(reviews::router())

@@ -23,6 +23,7 @@ use crate::app::revocations::RevocationLog;
 use crate::app::sessions::SessionStore;
 use crate::app::spots::SpotStore;
 use crate::app::views::ViewStore;
+use crate::app::visitor_keys::VisitorKeyStore;
 
 /// The database in the data folder.
 pub(crate) const DATABASE_FILE: &str = "core.sqlite3";
@@ -135,6 +136,11 @@ impl Store {
 
     /// The views.
     pub fn views(&self) -> Arc<dyn ViewStore> {
+        on_database!(self, store => Arc::new(store.clone()))
+    }
+
+    /// The key of the day for visitors' pseudonyms.
+    pub fn visitor_keys(&self) -> Arc<dyn VisitorKeyStore> {
         on_database!(self, store => Arc::new(store.clone()))
     }
 

@@ -1,12 +1,15 @@
 //! Calls of other services: all spots, and the number of waiting events.
 
+use chrono::TimeDelta;
+use http::StatusCode;
 use serde_json::json;
+use tourin_chassis::identity::Subject;
 use tourin_shared_events::outbox::OutboxStore as _;
 use tourin_shared_events::outbox::testing::recorded;
 
 use super::refused;
 use super::spots::with_spots;
-use crate::testing::service;
+use crate::testing::{TestCore, service};
 
 #[tokio::test]
 async fn internal_calls_are_for_services() {
@@ -65,4 +68,35 @@ async fn a_replica_walks_over_all_spots() {
     assert_eq!(walked[0]["tags"], json!(["역사", "건축/조형"]));
     let bad = core.call("GET", "/internal/tour-spots?after=x", Some(&service), None).await;
     refused(&bad, 422, "invalid", "after");
+}
+
+/// Whoever has a copy of the store, the mesh's secret and every address cannot name last week's
+/// visitors: the keys that could are overwritten.
+#[tokio::test]
+async fn the_key_of_the_day_is_for_gateways_and_changes_with_the_day() {
+    let core = TestCore::start().await;
+    let path = "/internal/visitor-key";
+    let other = Subject::Service { name: "recommendation".to_owned() };
+    for stranger in [None, Some(&other)] {
+        let answer = core.call("GET", path, stranger, None).await;
+        refused(&answer, 403, "forbidden", "");
+    }
+    let ask = async || {
+        let answer = core.call("GET", path, Some(&service()), None).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        assert_eq!(answer.header("cache-control"), "no-store");
+        let body = answer.json();
+        (body["key"].as_str().unwrap().to_owned(), body["msLeft"].as_u64().unwrap())
+    };
+    let (today, left) = ask().await;
+    assert_eq!(ask().await.0, today);
+    core.clock.advance(TimeDelta::milliseconds(left.cast_signed()) - TimeDelta::milliseconds(1));
+    assert_eq!(ask().await, (today.clone(), 1));
+    core.clock.advance(TimeDelta::milliseconds(1));
+    let (tomorrow, left) = ask().await;
+    assert_eq!(left, 86_400_000);
+    assert_ne!(tomorrow, today);
+    // The clock is set back: the key of that day is gone.
+    core.clock.advance(TimeDelta::days(-1));
+    assert_eq!(ask().await.0, tomorrow);
 }

@@ -43,6 +43,7 @@ mod races;
 mod rotation;
 mod sessions;
 mod sqlite;
+mod visitor_keys;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tourin_chassis::pruning::PassLog;

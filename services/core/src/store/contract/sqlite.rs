@@ -6,7 +6,7 @@ use tourin_shared_events::outbox::Wake;
 use tourin_shared_events::outbox::testing::recorded;
 
 use super::*;
-use super::{accounts, clocks, races, rotation, sessions};
+use super::{accounts, clocks, races, rotation, sessions, visitor_keys};
 use crate::store::sqlite::SqliteStore;
 
 async fn store(dir: &tempfile::TempDir) -> SqliteStore {
@@ -24,6 +24,11 @@ macro_rules! suite {
 }
 
 every_scenario!(suite);
+
+suite! {
+    visitor_keys::a_days_key_is_one_and_is_gone_the_day_after,
+    visitor_keys::a_clock_that_was_years_ahead_leaves_no_key_behind,
+}
 
 suite! {
     accounts::a_page_of_members_and_the_total_are_of_one_moment,

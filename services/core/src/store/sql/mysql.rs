@@ -102,6 +102,8 @@ mod spots;
 mod store;
 #[path = "views.rs"]
 mod views;
+#[path = "visitor_keys.rs"]
+mod visitor_keys;
 
 use std::sync::Arc;
 
@@ -163,6 +165,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 7,
         description: "ids of deleted members",
         sql: include_str!("../../../migrations/mysql/0007_deleted_ids.sql"),
+    },
+    Migration {
+        version: 8,
+        description: "key of the day for visitors",
+        sql: include_str!("../../../migrations/mysql/0008_visitor_key.sql"),
     },
 ];
 

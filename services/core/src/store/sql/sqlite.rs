@@ -74,6 +74,8 @@ mod spots;
 mod store;
 #[path = "views.rs"]
 mod views;
+#[path = "visitor_keys.rs"]
+mod visitor_keys;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -134,6 +136,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 8,
         description: "ids of deleted members",
         sql: include_str!("../../../migrations/sqlite/0008_deleted_ids.sql"),
+    },
+    Migration {
+        version: 9,
+        description: "key of the day for visitors",
+        sql: include_str!("../../../migrations/sqlite/0009_visitor_key.sql"),
     },
 ];
 
