@@ -158,6 +158,9 @@ impl TokenVerifier {
         if header.crit.is_some() {
             return Err(TokenError::Invalid);
         }
+        if !header.typ.as_deref().is_some_and(is_access_token) {
+            return Err(TokenError::Invalid);
+        }
         let kid = header.kid.ok_or(TokenError::Invalid)?;
         let key = match self.keys.lookup(&kid).await {
             Lookup::Found(key) => key,
@@ -199,6 +202,12 @@ impl TokenVerifier {
             Err(TokenError::Expired(member))
         }
     }
+}
+
+/// Whether a `typ` is that of access tokens (RFC 9068, 4). Media types have no case, and `application/`
+/// may be left out (RFC 7515, 4.1.9).
+fn is_access_token(typ: &str) -> bool {
+    ["at+jwt", "application/at+jwt"].iter().any(|name| typ.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]

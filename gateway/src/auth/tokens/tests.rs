@@ -61,8 +61,19 @@ impl Issuer {
     }
 
     fn sign(&self, algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
+        self.sign_as(Some("at+jwt"), algorithm, kid, claims)
+    }
+
+    fn sign_as(
+        &self,
+        typ: Option<&str>,
+        algorithm: Algorithm,
+        kid: Option<&str>,
+        claims: &Value,
+    ) -> String {
         let mut header = Header::new(algorithm);
         header.kid = kid.map(str::to_owned);
+        header.typ = typ.map(str::to_owned);
         let key = match algorithm {
             Algorithm::EdDSA => {
                 EncodingKey::from_ed_der(self.ed.to_pkcs8_der().unwrap().as_bytes())
@@ -129,6 +140,16 @@ async fn tokens_that_are_not_cores_are_refused() {
         ("another's key", stranger.sign(Algorithm::EdDSA, Some("ed"), &claims)),
         ("no kid", issuer.sign(Algorithm::EdDSA, None, &claims)),
     ];
+    // Another kind of JWT that the same key may sign one day, such as an ID token.
+    for (what, typ) in [
+        ("no type", None),
+        ("any JWT", Some("JWT")),
+        ("an ID token", Some("id+jwt")),
+        ("a type that only begins so", Some("at+jwt2")),
+        ("an empty type", Some("")),
+    ] {
+        bad.push((what, issuer.sign_as(typ, Algorithm::EdDSA, Some("ed"), &claims)));
+    }
     for (what, name, value) in [
         ("another issuer", "iss", json!("evil")),
         ("no issuer", "iss", Value::Null),
@@ -148,6 +169,10 @@ async fn tokens_that_are_not_cores_are_refused() {
         assert_eq!(issuer.verdict(&token).await, Err(TokenError::Invalid), "{what}");
     }
     assert!(issuer.verdict(&good).await.is_ok());
+    for typ in ["AT+JWT", "application/at+jwt"] {
+        let good = issuer.sign_as(Some(typ), Algorithm::EdDSA, Some("ed"), &claims);
+        assert!(issuer.verdict(&good).await.is_ok(), "{typ}");
+    }
 }
 
 #[tokio::test]

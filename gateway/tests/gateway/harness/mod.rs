@@ -252,6 +252,7 @@ impl Issuer {
 
     pub fn sign(&self, claims: &Value) -> String {
         let mut header = Header::new(Algorithm::EdDSA);
+        header.typ = Some("at+jwt".to_owned());
         header.kid = Some(self.kid.clone());
         let der = self.key.to_pkcs8_der().unwrap();
         encode(&header, claims, &EncodingKey::from_ed_der(der.as_bytes())).unwrap()

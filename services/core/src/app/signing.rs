@@ -8,7 +8,7 @@ use ed25519_dalek::pkcs8::EncodePrivateKey;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use sha2::{Digest, Sha256};
 
-use crate::domain::token::Claims;
+use crate::domain::token::{Claims, TOKEN_TYPE};
 
 /// A public key as a JSON Web Key (RFC 7517, RFC 8037).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ impl SigningKeys {
         }
         let mut header = Header::new(Algorithm::EdDSA);
         header.kid = Some(public[0].kid.clone());
+        // RFC 9068, 2.1: so that no other JWT of this key can pass for an access token.
+        header.typ = Some(TOKEN_TYPE.to_owned());
         Ok(Self { current: EncodingKey::from_ed_der(der.as_bytes()), header, public })
     }
 
@@ -105,7 +107,9 @@ mod tests {
         let previous = SigningKey::from_bytes(&[1; 32]).verifying_key();
         let keys = SigningKeys::new(&SigningKey::from_bytes(&[7; 32]), &[previous]).unwrap();
         let token = keys.sign(&claims()).unwrap();
-        let kid = jsonwebtoken::decode_header(&token).unwrap().kid.unwrap();
+        let header = jsonwebtoken::decode_header(&token).unwrap();
+        assert_eq!(header.typ.as_deref(), Some("at+jwt"));
+        let kid = header.kid.unwrap();
         let published = keys.public().iter().find(|key| key.kid == kid).unwrap();
 
         let mut expected = Validation::new(Algorithm::EdDSA);

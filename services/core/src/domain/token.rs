@@ -28,6 +28,9 @@ pub const ISSUER: &str = "tourin-core";
 /// The `aud` of every access token.
 pub const AUDIENCE: &str = "tourin";
 
+/// The `typ` in the header of every access token (RFC 9068, 2.1).
+pub const TOKEN_TYPE: &str = "at+jwt";
+
 const DERIVATION: &[u8] = b"tourin/refresh/v1";
 
 /// The operating system gave no random bytes.
