@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tourin_chassis::http::{HttpLimits, operators_router, serve};
+use tourin_chassis::http::{HttpLimits, guard_operators, operators_router, serve};
 use tourin_chassis::identity::IdentityVerifier;
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::secret::Secret;
@@ -40,11 +40,12 @@ pub async fn serve_operators(
     listener: TcpListener,
     metrics: Metrics,
     state: ReadinessState,
-    secret: Secret,
+    (secret, hosts): (Secret, Vec<String>),
     stop: Shutdown,
 ) {
     let router = operators_router(&metrics, IdentityVerifier::new(&secret, GATEWAY))
         .merge(Router::new().route("/readyz", get(readiness)).with_state(state));
+    let router = guard_operators(router, &hosts);
     let limits = HttpLimits { concurrent_requests: CONCURRENT_REQUESTS, ..HttpLimits::default() };
     if let Err(error) = serve(listener, router, &limits, stop, DRAIN).await {
         tracing::error!(%error, "the operators' listener failed");

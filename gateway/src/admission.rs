@@ -11,7 +11,7 @@ use pingora::http::RequestHeader;
 use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::proxy::Session;
 use tokio::sync::watch;
-use tourin_chassis::identity::IdentitySigner;
+use tourin_chassis::identity::{IdentitySigner, Subject};
 use tourin_registry_api::UNREACHABLE;
 
 use crate::auth::cookies::CookiePolicy;
@@ -188,12 +188,18 @@ impl AdmissionFilter {
         if !self.upstreams.is_up(&route.service) {
             return Err(Response::unavailable(messages::no_instance_is_up(&route.service)));
         }
+        let is_personal = match access {
+            Access::Public => false,
+            Access::Optional => matches!(subject, Subject::Member { .. }),
+            Access::Logout | Access::Anonymous | Access::Session | Access::Role(_) => true,
+        };
         let identity = self.signer.sign(&subject, &route.service);
         self.rewrite(session, path, asked.as_ref())?;
         ctx.admitted = Some(Admitted {
             identity,
             client,
             cookies,
+            is_personal,
             body_limit,
             first_byte_timeout: route.first_byte_timeout.unwrap_or(self.limits.first_byte_timeout),
             deadline: Instant::now() + route.total_timeout.unwrap_or(self.limits.total_timeout),

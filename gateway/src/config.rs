@@ -59,6 +59,15 @@ pub struct Settings {
         default_value = "127.0.0.1:0"
     )]
     pub admin_listen: SocketAddr,
+    /// Name by which operators ask for that listener, besides addresses, localhost and names without a
+    /// dot; repeatable. Requests with another Host get 403
+    #[arg(
+        long = "admin-host",
+        env = "TOURIN_GATEWAY_ADMIN_HOSTS",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub admin_hosts: Vec<String>,
     /// Route table (TOML) [default: the one built in, which covers the whole contract]
     #[arg(long, env = "TOURIN_GATEWAY_ROUTES", value_name = "FILE")]
     pub routes: Option<PathBuf>,

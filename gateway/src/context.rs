@@ -64,6 +64,8 @@ pub struct Admitted {
     pub client: Client,
     /// The session cookies of the client.
     pub cookies: SessionCookies,
+    /// Whether the response is for this caller alone.
+    pub is_personal: bool,
     /// Largest body in bytes.
     pub body_limit: u64,
     /// Longest wait for the response's first byte.
@@ -99,9 +101,10 @@ impl Default for RequestContext {
 }
 
 impl RequestContext {
-    /// Begins the request's span, once its route is known.
-    pub fn begin(&mut self, service: &Service, header: &RequestHeader) {
-        let request = self.request(&header.method);
+    /// Begins the request's span, once its route is known. The sender's sampling decision counts if the
+    /// sender `is_trusted`.
+    pub fn begin(&mut self, service: &Service, header: &RequestHeader, is_trusted: bool) {
+        let request = HttpRequest { sender_decides: is_trusted, ..self.request(&header.method) };
         self.trace = Some(service.deferred(&header.headers, &request, self.started_at));
     }
 
@@ -120,10 +123,10 @@ impl RequestContext {
 
     fn request<'a>(&'a self, method: &'a Method) -> HttpRequest<'a> {
         HttpRequest {
-            method,
             route: Some(self.route_name()),
             // Probes come every few seconds and say nothing new.
             unsampled: self.own_path.is_some_and(|path| path.ends_with('z')),
+            ..HttpRequest::new(method, None)
         }
     }
 

@@ -2,7 +2,7 @@
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, SERVER, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    TRANSFER_ENCODING, UPGRADE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -263,6 +263,7 @@ pub fn prepare_response(
     if let Some(value) = trace_response {
         response.insert_header(TRACE_RESPONSE_HEADER, value)?;
     }
+    response.insert_header(X_CONTENT_TYPE_OPTIONS, "nosniff")?;
     response.insert_header("x-request-id", request_id.clone())
 }
 
@@ -402,6 +403,15 @@ mod tests {
         assert_eq!(response.headers["traceresponse"], "ours");
         let mut names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["content-type", "traceresponse", "x-pagination-page", "x-request-id"]);
+        assert_eq!(
+            names,
+            [
+                "content-type",
+                "traceresponse",
+                "x-content-type-options",
+                "x-pagination-page",
+                "x-request-id"
+            ]
+        );
     }
 }

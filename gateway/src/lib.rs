@@ -194,7 +194,7 @@ impl Gateway {
                     admission: Arc::clone(&admission),
                     stopping: shutdown.clone(),
                 },
-                secret,
+                (secret, settings.admin_hosts.clone()),
                 end.clone(),
             ),
         );

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::header::CACHE_CONTROL;
 use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -24,6 +25,7 @@ use tourin_chassis::telemetry::{Service, method_name};
 
 use crate::admission::AdmissionFilter;
 use crate::attempt::Attempt;
+use crate::auth::PERSONAL;
 use crate::connection::Connection;
 use crate::context::RequestContext;
 use crate::mesh_client::CORE;
@@ -152,7 +154,10 @@ impl ProxyHttp for Proxy {
         headers::forbid_upgrade(session.req_header_mut());
         headers::apply_version(session);
         let path = self.admission.locate(session.req_header(), ctx);
-        ctx.begin(&self.service, session.req_header());
+        let is_trusted = ctx.connection.as_ref().is_some_and(|connection| {
+            self.admission.trusted_proxies.contains(connection.peer.ip())
+        });
+        ctx.begin(&self.service, session.req_header(), is_trusted);
         let trace = ctx.span().trace_id();
         ctx.request_id = headers::request_id(&session.req_header().headers, trace.as_deref());
         let span = ctx.span().handle();
@@ -296,6 +301,9 @@ impl ProxyHttp for Proxy {
             }
         }
         if let Some(admitted) = &ctx.admitted {
+            if admitted.is_personal && !response.status.is_informational() {
+                response.insert_header(CACHE_CONTROL, PERSONAL)?;
+            }
             let policy = &self.admission.cookies;
             policy.check(&admitted.client, admitted.cookies, &response.headers);
         }
@@ -427,7 +435,7 @@ impl ProxyHttp for Proxy {
         }
         let current = ctx.span().enter();
         tracing::info!(
-            %method,
+            method = method_name(method),
             route = ctx.route_name(),
             status,
             duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),

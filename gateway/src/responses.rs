@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY,
-    WWW_AUTHENTICATE,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
@@ -224,7 +224,7 @@ impl Response {
     /// Pingora's, which the statuses and headers made here do not cause.
     pub fn render(&self, language: Language) -> pingora::Result<(ResponseHeader, Bytes)> {
         let body = self.body(language);
-        let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 9))?;
+        let mut head = ResponseHeader::build(self.status, Some(self.headers.len() + 10))?;
         if let Body::Refusal { message, .. } = &self.body {
             head.insert_header(CONTENT_LANGUAGE, message.language(language).tag())?;
             head.append_header(VARY, "accept-language")?;
@@ -237,6 +237,7 @@ impl Response {
         if !matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             head.insert_header(CONTENT_LENGTH, body.len())?;
         }
+        head.insert_header(X_CONTENT_TYPE_OPTIONS, "nosniff")?;
         if !self.cacheable {
             head.insert_header(CACHE_CONTROL, "no-store")?;
         }
@@ -252,7 +253,7 @@ impl Response {
         let body = self.body(Language::English);
         let reason = self.status.canonical_reason().unwrap_or_default();
         let head = format!(
-            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-language: en\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n",
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-language: en\r\ncontent-length: {}\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n",
             self.status.as_u16(),
             body.len(),
         );

@@ -216,3 +216,42 @@ async fn one_invalid_element_of_a_list_affects_no_other() {
     let answer = raw(gateway.addr, request).await;
     assert_eq!(answer.body["headers"]["tracestate"], "a=1,b=3", "{answer:?}");
 }
+
+#[tokio::test]
+async fn personal_answers_are_for_no_cache_and_types_are_not_guessed() {
+    let (_mesh, core, gateway) = Mesh::complete().await;
+    let token = core.issuer.token("member01", "s1");
+    let personal = Some("private, no-store");
+    for (token, method, path, cache_control) in [
+        (Some(&token), "GET", "/api/auth/me", personal),
+        (Some(&token), "GET", "/api/recommendations/trend", personal),
+        (Some(&token), "GET", "/api/tour-spots", personal),
+        (None, "POST", "/api/auth/login", personal),
+        (None, "POST", "/api/auth/logout", personal),
+        (None, "GET", "/api/tour-spots", None),
+        (None, "GET", "/api/users", None),
+        (None, "GET", "/api/auth/me", Some("no-store")),
+        (None, "GET", "/nowhere", Some("no-store")),
+        (None, "GET", "/readyz", Some("no-store")),
+    ] {
+        let answer = match token {
+            Some(token) => gateway.call_as(token, method, path).await,
+            None => gateway.call(method, path, &[]).await,
+        };
+        assert_eq!(answer.header("cache-control"), cache_control, "{method} {path}: {answer:?}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{method} {path}");
+    }
+    let unreadable = raw(gateway.addr, "GET / HTTP/1.1\r\nHost: h\r\nbad line\r\n\r\n").await;
+    assert_eq!(unreadable.header("x-content-type-options"), Some("nosniff"), "{unreadable:?}");
+}
+
+#[tokio::test]
+async fn operators_pages_answer_to_their_own_names() {
+    let (_mesh, _core, gateway) = Mesh::complete().await;
+    for (host, status) in [("evil.example", 403), ("localhost", 200), ("127.0.0.1", 200)] {
+        let request = gateway.http.get(format!("http://{}/metrics", gateway.admin));
+        let answer = request.header("host", host).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{host}");
+        assert_eq!(answer.headers()["x-content-type-options"], "nosniff", "{host}");
+    }
+}

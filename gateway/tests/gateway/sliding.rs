@@ -61,7 +61,7 @@ async fn many_calls_at_once_with_an_expired_cookie_are_one_renewal() {
     for answer in &answers {
         is_member(answer);
         assert_eq!(answer.set_tokens(), [token.as_str()]);
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        assert_eq!(answer.header("cache-control"), Some("private, no-store"));
     }
     // So is one that comes late with the old cookie, and the new one needs none.
     let late = gateway.call_by_cookie(&expired, "POST", "/api/auth/update-profile").await;
@@ -254,7 +254,7 @@ async fn a_response_that_sets_the_cookie_itself_keeps_its_value() {
     assert_eq!(themed.headers.get_all("set-cookie").iter().count(), 2);
     let cacheable = gateway.call_by_cookie(&expired, "GET", &format!("{ME}?cacheable")).await;
     assert_eq!(cacheable.set_tokens().len(), 1);
-    assert_eq!(cacheable.header("cache-control"), Some("no-store"));
+    assert_eq!(cacheable.header("cache-control"), Some("private, no-store"));
     let cookie = cacheable.header("set-cookie").unwrap();
     assert!(cookie.ends_with("; Path=/; Max-Age=9; HttpOnly; Core=Own"), "core's words: {cookie}");
 }

@@ -233,12 +233,21 @@ async fn of_unsampled_requests_only_failed_ones_are_exported() {
         let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         mesh.register("recommendation", instance, dead).await;
     }
-    let gateway = mesh.gateway(|_| {}).await;
+    let stranger = mesh.gateway(|_| {}).await;
+    let gateway = mesh
+        .gateway(|settings| settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()])
+        .await;
     let unsampled = |trace: &str| format!("00-{trace}-{CALLER}-00");
     let well = new_trace();
     let answer = gateway.call("GET", "/api/users", &[("traceparent", &unsampled(&well))]).await;
     let asked = answer.asked()["headers"]["traceparent"].as_str().unwrap().to_owned();
     assert!(asked.starts_with(&format!("00-{well}-")) && asked.ends_with("-00"), "{asked}");
+
+    // A stranger's decision does not count: all traces are sampled here.
+    let decided = new_trace();
+    let asked = stranger.call("GET", "/api/users", &[("traceparent", &unsampled(&decided))]).await;
+    let asked = asked.asked()["headers"]["traceparent"].as_str().unwrap().to_owned();
+    assert!(asked.starts_with(&format!("00-{decided}-")) && asked.ends_with("-01"), "{asked}");
 
     let failed = new_trace();
     let path = "/api/tour-spots/7/similar";

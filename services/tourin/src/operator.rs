@@ -17,7 +17,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tourin_chassis::config::defaults;
-use tourin_chassis::http::{ApiError, HttpLimits, Message, bind, serve};
+use tourin_chassis::http::{ApiError, HttpLimits, Message, bind, guard_operators, serve};
 use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TraceSettings;
@@ -42,6 +42,15 @@ pub struct OperatorSettings {
         default_value = "127.0.0.1:0"
     )]
     pub operator_listen: SocketAddr,
+    /// Name by which operators ask for that listener, besides addresses, localhost and names without a
+    /// dot; repeatable. Requests with another Host get 403
+    #[arg(
+        long = "operator-host",
+        env = "TOURIN_OPERATOR_HOSTS",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub operator_hosts: Vec<String>,
     /// Spans of the last traces that are kept in memory where no collector is configured
     /// (--zipkin-url, --otlp-url); 0 keeps none
     #[arg(long, env = "TOURIN_TRACE_MEMORY_SPANS", value_name = "COUNT", default_value_t = MemoryLimits::default().spans, value_parser = RangedU64ValueParser::<usize>::new().range(0..=10_000_000))]
@@ -133,6 +142,7 @@ impl Operator {
                 ))
             }),
         };
+        let router = guard_operators(router, &settings.operator_hosts);
         Ok(Self { listener, addr, router })
     }
 

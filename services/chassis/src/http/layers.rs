@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
@@ -18,6 +18,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::caller::verify_identity;
 use super::error::localize_error;
 use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
+use super::operators::no_sniffing;
 use super::{ApiError, Message, messages};
 use crate::health::Health;
 use crate::identity::IdentityVerifier;
@@ -105,6 +106,7 @@ pub fn observed_router(
                 .layer(DefaultBodyLimit::max(limits.body_bytes)),
         )
         .merge(probes)
+        .layer(map_response(no_sniffing))
 }
 
 /// Routes for operators of a program that does not use [`observed_router`]: `/healthz`, `/metrics`

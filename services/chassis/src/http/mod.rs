@@ -10,6 +10,7 @@ mod layers;
 mod message;
 pub mod messages;
 mod observe;
+mod operators;
 mod serve;
 mod shape;
 #[cfg(test)]
@@ -25,5 +26,6 @@ pub use layers::{HttpLimits, observed_router, operators_router, service_router};
 pub use message::check_message;
 pub use message::{Language, Message};
 pub use observe::TRACE_RESPONSE_HEADER;
+pub use operators::guard_operators;
 pub use serve::{BindError, bind, serve};
 pub use shape::read_value;

@@ -51,15 +51,16 @@ pub(super) async fn observe(
     let status = response.status().as_u16();
     span.set_status(status);
     let took = start.elapsed();
-    observer.metrics.http().observe(route, method_name(&method), status, took);
+    let method = method_name(&method);
+    observer.metrics.http().observe(route, method, status, took);
     let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     {
         let _current = span.enter();
         let request_id = request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-");
         if internal && status < 500 {
-            tracing::debug!(%method, route, status, duration_us, request_id, "answered");
+            tracing::debug!(method, route, status, duration_us, request_id, "answered");
         } else {
-            tracing::info!(%method, route, status, duration_us, request_id, "answered");
+            tracing::info!(method, route, status, duration_us, request_id, "answered");
         }
     }
     let headers = response.headers_mut();

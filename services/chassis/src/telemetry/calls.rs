@@ -52,12 +52,15 @@ pub struct HttpRequest<'a> {
     /// Whether it joins a caller's trace but starts none, as the mesh's own heartbeats and long
     /// polls.
     pub unsampled: bool,
+    /// Whether the sender's sampling decision counts. A stranger's does not: it could have all its
+    /// requests recorded, or none. Its trace id is kept in either case.
+    pub sender_decides: bool,
 }
 
 impl<'a> HttpRequest<'a> {
     /// A request for `route`.
     pub fn new(method: &'a Method, route: Option<&'a str>) -> Self {
-        Self { method, route, unsampled: false }
+        Self { method, route, unsampled: false, sender_decides: true }
     }
 
     pub(super) fn name(&self) -> String {

@@ -92,7 +92,7 @@ pub(super) enum HeadDecision {
     Deferred,
     /// By the caller: B3 without ids, a decision for the trace that starts here.
     ForNewTrace(bool),
-    /// By this process: a trace starts here, and its ratio decides.
+    /// By this process: its ratio decides, because a trace starts here or its sender is not trusted.
     ByRatio,
     /// By this process: the work is not worth a trace of its own.
     Unsampled,

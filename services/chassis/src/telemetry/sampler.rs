@@ -11,7 +11,9 @@
 
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
+use opentelemetry_sdk::trace::{
+    IdGenerator, RandomIdGenerator, SamplingDecision, SamplingResult, ShouldSample,
+};
 
 use super::names;
 use super::propagation::HeadDecision;
@@ -41,6 +43,10 @@ impl Sampler {
         let sampled = if above.is_valid() {
             match decision {
                 Some(HeadDecision::Deferred) if above.is_remote() => self.by_ratio(trace, route),
+                // Not by the trace's id, which the sender chose.
+                Some(HeadDecision::ByRatio) if above.is_remote() => {
+                    self.by_ratio(RandomIdGenerator::default().new_trace_id(), route)
+                }
                 // This process dropped its parent.
                 _ if !above.is_sampled() && !above.is_remote() && !span.is_recording() => {
                     return SamplingDecision::Drop;
@@ -203,6 +209,23 @@ mod tests {
             TraceState::default(),
         ));
         assert_eq!(decide(&dropped, SpanKind::Client), SamplingDecision::Drop);
+    }
+
+    /// A stranger who sets the flag, or chooses an id that every ratio samples, gets no more recorded.
+    #[test]
+    fn a_stranger_does_not_decide_what_is_sampled() {
+        for flag in [false, true] {
+            let stranger = caller(flag).with_value(HeadDecision::ByRatio);
+            let none = decide(&sampler(0.0, false), &stranger, "/x");
+            assert_eq!(none, SamplingDecision::Drop, "flag {flag}");
+            let all = decide(&sampler(1.0, false), &stranger, "/x");
+            assert_eq!(all, SamplingDecision::RecordAndSample, "flag {flag}");
+            // Trace 7 is in every ratio above 0 by its id.
+            let some = (0..200).filter(|_| {
+                decide(&sampler(0.5, false), &stranger, "/x") == SamplingDecision::RecordAndSample
+            });
+            assert!((40..160).contains(&some.count()), "flag {flag}");
+        }
     }
 
     #[test]

@@ -124,6 +124,9 @@ impl Service {
         if request.unsampled && !caller.has_active_span() {
             return caller.with_value(HeadDecision::Unsampled);
         }
+        if !request.sender_decides {
+            return caller.with_value(HeadDecision::ByRatio);
+        }
         caller
     }
 

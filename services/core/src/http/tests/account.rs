@@ -112,7 +112,7 @@ async fn me_is_the_account_of_an_open_session() {
     let me = core.call("GET", "/api/auth/me", Some(&hana), None).await;
     let account = json!({"id": "hana12345", "name": "김하나", "email": "hana@example.com"});
     answered(&me, StatusCode::OK, &account);
-    assert_eq!(me.header("cache-control"), "no-store");
+    assert_eq!(me.header("cache-control"), "private, no-store");
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ async fn logging_in_answers_the_account_and_its_tokens_and_sets_the_cookies() {
         )
     );
     assert_eq!(body.as_object().unwrap().len(), 7, "{body}");
-    assert_eq!(answer.header("cache-control"), "no-store");
+    assert_eq!(answer.header("cache-control"), "private, no-store");
     let cookies: Vec<_> =
         answer.headers.get_all(SET_COOKIE).iter().map(|c| c.to_str().unwrap()).collect();
     let access = body["accessToken"].as_str().unwrap();

@@ -28,7 +28,7 @@ async fn a_gateway_gets_a_new_access_token_of_an_open_session() {
     core.clock.advance(TimeDelta::minutes(20));
     let slid = slide(&core, &hana).await;
     assert_eq!(slid.status, StatusCode::OK, "{slid:?}");
-    assert_eq!(slid.header("cache-control"), "no-store");
+    assert_eq!(slid.header("cache-control"), "private, no-store");
     assert_eq!(slid.headers.get(SET_COOKIE), None, "the browser's cookie is not the gateway's");
     let token = slid.json()["accessToken"].as_str().unwrap().to_owned();
     let (old, new) = (claims(first.json()["accessToken"].as_str().unwrap()), claims(&token));
