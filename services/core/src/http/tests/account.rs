@@ -269,9 +269,8 @@ async fn a_password_that_is_sent_along_must_be_right() {
             let body = json!({"email": "thief@example.com", "password": password});
             core.call("POST", "/api/auth/update-profile", Some(&hana), Some(body))
         };
-        let delete = |body: Option<Value>| {
-            core.call("POST", "/api/auth/delete-account", Some(&hana), body)
-        };
+        let delete =
+            |body: Option<Value>| core.call("POST", "/api/auth/delete-account", Some(&hana), body);
         refused(&email(Some("wrong")).await, 401, "unauthenticated", "`password` is wrong");
         refused(&email(Some("")).await, 401, "unauthenticated", "`password` is wrong");
         let wrong = delete(Some(json!({"password": "wrong"}))).await;
