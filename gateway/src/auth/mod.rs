@@ -205,8 +205,8 @@ impl Authenticator {
         verdict
     }
 
-    /// Checks a token, and renews it if it `slides`, as the cookie of that name: cookies do, bearer tokens
-    /// are renewed by their clients. An expired one waits for the renewal for at most `max_wait`.
+    /// Checks a token. One from a cookie `slides`: it is renewed, as the cookie of that name. Clients
+    /// renew bearer tokens. An expired one waits for the renewal for at most `max_wait`.
     async fn authenticate_token(
         &self,
         token: &str,

@@ -118,8 +118,9 @@ pub trait AccountStore: Send + Sync {
     /// [`StoreError`].
     async fn change_password(&self, change: PasswordChange) -> Result<Changed, StoreError>;
 
-    /// Removes the account with the member's content and sessions, keeps a digest of its id so that nobody
-    /// else can take it, and appends `user.delete` to the outbox. Returns the ended sessions; `None` if the account does not exist.
+    /// Removes the account with the member's content and sessions, keeps a digest of its id so that
+    /// nobody else can take it, and appends `user.delete` to the outbox. Returns the ended sessions;
+    /// `None` if the account does not exist.
     ///
     /// # Errors
     /// [`StoreError`].

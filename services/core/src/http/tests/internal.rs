@@ -70,8 +70,8 @@ async fn a_replica_walks_over_all_spots() {
     refused(&bad, 422, "invalid", "after");
 }
 
-/// Whoever has a copy of the store, the mesh's secret and every address cannot name last week's
-/// visitors: the keys that could are overwritten.
+/// An attacker with the store, the mesh's secret and every address cannot name last week's visitors:
+/// the keys that could are overwritten.
 #[tokio::test]
 async fn the_key_of_the_day_is_for_gateways_and_changes_with_the_day() {
     let core = TestCore::start().await;

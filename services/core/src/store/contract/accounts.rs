@@ -116,7 +116,7 @@ pub(super) async fn a_deleted_account_is_gone_with_its_sessions(store: impl Port
     assert_eq!(store.delete(&hana.account.id, at(1_000), at(5)).await.unwrap(), None);
 }
 
-/// Who is mentioned in reviews, or has links to a profile, must not become somebody else.
+/// A link to a member's profile must not lead to another person later.
 pub(super) async fn the_id_of_a_deleted_member_stays_taken(store: impl Ports) {
     let hana = sign_up(&store, "hana12345").await;
     assert!(!store.is_taken(&id("minsu1234")).await.unwrap());
