@@ -122,7 +122,7 @@ async fn tokens_that_are_not_cores_are_refused() {
     let good = issuer.sign(Algorithm::EdDSA, Some("ed"), &claims);
     let parts: Vec<&str> = good.split('.').collect();
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let none = part(&json!({"alg": "none", "typ": "JWT", "kid": "ed"}));
+    let none = part(&json!({"alg": "none", "typ": "at+jwt", "kid": "ed"}));
     let tampered = part(&with(claims.clone(), "sub", json!("somebody1")));
     let stranger = Issuer { ed: SigningKey::from_bytes(&[8; 32]), ..Issuer::new() };
 
