@@ -99,16 +99,12 @@ async fn ack(delivery: Delivery) {
 
 /// Queued, delivered and waiting events are backlog; settled ones are not.
 pub async fn unsettled_deliveries_count_as_backlog(fixture: &impl BusFixture) {
-    let deadline = Instant::now() + SOON;
     let waits = async |is_right: fn(u64) -> bool| {
-        loop {
+        eventually("the backlog", async || {
             let waiting = fixture.subscriber().backlog().await.expect("a backlog");
-            if is_right(waiting) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{waiting} events wait");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            if is_right(waiting) { Ok(()) } else { Err(waiting) }
+        })
+        .await;
     };
     let mut deliveries = subscribe(fixture, users("q")).await;
     fixture.send(vec![view("someone1", 1), view("someone1", 2)]).await;
@@ -317,15 +313,11 @@ async fn dead_letters(fixture: &impl BusFixture) -> Vec<DeadLetter> {
 }
 
 async fn expect_dead_letters(fixture: &impl BusFixture, count: usize) -> Vec<DeadLetter> {
-    let deadline = Instant::now() + SOON;
-    loop {
+    eventually(&format!("{count} dead letters"), async || {
         let letters = dead_letters(fixture).await;
-        if letters.len() == count {
-            return letters;
-        }
-        assert!(Instant::now() < deadline, "{count} are expected: {letters:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        if letters.len() == count { Ok(letters) } else { Err(letters) }
+    })
+    .await
 }
 
 /// Replays exactly the named letters, in their own queue only, and deletes each letter afterwards.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tourin_testbed::eventually;
 
 use super::{
     Commands, Message, ReplyOutcome, ReplyPublisher, RequestError, RequestHandler, RequestSettings,
@@ -162,11 +163,7 @@ where
     let replies = ReplyPublisher::new(bus.clone(), system_clock());
     let outcome = replies.reply(&late, json!({ "n": 1 })).await;
     assert_eq!(outcome, Ok(ReplyOutcome::Sent));
-    let deadline = Instant::now() + SOON;
-    while requests.late() == 0 {
-        assert!(Instant::now() < deadline, "the late reply never came");
-        sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the late reply is there", async || requests.late() > 0).await;
     let _responder = respond(&bus, "one", deliveries);
     let reply = requests.request("one", request(2), SOON).await.expect("a reply");
     assert_eq!(reply.envelope.data["asked"], json!({ "n": 2 }));

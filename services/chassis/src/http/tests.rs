@@ -10,6 +10,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tourin_testbed::eventually_within;
 use tower::ServiceExt;
 
 use super::*;
@@ -270,12 +271,11 @@ async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 
     stop.begin();
-    let refused = async {
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(2), refused).await.expect("new connections refused");
+    // Before the drain is over, which ends with the request.
+    eventually_within(Duration::from_secs(2), "new connections are refused", async || {
+        TcpStream::connect(address).await.is_err()
+    })
+    .await;
 
     release.notify_one();
     let mut text = String::new();

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::routing::post;
 use http::StatusCode;
 use tourin_chassis::telemetry::{Pipeline, Service, TraceSettings};
+use tourin_testbed::eventually;
 
 use crate::readers::{all, serve};
 
@@ -23,16 +24,6 @@ fn counted(pipeline: &Pipeline) -> (u64, u64) {
     (counters.exported.load(std::sync::atomic::Ordering::Relaxed), counters.dropped())
 }
 
-async fn until(what: &str, met: impl Fn() -> bool) {
-    for _ in 0..500 {
-        if met() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("never: {what}");
-}
-
 /// An address where nobody listens.
 async fn dead() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -46,8 +37,8 @@ async fn a_dead_collector_costs_its_spans_and_they_are_counted() {
     let pipeline = Pipeline::start(&settings, None).unwrap();
     spans(&pipeline.service("demo"), 5_000);
     // The queue's hundred, and what the batch in progress holds, still hope.
-    until("4,000 spans dropped", || counted(&pipeline).1 >= 4_000).await;
-    until("all spans dropped", || counted(&pipeline).1 == 5_000).await;
+    eventually("4,000 spans dropped", async || counted(&pipeline).1 >= 4_000).await;
+    eventually("all spans dropped", async || counted(&pipeline).1 == 5_000).await;
     assert_eq!(counted(&pipeline).0, 0);
 }
 
@@ -97,7 +88,7 @@ async fn a_collector_that_fails_for_a_moment_loses_nothing() {
     let settings = TraceSettings { zipkin_url: Some(format!("http://{address}")), ..all() };
     let pipeline = Pipeline::start(&settings, None).unwrap();
     spans(&pipeline.service("demo"), 10);
-    until("all spans taken", || counted(&pipeline) == (10, 0)).await;
+    eventually("all spans taken", async || counted(&pipeline) == (10, 0)).await;
 }
 
 #[tokio::test]
@@ -113,7 +104,7 @@ async fn a_batch_that_is_refused_is_not_sent_again() {
     let pipeline = Pipeline::start(&settings, None).unwrap();
     spans(&pipeline.service("demo"), 3);
     pipeline.flush(Duration::from_secs(5)).await;
-    until("spans counted as lost", || counted(&pipeline) == (0, 3)).await;
+    eventually("spans counted as lost", async || counted(&pipeline) == (0, 3)).await;
     assert!(*calls.lock().unwrap() <= 3, "one call for each batch at most");
 }
 

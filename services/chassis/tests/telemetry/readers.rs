@@ -1,13 +1,13 @@
 //! Places that spans can be read back from.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{Pipeline, TraceSettings};
 use tourin_chassis::trace_viewer;
+use tourin_testbed::eventually;
 
 /// Somewhere that answers Zipkin's read API.
 pub struct Reader {
@@ -29,17 +29,13 @@ impl Reader {
     /// The trace once it has `spans` spans.
     pub async fn trace(&self, id: &str, spans: usize) -> Vec<Value> {
         let path = format!("/api/v2/trace/{id}");
-        let mut seen = Value::Null;
-        for _ in 0..200 {
-            seen = self.get(&path).await.1;
-            if let Some(found) = seen.as_array()
-                && found.len() >= spans
-            {
-                return found.clone();
+        eventually(&format!("{spans} spans at {}{path}", self.base), async || {
+            match self.get(&path).await.1 {
+                Value::Array(found) if found.len() >= spans => Ok(found),
+                other => Err(other),
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("{path} at {} never had {spans} spans: {seen}", self.base);
+        })
+        .await
     }
 }
 

@@ -66,7 +66,7 @@ fn workspace_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The normal dependencies of each crate of the workspace, by name.
+/// The normal dependencies of each crate of the workspace, by name, without the test bed that a feature for tests brings.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
@@ -82,7 +82,11 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .iter()
         .map(|package| {
             let dependencies = package["dependencies"].as_array().unwrap();
-            let normal = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+            let normal = dependencies.iter().filter(|dependency| {
+                let of_tests =
+                    dependency["name"] == "tourin-testbed" && dependency["optional"] == true;
+                dependency["kind"].is_null() && !of_tests
+            });
             (text(&package["name"]), normal.map(|dependency| text(&dependency["name"])).collect())
         })
         .collect()

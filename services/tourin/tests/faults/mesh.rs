@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 use tourin::audit::AuditSettings;
 use tourin_chassis::secret::Secret;
-use tourin_testbed::{Bed, Proxy, Server};
+use tourin_testbed::{Bed, Proxy, Server, eventually_within};
 
 use crate::service::Service;
 
@@ -119,30 +119,15 @@ impl Mesh {
         }
     }
 
-    /// Waits until every service says that it can serve; fails with the last refusals.
-    #[track_caller]
-    pub fn wait_until_ready(&self, limit: Duration) -> impl Future<Output = ()> + '_ {
-        let caller = std::panic::Location::caller();
-        async move {
-            let client = reqwest::Client::builder()
-                .no_proxy()
-                .timeout(Duration::from_secs(2))
-                .build()
-                .unwrap();
-            let deadline = Instant::now() + limit;
-            loop {
-                let refusals = self.refusals(&client).await;
-                if refusals.is_empty() {
-                    return;
-                }
-                assert!(
-                    Instant::now() < deadline,
-                    "{caller}: not ready after {limit:?}:\n{}",
-                    refusals.join("\n")
-                );
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
+    /// Waits until every service is ready; fails with the last refusals.
+    pub async fn wait_until_ready(&self, limit: Duration) {
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().unwrap();
+        eventually_within(limit, "every service is ready", async || {
+            let refusals = self.refusals(&client).await;
+            if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+        })
+        .await;
     }
 
     async fn refusals(&self, client: &reqwest::Client) -> Vec<String> {

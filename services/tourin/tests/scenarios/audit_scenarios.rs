@@ -195,9 +195,9 @@ fn up(folder: &std::path::Path, listen: &str) -> Process {
     up
 }
 
-fn stop(mut process: Process) {
+async fn stop(mut process: Process) {
     process.signal("TERM");
-    assert!(process.wait(Duration::from_secs(10)).success());
+    assert!(process.wait(Duration::from_secs(10)).await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,7 +211,7 @@ async fn an_audit_follows_a_mesh_that_is_restarted() {
     let listen = tourin_testbed::free_address().to_string();
     let first = up(folder.path(), &listen);
     let at_first = registry();
-    stop(first);
+    stop(first).await;
     let second = up(folder.path(), &listen);
     assert_eq!(registry(), at_first, "a restart keeps the ports");
 
@@ -225,16 +225,16 @@ async fn an_audit_follows_a_mesh_that_is_restarted() {
         if members.as_array().unwrap().len() == 4 { Ok(()) } else { Err(members) }
     })
     .await;
-    stop(second);
+    stop(second).await;
     // Somebody else takes the registry's port, and answers nothing.
     let (_, address) = at_first.split_once("http://").unwrap();
     let _taken = std::net::TcpListener::bind(address.trim_end_matches('"')).unwrap();
     let third = up(folder.path(), &listen);
     assert_ne!(registry(), at_first);
-    let ended = audit.wait(Duration::from_secs(60));
+    let ended = audit.wait(Duration::from_secs(60)).await;
     audit.wait_for_line("no difference");
     assert!(ended.success());
-    stop(third);
+    stop(third).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

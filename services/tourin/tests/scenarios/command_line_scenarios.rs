@@ -1,8 +1,8 @@
 //! The `tourin` program as its users meet it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tourin_testbed::free_address;
+use tourin_testbed::{contains, equal, eventually, free_address};
 
 use crate::process::{Process, command};
 
@@ -76,8 +76,8 @@ fn the_short_help_is_what_a_newcomer_sets() {
     }
 }
 
-#[test]
-fn settings_come_from_file_environment_and_flags_in_this_order() {
+#[tokio::test]
+async fn settings_come_from_file_environment_and_flags_in_this_order() {
     let folder = tempfile::tempdir().unwrap();
     let (address, other) = (free_address().to_string(), free_address().to_string());
     let file = folder.path().join("tourin.toml");
@@ -88,7 +88,7 @@ fn settings_come_from_file_environment_and_flags_in_this_order() {
     up.env("TOURIN_CONFIG", &file).env("TOURIN_EPHEMERAL", "1").args(["--listen", &address]);
     let process = Process::start(up);
     process.wait_for_line("Tourin is ready");
-    let spots = get(&format!("http://{address}/api/tour-spots"));
+    let spots = get(&format!("http://{address}/api/tour-spots")).await;
     assert_eq!(spots, serde_json::json!([]), "no-demo is the file's");
     assert!(!unused.exists(), "ephemeral wins over a folder");
 
@@ -101,8 +101,8 @@ fn settings_come_from_file_environment_and_flags_in_this_order() {
     assert!(stderr.contains("unused"), "the folder is the file's: {stderr}");
 }
 
-#[test]
-fn a_setting_of_a_part_is_one_of_up() {
+#[tokio::test]
+async fn a_setting_of_a_part_is_one_of_up() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tourin.toml");
     std::fs::write(&file, "map-spots = 2\naccess-token-s = 40\n").unwrap();
@@ -114,25 +114,22 @@ fn a_setting_of_a_part_is_one_of_up() {
     let process = Process::start(up);
     process.wait_for_line("Tourin is ready");
     let all = "minLat=33&minLng=124&maxLat=39&maxLng=132";
-    let map = get(&format!("http://{address}/api/tour-spots/map?{all}"));
+    let map = get(&format!("http://{address}/api/tour-spots/map?{all}")).await;
     assert_eq!(map.as_array().map(Vec::len), Some(2), "the file's, of core: {map}");
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let client = reqwest::Client::new();
-        let post = async |path: &str, body: &serde_json::Value| {
-            let request = client.post(format!("http://{address}/api/auth/{path}")).json(body);
-            request.send().await.expect("an answer")
-        };
-        let mut member = serde_json::json!({
-            "id": "keeper001", "password": "Tour1n!pass", "name": "Keeper", "email": "k@example.com",
-        });
-        assert_eq!(post("signup", &member).await.status(), 201);
-        let answer = post("login", &member).await.json::<serde_json::Value>().await.unwrap();
-        assert_eq!(answer["expiresIn"], 7, "the variable's, before the file's: {answer}");
-        member["name"] = "x".repeat(300).into();
-        assert_eq!(post("signup", &member).await.status(), 413, "the flag's, of the gateway");
+    let client = reqwest::Client::new();
+    let post = async |path: &str, body: &serde_json::Value| {
+        let request = client.post(format!("http://{address}/api/auth/{path}")).json(body);
+        request.send().await.expect("an answer")
+    };
+    let mut member = serde_json::json!({
+        "id": "keeper001", "password": "Tour1n!pass", "name": "Keeper", "email": "k@example.com",
     });
+    assert_eq!(post("signup", &member).await.status(), 201);
+    let answer = post("login", &member).await.json::<serde_json::Value>().await.unwrap();
+    assert_eq!(answer["expiresIn"], 7, "the variable's, before the file's: {answer}");
+    member["name"] = "x".repeat(300).into();
+    assert_eq!(post("signup", &member).await.status(), 413, "the flag's, of the gateway");
 }
 
 #[test]
@@ -163,17 +160,14 @@ fn every_program_warns_of_unknown_variables() {
     }
 }
 
-fn get(url: &str) -> serde_json::Value {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let answer = reqwest::get(url).await.expect("an answer");
-        assert!(answer.status().is_success(), "{url}: {}", answer.status());
-        answer.json().await.expect("JSON")
-    })
+async fn get(url: &str) -> serde_json::Value {
+    let answer = reqwest::get(url).await.expect("an answer");
+    assert!(answer.status().is_success(), "{url}: {}", answer.status());
+    answer.json().await.expect("JSON")
 }
 
-#[test]
-fn a_route_to_an_absent_service_does_not_stop_the_start() {
+#[tokio::test]
+async fn a_route_to_an_absent_service_does_not_stop_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let routes = folder.path().join("routes.toml");
     let absent =
@@ -184,24 +178,20 @@ fn a_route_to_an_absent_service_does_not_stop_the_start() {
     up.args(["up", "--ephemeral", "--listen", &address, "--routes"]).arg(&routes);
     let process = Process::start(up);
     process.wait_for_line("Tourin is ready");
-    let spots = get(&format!("http://{address}/api/tour-spots"));
+    let spots = get(&format!("http://{address}/api/tour-spots")).await;
     assert!(!spots.as_array().unwrap().is_empty());
-    assert_eq!(status(&format!("http://{address}/api/absent")), 503);
+    assert_eq!(status(&format!("http://{address}/api/absent")).await, 503);
     // Clients are sent here all the same, once it has waited a while.
-    let deadline = Instant::now() + crate::world::TIMEOUT;
-    while status(&format!("http://{address}/readyz")) != 200 {
-        assert!(Instant::now() < deadline, "not ready in time");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let readyz = format!("http://{address}/readyz");
+    eventually("the gateway is ready", async || equal(status(&readyz).await, 200)).await;
 }
 
-fn status(url: &str) -> u16 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { reqwest::get(url).await.expect("an answer").status().as_u16() })
+async fn status(url: &str) -> u16 {
+    reqwest::get(url).await.expect("an answer").status().as_u16()
 }
 
-#[test]
-fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time() {
+#[tokio::test]
+async fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time() {
     let folder = tempfile::tempdir().unwrap();
     let address = free_address().to_string();
     let up = || {
@@ -218,26 +208,20 @@ fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time() {
     });
 
     let mut first = up();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let status = runtime.block_on(async {
-        let client = reqwest::Client::new();
-        let request = client.post(format!("http://{address}/api/auth/signup")).json(&sign_up);
-        request.send().await.expect("an answer").status()
-    });
-    assert_eq!(status, 201);
-    let asked = Instant::now();
+    let request = reqwest::Client::new().post(format!("http://{address}/api/auth/signup"));
+    let answer = request.json(&sign_up).send().await.expect("an answer");
+    assert_eq!(answer.status(), 201);
     first.signal("INT");
-    assert!(first.wait(Duration::from_secs(5)).success());
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(first.wait(Duration::from_secs(5)).await.success());
 
     let mut second = up();
-    assert_eq!(get(&url)[0]["id"], "keeper001");
+    assert_eq!(get(&url).await[0]["id"], "keeper001");
     second.signal("TERM");
-    assert!(second.wait(Duration::from_secs(5)).success());
+    assert!(second.wait(Duration::from_secs(5)).await.success());
 }
 
-#[test]
-fn import_loads_the_good_rows_and_names_the_bad_ones() {
+#[tokio::test]
+async fn import_loads_the_good_rows_and_names_the_bad_ones() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let file = folder.path().join("spots.csv");
@@ -270,7 +254,8 @@ fn import_loads_the_good_rows_and_names_the_bad_ones() {
     up.args(["up", "--no-demo", "--listen", &address, "--data-dir"]).arg(&data);
     let process = Process::start(up);
     process.wait_for_line("Tourin is ready");
-    let found = get(&format!("http://{address}/api/tour-spots?query=%EC%98%A8%EB%88%84%EB%A6%AC"));
+    let found =
+        get(&format!("http://{address}/api/tour-spots?query=%EC%98%A8%EB%88%84%EB%A6%AC")).await;
     let names: Vec<_> = found.as_array().unwrap().iter().map(|spot| &spot["name"]).collect();
     assert_eq!(names, ["가온누리 전망대", "다온누리 광장"]);
     // An import while the mesh runs reaches the other service too.
@@ -284,11 +269,10 @@ fn import_loads_the_good_rows_and_names_the_bad_ones() {
     let output = more.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let url = format!("http://{address}/api/tour-spots/900001/similar?k=10");
-    let deadline = Instant::now() + crate::world::TIMEOUT;
-    while !get(&url).to_string().contains("라온누리") {
-        assert!(Instant::now() < deadline, "the imported spot never reached recommendation");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("recommendation knows the imported spot", async || {
+        contains(get(&url).await.to_string(), "라온누리")
+    })
+    .await;
 }
 
 #[test]

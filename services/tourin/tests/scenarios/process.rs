@@ -6,6 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use tourin_testbed::eventually_within;
+
 use crate::world::TIMEOUT;
 
 /// A program of the workspace. Cargo gives a test the path of its own package's programs only; the
@@ -72,16 +74,11 @@ impl Process {
     }
 
     /// Waits for the end, at most `limit`.
-    #[track_caller]
-    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child to wait for") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "still running after {limit:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    pub async fn wait(&mut self, limit: Duration) -> ExitStatus {
+        eventually_within(limit, "the process ends", async || {
+            self.child.try_wait().expect("a child to wait for").ok_or("it runs")
+        })
+        .await
     }
 }
 

@@ -142,7 +142,7 @@ async fn the_four_services_form_the_same_mesh() {
 
     for process in [&mut services.gateway, &mut services.core, &mut services.recommendation[0]] {
         process.signal("TERM");
-        assert!(process.wait(Duration::from_secs(5)).success());
+        assert!(process.wait(Duration::from_secs(5)).await.success());
     }
 }
 
@@ -252,5 +252,5 @@ async fn a_service_that_waits_for_its_database_can_be_stopped() {
     let reason = unready.text().await.unwrap();
     assert!(reason.contains("waiting for mysql at 127.0.0.1"), "{reason}");
     core.signal("TERM");
-    assert_eq!(core.wait(Duration::from_secs(5)).code(), Some(0));
+    assert_eq!(core.wait(Duration::from_secs(5)).await.code(), Some(0));
 }
