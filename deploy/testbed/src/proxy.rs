@@ -193,7 +193,7 @@ impl Proxy {
 }
 
 fn lock(behaviour: &Shared) -> MutexGuard<'_, Behaviour> {
-    behaviour.lock().expect("nobody panics with it")
+    behaviour.lock().expect("no panic under the lock")
 }
 
 /// A bound port refuses connections until a socket listens on it.

@@ -1,4 +1,4 @@
-//! The proxy does what a test asks of it, at once.
+//! Changes of the proxy take effect at once.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
@@ -16,7 +16,7 @@ const SOON: Duration = Duration::from_secs(10);
 /// How long nothing must happen.
 const A_WHILE: Duration = Duration::from_millis(100);
 
-/// A server that gives back what it is sent, with a mark of its own before each piece.
+/// A server that echoes what it is sent, with its own mark before each piece.
 async fn server(mark: u8) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -35,7 +35,7 @@ async fn server(mark: u8) -> SocketAddr {
     address
 }
 
-/// What the server says to it; none when the connection is cut.
+/// The server's response; `None` when the connection is cut.
 async fn ask(connection: &mut TcpStream, request: &[u8]) -> Option<Vec<u8>> {
     connection.write_all(request).await.ok()?;
     let mut answer = vec![0; request.len() + 1];
@@ -112,7 +112,7 @@ async fn a_request_is_cut_once_before_or_after_the_server_hears_of_it() {
         proxy.cut_at(b"INSERT", b"COMMIT", cut);
         assert_eq!(ask(&mut connection, b"BEGIN").await.unwrap(), b"1BEGIN");
         assert_eq!(ask(&mut connection, b"INSERT").await.unwrap(), b"1INSERT");
-        // Another connection's, which has not sent what comes before.
+        // Another connection, which has not sent `after`, is not cut.
         assert_eq!(ask(&mut connect(&proxy).await, b"COMMIT").await.unwrap(), b"1COMMIT");
         assert!(ask(&mut connection, b"a COMMIT b").await.is_none(), "{cut:?}");
         assert_eq!(ask(&mut connect(&proxy).await, b"COMMIT").await.unwrap(), b"1COMMIT");

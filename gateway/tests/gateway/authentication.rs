@@ -16,14 +16,14 @@ async fn a_session_is_known_by_header_or_cookie() {
     let cookies = format!("theme=dark; access_token={token}; refresh_token=r");
     let by_cookie = gateway.call("GET", "/api/auth/me", &[("cookie", &cookies)]).await;
     assert_eq!(by_cookie.asked()["subject"], expected);
-    // Tokens stop here; the refresh token is core's business.
+    // A service gets no access token. Core needs the refresh token.
     let headers = &by_cookie.asked()["headers"];
     assert_eq!(headers["cookie"], "theme=dark; refresh_token=r");
     assert!(by_header.asked()["headers"].get("authorization").is_none());
-    // The header wins, also when it is the worse of the two.
+    // The header wins, also when it is the invalid one.
     let both = [("cookie", cookies.as_str()), ("authorization", "Bearer nonsense")];
     gateway.call("GET", "/api/auth/me", &both).await.assert_refused(401, "unauthenticated");
-    // A service is told who somebody is for itself only.
+    // Recommendation gets an identity that is signed for it.
     let trend = gateway.call_as(&token, "GET", "/api/recommendations/trend").await;
     assert_eq!(trend.asked()["subject"], expected);
 }
@@ -60,7 +60,7 @@ async fn without_a_good_token_there_is_no_session() {
         let answer = gateway.call_as(&token, "GET", "/api/auth/me").await;
         answer.assert_refused(401, "unauthenticated");
         assert!(answer.header("www-authenticate").unwrap().contains("invalid_token"), "{what}");
-        // Where no session is needed, it is as good as none.
+        // Where no session is needed, an invalid token is ignored.
         let public = gateway.call_as(&token, "GET", "/api/users").await;
         assert_eq!(public.asked()["subject"]["kind"], "visitor", "{what}");
     }
@@ -86,7 +86,7 @@ async fn a_visitor_has_a_pseudonym_and_no_address() {
     assert_eq!(
         first,
         name(&gateway.call("GET", "/api/users", &another).await),
-        "nobody is two by saying so"
+        "the User-Agent makes no difference"
     );
 }
 
@@ -150,7 +150,7 @@ async fn a_logout_counts_at_once_here_and_soon_everywhere() {
     assert_eq!(public.asked()["subject"]["kind"], "visitor");
     assert_eq!(other.call_as(&bystander, "GET", "/api/auth/me").await.status, 200);
 
-    // One that starts later reads the log from its start.
+    // A gateway that starts later reads the log from its start.
     let late = mesh.gateway(|_| {}).await;
     late.call_as(&token, "GET", "/api/auth/me").await.assert_refused(401, "unauthenticated");
 }
@@ -178,7 +178,7 @@ async fn a_call_that_ends_a_session_needs_no_live_token() {
     assert_eq!(gateway.call("POST", logout, &[]).await.asked()["subject"]["kind"], "visitor");
     assert_eq!(core.renewals(), 0, "what is to end is not renewed");
 
-    // Another site's page makes nobody leave, whatever the browser sends along for it.
+    // Another site's page ends no session, with or without the browser's cookies.
     for cookie in [&[][..], &[("cookie", "refresh_token=r")]] {
         for from in [("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")] {
             let headers: Vec<_> = cookie.iter().copied().chain([from]).collect();
@@ -219,7 +219,7 @@ async fn when_core_is_silent_sessions_are_served_or_denied_as_configured() {
         assert!(refused.header("retry-after").is_some());
     }
     assert_eq!(serving.call_as(&token, "GET", "/api/recommendations/trend").await.status, 200);
-    // A key that cannot be asked about is no reason for a 401.
+    // While core is unreachable a token with an unknown key is answered 503, not 401.
     let unknown = Issuer::new(9, "key-9").token("member01", "s1");
     eventually("core is known to be unreachable", || async {
         serving.call_as(&unknown, "GET", "/api/recommendations/trend").await.status == 503

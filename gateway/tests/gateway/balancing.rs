@@ -1,4 +1,4 @@
-//! Where requests go, and where they go instead.
+//! The choice of instances, and retries at other ones.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -66,7 +66,7 @@ async fn a_dead_instance_fails_no_request() {
     mesh.register("core", "core-0", dead.local_addr().unwrap()).await;
     drop(dead);
     let gateway = mesh.gateway(|_| {}).await;
-    // A write is retried as well: the dead one never saw it.
+    // A write is retried as well, because nothing was sent to the dead instance.
     let counts = count(&gateway, "POST", "/api/auth/login", 10).await;
     assert_eq!(counts, BTreeMap::from([("core-1".to_owned(), 10)]));
     assert_eq!(core.calls(), 10, "each request arrived once");
@@ -112,8 +112,8 @@ async fn an_instance_that_drains_gets_nothing_new() {
     assert_eq!(leaving.calls(), before);
 }
 
-/// A service that answers one request per connection and, asked again on it, closes: what an idle
-/// connection looks like after the other side has closed it.
+/// A service that answers one request per connection and closes it at the next, as a server does that has
+/// just closed an idle connection.
 async fn answers_once(listener: TcpListener) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -137,7 +137,7 @@ async fn a_stale_connection_is_retried_only_where_that_is_safe() {
     let gateway = mesh.starting_gateway(|_| {}).await;
     eventually("core is known", || async { gateway.get("/api/users").await.status == 200 }).await;
 
-    // Every other request meets a connection that dies under it.
+    // Every second request is sent on a connection that is closed then.
     for _ in 0..6 {
         assert_eq!(gateway.get("/api/users").await.status, 200);
     }
@@ -150,7 +150,7 @@ async fn a_stale_connection_is_retried_only_where_that_is_safe() {
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 1);
 }
 
-/// Reads a request and then does as told.
+/// Reads a request, writes `answer`, and closes the connection.
 async fn broken(listener: TcpListener, answer: &'static [u8]) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -170,14 +170,14 @@ async fn an_instance_that_breaks_off_is_not_asked_twice() {
     tokio::spawn(broken(listener, b""));
     let gateway = mesh.gateway(|_| {}).await;
 
-    // Reading and idempotent writing go on to the other one, with their bodies.
+    // Idempotent requests are sent again to the other instance, with their bodies.
     assert_eq!(count(&gateway, "GET", "/api/users", 6).await["core-1"], 6);
     for _ in 0..4 {
         let url = format!("{}/api/users?n=1", gateway.url);
         let answer = gateway.send(gateway.http.get(url).body("body")).await;
         assert_eq!(answer.asked()["body"], 4);
     }
-    // A write may have taken effect, and so it does not.
+    // A write that may have taken effect is not sent again.
     let mut statuses = Vec::new();
     for _ in 0..4 {
         statuses.push(gateway.call("POST", "/api/auth/login", &[]).await.status);
@@ -198,7 +198,7 @@ async fn half_an_answer_is_not_passed_off_as_one() {
         answer.await.is_ok_and(|answer| answer.status() == 200)
     })
     .await;
-    // The cut may reach the client before the answer's head has, or after.
+    // The client may see the cut before the answer's head, or after it.
     let request = gateway.http.get(format!("{}/api/users", gateway.url)).send();
     let whole = async { request.await?.bytes().await };
     assert!(whole.await.is_err());

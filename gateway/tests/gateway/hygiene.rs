@@ -1,4 +1,4 @@
-//! What is let through of a request's header, and what of an answer's.
+//! Which headers of requests and responses pass the gateway.
 
 use tourin_gateway::client_address::ForwardingHeader;
 
@@ -103,7 +103,7 @@ async fn access_is_decided_by_the_path_that_the_service_reads() {
     for target in ["/api/users/%zz", "/api/users/%", "*"] {
         raw(gateway.addr, ask(target)).await.assert_refused(400, "malformed");
     }
-    // Spelt otherwise, but one path all the same: judged as what it is.
+    // Other spellings of a path have the access rules of that path.
     for target in ["/api/auth/%6De", "http://h/api/auth/me"] {
         raw(gateway.addr, ask(target)).await.assert_refused(401, "unauthenticated");
     }
@@ -136,7 +136,7 @@ async fn requests_with_two_possible_ends_are_refused() {
     ] {
         raw(gateway.addr, ask(fields, body)).await.assert_refused(400, "malformed");
     }
-    // Its end is plain, but nobody here can unpack it.
+    // The framing is unambiguous, but gzip is not supported.
     let zipped = ask("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n");
     raw(gateway.addr, zipped).await.assert_refused(501, "unsupported");
     raw(gateway.addr, "GET /api/users HTTP/1.1\r\nConnection: close\r\n\r\n")
@@ -191,7 +191,7 @@ async fn one_invalid_element_of_a_list_affects_no_other() {
         let cookies = answer.body["headers"].get("cookie").map(ToString::to_string);
         assert!(!cookies.unwrap_or_default().contains(&token), "{fields}");
     }
-    // What the proxy has added counts, whatever the client had sent.
+    // The address that the proxy appended counts, whatever the client sent.
     for fields in [
         "X-Forwarded-For: \u{e9}\", 203.0.113.9\r\n",
         "X-Forwarded-For: what?\r\nX-Forwarded-For: 203.0.113.9\r\n",

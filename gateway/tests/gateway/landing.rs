@@ -77,7 +77,7 @@ async fn a_route_to_a_service_that_never_comes_is_503_and_no_more() {
     let absent =
         "[[route]]\npath = \"/api/nobody\"\nservice = \"nobody\"\nmethods = { GET = \"public\" }\n";
     std::fs::write(&routes, format!("{}\n{absent}", tourin_gateway::routes::BUILT_IN)).unwrap();
-    // Ready in time, which this waits for.
+    // Waits until the gateway is ready.
     let gateway = mesh.gateway(|settings| settings.routes = Some(routes.clone())).await;
     let ready = gateway.get("/readyz").await;
     assert_eq!((ready.status, &ready.body["status"]), (200, &"degraded".into()), "{ready:?}");

@@ -87,7 +87,7 @@ async fn a_stop_lets_requests_in_flight_finish_and_nothing_else() {
     eventually("the request is in progress", || async { core.held() == 1 }).await;
 
     gateway.stop.begin();
-    // An idle connection ends at once, and nobody gets a new one.
+    // Idle connections are closed at once, and new ones are refused.
     let mut nothing = Vec::new();
     tokio::time::timeout(Duration::from_secs(2), idle.read_to_end(&mut nothing))
         .await
@@ -98,7 +98,7 @@ async fn a_stop_lets_requests_in_flight_finish_and_nothing_else() {
     })
     .await;
     assert!(!gateway.running.is_finished());
-    // Operators are still answered, and told why no client should be sent here.
+    // The operators' listener still answers, and readiness has the reason.
     let ready = gateway.http.get(format!("http://{}/readyz", gateway.admin)).send().await.unwrap();
     assert_eq!(ready.status(), 503);
     let report: serde_json::Value = ready.json().await.unwrap();

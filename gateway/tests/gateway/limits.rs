@@ -75,7 +75,7 @@ async fn a_slow_head_is_cut_off_as_a_whole() {
         settings.client_first_byte_ms = 300;
     })
     .await;
-    // A byte now and then keeps no connection.
+    // A slow head does not keep its connection.
     let (mut read, mut write) = TcpStream::connect(gateway.addr).await.unwrap().into_split();
     let start = Instant::now();
     let dripping = tokio::spawn(async move {
@@ -94,7 +94,7 @@ async fn a_slow_head_is_cut_off_as_a_whole() {
     assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
     dripping.abort();
 
-    // One that says nothing is closed without a word.
+    // A silent connection is closed without a response.
     let mut idle = TcpStream::connect(gateway.addr).await.unwrap();
     answer.clear();
     tokio::time::timeout(Duration::from_secs(5), idle.read_to_end(&mut answer))
@@ -120,7 +120,7 @@ async fn a_kept_connection_serves_again_and_again() {
         }
         assert!(answer.starts_with("HTTP/1.1 200 OK"));
     }
-    // Its bounds hold for every request on it.
+    // The bounds hold for every request of a connection.
     stream.write_all(b"GET /api/us").await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
@@ -154,7 +154,7 @@ async fn an_unread_response_ends_at_its_time_limit() {
     stream.write_all(b"GET /api/users?flood HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     eventually("the answer has begun", || async { core.held() == 1 }).await;
     // The client does not read, so the gateway cannot write.
-    eventually("the gateway has given it up", || async { core.held() == 0 }).await;
+    eventually("the gateway has closed the connection", || async { core.held() == 0 }).await;
 }
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn silent_connections_of_one_client_leave_room_for_others() {
         settings.client_first_byte_ms = 600_000;
     })
     .await;
-    // From another address of this machine than everybody else's.
+    // From another address of this machine than the other client's.
     let connect = async || {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
@@ -180,7 +180,7 @@ async fn silent_connections_of_one_client_leave_room_for_others() {
     let closed = tokio::time::timeout(Duration::from_secs(5), one_more.read(&mut buffer)).await;
     assert!(matches!(closed.expect("closed at once"), Ok(0) | Err(_)));
     assert_eq!(gateway.get("/api/users").await.status, 200, "another client");
-    // The eight are served, and one that goes makes room.
+    // The eight are served, and one that closes makes room.
     let ask = b"GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n";
     idle[0].write_all(ask).await.unwrap();
     assert!(idle[0].read(&mut buffer).await.unwrap() > 0);
@@ -266,7 +266,7 @@ async fn a_client_may_send_its_next_request_early() {
          GET /api/users?n=3 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
     );
     let (mut read, mut write) = TcpStream::connect(gateway.addr).await.unwrap().into_split();
-    // In pieces, so that heads are cut anywhere.
+    // In pieces that end anywhere in the heads.
     let pieces = requests.into_bytes();
     for piece in pieces.chunks(97) {
         write.write_all(piece).await.unwrap();

@@ -1,6 +1,5 @@
-//! Scenarios through a real gateway, with a real registry and services that answer as told.
+//! Scenarios through a real gateway and registry, with fake services.
 
-// What cannot be unwrapped here fails its test, with its place.
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod harness;

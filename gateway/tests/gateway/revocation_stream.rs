@@ -10,8 +10,7 @@ use crate::harness::{Mesh, Service, TestGateway};
 use tourin_gateway::{Settings, StalePolicy};
 use tourin_testbed::{Proxy, Server, eventually, given};
 
-/// Keys of a test's own on the test bed's Redis, written to as core does, and a way to it that can
-/// be cut.
+/// A test's own keys in the test bed's Redis, written as core does, behind a proxy that can be cut.
 struct Redis {
     url: String,
     prefix: String,
@@ -20,7 +19,7 @@ struct Redis {
 }
 
 impl Redis {
-    /// With the way closed.
+    /// Behind a closed proxy.
     async fn unreachable() -> Self {
         let url = given(Server::Redis);
         let client = redis::Client::open(url.as_str()).unwrap();
@@ -57,7 +56,7 @@ impl Redis {
         both.query_async::<()>(&mut self.connection).await.unwrap();
     }
 
-    /// Settings that lead here by the way.
+    /// Settings with this Redis, through the proxy.
     fn settle(&self, settings: &mut Settings) {
         settings.sessions.redis_url = Some(self.way.url(&self.url).parse().unwrap());
         settings.sessions.session_redis_prefix.clone_from(&self.prefix);
@@ -87,7 +86,7 @@ async fn mesh() -> (Mesh, Service) {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
-    // Nobody needs core for this.
+    // Gateways that read the stream do not ask core.
     core.withhold_ended_sessions();
     (mesh, core)
 }
@@ -109,7 +108,7 @@ async fn an_ended_session_is_soon_refused_by_every_gateway() {
     // Milliseconds as a rule; a busy machine must not fail it.
     assert!(ended.elapsed() < Duration::from_secs(10), "{:?}", ended.elapsed());
 
-    // What the stream has for others to read, or by mistake, is no obstacle.
+    // Entries that cannot be read are skipped.
     let mut odd = redis::cmd("XADD");
     odd.arg(redis.key("revocations")).arg("*").arg("session").arg("s3").arg("until").arg("soon");
     odd.query_async::<()>(&mut redis.connection).await.unwrap();
@@ -198,12 +197,12 @@ async fn a_stream_that_was_lost_is_read_anew_and_what_had_ended_stays_ended() {
     until_refused(&gateway, &core, "s2").await;
     redis.append("log-b", "5-1", "s3").await;
     until_refused(&gateway, &core, "s3").await;
-    // The same under the same name, as after a fail-over to a replica that lagged behind.
+    // The same stream, shorter, as after a fail-over to a replica that lagged behind.
     let stream = redis.key("revocations");
     redis.connection.del::<_, ()>(&stream).await.unwrap();
     redis.append("log-b", "3-0", "s4").await;
     until_refused(&gateway, &core, "s4").await;
-    // A new one that is further than the old one ever was.
+    // A new stream whose ids are above all of the old one's.
     redis.empty().await;
     redis.append("log-c", "4-0", "s5").await;
     redis.append("log-c", "9-0", "s6").await;

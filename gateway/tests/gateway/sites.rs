@@ -50,10 +50,10 @@ async fn another_sites_page_cannot_write_with_the_members_cookies() {
         let answer = gateway.call("PUT", "/api/tour-spot-reviews/1/likes", &headers).await;
         assert_eq!(answer.status, status, "{headers:?}");
     }
-    // The refresh token alone is a cookie to lean on as well.
+    // The refresh cookie alone authorises a call, too.
     let stolen = [("cookie", "refresh_token=r"), ("origin", "https://evil.example")];
     gateway.call("POST", "/api/auth/reissue", &stolen).await.assert_refused(403, "forbidden");
-    // Log-in and sign-up lean on no cookie, so none that is left over stands in their way.
+    // Log-in and sign-up use no cookie, so a stale one makes no difference.
     for path in ["/api/auth/login", "/api/auth/signup"] {
         for left in ["refresh_token=r", cookie.as_str(), "access_token=x; refresh_token=r"] {
             let headers = [("cookie", left), ("origin", "https://tourin.example")];
@@ -61,7 +61,7 @@ async fn another_sites_page_cannot_write_with_the_members_cookies() {
             assert_eq!(answer.asked()["subject"]["kind"], "visitor", "{path} {left}");
         }
     }
-    // Reading is not writing.
+    // A read is allowed.
     let read = [("cookie", cookie.as_str()), ("origin", "https://evil.example")];
     assert_eq!(gateway.call("GET", "/api/auth/me", &read).await.status, 200);
 }

@@ -11,7 +11,7 @@ use crate::harness::{Mesh, Response, Service, TestGateway};
 
 const ME: &str = "/api/auth/me";
 
-/// A mesh whose gateway gives tokens no second more than they say.
+/// A mesh whose gateway allows no difference of clocks.
 async fn exact() -> (Mesh, Service, TestGateway) {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
@@ -63,7 +63,7 @@ async fn many_calls_at_once_with_an_expired_cookie_are_one_renewal() {
         assert_eq!(answer.set_tokens(), [token.as_str()]);
         assert_eq!(answer.header("cache-control"), Some("private, no-store"));
     }
-    // So is one that comes late with the old cookie, and the new one needs none.
+    // A late call with the old cookie gets the same token. The new token is not due.
     let late = gateway.call_by_cookie(&expired, "POST", "/api/auth/update-profile").await;
     is_member(&late);
     assert_eq!(late.set_tokens(), [token.as_str()]);
@@ -76,7 +76,7 @@ async fn many_calls_at_once_with_an_expired_cookie_are_one_renewal() {
 #[tokio::test]
 async fn many_calls_over_the_moment_of_expiry_are_all_answered() {
     let (_mesh, core, gateway) = exact().await;
-    // A token that is about to end: some of the calls still find it good.
+    // A token that is about to expire: for some of the calls it is still valid.
     let token = core.issuer.aged("s1", 9, 10);
     let began = Instant::now();
     let mut calls = 0;

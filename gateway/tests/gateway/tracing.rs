@@ -1,4 +1,4 @@
-//! What is seen of requests from outside: spans, trace ids, metrics.
+//! Spans, trace ids and metrics of requests.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn traceparent(trace: &str) -> String {
     format!("00-{trace}-{CALLER}-01")
 }
 
-/// The spans of a trace, once there are so many.
+/// The spans of a trace, once there are `count`.
 async fn spans(trace: &str, count: usize) -> Vec<ZipkinSpan> {
     let found = || all_spans().trace(trace).unwrap_or_default();
     eventually("the spans are there", || async { found().len() >= count }).await;
@@ -127,7 +127,7 @@ async fn every_refusal_names_its_trace() {
     }
 }
 
-/// What never was a request for the proxy is refused like one.
+/// Malformed requests do not reach the proxy, and are logged and counted all the same.
 #[tokio::test]
 async fn malformed_requests_are_logged_and_counted() {
     all_spans();
@@ -163,7 +163,7 @@ async fn a_retry_is_seen_as_two_calls_and_a_note() {
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     mesh.register("core", "core-dead", dead).await;
     let gateway = mesh.gateway(|_| {}).await;
-    // They take turns, so one of two calls meets the dead one first.
+    // Round robin: one of two calls is sent to the dead instance first.
     let mut retried = Vec::new();
     for _ in 0..2 {
         let trace = new_trace();

@@ -1,4 +1,4 @@
-//! Clients of other versions than HTTP/1.1.
+//! Clients that speak other versions than HTTP/1.1.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -11,7 +11,7 @@ async fn an_older_client_can_read_what_comes() {
     let ask = |method: &str, target: &str, fields: &str| {
         format!("{method} {target} HTTP/1.0\r\n{fields}\r\n")
     };
-    // Without Host, and of a length that is not known before.
+    // A request without Host, and a response of unknown length.
     let answer = raw(gateway.addr, ask("GET", "/api/users?chunked", "")).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("transfer-encoding"), None, "{answer:?}");
@@ -19,7 +19,7 @@ async fn an_older_client_can_read_what_comes() {
     assert_eq!(answer.body["asked"]["path"], "/api/users", "{answer:?}");
     assert_eq!(answer.body["asked"]["headers"]["host"], "");
     assert!(answer.body["asked"]["headers"].get("x-forwarded-host").is_none());
-    // Also where the client would keep the connection.
+    // Also if the client asks to keep the connection.
     let keep = "Host: h\r\nConnection: keep-alive\r\n";
     let answer = raw(gateway.addr, ask("GET", "/api/users?chunked", keep)).await;
     assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
@@ -27,17 +27,17 @@ async fn an_older_client_can_read_what_comes() {
     let answer = raw(gateway.addr, ask("HEAD", "/api/users?chunked", "")).await;
     assert_eq!((answer.status, answer.text.as_str()), (200, ""));
     assert_eq!(answer.header("transfer-encoding"), None, "{answer:?}");
-    // With a length it is as always, refusals among it.
+    // A response with a length is passed unchanged, and so is a refusal.
     let answer = raw(gateway.addr, ask("GET", "/api/users", "")).await;
     assert_eq!(answer.header("content-length"), Some(answer.text.len().to_string().as_str()));
     raw(gateway.addr, ask("GET", "/nothing", "")).await.assert_refused(404, "not_found");
     raw(gateway.addr, ask("GET", "/api/auth/me", "")).await.assert_refused(401, "unauthenticated");
-    // It has no interim answers, whatever it says.
+    // HTTP/1.0 has no interim responses, so `Expect` is dropped.
     let body = "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n{}";
     let answer = raw(gateway.addr, format!("POST /api/auth/login HTTP/1.0\r\n{body}")).await;
     assert_eq!((answer.status, &answer.body["body"]), (200, &2.into()), "{answer:?}");
     assert!(answer.body["headers"].get("expect").is_none());
-    // And no chunks of its own.
+    // A chunked request of HTTP/1.0 is malformed.
     let calls = core.calls();
     let chunked = "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let request = format!("POST /api/auth/login HTTP/1.0\r\nHost: h\r\n{chunked}");
@@ -173,7 +173,7 @@ async fn a_target_names_its_host_in_any_spelling() {
     }
 }
 
-/// A request line is looked at where one begins, however the bytes come, and nowhere else.
+/// Request lines are read only where a request begins, however the bytes arrive.
 #[tokio::test]
 async fn consecutive_requests_have_separate_traces() {
     let (_mesh, _core, gateway) = Mesh::complete().await;
@@ -197,7 +197,7 @@ async fn consecutive_requests_have_separate_traces() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 
-    // All at once: what Pingora has kept of the second is not looked at as if it began anew.
+    // All at once: Pingora has buffered a part of the second request, whose rest is not taken for a new one.
     let plain = "GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n";
     let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
     let close = plain.replace("Host", "Connection: close\r\nHost");

@@ -22,12 +22,12 @@ const RETRY: Backoff =
     Backoff { base: Duration::from_millis(200), max: Duration::from_secs(3), jitter: 0.5 };
 /// How often to ask core whether its data was replaced, in addition to changes of its instances.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// The first failures in a row, which are logged one by one.
-const FAILURES_TOLD: u32 = 4;
+/// The failures in a row that are all logged; of later ones few are.
+const FAILURES_LOGGED: u32 = 4;
 
 /// Whether this failure in a row is logged and traced. During a long outage, few are.
 fn is_reported(failures: u32) -> bool {
-    failures <= FAILURES_TOLD || failures.is_power_of_two()
+    failures <= FAILURES_LOGGED || failures.is_power_of_two()
 }
 
 /// How long events of spots wait for the first reading of the catalogue. The reading is faster than the events and makes
@@ -45,9 +45,9 @@ pub(crate) struct ReplicaKeeper {
     pub(crate) directory: Directory,
     pub(crate) ready: Dependency,
     pub(crate) interval: Duration,
-    /// Whose work it is, for traces.
+    /// The service in traces.
     pub(crate) service: Service,
-    /// Told once the first reading is over, well or not, or was waited for long enough.
+    /// Becomes true when the first reading has ended, with or without success, or has taken too long.
     pub(crate) first_reading: watch::Sender<bool>,
 }
 
@@ -110,9 +110,8 @@ impl ReplicaKeeper {
         }
     }
 
-    /// A replica that was whole before serves what it has at once; the resync makes it newer. One that
-    /// has some spots only, as while another instance fills it, does not know of the others.
-    /// Returns whether it could be looked into.
+    /// A replica that was complete before is served at once, and the resync updates it. An incomplete one,
+    /// which another instance may be filling, is not served. Returns whether the replica could be read.
     async fn accept_existing_replica(&self, failures: u32) -> bool {
         match self.spots.is_complete().await {
             Ok(is_complete) => {
@@ -130,15 +129,15 @@ impl ReplicaKeeper {
         }
     }
 
-    /// Reads the whole catalogue when that is due; returns whether it was. `last` is when it was last read,
-    /// `failures` how often it could not be read since then.
+    /// Reads the whole catalogue if that is due, and returns whether it was. `last` is the time of the last
+    /// reading, `failures` the number of failed readings since then.
     async fn step(&self, last: Option<Instant>, failures: u32) -> Result<bool, PortError> {
         let fresh = last.is_some_and(|last| last.elapsed() < self.interval);
         if fresh && !self.resync.is_due().await? {
             return Ok(false);
         }
         let began = Instant::now();
-        // The one that ends an outage may be without a trace.
+        // The reading that ends an outage may have no trace.
         let resynced = if is_reported(failures + 1) {
             let span = self.service.work("resync of spots");
             let resynced = span.run(self.resync.run()).await;
@@ -166,21 +165,22 @@ impl ReplicaKeeper {
     }
 }
 
-/// Says that the service is not ready once its store has stopped for good, until `stop`.
+/// Reports the service as unready once its store has stopped for good. Runs until `stop`.
 pub(crate) async fn watch_store(mut failure: Failure, store: Dependency, stop: CancellationToken) {
     store.set_ready();
     tokio::select! {
         reason = failure.failed() => {
             tracing::error!(reason, "the store has stopped; the service must be started again");
             store.set_unready(reason);
-            // The task stays, for its work is not over before the service is.
+            // Does not return before the stop: a task that ends stops the service.
             stop.cancelled().await;
         }
         () = stop.cancelled() => {}
     }
 }
 
-/// Says whether the registry is reachable, until `stop`. Without it the service continues with what it knows.
+/// Reports whether the registry is reachable, until `stop`. Without it the service continues with the last
+/// known instances.
 pub(crate) async fn watch_registry(
     mut connected: watch::Receiver<bool>,
     registry: Dependency,
@@ -204,10 +204,10 @@ pub(crate) async fn watch_registry(
     }
 }
 
-/// Removes what has no effect any more, until `stop`.
+/// Prunes records that have no effect any more, until `stop`.
 pub(crate) async fn prune(ingest: Ingest, guards: Guards, stop: CancellationToken) {
     loop {
-        // At once: until the first pass nothing vouches for the clock.
+        // The first pass is at once: before it the clock is not checked.
         tokio::select! {
             pruned = ingest.prune(&guards) => match pruned {
                 Ok(0) => {}

@@ -13,21 +13,21 @@ use tourin_chassis::metrics::count_panic;
 
 use crate::app::ports::PortError;
 
-/// Items that wait for their batch; more make their senders wait.
+/// Maximum number of items that wait for a batch. Further senders wait.
 const QUEUE: usize = 1_024;
 
-/// What is done with a batch.
+/// The work on a batch.
 pub(crate) trait Work: Send + Sync + 'static {
-    /// One piece of it.
+    /// An item of a batch.
     type Item: Send + Sync + 'static;
-    /// What becomes of an item.
+    /// The result of an item.
     type Output: Send + 'static;
-    /// What errors call it.
+    /// The name in errors.
     const NAME: &'static str;
     /// The most items in a batch.
     const MAX: usize;
 
-    /// Does it; one result per item, in their order.
+    /// Does the work. Returns one result per item, in their order.
     fn run(
         &self,
         batch: &[Self::Item],
@@ -39,8 +39,8 @@ struct Job<W: Work> {
     reply: oneshot::Sender<Result<W::Output, PortError>>,
 }
 
-/// A handle on the task that does the work. The task belongs to the handles: it ends, after the last item, when all of
-/// them are gone. When it ends before, by a panic, every item fails and [`Batcher::failure`] says why.
+/// A handle on the task that does the work. The task ends after the last item when all handles are dropped.
+/// If it panics, every item fails, and [`Batcher::failure`] has the reason.
 pub(crate) struct Batcher<W: Work> {
     jobs: mpsc::Sender<Job<W>>,
     failure: Failure,
@@ -68,16 +68,16 @@ impl<W: Work> Batcher<W> {
         Self { jobs: sender, failure }
     }
 
-    /// Says when the task has ended although it should not.
+    /// Reports a panic of the task.
     pub(crate) fn failure(&self) -> Failure {
         self.failure.clone()
     }
 
-    /// Does the work on an item; returns once it is done. An item whose caller is gone before its batch begins is
-    /// left out: the caller's own caller asks again.
+    /// Does the work on an item, and returns once it is done. An item whose caller was dropped before its
+    /// batch begins is left out.
     ///
     /// # Errors
-    /// The work's, or that the task has ended.
+    /// The error of the work, or that the task has ended.
     pub(crate) async fn submit(&self, item: W::Item) -> Result<W::Output, PortError> {
         let (reply, done) = oneshot::channel();
         if self.jobs.send(Job { item, reply }).await.is_ok()
@@ -109,13 +109,13 @@ async fn run<W: Work>(work: W, mut jobs: mpsc::Receiver<Job<W>>) {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-/// Says when a store has stopped for good, so that only a new start of the process can help, and why.
+/// Reports that a store has stopped for good, with the reason. Only a restart of the process helps.
 #[derive(Clone, Debug)]
 pub struct Failure(Option<watch::Receiver<Option<String>>>);
 
@@ -126,7 +126,7 @@ impl Failure {
         (sender, Self(Some(receiver)))
     }
 
-    /// No failure, ever: of stores on servers, which come back.
+    /// Never fails: for stores on servers, which recover.
     pub fn never() -> Self {
         Self(None)
     }
@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    /// Doubles numbers, and notes how many came together.
+    /// Doubles numbers, and records the sizes of batches.
     struct Double {
         batches: std::sync::Arc<Mutex<Vec<usize>>>,
         may_go: std::sync::Arc<Semaphore>,

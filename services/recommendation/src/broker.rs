@@ -1,10 +1,10 @@
-//! The broker that carries events, where the settings name one.
+//! The broker of events, if the settings name one.
 
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::health::Dependency;
 use tourin_shared_events::bus::rabbitmq::RabbitBus;
 
-/// Says whether the broker is there, until `stop`. The bus itself keeps on trying to reach it.
+/// Reports whether the broker is reachable, until `stop`. The bus reconnects by itself.
 pub(crate) async fn watch(
     bus: RabbitBus,
     address: String,

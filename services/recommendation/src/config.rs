@@ -20,10 +20,10 @@ use crate::domain::trend::{DEFAULT_FLOOR, TrendRules};
 use crate::store::HistoryRules;
 use crate::store::mongodb::MongodbUrl;
 
-/// The file in the data folder that holds everything the service keeps.
+/// The file of the embedded stores in the data folder.
 const FILE: &str = "recommendation.db";
 
-/// How the recommendation service runs.
+/// Settings of the recommendation service.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
     /// Address to listen on; port 0 takes a free one
@@ -34,7 +34,7 @@ pub struct Settings {
         default_value = "127.0.0.1:8082"
     )]
     pub listen: SocketAddr,
-    /// Folder for the service's data; made when it is not there
+    /// Folder for the service's data; created if it does not exist
     #[arg(
         long,
         env = "TOURIN_RECOMMENDATION_DATA_DIR",
@@ -100,7 +100,7 @@ impl ServerSettings {
     }
 }
 
-/// What the recommendations follow.
+/// Rules of the recommendations.
 #[derive(Debug, Clone, Args)]
 pub struct RuleSettings {
     /// Half-life of a view's or bookmark's weight in the trend, in milliseconds
@@ -155,7 +155,7 @@ impl Settings {
         })
     }
 
-    /// The file that holds everything the service keeps.
+    /// The file of the embedded stores.
     pub fn file(&self) -> PathBuf {
         self.data_dir.join(FILE)
     }

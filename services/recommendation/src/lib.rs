@@ -1,8 +1,8 @@
 //! Tourin's recommendation service: trend, similar spots, personal recommendations.
 //!
-//! It answers from what it keeps itself: decayed scores of spots, members' histories, a replica of
-//! core's spots. Events bring all of it, and a full reading of core's catalogue whatever events
-//! cannot; core is not on the path of a request.
+//! It answers from its own stores: decayed scores of spots, members' histories, a replica of core's spots.
+//! They are filled by events, and by a full reading of core's catalogue. Core is not on the path of a
+//! request.
 //!
 //! `domain` has the rules, `app` the use cases and ports, `store` the ports on SQLite and MongoDB,
 //! `cache` the trend on Redis, `consumers` the queues, `upstream` the calls to core, `http` the
@@ -74,19 +74,19 @@ pub const SERVICE: &str = "recommendation";
 /// How long tasks get to end after the last request, in milliseconds.
 const TASKS_TIMEOUT_MS: u64 = 900;
 
-/// How long the broker gets to say good-bye, in milliseconds, once nothing is consumed any more.
+/// How long closing the connection to the broker may take, in milliseconds.
 const GOODBYE_MS: u64 = 500;
 
-/// Where events come from.
+/// The source of events.
 enum Events {
     InProcess(Arc<dyn Subscriber>),
     Broker(Box<RabbitSettings>),
 }
 
-/// What the process that the service runs in gives it.
+/// What the service gets from its process.
 pub struct Dependencies {
-    /// The bus to consume from. A bus that forgets what no queue has taken must know the queues of [`subscriptions`]
-    /// before anybody publishes. `None`: the broker that the settings name.
+    /// The bus to consume from. A bus that drops events without a queue must know the queues of
+    /// [`subscriptions`] before the first event is published. `None`: the broker of the settings.
     pub events: Option<Arc<dyn Subscriber>>,
     /// Stores shared with other replicas in this process. `None`: open the file in the data folder.
     pub stores: Option<Stores>,
@@ -95,7 +95,7 @@ pub struct Dependencies {
 }
 
 impl Dependencies {
-    /// The broker that the settings name, stores of its own.
+    /// The broker of the settings, and separate stores.
     pub fn new(clock: SharedClock) -> Self {
         Self { events: None, stores: None, clock }
     }
@@ -120,8 +120,8 @@ impl Recommendation {
     /// Opens the stores and binds the listener.
     ///
     /// # Errors
-    /// When the registry's URL is not one, events come from nowhere, the data folder cannot be used,
-    /// or the address cannot be listened on.
+    /// When the registry's URL is invalid, there is no source of events, or the data folder or the
+    /// address cannot be used.
     pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
         let secret = settings.mesh.access.registration_secret.expose();
         let http = http_client::client(None)?;
@@ -176,7 +176,7 @@ impl Recommendation {
         self.consumers.iter().map(|each| (each.queue, each.metrics.clone())).collect()
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -188,12 +188,12 @@ impl Recommendation {
     /// When the listener fails for good or an HTTP client cannot be set up.
     pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
         let service = Service::new(SERVICE).listening(self.addr);
-        // What it logs and traces outside of requests is its own, too.
+        // Logs and spans outside of requests have the service's name, too.
         service.run(self.run(&service, stop)).await
     }
 
     async fn run(mut self, service: &Service, stop: Shutdown) -> anyhow::Result<()> {
-        // The mesh must have stopped sending before anything here ends.
+        // Background tasks end only after the gateways have stopped sending requests.
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
         let metrics = self.metrics.clone();
@@ -275,7 +275,7 @@ impl Recommendation {
         served.context("the listener failed").and(finished)
     }
 
-    /// The consuming side of the bus, and the bus itself where it is on a broker: started here, and watched.
+    /// The consuming side of the bus. A bus on a broker is started and watched here.
     fn start_bus(
         &self,
         tasks: &Tasks,
@@ -313,7 +313,7 @@ impl Recommendation {
         tasks.spawn("dead letter gauge", gauge.run(tasks.shutdown().token()));
     }
 
-    /// Waits for the servers of stores and watches them. Returns whether that of documents is prepared.
+    /// Waits for the servers of stores and watches them. Returns the state of MongoDB's preparation.
     fn watch_servers(&self, tasks: &Tasks, health: &Health) -> Prepared {
         let watch = |server: &Option<Arc<dyn Server>>| {
             let Some(server) = server else { return Prepared::already() };
@@ -331,7 +331,7 @@ impl Recommendation {
         watch(&self.stores.document_server)
     }
 
-    /// Consumes each queue, what is for the replica of spots not before the first reading of the catalogue.
+    /// Consumes each queue. Events of spots wait for the first reading of the catalogue.
     fn consume(
         &mut self,
         subscriber: Arc<dyn Subscriber>,
@@ -395,7 +395,7 @@ impl Recommendation {
             history_limit: rules.history_limit,
             clock: Arc::clone(&self.clock),
             last_trend: LastTrend::new(&self.metrics),
-            was_whole: Arc::default(),
+            was_complete: Arc::default(),
         }
     }
 
@@ -411,12 +411,12 @@ impl Recommendation {
     }
 }
 
-/// Opens the stores: each on its server where the settings name one, else in the data folder, which
-/// is made, for its owner only, if need be. Servers are not waited for: the service that runs on
-/// the stores does that. Replicas in one process share what this returns.
+/// Opens the stores: each on its server if the settings name one, else in the data folder, which is created
+/// with access for its owner only. Does not wait for servers; the service does. Replicas in one process share
+/// the result.
 ///
 /// # Errors
-/// When the folder or the file in it cannot be used, or a server's URL.
+/// When the folder, the file in it or a server's URL cannot be used.
 pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Result<Stores> {
     let folder = &settings.data_dir;
     create_private_folder(folder)
@@ -449,7 +449,7 @@ pub async fn open_stores(settings: &Settings, clock: SharedClock) -> anyhow::Res
         stores.document_server = Some(documents.server);
     }
     if stores.trend_server.is_some() && stores.document_server.is_some() {
-        // Nothing is written to the file any more but dead letters, and those not through its writer.
+        // The file then has dead letters alone, which do not use its writer.
         stores.failure = Failure::never();
         stores.embedded = None;
     }

@@ -25,7 +25,7 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli: Cli = parse();
-    // Stores of its own: on the servers that the settings name, or else in a file.
+    // Separate stores: on the servers of the settings, or in a file.
     let build = Recommendation::build(cli.settings, Dependencies::new(Arc::new(SystemClock)));
     process::run(cli.telemetry, build, Recommendation::run_until_stopped).await
 }

@@ -63,7 +63,7 @@ impl Engine {
         self.commands.get()
     }
 
-    /// OpenTelemetry's name of it.
+    /// OpenTelemetry's name of the engine.
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
@@ -132,20 +132,20 @@ pub(crate) struct Operations {
 /// An operation in progress, until it is dropped.
 pub(crate) struct UnderWay<'a> {
     _permit: Option<SemaphorePermit<'a>>,
-    _counted: TrendOutcome<'a>,
+    _counted: CountedOperation<'a>,
 }
 
-/// Counts one until it is dropped.
-struct TrendOutcome<'a>(&'a Gauge);
+/// Counts an operation until it is dropped.
+struct CountedOperation<'a>(&'a Gauge);
 
-impl<'a> TrendOutcome<'a> {
+impl<'a> CountedOperation<'a> {
     fn one(gauge: &'a Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for TrendOutcome<'_> {
+impl Drop for CountedOperation<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -166,11 +166,11 @@ impl Operations {
 
     /// Begins an operation; waits while too many are in progress.
     pub(crate) async fn begin(&self) -> UnderWay<'_> {
-        let waiting = TrendOutcome::one(&self.waiting);
+        let waiting = CountedOperation::one(&self.waiting);
         // Cannot fail: the semaphore is never closed.
         let permit = self.permits.acquire().await.ok();
         drop(waiting);
-        UnderWay { _permit: permit, _counted: TrendOutcome::one(&self.under_way) }
+        UnderWay { _permit: permit, _counted: CountedOperation::one(&self.under_way) }
     }
 }
 

@@ -93,7 +93,7 @@ impl World {
             history_limit: 100,
             clock: time.clone(),
             last_trend: LastTrend::new(&Metrics::new(SERVICE)),
-            was_whole: Arc::default(),
+            was_complete: Arc::default(),
         };
         let passes = (stores.trend_passes.clone(), stores.history_passes.clone());
         let guards = Guards::new(passes.0, passes.1, &time);

@@ -183,7 +183,7 @@ mod tests {
         known.replace(snapshot(1, 10, &["a", "b", "c", "d"]), start, SETTLE);
         known.replace(snapshot(100, 100, &["d"]), start, SETTLE);
         assert_eq!(ids(&known), ["a", "b", "c", "d"]);
-        // One registers again, one leaves before it did, one is never heard of again.
+        // One registers again, one leaves first, one does not come back.
         known.apply(change(101, ChangeKind::Up, "a")).unwrap();
         known.apply(change(102, LEFT, "b")).unwrap();
         assert!(!known.settle(start + SETTLE - Duration::from_millis(1)));

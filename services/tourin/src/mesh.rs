@@ -298,7 +298,7 @@ async fn ready(url: &str, limit: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `tourin up`: runs until told to stop.
+/// `tourin up`: runs until it is stopped.
 ///
 /// # Errors
 /// As [`Mesh::start`]. A later failure, or a stop that takes too long, is logged and gives exit code 1.

@@ -10,7 +10,7 @@
 //!
 //! All of them use the bus's publisher and queues. So commands and requests have the guarantees of events: delivery at
 //! least once, order per key, retries and dead letters. A **reply** comes at most once for each time the request is
-//! handled, and only while the requester waits. It is not retried: the requester's time-out covers a lost one. So an
+//! handled, and only while the requester waits. It is not retried: the requester's time-out covers a lost one. So a
 //! reply must not be the only effect of a request that changes something, and handlers dedupe by the envelope's id.
 //!
 //! A refusal is a reply too: put it into the reply's data. A handler's error means retries and a dead letter, and a

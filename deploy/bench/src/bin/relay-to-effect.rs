@@ -15,7 +15,7 @@ use tourin_chassis::config::Unquoted;
 use tourin_chassis::redis::RedisUrl;
 use tourin_shared_events::mysql::MysqlUrl;
 
-/// Measures the way from the outbox to the effect.
+/// Measures the path from the outbox to the effect.
 #[derive(Parser)]
 struct Settings {
     /// Events in each round
@@ -35,7 +35,7 @@ struct Settings {
     amqp_url: String,
 }
 
-/// What a round came to.
+/// The figures of a round.
 #[derive(Debug, Clone, Copy)]
 struct Figures {
     took: Duration,

@@ -69,7 +69,7 @@ struct Figures {
 }
 
 impl Figures {
-    /// Takes in a set by its quieter rounds.
+    /// Adds a set, by its quieter rounds.
     fn add(&mut self, set: &mut Self) {
         self.cpu_us.push(quantile(&mut set.cpu_us, 0.25));
         self.export_us.push(quantile(&mut set.export_us, 0.5));
@@ -80,7 +80,7 @@ impl Figures {
 /// The cases without tracing.
 const OFF: [usize; 2] = [0, 1];
 
-/// The figures of one subject: of each case, and what became of its spans.
+/// The figures of one subject, by case, and the counts of spans.
 struct Measured {
     figures: Vec<Figures>,
     counts: Vec<SpanCounts>,
@@ -130,7 +130,7 @@ async fn measure(
         servers.push(subject.start(*case, mesh, &settings.programs_log).await?);
     }
     let load = Duration::from_millis(settings.load_ms);
-    // Connections, caches and the branch predictor are warm when it counts.
+    // A warm-up of connections, caches and the branch predictor.
     for server in &servers {
         let requests = subject.requests(server, &mesh.secret, settings.connections).await?;
         load::run(server.addr, &requests, Duration::from_millis(500)).await?;
@@ -166,7 +166,7 @@ async fn measure(
     Ok(())
 }
 
-/// What it is without tracing, by set.
+/// The mean without tracing, by set.
 fn off(figures: &[Figures], of: impl Fn(&Figures) -> &Vec<f64>) -> Vec<f64> {
     let [one, other] = OFF.map(|case| of(&figures[case]));
     one.iter().zip(other).map(|(one, other)| f64::midpoint(*one, *other)).collect()

@@ -228,7 +228,7 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         inner.held.fetch_sub(1, Ordering::SeqCst);
     }
     if query.contains("flood") {
-        // Without an end, and counted as held until the client closes it.
+        // A response without an end, counted as held until the client closes the connection.
         inner.held.fetch_add(1, Ordering::SeqCst);
         let flood = futures::stream::unfold(Flood(inner), |flood| async {
             Some((Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 64 << 10])), flood))

@@ -1,4 +1,4 @@
-//! Collectors as they are on a bad day, and an OTLP one.
+//! Collectors that are dead, slow or failing, and an OTLP collector.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn counted(pipeline: &Pipeline) -> (u64, u64) {
     (counters.exported.load(std::sync::atomic::Ordering::Relaxed), counters.dropped())
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 async fn dead() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -36,7 +36,7 @@ async fn a_dead_collector_costs_its_spans_and_they_are_counted() {
         TraceSettings { zipkin_url: Some(dead().await), trace_queue_spans: 100, ..all() };
     let pipeline = Pipeline::start(&settings, None).unwrap();
     spans(&pipeline.service("demo"), 5_000);
-    // The queue's hundred, and what the batch in progress holds, still hope.
+    // The hundred of the queue and those of the batch in progress are dropped later.
     eventually("4,000 spans dropped", async || counted(&pipeline).1 >= 4_000).await;
     eventually("all spans dropped", async || counted(&pipeline).1 == 5_000).await;
     assert_eq!(counted(&pipeline).0, 0);
@@ -61,16 +61,16 @@ async fn a_slow_collector_holds_the_queue_at_its_bound() {
     let pipeline = Pipeline::start(&settings, None).unwrap();
     let service = pipeline.service("demo");
     spans(&service, 50);
-    // The first batch is in progress and does not come back.
+    // The first batch is in progress and never ends.
     tokio::time::timeout(Duration::from_secs(10), asked.notified()).await.unwrap();
     let start = std::time::Instant::now();
     spans(&service, 10_000);
-    // Nobody waited: the collector never answers.
+    // Recording did not wait: the collector never answers.
     assert!(start.elapsed() < Duration::from_secs(10));
     let (exported, dropped) = counted(&pipeline);
     assert_eq!(exported, 0);
     assert_eq!(dropped, 10_000 - 200);
-    // Nor does a stop wait longer than it says.
+    // A flush waits no longer than its limit.
     let start = std::time::Instant::now();
     pipeline.flush(Duration::from_millis(100)).await;
     assert!(start.elapsed() < Duration::from_secs(5));

@@ -58,7 +58,7 @@ fn call(
     }
 }
 
-/// What was exported, the request first, then its parts as they began.
+/// The exported spans: the request's first, then its parts in the order of their start.
 async fn exported(pipeline: &Pipeline, store: &MemoryStore) -> Vec<ZipkinSpan> {
     pipeline.flush(Duration::from_secs(5)).await;
     let mut spans = store.trace(TRACE).unwrap_or_default();
@@ -114,7 +114,7 @@ async fn a_request_that_failed_after_a_retry_is_exported_completely() {
         }
         assert!(!first.tags.contains_key("http.request.resend_count"));
         assert_eq!(second.tags["http.request.resend_count"], "1");
-        // What the next hop and the client were told are these spans.
+        // The next hop and the client got the ids of these spans.
         assert_eq!(sent[0].1, format!("00-{TRACE}-{}-{flags}", second.id));
         assert_eq!(answered, format!("00-{TRACE}-{}-{flags}", request.id));
     }
@@ -126,7 +126,7 @@ async fn a_request_that_went_well_is_dropped_and_its_calls_are_not_asked_for() {
     let mut trace = begin(&pipeline, "00", SystemTime::now());
     trace.finish(&request(), 200, || -> [FinishedCall<'static>; 0] { panic!("asked for") });
     drop(trace);
-    // One that was never answered leaves nothing behind for those after it.
+    // A request without a response leaves nothing behind for later ones.
     drop(begin(&pipeline, "00", SystemTime::now()));
     let mut failed = begin(&pipeline, "00", SystemTime::now());
     failed.finish(&request(), 500, none);

@@ -31,7 +31,7 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// An event's way as a relay or a consumer records it.
+/// A hop of an event, as a relay or a consumer records it.
 async fn hop(headers: &mut BTreeMap<String, String>, kind: SpanKind, name: &'static str) {
     let parent = global::get_text_map_propagator(|codec| codec.extract(&Headers(headers)));
     let tracer = global::tracer("shared-events");
@@ -72,7 +72,7 @@ async fn spans_by_opentelemetrys_own_api_are_the_services() {
     let request = core.work("request");
     request.inject_event(&mut headers);
     let trace = request.trace_id().unwrap();
-    // The log shows warnings only, which is nothing to the trace.
+    // The log's filter does not affect the trace.
     request.run(within_it()).await;
     drop(request);
     core.run(hop(&mut headers, SpanKind::Producer, "send")).await;

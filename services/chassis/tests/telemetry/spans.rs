@@ -14,7 +14,7 @@ use tourin_chassis::telemetry::{
 
 use crate::readers::{Reader, in_memory, real, through_a_collector};
 
-/// A span of an event, as code makes it that knows OpenTelemetry's API alone.
+/// A span of an event, made by OpenTelemetry's API alone.
 fn event(
     pipeline: &Pipeline,
     service: &Service,
@@ -170,14 +170,14 @@ async fn shows_the_journey(pipeline: Pipeline, reader: Reader, suffix: &'static 
     assert_eq!(text(received, "/tags/messaging.destination.name"), "recommendation.trend.q");
     assert_eq!(text(received, "/tags/tourin.outcome"), "applied");
 
-    // `error` when and only when it failed; what happened on the way as an annotation.
+    // Only a failed span has `error`; a retry is an annotation.
     let failed: Vec<_> =
         spans.iter().filter(|span| span.pointer("/tags/error").is_some()).collect();
     assert_eq!(failed.len(), 1);
     assert_eq!(text(failed[0], "/tags/error"), "connect_refused");
     assert_eq!(text(server, "/annotations/0/value"), "retry reason=connect_refused attempt=2");
 
-    // Only what the list of names allows.
+    // Only tags on the list of names.
     for span in &spans {
         for tag in span["tags"].as_object().into_iter().flatten().map(|(name, _)| name) {
             let known = names::EXPORTED.contains(&tag.as_str());

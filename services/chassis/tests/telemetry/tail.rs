@@ -1,4 +1,4 @@
-//! An unsampled request's spans, once it is known how it ended.
+//! The spans of an unsampled request, once its outcome is known.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn call(request: &Span, resend_count: u32) -> Span {
     })
 }
 
-/// What was exported, the request first, then its parts as they began.
+/// The exported spans: the request's first, then its parts in the order of their start.
 async fn exported(pipeline: &Pipeline, store: &MemoryStore) -> Vec<ZipkinSpan> {
     pipeline.flush(Duration::from_secs(5)).await;
     let mut spans = store.trace(TRACE).unwrap_or_default();
@@ -103,7 +103,7 @@ async fn a_request_that_failed_after_a_retry_is_exported_completely() {
     }
     assert!(!first.tags.contains_key("http.request.resend_count"));
     assert_eq!(second.tags["http.request.resend_count"], "1");
-    // What the next hop and the client were told are these spans.
+    // The next hop and the client got the ids of these spans.
     assert_eq!(sent[0].1, format!("00-{TRACE}-{}-00", second.id));
     assert_eq!(answered, format!("00-{TRACE}-{}-00", request.id));
 }

@@ -1,4 +1,4 @@
-//! What is not sampled: what it leaves out, and what is exported all the same.
+//! Unsampled requests: what is not recorded, and what is exported all the same.
 
 use std::time::Duration;
 

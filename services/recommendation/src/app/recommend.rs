@@ -44,7 +44,7 @@ pub struct Recommender {
     /// Cached trend responses for outages.
     pub last_trend: LastTrend,
     /// Whether the replica of spots is known to be complete. It stays complete.
-    pub was_whole: Arc<AtomicBool>,
+    pub was_complete: Arc<AtomicBool>,
 }
 
 impl Recommender {
@@ -142,7 +142,7 @@ impl Recommender {
     /// Fails until the first resync has ended: an incomplete replica would make existing spots look
     /// as if they did not exist. Later the replica may lack only the newest spots of core.
     async fn require_complete_replica(&self) -> Result<(), PortError> {
-        if self.was_whole.load(Ordering::Relaxed) {
+        if self.was_complete.load(Ordering::Relaxed) {
             return Ok(());
         }
         if !self.spots.is_complete().await? {
@@ -150,7 +150,7 @@ impl Recommender {
                 "the replica of spots is not complete yet"
             )));
         }
-        self.was_whole.store(true, Ordering::Relaxed);
+        self.was_complete.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -22,14 +22,14 @@ use crate::domain::spot::Spot;
 pub const CORE: &str = "core";
 /// Longest time for a whole answer, in milliseconds.
 const REQUEST_TIMEOUT_MS: u64 = 10_000;
-/// Where core gives out its spots, page by page.
+/// The path of core's spots, page by page.
 const CATALOGUE: &str = "/internal/tour-spots";
 /// Spots on a page, the most that core gives.
 const PAGE_SPOTS: usize = 1_000;
 /// Largest answer that is read, in bytes (64 MiB): a page of spots with the longest texts.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// Calls whichever instance of core is up.
+/// Calls an instance of core that is up.
 #[derive(Clone)]
 pub struct CoreClient {
     http: reqwest::Client,
@@ -62,7 +62,7 @@ impl CoreClient {
         call.run(self.ask(&core, path, query, &call)).await
     }
 
-    /// An instance of core and the span of a call to it; no span where nothing is being traced.
+    /// An instance of core, and the span of a call to it.
     fn call(&self, path: &str) -> anyhow::Result<(Instance, Span)> {
         let core = self.directory.pick(CORE).context("no instance of core is up")?;
         let current = Span::current();
@@ -107,7 +107,7 @@ impl CoreClient {
     }
 }
 
-/// Whatever core did not answer, it may answer later: another instance may be up, or a newer one.
+/// Every failure counts as an outage: another instance, or a newer one, may answer later.
 fn failed_call(error: anyhow::Error) -> PortError {
     PortError::unavailable(error)
 }

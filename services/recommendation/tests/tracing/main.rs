@@ -1,4 +1,4 @@
-//! What the service's spans and metrics say: of events, of requests, of what is asked of stores.
+//! The service's spans and metrics of events, requests and operations of stores.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use mesh::*;
 
-/// An event from a trace of its own; the trace's id.
+/// An event in a new trace, and the trace's id.
 fn traced(event: Outgoing) -> (Outgoing, String) {
     let request = Service::new("core").work("request");
     let mut headers = BTreeMap::new();
@@ -48,7 +48,7 @@ fn remote(span: &ZipkinSpan) -> &str {
     span.remote_endpoint.as_ref().and_then(|at| at.service_name.as_deref()).unwrap_or("")
 }
 
-/// The trace's spans, once one of this name is among them so often.
+/// The trace's spans, once `count` of them have this name.
 async fn trace(store: &MemoryStore, id: &str, awaited: &str, count: usize) -> Vec<ZipkinSpan> {
     eventually(&format!("{count} spans {awaited}"), async || {
         let spans = store.trace(id).unwrap_or_default();
@@ -58,7 +58,7 @@ async fn trace(store: &MemoryStore, id: &str, awaited: &str, count: usize) -> Ve
     .await
 }
 
-/// The child of the consumer span of a queue that stands for a store's operation.
+/// The span of a store's operation, a child of the queue's consumer span.
 fn effect<'a>(spans: &'a [ZipkinSpan], queue: &str, operation: &str) -> &'a ZipkinSpan {
     let consumer = spans.iter().find(|span| name(span) == format!("process {queue}")).unwrap();
     assert_eq!(consumer.kind.as_deref(), Some("CONSUMER"));
@@ -70,7 +70,7 @@ fn effect<'a>(spans: &'a [ZipkinSpan], queue: &str, operation: &str) -> &'a Zipk
     child
 }
 
-/// Many events at once, so that stores write them in groups, and the three questions.
+/// Many events at once, so that stores write them in batches, and the three queries.
 async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents_at: &str) {
     let store = all_spans();
     let clock = Arc::new(SystemClock);
@@ -166,7 +166,7 @@ async fn on_redis_and_mongodb_too() {
     client.database(&name).drop().await.unwrap();
 }
 
-/// Finds its store away so often, then works; keeps what it would send on.
+/// Fails `left` times because its store is unavailable, then works. Keeps the headers that it would send.
 struct Waiting {
     left: AtomicU32,
     sends: Mutex<BTreeMap<String, String>>,
@@ -219,7 +219,7 @@ async fn a_long_wait_for_a_store_exports_few_spans_and_later_events_are_sampled(
     let waits =
         attempts.iter().map(|span| span.tags.get("tourin.waits").map_or("", String::as_str));
     assert_eq!(waits.collect::<Vec<_>>(), ["", "1", "2", "3", "4", "8", "16", "20"]);
-    // Each with its part, and no part by itself.
+    // Each attempt has one child, and no child is without an attempt.
     let of_attempt = asked.iter().map(|span| span.parent_id.as_ref().unwrap());
     assert!(of_attempt.eq(attempts.iter().map(|span| &span.id)), "{spans:#?}");
 

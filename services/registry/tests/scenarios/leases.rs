@@ -108,7 +108,7 @@ async fn a_draining_instance_is_known_but_gets_nothing_new() {
     let following = registry.follow();
     let registration = start(registry.client(), instance("a", 4001));
     following.sees(&["a"]).await;
-    assert!(registration.drain().await, "nobody to wait for");
+    assert!(registration.drain().await, "no watcher to wait for");
     following.sees(&[]).await;
     let draining = |d: &tourin_registry_api::Directory| {
         d.all().iter().any(|i| i.id == "a" && i.status == Status::Draining)

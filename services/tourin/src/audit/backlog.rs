@@ -115,7 +115,7 @@ mod tests {
         };
         assert!(!is_drained(core(2, 0), &[consumer(0)]));
         assert!(!is_drained(core(0, 0), &[consumer(0), consumer(1)]));
-        assert!(!is_drained(core(0, 0), &[]), "nobody is there who could have");
+        assert!(!is_drained(core(0, 0), &[]), "no consumer is there");
         assert!(is_drained(core(0, 0), &[consumer(0), consumer(0)]));
         // Committed long after the audit's last write.
         assert!(is_drained(core(2, -60_000), &[consumer(0)]));

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use super::*;
 use crate::cli::Cli;
 
-/// Values, of which some setting takes at least one that is not its default.
+/// Values: each setting accepts at least one that is not its default.
 const VALUES: [&str; 20] = [
     "7",
     "61",
@@ -48,7 +48,7 @@ fn of_own<S: Args + Debug>(flags: &[String]) -> Result<S, clap::Error> {
     S::from_arg_matches(&command.try_get_matches_from(flags)?)
 }
 
-/// The setting in words, without what each makes anew.
+/// The settings as text.
 fn shown(settings: &impl Debug) -> String {
     format!("{settings:?}")
 }
@@ -103,7 +103,7 @@ fn every_managed_flag_exists() {
     let known: BTreeSet<String> =
         arguments().iter().filter_map(Arg::get_long).map(ToOwned::to_owned).collect();
     for flag in COMMON_FLAGS.iter().chain(SHORT_VARIABLES.iter().map(|(flag, _)| flag)) {
-        assert!(known.contains(*flag), "--{flag} is none of `up` any more");
+        assert!(known.contains(*flag), "`up` has no --{flag} any more");
     }
 }
 
@@ -114,7 +114,7 @@ fn each_variable_of_a_part_is_one_of_up() {
     for one in part_flags() {
         let (long, own) = (one.long(), one.own.get_env().unwrap());
         if SHORT_VARIABLES.iter().any(|(flag, _)| *flag == long) {
-            // The part's own counts when `up` is given nothing else.
+            // The part's own variable counts if nothing else is given.
             let own = own.to_str().unwrap();
             let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
             let set = |name: &str| (name == own).then(|| OsString::from("value"));

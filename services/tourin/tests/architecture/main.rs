@@ -10,12 +10,12 @@ use std::process::Command;
 
 use self::modules::Modules;
 
-/// What each crate of the workspace may depend on of the workspace.
+/// The crates of the workspace that each crate may depend on.
 const ALLOWED: [(&str, &[&str]); 10] = [
     ("tourin-chassis", &[]),
     ("tourin-registry-api", &[]),
     ("tourin-shared-events", &[]),
-    // Of the tests: in no list below.
+    // For tests only: no crate below lists it.
     ("tourin-testbed", &[]),
     ("tourin-registry", &["tourin-chassis", "tourin-registry-api"]),
     ("tourin-gateway", &["tourin-chassis", "tourin-registry-api"]),
@@ -45,7 +45,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ),
 ];
 
-/// What must not be named in a service's `domain` and `app`: they know neither engines nor HTTP.
+/// Crates of engines and HTTP, which a service's `domain` and `app` must not name.
 const OUTER_CRATES: [&str; 9] =
     ["sqlx", "lapin", "redis", "mongodb", "pingora", "axum", "hyper", "reqwest", "http"];
 
@@ -189,8 +189,7 @@ fn domain_does_not_know_app_and_app_does_not_know_the_adapters() {
             let folder = workspace_root().join("services").join(service).join("src").join(layer);
             for file in rust_files(&folder) {
                 let source = std::fs::read_to_string(&file).unwrap();
-                // Tests at the end of a file may use an adapter to run the code on; a comment may
-                // link to what it speaks of.
+                // Tests at the end of a file may use adapters, and comments may link to them.
                 let code = source.split("#[cfg(test)]").next().unwrap_or_default();
                 let code: String =
                     code.lines().filter_map(|line| line.split("//").next()).collect();
@@ -224,7 +223,7 @@ fn product_code_has_one_http_client_whose_calls_are_bounded() {
     }
 }
 
-/// The metrics that the sources name: texts that begin with `tourin_` and are no crate's name.
+/// The metrics in the sources: strings that begin with `tourin_`, without the names of crates.
 fn metrics_in_the_sources() -> BTreeSet<String> {
     let root = workspace_root();
     let crates: BTreeSet<String> =

@@ -67,7 +67,7 @@ impl Modules {
         tests
     }
 
-    /// The circles: of each, two modules of it that use each other, be it through others.
+    /// The circles: for each, two of its modules, which use each other directly or through others.
     pub fn circles(&self) -> Vec<String> {
         let mut edges: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
         for (module, source) in &self.sources {

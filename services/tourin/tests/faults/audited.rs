@@ -1,4 +1,4 @@
-//! A fault under an audit's load, and what must hold then.
+//! Faults under the load of an audit.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,29 +14,28 @@ use tourin_testbed::eventually_within;
 
 use crate::mesh::{Mesh, MeshGuard, turn};
 
-/// Requests per second: what two cores bear that run the servers and seven unoptimised services too.
+/// Requests per second. Two cores run the load, the servers and seven unoptimised services.
 const RATE: u32 = 20;
-/// The load ends when the fault is over and mended; this is when it ends at the latest.
+/// The longest load. It ends earlier when the mesh has recovered from the fault.
 const LOAD: Duration = Duration::from_secs(120);
-/// For effects to arrive after the load. That fresh ones do so in time is checked by itself.
+/// How long effects may take after the load. Recovery has its own, shorter limit.
 const SETTLE: Duration = Duration::from_secs(60);
-/// Within which the mesh works as before after what was gone is back. It takes 2 s to 8 s on two cores
-/// that have nothing else to do, and longer while they have: the times are printed, and this limit is
-/// only for what does not recover.
+/// How long the mesh may take to recover once the fault is over: 2 s to 8 s on two idle cores, longer on busy
+/// ones. The times are printed; the limit is for a mesh that does not recover.
 pub const RECOVERY: Duration = Duration::from_secs(30);
-/// What no service may ever hold, in MiB: several times what it holds when all is well.
+/// The most memory that a service may ever hold, in MiB: several times what it holds without a fault.
 const MEMORY_MIB: u64 = 256;
-/// Of the load before the fault, and after the mesh has recovered.
+/// The load before the fault, and after the recovery.
 const AROUND: Duration = Duration::from_secs(3);
 
-/// The mesh with an audit at work.
+/// The mesh, and the audit that makes requests.
 pub struct Scene<'a> {
     pub mesh: &'a mut Mesh,
     pub audit: &'a Audit,
 }
 
-/// Lets an audit make requests, has `fault` do what it does meanwhile, and checks that nothing was
-/// lost or doubled and that memory stayed bounded.
+/// Runs an audit and the `fault` at the same time. Checks that nothing was lost or doubled, and that memory
+/// stayed bounded.
 pub async fn audited(fault: impl AsyncFnOnce(&mut Scene<'_>)) -> Report {
     let mut turn: MeshGuard = turn().await;
     let load = AuditSettings { rate: RATE, duration: LOAD, members: 16, ..turn.audit_settings() };
@@ -67,7 +66,7 @@ pub async fn audited(fault: impl AsyncFnOnce(&mut Scene<'_>)) -> Report {
 }
 
 impl Scene<'_> {
-    /// Waits until the audit has made as many more requests as it makes in this time.
+    /// Waits until the audit has made the requests of this time.
     pub async fn load_for(&self, time: Duration) {
         let more = time.as_millis() as u64 * u64::from(RATE) / 1_000;
         let until = self.audit.requests_made() + more;
@@ -108,7 +107,7 @@ impl Scene<'_> {
     }
 }
 
-/// Somebody beside the audit, at spots that the audit does not watch.
+/// Requests beside those of the audit, at spots that the audit does not watch.
 pub struct Probe {
     pub gateways: Gateways,
     pub observer: Observer,

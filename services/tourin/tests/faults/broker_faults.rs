@@ -1,4 +1,4 @@
-//! The way between core and RabbitMQ.
+//! The connection between core and RabbitMQ.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use crate::audited::audited;
 #[tokio::test(flavor = "multi_thread")]
 async fn the_connection_cut_in_mid_publish() {
     audited(async |scene| {
-        // Slow, so that there are always events published and not yet confirmed.
+        // Slow, so that events are always in flight.
         scene.mesh.proxy.delay(Duration::from_millis(100));
         for _ in 0..5 {
             scene.load_for(Duration::from_secs(1)).await;
             scene.mesh.proxy.cut().await;
         }
         scene.load_for(Duration::from_secs(1)).await;
-        // And gone for a while, when events stay in the outbox.
+        // Unreachable for a while: events stay in the outbox.
         scene.mesh.proxy.close().await;
         scene.load_for(Duration::from_secs(3)).await;
         scene.mesh.proxy.delay(Duration::ZERO);

@@ -1,4 +1,4 @@
-//! Events that should not be, published straight to the broker while good ones pass.
+//! Invalid, repeated and late events, published to the broker beside the valid ones.
 
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ const UNBOOKMARK: &str = "user.unbookmarkTourspot";
 const QUEUES: [&str; 2] = ["recommendation.trend", "recommendation.history"];
 /// Events of the audit that are published again.
 const EVENTS: usize = 60;
-/// On what this test has published, so that it does not copy its own copies.
+/// The header of this test's copies, so that they are not copied again.
 const COPY: &str = "x-test-copy";
 
 /// Publishes to the broker directly, without core.
 struct RawPublisher {
     channel: Channel,
-    // Ends with this value, and the channel with it.
+    // Held because the channel ends with it.
     _connection: Connection,
     url: String,
 }
@@ -58,7 +58,7 @@ impl RawPublisher {
         assert!(matches!(confirmation, Confirmation::Ack(None)), "{confirmation:?}");
     }
 
-    /// Publishes an event of this person and spot, as it would be had it happened `at`.
+    /// Publishes an event of this person and spot with the time `at`.
     async fn event(
         &self,
         kind: &str,
@@ -72,7 +72,7 @@ impl RawPublisher {
         envelope.id
     }
 
-    /// What is published to the exchange from now on.
+    /// The events that are published to the exchange from now on.
     async fn listen(&self) -> Consumer {
         let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
         let none = FieldTable::default;
@@ -86,7 +86,7 @@ impl RawPublisher {
         self.channel.basic_consume(name, "".into(), options, none()).await.unwrap()
     }
 
-    /// Publishes an event again, just as it was.
+    /// Publishes an event again, unchanged.
     async fn repeat(&self, event: &Delivery) {
         let mut headers = event.properties.headers().clone().unwrap_or_default();
         headers.insert(COPY.into(), AMQPValue::Boolean(true));
@@ -144,12 +144,12 @@ async fn next(events: &mut Consumer) -> Delivery {
     }
 }
 
-/// A person whom core does not know.
+/// A member id that core does not know.
 fn person() -> String {
     format!("unknown{:08}", Uuid::now_v7().as_u128() % 100_000_000)
 }
 
-/// A person's history and the scores of spots, as the first replica tells them.
+/// A person's history and the scores of spots, by the first replica.
 async fn effects(probe: &Probe, person: &str, spots: &[SpotId]) -> (History, Vec<f64>) {
     let (_, address) = probe.observer.instances().await.unwrap().remove(0);
     let members = [person.to_owned()];
@@ -186,7 +186,7 @@ async fn every_event_a_second_time_has_no_second_effect() {
 async fn events_in_the_wrong_order_end_in_the_latest_state() {
     audited(async |scene| {
         let publisher = RawPublisher::at(scene).await;
-        // All of it again, backwards: bookmarks after their removal.
+        // The same events again, in reverse: bookmarks after their removal.
         let mut events = publisher.listen().await;
         let mut seen = Vec::new();
         while seen.len() < EVENTS {
@@ -195,7 +195,7 @@ async fn events_in_the_wrong_order_end_in_the_latest_state() {
         for event in seen.iter().rev() {
             publisher.repeat(event).await;
         }
-        // And events that were not there before, the later one first.
+        // New events, the later one first.
         let probe = Probe::new(scene).await;
         let (person, now) = (person(), Utc::now());
         let [gone, back] = [probe.spots[1], probe.spots[2]];
@@ -218,7 +218,7 @@ async fn an_expired_event_has_no_effect() {
         let (_, before) = effects(&probe, &person, &spots).await;
         let long_ago = Utc::now() - TimeDelta::days(60);
         publisher.event(BOOKMARK, &person, spots[0], long_ago).await;
-        // Of the same key, and so after it.
+        // The same key, so it is handled after the expired one.
         publisher.event(BOOKMARK, &person, spots[1], Utc::now()).await;
         comes_to(&probe, &person, &spots[1..]).await;
         eventually("the second spot counts", async || {
@@ -245,8 +245,8 @@ async fn a_malformed_event_ends_in_the_dead_letters() {
         for letter in publisher.dead_letters_with(&mark).await {
             assert!(letter.reason.contains("not an event envelope"), "{letter:?}");
             assert_eq!(letter.event_id, None, "{letter:?}");
-            // It is not tried again; but the broker counts a delivery, too, that a replica gave back
-            // unopened when another took its shard.
+            // It is not tried again. But the broker also counts a delivery that a replica returned when
+            // another one took over the shard.
             assert!(letter.attempts <= 2, "{letter:?}");
             assert_eq!(letter.body, body.as_bytes());
         }

@@ -1,8 +1,8 @@
-//! What goes wrong in a mesh of separate processes on real servers, while an audit makes requests:
-//! no acknowledged write is lost, no effect is had twice, and what recovers does so in time.
+//! Faults of a mesh of separate processes on real servers, while an audit makes requests: no acknowledged
+//! write is lost, no effect happens twice, and the mesh recovers in time.
 //!
-//! Every fault is a test of its own. They share one mesh and one private test bed, started by the
-//! first of them, and take turns. Both end with this process, however that ends.
+//! Each fault is one test. They share a mesh and a private test bed, which the first test starts, and run one
+//! after the other. Mesh and bed end with this process, even if it is killed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 #![allow(clippy::print_stdout, reason = "the figures of a fault, shown with --nocapture")]

@@ -1,5 +1,5 @@
-//! The mesh that all faults befall: registry, two gateways, core, three recommendation replicas, each
-//! a process, on MariaDB, Redis, MongoDB and RabbitMQ. Core reaches RabbitMQ through a proxy.
+//! The mesh of all faults: registry, two gateways, core and three replicas of recommendation, each a process,
+//! on MariaDB, Redis, MongoDB and RabbitMQ. Core reaches RabbitMQ through a proxy.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::service::Service;
 
 const SECRET: &str = "a-secret-for-faults";
 pub const REPLICAS: usize = 3;
-/// How long the mesh may take to come up on a machine that is busy.
+/// How long the start of the mesh may take on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
 static MESH: Mutex<Option<Mesh>> = Mutex::const_new(None);
@@ -26,11 +26,11 @@ pub struct Mesh {
     pub gateways: Vec<Service>,
     pub core: Service,
     pub recommendations: Vec<Service>,
-    /// A fault is on, or a test failed while one was.
+    /// A fault is in progress, or a test failed during one.
     pub in_fault: bool,
 }
 
-/// One test's turn at the mesh, whole and ready.
+/// Exclusive use of the mesh, which is ready.
 pub struct MeshGuard(MutexGuard<'static, Option<Mesh>>);
 
 impl std::ops::Deref for MeshGuard {

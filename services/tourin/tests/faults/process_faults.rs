@@ -1,4 +1,4 @@
-//! Processes that die without a word.
+//! Processes that are killed.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn core_killed_and_started_again() {
 async fn one_recommendation_replica_of_three_killed_costs_no_request() {
     let report = audited(async |scene| {
         scene.mesh.recommendations[1].kill();
-        // Longer than its lease: while it is still listed, and when it is not.
+        // Longer than its lease, so that it is listed for a part of the time.
         scene.load_for(Duration::from_secs(5)).await;
         scene.mesh.recommendations[1].start();
         scene.recovers().await;
@@ -37,19 +37,19 @@ async fn one_gateway_of_two_killed_and_clients_go_on_by_the_other() {
         scene.recovers().await;
     })
     .await;
-    // Only what the killed one had in flight can be in doubt, and of that only what must not be done
-    // twice.
+    // Only requests in flight at the killed gateway may fail, and of these only the ones that are not safe to
+    // repeat.
     let doubtful: Vec<_> =
         report.stats.failed.keys().filter(|kind| !kind.starts_with("review ")).collect();
     assert!(doubtful.is_empty(), "{report}");
-    assert!(report.retries > 0, "nobody met the dead gateway:\n{report}");
+    assert!(report.retries > 0, "no request met the dead gateway:\n{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_registry_killed_and_started_again_costs_no_request() {
     let report = audited(async |scene| {
         scene.mesh.registry.kill();
-        // Longer than leases: nobody may be forgotten because the registry is gone.
+        // Longer than leases: no instance may be dropped because the registry is gone.
         scene.load_for(Duration::from_secs(5)).await;
         scene.mesh.registry.start();
         scene.recovers().await;

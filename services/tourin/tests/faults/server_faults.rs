@@ -1,4 +1,4 @@
-//! Servers that are restarted: gone for as long as their start takes, with what they keep kept.
+//! Servers that are restarted, with their data.
 
 use std::time::Duration;
 

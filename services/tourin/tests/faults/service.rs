@@ -1,4 +1,4 @@
-//! One service as a process that can be killed and started again, and that does not outlive the test.
+//! A service as a process that can be killed and started again. It ends with the test's process.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -10,14 +10,14 @@ use tourin_testbed::free_address;
 
 use crate::process::{command, program};
 
-/// Starts a program, says its process id, and kills it when standard input ends. So it goes with the
-/// test even if nobody is left to stop it.
+/// Starts a program, prints its process id, and kills it when standard input ends: also when the test's
+/// process is killed.
 const KEEPER: &str = r#"log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & child=$!; echo "$child"; cat >&2; kill -KILL "$child" 2>/dev/null; wait "$child""#;
 
 pub struct Service {
-    /// How it is called among the others, such as `recommendation-2`.
+    /// Its name, such as `recommendation-2`.
     pub name: String,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     program: &'static str,
     arguments: Vec<String>,
@@ -27,7 +27,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service that listens on a port of its own; not started.
+    /// A service on a free port, not started.
     pub fn new(program: &'static str, name: &str, folder: PathBuf) -> Self {
         let address = free_address();
         let log = folder.join(format!("{name}.log"));
@@ -59,7 +59,7 @@ impl Service {
     /// Starts it; it may take a while until it listens.
     pub fn start(&mut self) {
         self.end();
-        // Without the caller's variables, of which its servers are some.
+        // Without the variables of the environment, which name other servers.
         let clean = command(self.program);
         let mut keeper = Command::new("sh");
         for (name, value) in clean.get_envs() {
@@ -73,7 +73,7 @@ impl Service {
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Where it says that the program was killed, as it should be.
+            // The shell reports there that the program was killed.
             .stderr(Stdio::null())
             .spawn()
             .expect("sh runs");
@@ -83,7 +83,7 @@ impl Service {
         self.keeper = Some((child, id));
     }
 
-    /// Kills it with SIGKILL: it gets no chance to say or save anything.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         assert!(
             self.is_running(),
@@ -103,7 +103,7 @@ impl Service {
         }
     }
 
-    /// Whether it is there and not merely waiting to be buried.
+    /// Whether it runs. A zombie does not.
     pub fn is_running(&self) -> bool {
         let Some((_, id)) = &self.keeper else {
             return false;

@@ -18,7 +18,7 @@ use crate::process::{Process, command};
 use crate::read_back::{Engines, Journey, Zipkin, check};
 use crate::world::World;
 
-/// `tourin up`, and where it says that things are.
+/// `tourin up`, and the addresses that it prints.
 struct Up {
     process: Process,
     url: String,

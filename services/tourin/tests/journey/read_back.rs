@@ -1,4 +1,4 @@
-//! A trace as Zipkin's API gives it, and what must hold of a journey's.
+//! A trace by Zipkin's API, and the checks of a journey's trace.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,15 +8,15 @@ use tourin_testbed::eventually;
 
 use crate::world::{Member, PASSWORD, World};
 
-/// Somebody signs up, bookmarks, and the trend moves.
+/// A new member's bookmark, up to its effect in the trend.
 pub struct Journey {
     pub member: Member,
-    /// The trace of the bookmark, by its answer's `traceresponse`.
+    /// The trace of the bookmark, by the response's `traceresponse`.
     pub trace: String,
 }
 
 impl Journey {
-    /// Plays it through the gateway.
+    /// Makes the requests through the gateway.
     pub async fn play(world: &World) -> Self {
         let member = world.member("traced001").await;
         let spot = world.spots(1).await.remove(0);
@@ -36,13 +36,13 @@ impl Journey {
     }
 }
 
-/// Whatever answers Zipkin's read API.
+/// A server of Zipkin's read API.
 pub struct Zipkin {
     url: String,
     http: reqwest::Client,
 }
 
-/// A span with what is asked of it here.
+/// A span.
 #[derive(Debug, Clone)]
 pub struct Span(Value);
 
@@ -88,7 +88,7 @@ impl Zipkin {
         answer.json().await.map_err(|error| error.to_string())
     }
 
-    /// The trace, once it holds what `complete` asks for.
+    /// The trace, once `complete` accepts it.
     pub async fn trace(&self, id: &str, complete: impl Fn(&[Span]) -> bool) -> Vec<Span> {
         eventually("the whole trace", || async {
             let found = self.get(&format!("trace/{id}")).await?;
@@ -98,7 +98,7 @@ impl Zipkin {
         .await
     }
 
-    /// Who calls whom, by all traces of the last hour.
+    /// The calls between services in the traces of the last hour: caller and called.
     pub async fn links(&self) -> BTreeSet<(String, String)> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let path = format!("dependencies?endTs={}&lookback=3600000", now.as_millis());
@@ -109,17 +109,17 @@ impl Zipkin {
     }
 }
 
-/// What a mesh's spans name besides its services.
+/// The servers that a mesh's spans name.
 pub struct Engines<'a> {
     /// The broker's name.
     pub broker: &'a str,
     /// The database that core's changes are in.
     pub of_core: &'a str,
-    /// What keeps the trend and the histories.
+    /// The stores of the trend and of the histories.
     pub of_recommendation: &'a [&'a str],
 }
 
-/// Everything that must hold of the bookmark's trace.
+/// Checks the bookmark's trace.
 pub async fn check(zipkin: &Zipkin, journey: &Journey, engines: &Engines<'_>) {
     let consumed = |spans: &[Span]| {
         let stores = engines.of_recommendation.iter().all(|engine| {
@@ -131,7 +131,7 @@ pub async fn check(zipkin: &Zipkin, journey: &Journey, engines: &Engines<'_>) {
         let ids: BTreeSet<_> = spans.iter().map(Span::id).collect();
         consumed(spans) && spans.iter().all(|span| span.parent().is_none_or(|id| ids.contains(id)))
     };
-    // With a parent that has not come yet it is not whole, so this waits for one without a gap.
+    // Spans arrive in any order, so this waits until every parent is there.
     let spans = zipkin.trace(&journey.trace, is_complete).await;
     let by_id: BTreeMap<_, _> = spans.iter().map(|span| (span.id(), span)).collect();
     assert_eq!(by_id.len(), spans.len(), "each span once: {spans:#?}");
@@ -173,7 +173,7 @@ pub async fn check(zipkin: &Zipkin, journey: &Journey, engines: &Engines<'_>) {
         assert_eq!(consumer.parent(), Some(sent.id()), "{consumer:#?}");
         assert_eq!(consumer.tag("messaging.message.id"), sent.tag("messaging.message.id"));
         assert_eq!(consumer.tag("tourin.outcome"), Some("applied"), "{consumer:#?}");
-        // It lasts as long as the effect does.
+        // It ends after the effect.
         let end = consumer.start_us() + consumer.duration_us();
         let inside = spans.iter().filter(|span| span.parent() == Some(consumer.id()));
         let last = inside.map(|span| span.start_us() + span.duration_us()).max();

@@ -1,5 +1,5 @@
-//! One trace through the mesh on real servers, read back from a real Zipkin; where the test bed could
-//! not fetch one, from a collector of the test's own. The run says which.
+//! One trace through the mesh on real servers, read back from a real Zipkin, or from a collector in this
+//! process if the test bed has no Zipkin. The run prints which.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 #![allow(dead_code, reason = "a part of what the scenarios share is used here")]
@@ -24,7 +24,7 @@ use tourin_testbed::eventually;
 use crate::read_back::{Engines, Journey, Zipkin, check};
 use crate::world::World;
 
-/// A Zipkin that takes spans and gives them back.
+/// The URL of a collector with Zipkin's read API.
 async fn collector() -> String {
     let given = std::env::var("TOURIN_ZIPKIN_URL").ok().filter(|url| !url.trim().is_empty());
     let (url, said) = match given {
@@ -39,14 +39,14 @@ async fn collector() -> String {
             (url, "a collector of this test's own")
         }
     };
-    // Not by a macro: the harness would keep that to itself.
+    // Not by a macro, whose output the test harness captures.
     let mut uncaptured = std::io::stderr().lock();
     writeln!(uncaptured, "traces go to and are read from {said} at {url}").unwrap();
     url
 }
 
-/// Waits until recommendation has had an event of every spot. Before, the bed's MongoDB-protocol server
-/// may keep a bookmark waiting for longer than recommendation does.
+/// Waits until recommendation has handled an event of every spot. Before, the bed's MongoDB-protocol server
+/// may answer more slowly than recommendation's time-out allows.
 async fn catalogue_is_taken_in(world: &World) {
     let page = world.get("/api/tour-spots").await;
     let spots: f64 = page.header("x-pagination-total-item").parse().unwrap();

@@ -1,4 +1,4 @@
-//! `tourin audit` on a mesh that keeps its word, and on one that does not.
+//! `tourin audit` on a mesh that works, and on one that loses or repeats writes.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ async fn the_program_prints_a_table_and_ends_with_0() {
     for words in ["acknowledged", "trend effects", "replica entries", "p99", "no difference"] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    // A second one finds the first one's effects there, and tells them from its own.
+    // A second audit is not disturbed by the first one's effects.
     let (code, text) = program(&mesh, "1s").await;
     assert_eq!(code, Some(0), "{text}");
 }
@@ -78,7 +78,7 @@ async fn an_effect_that_the_audit_did_not_cause_ends_it_with_1() {
     let mesh = mesh().await;
     let world = World::at(mesh.url());
     let visits = async {
-        // It has read the scores once its members sign up.
+        // The audit reads the scores before its members sign up.
         eventually("the audit's members are there", || async {
             let members = world.get("/api/users?query=audit").await.expect(200);
             if members.as_array().unwrap().is_empty() { Err(()) } else { Ok(()) }
@@ -132,8 +132,7 @@ async fn an_effect_that_was_lost_is_named() {
     assert!(report.comparison.differences[0].contains(&named), "{report}");
 }
 
-/// An audit whose members have done what they do while nobody could write to recommendation's file,
-/// and the hold on the file.
+/// An audit whose requests were made while recommendation's file was locked, and the lock.
 async fn audited_while_held(
     mesh: &Mesh,
     settings: AuditSettings,
@@ -160,7 +159,7 @@ async fn effects_that_come_after_they_were_due_are_late_and_not_missing() {
         overdue
     };
     let (report, overdue) = tokio::join!(audit.conclude(), release);
-    // What was reported missing when the audit waited for a set time.
+    // The differences at the time when effects were due.
     assert!(overdue.differences > 10, "{overdue:?}");
     assert!(overdue.backlog.is_some_and(|backlog| backlog.outbox > 10), "{overdue:?}");
     assert!(report.is_clean(), "{report}");
@@ -181,7 +180,7 @@ async fn a_backlog_at_the_end_of_the_audit_leaves_it_open() {
     assert!(matches!(report.outcome, WaitOutcome::Stalled | WaitOutcome::OutOfTime), "{report}");
     let replica = report.comparison.replica_entries;
     assert!(replica.waiting > 0 && replica.missing == 0, "{report}");
-    // And then it comes after all.
+    // After the lock the effects arrive.
     let report = audit.conclude().await;
     assert!(report.comparison.differences.is_empty(), "{report}");
 }
@@ -226,7 +225,7 @@ async fn an_audit_follows_a_mesh_that_is_restarted() {
     })
     .await;
     stop(second).await;
-    // Somebody else takes the registry's port, and answers nothing.
+    // Another process takes the registry's port and does not answer.
     let (_, address) = at_first.split_once("http://").unwrap();
     let _taken = std::net::TcpListener::bind(address.trim_end_matches('"')).unwrap();
     let third = up(folder.path(), &listen);

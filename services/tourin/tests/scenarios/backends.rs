@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tourin::up::UpSettings;
 
-/// How long a scenario waits for something that must come true.
+/// How long a scenario waits for a condition.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time from a view to the trend.
 pub const FRESH: Duration = Duration::from_secs(1);

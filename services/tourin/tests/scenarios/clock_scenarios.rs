@@ -1,5 +1,5 @@
-//! Clocks that are wrong for a while. Core and recommendation work together on their real stores, outbox and bus, by a clock
-//! that the scenario sets.
+//! Clocks that are temporarily wrong. Core and recommendation run on their real stores, outbox and bus, by a
+//! clock that the scenario sets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Pair {
         let backends = Backends::create(&mut settings).await;
         let parts = settings.parts;
         let folder = tempfile::tempdir().unwrap();
-        // Servers' clocks tell the time that it is.
+        // It starts with the time of the servers' clocks.
         let clock = Arc::new(ManualClock::new(Utc::now()));
         let shared: SharedClock = clock.clone();
         let stop = CancellationToken::new();
@@ -174,12 +174,12 @@ impl Pair {
         .await;
     }
 
-    /// The clock is right: servers' clocks advance, whatever this one does.
+    /// Sets the clock to the time of the servers' clocks, which always advance.
     fn correct(&self) {
         self.clock.advance(Utc::now() - self.clock.now());
     }
 
-    /// Some passes of pruning, 5 s apart; how many of them were refused.
+    /// Runs passes of pruning, 5 s apart. Returns how many were refused.
     async fn prune(&self, passes: u32) -> u64 {
         let before = self.refused();
         for _ in 0..passes {
@@ -210,7 +210,7 @@ fn draft(id: i64) -> SpotDraft {
     SpotDraft { id: SpotId::new(id), content: SpotContent::new(raw).unwrap() }
 }
 
-// On several threads: dropping `Backends` blocks, while tasks here still release connections.
+// Several threads: dropping `Backends` blocks one, and tasks must still release connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bookmark_removed_after_a_clock_correction_stays_removed() {
     let pair = Pair::start().await;
@@ -221,11 +221,11 @@ async fn a_bookmark_removed_after_a_clock_correction_stays_removed() {
     pair.clock.advance(-HOUR);
     pair.remove(1).await;
     pair.until_known(&[2]).await;
-    // And what was placed again is placed again.
+    // A bookmark that is placed again exists again.
     pair.clock.advance(-HOUR);
     pair.place(1).await;
     pair.until_known(&[1, 2]).await;
-    // Ahead again and back, with nothing in between but the events' way.
+    // The clock jumps ahead and back, without a wait for the effects.
     pair.clock.advance(HOUR);
     pair.remove(2).await;
     pair.clock.advance(-HOUR);
@@ -275,7 +275,7 @@ async fn a_clock_that_is_weeks_ahead_for_a_minute_costs_neither_trend_nor_histor
         let top = pair.stores.trend.top(9, now).await.unwrap();
         top.iter().map(|r| (r.spot.number(), (r.value * 1_000.0).round())).collect::<Vec<_>>()
     };
-    // A bookmark counts two views; what was counted meanwhile counts as of now.
+    // A bookmark counts as two views. Events that were counted by the wrong clock count as of now.
     assert_eq!(values().await, [(1, 2_000.0), (3, 2_000.0), (2, 1_000.0)]);
     assert_eq!(count(view, "member001", 1).await, TrendOutcome::Duplicate);
     assert_eq!(count(Uuid::now_v7(), "member002", 1).await, TrendOutcome::AlreadyCounted);

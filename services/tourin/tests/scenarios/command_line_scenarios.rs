@@ -1,4 +1,4 @@
-//! The `tourin` program as its users meet it.
+//! The command line of `tourin`.
 
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ async fn settings_come_from_file_environment_and_flags_in_this_order() {
     assert_eq!(spots, serde_json::json!([]), "no-demo is the file's");
     assert!(!unused.exists(), "ephemeral wins over a folder");
 
-    // The same file does for another command, which has other flags.
+    // Another command with other flags accepts the same file.
     let mut letters = command("tourin");
     letters.env("TOURIN_CONFIG", &file).args(["events", "dead-letters", "list"]);
     let output = letters.output().unwrap();
@@ -181,7 +181,7 @@ async fn a_route_to_an_absent_service_does_not_stop_the_start() {
     let spots = get(&format!("http://{address}/api/tour-spots")).await;
     assert!(!spots.as_array().unwrap().is_empty());
     assert_eq!(status(&format!("http://{address}/api/absent")).await, 503);
-    // Clients are sent here all the same, once it has waited a while.
+    // The gateway becomes ready after a while all the same.
     let readyz = format!("http://{address}/readyz");
     eventually("the gateway is ready", async || equal(status(&readyz).await, 200)).await;
 }
@@ -196,7 +196,7 @@ async fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time()
     let address = free_address().to_string();
     let up = || {
         let mut up = command("tourin");
-        // By variables this time.
+        // Settings by variables.
         up.env("TOURIN_LISTEN", &address).env("TOURIN_DATA_DIR", folder.path());
         let process = Process::start(up);
         process.wait_for_line("Tourin is ready");
@@ -242,7 +242,7 @@ async fn import_loads_the_good_rows_and_names_the_bad_ones() {
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
     let (code, stdout, stderr) = import();
-    assert_eq!(code, Some(1), "bad rows are told by the exit code: {stdout}{stderr}");
+    assert_eq!(code, Some(1), "the exit code shows bad rows: {stdout}{stderr}");
     assert!(stdout.contains("2 imported") && stdout.contains("2 rejected"), "{stdout}");
     assert!(stderr.contains("line 3") && stderr.contains("lat"), "{stderr}");
     assert!(stderr.contains("line 4") && stderr.contains("우주"), "{stderr}");

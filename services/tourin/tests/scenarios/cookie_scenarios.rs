@@ -1,5 +1,5 @@
-//! A browser that only sends cookies, with tokens so short that it outlives them: services as separate
-//! processes, with the flags that an operator has.
+//! A browser that only sends cookies, and outlives its access tokens. The services are separate processes
+//! with an operator's flags.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -12,16 +12,15 @@ use tourin_testbed::eventually;
 use crate::separate_process_scenarios::Services;
 use crate::world::{PASSWORD, Response, World};
 
-/// How long an access token holds: the least that core takes.
+/// The life of an access token: the shortest that core accepts.
 const TOKEN: Duration = Duration::from_secs(5);
 const ME: &str = "/api/auth/me";
 
-/// What a browser keeps of the cookies that it is sent; it heeds paths, and does not run long enough
-/// for ages.
+/// The cookies of a browser. They have paths; their ages do not matter here.
 #[derive(Default)]
 struct Browser {
     cookies: BTreeMap<String, String>,
-    /// Access tokens that it was given.
+    /// All access tokens so far.
     tokens: BTreeSet<String>,
 }
 
@@ -59,7 +58,7 @@ impl Browser {
         world.request(method, path).header("cookie", cookies.join("; "))
     }
 
-    /// Many calls at once, with the cookies of this moment.
+    /// Makes calls at once, with the current cookies.
     async fn look(&mut self, world: &World, calls: usize) -> Vec<Response> {
         let request = || world.send(self.request(world, Method::GET, ME));
         let answers = join_all((0..calls).map(|_| request())).await;
@@ -68,7 +67,7 @@ impl Browser {
     }
 }
 
-/// Waits until a token does not hold any more: as a bearer's it is not renewed.
+/// Waits until a token has expired. Sent as a bearer token, it is not renewed.
 async fn expired(world: &World, token: &str) {
     eventually("the access token has expired", || async {
         let answer = world.send(world.request(Method::GET, ME).bearer_auth(token)).await;
@@ -101,7 +100,7 @@ async fn a_browser_that_is_active_stays_logged_in() {
     assert!((4..=8).contains(&renewed), "{renewed} tokens in three lifetimes");
     assert_eq!(browser.cookies["refresh_token"], refresh, "nothing was used up");
 
-    // A pause that is longer than the token holds, and then the whole page at once.
+    // A pause until the token has expired, then eight calls at once.
     expired(&world, &browser.cookies["access_token"]).await;
     let answers = browser.look(&world, 8).await;
     let given: BTreeSet<_> = answers.iter().flat_map(Response::cookies).collect();

@@ -1,5 +1,4 @@
-//! The API description as others read it: a linter, a generator of clients, and a client that holds
-//! answers against it.
+//! The API description, checked by a linter, by a generator of clients, and by comparing responses with it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +8,11 @@ use tokio::process::Command;
 
 use crate::world::{Response, World};
 
-/// Headers that belong to HTTP's messages or to the browser's rules, and not to a call.
+/// Headers of HTTP itself, which the description does not list.
 const OF_EVERY_MESSAGE: [&str; 5] =
     ["connection", "content-length", "content-type", "date", "transfer-encoding"];
 
-/// A folder with the description in it, and the tools as Node looks for them.
+/// A folder with the description, and the tools where Node looks for them.
 async fn workbench(world: &World) -> tempfile::TempDir {
     let tools = std::env::var_os("TOURIN_OPENAPI_TOOLS").map(PathBuf::from).expect(
         "redocly and openapi-typescript are not installed: run the tests by deploy/test.sh, or any \
@@ -27,7 +26,7 @@ async fn workbench(world: &World) -> tempfile::TempDir {
     folder
 }
 
-/// Runs one of the tools and gives what it printed.
+/// Runs one of the tools, and returns its output.
 async fn run(folder: &Path, program: &str, arguments: &[&str]) -> String {
     let output = Command::new(folder.join("node_modules/.bin").join(program))
         .current_dir(folder)

@@ -1,13 +1,13 @@
-//! Rubbish of every kind, made from the served OpenAPI document by schemathesis: no 5xx, and no
-//! answer that the document does not describe.
+//! Random requests, which schemathesis generates from the OpenAPI document: no 5xx, and only responses that
+//! the document describes.
 
 use std::path::PathBuf;
 
 use crate::world::World;
 
-/// Test cases per call, operation and kind of data; what bounds the run.
+/// Test cases per call and kind of data, which bounds the run.
 const EXAMPLES: &str = "25";
-/// Every run makes the same cases, so that a failure can be looked at.
+/// Every run has the same cases, so that a failure can be reproduced.
 const SEED: &str = "20261122";
 
 fn schemathesis() -> PathBuf {
@@ -19,7 +19,7 @@ fn schemathesis() -> PathBuf {
     program
 }
 
-/// Runs schemathesis over the whole document, but for the calls in `without`.
+/// Runs schemathesis over the document, except for the calls in `without`.
 async fn fuzz(world: &World, token: Option<&str>, without: &[&str]) {
     world.description().await;
     let folder = tempfile::tempdir().unwrap();
@@ -59,7 +59,7 @@ async fn rubbish_from_a_member_is_answered_as_described() {
     let world = World::start().await;
     let member = world.member("traveller1").await;
     world.bookmark(&member, "1").await;
-    // Without the calls that would end the session and leave the rest untried.
+    // Without the calls that would end the session.
     let ends_the_session = ["/api/auth/logout", "/api/auth/delete-account"];
     fuzz(&world, Some(&member.access), &ends_the_session).await;
     world.get_as(&member, "/api/auth/me").await.expect(200);

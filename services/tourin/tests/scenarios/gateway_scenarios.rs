@@ -1,4 +1,4 @@
-//! What the gateway itself promises: ids, limits, no way around the rules.
+//! The gateway's own promises: ids, limits, access rules.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -34,14 +34,14 @@ async fn a_forged_identity_is_taken_off() {
     }
 }
 
-/// Sends bytes as they are, for what a client library would tidy up.
+/// Sends raw bytes, which a client library would correct.
 fn raw(world: &World, request: &str) -> String {
     let address = world.url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(crate::world::TIMEOUT)).unwrap();
     stream.write_all(request.replace("HOST", address).as_bytes()).unwrap();
     let mut answer = Vec::new();
-    // A gateway that closes on us after its answer is as good as one that ends in order.
+    // The gateway may reset the connection after its response.
     let _closed = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }

@@ -1,4 +1,4 @@
-//! The contract, row by row, through the real gateway of a whole mesh.
+//! The API contract, through the real gateway of a mesh.
 //!
 //! Stores are embedded. Scenarios of separate processes need a broker: run them by `deploy/testbed.sh run -- COMMAND`.
 

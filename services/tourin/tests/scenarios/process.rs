@@ -1,4 +1,4 @@
-//! Programs as a user starts them: real processes, real signals.
+//! Programs as processes, with signals.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use tourin_testbed::eventually_within;
 
 use crate::world::TIMEOUT;
 
-/// A program of the workspace. Cargo gives a test the path of its own package's programs only; the
-/// services' lie beside it.
+/// A program of the workspace. Cargo gives a test the paths of its own package's programs only; the services'
+/// programs are in the same folder.
 pub fn program(name: &str) -> PathBuf {
     let tourin = Path::new(env!("CARGO_BIN_EXE_tourin"));
     let path = tourin.with_file_name(name);
@@ -48,7 +48,7 @@ impl Process {
         Self { child, lines }
     }
 
-    /// Waits for a line that contains `text` and gives it.
+    /// Waits for a line that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for_line(&self, text: &str) -> String {
         let deadline = Instant::now() + TIMEOUT;

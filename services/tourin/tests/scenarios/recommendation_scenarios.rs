@@ -41,7 +41,7 @@ async fn a_view_shows_in_the_trend_within_a_second() {
     let world = filled().await;
     let member = world.member("traveller1").await;
     let spots = world.spots(2).await;
-    // A mesh that has just started is still opening its queues.
+    // A mesh that has just started is still declaring its queues.
     world.view(&member, &spots[0]).await;
     trend_begins_with(&world, &member, &[&spots[0]]).await;
     world.view(&member, &spots[1]).await;
@@ -157,7 +157,7 @@ async fn members_with_similar_histories_get_each_others_spots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn anybody_finds_spots_like_one() {
+async fn visitors_find_similar_spots() {
     let world = filled().await;
     let palace = world.spot("경복궁").await;
     let answer = world.get(&format!("/api/tour-spots/{palace}/similar")).await.expect(200);
@@ -166,11 +166,11 @@ async fn anybody_finds_spots_like_one() {
     assert!(!similar.contains(&palace));
     let fields: Vec<_> = answer[0].as_object().unwrap().keys().cloned().collect();
     assert_eq!(fields, ["address", "id", "imageUrl", "lat", "lng", "name", "tags"]);
-    // The same spot looks the same whichever service tells of it.
+    // Core and recommendation describe a spot in the same way.
     let query = format!("/api/tour-spots/{}", similar[0]);
-    let told_by_core = world.get(&query).await.expect(200);
+    let by_core = world.get(&query).await.expect(200);
     for (field, value) in answer[0].as_object().unwrap() {
-        assert_eq!(&told_by_core[field], value, "{field}");
+        assert_eq!(&by_core[field], value, "{field}");
     }
     world.get("/api/tour-spots/999999/similar").await.expect_error(404);
     world.get(&format!("/api/tour-spots/{palace}/similar?k=101")).await.expect_error(422);
@@ -185,7 +185,7 @@ async fn three_replicas_answer_and_count_each_event_once() {
     let spots = world.spots(2).await;
     world.view(&members[0], &spots[0]).await;
     world.bookmark(&members[1], &spots[1]).await;
-    // Asked more often than there are replicas: every replica answers the same.
+    // More requests than replicas: every replica answers, and all answers are the same.
     for _ in 0..6 {
         trend_begins_with(&world, &members[0], &[&spots[1], &spots[0]]).await;
     }

@@ -1,4 +1,4 @@
-//! The four services as separate processes, started by hand: the same mesh, on embedded stores and a broker.
+//! The services as separate processes, on embedded stores and a broker.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::world::{World, ids};
 
 const SECRET: &str = "a-secret-for-this-scenario";
 
-/// The processes end before their virtual host and their folder do.
+/// The fields drop in this order: processes, virtual host, folder.
 pub struct Services {
     registry_url: String,
     _registry: Process,
@@ -48,7 +48,7 @@ fn recommendation(
 }
 
 impl Services {
-    /// Started in an order in which nobody's dependency is there yet: it must not matter.
+    /// Starts each service before its dependencies, because the order must not matter.
     async fn start(replicas: usize) -> (World, Self) {
         Self::start_with(replicas, &[], &[]).await
     }
@@ -161,7 +161,7 @@ async fn a_killed_replica_costs_no_request_and_disappears_within_its_lease() {
     let killed = services.recommendation.remove(0);
     killed.signal("KILL");
     let start = Instant::now();
-    // One after the other while it is still listed, so that every second one meets it.
+    // Requests while it is still listed: every second one meets it.
     while services.instances().await.len() == 2 {
         world.get(&path).await.expect(200);
         assert!(start.elapsed() < Duration::from_secs(4), "still listed: its lease is 3 s");
@@ -183,7 +183,7 @@ async fn a_stopped_replica_leaves_at_once_and_costs_no_request() {
         world.get(&path).await.expect(200);
     }
     assert!(start.elapsed() < Duration::from_millis(1_500), "{:?}", start.elapsed());
-    // A replica that comes is used without anybody's doing.
+    // A new replica is used without further steps.
     services.add_recommendation(3);
     services.wait_for(2).await;
     for _ in 0..8 {
@@ -233,8 +233,8 @@ fn a_service_without_a_broker_says_what_is_missing_and_how_to_give_it() {
     }
 }
 
-/// Told to stop while it waits for its database, a service has stopped cleanly: a supervisor must not
-/// take it for one with a bad setting.
+/// A service that is stopped while it waits for its database exits with 0. A supervisor must not take that
+/// for a bad setting.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_waits_for_its_database_can_be_stopped() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Log-in, refresh, log-out, and the keys that anybody can check tokens with.
+//! Log-in, refresh, log-out, and the public keys.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ async fn a_refresh_token_is_used_once_and_then_rotated() {
     reissue(&world, "no-such-token").await.expect_error(401);
     world.post("/api/auth/reissue", json!({})).await.expect_error(401);
 
-    // The cookie does as well as the body.
+    // The token may be in the cookie or in the body.
     let cookie = format!("refresh_token={}", next.refresh);
     let by_cookie = world.request(Method::POST, "/api/auth/reissue").header("cookie", cookie);
     let answer = world.send(by_cookie).await;
@@ -146,7 +146,7 @@ async fn logging_out_ends_this_session_at_once_and_no_other() {
     world.get_as(&here, "/api/auth/me").await.expect_error(401);
     reissue(&world, &here.refresh).await.expect_error(401);
     world.get_as(&elsewhere, "/api/auth/me").await.expect(200);
-    // Again, and without anything.
+    // Again, and without a token.
     world.post_as(&here, "/api/auth/logout", json!({})).await.expect(204);
     world.post("/api/auth/logout", json!({})).await.expect(204);
     world.get_as(&elsewhere, "/api/auth/me").await.expect(200);
@@ -188,7 +188,7 @@ async fn logging_out_works_by_whatever_is_left_and_ends_what_that_names() {
         world.get_as(ended, "/api/auth/me").await.expect_error(401);
     }
 
-    // Another site's page logs nobody out: not by the browser's cookies, nor by an answer that
+    // Another site's page can end no session: neither by the browser's cookies, nor by a response that
     // removes them.
     for cookies in ["", "refresh_token=rubbish"] {
         let request = world.request(Method::POST, "/api/auth/logout").header("cookie", cookies);
@@ -212,7 +212,7 @@ async fn logging_out_everywhere_ends_every_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn anybody_can_check_a_token_with_the_published_keys() {
+async fn a_token_can_be_verified_with_the_published_keys() {
     let world = World::start().await;
     let member = world.member("traveller1").await;
     let keys = world.get("/.well-known/jwks.json").await.expect(200);

@@ -1,10 +1,10 @@
-//! What people type on other keyboards than the one it was tried on.
+//! Text in the Unicode forms of other keyboards.
 
 use serde_json::json;
 
 use crate::world::{PASSWORD, World, form, ids};
 
-/// 홍길동 as macOS and iOS send it: every letter of its own.
+/// 홍길동 as macOS and iOS send it: decomposed into letters.
 const APART: &str = "\u{1112}\u{1169}\u{11BC}\u{1100}\u{1175}\u{11AF}\u{1103}\u{1169}\u{11BC}";
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! A virtual host of a scenario's own on the test bed's RabbitMQ.
+//! A separate virtual host for each scenario on the test bed's RabbitMQ.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ static ROOM: Semaphore = Semaphore::const_new(2);
 /// How long the broker may take for one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(40);
 
-/// Gone with this value.
+/// A virtual host. Dropping it removes it.
 pub struct VirtualHost {
     name: String,
     _room: SemaphorePermit<'static>,
 }
 
 impl VirtualHost {
-    /// Waits until there is room for one more, and makes it.
+    /// Waits until fewer than two exist, and creates one.
     pub async fn make(name: &str) -> Self {
         let room = ROOM.acquire().await.unwrap();
         call_the_broker(Method::PUT, &format!("vhosts/{name}"), None).await;
@@ -30,7 +30,7 @@ impl VirtualHost {
         Self { name: name.to_owned(), _room: room }
     }
 
-    /// For `--amqp-url`.
+    /// The URL for `--amqp-url`.
     pub fn url(&self) -> String {
         let mut url: reqwest::Url = given(Server::Amqp).parse().unwrap();
         url.set_path(&self.name);
@@ -41,7 +41,7 @@ impl VirtualHost {
 impl Drop for VirtualHost {
     fn drop(&mut self) {
         let path = format!("vhosts/{}", self.name);
-        // On a thread of its own: this one belongs to the scenario's runtime.
+        // On a separate thread, because this one belongs to the scenario's runtime.
         let clearing = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(call_the_broker(Method::DELETE, &path, None));

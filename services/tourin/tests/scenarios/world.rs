@@ -1,4 +1,4 @@
-//! What the scenarios are told in: a mesh, its visitors and its members.
+//! A mesh with its visitors and members, for scenarios.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +12,20 @@ use tourin_testbed::{eventually, eventually_within};
 
 use crate::backends::Backends;
 
-/// How long a scenario waits for something that must come true.
+/// How long a scenario waits for a condition.
 pub const TIMEOUT: Duration = crate::backends::TIMEOUT;
 pub const PASSWORD: &str = "Tour1n!pass";
 
-/// A whole mesh on free ports and a folder that goes with it.
+/// A mesh on free ports and in a temporary folder.
 pub struct World {
-    /// Runs as long as the scenario. Goes before what it runs on.
+    /// Runs as long as the scenario. Dropped before its backends.
     mesh: Option<Mesh>,
     _backends: Option<Backends>,
     http: reqwest::Client,
     pub url: String,
 }
 
-/// An answer with its body read.
+/// A complete response.
 #[derive(Debug)]
 pub struct Response {
     pub status: StatusCode,
@@ -40,15 +40,15 @@ impl Response {
         Self { status, headers, text: response.text().await.expect("a whole body") }
     }
 
-    /// Recommendation's words for a store that it waited for in vain, and any service's for a request
-    /// that took too long, as several such waits in a row do.
+    /// Whether the response reports a store that did not answer in time, or a request that took too long
+    /// because of several such waits.
     fn is_of_a_slow_store(&self) -> bool {
         let words =
             ["recommendations cannot be made at the moment", "longer than this service allows"];
         self.status == 503 && words.iter().any(|words| self.text.contains(words))
     }
 
-    /// Checks the status and gives the JSON body.
+    /// Checks the status, and returns the JSON body.
     #[track_caller]
     pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
@@ -58,7 +58,7 @@ impl Response {
         serde_json::from_str(&self.text).expect("a JSON body")
     }
 
-    /// Checks that it is the contract's error with this status and gives its message.
+    /// Checks that it is the contract's error with this status, and returns its message.
     #[track_caller]
     pub fn expect_error(self, status: u16) -> String {
         let body = self.expect(status);
@@ -93,7 +93,7 @@ impl Response {
     }
 }
 
-/// Somebody with a session.
+/// A member with a session.
 #[derive(Debug, Clone)]
 pub struct Member {
     pub id: String,
@@ -115,7 +115,7 @@ impl World {
         Self { mesh: Some(mesh), _backends: Some(backends), ..Self::at(url) }
     }
 
-    /// Once recommendation has every spot. A replica of spots that takes long to fill answers before.
+    /// Waits until every part is ready. Recommendation answers before its replica of spots is complete.
     #[allow(dead_code, reason = "not every set of scenarios is about recommendations")]
     pub async fn filled(self) -> Self {
         let ready = format!("{}/readyz", self.operator_url());
@@ -128,7 +128,7 @@ impl World {
         self
     }
 
-    /// A mesh that somebody else started.
+    /// A mesh that is running already.
     pub fn at(url: String) -> Self {
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
@@ -138,7 +138,7 @@ impl World {
         Self { mesh: None, _backends: None, http, url }
     }
 
-    /// Where operators look at a mesh of the scenario's own.
+    /// The operators' URL of a mesh that this scenario started.
     pub fn operator_url(&self) -> String {
         self.mesh.as_ref().expect("a mesh of its own").operator_url()
     }
@@ -186,7 +186,7 @@ impl World {
         self.send(self.request(Method::DELETE, path).bearer_auth(&member.access)).await
     }
 
-    /// The OpenAPI document, once every service has given its part.
+    /// The OpenAPI document, once it has every service's part.
     #[allow(dead_code, reason = "not every set of scenarios asks for it")]
     pub async fn description(&self) -> Value {
         eventually("both services have described their calls", || async {
@@ -268,7 +268,7 @@ pub fn ids(list: &Value) -> Vec<String> {
     list.iter().map(|item| item["id"].as_str().expect("an id").to_owned()).collect()
 }
 
-/// A text as it stands in a query string.
+/// A text, encoded for a query string.
 pub fn form(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }

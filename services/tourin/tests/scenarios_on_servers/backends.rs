@@ -1,5 +1,5 @@
-//! The backends of a scenario's mesh: a database, key prefixes and a virtual host of its own on the
-//! servers of the test bed.
+//! The backends of a scenario's mesh on the servers of the test bed: a separate database, key prefixes and a
+//! virtual host.
 
 use std::future::Future;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use uuid::Uuid;
 
 use crate::virtual_host::VirtualHost;
 
-/// How long a scenario waits for something that must come true.
+/// How long a scenario waits for a condition.
 pub const TIMEOUT: Duration = Duration::from_secs(40);
 /// Longest time from a view to the trend, on a loaded machine.
 pub const FRESH: Duration = Duration::from_secs(10);
-/// While one mesh writes its catalogue, the bed's MongoDB-protocol server sometimes does not answer the
-/// other within the 3 s of recommendation's reads, which are then answered 503.
+/// While one mesh writes its catalogue, the bed's MongoDB-protocol server may take longer than the 3 s that
+/// recommendation allows for another mesh's reads, which are then answered 503.
 pub const MONGODB_MAY_BE_SLOW: bool = true;
 
-/// Database, key prefixes and virtual host of one scenario; gone with this value.
+/// Database, key prefixes and virtual host of one scenario. Dropping it removes them.
 pub struct Backends {
     name: String,
     database: Option<TestDatabase>,
@@ -48,7 +48,7 @@ impl Backends {
         Self { name, database: Some(database), _broker: broker }
     }
 
-    /// Has the settings lead to the documents by a proxy, which can be slow.
+    /// Puts a proxy, which can be slow, in front of MongoDB.
     pub async fn mongodb_by_proxy(settings: &mut UpSettings) -> Proxy {
         let servers = &mut settings.parts.recommendation.servers;
         let url = servers.mongodb().expect("with a MongoDB").clone();
@@ -57,7 +57,7 @@ impl Backends {
         way
     }
 
-    /// Has the settings lead to the database by a proxy that is closed.
+    /// Puts a closed proxy in front of the database.
     pub fn unreachable_database(&self, settings: &mut UpSettings) -> Proxy {
         let way = Proxy::closed_to(TestDatabase::authority());
         let database = self.database.as_ref().expect("it is there until the end");
@@ -70,7 +70,7 @@ impl Backends {
 impl Drop for Backends {
     fn drop(&mut self) {
         let (name, database) = (self.name.clone(), self.database.take());
-        // On a thread of its own: this one belongs to the scenario's runtime.
+        // On a separate thread, because this one belongs to the scenario's runtime.
         let clearing = std::thread::spawn(move || {
             in_a_runtime(async {
                 drop_documents(&name).await;

@@ -30,7 +30,7 @@ async fn core_waits_for_mysql(operators: &World) {
     .await;
 }
 
-/// MySQL is away: clients are told to come again, under a trace id, and operators what is missing.
+/// Without MySQL clients get 503 with `Retry-After` and a trace id, and operators the missing dependency.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_before_the_database_is_open_are_answered_503() {
     let mut settings = UpSettings::ephemeral();
@@ -61,7 +61,7 @@ async fn requests_before_the_database_is_open_are_answered_503() {
     mesh.stop().await.unwrap();
 }
 
-/// A stop while it waits is a stop like another.
+/// A mesh stops cleanly while it waits for a server.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_that_waits_for_its_database_can_be_stopped() {
     let mut settings = UpSettings::ephemeral();

@@ -1,7 +1,6 @@
-//! The contract once more, with every store and the bus on the test bed's servers.
+//! The same scenarios with every store and the bus on the test bed's servers.
 //!
-//! The scenarios are those of the embedded mesh, word for word; what has no store behind it (the
-//! gateway's own rules, the command line, fuzzing) is not repeated.
+//! The scenarios without a store (the gateway's own rules, the command line, fuzzing) are not repeated.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 

@@ -1,4 +1,4 @@
-//! An audit of a mesh one of whose stores is slow.
+//! An audit of a mesh with a slow store.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tourin_chassis::shutdown::Shutdown;
 
 use crate::backends::Backends;
 
-/// Histories reach MongoDB slowly: what is not there when effects are due waits at the broker, and the
-/// audit waits for it.
+/// Histories are written to MongoDB slowly. Events that are still at the broker when effects are due are
+/// late, and the audit waits for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn effects_delayed_by_a_slow_store_are_late_and_not_missing() {
     let mut settings = UpSettings::ephemeral();

@@ -15,7 +15,7 @@ pub struct Member {
     token: String,
 }
 
-/// Signs up and logs in as many.
+/// Signs up and logs in `count` members.
 pub async fn sign_up(mesh: &Mesh, count: usize) -> anyhow::Result<Vec<Member>> {
     let unique = uuid::Uuid::now_v7().simple().to_string();
     let mut members = Vec::new();

@@ -51,7 +51,7 @@ impl Mesh {
             anyhow::bail!("tourin ended before it was ready")
         };
         let url = timeout(START_LIMIT, url).await.context("tourin does not get ready")??;
-        // What it says later is read and forgotten, so that it never waits for a reader.
+        // Later output is read and dropped, so that the process never blocks on it.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let entry = std::fs::read_to_string(folder.path().join("mesh.toml"))?;
         let value = |key: &str| {

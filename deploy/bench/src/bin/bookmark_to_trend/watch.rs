@@ -1,4 +1,4 @@
-//! Looks at the trend, all the time, for bookmarks that were answered.
+//! Polls the trend for the effects of acknowledged bookmarks.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +13,10 @@ use tourin_chassis::secret::Secret;
 
 use crate::mesh::Mesh;
 
-/// Half of what a bookmark is worth: a rise by more than that is one.
+/// Half of a bookmark's weight: a larger rise of a score is a bookmark.
 const RISE: f64 = 1.0;
 const RECOMMENDATION: &str = "recommendation";
-/// Between two looks, beside the time that one takes.
+/// The pause between two polls.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 pub struct Watch {
@@ -28,9 +28,9 @@ pub struct Watch {
 
 #[derive(Default)]
 struct State {
-    /// What each spot was worth when it was last looked at for a bookmark.
+    /// The last score of each spot that a bookmark is expected for.
     scores: HashMap<String, f64>,
-    /// Bookmarks that were answered and not yet seen.
+    /// Acknowledged bookmarks that are not in the trend yet.
     expected: HashMap<String, Instant>,
     seen: Vec<Duration>,
 }
@@ -53,12 +53,12 @@ impl Watch {
         Ok(watch)
     }
 
-    /// A bookmark of this spot was answered just now.
+    /// A bookmark of this spot was acknowledged now.
     pub fn expect(&self, spot: String) {
         self.change(|state| state.expected.insert(spot, Instant::now()));
     }
 
-    /// Looks until it is aborted.
+    /// Polls until it is aborted.
     pub async fn run(self: Arc<Self>) {
         loop {
             let spots: Vec<String> = self.change(|state| state.expected.keys().cloned().collect());

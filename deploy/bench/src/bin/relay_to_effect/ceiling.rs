@@ -1,4 +1,4 @@
-//! The ceiling: nothing but the broker's client.
+//! The ceiling: the broker's client alone.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::Figures;
 use super::mesh::event;
 
-/// What the relay has in flight at most, and what a consumer may hold; the mesh has the same.
+/// Messages in flight of the publisher and of the consumer, as in the mesh.
 const IN_FLIGHT: usize = 512;
 const PREFETCH: u16 = 256;
 /// A stuck broker must not hang the run.

@@ -1,4 +1,4 @@
-//! Tourin's way: outbox, relay, bus, consumer, trend; all but the servers in this process.
+//! Tourin's path: outbox, relay, bus, consumer, trend, all in this process except for the servers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ use uuid::Uuid;
 use super::{Figures, Settings};
 
 const QUEUE: &str = "recommendation.trend";
-/// Members of the made-up traffic: as many keys.
+/// Members of the traffic, and so ordering keys.
 const MEMBERS: usize = 1_000;
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The event of this number: each a member and a spot that it has not had.
+/// The event with this number. Each has a new pair of member and spot.
 pub fn event(number: usize) -> Outgoing {
     let bookmark = BookmarkTourspot {
         user_id: format!("member{:04}", number % MEMBERS),
@@ -52,7 +52,7 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
     let broker = RabbitSettings::new(settings.amqp_url.parse()?);
     let bus = RabbitBus::start(RabbitSettings { prefix: name.clone(), ..broker });
 
-    // Histories and spots stay in an embedded store, which nothing is sent to.
+    // Histories and spots are in an embedded store and not used.
     let folder = tempfile::tempdir()?;
     let mesh = MeshSettings::new("http://127.0.0.1:1", Secret::random());
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));

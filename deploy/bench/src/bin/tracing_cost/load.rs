@@ -1,5 +1,5 @@
-//! Requests by kept-alive connections, as fast as they are answered, with as little work on this
-//! side as can be.
+//! Requests over kept-alive connections, each sent as soon as the last one is answered, with little work on
+//! the client's side.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -111,7 +111,7 @@ async fn serve(router: Router) -> anyhow::Result<SocketAddr> {
     Ok(addr)
 }
 
-/// A listener whose backlog is taken: who connects waits.
+/// A listener with a full backlog: clients wait for a connection.
 fn black_hole() -> anyhow::Result<(std::net::TcpListener, Vec<std::net::TcpStream>)> {
     let listener = std::net::TcpListener::bind(local())?;
     let addr = listener.local_addr()?;
@@ -139,7 +139,7 @@ fn answers() -> Router {
         .fallback(|| async move { ([(http::header::CONTENT_TYPE, "application/json")], body) })
 }
 
-/// Nothing has ended, and nothing will.
+/// An empty log of ended sessions.
 async fn revocations() -> axum::Json<serde_json::Value> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     axum::Json(json!({"logId": "l", "next": 0, "entries": []}))

@@ -1,4 +1,4 @@
-//! A gateway or a core as a process of its own, and what it has used.
+//! A gateway or a core as a process, and its processor time.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,23 +13,23 @@ use crate::mesh::Mesh;
 /// How long a server may take to be ready.
 const START: Duration = Duration::from_secs(15);
 
-/// Where spans go.
+/// The collector of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exporter {
     None,
-    /// To a collector that takes them.
+    /// A collector that accepts spans.
     Up,
-    /// To one that does not answer.
+    /// A collector that does not answer.
     Dead,
 }
 
-/// What is compared.
+/// A configuration to compare.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     pub name: &'static str,
     pub ratio: f64,
     pub exporter: Exporter,
-    /// Whether the spans of unsampled requests are kept back for a possible failure.
+    /// Whether the spans of unsampled requests are buffered, to be exported if the request fails or is slow.
     pub keeps_back: bool,
 }
 
@@ -155,10 +155,10 @@ impl Server {
         Ok(used)
     }
 
-    /// What its own metrics say.
+    /// The counts in its metrics.
     ///
     /// # Errors
-    /// When it does not give them.
+    /// When the metrics cannot be read.
     pub async fn span_counts(&self) -> anyhow::Result<SpanCounts> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let text = client.get(&self.metrics).send().await?.text().await?;
@@ -175,7 +175,7 @@ impl Server {
     }
 }
 
-/// A server's program with what all of them are told.
+/// The command with the arguments that all cases share.
 fn command(program: &Path, case: Case, mesh: &Mesh, log: &str, listen: SocketAddr) -> Command {
     let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {

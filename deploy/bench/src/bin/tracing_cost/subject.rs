@@ -23,7 +23,7 @@ const GATEWAY_CASES: [Case; 9] = [
     case("1 %, dead", 0.01, Exporter::Dead),
     case("10 %, dead", 0.1, Exporter::Dead),
     case("100 %, dead", 1.0, Exporter::Dead),
-    // What it is when unsampled requests are not looked at for failure or slowness.
+    // Without the export of unsampled requests that fail or are slow.
     Case { keeps_back: false, ..case("10 %, none kept back", 0.1, Exporter::Up) },
 ];
 const CORE_CASES: [Case; 5] = [
@@ -55,7 +55,7 @@ enum Load {
     Bookmark,
 }
 
-/// A program and what it is asked.
+/// A program and its requests.
 pub struct Subject {
     pub name: &'static str,
     pub cases: &'static [Case],
@@ -67,7 +67,7 @@ pub struct Subject {
     load: Load,
 }
 
-/// All that is measured of these programs.
+/// The measurements of these programs.
 pub fn subjects(gateway: Option<&Path>, core: Option<&Path>) -> Vec<Subject> {
     let gateway = gateway.into_iter().map(|program| Subject {
         name: "gateway, a page of 1 KiB",

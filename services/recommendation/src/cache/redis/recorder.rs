@@ -1,5 +1,5 @@
-//! Events for the trend, in batches: under load, hundreds share a round trip. Each of them is still counted
-//! with its id or not at all, for a script is atomic.
+//! Events for the trend, in batches: under load, hundreds share a round trip. A script is atomic, so each
+//! event is counted together with its id, or not at all.
 
 use redis::Script;
 
@@ -10,19 +10,19 @@ use crate::batcher::{Batcher, Work};
 use crate::domain::decay::MOVE_AT;
 use crate::domain::trend::NEGLIGIBLE;
 
-/// What a script needs to know of one event.
+/// The arguments of a script for one event.
 pub(super) struct Entry {
-    /// Ids seen, forgotten, counts of its day, counts of days around it.
+    /// The keys: ids seen, forgotten, counts of the event's day, counts of the days around it.
     pub(super) keys: Vec<String>,
     pub(super) event: TrendEvent,
-    /// How long the id is remembered and how long the count is, in milliseconds.
+    /// The lifetimes of the id and of the count, in milliseconds.
     pub(super) seen_ttl_ms: i64,
     pub(super) counted_ttl_ms: i64,
     /// The kind and the spot.
     pub(super) what: String,
 }
 
-/// Counts events. [`TrendOutcome`] for each, once it is kept.
+/// Counts events. Returns a [`TrendOutcome`] for each once it is stored.
 pub(super) type Recorder = Batcher<Recording>;
 
 /// Starts a recorder. Must be called inside a tokio runtime.
@@ -42,7 +42,7 @@ pub(super) fn start(
     })
 }
 
-/// What a script needs to know of all events.
+/// The arguments of a script for all events.
 pub(super) struct Recording {
     connection: Connection,
     state: String,
@@ -56,7 +56,7 @@ impl Work for Recording {
     type Item = Entry;
     type Output = TrendOutcome;
     const NAME: &'static str = "the recorder of the trend";
-    /// Few enough that Redis is done with them in a few milliseconds.
+    /// Few enough that Redis handles them in a few milliseconds.
     const MAX: usize = 256;
 
     async fn run(&self, batch: &[Entry]) -> Vec<Result<TrendOutcome, PortError>> {

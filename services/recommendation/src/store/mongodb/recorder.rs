@@ -23,21 +23,21 @@ use crate::batcher::{Batcher, Work};
 use crate::store::HistoryRules;
 use crate::store::interaction::Stamp;
 
-/// Attempts at members whom others change at the same time.
+/// Attempts at members that other replicas change at the same time.
 const ATTEMPTS: usize = 20;
-/// Effects by which a spot recognises what it has counted already. Those that nobody has said were
-/// done come again after a crash or an outage: as many as the consumers of all replicas had in flight,
-/// 256 each, and behind what others counted for the spot until then.
+/// Effects that a spot remembers to recognise a repetition. After a crash or an outage the unacknowledged
+/// effects are applied again: up to 256 in flight for each replica, besides those that others counted for the
+/// spot meanwhile.
 const RECOGNISED: i32 = 4_096;
 
 /// A change of one member.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// Something the member did.
+    /// An action of the member.
     Record(HistoryEvent),
-    /// An order to forget: member, when it was given, how long it matters.
+    /// An order to forget: the member, the order's time, and how long the order is kept.
     Forget(String, Stamp, i64),
-    /// Removal of what no longer matters: member, before when the dead are removed, now.
+    /// Pruning: the member, the time before which removed bookmarks are dropped, and the current time.
     Prune(String, i64, i64),
 }
 
@@ -61,7 +61,7 @@ impl Change {
     }
 }
 
-/// What became of a [`Change`].
+/// The outcome of a [`Change`].
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Changed {
     Recorded(HistoryOutcome),
@@ -69,10 +69,10 @@ pub(super) enum Changed {
     Pruned(u64),
 }
 
-/// Applies changes. [`Changed`] for each, once all of it is done.
+/// Applies changes. Returns a [`Changed`] for each once all of its effects are applied.
 pub(super) type Recorder = Batcher<Recording>;
 
-/// What the changes are applied by.
+/// Applies changes to the database.
 pub(super) struct Recording {
     pub(super) connection: Connection,
     pub(super) rules: HistoryRules,
@@ -83,7 +83,7 @@ impl Work for Recording {
     type Item = Change;
     type Output = Changed;
     const NAME: &'static str = "the recorder of histories";
-    /// What one command takes.
+    /// The statements of one command.
     const MAX: usize = STATEMENTS;
 
     async fn run(&self, batch: &[Change]) -> Vec<Result<Changed, PortError>> {
@@ -143,8 +143,8 @@ impl Recording {
             .collect())
     }
 
-    /// What the numbers of a member's changes begin above when there is no document: all that documents had which were
-    /// deleted. Those from before this was noted began with the time, so it is the least.
+    /// The lower bound of `seq` for a member without a document: the highest `seq` of all deleted documents.
+    /// At least the current time, with which `seq` began in older data.
     async fn floor(&self) -> Result<i64, PortError> {
         let query = doc! { "_id": DELETED };
         let noted: Option<Floor> = self.connection.get(STATE, query, doc! { "seq": 1 }).await?;
@@ -158,7 +158,7 @@ impl Recording {
         Ok(found.into_iter().map(|member| (member.id.clone(), member.just_read())).collect())
     }
 
-    /// Writes members; returns those whom somebody else changed since they were read.
+    /// Writes members. Returns those that another replica has changed since they were read.
     async fn write(&self, members: &[Member]) -> Result<HashSet<String>, PortError> {
         if members.is_empty() {
             return Ok(HashSet::new());
@@ -188,7 +188,7 @@ impl Recording {
         Ok(members.iter().map(|member| member.id.clone()).filter(|id| !ours.contains(id)).collect())
     }
 
-    /// Does what follows from members' changes, and takes it off their lists.
+    /// Applies the pending effects of members, and removes them from the members' lists.
     pub(super) async fn apply_effects<'a>(
         &self,
         members: impl Iterator<Item = &'a Member>,
@@ -201,7 +201,7 @@ impl Recording {
                 holders.push(hold(&member.id, effect));
                 ops.push(effect.op);
             }
-            // What is begun already may be done already, each on its own.
+            // Effects of earlier changes may have been applied already, so each has its own statement.
             degrees.extend(member.pending.iter().filter_map(|effect| grow(effect.spot, &[effect])));
             for effect in &member.new_effects {
                 new.entry(effect.spot).or_default().push(effect);
@@ -213,8 +213,8 @@ impl Recording {
                 });
             }
         }
-        // What is new has hardly been counted by anybody: a spot that many look at is written once.
-        // Behind those of what is begun.
+        // New effects are grouped by spot, because no other replica has counted them yet. Their statements
+        // follow those of earlier changes.
         let begun = degrees.len();
         let mut groups = Vec::new();
         for (spot, effects) in new {
@@ -228,8 +228,8 @@ impl Recording {
             self.connection.upsert_where(DEGREES, &degrees),
         )
         .await?;
-        // Unless another replica has found one on its member's list in the meantime: the others of
-        // its group are still to be counted.
+        // Another replica may have applied an effect of the group meanwhile. The others of the group are then
+        // counted one by one.
         let refused = counted.refused.iter().filter_map(|index| index.checked_sub(begun));
         let refused = refused.filter_map(|index| groups.get(index));
         let alone: Vec<Statement> = refused
@@ -241,7 +241,7 @@ impl Recording {
     }
 }
 
-/// Notes that a member knows a spot, or no longer does; the member's latest change wins.
+/// Stores whether a member knows a spot. The member's latest change wins.
 fn hold(member: &str, effect: &Effect) -> Statement {
     let mut update = doc! { "$set": {
         "spot": effect.spot,
@@ -253,7 +253,7 @@ fn hold(member: &str, effect: &Effect) -> Statement {
     if effect.live {
         update.insert("$unset", doc! { "gone_at": "" });
     } else if let Ok(set) = update.get_document_mut("$set") {
-        // Kept for a while, against changes from before that are still in flight.
+        // Kept for a while, because earlier changes may still be in flight.
         set.insert("gone_at", effect.at);
     }
     Statement {

@@ -13,18 +13,18 @@ use tourin_shared_events::sqlite::Database;
 use crate::app::ports::PortError;
 use crate::batcher::{Batcher, Failure, Work};
 
-/// The longest wait for a commit, its turn included. Less than the consumers' limit of 10 s for an event, which does not
-/// know an outage from a fault.
+/// The longest wait for a commit, the wait for the writer included. Less than the consumers' limit of 10 s,
+/// after which the event would be blamed for an outage.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// One atomic change of the database.
 #[async_trait]
 pub(super) trait Change: Send + Sync + 'static {
-    /// What the caller gets.
+    /// The result for the caller.
     type Output: Send + 'static;
 
-    /// Applies it inside a transaction that others share. It may be applied again after a
-    /// rollback, so that it must not remember anything.
+    /// Applies the change inside a transaction that other changes share. After a rollback it is applied
+    /// again, so it must not keep state.
     async fn apply(&self, connection: &mut SqliteConnection) -> sqlx::Result<Self::Output>;
 }
 
@@ -38,13 +38,12 @@ impl Writer {
         Self(Batcher::start(Commits(db)))
     }
 
-    /// Says when the writer has ended although it should not.
+    /// Reports a panic of the writer.
     pub(super) fn failure(&self) -> Failure {
         self.0.failure()
     }
 
-    /// Applies a change; returns once it is committed. After a time-out it may be committed all the
-    /// same.
+    /// Applies a change, and returns once it is committed. After a time-out it may still be committed.
     pub(super) async fn commit<C: Change>(&self, change: C) -> Result<C::Output, PortError> {
         let committed = tokio::time::timeout(COMMIT_TIMEOUT, self.0.submit(Box::new(change)));
         let output = committed.await.unwrap_or_else(|_elapsed| {
@@ -79,7 +78,7 @@ impl Work for Commits {
     async fn run(&self, changes: &[Self::Item]) -> Vec<Result<Self::Output, PortError>> {
         match self.commit(changes).await {
             Ok(outputs) => outputs.into_iter().map(Ok).collect(),
-            // In an outage no change is at fault, and waiting for it once is enough.
+            // In an outage no single change is the cause, so they are not retried one by one.
             Err(error @ PortError::Unavailable(_)) => {
                 changes.iter().map(|_| Err(error.clone())).collect()
             }

@@ -1,4 +1,4 @@
-//! Ledgers and meshes that agree, and ones that do not.
+//! Ledgers compared with meshes that agree and that do not.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -26,7 +26,7 @@ fn scores(at: DateTime<Utc>, scores: &[(SpotId, f64)]) -> Scores {
     }
 }
 
-/// An audit that did a bit of everything.
+/// An audit with each kind of action.
 struct Case {
     ledger: Ledger,
     before: Scores,
