@@ -57,7 +57,7 @@ pub struct Settings {
     /// How often stores are checked.
     #[command(flatten)]
     pub readiness: ReadinessSettings,
-    /// Seconds between two full readings of core's catalogue; events keep the replica fresh between
+    /// Seconds between two full readings of core's catalogue; between them events keep the replica current
     #[arg(long, env = "TOURIN_RESYNC_INTERVAL_S", value_name = "S", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub resync_interval_s: u64,
     /// Milliseconds that requests in flight get to finish when the service stops
@@ -121,7 +121,8 @@ pub struct RuleSettings {
     /// Seconds that an event may be dated ahead of the clock; one further ahead counts as happening now
     #[arg(long, env = "TOURIN_EVENT_MAX_AHEAD_S", value_name = "S", default_value_t = ConsumerSettings::default().max_ahead.as_secs(), value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub event_max_ahead_s: u64,
-    /// Latest spots of a member that recommendations are made from; all are left out of them
+    /// Latest spots of a member that recommendations are based on; spots that the member knows are never
+    /// recommended
     #[arg(long, env = "TOURIN_HISTORY_LIMIT", value_name = "SPOTS", default_value_t = HistoryRules::default().recent, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000))]
     pub history_limit: usize,
     /// Milliseconds for which the neighbours of a spot are cached before they are computed again

@@ -1,4 +1,4 @@
-//! Configuration by the field's habit: defaults < file < environment < flags.
+//! Configuration, by the usual precedence: defaults < file < environment < flags.
 //!
 //! A binary's settings are one clap struct. Flags and `TOURIN_*` variables are clap's. This module
 //! adds the file: TOML whose keys are the long flags' names (`listen = "127.0.0.1:8080"`). An
@@ -37,8 +37,8 @@ pub struct LogSettings {
     /// How log lines look
     #[arg(long, env = "TOURIN_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-    /// What is logged: a level, or `target=level` pairs separated by commas. Of libraries no more
-    /// than `info`, and less of those that would show whole requests and messages
+    /// What is logged: a level, or `target=level` pairs separated by commas. Libraries log no more than
+    /// `info`, and less if they would show complete requests and messages
     #[arg(long, env = "TOURIN_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 }
@@ -46,8 +46,8 @@ pub struct LogSettings {
 /// How often a service checks its stores, the same in every service with stores.
 #[derive(Debug, Clone, Args)]
 pub struct ReadinessSettings {
-    /// Milliseconds between two looks at whether each store and the broker take a write; /readyz says
-    /// which does not. A look is one small write
+    /// Milliseconds between two small writes to each store and to the broker, by which /readyz knows whether
+    /// they accept writes
     #[arg(long, env = "TOURIN_READINESS_INTERVAL_MS", value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     pub readiness_interval_ms: u64,
 }

@@ -59,12 +59,12 @@ pub struct TraceSettings {
         default_value = "w3c,b3-single,b3"
     )]
     pub trace_accept: Vec<Propagation>,
-    /// Part of the traces that start here which is sampled, from 0 to 1; a caller's decision wins. In a
-    /// trial each request should have its trace; in production 0.1, say
+    /// Part of the traces that start here which is sampled, from 0 to 1; a caller's decision wins. 1 suits a
+    /// trial, 0.1 production
     #[arg(long, env = "TOURIN_TRACE_RATIO", value_name = "RATIO", default_value_t = 1.0, value_parser = parse_ratio)]
     pub trace_ratio: f64,
-    /// Another ratio for a route, such as '/api/auth/login=1'; a trailing * stands for the rest.
-    /// Repeats, or is separated by commas; the first that matches counts
+    /// Another ratio for a route, such as '/api/auth/login=1'; a trailing * stands for the rest. Repeatable,
+    /// or separated by commas; the first that matches counts
     #[arg(long, env = "TOURIN_TRACE_ROUTE", value_name = "ROUTE=RATIO", value_delimiter = ',')]
     pub trace_route: Vec<RouteRatio>,
     /// Whether the spans of an unsampled request that failed (status 500 or more) are exported all
@@ -75,16 +75,16 @@ pub struct TraceSettings {
     /// 0 is never
     #[arg(long, env = "TOURIN_TRACE_SLOW_MS", value_name = "MS", default_value_t = 1_000)]
     pub trace_slow_ms: u64,
-    /// Spans that wait for export at most; more are dropped and counted
+    /// Maximum number of spans that wait for export; more are dropped and counted
     #[arg(long, env = "TOURIN_TRACE_QUEUE_SPANS", value_name = "COUNT", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub trace_queue_spans: u32,
-    /// Spans sent in one request at most
+    /// Maximum number of spans in one request
     #[arg(long, env = "TOURIN_TRACE_BATCH_SPANS", value_name = "COUNT", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub trace_batch_spans: u32,
     /// Milliseconds that a span waits for others to be sent with
     #[arg(long, env = "TOURIN_TRACE_FLUSH_INTERVAL_MS", value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub trace_flush_interval_ms: u64,
-    /// Milliseconds that the collector has to take a batch
+    /// Milliseconds in which the collector must accept a batch
     #[arg(long, env = "TOURIN_TRACE_EXPORT_TIMEOUT_MS", value_name = "MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub trace_export_timeout_ms: u64,
 }
