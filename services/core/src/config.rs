@@ -41,7 +41,7 @@ pub struct Settings {
     /// Connections that read the SQLite database in the data folder; one more writes
     #[arg(long, env = "TOURIN_CORE_DATABASE_READERS", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
     pub database_readers: u32,
-    /// Most spots that one look at the map answers
+    /// Maximum number of spots in one response of the map
     #[arg(long, env = "TOURIN_MAP_SPOTS", value_name = "N", default_value_t = DEFAULT_MAP_SPOTS, value_parser = value_parser!(u16).range(1..=5_000))]
     pub map_spots: u16,
     /// Milliseconds that requests in flight may take when the service stops

@@ -44,7 +44,7 @@ pub enum DeadLettersAction {
         #[allow(missing_docs, reason = "its help is its fields'")]
         #[command(flatten)]
         source: DeadLetterSource,
-        /// How many at the most
+        /// Maximum number listed
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
         /// Only those before this one, for the next page

@@ -38,7 +38,7 @@ pub enum OutboxAction {
         /// Which events
         #[arg(long, value_name = "STATE", default_value = "pending")]
         state: StateFilter,
-        /// How many at the most
+        /// Maximum number listed
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
         /// Only those above this number, for the next page
