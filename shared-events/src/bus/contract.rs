@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use tokio::time::{Instant, timeout};
+use tourin_testbed::eventually;
 
 use super::{Binding, Deliveries, Delivery, Settlement, Subscriber, Subscription};
 use crate::dead_letters::{DeadLetter, DeadLetterStore, REPLAYED, Settled};
