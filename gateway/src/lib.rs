@@ -67,6 +67,7 @@ use auth::tokens::{TokenRules, TokenVerifier};
 use auth::visitor::Visitors;
 use connection::ConnectionLimits;
 use descriptors::ConnectionCounts;
+use futures::future::BoxFuture;
 use landing_page::LandingPage;
 use limits::{ConcurrencyLimit, RateLimits};
 use malformed::MalformedRequests;
@@ -103,42 +104,44 @@ impl Gateway {
     /// # Errors
     /// An invalid route table, an invalid URL of the registry or of Redis, or an address that cannot
     /// be bound; each names its flag.
-    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
-        // Before any file is opened.
-        let open_files = descriptors::raise_limit();
-        let routes = load_routes(&settings)?;
-        check_mesh(&settings)?;
-        let registry = RegistryClient::new(
-            http_client::client(None)?,
-            &settings.mesh.access.registry_url,
-            settings.mesh.access.registration_secret.expose(),
-        )
-        .context("--registry-url")?;
-        let stream = settings
-            .sessions
-            .redis()
-            .map(|url| RevocationStream::new(url, &settings.sessions.session_redis_prefix))
-            .transpose()?;
-        let listener = tourin_chassis::http::bind(settings.listen).await?;
-        let addr = listener.local_addr().context("cannot tell the bound address")?;
-        let listener = listener.into_std().context("cannot hand the listener over")?;
-        let operators = tourin_chassis::http::bind(settings.admin_listen).await?;
-        let admin_addr = operators.local_addr().context("cannot tell the bound address")?;
-        let connections = ConnectionCounts {
-            total: settings.max_connections,
-            per_client: settings.max_connections_per_client,
-        }
-        .within(open_files);
-        Ok(Self {
-            settings,
-            routes,
-            registry,
-            stream,
-            listener,
-            addr,
-            operators,
-            admin_addr,
-            connections,
+    pub fn build(settings: Settings) -> BoxFuture<'static, anyhow::Result<Self>> {
+        Box::pin(async move {
+            // Before any file is opened.
+            let open_files = descriptors::raise_limit();
+            let routes = load_routes(&settings)?;
+            check_mesh(&settings)?;
+            let registry = RegistryClient::new(
+                http_client::client(None)?,
+                &settings.mesh.access.registry_url,
+                settings.mesh.access.registration_secret.expose(),
+            )
+            .context("--registry-url")?;
+            let stream = settings
+                .sessions
+                .redis()
+                .map(|url| RevocationStream::new(url, &settings.sessions.session_redis_prefix))
+                .transpose()?;
+            let listener = tourin_chassis::http::bind(settings.listen).await?;
+            let addr = listener.local_addr().context("cannot tell the bound address")?;
+            let listener = listener.into_std().context("cannot hand the listener over")?;
+            let operators = tourin_chassis::http::bind(settings.admin_listen).await?;
+            let admin_addr = operators.local_addr().context("cannot tell the bound address")?;
+            let connections = ConnectionCounts {
+                total: settings.max_connections,
+                per_client: settings.max_connections_per_client,
+            }
+            .within(open_files);
+            Ok(Self {
+                settings,
+                routes,
+                registry,
+                stream,
+                listener,
+                addr,
+                operators,
+                admin_addr,
+                connections,
+            })
         })
     }
 
@@ -157,104 +160,111 @@ impl Gateway {
     ///
     /// # Errors
     /// When the data plane fails.
-    pub async fn run_until_stopped(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Self { settings, routes, registry, stream, listener, addr, .. } = self;
-        let (operators, admin_addr, connections) =
-            (self.operators, self.admin_addr, self.connections);
-        let id = settings.mesh.instance_id_or_new(GATEWAY);
-        let service = Service::new(GATEWAY).listening(addr);
-        let metrics = Arc::new(GatewayMetrics::new(&routes));
-        // Background tasks outlive the drain: requests in flight need their data, and leaving the
-        // registry waits for this gateway's own acknowledgement.
-        let end = Shutdown::new();
-        let tasks = Tasks::new(end.clone()).of_service(&service).or_stop(shutdown.clone());
-        let stop = end.token();
-        // Also when this future is dropped.
-        let _end = end.token().drop_guard();
+    pub fn run_until_stopped(self, shutdown: Shutdown) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(async move {
+            let Self { settings, routes, registry, stream, listener, addr, .. } = self;
+            let (operators, admin_addr, connections) =
+                (self.operators, self.admin_addr, self.connections);
+            let id = settings.mesh.instance_id_or_new(GATEWAY);
+            let service = Service::new(GATEWAY).listening(addr);
+            let metrics = Arc::new(GatewayMetrics::new(&routes));
+            // Background tasks outlive the drain: requests in flight need their data, and leaving the
+            // registry waits for this gateway's own acknowledgement.
+            let end = Shutdown::new();
+            let tasks = Tasks::new(end.clone()).of_service(&service).or_stop(shutdown.clone());
+            let stop = end.token();
+            // Also when this future is dropped.
+            let _end = end.token().drop_guard();
 
-        let (directory, watching) = Directory::watch(registry.clone(), id.clone(), stop.clone());
-        tasks.spawn("registry watch", watching);
-        let renewals = metrics.renewals.clone();
-        let admission =
-            start_admission(&settings, routes, directory, (stream, renewals), &tasks, &stop)?;
-        metrics.read_state(
-            Arc::clone(&admission.upstreams),
-            Arc::clone(&admission.keys),
-            Arc::clone(&admission.authenticator.revocations),
-            admission.concurrency.clone(),
-        );
-        PruneGuard::measure(vec![admission.authenticator.revocations.guard()], &metrics.service);
-        let secret = settings.mesh.access.registration_secret.clone();
-        tasks.spawn(
-            "operators' listener",
-            admin::serve_operators(
-                operators,
-                metrics.service.clone(),
-                admin::ReadinessState {
-                    admission: Arc::clone(&admission),
-                    stopping: shutdown.clone(),
-                },
-                (secret, settings.admin_hosts.clone()),
-                end.clone(),
-            ),
-        );
-
-        let limits = UpstreamLimits {
-            connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-            idle_timeout: Duration::from_millis(settings.upstream_idle_ms),
-            tries: settings.upstream_tries,
-            client_stall: Duration::from_millis(settings.client_stall_ms),
-        };
-        let conf = ServerConf {
-            threads: settings.threads(),
-            max_retries: settings.upstream_tries,
-            upstream_keepalive_pool_size: UPSTREAM_POOL,
-            ..ServerConf::default()
-        };
-        let server_settings = ServerSettings {
-            threads: settings.threads(),
-            connections,
-            trusted_proxies: settings.trusted_proxies.clone(),
-            drain_timeout: settings.drain_timeout(),
-            limits: connection_limits(&settings),
-            metrics: metrics.connections.clone(),
-            malformed: Arc::new(MalformedRequests::new(service.clone(), Arc::clone(&metrics))),
-        };
-        let proxy = Proxy::new(admission, limits, service, metrics);
-        let proxy = pingora::proxy::http_proxy(&Arc::new(conf), proxy);
-        let mut data_plane = DataPlane::start(listener, proxy, server_settings)?;
-
-        let advertised = settings.mesh.advertised(addr);
-        let mut instance = Instance::new(GATEWAY, id, advertised);
-        instance
-            .metadata
-            .insert(admin::ADMIN_ADDRESS.to_owned(), reachable(admin_addr, advertised).to_string());
-        let registration = Registration::start(
-            registry,
-            instance,
-            Duration::from_millis(settings.mesh.heartbeat_ms),
-            Duration::from_millis(settings.mesh.lease_ms),
-            stop,
-        );
-        tracing::info!(%addr, admin = %admin_addr, "gateway listening");
-        if settings.cookie_secure == SecureCookies::Never && !addr.ip().is_loopback() {
-            tracing::warn!(
-                "--cookie-secure never: session cookies go over plain http, and other hosts of the \
-                 domain can set them"
+            let (directory, watching) =
+                Directory::watch(registry.clone(), id.clone(), stop.clone());
+            tasks.spawn("registry watch", watching);
+            let renewals = metrics.renewals.clone();
+            let admission =
+                start_admission(&settings, routes, directory, (stream, renewals), &tasks, &stop)?;
+            metrics.read_state(
+                Arc::clone(&admission.upstreams),
+                Arc::clone(&admission.keys),
+                Arc::clone(&admission.authenticator.revocations),
+                admission.concurrency.clone(),
             );
-        }
+            PruneGuard::measure(
+                vec![admission.authenticator.revocations.guard()],
+                &metrics.service,
+            );
+            let secret = settings.mesh.access.registration_secret.clone();
+            tasks.spawn(
+                "operators' listener",
+                admin::serve_operators(
+                    operators,
+                    metrics.service.clone(),
+                    admin::ReadinessState {
+                        admission: Arc::clone(&admission),
+                        stopping: shutdown.clone(),
+                    },
+                    (secret, settings.admin_hosts.clone()),
+                    end.clone(),
+                ),
+            );
 
-        let served = tokio::select! {
-            () = shutdown.begun() => {
-                // Clients do not find gateways by the registry, so the order does not matter.
-                let (stopped, _) = tokio::join!(data_plane.stop(), registration.leave());
-                stopped
+            let limits = UpstreamLimits {
+                connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+                idle_timeout: Duration::from_millis(settings.upstream_idle_ms),
+                tries: settings.upstream_tries,
+                client_stall: Duration::from_millis(settings.client_stall_ms),
+            };
+            let conf = ServerConf {
+                threads: settings.threads(),
+                max_retries: settings.upstream_tries,
+                upstream_keepalive_pool_size: UPSTREAM_POOL,
+                ..ServerConf::default()
+            };
+            let server_settings = ServerSettings {
+                threads: settings.threads(),
+                connections,
+                trusted_proxies: settings.trusted_proxies.clone(),
+                drain_timeout: settings.drain_timeout(),
+                limits: connection_limits(&settings),
+                metrics: metrics.connections.clone(),
+                malformed: Arc::new(MalformedRequests::new(service.clone(), Arc::clone(&metrics))),
+            };
+            let proxy = Proxy::new(admission, limits, service, metrics);
+            let proxy = pingora::proxy::http_proxy(&Arc::new(conf), proxy);
+            let mut data_plane = DataPlane::start(listener, proxy, server_settings)?;
+
+            let advertised = settings.mesh.advertised(addr);
+            let mut instance = Instance::new(GATEWAY, id, advertised);
+            instance.metadata.insert(
+                admin::ADMIN_ADDRESS.to_owned(),
+                reachable(admin_addr, advertised).to_string(),
+            );
+            let registration = Registration::start(
+                registry,
+                instance,
+                Duration::from_millis(settings.mesh.heartbeat_ms),
+                Duration::from_millis(settings.mesh.lease_ms),
+                stop,
+            );
+            tracing::info!(%addr, admin = %admin_addr, "gateway listening");
+            if settings.cookie_secure == SecureCookies::Never && !addr.ip().is_loopback() {
+                tracing::warn!(
+                    "--cookie-secure never: session cookies go over plain http, and other hosts of the \
+                 domain can set them"
+                );
             }
-            ended = data_plane.ended() => ended,
-        };
-        end.begin();
-        let finished = tasks.finish(TASKS_END).await;
-        served.and(finished)
+
+            let served = tokio::select! {
+                () = shutdown.begun() => {
+                    // Clients do not find gateways by the registry, so the order does not matter.
+                    let (stopped, _) = tokio::join!(data_plane.stop(), registration.leave());
+                    stopped
+                }
+                ended = data_plane.ended() => ended,
+            };
+            end.begin();
+            let finished = tasks.finish(TASKS_END).await;
+            served.and(finished)
+        })
     }
 }
 

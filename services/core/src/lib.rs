@@ -27,6 +27,7 @@ use anyhow::Context;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
@@ -106,10 +107,12 @@ impl Bound {
     ///
     /// # Errors
     /// When the database cannot be used.
-    pub async fn open(self) -> anyhow::Result<Core> {
-        // Attributes the log lines of the wait to this service.
-        let service = Service::new(SERVICE).listening(self.address);
-        service.run(self.open_store()).await
+    pub fn open(self) -> BoxFuture<'static, anyhow::Result<Core>> {
+        Box::pin(async move {
+            // Attributes the log lines of the wait to this service.
+            let service = Service::new(SERVICE).listening(self.address);
+            service.run(self.open_store()).await
+        })
     }
 
     async fn open_store(self) -> anyhow::Result<Core> {
@@ -171,8 +174,11 @@ impl Core {
     ///
     /// # Errors
     /// The errors of both.
-    pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
-        Self::bind(settings, dependencies).await?.open().await
+    pub fn build(
+        settings: Settings,
+        dependencies: Dependencies,
+    ) -> BoxFuture<'static, anyhow::Result<Self>> {
+        Box::pin(async move { Self::bind(settings, dependencies).await?.open().await })
     }
 
     /// Checks the settings, locks the data folder and binds the address.
@@ -180,33 +186,40 @@ impl Core {
     /// # Errors
     /// When a setting is invalid, no bus or broker is given, the data folder cannot be used, or the
     /// address is taken.
-    pub async fn bind(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Bound> {
-        settings.tokens.policy()?;
-        let Dependencies { publisher, clock } = dependencies;
-        let events = match (publisher, settings.broker()) {
-            (Some(publisher), _) => Events::InProcess(publisher),
-            (None, Some(broker)) => Events::Broker(Box::new(broker)),
-            (None, None) => return Err(NoBroker.into()),
-        };
-        let redis = settings.database.redis()?;
-        let sessions = redis
-            .map(|url| RedisSessions::new(url, &settings.database.sessions.session_redis_prefix))
-            .transpose()?;
-        let registry = RegistryClient::new(
-            http_client::client(None)?,
-            &settings.mesh.access.registry_url,
-            settings.mesh.access.registration_secret.expose(),
-        )
-        .with_context(|| format!("--registry-url {}", settings.mesh.access.registry_url))?;
-        create_private(&settings.data_dir)?;
-        let held = hold_folder(&settings.data_dir, SERVICE)
-            .with_context(|| format!("--data-dir {}", settings.data_dir.display()))?;
-        let keys = signing_keys(&settings.tokens, &settings.data_dir)?;
-        // Before the first write to the database: of two processes on one folder, one fails here or
-        // waits for the other's lock, and neither has written.
-        let listener = bind(settings.listen).await?;
-        let address = listener.local_addr()?;
-        Ok(Bound { settings, listener, address, registry, events, clock, sessions, keys, held })
+    pub fn bind(
+        settings: Settings,
+        dependencies: Dependencies,
+    ) -> BoxFuture<'static, anyhow::Result<Bound>> {
+        Box::pin(async move {
+            settings.tokens.policy()?;
+            let Dependencies { publisher, clock } = dependencies;
+            let events = match (publisher, settings.broker()) {
+                (Some(publisher), _) => Events::InProcess(publisher),
+                (None, Some(broker)) => Events::Broker(Box::new(broker)),
+                (None, None) => return Err(NoBroker.into()),
+            };
+            let redis = settings.database.redis()?;
+            let sessions = redis
+                .map(|url| {
+                    RedisSessions::new(url, &settings.database.sessions.session_redis_prefix)
+                })
+                .transpose()?;
+            let registry = RegistryClient::new(
+                http_client::client(None)?,
+                &settings.mesh.access.registry_url,
+                settings.mesh.access.registration_secret.expose(),
+            )
+            .with_context(|| format!("--registry-url {}", settings.mesh.access.registry_url))?;
+            create_private(&settings.data_dir)?;
+            let held = hold_folder(&settings.data_dir, SERVICE)
+                .with_context(|| format!("--data-dir {}", settings.data_dir.display()))?;
+            let keys = signing_keys(&settings.tokens, &settings.data_dir)?;
+            // Before the first write to the database: of two processes on one folder, one fails here or
+            // waits for the other's lock, and neither has written.
+            let listener = bind(settings.listen).await?;
+            let address = listener.local_addr()?;
+            Ok(Bound { settings, listener, address, registry, events, clock, sessions, keys, held })
+        })
     }
 
     /// The address that it listens on.
@@ -218,10 +231,12 @@ impl Core {
     ///
     /// # Errors
     /// When the listener fails for good.
-    pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
-        let service = Service::new(SERVICE).listening(self.address);
-        // Attributes logs and traces outside of requests to this service.
-        service.run(self.run(&service, stop)).await
+    pub fn run_until_stopped(self, stop: Shutdown) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(async move {
+            let service = Service::new(SERVICE).listening(self.address);
+            // Attributes logs and traces outside of requests to this service.
+            service.run(self.run(&service, stop)).await
+        })
     }
 
     async fn run(self, service: &Service, stop: Shutdown) -> anyhow::Result<()> {
@@ -411,9 +426,11 @@ pub fn has_database(data_dir: &Path) -> bool {
 ///
 /// # Errors
 /// When the folder cannot be created or the database cannot be opened.
-pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteStore> {
-    create_private(data_dir)?;
-    Store::open_sqlite(data_dir, 1).await
+pub fn open_spots(data_dir: &Path) -> BoxFuture<'_, anyhow::Result<SqliteStore>> {
+    Box::pin(async move {
+        create_private(data_dir)?;
+        Store::open_sqlite(data_dir, 1).await
+    })
 }
 
 /// The tour spots in a database on a server, for an import. Services may run on the database. Waits
@@ -421,24 +438,28 @@ pub async fn open_spots(data_dir: &Path) -> anyhow::Result<SqliteStore> {
 ///
 /// # Errors
 /// When the server refuses or does not answer.
-pub async fn open_spots_on_server(url: &MysqlUrl) -> anyhow::Result<MysqlStore> {
-    Store::open_mysql_within(COMMAND_LIMIT, url).await
+pub fn open_spots_on_server(url: &MysqlUrl) -> BoxFuture<'_, anyhow::Result<MysqlStore>> {
+    Box::pin(async move { Store::open_mysql_within(COMMAND_LIMIT, url).await })
 }
 
 /// The outbox in a data folder. A service may run on the folder.
 ///
 /// # Errors
 /// When the database cannot be opened.
-pub async fn open_outbox(data_dir: &Path) -> anyhow::Result<Arc<dyn OutboxStore>> {
-    Ok(Store::Sqlite(Store::open_sqlite(data_dir, 1).await?).outbox())
+pub fn open_outbox(data_dir: &Path) -> BoxFuture<'_, anyhow::Result<Arc<dyn OutboxStore>>> {
+    Box::pin(async move { Ok(Store::Sqlite(Store::open_sqlite(data_dir, 1).await?).outbox()) })
 }
 
 /// The outbox in a database on a server. Services may run on the database. Waits 10 s for the server.
 ///
 /// # Errors
 /// When the server refuses or does not answer.
-pub async fn open_outbox_on_server(url: &MysqlUrl) -> anyhow::Result<Arc<dyn OutboxStore>> {
-    Ok(Store::Mysql(Store::open_mysql_within(COMMAND_LIMIT, url).await?).outbox())
+pub fn open_outbox_on_server(
+    url: &MysqlUrl,
+) -> BoxFuture<'_, anyhow::Result<Arc<dyn OutboxStore>>> {
+    Box::pin(async move {
+        Ok(Store::Mysql(Store::open_mysql_within(COMMAND_LIMIT, url).await?).outbox())
+    })
 }
 
 fn signing_keys(settings: &TokenSettings, data_dir: &Path) -> anyhow::Result<SigningKeys> {

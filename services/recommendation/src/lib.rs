@@ -33,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -122,52 +123,57 @@ impl Recommendation {
     /// # Errors
     /// When the registry's URL is invalid, there is no source of events, or the data folder or the
     /// address cannot be used.
-    pub async fn build(settings: Settings, dependencies: Dependencies) -> anyhow::Result<Self> {
-        let secret = settings.mesh.access.registration_secret.expose();
-        let http = http_client::client(None)?;
-        let registry = RegistryClient::new(http, &settings.mesh.access.registry_url, secret)
-            .context("--registry-url")?;
-        let events = match (dependencies.events, settings.broker()) {
-            (Some(subscriber), _) => Events::InProcess(subscriber),
-            (None, Some(broker)) => Events::Broker(Box::new(broker)),
-            (None, None) => return Err(NoBroker.into()),
-        };
-        let clock = dependencies.clock;
-        let stores = match dependencies.stores {
-            Some(stores) => stores,
-            None => open_stores(&settings, Arc::clone(&clock)).await?,
-        };
-        let ages = settings.rules.ages();
-        let ingest = Ingest::new(
-            Arc::clone(&stores.trend),
-            Arc::clone(&stores.histories),
-            Arc::clone(&stores.spots),
-            Arc::clone(&clock),
-            ages,
-        );
-        let passes = (Arc::clone(&stores.trend_passes), Arc::clone(&stores.history_passes));
-        let guards = Guards::new(passes.0, passes.1, &clock);
-        let max_ahead = Duration::from_secs(settings.rules.event_max_ahead_s);
-        let metrics = Metrics::new(SERVICE);
-        let of_consumers = ConsumerMetrics::default();
-        metrics.with_registry(|registry| {
-            of_consumers.register(registry);
-            stores.metrics.register(registry);
-        });
-        let listener = bind(settings.listen).await?;
-        let addr = listener.local_addr()?;
-        Ok(Self {
-            settings,
-            listener,
-            addr,
-            registry,
-            events,
-            consumers: consumers::all(&ingest, ages, max_ahead, &guards, &of_consumers),
-            ingest,
-            guards,
-            stores,
-            clock,
-            metrics,
+    pub fn build(
+        settings: Settings,
+        dependencies: Dependencies,
+    ) -> BoxFuture<'static, anyhow::Result<Self>> {
+        Box::pin(async move {
+            let secret = settings.mesh.access.registration_secret.expose();
+            let http = http_client::client(None)?;
+            let registry = RegistryClient::new(http, &settings.mesh.access.registry_url, secret)
+                .context("--registry-url")?;
+            let events = match (dependencies.events, settings.broker()) {
+                (Some(subscriber), _) => Events::InProcess(subscriber),
+                (None, Some(broker)) => Events::Broker(Box::new(broker)),
+                (None, None) => return Err(NoBroker.into()),
+            };
+            let clock = dependencies.clock;
+            let stores = match dependencies.stores {
+                Some(stores) => stores,
+                None => open_stores(&settings, Arc::clone(&clock)).await?,
+            };
+            let ages = settings.rules.ages();
+            let ingest = Ingest::new(
+                Arc::clone(&stores.trend),
+                Arc::clone(&stores.histories),
+                Arc::clone(&stores.spots),
+                Arc::clone(&clock),
+                ages,
+            );
+            let passes = (Arc::clone(&stores.trend_passes), Arc::clone(&stores.history_passes));
+            let guards = Guards::new(passes.0, passes.1, &clock);
+            let max_ahead = Duration::from_secs(settings.rules.event_max_ahead_s);
+            let metrics = Metrics::new(SERVICE);
+            let of_consumers = ConsumerMetrics::default();
+            metrics.with_registry(|registry| {
+                of_consumers.register(registry);
+                stores.metrics.register(registry);
+            });
+            let listener = bind(settings.listen).await?;
+            let addr = listener.local_addr()?;
+            Ok(Self {
+                settings,
+                listener,
+                addr,
+                registry,
+                events,
+                consumers: consumers::all(&ingest, ages, max_ahead, &guards, &of_consumers),
+                ingest,
+                guards,
+                stores,
+                clock,
+                metrics,
+            })
         })
     }
 
@@ -186,10 +192,12 @@ impl Recommendation {
     ///
     /// # Errors
     /// When the listener fails for good or an HTTP client cannot be set up.
-    pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
-        let service = Service::new(SERVICE).listening(self.addr);
-        // Logs and spans outside of requests have the service's name, too.
-        service.run(self.run(&service, stop)).await
+    pub fn run_until_stopped(self, stop: Shutdown) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(async move {
+            let service = Service::new(SERVICE).listening(self.addr);
+            // Logs and spans outside of requests have the service's name, too.
+            service.run(self.run(&service, stop)).await
+        })
     }
 
     async fn run(mut self, service: &Service, stop: Shutdown) -> anyhow::Result<()> {

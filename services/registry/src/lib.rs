@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::health::Health;
@@ -44,11 +45,13 @@ impl Registry {
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
-        let listener = bind(settings.listen).await?;
-        let addr = listener.local_addr()?;
-        let discovery = Discovery::new(settings.limits(), Arc::new(SystemClock));
-        Ok(Self { listener, addr, discovery, settings })
+    pub fn build(settings: Settings) -> BoxFuture<'static, anyhow::Result<Self>> {
+        Box::pin(async move {
+            let listener = bind(settings.listen).await?;
+            let addr = listener.local_addr()?;
+            let discovery = Discovery::new(settings.limits(), Arc::new(SystemClock));
+            Ok(Self { listener, addr, discovery, settings })
+        })
     }
 
     /// The bound address.
@@ -60,21 +63,24 @@ impl Registry {
     ///
     /// # Errors
     /// When the listener fails.
-    pub async fn run_until_stopped(self, stop: Shutdown) -> anyhow::Result<()> {
-        let Self { listener, addr, discovery, settings } = self;
-        let service = Service::new(SERVICE).listening(addr);
-        let metrics = measured(&discovery);
-        let tasks = Tasks::new(stop.clone()).of_service(&service).or_stop(stop.clone());
-        tasks.spawn("lease sweeper", Arc::clone(&discovery).sweep(stop.clone()));
+    pub fn run_until_stopped(self, stop: Shutdown) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(async move {
+            let Self { listener, addr, discovery, settings } = self;
+            let service = Service::new(SERVICE).listening(addr);
+            let metrics = measured(&discovery);
+            let tasks = Tasks::new(stop.clone()).of_service(&service).or_stop(stop.clone());
+            tasks.spawn("lease sweeper", Arc::clone(&discovery).sweep(stop.clone()));
 
-        let secret = settings.registration_secret;
-        let verifier = IdentityVerifier::new(&secret, SERVICE);
-        let limits = HttpLimits { body_bytes: MAX_BODY_BYTES, ..HttpLimits::default() };
-        let routes = http::routes(http::Shared { discovery, secret, stop: stop.clone() });
-        let router = observed_router((service, metrics), routes, verifier, Health::new(), &limits);
-        tracing::info!(%addr, "registry listening");
-        serve(listener, router, &limits, stop, Duration::from_millis(DRAIN_TIMEOUT_MS)).await?;
-        tasks.finish(Duration::from_millis(500)).await
+            let secret = settings.registration_secret;
+            let verifier = IdentityVerifier::new(&secret, SERVICE);
+            let limits = HttpLimits { body_bytes: MAX_BODY_BYTES, ..HttpLimits::default() };
+            let routes = http::routes(http::Shared { discovery, secret, stop: stop.clone() });
+            let router =
+                observed_router((service, metrics), routes, verifier, Health::new(), &limits);
+            tracing::info!(%addr, "registry listening");
+            serve(listener, router, &limits, stop, Duration::from_millis(DRAIN_TIMEOUT_MS)).await?;
+            tasks.finish(Duration::from_millis(500)).await
+        })
     }
 }
 

@@ -1,18 +1,55 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tourin_chassis::config::{ConfigFile, LogSettings};
-use tourin_chassis::telemetry::TelemetrySettings;
+use tourin_chassis::config::{self, ConfigFile, LogSettings};
+use tourin_chassis::process;
+use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::memory::MemoryStore;
+use tourin_chassis::telemetry::{self, TelemetrySettings};
 
-use crate::audit::AuditSettings;
-use crate::demo_traffic::DemoTrafficSettings;
-use crate::events::EventsCommand;
-use crate::import::ImportSettings;
-use crate::log_level::LogLevelSettings;
+use crate::audit::{self, AuditSettings};
+use crate::demo_traffic::{self, DemoTrafficSettings};
+use crate::events::{self, EventsCommand};
+use crate::import::{self, ImportSettings};
+use crate::log_level::{self, LogLevelSettings};
+use crate::mesh;
+use crate::part_settings::with_parts_variables;
 use crate::up::UpSettings;
+
+/// Runs the command that the process's arguments name, until it ends or a signal ends it.
+pub fn main() -> ExitCode {
+    let args = with_default_command(std::env::args_os().collect());
+    let args = with_parts_variables(args, |name| std::env::var_os(name));
+    let cli: Cli = config::parse_args(&args);
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => process::refuse(&error),
+    }
+}
+
+#[tokio::main]
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let traces = command.trace_store();
+    telemetry::init_with(command.telemetry(), traces.clone()).map_err(anyhow::Error::msg)?;
+    config::warn_of_unknown_variables();
+    let stop = Shutdown::on_signals()?;
+    let ended = match command {
+        Command::Up(run) => mesh::up(run.settings, traces, stop).await,
+        Command::Import(run) => import::run(&run.settings, &stop).await,
+        Command::DemoTraffic(run) => demo_traffic::run_and_print(&run.settings, &stop).await,
+        Command::Audit(mut run) => {
+            run.settings.mesh_file = run.file.config;
+            audit::run_and_print(run.settings, &stop).await
+        }
+        Command::Events(run) => events::run(&run.settings).await,
+        Command::LogLevel(run) => log_level::run(&run.settings).await,
+    };
+    telemetry::flush(process::LAST_SPANS).await;
+    ended
+}
 
 /// Tourin: a tour-spot service as a mesh of small services behind one URL.
 ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
-use futures::future::{join, join_all};
+use futures::future::{BoxFuture, join, join_all};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use opentelemetry::context::FutureExt as _;
 use tokio::time::timeout;
@@ -133,35 +133,37 @@ impl Consumer {
 
     /// Works until it is stopped or the bus ends. On stop it takes no new delivery, and waits up to `drain_timeout` for
     /// those it has begun. Unfinished ones are delivered again.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let Self { mut deliveries, work } = self;
-        let settings = &work.settings;
-        let mut batches = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                Some(()) = batches.next(), if !batches.is_empty() => {}
-                first = deliveries.next(), if batches.len() < settings.concurrency => {
-                    let Some(first) = first else { break };
-                    let batch = gather(first, &mut deliveries, settings.max_batch);
-                    batches.push(work.process(batch));
+    pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let Self { mut deliveries, work } = self;
+            let settings = &work.settings;
+            let mut batches = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => break,
+                    Some(()) = batches.next(), if !batches.is_empty() => {}
+                    first = deliveries.next(), if batches.len() < settings.concurrency => {
+                        let Some(first) = first else { break };
+                        let batch = gather(first, &mut deliveries, settings.max_batch);
+                        batches.push(work.process(batch));
+                    }
                 }
             }
-        }
-        let drained =
-            timeout(settings.drain_timeout, async { while batches.next().await.is_some() {} });
-        if drained.await.is_err() {
-            tracing::warn!(
-                consumer = work.name,
-                batches = batches.len(),
-                "stopped before all events were handled; they will be delivered again"
-            );
-        }
-        drop(batches);
-        if timeout(settings.drain_timeout, deliveries.close()).await.is_err() {
-            tracing::warn!(consumer = work.name, "stopped before the progress was saved");
-        }
+            let drained =
+                timeout(settings.drain_timeout, async { while batches.next().await.is_some() {} });
+            if drained.await.is_err() {
+                tracing::warn!(
+                    consumer = work.name,
+                    batches = batches.len(),
+                    "stopped before all events were handled; they will be delivered again"
+                );
+            }
+            drop(batches);
+            if timeout(settings.drain_timeout, deliveries.close()).await.is_err() {
+                tracing::warn!(consumer = work.name, "stopped before the progress was saved");
+            }
+        })
     }
 }
 

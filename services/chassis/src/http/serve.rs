@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use futures::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -46,56 +47,58 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 ///
 /// # Errors
 /// When the listener fails for good. Errors of single connections are only logged.
-pub async fn serve(
+pub fn serve(
     listener: TcpListener,
     router: Router,
     limits: &HttpLimits,
     stop: Shutdown,
     drain_timeout: Duration,
-) -> io::Result<()> {
-    let graceful = GracefulShutdown::new();
-    let connections = TaskTracker::new();
-    let cut = CancellationToken::new();
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(limits.header_read_timeout_ms));
-    loop {
-        let (stream, peer) = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of file descriptors, or the peer left before the handshake. The pause
-                    // keeps the loop from spinning in the first case.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                }
-            },
-            () = stop.begun() => break,
-        };
-        let connection =
-            http.serve_connection(TokioIo::new(stream_options(stream)), service(&router, peer));
-        let connection = graceful.watch(connection);
-        let cut = cut.clone();
-        connections.spawn(async move {
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%error, "connection ended");
+) -> BoxFuture<'_, io::Result<()>> {
+    Box::pin(async move {
+        let graceful = GracefulShutdown::new();
+        let connections = TaskTracker::new();
+        let cut = CancellationToken::new();
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_millis(limits.header_read_timeout_ms));
+        loop {
+            let (stream, peer) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of file descriptors, or the peer left before the handshake. The pause
+                        // keeps the loop from spinning in the first case.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
                 },
-                () = cut.cancelled() => {}
-            }
-        });
-    }
-    drop(listener);
-    let open = graceful.count();
-    if tokio::time::timeout(drain_timeout, graceful.shutdown()).await.is_err() {
-        tracing::warn!(open, "connections cut at the end of the drain");
-    }
-    // No request may run after the return: the caller closes the stores next.
-    cut.cancel();
-    connections.close();
-    connections.wait().await;
-    Ok(())
+                () = stop.begun() => break,
+            };
+            let connection =
+                http.serve_connection(TokioIo::new(stream_options(stream)), service(&router, peer));
+            let connection = graceful.watch(connection);
+            let cut = cut.clone();
+            connections.spawn(async move {
+                tokio::select! {
+                    ended = connection => if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended");
+                    },
+                    () = cut.cancelled() => {}
+                }
+            });
+        }
+        drop(listener);
+        let open = graceful.count();
+        if tokio::time::timeout(drain_timeout, graceful.shutdown()).await.is_err() {
+            tracing::warn!(open, "connections cut at the end of the drain");
+        }
+        // No request may run after the return: the caller closes the stores next.
+        cut.cancel();
+        connections.close();
+        connections.wait().await;
+        Ok(())
+    })
 }
 
 fn stream_options(stream: TcpStream) -> TcpStream {

@@ -8,7 +8,7 @@ mod unroutable;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join3;
+use futures::future::{BoxFuture, join3};
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::{DEFAULT_MAX_PENDING, enforce_bound};
@@ -135,10 +135,13 @@ impl Relay {
 
     /// Works until it is stopped. Then it waits a little for confirmations, marks them and releases its shards. Also
     /// enforces the bound on waiting events, and prunes.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let retention = self.settings.retention;
-        let pruner = Pruner::new(self.store.clone(), retention, self.pruning.clone());
-        let bound = enforce_bound(self.store.clone(), self.settings.max_pending, shutdown.clone());
-        join3(Running::new(&self).run(&shutdown), pruner.run(shutdown.clone()), bound).await;
+    pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let retention = self.settings.retention;
+            let pruner = Pruner::new(self.store.clone(), retention, self.pruning.clone());
+            let bound =
+                enforce_bound(self.store.clone(), self.settings.max_pending, shutdown.clone());
+            join3(Running::new(&self).run(&shutdown), pruner.run(shutdown.clone()), bound).await;
+        })
     }
 }
