@@ -19,7 +19,7 @@ const fn header(name: &'static str, description: &'static str, everywhere: bool)
 }
 
 /// The headers of all responses, and of those with certain statuses.
-const HEADERS: [Header; 8] = [
+const HEADERS: [Header; 9] = [
     header(
         "X-Request-Id",
         "The id under which the call is logged: the caller's own, if it sent a harmless one, else the trace's.",
@@ -36,6 +36,7 @@ const HEADERS: [Header; 8] = [
         true,
     ),
     header("Cache-Control", "Whether and how long the response may be kept.", true),
+    header("X-Content-Type-Options", "`nosniff`: the type of the content is the stated one.", true),
     header("Content-Language", "The language of the message: `ko` or `en`.", false),
     header("Retry-After", "Seconds after which to try again.", false),
     header("WWW-Authenticate", "How to authenticate (RFC 6750).", false),

@@ -49,7 +49,8 @@ fn parts_become_one_document() {
     assert!(trend.get("429").is_none(), "the route has no rate");
     let errors = &merged["components"]["schemas"]["ErrorBody"]["properties"];
     assert!(errors["traceId"].is_object() && errors["error"].is_object(), "{errors}");
-    for name in ["X-Request-Id", "traceresponse", "Vary", "Cache-Control"] {
+    for name in ["X-Request-Id", "traceresponse", "Vary", "Cache-Control", "X-Content-Type-Options"]
+    {
         let header = &trend["200"]["headers"][name]["$ref"];
         assert_eq!(header, &json!(format!("#/components/headers/{name}")));
         assert!(merged["components"]["headers"][name].is_object());

@@ -40,7 +40,7 @@ check(refused.response.status === 422 && refusal?.error === "invalid", "a refusa
 const loggedIn = await client.POST("/api/auth/login", {
   body: { id: account.id, password: account.password },
 });
-check(loggedIn.data, "a session");
+check(loggedIn.data?.accessToken, "a session, and its tokens for a call without cookies");
 const token: string = loggedIn.data.accessToken;
 client.use({
   onRequest: ({ request }) => request.headers.set("authorization", `Bearer ${token}`),
