@@ -9,7 +9,7 @@ use super::*;
 use crate::cli::Cli;
 
 /// Values: each setting accepts at least one that is not its default.
-const VALUES: [&str; 20] = [
+const VALUES: [&str; 21] = [
     "7",
     "61",
     "610",
@@ -20,6 +20,7 @@ const VALUES: [&str; 20] = [
     "false",
     "127.0.0.1:9",
     "deny",
+    "forwarded",
     "https://app.example",
     "10.0.0.0/8",
     "mysql://core:word@db.example/core",

@@ -471,8 +471,9 @@ async fn gateways_follow_the_revocations() {
     let entry = &page["entries"][0];
     assert_eq!(entry["session"], json!(session(&hana)));
     assert_eq!(entry["seq"], page["next"]);
-    // Ten minutes of the access token and one minute for clock differences.
-    assert_eq!(entry["until"], "2027-01-15T08:11:00.000000Z");
+    // Ten minutes of the access token, ten seconds in which a repeated rotation issues another one, and
+    // one minute for clock differences.
+    assert_eq!(entry["until"], "2027-01-15T08:11:10.000000Z");
 }
 
 #[tokio::test]
