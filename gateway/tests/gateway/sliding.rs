@@ -223,13 +223,13 @@ async fn an_ended_session_is_not_renewed() {
 #[tokio::test]
 async fn cores_word_that_a_session_is_over_counts_before_the_log_has_it() {
     let (mesh, core, _) = exact().await;
-    core.withhold_ended_sessions();
-    core.end_session("s1");
     let gateway = mesh
-        .starting_gateway(|settings| {
+        .gateway(|settings| {
             (settings.token_leeway_s, settings.revocation_stale_ms) = (0, 100);
         })
         .await;
+    core.withhold_ended_sessions();
+    core.end_session("s1");
     let (expired, other) = (core.issuer.aged("s1", 700, 600), core.issuer.aged("s2", 700, 600));
     eventually("sessions are judged by what is known", || async {
         gateway.call_by_cookie(&other, "GET", ME).await.status == 200

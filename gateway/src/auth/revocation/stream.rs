@@ -301,18 +301,11 @@ mod tests {
 
     #[test]
     fn a_bad_setting_is_named_and_a_password_is_not() {
-        let refused = |url: &str, prefix: &str| {
-            let url = url.parse().unwrap();
-            let error = RevocationStream::new(&url, prefix).err().unwrap();
-            format!("{error:#}")
-        };
-        let error = refused("http://user:hunter2@there", "tourin:sessions");
-        assert!(error.contains("--redis-url") && !error.contains("hunter2"), "{error}");
-        for prefix in ["", "a{b", "a}b"] {
-            let error = refused("redis://there", prefix);
-            assert!(error.contains("--session-redis-prefix"), "{error}");
-        }
         let url = "redis://user:hunter2@there:7000/1".parse().unwrap();
+        for prefix in ["", "a{b", "a}b"] {
+            let error = RevocationStream::new(&url, prefix).err().unwrap();
+            assert!(format!("{error:#}").contains("--session-redis-prefix"), "{error:#}");
+        }
         let stream = RevocationStream::new(&url, "tourin:sessions").unwrap();
         assert_eq!(format!("{stream:?}"), "RevocationStream(there:7000)");
         assert_eq!(stream.stream, "{tourin:sessions}:revocations");

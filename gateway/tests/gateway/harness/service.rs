@@ -156,12 +156,13 @@ async fn revocations(
     if caller != Some(Subject::Service { name: "gateway".to_owned() }) {
         return StatusCode::FORBIDDEN.into_response();
     }
-    if inner.ended_withheld.load(Ordering::SeqCst) {
+    let is_withheld = || inner.ended_withheld.load(Ordering::SeqCst);
+    let mut ended = inner.ended.subscribe();
+    let more = ended.wait_for(|ended| is_withheld() || ended.len() > page.after);
+    let _ = tokio::time::timeout(Duration::from_millis(page.wait_ms), more).await;
+    if is_withheld() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    let mut ended = inner.ended.subscribe();
-    let more = ended.wait_for(|ended| ended.len() > page.after);
-    let _ = tokio::time::timeout(Duration::from_millis(page.wait_ms), more).await;
     let ended = inner.ended.borrow().clone();
     let until = chrono::Utc::now() + chrono::TimeDelta::minutes(10);
     let entries: Vec<_> = ended

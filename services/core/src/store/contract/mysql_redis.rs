@@ -308,10 +308,13 @@ async fn every_key_is_of_one_slot_goes_away_by_itself_and_holds_no_token() {
         store.rotate(&token.hash(), &salt, &next.hash(), &policy, at(n)).await.unwrap();
         token = next;
     }
-    store.change_password(change(&hana, "new", session.id)).await.unwrap();
     let count = async |home: &mut TestStores, kind: &str| home.keys(kind).await.len();
     assert_eq!(count(&mut home, "token:").await, 4, "the current one and those remembered");
-    assert_eq!(count(&mut home, "").await, 4 + 5, "session, family, salt, member, epoch");
+    let successor = RefreshToken::random().unwrap();
+    let change = PasswordChange { token: successor.hash(), ..change(&hana, "new", session.id) };
+    store.change_password(change).await.unwrap();
+    assert_eq!(count(&mut home, "token:").await, 1, "the new one");
+    assert_eq!(count(&mut home, "").await, 1 + 4, "session, family, member, epoch");
 
     let pattern = home.key("*");
     let mut all = Vec::new();
@@ -326,7 +329,7 @@ async fn every_key_is_of_one_slot_goes_away_by_itself_and_holds_no_token() {
         assert!((1..=30 * day_ms).contains(&ttl), "{ttl}: {}", String::from_utf8_lossy(key));
         let value: Vec<u8> =
             redis::cmd("DUMP").arg(key).query_async(&mut home.behind).await.unwrap();
-        for secret in [&session.token, &token] {
+        for secret in [&session.token, &token, &successor] {
             let text = secret.expose();
             let raw =
                 base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, &text)
