@@ -130,12 +130,14 @@ fn answers() -> Router {
     let body = json!([{ "text": "x".repeat(BODY_BYTES) }]).to_string();
     let key = json!({"kty": "OKP", "crv": "Ed25519", "kid": "k", "alg": "EdDSA", "x": PUBLIC_KEY});
     let keys = json!({ "keys": [key] });
+    let visitor_key = json!({"key": "A".repeat(43), "msLeft": 24 * 3_600 * 1_000});
     let description =
         json!({"openapi": "3.1.0", "info": {"title": "t", "version": "1"}, "paths": {}});
     Router::new()
         .route("/.well-known/jwks.json", get(|| async { axum::Json(keys) }))
         .route("/internal/openapi.json", get(|| async { axum::Json(description) }))
         .route("/internal/revocations", get(revocations))
+        .route("/internal/visitor-key", get(|| async { axum::Json(visitor_key) }))
         .fallback(|| async move { ([(http::header::CONTENT_TYPE, "application/json")], body) })
 }
 
