@@ -35,17 +35,20 @@ pub struct ReadinessState {
     pub stopping: Shutdown,
 }
 
-/// Serves operators until `stop`.
-pub async fn serve_operators(
-    listener: TcpListener,
-    metrics: Metrics,
+/// The operators' pages, for requests whose `Host` is one of `hosts` or local.
+pub fn operators(
+    metrics: &Metrics,
     state: ReadinessState,
-    (secret, hosts): (Secret, Vec<String>),
-    stop: Shutdown,
-) {
-    let router = operators_router(&metrics, IdentityVerifier::new(&secret, GATEWAY))
+    secret: &Secret,
+    hosts: &[String],
+) -> Router {
+    let router = operators_router(metrics, IdentityVerifier::new(secret, GATEWAY))
         .merge(Router::new().route("/readyz", get(readiness)).with_state(state));
-    let router = guard_operators(router, &hosts);
+    guard_operators(router, hosts)
+}
+
+/// Serves operators until `stop`.
+pub async fn serve_operators(listener: TcpListener, router: Router, stop: Shutdown) {
     let limits = HttpLimits { concurrent_requests: CONCURRENT_REQUESTS, ..HttpLimits::default() };
     if let Err(error) = serve(listener, router, &limits, stop, DRAIN).await {
         tracing::error!(%error, "the operators' listener failed");

@@ -104,6 +104,7 @@ impl Gateway {
     /// # Errors
     /// An invalid route table, an invalid URL of the registry or of Redis, or an address that cannot
     /// be bound; each names its flag.
+    // Boxed, as is what runs it: a crate that awaits an `async fn` of another compiles it again.
     pub fn build(settings: Settings) -> BoxFuture<'static, anyhow::Result<Self>> {
         Box::pin(async move {
             // Before any file is opened.
@@ -192,19 +193,18 @@ impl Gateway {
                 vec![admission.authenticator.revocations.guard()],
                 &metrics.service,
             );
-            let secret = settings.mesh.access.registration_secret.clone();
+            let pages = admin::operators(
+                &metrics.service,
+                admin::ReadinessState {
+                    admission: Arc::clone(&admission),
+                    stopping: shutdown.clone(),
+                },
+                &settings.mesh.access.registration_secret,
+                &settings.admin_hosts,
+            );
             tasks.spawn(
                 "operators' listener",
-                admin::serve_operators(
-                    operators,
-                    metrics.service.clone(),
-                    admin::ReadinessState {
-                        admission: Arc::clone(&admission),
-                        stopping: shutdown.clone(),
-                    },
-                    (secret, settings.admin_hosts.clone()),
-                    end.clone(),
-                ),
+                admin::serve_operators(operators, pages, end.clone()),
             );
 
             let limits = UpstreamLimits {

@@ -19,13 +19,13 @@ use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use tourin_chassis::http::fields::PERSONAL;
 use tourin_chassis::http::{Language, TRACE_RESPONSE_HEADER};
 use tourin_chassis::identity::SESSION_ENDED_HEADER;
 use tourin_chassis::telemetry::{Service, method_name};
 
 use crate::admission::AdmissionFilter;
 use crate::attempt::Attempt;
-use crate::auth::PERSONAL;
 use crate::connection::Connection;
 use crate::context::RequestContext;
 use crate::mesh_client::CORE;

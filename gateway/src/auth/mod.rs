@@ -27,10 +27,6 @@ use sliding::{Outcome, Renewal, SlidingSessions};
 use tokens::{Member, TokenError, TokenVerifier};
 use visitor::Visitors;
 
-/// `Cache-Control` of a response for one caller. No cache may store it, and those that ignore `no-store`
-/// may not share it (RFC 9111, 5.2.2.7).
-pub const PERSONAL: &str = "private, no-store";
-
 /// How long a public call waits for the renewal of an expired cookie before it counts as a visitor's.
 /// Short, because such a call need not depend on core.
 const PUBLIC_RENEWAL_WAIT: Duration = Duration::from_millis(300);
@@ -185,7 +181,7 @@ impl Authenticator {
         }
         head.append_header(SET_COOKIE, renewed.cookie.clone())?;
         // A cache must not give one client's token to another.
-        head.insert_header(CACHE_CONTROL, PERSONAL)
+        head.insert_header(CACHE_CONTROL, fields::PERSONAL)
     }
 
     /// Checks all tokens: a browser may send several cookies of one name, a stale one first.

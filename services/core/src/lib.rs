@@ -174,6 +174,7 @@ impl Core {
     ///
     /// # Errors
     /// The errors of both.
+    // Boxed, as is what runs it: a crate that awaits an `async fn` of another compiles it again.
     pub fn build(
         settings: Settings,
         dependencies: Dependencies,

@@ -123,6 +123,7 @@ impl Recommendation {
     /// # Errors
     /// When the registry's URL is invalid, there is no source of events, or the data folder or the
     /// address cannot be used.
+    // Boxed, as is what runs it: a crate that awaits an `async fn` of another compiles it again.
     pub fn build(
         settings: Settings,
         dependencies: Dependencies,

@@ -45,6 +45,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the address cannot be bound.
+    // Boxed, as is what runs it: a crate that awaits an `async fn` of another compiles it again.
     pub fn build(settings: Settings) -> BoxFuture<'static, anyhow::Result<Self>> {
         Box::pin(async move {
             let listener = bind(settings.listen).await?;

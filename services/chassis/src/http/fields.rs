@@ -1,10 +1,14 @@
-//! Header fields with more than one value.
+//! Header fields: lists of values, and a value that services share.
 //!
 //! A list may span several lines, each with one or more elements (RFC 9110, 5.3 and 5.6.1). Its
 //! bytes need not be ASCII. Elements that cannot be read are left out.
 
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderName};
+
+/// `Cache-Control` of a response for one caller. No cache may store it, and those that ignore `no-store`
+/// may not share it (RFC 9111, 5.2.2.7).
+pub const PERSONAL: &str = "private, no-store";
 
 /// Splits `text` at separators outside quoted strings (RFC 9110, 5.6.4).
 pub fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {

@@ -255,7 +255,8 @@ impl Accounts {
     pub async fn update_password(
         &self,
         id: &MemberId,
-        (keep, token): (SessionId, TokenHash),
+        keep: SessionId,
+        token: TokenHash,
         old: &str,
         new: &Password,
     ) -> Result<Vec<SessionId>, AccountError> {

@@ -14,6 +14,7 @@ use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tourin_chassis::http::fields::PERSONAL;
 use tourin_chassis::http::{ApiError, Caller, Json, MemberCaller, Params, read_body, read_value};
 use tourin_chassis::identity::{SESSION_ENDED_HEADER, Subject};
 use tourin_chassis::session_cookies::{CookieNames, SessionCookies};
@@ -276,9 +277,8 @@ async fn update_password(
     let (account, session) = signed_in(&state, &caller).await?;
     let new = bodies::new_password("newPassword", &body.new_password).map_err(ApiError::invalid)?;
     let refresh_token = RefreshToken::random().map_err(ApiError::internal)?;
-    let kept = (session, refresh_token.hash());
-    let ended =
-        state.accounts.update_password(&account.id, kept, &body.old_password.0, &new).await?;
+    let (old, token) = (&body.old_password.0, refresh_token.hash());
+    let ended = state.accounts.update_password(&account.id, session, token, old, &new).await?;
     let mut response = private(StatusCode::NO_CONTENT);
     if cookies.sent {
         match state.sessions.pair_with(&account.id, session, refresh_token).await {
@@ -360,7 +360,7 @@ fn with_tokens(
 /// A response that caches must not store.
 fn private(answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(PERSONAL));
     response
 }
 
