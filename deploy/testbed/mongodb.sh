@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # The MongoDB-protocol server of a test bed, as deploy/testbed.sh asks: start (becomes the server),
 # ready, urls.
+#
+# The stand-in server checks roles as MongoDB does. The tests' user reads, writes and drops databases of any name, because
+# each test has its own; it is no root. The user "recommendation" is that of compose.yaml.
 set -euo pipefail
 # shellcheck source=/dev/null
 . "$BED/bed.env"
 dir=$BED/mongodb
 bin=$TOOLS/venv-mongodb/bin
-export USER_NAME MONGODB_PORT MONGODB_PASSWORD
+export USER_NAME MONGODB_PORT MONGODB_PASSWORD MONGODB_RECOMMENDATION_PASSWORD
 
 case "$1" in
 start)
@@ -28,8 +31,14 @@ while True:
     try:
         client = pymongo.MongoClient(
             "127.0.0.1", int(os.environ["MONGODB_PORT"]), serverSelectionTimeoutMS=500)
-        client.admin.command("createUser", os.environ["USER_NAME"],
-                             pwd=os.environ["MONGODB_PASSWORD"], roles=["root"])
+        users = {info["user"] for info in client.admin.command("usersInfo")["users"]}
+        for name, password, roles in [
+            (os.environ["USER_NAME"], "MONGODB_PASSWORD", ["readWriteAnyDatabase", "dbAdminAnyDatabase"]),
+            ("recommendation", "MONGODB_RECOMMENDATION_PASSWORD",
+             [{"role": "readWrite", "db": "tourin_recommendation"}]),
+        ]:
+            if name not in users:
+                client.admin.command("createUser", name, pwd=os.environ[password], roles=roles)
         break
     except pymongo.errors.AutoReconnect:
         if time.monotonic() > deadline:
@@ -53,6 +62,8 @@ client.tourin.list_collection_names()
 PY
     ;;
 urls)
-    echo "TOURIN_MONGODB_URL=mongodb://$USER_NAME:$MONGODB_PASSWORD@127.0.0.1:$MONGODB_PORT/?authSource=admin"
+    place=127.0.0.1:$MONGODB_PORT
+    echo "TOURIN_MONGODB_URL=mongodb://$USER_NAME:$MONGODB_PASSWORD@$place/?authSource=admin"
+    echo "TOURIN_MONGODB_RECOMMENDATION_URL=mongodb://recommendation:$MONGODB_RECOMMENDATION_PASSWORD@$place/?authSource=admin"
     ;;
 esac

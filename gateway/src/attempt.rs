@@ -7,17 +7,32 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora::{Error, ErrorSource, ErrorType};
 use tourin_chassis::telemetry::{DeferredRequest, FinishedCall, HttpCall, SpanId};
-use tourin_registry_api::Instance;
 
+use crate::balance::Member;
 use crate::metrics::{TryOutcome, UpstreamMetrics};
+use crate::outliers::{Failure, InFlight, Reason};
 use crate::responses::Response;
 use crate::routes::Route;
+
+/// A time-out of an attempt that had less time than this says nothing about the instance: the request's
+/// own time was used up by others.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// What a failed attempt shows.
+#[derive(Debug, Clone, Copy)]
+pub struct FailedAttempt {
+    /// Why it failed, one of a fixed set.
+    pub reason: &'static str,
+    /// Why its instance was ejected, if it was.
+    pub ejected: Option<Reason>,
+}
 
 /// An attempt, in progress or ended.
 #[derive(Debug)]
 pub struct Attempt {
-    /// The instance.
-    pub instance: Instance,
+    /// The instance, with its health.
+    pub member: Arc<Member>,
+    in_flight: Option<InFlight>,
     span: SpanId,
     headers: Vec<(HeaderName, HeaderValue)>,
     began: Instant,
@@ -26,7 +41,7 @@ pub struct Attempt {
     status: Option<u16>,
     failed: Option<&'static str>,
     abandoned: Option<&'static str>,
-    counts: Option<Arc<UpstreamMetrics>>,
+    counts: Arc<UpstreamMetrics>,
     settled: bool,
 }
 
@@ -34,15 +49,17 @@ impl Attempt {
     /// Begins an attempt of `request`.
     pub fn begin(
         request: &DeferredRequest,
-        instance: Instance,
-        counts: Option<Arc<UpstreamMetrics>>,
+        member: Arc<Member>,
+        counts: Arc<UpstreamMetrics>,
     ) -> Self {
         let (span, headers) = request.new_call();
+        let began = Instant::now();
         Self {
-            instance,
+            in_flight: Some(member.health.begin(began)),
+            member,
             span,
             headers,
-            began: Instant::now(),
+            began,
             began_at: SystemTime::now(),
             took: None,
             status: None,
@@ -66,38 +83,61 @@ impl Attempt {
     /// The response's head has arrived.
     pub fn answered(&mut self, status: u16) {
         self.status = Some(status);
-        if let Some(counts) = &self.counts {
-            counts.answered_after(self.began.elapsed());
-        }
+        let now = Instant::now();
+        let took = now.duration_since(self.began);
+        self.member.health.answered(now, took);
+        self.counts.answered_after(&self.member.instance.id, took);
         // A class is one digit.
         self.settle(TryOutcome::Answered(u8::try_from(status / 100).unwrap_or(5)));
     }
 
-    /// The attempt failed, before or after the response's head. Returns the reason, one of a fixed set.
-    /// `verdict` is the gateway's response if the gateway or the client ended the attempt.
-    pub fn failed(&mut self, error: &Error, verdict: Option<&Response>) -> &'static str {
+    /// The attempt failed, before or after the response's head. `verdict` is the gateway's response if the
+    /// gateway or the client ended the attempt. `is_stale` says that the connection was idle before, and
+    /// that the instance may have closed it: that says nothing about the instance.
+    pub fn failed(
+        &mut self,
+        error: &Error,
+        verdict: Option<&Response>,
+        is_stale: bool,
+    ) -> FailedAttempt {
         let (outcome, reason) = judge(error, verdict);
+        let failure = match outcome {
+            TryOutcome::ConnectFailed => Some(Failure::Broken),
+            TryOutcome::BrokenOff if !is_stale => Some(Failure::Broken),
+            TryOutcome::TimedOut if self.began.elapsed() >= SHORTEST_TIMEOUT => {
+                Some(Failure::TimedOut)
+            }
+            _ => None,
+        };
+        let ejected = failure
+            .and_then(|failure| self.member.health.failed(failure, self.began, Instant::now()));
         if outcome == TryOutcome::Abandoned {
             self.abandoned = Some(reason);
         } else {
             self.failed = Some(reason);
         }
         self.settle(outcome);
-        self.end();
-        reason
+        self.finish();
+        FailedAttempt { reason, ejected }
     }
 
     /// The instance's response is complete, or no longer needed.
     pub fn end(&mut self) {
+        if let (true, Some(status)) = (self.is_open(), self.status) {
+            self.member.health.completed(status >= 500);
+        }
+        self.finish();
+    }
+
+    fn finish(&mut self) {
         self.took.get_or_insert_with(|| self.began.elapsed());
+        self.in_flight = None;
         self.settle(TryOutcome::Abandoned);
     }
 
     /// The request is sent again, for this reason.
     pub fn retried(&self) {
-        if let Some(counts) = &self.counts {
-            counts.retried();
-        }
+        self.counts.retried();
     }
 
     /// The attempt's span; `number` attempts came before it.
@@ -113,8 +153,8 @@ impl Attempt {
                 method,
                 route: &route.template,
                 service: &route.service,
-                instance: Some(&self.instance.id),
-                address: Some(self.instance.address),
+                instance: Some(&self.member.instance.id),
+                address: Some(self.member.instance.address),
                 resend_count: u32::try_from(number).unwrap_or(u32::MAX),
             },
             started: self.began_at,
@@ -126,10 +166,9 @@ impl Attempt {
     }
 
     fn settle(&mut self, outcome: TryOutcome) {
-        if let Some(counts) = self.counts.as_ref().filter(|_| !self.settled) {
-            counts.tried(outcome);
+        if !std::mem::replace(&mut self.settled, true) {
+            self.counts.tried(&self.member.instance.id, outcome);
         }
-        self.settled = true;
     }
 }
 
@@ -156,6 +195,7 @@ fn judge(error: &Error, verdict: Option<&Response>) -> (TryOutcome, &'static str
         ErrorType::ConnectTimedout => (TryOutcome::ConnectFailed, "connect_timeout"),
         ErrorType::ConnectRefused => (TryOutcome::ConnectFailed, "connect_refused"),
         ErrorType::ConnectNoRoute => (TryOutcome::ConnectFailed, "connect_no_route"),
+        kind if is_tls_failure(kind) => (TryOutcome::ConnectFailed, "tls_failed"),
         kind if is_connect_failure(kind) => (TryOutcome::ConnectFailed, "connect_failed"),
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => (TryOutcome::TimedOut, "timeout"),
         ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
@@ -175,5 +215,15 @@ pub fn is_connect_failure(kind: &ErrorType) -> bool {
             | ErrorType::ConnectError
             | ErrorType::SocketError
             | ErrorType::BindError
+    ) || is_tls_failure(kind)
+}
+
+fn is_tls_failure(kind: &ErrorType) -> bool {
+    matches!(
+        kind,
+        ErrorType::TLSHandshakeFailure
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::InvalidCert
+            | ErrorType::HandshakeError
     )
 }

@@ -1,6 +1,7 @@
-//! The requested host and port: `Host`, or the authority of a target in absolute form.
+//! The requested host and port: `Host`, or the authority of a target in absolute form or of HTTP/2.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -17,9 +18,11 @@ use crate::responses::Response;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
     /// As received.
-    text: String,
-    /// In canonical form.
-    host: String,
+    text: Arc<str>,
+    /// Where the host ends in it.
+    host_end: usize,
+    /// The host's canonical form, if it is another one.
+    canonical: Option<Arc<str>>,
     port: Option<u16>,
 }
 
@@ -51,7 +54,8 @@ impl Authority {
             }
             Some(_) => return Err(messages::port_not_digits()),
         };
-        Ok(Self { text: text.to_owned(), host: canonical_host(host)?, port })
+        let canonical = if is_canonical(host) { None } else { Some(canonical_host(host)?.into()) };
+        Ok(Self { text: text.into(), host_end: end, canonical, port })
     }
 
     /// As received.
@@ -61,14 +65,15 @@ impl Authority {
 
     /// The host, in lower case and without needless percent-encoding.
     pub fn host(&self) -> &str {
-        &self.host
+        self.canonical.as_deref().unwrap_or(&self.text[..self.host_end])
     }
 
     /// Whether it is a name or an address of the local machine (RFC 6761, 6.3).
     pub fn is_loopback(&self) -> bool {
-        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
-        self.host == "localhost"
-            || self.host.ends_with(".localhost")
+        let host = self.host();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost"
+            || host.ends_with(".localhost")
             || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
 
@@ -78,8 +83,16 @@ impl Authority {
     }
 }
 
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
+
+/// Whether a host is a name in its canonical form, as nearly all are.
+fn is_canonical(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|byte| is_plain(byte) && !byte.is_ascii_uppercase())
+}
+
 fn canonical_host(host: &str) -> Result<String, Message> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
     if host.is_empty() {
         return Err(messages::host_empty());
     }
@@ -144,13 +157,19 @@ pub fn of_request(
     let host = match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => return Err(Response::malformed(messages::several_hosts())),
         (Some(host), None) => Some(read("Host", host)?),
+        // HTTP/2 has an authority, which Pingora has compared with `Host` if there is one too.
+        (None, _) if header.version == Version::HTTP_2 && header.uri.authority().is_some() => None,
         (None, _) if header.version >= Version::HTTP_11 => {
             return Err(Response::malformed(messages::missing_host()));
         }
         (None, _) => None,
     };
+    let pseudo = header.uri.authority().filter(|_| header.version == Version::HTTP_2);
     let target = match (target, raw_target_authority(header.raw_path())) {
         (Some(target), _) => Some(target),
+        (None, _) if pseudo.is_some() => {
+            pseudo.map(|authority| Bytes::copy_from_slice(authority.as_str().as_bytes()))
+        }
         (None, RawTargetAuthority::Absolute { scheme, authority, .. }) => {
             if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known.as_bytes()))
             {

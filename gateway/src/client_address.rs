@@ -7,6 +7,7 @@
 
 mod forwarded;
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use clap::ValueEnum;
@@ -76,15 +77,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// The client of a request for `host`, by the header of `trusted` proxies.
+    /// The client of a request for `host` over `scheme`, by the header of `trusted` proxies.
     pub fn of(
-        peer: SocketAddr,
+        (scheme, peer): (&'static str, SocketAddr),
         host: Option<Authority>,
         headers: &HeaderMap,
         trusted: &TrustedProxies,
     ) -> Self {
         let peer = peer.ip().to_canonical();
-        let mut client = Self { address: peer, scheme: "http", host, chain: vec![peer] };
+        let mut client = Self { address: peer, scheme, host, chain: vec![peer] };
         if !trusted.contains(peer) {
             return client;
         }
@@ -112,35 +113,37 @@ impl Client {
         client
     }
 
-    /// The forwarding headers for services.
-    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
-        let hops: Vec<String> = self.chain.iter().map(ToString::to_string).collect();
-        let mut forwarded: Vec<String> = self
-            .chain
-            .iter()
-            .map(|address| match address {
-                IpAddr::V4(address) => format!("for={address}"),
-                IpAddr::V6(address) => format!("for=\"[{address}]\""),
-            })
-            .collect();
-        if let Some(client) = forwarded.first_mut() {
-            client.push_str(";proto=");
-            client.push_str(self.scheme);
-            if let Some(host) = &self.host {
-                client.push_str(&format!(";host=\"{}\"", host.as_str()));
+    /// Adds the forwarding headers for services.
+    pub fn put_headers(&self, headers: &mut HeaderMap) {
+        let (mut forwarded, mut hops) = (String::with_capacity(64), String::with_capacity(32));
+        for (at, address) in self.chain.iter().enumerate() {
+            // Writing to a String cannot fail.
+            let separator = if at == 0 { "" } else { ", " };
+            let _ = write!(hops, "{separator}{address}");
+            let _ = match address {
+                IpAddr::V4(address) => write!(forwarded, "{separator}for={address}"),
+                IpAddr::V6(address) => write!(forwarded, "{separator}for=\"[{address}]\""),
+            };
+            if at == 0 {
+                forwarded.push_str(";proto=");
+                forwarded.push_str(self.scheme);
+                if let Some(host) = &self.host {
+                    let _ = write!(forwarded, ";host=\"{}\"", host.as_str());
+                }
             }
         }
-        let host = self.host.as_ref().map_or("", Authority::as_str).to_owned();
-        [
-            (http::header::FORWARDED, forwarded.join(", ")),
-            (X_FORWARDED_FOR, hops.join(", ")),
-            (X_FORWARDED_PROTO, self.scheme.to_owned()),
-            (X_FORWARDED_HOST, host),
-        ]
-        .into_iter()
-        .filter(|(_, value)| !value.is_empty())
-        .filter_map(|(name, value)| Some((name, HeaderValue::from_str(&value).ok()?)))
-        .collect()
+        let mut put = |name, value: Result<HeaderValue, _>| {
+            if let Some(value) = value.ok().filter(|value| !value.is_empty()) {
+                headers.insert(name, value);
+            }
+        };
+        put(http::header::FORWARDED, HeaderValue::try_from(forwarded));
+        put(X_FORWARDED_FOR, HeaderValue::try_from(hops));
+        put(X_FORWARDED_PROTO, Ok(HeaderValue::from_static(self.scheme)));
+        put(
+            X_FORWARDED_HOST,
+            HeaderValue::from_str(self.host.as_ref().map_or("", Authority::as_str)),
+        );
     }
 }
 
@@ -212,7 +215,7 @@ mod tests {
 
     fn read(peer: &str, headers: &HeaderMap, trusted: &TrustedProxies) -> Client {
         let host = headers.get("host").map(|host| Authority::parse(host.as_bytes()).unwrap());
-        Client::of(peer.parse().unwrap(), host, headers, trusted)
+        Client::of(("http", peer.parse().unwrap()), host, headers, trusted)
     }
 
     fn host(client: &Client) -> Option<&str> {
@@ -220,9 +223,9 @@ mod tests {
     }
 
     fn forwarded_header(client: &Client, name: &HeaderName) -> String {
-        let headers = client.headers();
-        let (_, value) = headers.iter().find(|(known, _)| known == name).unwrap();
-        value.to_str().unwrap().to_owned()
+        let mut headers = HeaderMap::new();
+        client.put_headers(&mut headers);
+        headers[name].to_str().unwrap().to_owned()
     }
 
     #[test]

@@ -2,39 +2,37 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum, value_parser};
+use anyhow::Context;
+use clap::{Args, value_parser};
 use ipnet::IpNet;
-use tourin_chassis::config::{MeshSettings, SESSION_COOKIE_IDLE_S, defaults};
+use tourin_chassis::config::{MeshSettings, PlaintextSettings, SESSION_COOKIE_IDLE_S, defaults};
 use tourin_chassis::redis::SessionRedisSettings;
+use tourin_registry_api::limits::{instance_id, lease_ms};
 
+use crate::access_log::AccessLogSettings;
+use crate::adaptive::AdaptiveSettings;
+use crate::auth::cookies::SecureCookies;
+use crate::auth::revocation::StalePolicy;
+use crate::auth::revocation::canary::CanarySettings;
+use crate::balance::{BalanceSettings, PoolSettings};
+use crate::breaker::BreakerSettings;
 use crate::client_address::{ForwardingHeader, parse_network};
+use crate::handover::HandoverSettings;
+use crate::http2::Http2Settings;
 use crate::landing_page::parse_page_url;
+use crate::limits::UpstreamLimits;
 use crate::origin::Origin;
-
-/// When cookies are `Secure`, with names that begin with `__Host-`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum SecureCookies {
-    /// Except for calls over plain HTTP to a name or an address of the local machine.
-    #[default]
-    Auto,
-    /// For every call.
-    #[value(aliases = ["true", "1", "yes", "on"])]
-    Always,
-    /// For no call.
-    #[value(aliases = ["false", "0", "no", "off"])]
-    Never,
-}
-
-/// What to do with calls that need a session while the list of ended sessions is stale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StalePolicy {
-    /// Serve by the known list: a session that ended since works until its token expires.
-    Serve,
-    /// Answer 503 until core is back.
-    Deny,
-}
+use crate::outliers::{HealthCheckSettings, OutlierSettings};
+use crate::proxy_protocol::ProxyProtocolSettings;
+use crate::request_body::BUFFERED_BYTES;
+use crate::response_headers::ResponseHeaderSettings;
+use crate::retries::RetrySettings;
+use crate::streams::StreamSettings;
+use crate::tls::TlsSettings;
+use crate::traffic::TrafficSettings;
 
 /// The gateway's settings; `main` adds logging and the configuration file.
 #[derive(Debug, Clone, Args)]
@@ -50,8 +48,9 @@ pub struct Settings {
         default_value = "127.0.0.1:8080"
     )]
     pub listen: SocketAddr,
-    /// Address to serve operators on: /metrics, /healthz, /readyz, /internal/log-filter; not for
-    /// clients. Port 0 takes a free one, which the log and the registry's entry name
+    /// Address to serve operators on: /metrics, /healthz, /readyz, /internal/state, /internal/log-filter;
+    /// not for clients. All but the last in plain HTTP to this machine, and all by TLS to an operator's
+    /// certificate. Port 0 takes a free one, which the log and the registry's entry name
     #[arg(
         long,
         env = "TOURIN_GATEWAY_ADMIN_LISTEN",
@@ -68,9 +67,20 @@ pub struct Settings {
         value_delimiter = ','
     )]
     pub admin_hosts: Vec<String>,
-    /// Route table (TOML) [default: the one built in, which covers the whole contract]
+    /// Route table (TOML), read again when it changes and on SIGHUP [default: the one built in, which
+    /// covers the whole contract]
     #[arg(long, env = "TOURIN_GATEWAY_ROUTES", value_name = "FILE")]
     pub routes: Option<PathBuf>,
+    /// How this gateway is replaced by another one.
+    #[command(flatten)]
+    pub handover: HandoverSettings,
+    /// The access log.
+    #[command(flatten)]
+    pub access_log: AccessLogSettings,
+    /// Milliseconds between two looks at files that are read again when they change. A change counts
+    /// when two looks find the same
+    #[arg(long, env = "TOURIN_GATEWAY_WATCH_INTERVAL_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(10..=3_600_000))]
+    pub watch_interval_ms: u64,
     /// Web origin (`https://app.example`) that may call with cookies from another site; repeatable
     #[arg(
         long = "allowed-origin",
@@ -91,6 +101,18 @@ pub struct Settings {
         default_value = "x-forwarded-for"
     )]
     pub forwarding_header: ForwardingHeader,
+    /// Balancers that name clients before the first request.
+    #[command(flatten)]
+    pub proxy_protocol: ProxyProtocolSettings,
+    /// TLS towards clients.
+    #[command(flatten)]
+    pub tls: TlsSettings,
+    /// HTTP/2 over it.
+    #[command(flatten)]
+    pub http2: Http2Settings,
+    /// Headers that every response gets.
+    #[command(flatten)]
+    pub response_headers: ResponseHeaderSettings,
 
     /// When session cookies are Secure, with names that begin with `__Host-`: auto (except over plain
     /// HTTP to localhost and loopback addresses), always, or never. Without a value: always
@@ -140,6 +162,9 @@ pub struct Settings {
     /// The Redis from whose stream ended sessions are read.
     #[command(flatten)]
     pub sessions: SessionRedisSettings,
+    /// Whether that may be without TLS.
+    #[command(flatten)]
+    pub plaintext: PlaintextSettings,
     /// Milliseconds without a response of core or Redis after which the list of ended sessions is stale
     #[arg(long, env = "TOURIN_GATEWAY_REVOCATION_STALE_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(100..=3_600_000))]
     pub revocation_stale_ms: u64,
@@ -152,6 +177,10 @@ pub struct Settings {
         default_value = "serve"
     )]
     pub revocation_when_stale: StalePolicy,
+
+    /// How soon this gateway learns of an ended session.
+    #[command(flatten)]
+    pub canary: CanarySettings,
 
     /// Milliseconds to connect to an instance before the next one is tried
     #[arg(long, env = "TOURIN_GATEWAY_CONNECT_TIMEOUT_MS", value_name = "MS", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..=60_000))]
@@ -166,13 +195,26 @@ pub struct Settings {
     /// Instances tried for one request, the first included
     #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_TRIES", value_name = "N", default_value_t = 3, value_parser = parse_count)]
     pub upstream_tries: usize,
+    /// Retries.
+    #[command(flatten)]
+    pub retries: RetrySettings,
+    /// The choice of instances.
+    #[command(flatten)]
+    pub balance: BalanceSettings,
+    /// Their ejection.
+    #[command(flatten)]
+    pub outliers: OutlierSettings,
+    /// Their health checks.
+    #[command(flatten)]
+    pub health_checks: HealthCheckSettings,
     /// Milliseconds for which an idle connection to an instance is kept; below the 60 s after which
     /// services close it from their side
     #[arg(long, env = "TOURIN_GATEWAY_UPSTREAM_IDLE_MS", value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(1..=55_000))]
     pub upstream_idle_ms: u64,
 
-    /// Largest request body, in bytes
-    #[arg(long, env = "TOURIN_GATEWAY_BODY_LIMIT_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
+    /// Largest request body, in bytes. One of at most 64 KiB is read before a service is asked; a
+    /// larger one, where it is allowed, passes through as it comes
+    #[arg(long, env = "TOURIN_GATEWAY_BODY_LIMIT_BYTES", value_name = "BYTES", default_value_t = BUFFERED_BYTES)]
     pub body_limit_bytes: u64,
     /// Longest request target, in bytes
     #[arg(long, env = "TOURIN_GATEWAY_URI_LIMIT_BYTES", value_name = "BYTES", default_value_t = 8 << 10, value_parser = parse_count)]
@@ -198,14 +240,31 @@ pub struct Settings {
     /// Requests handled at once; more are answered 503
     #[arg(long, env = "TOURIN_GATEWAY_MAX_REQUESTS", value_name = "N", default_value_t = 4_096, value_parser = parse_count)]
     pub max_requests: usize,
-    /// Client connections held at once; more wait to be accepted. Fewer when the limit of open files
-    /// asks for it
+    /// Requests of one client (IPv4 address, IPv6 /56) under way at once, those whose body is still
+    /// arriving included; more are answered 429
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_REQUESTS_PER_CLIENT", value_name = "N", default_value_t = 128, value_parser = parse_count)]
+    pub max_requests_per_client: usize,
+    /// Client connections held at once; for one more, the longest idle ones are closed. Fewer when the
+    /// limit of open files asks for it
     #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = parse_count)]
     pub max_connections: usize,
-    /// Connections of one client (IPv4 address, IPv6 /64) held at once, trusted proxies apart; more
-    /// are closed
-    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "N", default_value_t = 512, value_parser = parse_count)]
+    /// Connections of one client (IPv4 address, IPv6 /56) held at once, trusted proxies apart; for one
+    /// more, the client's longest idle one is closed
+    #[arg(long, env = "TOURIN_GATEWAY_MAX_CONNECTIONS_PER_CLIENT", value_name = "N", default_value_t = 256, value_parser = parse_count)]
     pub max_connections_per_client: usize,
+    /// Circuit breakers.
+    #[command(flatten)]
+    pub breaker: BreakerSettings,
+    /// Concurrency limits of services.
+    #[command(flatten)]
+    pub adaptive: AdaptiveSettings,
+
+    /// Bounds of WebSockets and of streams of events.
+    #[command(flatten)]
+    pub streams: StreamSettings,
+    /// Bounds of cache and mirrors.
+    #[command(flatten)]
+    pub traffic: TrafficSettings,
 
     /// Worker threads [default: one per processor, at most 16]
     #[arg(long, env = "TOURIN_GATEWAY_THREADS", value_name = "N", value_parser = parse_count)]
@@ -218,8 +277,17 @@ pub struct Settings {
 impl Settings {
     /// The defaults, for a gateway in the mesh that `mesh` describes.
     pub fn new(mesh: MeshSettings) -> Self {
-        let defaults = defaults(&[&mesh.access.secret_argument()]);
+        let defaults = defaults(&[]);
         Self { mesh, ..defaults }
+    }
+
+    /// Checks at the start what the registry would refuse later.
+    pub(crate) fn check_mesh(&self) -> anyhow::Result<()> {
+        if let Some(id) = &self.mesh.instance_id {
+            instance_id(id).with_context(|| format!("--instance-id {id:?}"))?;
+        }
+        let lease = self.mesh.lease_ms;
+        lease_ms(lease).with_context(|| format!("--lease-ms {lease}"))
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -228,13 +296,34 @@ impl Settings {
         })
     }
 
+    pub(crate) fn watch_interval(&self) -> Duration {
+        Duration::from_millis(self.watch_interval_ms)
+    }
+
+    pub(crate) fn pools(&self) -> PoolSettings {
+        PoolSettings {
+            balance: self.balance.clone(),
+            zone: self.mesh.zone.clone(),
+            outliers: Arc::new(self.outliers.clone()),
+            retries: self.retries.clone(),
+        }
+    }
+
+    pub(crate) fn upstream_limits(&self) -> UpstreamLimits {
+        UpstreamLimits {
+            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+            idle_timeout: Duration::from_millis(self.upstream_idle_ms),
+            client_stall: Duration::from_millis(self.client_stall_ms),
+        }
+    }
+
     pub(crate) fn drain_timeout(&self) -> Duration {
         Duration::from_millis(self.drain_timeout_ms)
     }
 }
 
 /// A whole number from 1 on. clap's ranges cover only fixed-width integers.
-fn parse_count(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("expected a whole number from 1 on".to_owned()),
         Ok(count) => Ok(count),
@@ -263,8 +352,7 @@ mod tests {
             (&["--cookie-secure", "never"], SecureCookies::Never),
             (&["--cookie-secure=auto"], SecureCookies::Auto),
         ] {
-            let always = ["gateway", "--registration-secret", "0123456789abcdef"];
-            let parsed = Bare::try_parse_from(always.iter().chain(arguments)).unwrap();
+            let parsed = Bare::try_parse_from(["gateway"].iter().chain(arguments)).unwrap();
             assert_eq!(parsed.settings.cookie_secure, expected, "{arguments:?}");
         }
     }
@@ -279,18 +367,13 @@ mod tests {
             ("--traces-url", "traces"),
             ("--upstream-tries", "0"),
             ("--upstream-idle-ms", "60000"),
+            ("--health-check-path", "healthz"),
+            ("--eject-max-percent", "101"),
+            ("--retry-pause-ms", "1000"),
             ("--revocation-when-stale", "maybe"),
         ] {
-            let error = Bare::try_parse_from([
-                "gateway",
-                "--registration-secret",
-                "0123456789abcdef",
-                flag,
-                value,
-            ])
-            .err()
-            .expect(flag)
-            .to_string();
+            let error =
+                Bare::try_parse_from(["gateway", flag, value]).err().expect(flag).to_string();
             assert!(error.contains(flag) && error.contains(value), "{error}");
         }
     }

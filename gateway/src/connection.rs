@@ -6,17 +6,21 @@
 //! - a time-out of idle connections;
 //! - refusals with a body in place of Pingora's empty ones, for heads that do not parse;
 //! - request lines that Pingora's parser does not accept ([`request_line`]);
-//! - a deadline for the whole exchange, at which waiting reads and writes fail.
+//! - a deadline for the whole exchange, at which waiting reads and writes fail;
+//! - what an exchange needs that has become a stream ([`open_stream`]).
+//!
+//! Of HTTP/2 it bounds the time until the first request alone. The rest is up to Pingora's session and
+//! to [`crate::http2`].
 
 mod head;
+mod open_stream;
 mod request_line;
+mod shared;
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
@@ -24,17 +28,19 @@ use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::malformed::MalformedRequests;
 use crate::messages;
 use crate::responses::Response;
+use crate::transport::Transport;
 use head::{Head, HeadProgress};
+use open_stream::OpenStream;
+pub use shared::{Connection, Streams};
 
 /// Write buffer (bytes): a small response is one packet.
 const WRITE_BUFFER_BYTES: usize = 8 << 10;
@@ -58,68 +64,6 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// State that the proxy and the stream share.
-#[derive(Debug)]
-pub struct Connection {
-    /// The client's address.
-    pub peer: SocketAddr,
-    /// Whether the proxy has the current request. What Pingora writes before that is its own refusal.
-    admitted: AtomicBool,
-    linger: AtomicBool,
-    deadline: Mutex<Option<Instant>>,
-    /// The authority of the current request's target, if it was in absolute form.
-    authority: Mutex<Option<Bytes>>,
-    body_bytes: AtomicU64,
-}
-
-impl Connection {
-    /// A connection from `peer`.
-    pub fn new(peer: SocketAddr) -> Arc<Self> {
-        Arc::new(Self {
-            peer,
-            admitted: AtomicBool::new(false),
-            linger: AtomicBool::new(false),
-            deadline: Mutex::new(None),
-            authority: Mutex::new(None),
-            body_bytes: AtomicU64::new(0),
-        })
-    }
-
-    /// Notes that the proxy has the request.
-    pub fn admit(&self) {
-        self.admitted.store(true, Ordering::Relaxed);
-    }
-
-    fn is_admitted(&self) -> bool {
-        self.admitted.load(Ordering::Relaxed)
-    }
-
-    /// Sets the deadline of the current exchange.
-    pub fn end_by(&self, deadline: Instant) {
-        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The authority of the current request's target, if it was in absolute form: Pingora gets the
-    /// target without it.
-    pub fn target_authority(&self) -> Option<Bytes> {
-        self.authority.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Notes the declared length of the current request's body; `None` when it is chunked.
-    pub fn expect_body(&self, bytes: Option<u64>) {
-        self.body_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// Reads on for a while after the response, because the request was not read whole.
-    pub fn linger(&self) {
-        self.linger.store(true, Ordering::Relaxed);
-    }
-}
-
 #[derive(Debug)]
 enum Phase {
     /// Waiting for a head, or reading one.
@@ -131,15 +75,20 @@ enum Phase {
     /// At most so many bytes are still read and discarded, then reading fails. Not left to
     /// [`Shutdown`], which Pingora does not call when a head cannot be read.
     Discarding(usize),
+    /// HTTP/2, which has no heads of this kind. `silent` until the first byte.
+    Http2 { silent: bool },
 }
 
 /// The stream under the Pingora sessions of one connection.
 pub struct GuardedStream {
-    io: BufWriter<TcpStream>,
+    io: BufWriter<Transport>,
     phase: Phase,
     limits: ConnectionLimits,
     connection: Arc<Connection>,
+    /// Fires at `deadline` or before it: see [`GuardedStream::poll_until`].
     timer: Pin<Box<Sleep>>,
+    /// Until when a head, or the client's end after a refusal, is waited for.
+    deadline: Instant,
     head_began: Option<SystemTime>,
     malformed: Arc<MalformedRequests>,
     /// Written in place of Pingora's refusal.
@@ -153,6 +102,7 @@ pub struct GuardedStream {
     /// Whether the next read begins with a head, because Pingora has buffered none of it. Otherwise
     /// request lines are not normalised: a part of a body could be taken for one.
     is_aligned: bool,
+    stream: Option<OpenStream>,
 }
 
 impl std::fmt::Debug for GuardedStream {
@@ -164,15 +114,22 @@ impl std::fmt::Debug for GuardedStream {
 impl GuardedStream {
     /// Wraps an accepted connection. Refusals here are recorded by `malformed`.
     pub fn new(
-        tcp: TcpStream,
+        transport: Transport,
         limits: ConnectionLimits,
         connection: Arc<Connection>,
         malformed: Arc<MalformedRequests>,
     ) -> Self {
+        let phase = if transport.is_http2() {
+            Phase::Http2 { silent: true }
+        } else {
+            Phase::Head(Head::default())
+        };
+        let deadline = Instant::now() + limits.first_byte_timeout;
         Self {
-            io: BufWriter::with_capacity(WRITE_BUFFER_BYTES, tcp),
-            phase: Phase::Head(Head::default()),
-            timer: Box::pin(tokio::time::sleep(limits.first_byte_timeout)),
+            io: BufWriter::with_capacity(WRITE_BUFFER_BYTES, transport),
+            phase,
+            timer: Box::pin(tokio::time::sleep_until(deadline)),
+            deadline,
             limits,
             connection,
             head_began: None,
@@ -182,6 +139,7 @@ impl GuardedStream {
             normalized: Bytes::new(),
             after_head: 0,
             is_aligned: true,
+            stream: None,
         }
     }
 
@@ -189,14 +147,15 @@ impl GuardedStream {
     pub fn next_request(&mut self) {
         self.phase = Phase::Head(Head::default());
         self.head_began = None;
-        self.is_aligned &= self.after_head == self.connection.body_bytes.swap(0, Ordering::Relaxed);
+        self.stream = None;
+        self.is_aligned &= self.after_head == self.connection.next_request();
         self.after_head = 0;
         self.line = self.is_aligned.then(Vec::new);
-        *self.connection.authority.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.timer.as_mut().reset(Instant::now() + self.limits.idle_timeout);
-        self.connection.admitted.store(false, Ordering::Relaxed);
-        self.connection.linger.store(false, Ordering::Relaxed);
-        *self.connection.deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.deadline = Instant::now() + self.limits.idle_timeout;
+    }
+
+    fn is_http2(&self) -> bool {
+        matches!(self.phase, Phase::Http2 { .. })
     }
 
     /// A refusal of a request that the proxy never gets.
@@ -226,20 +185,37 @@ impl GuardedStream {
         };
         let line = line?;
         self.normalized = line.bytes;
-        *self.connection.authority.lock().unwrap_or_else(PoisonError::into_inner) = line.authority;
+        self.connection.set_target_authority(line.authority);
         Ok(())
     }
 
-    /// Polled when a read or write is pending: fails at the exchange's deadline. The timer is the head's
-    /// before the proxy sets the deadline.
+    /// Ready when `at` has come. To set a timer costs more than to poll it, and each request has deadlines of
+    /// its own, so it is set only when it would fire too late, or has fired too early.
+    fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if self.timer.deadline() > at {
+            self.timer.as_mut().reset(at);
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        if self.timer.deadline() < at && Instant::now() < at {
+            self.timer.as_mut().reset(at);
+            return self.timer.as_mut().poll(cx);
+        }
+        Poll::Ready(())
+    }
+
+    /// Polled when a read or write is pending: fails at the exchange's deadline, or at the end of a stream.
     fn poll_deadline<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if self.stream().is_some() {
+            ready!(self.poll_stream(cx));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the stream was closed",
+            )));
+        }
         let Some(deadline) = self.connection.deadline() else {
             return Poll::Pending;
         };
-        if self.timer.deadline() != deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        ready!(self.timer.as_mut().poll(cx));
+        ready!(self.poll_until(deadline, cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the exchange took too long")))
     }
 
@@ -276,12 +252,35 @@ impl AsyncRead for GuardedStream {
                 Phase::Open => {
                     let before = buf.filled().len();
                     return match Pin::new(&mut this.io).poll_read(cx, buf) {
+                        Poll::Pending if this.stream().is_some() => {
+                            // The gateway's end of a stream looks like the client's to Pingora.
+                            ready!(this.poll_stream(cx));
+                            Poll::Ready(Ok(()))
+                        }
                         Poll::Pending => this.poll_deadline(cx),
                         ready => {
                             this.after_head += (buf.filled().len() - before) as u64;
+                            if let Some(stream) = &mut this.stream {
+                                stream.received();
+                            }
                             ready
                         }
                     };
+                }
+                Phase::Http2 { silent } => {
+                    let before = buf.filled().len();
+                    let read = Pin::new(&mut this.io).poll_read(cx, buf);
+                    if read.is_ready() {
+                        if *silent && buf.filled().len() > before {
+                            *silent = false;
+                            this.deadline = Instant::now() + this.limits.head_timeout;
+                        }
+                    } else if !this.connection.is_admitted() {
+                        ready!(this.poll_until(this.deadline, cx));
+                        // This looks like the stream's end.
+                        return Poll::Ready(Ok(()));
+                    }
+                    return read;
                 }
                 Phase::Head(head) => {
                     let before = buf.filled().len();
@@ -294,8 +293,7 @@ impl AsyncRead for GuardedStream {
                             this.head_began.get_or_insert_with(SystemTime::now);
                             match head.feed(&buf.filled()[before..], this.limits.head_bytes) {
                                 HeadProgress::Incomplete if first => {
-                                    let deadline = Instant::now() + this.limits.head_timeout;
-                                    this.timer.as_mut().reset(deadline);
+                                    this.deadline = Instant::now() + this.limits.head_timeout;
                                 }
                                 HeadProgress::Incomplete => {}
                                 HeadProgress::Complete { rest } => {
@@ -322,7 +320,7 @@ impl AsyncRead for GuardedStream {
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => {
                             let quiet = head.seen == 0;
-                            ready!(this.timer.as_mut().poll(cx));
+                            ready!(this.poll_until(this.deadline, cx));
                             if quiet {
                                 // The idle time-out looks like the stream's end to Pingora.
                                 return Poll::Ready(Ok(()));
@@ -341,22 +339,24 @@ impl AsyncRead for GuardedStream {
                     }
                     // Flushes, and closes the writing side.
                     ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-                    this.timer.as_mut().reset(Instant::now() + LINGER);
+                    this.deadline = Instant::now() + LINGER;
                     this.phase = Phase::Discarding(LINGER_BYTES);
                 }
                 Phase::Discarding(left) => {
+                    let left = *left;
                     let mut sink = [0; DISCARD_BYTES];
                     let mut sink = ReadBuf::new(&mut sink);
                     let read = match Pin::new(&mut this.io).poll_read(cx, &mut sink) {
                         Poll::Ready(Ok(())) => sink.filled().len(),
                         Poll::Ready(Err(_)) => 0,
                         Poll::Pending => {
-                            ready!(this.timer.as_mut().poll(cx));
+                            ready!(this.poll_until(this.deadline, cx));
                             0
                         }
                     };
-                    *left = left.saturating_sub(read);
-                    if read == 0 || *left == 0 {
+                    let left = left.saturating_sub(read);
+                    this.phase = Phase::Discarding(left);
+                    if read == 0 || left == 0 {
                         return Poll::Ready(Err(io::Error::other(
                             "the request's head was refused",
                         )));
@@ -374,10 +374,20 @@ impl AsyncWrite for GuardedStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.connection.is_admitted() {
-            return match Pin::new(&mut this.io).poll_write(cx, bytes) {
+        if this.connection.is_admitted() || this.is_http2() {
+            let may_send = this.stream().map_or(bytes.len(), |stream| stream.may_send(bytes));
+            if may_send == 0 {
+                return Poll::Ready(Ok(bytes.len()));
+            }
+            return match Pin::new(&mut this.io).poll_write(cx, &bytes[..may_send]) {
                 Poll::Pending => this.poll_deadline(cx),
-                ready => ready,
+                Poll::Ready(Ok(written)) => {
+                    if let Some(stream) = &mut this.stream {
+                        stream.sent(&bytes[..written]);
+                    }
+                    Poll::Ready(Ok(written))
+                }
+                failed => failed,
             };
         }
         if this.substitute.is_none() {
@@ -419,9 +429,7 @@ impl AsyncWrite for GuardedStream {
 #[async_trait]
 impl Shutdown for GuardedStream {
     async fn shutdown(&mut self) {
-        if AsyncWriteExt::shutdown(self).await.is_err()
-            || !self.connection.linger.load(Ordering::Relaxed)
-        {
+        if AsyncWriteExt::shutdown(self).await.is_err() || !self.connection.lingers() {
             return;
         }
         // Closing with unread bytes resets the connection, and the client could lose the response.
@@ -445,7 +453,12 @@ impl UniqueID for GuardedStream {
     }
 }
 
-impl Ssl for GuardedStream {}
+impl Ssl for GuardedStream {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.is_http2().then_some(ALPN::H2)
+    }
+}
+
 impl Peek for GuardedStream {}
 
 impl GetTimingDigest for GuardedStream {

@@ -6,15 +6,26 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderValue, Method};
 use pingora::http::RequestHeader;
 use tokio::sync::OwnedSemaphorePermit;
+use tourin_chassis::identity::KnownSubject;
 use tourin_chassis::session_cookies::SessionCookies;
-use tourin_chassis::telemetry::{DeferredRequest, HttpRequest, Service, Span};
+use tourin_chassis::telemetry::{DeferredRequest, HttpRequest, Service, Span, method_name};
 
-use crate::attempt::Attempt;
+use crate::access_log::Line;
+use crate::attempt::{Attempt, FailedAttempt};
 use crate::auth::sliding::Renewal;
+use crate::balance::Member;
+use crate::canary::VersionChoice;
 use crate::client_address::Client;
 use crate::connection::Connection;
+use crate::fallback::Fallback;
+use crate::limits::ClientRequest;
+use crate::mirror::MirrorProbe;
+use crate::rate_limits::RateHeaders;
 use crate::responses::Response;
 use crate::routes::Route;
+use crate::service_guards::{Outcome, ServiceCall};
+use crate::streams::StreamPlace;
+use crate::unserved::Unserved;
 
 /// The state of a request, from its head to its line in the access log.
 pub struct RequestContext {
@@ -38,12 +49,24 @@ pub struct RequestContext {
     pub admitted: Option<Admitted>,
     /// The renewal whose cookie goes on the response, if it is done by then.
     pub renewal: Option<Renewal>,
-    /// The ids of instances that are not tried again.
-    pub excluded: Vec<String>,
+    /// The instances that are not tried again.
+    pub excluded: Vec<Arc<Member>>,
+    /// The instance of the next attempt, after one that failed.
+    pub next: Option<Arc<Member>>,
+    /// Whether an attempt has timed out.
+    pub has_timed_out: bool,
+    /// What a copy for a mirror is compared with, if one will be made.
+    pub mirror: Option<Box<MirrorProbe>>,
     /// Whether this attempt's head was sent, as far as the gateway knows.
     pub head_sent: bool,
     /// Body bytes seen in this attempt.
     pub body_bytes: u64,
+    /// How its caller stands with the limits of its route.
+    pub rate_headers: RateHeaders,
+    /// Its way through the guards of its service, until they know how it ended.
+    pub service_call: Option<ServiceCall>,
+    /// Why the route's fall-back was sent, if it was.
+    pub fell_back: Option<Unserved>,
     /// The response if an attempt fails for a reason that Pingora does not know.
     pub verdict: Option<Response>,
     /// The route of its path, also of a refused request.
@@ -58,22 +81,38 @@ pub struct RequestContext {
 pub struct Admitted {
     /// Its route.
     pub route: Arc<Route>,
-    /// The caller's identity, signed for that service.
+    /// The caller.
+    pub subject: Arc<KnownSubject>,
+    /// The caller's identity, signed for that service; empty before [`AdmissionFilter::enter`].
+    ///
+    /// [`AdmissionFilter::enter`]: crate::admission::AdmissionFilter::enter
     pub identity: HeaderValue,
     /// The client's address.
     pub client: Client,
     /// The session cookies of the client.
     pub cookies: SessionCookies,
+    /// The version of the service that it is for.
+    pub version: VersionChoice,
     /// Whether the response is for this caller alone.
     pub is_personal: bool,
+    /// The declared length of its body in bytes; `None` when it is chunked.
+    pub body_declared: Option<u64>,
     /// Largest body in bytes.
     pub body_limit: u64,
+    /// Counts the memory of its body.
+    pub body_memory: Option<OwnedSemaphorePermit>,
     /// Longest wait for the response's first byte.
     pub first_byte_timeout: Duration,
-    /// Its deadline.
+    /// Counts the stream that it may become, on routes that allow one.
+    pub stream: Option<StreamPlace>,
+    /// Its deadline. On routes that allow streams it is for the response's head alone.
     pub deadline: Instant,
-    /// Counts it as a concurrent request.
-    pub _permit: OwnedSemaphorePermit,
+    /// Counts it among its client's requests; `None` for a trusted proxy's own.
+    pub of_client: Option<ClientRequest>,
+    /// Counts it as a concurrent request, from [`AdmissionFilter::enter`] on.
+    ///
+    /// [`AdmissionFilter::enter`]: crate::admission::AdmissionFilter::enter
+    pub permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Default for RequestContext {
@@ -90,8 +129,14 @@ impl Default for RequestContext {
             admitted: None,
             renewal: None,
             excluded: Vec::new(),
+            next: None,
+            has_timed_out: false,
+            mirror: None,
             head_sent: false,
             body_bytes: 0,
+            rate_headers: RateHeaders::default(),
+            service_call: None,
+            fell_back: None,
             verdict: None,
             route: None,
             own_path: None,
@@ -118,7 +163,33 @@ impl RequestContext {
                 attempts.map(move |(number, attempt)| attempt.as_call(method, route, number))
             })
         };
-        trace.finish(&self.request(method), status, attempts);
+        trace.finish_with_calls(&self.request(method), Some(status), attempts);
+    }
+
+    /// The request's line in the access log, with the times until its end and until its response's head.
+    pub fn access_line<'a>(
+        &'a self,
+        method: &Method,
+        status: u16,
+        (duration, answered): (Duration, Duration),
+    ) -> Line<'a> {
+        Line {
+            time: self.started_at.into(),
+            method: method_name(method),
+            route: self.route_name(),
+            service: self.route.as_ref().map(|route| &*route.service),
+            status,
+            duration,
+            answered,
+            request_bytes: self.body_bytes,
+            response_bytes: 0,
+            instance: self.attempts.last().map(|attempt| attempt.member.instance.id.as_str()),
+            tries: self.attempts.len(),
+            fallback: self.fell_back.map(Unserved::label),
+            request_id: self.request_id.to_str().unwrap_or("-"),
+            trace_id: None,
+            error: None,
+        }
     }
 
     fn request<'a>(&'a self, method: &'a Method) -> HttpRequest<'a> {
@@ -126,6 +197,7 @@ impl RequestContext {
             route: Some(self.route_name()),
             // Probes come every few seconds and say nothing new.
             unsampled: self.own_path.is_some_and(|path| path.ends_with('z')),
+            degraded: self.fell_back.map(Unserved::label),
             ..HttpRequest::new(method, None)
         }
     }
@@ -135,23 +207,48 @@ impl RequestContext {
         self.trace.as_ref().map_or(&self.no_span, DeferredRequest::handle)
     }
 
+    /// Whether the client's TLS ends here.
+    pub fn is_tls(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.is_tls)
+    }
+
     /// The attempt in progress.
     pub fn open_attempt(&mut self) -> Option<&mut Attempt> {
         self.attempts.last_mut().filter(|attempt| attempt.is_open())
     }
 
-    /// The attempt in progress has failed; `again` says whether another one follows.
-    pub fn attempt_failed(&mut self, error: &pingora::Error, again: bool) {
+    /// The attempt in progress has failed; `is_stale` says that its connection may have been closed before.
+    pub fn attempt_failed(
+        &mut self,
+        error: &pingora::Error,
+        is_stale: bool,
+    ) -> Option<FailedAttempt> {
         let verdict = self.verdict.take();
-        if let Some(attempt) = self.open_attempt() {
-            let reason = attempt.failed(error, verdict.as_ref());
-            if again {
-                attempt.retried();
-                let failed = attempt.instance.id.clone();
-                self.span().annotate("retry", &[("reason", reason), ("failed", &failed)]);
-            }
-        }
+        let failed =
+            self.open_attempt().map(|attempt| attempt.failed(error, verdict.as_ref(), is_stale));
         self.verdict = verdict;
+        if let (Some(Attempt { member, .. }), Some(reason)) =
+            (self.attempts.last(), failed.and_then(|failed| failed.ejected))
+        {
+            let facts = [("instance", member.instance.id.as_str()), ("reason", reason.label())];
+            self.span().annotate("ejected", &facts);
+        }
+        failed
+    }
+
+    /// Whether a response of its service with a status of 500 or more is replaced.
+    pub fn has_fallback(&self, method: &Method) -> bool {
+        let fallback = self.route.as_ref().and_then(|route| route.fallback.as_ref());
+        fallback.is_some() && Fallback::serves(method)
+    }
+
+    /// Tells the guards of the service how the request ended, once.
+    pub fn settle_call(&mut self, outcome: Outcome) {
+        if let Some(call) = self.service_call.take()
+            && let Some(attempt) = self.attempts.last()
+        {
+            call.settle(outcome, &attempt.member.instance.id);
+        }
     }
 
     /// The template under which the request is logged: no ids, no query.

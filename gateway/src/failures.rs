@@ -2,18 +2,21 @@
 
 use std::time::Instant;
 
+use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::attempt::is_connect_failure;
 use crate::messages;
 use crate::responses::Response;
+use crate::unserved::Unserved;
 
 /// The response to an error; `None` if the client is gone.
 pub fn response(error: &Error) -> Option<Response> {
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, kind) => client_error(kind),
         (_, kind) if is_connect_failure(kind) => {
-            Some(Response::unavailable(messages::service_unreachable()))
+            let refusal = Response::unavailable(messages::service_unreachable());
+            Some(refusal.because(Unserved::Unreachable))
         }
         (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
             Some(Response::upstream_too_slow())
@@ -45,6 +48,14 @@ pub fn ended_downstream(
     })
 }
 
+/// The response when an instance gave up on a body of HTTP/2 that its client did not send: Pingora has no
+/// time-out of its own for it. `None` for everything else.
+pub fn stalled_body(error: &Error, session: &mut Session) -> Option<Response> {
+    let is_timeout =
+        *error.esource() == ErrorSource::Upstream && *error.etype() == ErrorType::ReadTimedout;
+    (is_timeout && session.is_http2() && !session.is_body_done()).then(Response::client_too_slow)
+}
+
 /// The response to a client's own error; `None` if it is gone.
 fn client_error(kind: &ErrorType) -> Option<Response> {
     match kind {
@@ -52,6 +63,8 @@ fn client_error(kind: &ErrorType) -> Option<Response> {
         ErrorType::ReadError
         | ErrorType::WriteError
         | ErrorType::WriteTimedout
+        // An HTTP/2 client has reset the request.
+        | ErrorType::H2Error
         | ErrorType::ConnectionClosed => None,
         _ => Some(Response::malformed(messages::unreadable_body())),
     }

@@ -4,10 +4,11 @@ use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, SERVER, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use tourin_chassis::http::{TRACE_RESPONSE_HEADER, fields};
+use tourin_chassis::identity::{IDENTITY_HEADER, REQUEST_ID_HEADER};
 use tourin_chassis::session_cookies::{CookieNames, SESSION_COOKIES_HEADER, SessionCookies};
 use tourin_chassis::telemetry::TRACE_HEADERS;
 use uuid::Uuid;
@@ -18,6 +19,9 @@ use crate::responses::Response;
 
 /// Longest request id that is accepted from a client (bytes).
 const MAX_REQUEST_ID_BYTES: usize = 64;
+
+/// The most fields that are added to a message.
+const MAX_ADDED: usize = 12;
 
 /// Headers by which proxies and frameworks pass on identity, address, method or path. A client could
 /// forge them, so they are removed.
@@ -147,11 +151,22 @@ pub fn downgrade_response(session: &mut Session, response: &mut ResponseHeader) 
     }
 }
 
+/// Forgets the spelling of the names of a request's fields, which Pingora keeps beside each name and would
+/// copy and maintain from here on. Names have no case (RFC 9110, 5.1).
+pub fn forget_spelling(request: &mut RequestHeader) {
+    // Another target is not whole in the URI, and stays as it is.
+    if request.raw_path().starts_with(b"/") && request.raw_path_is_utf8() {
+        *request = take(request).into();
+    }
+}
+
+fn take(request: &mut RequestHeader) -> request::Parts {
+    let nothing = Request::new(()).into_parts().0;
+    std::mem::replace(request, nothing.into()).into()
+}
+
 /// Prepares a request's headers for a service: removes forgeable headers, the access token, hop-by-hop
 /// headers and the client's trace context; adds the signed identity, the client's address and `trace`.
-///
-/// # Errors
-/// Pingora's, which the headers set here do not cause.
 pub fn prepare_request(
     request: &mut RequestHeader,
     request_id: &HeaderValue,
@@ -159,37 +174,44 @@ pub fn prepare_request(
     client: &Client,
     cookies: SessionCookies,
     trace: Vec<(HeaderName, HeaderValue)>,
-) -> pingora::Result<()> {
-    let unwanted: Vec<HeaderName> = request
-        .headers
-        .keys()
-        .filter(|name| is_claim(name) || is_hop_by_hop(name))
-        .cloned()
-        .collect();
+) {
+    let mut parts = take(request);
+    let headers = &mut parts.headers;
+    let unwanted: Vec<HeaderName> =
+        headers.keys().filter(|name| is_unwanted(name)).cloned().collect();
     for name in &unwanted {
-        request.remove_header(name);
+        headers.remove(name);
     }
-    request.remove_header(&AUTHORIZATION);
-    for name in TRACE_HEADERS.iter() {
-        request.remove_header(name);
-    }
-    pass_cookies(request)?;
-    for (name, value) in trace {
-        request.insert_header(name, value)?;
-    }
-    for (name, value) in client.headers() {
-        request.insert_header(name, value)?;
-    }
-    request.insert_header(SESSION_COOKIES_HEADER, cookies.to_header())?;
-    request.insert_header("x-request-id", request_id.clone())?;
-    request.insert_header("x-tourin-identity", identity.clone())?;
-    Ok(())
+    pass_cookies(headers, parts.uri.path());
+    headers.reserve(MAX_ADDED);
+    headers.extend(trace);
+    client.put_headers(headers);
+    headers.insert(SESSION_COOKIES_HEADER, cookies.to_header());
+    headers.insert(REQUEST_ID_HEADER, request_id.clone());
+    headers.insert(IDENTITY_HEADER, identity.clone());
+    *request = parts.into();
 }
 
-fn is_claim(name: &HeaderName) -> bool {
-    // Some servers treat `_` as `-`.
-    let name = name.as_str().replace('_', "-");
-    CLAIMS.contains(&name.as_str()) || CLAIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+/// Whether no service may get a client's field of this name.
+fn is_unwanted(name: &HeaderName) -> bool {
+    is_claim(name.as_str())
+        || is_hop_by_hop(name)
+        || *name == AUTHORIZATION
+        || TRACE_HEADERS.contains(name)
+}
+
+fn is_claim(name: &str) -> bool {
+    CLAIMS.iter().any(|claim| claim.len() == name.len() && begins(name, claim))
+        || CLAIM_PREFIXES.iter().any(|prefix| begins(name, prefix))
+}
+
+/// Whether a name begins with a prefix. Some servers treat `_` as `-`.
+fn begins(name: &str, prefix: &str) -> bool {
+    name.len() >= prefix.len()
+        && name
+            .bytes()
+            .zip(prefix.bytes())
+            .all(|(byte, expected)| byte == expected || (byte == b'_' && expected == b'-'))
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
@@ -206,8 +228,11 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 /// Removes access tokens, and refresh tokens of calls that have no use for them.
-fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
-    let takes_refresh = request.uri.path().starts_with(AUTH_PATHS);
+fn pass_cookies(headers: &mut HeaderMap, path: &str) {
+    if !headers.contains_key(COOKIE) {
+        return;
+    }
+    let takes_refresh = path.starts_with(AUTH_PATHS);
     // Other sites' cookies may have any bytes.
     let is_ours = |pair: &&[u8]| {
         let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
@@ -216,23 +241,23 @@ fn pass_cookies(request: &mut RequestHeader) -> pingora::Result<()> {
                 || (name == names.refresh().as_bytes() && !takes_refresh)
         })
     };
-    let kept: Vec<&[u8]> = request
-        .headers
+    let kept: Vec<&[u8]> = headers
         .get_all(COOKIE)
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
         .map(<[u8]>::trim_ascii)
         .filter(|pair| !pair.is_empty() && !is_ours(pair))
         .collect();
-    let kept = kept.join(b"; ".as_slice());
-    request.remove_header(&COOKIE);
-    if !kept.is_empty() {
-        request.insert_header(COOKIE, kept)?;
+    // The bytes are those of valid values.
+    let kept = HeaderValue::try_from(kept.join(b"; ".as_slice())).ok();
+    headers.remove(COOKIE);
+    if let Some(kept) = kept.filter(|kept| !kept.is_empty()) {
+        headers.insert(COOKIE, kept);
     }
-    Ok(())
 }
 
 /// Prepares a response's headers for a client: removes hop-by-hop and internal headers, adds the ids.
+/// Forgets the spelling of names, as [`forget_spelling`] does.
 ///
 /// # Errors
 /// Pingora's, which the headers set here do not cause.
@@ -241,30 +266,39 @@ pub fn prepare_response(
     request_id: &HeaderValue,
     trace_response: Option<HeaderValue>,
 ) -> pingora::Result<()> {
-    let named: Vec<HeaderName> = fields::elements(&response.headers, &CONNECTION)
+    let phrase = response.get_reason_phrase();
+    let phrase = phrase.filter(|_| phrase != response.status.canonical_reason()).map(str::to_owned);
+    let nothing = http::Response::new(()).into_parts().0;
+    let mut parts: response::Parts = std::mem::replace(response, nothing.into()).into();
+    let headers = &mut parts.headers;
+    let named: Vec<HeaderName> = fields::elements(headers, &CONNECTION)
         .filter_map(|name| HeaderName::from_bytes(name).ok())
         .collect();
-    let unwanted: Vec<HeaderName> = response
-        .headers
+    let unwanted: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
             is_hop_by_hop(name)
-                || *name == SERVER
+                || **name == SERVER
+                // The service's own names its span; the client called the gateway.
+                || **name == TRACE_RESPONSE_HEADER
                 || name.as_str().starts_with("x-tourin-")
-                || (named.contains(name) && *name != TRANSFER_ENCODING && *name != CONTENT_LENGTH)
+                || (named.contains(name)
+                    && **name != TRANSFER_ENCODING
+                    && **name != CONTENT_LENGTH)
         })
         .cloned()
         .collect();
     for name in &unwanted {
-        response.remove_header(name);
+        headers.remove(name);
     }
-    // The service's own names its span; the client called the gateway.
-    response.remove_header(&TRACE_RESPONSE_HEADER);
+    headers.reserve(MAX_ADDED);
     if let Some(value) = trace_response {
-        response.insert_header(TRACE_RESPONSE_HEADER, value)?;
+        headers.insert(TRACE_RESPONSE_HEADER, value);
     }
-    response.insert_header(X_CONTENT_TYPE_OPTIONS, "nosniff")?;
-    response.insert_header("x-request-id", request_id.clone())
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REQUEST_ID_HEADER, request_id.clone());
+    *response = parts.into();
+    response.set_reason_phrase(phrase.as_deref().or_else(|| response.status.canonical_reason()))
 }
 
 #[cfg(test)]
@@ -304,7 +338,7 @@ mod tests {
             ("X-B3-TraceId", "theirs"),
         ]);
         let host = Authority::parse(b"tourin.example").ok();
-        let peer = "203.0.113.9:1".parse().unwrap();
+        let peer = ("http", "203.0.113.9:1".parse().unwrap());
         let client = Client::of(peer, host, &request.headers, &TrustedProxies::default());
         prepare_request(
             &mut request,
@@ -313,8 +347,7 @@ mod tests {
             &client,
             SessionCookies::default(),
             vec![(HeaderName::from_static("traceparent"), HeaderValue::from_static("ours"))],
-        )
-        .unwrap();
+        );
         let mut names: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(

@@ -165,7 +165,7 @@ mod tests {
         let client = |host: &str| {
             let host = Authority::parse(host.as_bytes()).ok();
             Client::of(
-                "127.0.0.1:1".parse().unwrap(),
+                ("http", "127.0.0.1:1".parse().unwrap()),
                 host,
                 &HeaderMap::new(),
                 &TrustedProxies::default(),

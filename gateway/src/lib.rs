@@ -5,20 +5,36 @@
 //! ([`upstreams`]), token keys and ended sessions ([`auth`]), the API description ([`openapi`]). A
 //! request waits for the network only if its token has an unknown key or has to be renewed.
 //!
-//! TLS ends in front of the gateway, which speaks HTTP/1.1 on both sides.
+//! It speaks HTTP/1.1, and with clients over TLS ([`tls`]) also HTTP/2 ([`http2`]).
 
+pub mod access_log;
+pub mod adaptive;
 pub mod admin;
 pub mod admission;
 pub mod attempt;
 pub mod auth;
 pub mod authority;
+pub mod balance;
+pub mod breaker;
+pub mod cache;
+pub mod canary;
 pub mod client_address;
+pub mod client_connections;
+pub mod compression;
 pub mod config;
 pub mod connection;
+pub mod connection_app;
 pub mod context;
 pub mod descriptors;
+pub mod failover;
 pub mod failures;
+pub mod fallback;
+pub mod handover;
 pub mod headers;
+pub mod health_checks;
+pub mod http2;
+pub mod incoming;
+pub mod keyed;
 pub mod landing_page;
 pub mod limits;
 mod log_throttle;
@@ -26,124 +42,168 @@ pub mod malformed;
 pub mod mesh_client;
 mod messages;
 pub mod metrics;
+pub mod mirror;
 pub mod openapi;
 pub mod origin;
+pub mod outliers;
 pub mod path;
+pub mod policy_fields;
+pub mod portion;
 pub mod proxy;
+pub mod proxy_protocol;
+pub mod rate_limits;
+pub mod readiness;
+pub mod reload;
+pub mod request_body;
+pub mod response_headers;
 pub mod responses;
+pub mod retries;
 pub mod routes;
 pub mod server;
+pub mod server_settings;
+pub mod service_guards;
+pub mod stream_opening;
+pub mod streams;
+pub mod tls;
+pub mod traffic;
+pub mod transport;
+mod unserved;
+pub mod upstream_tls;
 pub mod upstreams;
+pub mod vary;
+pub mod websocket;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use pingora::server::configuration::ServerConf;
-use tokio_util::sync::CancellationToken;
-use tourin_chassis::clock::{SharedClock, SystemClock};
-use tourin_chassis::http_client;
-use tourin_chassis::identity::IdentitySigner;
-use tourin_chassis::metrics::CounterBy;
+use tourin_chassis::http::Listener;
+use tourin_chassis::peer::GATEWAY;
 use tourin_chassis::pruning::PruneGuard;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::Service;
-use tourin_registry_api::limits::{instance_id, lease_ms};
-use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
+use tourin_registry_api::{Directory, Instance, Joined, Joining, Registration, Workload};
 
-use client_address::TrustedProxies;
-pub use config::{SecureCookies, Settings, StalePolicy};
+pub use auth::cookies::SecureCookies;
+pub use auth::revocation::StalePolicy;
+pub use config::Settings;
 
-use admission::{AdmissionFilter, RequestLimits};
-use auth::Authenticator;
-use auth::cookies::CookiePolicy;
-use auth::keys::KeyStore;
-use auth::revocation::Revocations;
+use access_log::AccessLog;
+use admission::SessionRedis;
 use auth::revocation::stream::RevocationStream;
-use auth::sliding::SlidingSessions;
-use auth::tokens::{TokenRules, TokenVerifier};
-use auth::visitor::Visitors;
-use connection::ConnectionLimits;
 use descriptors::ConnectionCounts;
+use failover::Failover;
 use futures::future::BoxFuture;
-use landing_page::LandingPage;
-use limits::{ConcurrencyLimit, RateLimits};
+use handover::Sockets;
+use health_checks::HealthChecks;
 use malformed::MalformedRequests;
-use mesh_client::{GATEWAY, MeshClient};
+use mesh_client::MeshClient;
 use metrics::GatewayMetrics;
-use openapi::ApiDescription;
-use origin::OriginPolicy;
-use proxy::{Proxy, UpstreamLimits};
-use routes::RouteTable;
-use server::{DataPlane, ServerSettings};
+use proxy::Proxy;
+use rate_limits::shared::SharedCounts;
+use reload::{Contents, Reloader};
+use routes::{CurrentRoutes, RoutesFile};
+use server::DataPlane;
+use server_settings::ServerSettings;
+use streams::OpenStreams;
+use tls::CertificateStore;
+use upstream_tls::UpstreamTls;
 use upstreams::Upstreams;
 
-/// Idle connections to all instances together that are kept open.
-const UPSTREAM_POOL: usize = 256;
+/// The most idle connections to all instances together that each worker thread keeps open. Below the number
+/// of instances, nearly every request would open a new one.
+const UPSTREAM_POOL: usize = 2_048;
 const TASKS_END: Duration = Duration::from_millis(500);
 
 /// A gateway, bound but not yet serving.
 pub struct Gateway {
     settings: Settings,
-    routes: RouteTable,
-    registry: RegistryClient,
-    stream: Option<RevocationStream>,
+    routes: Arc<CurrentRoutes>,
+    routes_file: Contents,
+    joined: Joined,
+    redis: Option<SessionRedis>,
+    access_log: AccessLog,
     listener: TcpListener,
     addr: SocketAddr,
     operators: tokio::net::TcpListener,
     admin_addr: SocketAddr,
     connections: ConnectionCounts,
+    certificates: Option<(Arc<CertificateStore>, Contents)>,
+    sockets: Sockets,
+    #[cfg(feature = "testing")]
+    has_plain_upstreams: bool,
 }
 
 impl Gateway {
-    /// Reads the routes and binds the listeners. Connections wait until
-    /// [`Gateway::run_until_stopped`].
+    /// Reads the routes, binds the listeners and joins the mesh, unless a `workload` is given. Connections
+    /// wait until [`Gateway::run_until_stopped`]. Waits for the registry without limit.
     ///
     /// # Errors
-    /// An invalid route table, an invalid URL of the registry or of Redis, or an address that cannot
-    /// be bound; each names its flag.
+    /// An invalid route table, an invalid URL of the registry or of Redis, an address that cannot be
+    /// bound, or a join token that the registry refuses; each names its flag.
     // Boxed, as is what runs it: a crate that awaits an `async fn` of another compiles it again.
-    pub fn build(settings: Settings) -> BoxFuture<'static, anyhow::Result<Self>> {
+    pub fn build(
+        settings: Settings,
+        workload: Option<Workload>,
+    ) -> BoxFuture<'static, anyhow::Result<Self>> {
         Box::pin(async move {
             // Before any file is opened.
             let open_files = descriptors::raise_limit();
-            let routes = load_routes(&settings)?;
-            check_mesh(&settings)?;
-            let registry = RegistryClient::new(
-                http_client::client(None)?,
-                &settings.mesh.access.registry_url,
-                settings.mesh.access.registration_secret.expose(),
-            )
-            .context("--registry-url")?;
-            let stream = settings
-                .sessions
-                .redis()
-                .map(|url| RevocationStream::new(url, &settings.sessions.session_redis_prefix))
-                .transpose()?;
-            let listener = tourin_chassis::http::bind(settings.listen).await?;
-            let addr = listener.local_addr().context("cannot tell the bound address")?;
-            let listener = listener.into_std().context("cannot hand the listener over")?;
-            let operators = tourin_chassis::http::bind(settings.admin_listen).await?;
-            let admin_addr = operators.local_addr().context("cannot tell the bound address")?;
+            let (table, routes_file) = RoutesFile::load(settings.routes.as_deref())?;
+            let routes = Arc::new(CurrentRoutes::new(table));
+            let certificates = settings.tls.load()?;
+            settings.check_mesh()?;
+            settings.adaptive.check()?;
+            let prefix = &settings.sessions.session_redis_prefix;
+            let redis = settings.sessions.redis().map(|url| {
+                let counts = SharedCounts::new(url, prefix)?;
+                anyhow::Ok((RevocationStream::new(url, prefix)?, Arc::new(counts)))
+            });
+            let redis = redis.transpose()?;
+            let access_log = AccessLog::open(&settings.access_log)?;
+            let mut sockets = Sockets::new(settings.handover.clone()).await?;
+            let (listener, addr) = sockets.listen(settings.listen).await?;
+            let (operators, admin_addr) = sockets.listen(settings.admin_listen).await?;
+            let operators = tokio::net::TcpListener::from_std(operators)
+                .context("cannot listen for operators")?;
             let connections = ConnectionCounts {
                 total: settings.max_connections,
                 per_client: settings.max_connections_per_client,
             }
             .within(open_files);
+            let access = &settings.mesh.access;
+            let id = settings.mesh.instance_id_or_new(GATEWAY);
+            let joining = Joining::new(access.registry(), (GATEWAY, &id));
+            let joined =
+                joining.join(workload).await.context("cannot join the mesh of --registry-url")?;
             Ok(Self {
                 settings,
                 routes,
-                registry,
-                stream,
+                routes_file,
+                joined,
+                redis,
+                access_log,
                 listener,
                 addr,
                 operators,
                 admin_addr,
                 connections,
+                certificates,
+                sockets,
+                #[cfg(feature = "testing")]
+                has_plain_upstreams: false,
             })
         })
+    }
+
+    /// Calls instances over plain HTTP, by which a benchmark tells what TLS costs.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_plain_upstreams(self) -> Self {
+        Self { has_plain_upstreams: true, ..self }
     }
 
     /// The bound address of the operators' listener.
@@ -163,10 +223,12 @@ impl Gateway {
     /// When the data plane fails.
     pub fn run_until_stopped(self, shutdown: Shutdown) -> BoxFuture<'static, anyhow::Result<()>> {
         Box::pin(async move {
-            let Self { settings, routes, registry, stream, listener, addr, .. } = self;
+            let Self { settings, routes, joined, redis, listener, addr, .. } = self;
+            let Joined { workload, registry, .. } = joined.clone();
             let (operators, admin_addr, connections) =
                 (self.operators, self.admin_addr, self.connections);
-            let id = settings.mesh.instance_id_or_new(GATEWAY);
+            let replaced = self.sockets.replaced();
+            let id = workload.name().instance.clone();
             let service = Service::new(GATEWAY).listening(addr);
             let metrics = Arc::new(GatewayMetrics::new(&routes));
             // Background tasks outlive the drain: requests in flight need their data, and leaving the
@@ -180,64 +242,114 @@ impl Gateway {
             let (directory, watching) =
                 Directory::watch(registry.clone(), id.clone(), stop.clone());
             tasks.spawn("registry watch", watching);
-            let renewals = metrics.renewals.clone();
-            let admission =
-                start_admission(&settings, routes, directory, (stream, renewals), &tasks, &stop)?;
+            let streams = OpenStreams::new(settings.streams, &metrics.service);
+            let mesh = MeshClient::new(workload.clone(), directory);
+            mesh.prepare(&routes.services())?;
+            let mut reloader = Reloader::new(settings.watch_interval(), &metrics.service);
+            if let Some(file) = settings.routes.clone() {
+                let file = RoutesFile::new(file, Arc::clone(&routes), mesh.clone());
+                reloader.add(Arc::new(file), &self.routes_file);
+            }
+            let access_log = self.access_log;
+            access_log.measure(&metrics.service);
+            if let Some(reopening) = access_log.reopening() {
+                reloader.add(reopening, &Contents::default());
+            }
+            if let Some((store, contents)) = &self.certificates {
+                reloader.add(Arc::clone(store) as _, contents);
+                metrics.read_certificates(Arc::clone(store));
+            }
+            let hang_ups = reloader.hang_ups()?;
+            let reloads = reloader.states();
+            tasks.spawn("reloads", reloader.run(hang_ups, stop.clone()));
+            let upstreams = Arc::new(Upstreams::new(
+                Arc::clone(&routes),
+                mesh.directory().clone(),
+                settings.pools(),
+                metrics.outliers.clone(),
+            ));
+            let checked_by = Some(mesh.clone());
+            #[cfg(feature = "testing")]
+            let checked_by = checked_by.filter(|_| !self.has_plain_upstreams);
+            let checks = HealthChecks::new(
+                Arc::clone(&upstreams),
+                checked_by,
+                settings.health_checks.clone(),
+            );
+            tasks.spawn("health checks", checks.run(stop.clone()));
+            let admission = admission::start(
+                &settings,
+                routes,
+                (&workload, mesh, upstreams),
+                redis,
+                streams.clone(),
+                &metrics,
+                &tasks,
+                &stop,
+            );
             metrics.read_state(
                 Arc::clone(&admission.upstreams),
                 Arc::clone(&admission.keys),
                 Arc::clone(&admission.authenticator.revocations),
                 admission.concurrency.clone(),
             );
+            admission.guards.read_state(&metrics.service);
             PruneGuard::measure(
                 vec![admission.authenticator.revocations.guard()],
                 &metrics.service,
             );
             let pages = admin::operators(
                 &metrics.service,
-                admin::ReadinessState {
-                    admission: Arc::clone(&admission),
-                    stopping: shutdown.clone(),
-                },
-                &settings.mesh.access.registration_secret,
+                admin::OperatorsState::new(&admission, reloads, shutdown.clone()),
                 &settings.admin_hosts,
             );
-            tasks.spawn(
-                "operators' listener",
-                admin::serve_operators(operators, pages, end.clone()),
-            );
+            let operators =
+                Listener::with_tls(operators, workload.server_config(), &workload.name().mesh);
 
-            let limits = UpstreamLimits {
-                connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-                idle_timeout: Duration::from_millis(settings.upstream_idle_ms),
-                tries: settings.upstream_tries,
-                client_stall: Duration::from_millis(settings.client_stall_ms),
-            };
             let conf = ServerConf {
                 threads: settings.threads(),
                 max_retries: settings.upstream_tries,
-                upstream_keepalive_pool_size: UPSTREAM_POOL,
+                // Descriptors were counted for as many as there are clients.
+                upstream_keepalive_pool_size: (connections.total / settings.threads())
+                    .clamp(1, UPSTREAM_POOL),
                 ..ServerConf::default()
             };
-            let server_settings = ServerSettings {
-                threads: settings.threads(),
-                connections,
-                trusted_proxies: settings.trusted_proxies.clone(),
-                drain_timeout: settings.drain_timeout(),
-                limits: connection_limits(&settings),
-                metrics: metrics.connections.clone(),
-                malformed: Arc::new(MalformedRequests::new(service.clone(), Arc::clone(&metrics))),
-            };
-            let proxy = Proxy::new(admission, limits, service, metrics);
+            let http2 = settings.http2.max_streams > 0;
+            let tls = self.certificates.map(|(store, _)| store.acceptor(http2)).transpose()?;
+            let has_tls = tls.is_some();
+            let malformed = MalformedRequests::new(
+                service.clone(),
+                Arc::clone(&metrics),
+                (access_log.clone(), admission.response_headers.clone()),
+            );
+            let counts = metrics.connections.clone();
+            let server_settings =
+                ServerSettings::new(&settings, (connections, counts), tls, malformed);
+            let answered = metrics.service.http().clone();
+            let tls = UpstreamTls::new(workload);
+            #[cfg(feature = "testing")]
+            let tls = if self.has_plain_upstreams { tls.without_tls() } else { tls };
+            let failover = Failover::new(
+                Arc::clone(&admission.upstreams),
+                settings.retries.clone(),
+                settings.upstream_tries,
+            );
+            let upstreams = (failover, settings.upstream_limits(), tls);
+            self.sockets.ready(|| admission.readiness(false), &shutdown).await?;
+            let proxy = Proxy::new(admission, upstreams, service, (metrics, access_log));
             let proxy = pingora::proxy::http_proxy(&Arc::new(conf), proxy);
             let mut data_plane = DataPlane::start(listener, proxy, server_settings)?;
+            // Not before this gateway is ready: both may accept from the same socket.
+            tasks.spawn(
+                "operators' listener",
+                admin::serve_operators(operators, pages, end.clone(), replaced.clone()),
+            );
+            self.sockets.serving(&tasks, &shutdown).await?;
 
             let advertised = settings.mesh.advertised(addr);
             let mut instance = Instance::new(GATEWAY, id, advertised);
-            instance.metadata.insert(
-                admin::ADMIN_ADDRESS.to_owned(),
-                reachable(admin_addr, advertised).to_string(),
-            );
+            instance.metadata.extend(settings.mesh.metadata());
+            instance.metadata.extend([admin::metadata(admin_addr, advertised)]);
             let registration = Registration::start(
                 registry,
                 instance,
@@ -245,7 +357,7 @@ impl Gateway {
                 Duration::from_millis(settings.mesh.lease_ms),
                 stop,
             );
-            tracing::info!(%addr, admin = %admin_addr, "gateway listening");
+            tracing::info!(%addr, admin = %admin_addr, tls = has_tls, "gateway listening");
             if settings.cookie_secure == SecureCookies::Never && !addr.ip().is_loopback() {
                 tracing::warn!(
                     "--cookie-secure never: session cookies go over plain http, and other hosts of the \
@@ -254,9 +366,12 @@ impl Gateway {
             }
 
             let served = tokio::select! {
-                () = shutdown.begun() => {
+                () = handover::any_begun(&shutdown, &replaced) => {
+                    streams.close_all();
                     // Clients do not find gateways by the registry, so the order does not matter.
-                    let (stopped, _) = tokio::join!(data_plane.stop(), registration.leave());
+                    let (stopped, departing) =
+                        tokio::join!(data_plane.stop(&shutdown), registration.depart());
+                    departing.finish(answered.totals()).await;
                     stopped
                 }
                 ended = data_plane.ended() => ended,
@@ -266,132 +381,4 @@ impl Gateway {
             served.and(finished)
         })
     }
-}
-
-/// Checks at the start what the registry would refuse later.
-fn check_mesh(settings: &Settings) -> anyhow::Result<()> {
-    if let Some(id) = &settings.mesh.instance_id {
-        instance_id(id).with_context(|| format!("--instance-id {id:?}"))?;
-    }
-    let lease = settings.mesh.lease_ms;
-    lease_ms(lease).with_context(|| format!("--lease-ms {lease}"))
-}
-
-fn load_routes(settings: &Settings) -> anyhow::Result<RouteTable> {
-    let Some(file) = &settings.routes else {
-        return RouteTable::parse(routes::BUILT_IN).context("the built-in routes");
-    };
-    let shown = file.display();
-    let text = std::fs::read_to_string(file).with_context(|| format!("--routes {shown}"))?;
-    RouteTable::parse(&text).with_context(|| format!("--routes {shown}"))
-}
-
-/// The address at which others reach a listener: the advertised IP if it listens on all addresses.
-fn reachable(listening: SocketAddr, advertised: SocketAddr) -> SocketAddr {
-    if listening.ip().is_unspecified() {
-        SocketAddr::new(advertised.ip(), listening.port())
-    } else {
-        listening
-    }
-}
-
-fn connection_limits(settings: &Settings) -> ConnectionLimits {
-    ConnectionLimits {
-        head_bytes: settings.header_limit_bytes,
-        target_bytes: settings.uri_limit_bytes,
-        head_timeout: Duration::from_millis(settings.header_read_timeout_ms),
-        first_byte_timeout: Duration::from_millis(settings.client_first_byte_ms),
-        idle_timeout: Duration::from_millis(settings.client_idle_ms),
-    }
-}
-
-/// Builds the admission filter, and starts the tasks that keep its data current.
-fn start_admission(
-    settings: &Settings,
-    routes: RouteTable,
-    directory: Directory,
-    (stream, renewals): (Option<RevocationStream>, CounterBy),
-    tasks: &Tasks,
-    stop: &CancellationToken,
-) -> anyhow::Result<Arc<AdmissionFilter>> {
-    let secret = &settings.mesh.access.registration_secret;
-    let clock: SharedClock = Arc::new(SystemClock);
-    let signer = IdentitySigner::new(secret);
-    let mesh = MeshClient::new(signer.clone(), directory.clone())?;
-
-    let upstreams = Arc::new(Upstreams::new(routes.services(), directory.clone()));
-    let keys = Arc::new(KeyStore::default());
-    let revocations = Arc::new(Revocations::new(
-        Duration::from_millis(settings.revocation_stale_ms),
-        settings.revocation_when_stale,
-        Arc::clone(&clock),
-    ));
-    let rates = Arc::new(RateLimits::new(&routes));
-    let api = Arc::new(ApiDescription::default());
-    let routes = Arc::new(routes);
-
-    macro_rules! follow {
-        ($name:literal, $what:ident, $method:ident $(, $argument:ident)*) => {{
-            let (what, stop) = (Arc::clone(&$what), stop.clone());
-            $(let $argument = $argument.clone();)*
-            tasks.spawn($name, async move { what.$method($($argument,)* stop).await });
-        }};
-    }
-    follow!("upstreams", upstreams, follow);
-    follow!("token keys", keys, follow, mesh);
-    match stream {
-        Some(stream) => follow!("ended sessions", revocations, follow_stream, stream),
-        None => follow!("ended sessions", revocations, follow, mesh),
-    }
-    let visitors = Arc::new(Visitors::default());
-    follow!("visitor key", visitors, follow, mesh);
-    follow!("rate limits", rates, evict_idle);
-    follow!("API description", api, follow, routes, mesh);
-
-    let rules = TokenRules {
-        issuer: settings.token_issuer.clone(),
-        audience: settings.token_audience.clone(),
-        leeway: Duration::from_secs(settings.token_leeway_s),
-        cache_entries: settings.token_cache_entries,
-    };
-    let tokens = Arc::new(TokenVerifier::new(Arc::clone(&keys), &rules, Arc::clone(&clock)));
-    let sliding = Arc::new(SlidingSessions::new(
-        mesh,
-        Arc::clone(&tokens),
-        renewals,
-        Duration::from_secs(settings.session_cookie_idle_s.into()),
-        Arc::clone(&clock),
-        stop.clone(),
-    ));
-    follow!("session renewals", sliding, drain);
-    Ok(Arc::new(AdmissionFilter {
-        registry: directory.connected(),
-        started: Instant::now(),
-        was_ready: AtomicBool::new(false),
-        routes,
-        authenticator: Authenticator { tokens, revocations, sliding, visitors },
-        upstreams,
-        origins: OriginPolicy::new(settings.allowed_origins.clone()),
-        trusted_proxies: TrustedProxies {
-            networks: settings.trusted_proxies.clone(),
-            header: settings.forwarding_header,
-        },
-        cookies: CookiePolicy::new(settings.cookie_secure),
-        signer,
-        rates,
-        concurrency: ConcurrencyLimit::new(settings.max_requests),
-        api,
-        landing_page: LandingPage::new(
-            settings.traces_url.as_deref(),
-            settings.metrics_url.as_deref(),
-        ),
-        limits: RequestLimits {
-            uri_bytes: settings.uri_limit_bytes,
-            header_count: settings.header_limit_count,
-            body_bytes: settings.body_limit_bytes,
-            first_byte_timeout: Duration::from_millis(settings.first_byte_timeout_ms),
-            total_timeout: Duration::from_millis(settings.total_timeout_ms),
-        },
-        keys,
-    }))
 }

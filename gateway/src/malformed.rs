@@ -10,7 +10,9 @@ use tourin_chassis::http::TRACE_RESPONSE_HEADER;
 use tourin_chassis::identity::REQUEST_ID_HEADER;
 use tourin_chassis::telemetry::{HttpRequest, Service, method_name};
 
+use crate::access_log::{AccessLog, Line};
 use crate::metrics::GatewayMetrics;
+use crate::response_headers::ResponseHeaders;
 use crate::responses::Response;
 
 /// The route's name for requests without a readable path.
@@ -21,12 +23,18 @@ const MALFORMED: &str = "malformed";
 pub struct MalformedRequests {
     service: Service,
     metrics: Arc<GatewayMetrics>,
+    access_log: AccessLog,
+    headers: ResponseHeaders,
 }
 
 impl MalformedRequests {
-    /// Spans are `service`'s.
-    pub fn new(service: Service, metrics: Arc<GatewayMetrics>) -> Self {
-        Self { service, metrics }
+    /// Spans are `service`'s, log lines go to the access log, and the refusals have `headers`.
+    pub fn new(
+        service: Service,
+        metrics: Arc<GatewayMetrics>,
+        (access_log, headers): (AccessLog, ResponseHeaders),
+    ) -> Self {
+        Self { service, metrics, access_log, headers }
     }
 
     /// The refusal, as bytes, of a request whose first byte came at `started`.
@@ -45,24 +53,33 @@ impl MalformedRequests {
         let answering = Duration::ZERO;
         self.metrics.service.http().observe(MALFORMED, method_name(method), status, answering);
 
-        trace.finish(&request, status, std::iter::empty);
+        trace.finish(&request, Some(status));
         let span = trace.handle();
         let _current = span.enter();
         let id = span.trace_id();
-        tracing::info!(
-            method = method_name(method),
-            route = MALFORMED,
+        self.access_log.record(&Line {
+            time: started.into(),
+            method: method_name(method),
+            route: MALFORMED,
+            service: None,
             status,
-            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            request_id = id.as_deref().unwrap_or("-"),
-            "request"
-        );
+            duration: took,
+            answered: answering,
+            request_bytes: 0,
+            response_bytes: 0,
+            instance: None,
+            tries: 0,
+            fallback: None,
+            request_id: id.as_deref().unwrap_or("-"),
+            trace_id: id.as_deref(),
+            error: None,
+        });
         let id = id.and_then(|id| HeaderValue::try_from(id).ok());
         let ids = [(REQUEST_ID_HEADER, id), (TRACE_RESPONSE_HEADER, span.trace_response())];
         let with = |response: Response, (name, value): (_, Option<_>)| match value {
             Some(value) => response.with(name, value),
             None => response,
         };
-        ids.into_iter().fold(response, with).to_wire()
+        self.headers.on_refusal(ids.into_iter().fold(response, with)).to_wire()
     }
 }

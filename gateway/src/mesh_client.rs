@@ -1,42 +1,62 @@
 //! The gateway's own calls to services: token keys, ended sessions, API descriptions, and renewals of
 //! sessions by cookie. Client requests wait for renewals and unknown keys alone.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{Method, Response};
+use http::{Method, Response, StatusCode};
 use reqwest::RequestBuilder;
 use serde::Serialize;
 use tourin_chassis::http_client;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::{HttpCall, Span};
-use tourin_registry_api::{Directory, Instance};
+use tourin_registry_api::{Directory, Instance, Workload};
 
-/// The gateway's name in the registry.
-pub const GATEWAY: &str = "gateway";
+use crate::keyed::Keyed;
+
 /// The name of the service that issues tokens and ends sessions.
 pub const CORE: &str = "core";
 
 const POST_ATTEMPTS: u32 = 2;
+/// Largest response to a health check.
+const MAX_STATUS_BYTES: usize = 64 << 10;
 
 /// Calls services as a member of the mesh. Cheap to clone.
 #[derive(Clone)]
 pub struct MeshClient {
-    http: reqwest::Client,
-    signer: IdentitySigner,
+    workload: Workload,
+    /// By service.
+    clients: Arc<Keyed<reqwest::Client>>,
     directory: Directory,
 }
 
 impl MeshClient {
-    /// A client that finds instances in `directory`.
+    /// A client of services, whose instances it finds in `directory`.
+    pub fn new(workload: Workload, directory: Directory) -> Self {
+        Self { workload, clients: Arc::default(), directory }
+    }
+
+    /// Sets up the HTTP clients of `services`.
     ///
     /// # Errors
-    /// When the HTTP client cannot be set up.
-    pub fn new(signer: IdentitySigner, directory: Directory) -> anyhow::Result<Self> {
-        let http = http_client::client(None)?;
-        Ok(Self { http, signer, directory })
+    /// When one cannot be set up.
+    pub fn prepare(&self, services: &BTreeSet<String>) -> anyhow::Result<()> {
+        services.iter().try_for_each(|service| self.client(service).map(drop))
+    }
+
+    /// The HTTP client of a service.
+    ///
+    /// # Errors
+    /// When it cannot be set up.
+    pub fn client(&self, service: &str) -> anyhow::Result<Arc<reqwest::Client>> {
+        self.clients.get_or_try_insert_with(service, || {
+            let config = self.workload.client_config(service)?;
+            http_client::mesh_client(config, None)
+                .with_context(|| format!("cannot set up calls to {service}"))
+        })
     }
 
     /// The directory of instances.
@@ -56,8 +76,22 @@ impl MeshClient {
         max_bytes: usize,
     ) -> anyhow::Result<Bytes> {
         let instance = self.pick(service)?;
-        let request = self.request(Method::GET, service, &instance, path);
+        let request = self.request(Method::GET, service, &instance, path)?;
         body_of(send(request.timeout(limit), &instance, max_bytes).await?, &instance)
+    }
+
+    /// The status that one instance answers with within `limit`.
+    ///
+    /// # Errors
+    /// No complete response in time, or one that is too large for a health check.
+    pub async fn status(
+        &self,
+        instance: &Instance,
+        path: &str,
+        limit: Duration,
+    ) -> anyhow::Result<StatusCode> {
+        let request = self.request(Method::GET, &instance.service, instance, path)?;
+        Ok(send(request.timeout(limit), instance, MAX_STATUS_BYTES).await?.status())
     }
 
     /// Posts JSON to an instance of `service`, and to the next one if the first fails without a 4xx
@@ -87,7 +121,7 @@ impl MeshClient {
                 resend_count,
             });
             let request = self
-                .request(Method::POST, service, &instance, path)
+                .request(Method::POST, service, &instance, path)?
                 .headers(span.headers().into_iter().collect())
                 .header(CONTENT_TYPE, "application/json")
                 .body(body.clone())
@@ -116,11 +150,8 @@ impl MeshClient {
         service: &str,
         instance: &Instance,
         path: &str,
-    ) -> RequestBuilder {
-        let caller = Subject::Service { name: GATEWAY.to_owned() };
-        self.http
-            .request(method, format!("{}{path}", instance.base_url()))
-            .header(IDENTITY_HEADER, self.signer.sign(&caller, service))
+    ) -> anyhow::Result<RequestBuilder> {
+        Ok(self.client(service)?.request(method, format!("{}{path}", instance.base_url())))
     }
 }
 

@@ -128,6 +128,22 @@ tourin_chassis::messages! {
         en: "too many calls of this kind from your address; see Retry-After",
         ko: "같은 주소에서 온 요청이 너무 많습니다. Retry-After 헤더의 시간이 지난 뒤 다시 시도해 주십시오.",
     }
+    pub(crate) fn too_many_calls_of_yours() {
+        en: "too many calls of this kind with your account; see Retry-After",
+        ko: "같은 계정으로 보낸 요청이 너무 많습니다. Retry-After 헤더의 시간이 지난 뒤 다시 시도해 주십시오.",
+    }
+    pub(crate) fn too_many_calls_of_all() {
+        en: "too many calls of this kind just now; see Retry-After",
+        ko: "지금은 이 요청이 너무 많습니다. Retry-After 헤더의 시간이 지난 뒤 다시 시도해 주십시오.",
+    }
+    pub(crate) fn too_many_of_your_requests_at_once() {
+        en: "too many requests from your network are under way: wait for some to end",
+        ko: "같은 네트워크에서 처리 중인 요청이 너무 많습니다. 앞의 요청이 끝난 뒤 다시 시도해 주십시오.",
+    }
+    pub(crate) fn body_not_expected(method: &str) {
+        en: "a {method} takes no body: send it without Content-Length and Transfer-Encoding",
+        ko: "{method} 요청에는 본문을 보낼 수 없습니다. Content-Length와 Transfer-Encoding 없이 보내 주십시오.",
+    }
     pub(crate) fn too_many_requests_at_once() {
         en: "the gateway is at its limit of concurrent requests; try again",
         ko: "지금은 요청이 너무 많습니다. 잠시 후 다시 시도해 주십시오.",
@@ -141,6 +157,10 @@ tourin_chassis::messages! {
     pub(crate) fn invalid_token() {
         en: "the access token is not valid: log in again",
         ko: "접근 토큰이 올바르지 않습니다. 다시 로그인해 주십시오.",
+    }
+    pub(crate) fn several_bearer_tokens() {
+        en: "Authorization with a bearer token is there more than once: send one token",
+        ko: "Authorization 헤더의 접근 토큰은 하나만 보내야 합니다.",
     }
     pub(crate) fn expired_token() {
         en: "the access token has expired: have it reissued",
@@ -175,14 +195,52 @@ tourin_chassis::messages! {
         ko: "브라우저에서 이 출처의 요청은 허용되지 않습니다.",
     }
 
+    // Versions.
+    pub(crate) fn invalid_version() {
+        en: "X-Tourin-Version must be one version, in letters, digits, dots, hyphens and underscores",
+        ko: "X-Tourin-Version 헤더에는 영문자, 숫자, 점, 하이픈, 밑줄로 된 버전 하나만 쓸 수 있습니다.",
+    }
+
+    // Streams.
+    pub(crate) fn websocket_needed() {
+        en: "this path is for WebSockets: expected a GET request in HTTP/1.1 with `Connection: Upgrade` and \
+             `Upgrade: websocket`",
+        ko: "WebSocket 전용 경로입니다. HTTP/1.1 GET 요청에 `Connection: Upgrade`와 `Upgrade: websocket` 헤더를 \
+             넣어 주십시오.",
+    }
+    pub(crate) fn websocket_version() {
+        en: "the only version of WebSockets spoken here is 13",
+        ko: "WebSocket 버전은 13만 지원합니다.",
+    }
+    pub(crate) fn websocket_key() {
+        en: "Sec-WebSocket-Key must be 16 bytes in base64, once",
+        ko: "Sec-WebSocket-Key 헤더는 base64로 인코딩한 16바이트 값을 한 번만 보내야 합니다.",
+    }
+    pub(crate) fn too_many_streams() {
+        en: "too many streams are open; try again",
+        ko: "지금은 열린 연결이 너무 많습니다. 잠시 후 다시 시도해 주십시오.",
+    }
+    pub(crate) fn too_many_of_your_streams() {
+        en: "too many of your streams are open: close one first",
+        ko: "열어 둔 연결이 너무 많습니다. 기존 연결을 닫고 다시 시도해 주십시오.",
+    }
+
     // Services that do not answer.
     pub(crate) fn no_instance_is_up(service: &str) {
         en: "no instance of {service} is up; try again",
         ko: "지금은 {service} 서비스를 이용할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
     }
-    pub(crate) fn no_instance_reachable(service: &str) {
-        en: "no instance of {service} can be reached; try again",
-        ko: "지금은 {service} 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
+    pub(crate) fn service_is_failing(service: &str) {
+        en: "most calls of {service} have failed just now, so it is spared for a moment; try again",
+        ko: "지금은 {service} 서비스에 오류가 많습니다. 잠시 후 다시 시도해 주십시오.",
+    }
+    pub(crate) fn service_at_its_limit(service: &str) {
+        en: "{service} has as many requests as it can serve; see Retry-After",
+        ko: "지금은 {service} 서비스에 요청이 너무 많습니다. Retry-After 헤더의 시간이 지난 뒤 다시 시도해 주십시오.",
+    }
+    pub(crate) fn service_failed() {
+        en: "the service failed; try again",
+        ko: "서비스에서 오류가 발생했습니다. 잠시 후 다시 시도해 주십시오.",
     }
     pub(crate) fn service_unreachable() {
         en: "no instance of the service can be reached; try again",

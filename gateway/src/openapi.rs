@@ -21,7 +21,7 @@ use self::responses::Call;
 use crate::mesh_client::MeshClient;
 use crate::messages;
 use crate::responses::Response;
-use crate::routes::{Access, OPENAPI_PATH, RouteTable};
+use crate::routes::{Access, CurrentRoutes, OPENAPI_PATH, RouteTable};
 
 const PART_PATH: &str = "/internal/openapi.json";
 const REFRESH_EVERY: Duration = Duration::from_secs(60);
@@ -63,24 +63,33 @@ impl ApiDescription {
     }
 
     /// Keeps the description current until `stop`.
-    pub async fn follow(&self, routes: Arc<RouteTable>, mesh: MeshClient, stop: CancellationToken) {
+    pub async fn follow(
+        &self,
+        routes: Arc<CurrentRoutes>,
+        mesh: MeshClient,
+        stop: CancellationToken,
+    ) {
         let mut membership = mesh.directory().changed();
+        let mut routes_changed = routes.changed();
         let mut parts: BTreeMap<String, Value> = BTreeMap::new();
         loop {
             let mut complete = true;
-            for service in routes.services() {
+            routes_changed.mark_unchanged();
+            let table = routes.table();
+            parts.retain(|service, _| table.services().contains(service));
+            for service in table.services() {
                 let fetched = tokio::select! {
                     () = stop.cancelled() => return,
-                    fetched = fetch(&mesh, &service) => fetched,
+                    fetched = fetch(&mesh, service) => fetched,
                 };
                 match fetched {
                     Ok(part) => {
-                        parts.insert(service, part);
+                        parts.insert(service.clone(), part);
                     }
                     Err(error) => {
                         // The previous part stays. A service without instances wakes this task when it
                         // registers.
-                        complete &= mesh.directory().instances(&service).is_empty();
+                        complete &= mesh.directory().instances(service).is_empty();
                         tracing::debug!(
                             service,
                             error = format!("{error:#}"),
@@ -90,13 +99,14 @@ impl ApiDescription {
                 }
             }
             if !parts.is_empty() {
-                self.publish(&merge(&parts, &routes));
+                self.publish(&merge(&parts, &table));
             }
             let pause = if complete { REFRESH_EVERY } else { RETRY_AFTER };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
                 Ok(()) = membership.changed() => {}
+                Ok(()) = routes_changed.changed() => {}
             }
         }
     }

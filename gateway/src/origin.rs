@@ -19,20 +19,20 @@ use std::str::FromStr;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, REFERER, VARY,
+    ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, REFERER,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use pingora::http::ResponseHeader;
-use tourin_chassis::http::fields;
 
 use crate::authority::Authority;
 use crate::messages;
 use crate::responses::Response;
+use crate::vary::vary;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const ALLOWED_HEADERS: &str =
     "authorization, content-type, accept-language, if-none-match, x-request-id, traceparent";
-const EXPOSED_HEADERS: &str = "location, retry-after, etag, www-authenticate, x-request-id, \
+const EXPOSED_HEADERS: &str = "location, retry-after, ratelimit, ratelimit-policy, x-tourin-fallback, etag, www-authenticate, x-request-id, \
      x-pagination-page, x-pagination-page-size, x-pagination-page-limit, x-pagination-total-page, x-pagination-total-item";
 /// How long a browser may remember a preflight, in seconds.
 const PREFLIGHT_MAX_AGE_S: u32 = 600;
@@ -123,6 +123,19 @@ impl OriginPolicy {
         if method.is_safe() || !by_cookie {
             return Ok(());
         }
+        self.check_page(headers, asked)
+    }
+
+    /// Refuses a call that comes from another site's page. For WebSockets too, although they begin
+    /// with a GET: browsers let any page open one, with cookies (RFC 6455, 10.2).
+    ///
+    /// # Errors
+    /// The 403 response.
+    pub fn check_page(
+        &self,
+        headers: &HeaderMap,
+        asked: Option<&Authority>,
+    ) -> Result<(), Response> {
         let refused = || Response::forbidden(messages::another_sites_page());
         let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
         let claimed = headers
@@ -181,22 +194,6 @@ impl OriginPolicy {
     }
 }
 
-/// Adds a field's name to `Vary`.
-///
-/// # Errors
-/// Pingora's, which a list of names does not cause.
-pub fn vary(response: &mut ResponseHeader, name: &HeaderName) -> pingora::Result<()> {
-    let mut names: Vec<&[u8]> = fields::elements(&response.headers, &VARY).collect();
-    let is_named =
-        |known: &&[u8]| *known == b"*" || known.eq_ignore_ascii_case(name.as_str().as_bytes());
-    if names.iter().any(is_named) {
-        return Ok(());
-    }
-    names.push(name.as_str().as_bytes());
-    let names = names.join(b", ".as_slice());
-    response.insert_header(VARY, names)
-}
-
 /// `Origin`, unless there are several: a browser sends one (RFC 6454, 7.3).
 fn only_origin(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut origins = headers.get_all(ORIGIN).iter();
@@ -214,6 +211,8 @@ fn referring_origin(referer: &HeaderValue) -> Option<Origin> {
 
 #[cfg(test)]
 mod tests {
+    use http::header::VARY;
+
     use super::*;
 
     const OWN: &str = "tourin.example:8080";

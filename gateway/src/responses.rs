@@ -8,14 +8,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
+    SEC_WEBSOCKET_VERSION, UPGRADE, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
 use tourin_chassis::http::{ErrorBody, Language, Message, messages as shared};
 
 use crate::messages;
+use crate::unserved::Unserved;
+
+/// The version of WebSockets, that of RFC 6455.
+pub const WEBSOCKET_VERSION: HeaderValue = HeaderValue::from_static("13");
 
 /// A response made by the gateway.
 #[derive(Debug, Clone)]
@@ -24,6 +28,9 @@ pub struct Response {
     pub status: StatusCode,
     /// Headers besides content type, length and caching.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Why its service did not serve the request; `None` for all other reasons. A route's fall-back is
+    /// sent in place of such a refusal.
+    pub unserved: Option<Unserved>,
     body: Body,
     cacheable: bool,
 }
@@ -34,6 +41,10 @@ enum Body {
     Empty,
     Json(Bytes),
     Html(Bytes),
+    Fixed {
+        content_type: HeaderValue,
+        body: Bytes,
+    },
     Refusal {
         error: &'static str,
         message: Message,
@@ -43,7 +54,7 @@ enum Body {
 impl Response {
     /// A response without a body.
     pub fn empty(status: StatusCode) -> Self {
-        Self { status, headers: Vec::new(), body: Body::Empty, cacheable: false }
+        Self { status, headers: Vec::new(), unserved: None, body: Body::Empty, cacheable: false }
     }
 
     /// A JSON response.
@@ -54,6 +65,11 @@ impl Response {
     /// An HTML page.
     pub fn html(body: impl Into<Bytes>) -> Self {
         Self { body: Body::Html(body.into()), ..Self::empty(StatusCode::OK) }
+    }
+
+    /// A response with a configured body.
+    pub fn fixed(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Self {
+        Self { body: Body::Fixed { content_type, body }, ..Self::empty(status) }
     }
 
     /// Adds a header.
@@ -78,7 +94,7 @@ impl Response {
     pub fn refusal_kind(&self) -> Option<&'static str> {
         match self.body {
             Body::Refusal { error, .. } => Some(error),
-            Body::Empty | Body::Json(_) | Body::Html(_) => None,
+            Body::Empty | Body::Json(_) | Body::Html(_) | Body::Fixed { .. } => None,
         }
     }
 
@@ -86,7 +102,7 @@ impl Response {
     fn body(&self, language: Language) -> Bytes {
         match &self.body {
             Body::Empty => Bytes::new(),
-            Body::Json(text) | Body::Html(text) => text.clone(),
+            Body::Json(text) | Body::Html(text) | Body::Fixed { body: text, .. } => text.clone(),
             Body::Refusal { error, message } => {
                 // Strings always serialise.
                 serde_json::to_vec(&ErrorBody::new(*error, message.text(language)))
@@ -164,6 +180,13 @@ impl Response {
         Self::refusal(StatusCode::URI_TOO_LONG, "too_large", messages::target_too_long(limit_bytes))
     }
 
+    /// 426: this path is for WebSockets of RFC 6455.
+    pub fn upgrade_required(message: Message) -> Self {
+        Self::refusal(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+            .with(UPGRADE, HeaderValue::from_static("websocket"))
+            .with(SEC_WEBSOCKET_VERSION, WEBSOCKET_VERSION)
+    }
+
     /// 431; the message names the limit.
     pub fn head_too_large(message: Message) -> Self {
         Self::refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", message)
@@ -178,10 +201,23 @@ impl Response {
         )
     }
 
-    /// 429.
-    pub fn rate_limited(after: Duration) -> Self {
-        Self::refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limited", messages::too_many_calls())
-            .retry_after(after)
+    /// 429; the message says whose calls were too many.
+    pub fn rate_limited(message: Message, after: Duration) -> Self {
+        Self::refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message).retry_after(after)
+    }
+
+    /// 429: the client has too many requests in flight.
+    pub fn client_has_too_many_requests() -> Self {
+        let message = messages::too_many_of_your_requests_at_once();
+        Self::refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
+            .retry_after(Duration::from_secs(1))
+    }
+
+    /// 429: the client has too many open streams.
+    pub fn client_has_too_many_streams() -> Self {
+        let message = messages::too_many_of_your_streams();
+        Self::refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
+            .retry_after(Duration::from_secs(1))
     }
 
     /// 501: an unknown transfer coding.
@@ -194,22 +230,34 @@ impl Response {
     pub fn bad_gateway() -> Self {
         Self::refusal(StatusCode::BAD_GATEWAY, "bad_gateway", messages::service_broke_off())
             .retry_after(Duration::from_secs(1))
+            .because(Unserved::BrokenOff)
     }
 
     /// 503: no instance or store can answer; nothing was done.
     pub fn unavailable(message: Message) -> Self {
-        Self::refusal(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
-            .retry_after(Duration::from_secs(1))
+        Self::unavailable_for(message, Duration::from_secs(1))
+    }
+
+    /// 503 for at least so long; nothing was done.
+    pub fn unavailable_for(message: Message, after: Duration) -> Self {
+        Self::refusal(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message).retry_after(after)
     }
 
     /// 504: the response did not come in time.
     pub fn upstream_too_slow() -> Self {
         Self::refusal(StatusCode::GATEWAY_TIMEOUT, "timeout", messages::service_too_slow())
+            .because(Unserved::TimedOut)
     }
 
     /// 500: a fault of the gateway.
     pub fn internal() -> Self {
         Self::refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal", shared::internal())
+    }
+
+    /// Notes why the service did not serve the request.
+    #[must_use]
+    pub fn because(self, reason: Unserved) -> Self {
+        Self { unserved: Some(reason), ..self }
     }
 
     fn retry_after(self, after: Duration) -> Self {
@@ -230,8 +278,11 @@ impl Response {
             head.append_header(VARY, "accept-language")?;
         }
         if !body.is_empty() {
-            let is_page = matches!(self.body, Body::Html(_));
-            let kind = if is_page { "text/html; charset=utf-8" } else { "application/json" };
+            let kind = match &self.body {
+                Body::Html(_) => HeaderValue::from_static("text/html; charset=utf-8"),
+                Body::Fixed { content_type, .. } => content_type.clone(),
+                _ => HeaderValue::from_static("application/json"),
+            };
             head.insert_header(CONTENT_TYPE, kind)?;
         }
         if !matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {

@@ -1,15 +1,32 @@
 //! The route table: the service of each path, and who may call it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use toml::Spanned;
 
+use crate::adaptive::Priority;
+use crate::balance::{Policy, RawPolicy};
+use crate::breaker::{RawBreaker, RouteBreaker};
+use crate::cache::{CachePolicy, RawCache};
+use crate::canary::{Canary, RawCanary};
+use crate::compression::Compression;
+use crate::fallback::{Fallback, RawFallback};
+use crate::mirror::{MirrorPolicy, RawMirror};
 use crate::path;
+use crate::policy_fields::FieldError;
+use crate::rate_limits::{LimitedRoute, RawRateLimit, RouteLimits};
+use crate::streams::{StreamPolicy, Upgrade};
+
+mod current;
+mod file;
+
+pub use current::CurrentRoutes;
+pub use file::{RoutesFile, check};
 
 /// The built-in table.
 pub const BUILT_IN: &str = include_str!("../routes.toml");
@@ -49,8 +66,26 @@ pub struct Route {
     pub first_byte_timeout: Option<Duration>,
     /// Time for the whole request, when not the gateway's default.
     pub total_timeout: Option<Duration>,
-    /// Calls per client address and minute; unlimited when absent.
-    pub rate_per_minute: Option<NonZeroU32>,
+    /// The choice of an instance.
+    pub balance: Policy,
+    /// Calls per minute.
+    pub rate_limits: RouteLimits,
+    /// Whether it is refused first when its service is at its limit.
+    pub priority: Priority,
+    /// When its circuit breaker opens and closes, where not as by default.
+    pub breaker: RouteBreaker,
+    /// What is sent when its service does not serve a request.
+    pub fallback: Option<Fallback>,
+    /// How responses are compressed; not at all when absent.
+    pub compression: Option<Compression>,
+    /// Whether its requests may become streams.
+    pub streams: StreamPolicy,
+    /// What of its responses is cached.
+    pub cache: Option<Arc<CachePolicy>>,
+    /// The share of its requests that is for a new version.
+    pub canary: Option<Canary>,
+    /// Where a share of its requests is copied to.
+    pub mirror: Option<Arc<MirrorPolicy>>,
     methods: Vec<(Method, Access)>,
 }
 
@@ -59,6 +94,11 @@ impl Route {
     pub fn access(&self, method: &Method) -> Option<&Access> {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         self.methods.iter().find(|(known, _)| known == method).map(|(_, access)| access)
+    }
+
+    /// The route, by what its rate limits count.
+    pub fn limited(&self) -> LimitedRoute<'_> {
+        LimitedRoute { template: &self.template, limits: &self.rate_limits }
     }
 
     /// The methods, as `Allow` lists them.
@@ -88,6 +128,15 @@ pub struct RouteError {
 #[serde(deny_unknown_fields)]
 struct RawTable {
     route: Vec<Spanned<RawRoute>>,
+    /// What holds for a service's routes that say nothing else.
+    #[serde(default)]
+    service: BTreeMap<Spanned<String>, RawService>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    balance: Option<RawPolicy>,
 }
 
 #[derive(Deserialize)]
@@ -99,7 +148,23 @@ struct RawRoute {
     body_limit_bytes: Option<u64>,
     first_byte_timeout_ms: Option<Spanned<u64>>,
     total_timeout_ms: Option<Spanned<u64>>,
-    rate_per_minute: Option<Spanned<u32>>,
+    balance: Option<RawPolicy>,
+    rate_per_minute: Option<Spanned<u64>>,
+    #[serde(default)]
+    rate_limit: Vec<RawRateLimit>,
+    #[serde(default)]
+    priority: Priority,
+    #[serde(default)]
+    breaker: RawBreaker,
+    fallback: Option<RawFallback>,
+    compression: Option<Spanned<Compression>>,
+    upgrade: Option<Upgrade>,
+    #[serde(default)]
+    stream: bool,
+    stream_idle_timeout_ms: Option<Spanned<u64>>,
+    cache: Option<Spanned<RawCache>>,
+    canary: Option<RawCanary>,
+    mirror: Option<RawMirror>,
 }
 
 /// The routes.
@@ -111,6 +176,10 @@ pub struct RouteTable {
     exact: matchit::Router<Arc<Route>>,
     prefixes: matchit::Router<Arc<Route>>,
     routes: Vec<Arc<Route>>,
+    services: BTreeSet<String>,
+    version: String,
+    /// The text that it was read from.
+    text: Box<str>,
 }
 
 impl RouteTable {
@@ -127,18 +196,37 @@ impl RouteTable {
             exact: matchit::Router::new(),
             prefixes: matchit::Router::new(),
             routes: Vec::new(),
+            services: BTreeSet::new(),
+            version: version_of(text),
+            text: text.into(),
         };
         for entry in raw.route {
             let line = line_at(text, entry.span().start);
-            table.add(text, line, entry.into_inner())?;
+            let entry = entry.into_inner();
+            let service = raw.service.get(entry.service.get_ref().as_str());
+            table.add(text, line, entry, service)?;
         }
         if table.routes.is_empty() {
             return Err(RouteError { line: 1, reason: "no [[route]] in it".to_owned() });
         }
+        let services = table.services();
+        if let Some(unknown) =
+            raw.service.keys().find(|service| !services.contains(service.get_ref()))
+        {
+            let line = line_at(text, unknown.span().start);
+            let reason = format!("service.{}: no route names this service", unknown.get_ref());
+            return Err(RouteError { line, reason });
+        }
         Ok(table)
     }
 
-    fn add(&mut self, text: &str, line: usize, raw: RawRoute) -> Result<(), RouteError> {
+    fn add(
+        &mut self,
+        text: &str,
+        line: usize,
+        raw: RawRoute,
+        service: Option<&RawService>,
+    ) -> Result<(), RouteError> {
         let wrong = |at: usize, field: &str, value: &str, expected: &str| RouteError {
             line: line_at(text, at),
             reason: format!("{field} = {value:?}: {expected}"),
@@ -179,7 +267,7 @@ impl RouteTable {
                     at,
                     &field,
                     value,
-                    "expected \"public\", \"optional\", \"anonymous\", \"ending\", \"session\" or \"role:NAME\"",
+                    "expected \"public\", \"optional\", \"anonymous\", \"logout\", \"session\" or \"role:NAME\"",
                 )
             })?;
             methods.push((method, access));
@@ -187,30 +275,63 @@ impl RouteTable {
         if methods.is_empty() {
             return Err(RouteError { line, reason: format!("path {template:?} has no methods") });
         }
-        let rate_per_minute = match raw.rate_per_minute {
-            None => None,
-            Some(rate) => Some(NonZeroU32::new(*rate.get_ref()).ok_or_else(|| {
-                wrong(
-                    rate.span().start,
-                    "rate_per_minute",
-                    "0",
-                    "at least 1; leave it out for no limit",
-                )
-            })?),
+        let balance = raw.balance.as_ref().or_else(|| service?.balance.as_ref());
+        let balance = balance.map(RawPolicy::check).transpose().map_err(|invalid| {
+            wrong(invalid.at, invalid.field, &invalid.value, invalid.expected)
+        })?;
+        if raw.upgrade.is_some() && methods.iter().any(|(method, _)| method != Method::GET) {
+            let reason =
+                "upgrade = \"websocket\": the only method of its path can be GET".to_owned();
+            return Err(RouteError { line, reason });
+        }
+        let streams = StreamPolicy {
+            upgrade: raw.upgrade,
+            events: raw.stream,
+            idle_timeout: bounded("stream_idle_timeout_ms", &raw.stream_idle_timeout_ms)?,
         };
+        let policy =
+            |error: FieldError| RouteError { line: line_at(text, error.at), reason: error.reason };
+        let names = methods.iter().map(|(method, _)| method.clone());
+        let fallback = raw.fallback.map(|fallback| fallback.check(names)).transpose();
+        let is_shared = |(method, access): &(Method, Access)| {
+            *method == Method::GET && matches!(access, Access::Public | Access::Optional)
+        };
+        let compression = raw.compression.map(|compression| {
+            let line = line_at(text, compression.span().start);
+            let checked = compression.into_inner().check(methods.iter().any(is_shared));
+            checked.map_err(|reason| RouteError { line, reason: format!("compression: {reason}") })
+        });
+        let is_cacheable = methods.iter().any(is_shared) && !streams.allows_streams();
+        let cache = raw.cache.map(|cache| {
+            let at = cache.span().start;
+            cache.into_inner().check(at, template, is_cacheable)
+        });
+        let service = raw.service.get_ref().as_str();
+        let mirror = raw.mirror.map(|mirror| mirror.check(service)).transpose();
+        let canary = raw.canary.map(RawCanary::check).transpose();
         let route = Arc::new(Route {
             template: template.into(),
             service: raw.service.get_ref().as_str().into(),
             body_limit_bytes: raw.body_limit_bytes,
             first_byte_timeout: bounded("first_byte_timeout_ms", &raw.first_byte_timeout_ms)?,
             total_timeout: bounded("total_timeout_ms", &raw.total_timeout_ms)?,
-            rate_per_minute,
+            balance: balance.unwrap_or_default(),
+            rate_limits: RouteLimits::check(raw.rate_per_minute, raw.rate_limit).map_err(policy)?,
+            priority: raw.priority,
+            breaker: raw.breaker.check().map_err(policy)?,
+            fallback: fallback.map_err(policy)?,
+            compression: compression.transpose()?,
+            streams,
+            cache: cache.transpose().map_err(policy)?.map(Arc::new),
+            canary: canary.map_err(policy)?,
+            mirror: mirror.map_err(policy)?.map(Arc::new),
             methods,
         });
         let router = if template.contains("{*") { &mut self.prefixes } else { &mut self.exact };
         router
             .insert(template, Arc::clone(&route))
             .map_err(|error| wrong(at, "path", template, &error.to_string()))?;
+        self.services.insert(route.service.to_string());
         self.routes.push(route);
         Ok(())
     }
@@ -229,9 +350,24 @@ impl RouteTable {
     }
 
     /// The services that the table names.
-    pub fn services(&self) -> BTreeSet<String> {
-        self.iter().map(|route| route.service.to_string()).collect()
+    pub fn services(&self) -> &BTreeSet<String> {
+        &self.services
     }
+
+    /// The beginning of the SHA-256 of the table's text: gateways with the same one have the same table.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The version and the entries as they were read, for operators.
+    pub fn to_json(&self) -> serde_json::Value {
+        let read: serde_json::Value = toml::from_str(&self.text).unwrap_or_default();
+        serde_json::json!({"version": self.version, "routes": read["route"]})
+    }
+}
+
+fn version_of(text: &str) -> String {
+    Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn parse_access(text: &str) -> Option<Access> {

@@ -1,9 +1,13 @@
 //! The accept loop around Pingora's proxy.
 //!
-//! Pingora's `Server` is not used: it binds late and panics if that fails, always sleeps for its whole
-//! grace period, and does not let us wrap the stream. Here the listener is bound first, a stop closes
-//! idle connections at once and waits for the requests in flight, and several gateways can run in one
-//! process. The loop has a thread and a runtime of its own, so that other work in the process, such as
+//! Pingora's `Server` and its listeners (`TransportStack`) are not used. They bind late and panic if that
+//! fails, panic again over a certificate that cannot be read, always sleep for the whole grace period,
+//! count no connections, and do not let us wrap the stream; they cannot be used apart from each other.
+//! Here the listener is bound first, a stop closes idle connections at once and waits for the requests in
+//! flight, and several gateways can run in one process. What follows on an accepted connection is in
+//! [`crate::incoming`], and uses Pingora's own parts again: its choice of the protocol, its loops over
+//! the requests of HTTP/1 and of HTTP/2, and its proxy. TLS is `tokio-rustls`, on which Pingora's own
+//! acceptor is built too; that one wraps each connection in a buffer of 64 KiB. The loop has a thread and a runtime of its own, so that other work in the process, such as
 //! password hashing in the all-in-one, does not delay requests.
 
 use std::io;
@@ -12,50 +16,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use ipnet::IpNet;
 use pingora::apps::HttpServerApp;
-use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot, watch};
-use tokio_util::task::TaskTracker;
-use tourin_chassis::metrics::Gauge;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tourin_chassis::shutdown::Shutdown;
 
-use crate::connection::{Connection, ConnectionLimits, GuardedStream};
-use crate::descriptors::ConnectionCounts;
-use crate::limits::ClientConnections;
+use crate::client_connections::ClientConnections;
+use crate::incoming::Incoming;
 use crate::log_throttle::LogThrottle;
-use crate::malformed::MalformedRequests;
-use crate::metrics::ConnectionMetrics;
 use crate::proxy::Proxy;
+use crate::server_settings::ServerSettings;
 
 /// The pause after a failed accept: without one, a lack of file descriptors causes a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How often more idle connections are closed while the gateway is full.
+const EVICT_EVERY: Duration = Duration::from_millis(50);
 const RUNTIME_END: Duration = Duration::from_millis(100);
-/// Pingora's keep-alive time-out (seconds); the stream's idle time-out is shorter.
-const KEEP_ALIVE_S: u64 = 3_600;
-
-/// Settings of the data plane.
-#[derive(Debug, Clone)]
-pub struct ServerSettings {
-    /// Worker threads.
-    pub threads: usize,
-    /// Limits on client connections.
-    pub connections: ConnectionCounts,
-    /// Proxies, to which the limit per client does not apply.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Time for requests in flight at the stop.
-    pub drain_timeout: Duration,
-    /// Bounds of each connection.
-    pub limits: ConnectionLimits,
-    /// Counts of connections.
-    pub metrics: ConnectionMetrics,
-    /// Refuses and records malformed requests.
-    pub malformed: Arc<MalformedRequests>,
-}
 
 /// The running data plane.
 pub struct DataPlane {
+    /// Accepts no more, and closes connections after their next response.
+    retire: watch::Sender<bool>,
+    /// Closes idle connections.
     stop: watch::Sender<bool>,
     ended: oneshot::Receiver<anyhow::Result<()>>,
 }
@@ -70,17 +53,18 @@ impl DataPlane {
         proxy: HttpProxy<Proxy>,
         settings: ServerSettings,
     ) -> anyhow::Result<Self> {
+        let (retire, retiring) = watch::channel(false);
         let (stop, stopping) = watch::channel(false);
         let (end, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("gateway".to_owned())
             .spawn(move || {
-                let result = run(listener, proxy, &settings, stopping);
+                let result = run(listener, proxy, settings, (retiring, stopping));
                 // The receiver is gone if the gateway was dropped.
                 let _ = end.send(result);
             })
             .context("cannot start the gateway's thread")?;
-        Ok(Self { stop, ended })
+        Ok(Self { retire, stop, ended })
     }
 
     /// Waits until it fails.
@@ -95,21 +79,34 @@ impl DataPlane {
         }
     }
 
-    /// Stops accepting, and drains requests in flight.
+    /// Stops accepting, and drains requests in flight. Until `at_once` begins, idle connections stay open
+    /// for [`ServerSettings::handover_drain`]: a request may be on its way to one of them.
     ///
     /// # Errors
     /// When the data plane had failed.
-    pub async fn stop(self) -> anyhow::Result<()> {
-        self.stop.send_replace(true);
-        self.ended.await.context("the gateway's thread panicked")?
+    pub async fn stop(self, at_once: &Shutdown) -> anyhow::Result<()> {
+        let Self { retire, stop, mut ended } = self;
+        // Before the other one, so that it never finds it unset.
+        if at_once.is_begun() {
+            stop.send_replace(true);
+        }
+        retire.send_replace(true);
+        let ended = tokio::select! {
+            ended = &mut ended => ended,
+            () = at_once.begun() => {
+                stop.send_replace(true);
+                ended.await
+            }
+        };
+        ended.context("the gateway's thread panicked")?
     }
 }
 
 fn run(
     listener: StdListener,
     proxy: HttpProxy<Proxy>,
-    settings: &ServerSettings,
-    stopping: watch::Receiver<bool>,
+    settings: ServerSettings,
+    stops: (watch::Receiver<bool>, watch::Receiver<bool>),
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.threads)
@@ -117,7 +114,7 @@ fn run(
         .enable_all()
         .build()
         .context("cannot start the gateway's runtime")?;
-    let served = runtime.block_on(serve(listener, Arc::new(proxy), settings, stopping));
+    let served = runtime.block_on(serve(listener, Arc::new(proxy), settings, stops));
     runtime.shutdown_timeout(RUNTIME_END);
     served.context("the gateway cannot listen")
 }
@@ -125,112 +122,68 @@ fn run(
 async fn serve(
     listener: StdListener,
     proxy: Arc<HttpProxy<Proxy>>,
-    settings: &ServerSettings,
-    mut stopping: watch::Receiver<bool>,
+    settings: ServerSettings,
+    (mut retiring, mut stopping): (watch::Receiver<bool>, watch::Receiver<bool>),
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let permits = Arc::new(Semaphore::new(settings.connections.total.min(Semaphore::MAX_PERMITS)));
-    let clients = ClientConnections::new(settings.connections.per_client);
-    let (mut accept_failed, mut over_limit) = (LogThrottle::default(), LogThrottle::default());
-    let connections = TaskTracker::new();
+    let clients =
+        ClientConnections::new(settings.connections.per_client, settings.metrics.evicted.clone());
+    let (handover_drain, drain_timeout) = (settings.handover_drain, settings.drain_timeout);
+    let incoming = Arc::new(Incoming::new(Arc::clone(&proxy), clients.clone(), settings));
+    let mut accept_failed = LogThrottle::default();
     loop {
         let accepted = tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => break,
-            accepted = async {
-                // At the limit, connections wait in the kernel's queue.
-                let permit = Arc::clone(&permits).acquire_owned().await;
-                (permit, listener.accept().await)
-            } => accepted,
+            _ = retiring.wait_for(|retire| *retire) => break,
+            accepted = listener.accept() => accepted,
         };
-        let (permit, (tcp, peer)) = match accepted {
-            (Ok(permit), Ok(connection)) => (permit, connection),
-            (_, Err(error)) => {
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
                 if let Some(unlogged) = accept_failed.record(Instant::now()) {
                     tracing::warn!(%error, unlogged, "cannot accept a connection");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
-            (Err(_), _) => break, // The semaphore is never closed.
         };
-        let is_proxy =
-            settings.trusted_proxies.iter().any(|net| net.contains(&peer.ip().to_canonical()));
-        let client_connection = if is_proxy { None } else { clients.try_add(peer.ip()) };
-        if client_connection.is_none() && !is_proxy {
-            settings.metrics.refused.increase();
-            if let Some(unlogged) = over_limit.record(Instant::now()) {
-                let limit = settings.connections.per_client;
-                tracing::warn!(limit, unlogged, "closed a connection: its client has too many");
-            }
-            continue;
-        }
-        let proxy = Arc::clone(&proxy);
-        let stopping = stopping.clone();
-        let (limits, malformed) = (settings.limits, Arc::clone(&settings.malformed));
-        // Small responses must not wait for the peer's acknowledgement. A failure is harmless.
-        if let Err(error) = tcp.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-        let open = OpenConnection::new(&settings.metrics.open);
-        connections.spawn(async move {
-            let connection = Connection::new(peer);
-            let stream = GuardedStream::new(tcp, limits, Arc::clone(&connection), malformed);
-            serve_connection(&proxy, stream, &connection, &stopping).await;
-            drop((permit, client_connection, open));
-        });
+        // A connection that was accepted is served, also if a successor has taken over meanwhile.
+        let permit = tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => break,
+            permit = make_room(&permits, &clients) => permit,
+        };
+        let Ok(permit) = permit else { break }; // The semaphore is never closed.
+        incoming.accepted(tcp, peer, permit, (retiring.clone(), stopping.clone()));
     }
     drop(listener);
+    // Connections close after their next response, idle ones not yet.
+    tokio::select! {
+        _ = stopping.wait_for(|stop| *stop) => {}
+        _ = incoming.drain(handover_drain) => {}
+    }
     // Closes idle connections; the others close after their response.
     proxy.http_cleanup().await;
-    connections.close();
-    if tokio::time::timeout(settings.drain_timeout, connections.wait()).await.is_err() {
-        tracing::warn!(
-            open = connections.len(),
-            "requests still in flight at the end of the drain"
-        );
+    let left = incoming.drain(drain_timeout).await;
+    if left > 0 {
+        tracing::warn!(open = left, "requests still in flight at the end of the drain");
     }
     Ok(())
 }
 
-/// Counts an open connection until it is dropped.
-struct OpenConnection(Gauge);
-
-impl OpenConnection {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.add(1.0);
-        Self(gauge.clone())
+/// A permit for the next connection. At the limit, idle connections are closed; while none is idle,
+/// new ones wait in the kernel's queue.
+async fn make_room(
+    permits: &Arc<Semaphore>,
+    clients: &ClientConnections,
+) -> Result<OwnedSemaphorePermit, AcquireError> {
+    if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+        return Ok(permit);
     }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.add(-1.0);
-    }
-}
-
-async fn serve_connection(
-    proxy: &Arc<HttpProxy<Proxy>>,
-    stream: GuardedStream,
-    connection: &Arc<Connection>,
-    stopping: &watch::Receiver<bool>,
-) {
-    let mut session = ServerSession::new_http1(Box::new(stream));
-    session.set_keepalive(Some(KEEP_ALIVE_S));
-    // Without this, a client that pipelines loses the response to the first request.
-    session.set_pipelining_enabled(true);
     loop {
-        session.set_connection_user_context(Some(Box::new(Arc::clone(connection))));
-        let Some(reused) = proxy.process_new_http(session, stopping).await else {
-            return;
-        };
-        let (stream, settings) = reused.consume();
-        let Ok(mut stream) = stream.into_any().downcast::<GuardedStream>() else {
-            return; // Never: Pingora returns the stream that it was given.
-        };
-        stream.next_request();
-        session = ServerSession::new_http1(stream);
-        if let Some(settings) = settings {
-            settings.apply_to_session(&mut session);
+        clients.evict_idle();
+        let next = Arc::clone(permits).acquire_owned();
+        if let Ok(permit) = tokio::time::timeout(EVICT_EVERY, next).await {
+            return permit;
         }
     }
 }

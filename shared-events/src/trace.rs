@@ -22,7 +22,7 @@ use std::time::Duration;
 use opentelemetry::context::{FutureExt as _, WithContext};
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{
-    SpanContext, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _,
+    SpanContext, SpanKind, Status, TraceContextExt as _, TraceId, TraceState, Tracer as _,
 };
 use opentelemetry::{Context, ContextGuard, KeyValue, Value, global};
 
@@ -121,25 +121,21 @@ pub(crate) fn extract(headers: &Headers) -> Context {
     global::get_text_map_propagator(|format| format.extract(&Reading(headers)))
 }
 
-/// Replaces the context in the headers.
+/// Replaces the context in the headers. Without its `tracestate`: that is up to 512 bytes of the client's
+/// choice, and would be stored with every event.
 fn inject(context: &Context, headers: &mut Headers) {
     if !context.span().span_context().is_valid() {
         return;
     }
     let span = context.span();
     let here = span.span_context();
-    let context = match context.get::<Sampled>() {
-        Some(Sampled(trace)) if *trace == here.trace_id() => {
-            Cow::Owned(context.with_remote_span_context(SpanContext::new(
-                here.trace_id(),
-                here.span_id(),
-                here.trace_flags().with_sampled(true),
-                true,
-                here.trace_state().clone(),
-            )))
-        }
-        _ => Cow::Borrowed(context),
-    };
+    let goes_on_sampled =
+        context.get::<Sampled>().is_some_and(|Sampled(trace)| *trace == here.trace_id());
+    let flags = here.trace_flags();
+    let flags = if goes_on_sampled { flags.with_sampled(true) } else { flags };
+    let state = TraceState::default();
+    let plain = SpanContext::new(here.trace_id(), here.span_id(), flags, true, state);
+    let context = context.with_remote_span_context(plain);
     global::get_text_map_propagator(|format| {
         for name in format.fields() {
             headers.remove(name);

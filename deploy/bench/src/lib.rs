@@ -1,7 +1,11 @@
-//! What the benchmarks share: the processor time of this process, and quantiles.
+//! What the benchmarks share: processor times, quantiles, a mesh around measured programs, and load.
 //!
 //! Each benchmark is a program that prints ratios taken in one run, since machines differ.
 
+pub mod load;
+pub mod mesh;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -24,6 +28,54 @@ pub fn processor_time() -> anyhow::Result<Duration> {
         Ok(fields.get(field).context("/proc/self/stat is too short")?.parse()?)
     };
     Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
+}
+
+/// The names of a process's threads, as far as Linux keeps them, and the processor time of each, to the
+/// nanosecond.
+///
+/// # Errors
+/// Where there is no `/proc/PID/task/*/schedstat`.
+pub fn thread_times(pid: u32) -> anyhow::Result<Vec<(String, Duration)>> {
+    let mut times = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        let read = |file: &str| std::fs::read_to_string(task.join(file));
+        let (Ok(stat), Ok(name)) = (read("schedstat"), read("comm")) else {
+            // It has just ended.
+            continue;
+        };
+        times.push((name.trim().to_owned(), on_cpu(&stat)?));
+    }
+    Ok(times)
+}
+
+/// The processor time of this thread, to the nanosecond.
+///
+/// # Errors
+/// Where there is no `/proc/thread-self/schedstat`.
+pub fn thread_time() -> anyhow::Result<Duration> {
+    on_cpu(&std::fs::read_to_string("/proc/thread-self/schedstat")?)
+}
+
+fn on_cpu(schedstat: &str) -> anyhow::Result<Duration> {
+    let on_cpu = schedstat.split(' ').next().context("an empty schedstat")?;
+    Ok(Duration::from_nanos(on_cpu.parse()?))
+}
+
+/// An address of this machine that nobody listens on.
+///
+/// # Errors
+/// When there is none.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// The value below which this part of the figures lies; 0 without figures.
+pub fn quantile_of(values: &mut [f64], part: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    // A rank: never negative, never above `last`.
+    values.get((last as f64 * part).round() as usize).copied().unwrap_or_default()
 }
 
 /// The value below which this part of the values lies; `None` without values.

@@ -1,6 +1,7 @@
 //! A test's own servers, which it can stop, kill and restart.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::{Server, quorum_queues};
+use crate::{Server, User, quorum_queues};
 
 /// The command that keeps the bed running: it prints the servers' addresses, and ends with its
 /// standard input, so at the latest with this process.
@@ -52,7 +53,11 @@ impl Bed {
         command.args(["run", "--", "sh", "-c", KEEPER]);
         // Servers from the environment must not be stopped.
         command.env_remove("TOURIN_AMQP_API_URL").env_remove(STATE);
+        command.env_remove("TOURIN_MYSQL_ADMIN_URL");
         for server in Server::ALL {
+            for user in User::ALL {
+                command.env_remove(user.variable(server));
+            }
             if servers.contains(&server) {
                 command.env_remove(server.variable());
             } else {
@@ -94,6 +99,11 @@ impl Bed {
     /// The URL of a server of the bed.
     pub fn url(&self, server: Server) -> &str {
         self.variable(server.variable())
+    }
+
+    /// The URL of a server of the bed for one of its users.
+    pub fn url_of(&self, user: User, server: Server) -> &str {
+        self.variable(&user.variable(server))
     }
 
     /// The folder of logs and data, which is deleted with the bed.
@@ -160,6 +170,11 @@ impl Bed {
     }
 }
 
+/// Looked for above the package under test. Checkouts may share a target folder, and what is compiled into
+/// this crate there may be the path of another one.
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testbed.sh")
+    let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let package = package.unwrap_or_else(|| env::current_dir().expect("there is a current folder"));
+    let mut scripts = package.ancestors().map(|folder| folder.join("deploy/testbed.sh"));
+    scripts.find(|script| script.exists()).expect("deploy/testbed.sh is above the package")
 }

@@ -4,7 +4,7 @@
 //! - [`Proxy`]: a route to a server that can be cut, delayed and muted, without a change for the
 //!   server's other clients.
 //! - [`eventually`]: waits for a condition.
-//! - [`given`]: the servers that already run when the tests start.
+//! - [`given`], [`given_to`]: the servers that already run when the tests start.
 //!
 //! A failure here fails the test; no function returns an error.
 
@@ -64,6 +64,33 @@ impl fmt::Display for Server {
     }
 }
 
+/// A user of a server with the rights of one program, and no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// The gateway's, at Redis.
+    Gateway,
+    /// Core's, at Redis and RabbitMQ.
+    Core,
+    /// Recommendation's, at Redis, MongoDB and RabbitMQ.
+    Recommendation,
+    /// That of operators' commands, at RabbitMQ.
+    Operator,
+    /// That of registries that share their state, at Redis.
+    Registry,
+}
+
+impl User {
+    /// All users.
+    pub const ALL: [Self; 5] =
+        [Self::Gateway, Self::Core, Self::Recommendation, Self::Operator, Self::Registry];
+
+    /// The environment variable with the URL of a server for this user, such as `TOURIN_AMQP_CORE_URL`. A server
+    /// has the users whose programs it serves.
+    pub fn variable(self, server: Server) -> String {
+        format!("TOURIN_{server}_{self:?}_URL").to_uppercase()
+    }
+}
+
 /// An unused address of this machine, for a test that must know it before its program starts. The
 /// port is below the kernel's range for outgoing connections, so that it is still free when a
 /// killed program restarts on it.
@@ -82,7 +109,19 @@ pub fn free_address() -> SocketAddr {
 ///
 /// If the variable is missing.
 pub fn given(server: Server) -> String {
-    let variable = server.variable();
+    given_by(server.variable())
+}
+
+/// The URL of a server for one of its users, from the tests' environment.
+///
+/// # Panics
+///
+/// If the variable is missing.
+pub fn given_to(user: User, server: Server) -> String {
+    given_by(&user.variable(server))
+}
+
+fn given_by(variable: &str) -> String {
     match std::env::var(variable) {
         Ok(url) if !url.is_empty() => url,
         _ => panic!("{variable} is not set: run it by deploy/testbed.sh run -- cargo test ..."),

@@ -3,13 +3,27 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use clap::ValueEnum;
 use http::HeaderMap;
 use http::header::SET_COOKIE;
 use tourin_chassis::session_cookies::{CookieNames, SessionCookies};
 
 use crate::client_address::Client;
-use crate::config::SecureCookies;
 use crate::log_throttle::LogThrottle;
+
+/// When cookies are `Secure`, with names that begin with `__Host-`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum SecureCookies {
+    /// Except for calls over plain HTTP to a name or an address of the local machine.
+    #[default]
+    Auto,
+    /// For every call.
+    #[value(aliases = ["true", "1", "yes", "on"])]
+    Always,
+    /// For no call.
+    #[value(aliases = ["false", "0", "no", "off"])]
+    Never,
+}
 
 /// Names the session cookies of calls.
 #[derive(Debug)]
@@ -79,7 +93,8 @@ mod tests {
             header: ForwardingHeader::XForwardedFor,
         };
         let host = Authority::parse(host.as_bytes()).ok();
-        let client = Client::of("127.0.0.1:1".parse().unwrap(), host, &headers, &proxies);
+        let peer = ("http", "127.0.0.1:1".parse().unwrap());
+        let client = Client::of(peer, host, &headers, &proxies);
         CookiePolicy::new(secure).cookies(&client, &HeaderMap::new()).names
     }
 

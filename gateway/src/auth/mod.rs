@@ -15,7 +15,7 @@ use http::header::{CACHE_CONTROL, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
 use tourin_chassis::http::{Message, fields, messages as shared};
-use tourin_chassis::identity::Subject;
+use tourin_chassis::identity::KnownSubject;
 use tourin_chassis::session_cookies::{CookieNames, SessionCookies};
 use tourin_chassis::telemetry::Span;
 
@@ -47,9 +47,8 @@ impl<'a> Credentials<'a> {
     /// Reads the tokens. A bearer token wins over cookies.
     pub fn of(headers: &'a HeaderMap, cookies: SessionCookies) -> Self {
         let names = cookies.names;
-        let tokens: Vec<_> = fields::bearer_tokens(headers).take(MAX_TOKENS).collect();
-        if !tokens.is_empty() {
-            return Self { tokens, by_cookie: false, names };
+        if let Some(token) = fields::bearer_tokens(headers).next() {
+            return Self { tokens: vec![token], by_cookie: false, names };
         }
         let tokens = fields::cookies(headers, names.access()).take(MAX_TOKENS).collect();
         Self { tokens, by_cookie: cookies.sent, names }
@@ -59,6 +58,18 @@ impl<'a> Credentials<'a> {
     /// removes cookies.
     pub fn need_own_site(&self, access: &Access) -> bool {
         self.by_cookie || (*access == Access::Logout && self.tokens.is_empty())
+    }
+}
+
+/// Refuses a request with two bearer tokens: what checks the one in front of the gateway would vouch
+/// for a request that the gateway takes for the other's (RFC 6750, 3.1).
+///
+/// # Errors
+/// The 400 to answer with.
+pub fn check_bearer(headers: &HeaderMap) -> Result<(), Response> {
+    match fields::bearer_tokens(headers).nth(1) {
+        Some(_) => Err(Response::malformed(messages::several_bearer_tokens())),
+        None => Ok(()),
     }
 }
 
@@ -78,13 +89,13 @@ pub struct Authenticator {
 #[derive(Debug)]
 pub struct Caller {
     /// The identity that services get.
-    pub subject: Subject,
+    pub subject: Arc<KnownSubject>,
     /// The renewal whose new cookie may go on the response.
     pub renewal: Option<Renewal>,
 }
 
-impl From<Subject> for Caller {
-    fn from(subject: Subject) -> Self {
+impl From<Arc<KnownSubject>> for Caller {
+    fn from(subject: Arc<KnownSubject>) -> Self {
         Self { subject, renewal: None }
     }
 }
@@ -118,7 +129,7 @@ impl Authenticator {
                 Some(role) if !member.roles.contains(role) => {
                     Err(Response::forbidden(messages::role_needed(role)))
                 }
-                _ => Ok(Caller { subject: subject(&member), renewal }),
+                _ => Ok(Caller { subject: Arc::clone(&member.subject), renewal }),
             },
             // An invalid token counts as none here. Under `Optional` an undetermined one is refused.
             (Access::Public | Access::Anonymous, credential)
@@ -137,19 +148,22 @@ impl Authenticator {
         }
     }
 
-    fn visitor(&self, address: IpAddr) -> Subject {
-        Subject::Visitor { pseudonym: self.visitors.pseudonym(address) }
+    fn visitor(&self, address: IpAddr) -> Arc<KnownSubject> {
+        self.visitors.subject(address)
     }
 
     /// The session to end: that of a token with a valid signature, expired or not. `None` if there is
     /// none, or if it is known to have ended.
-    async fn name(&self, credentials: &Credentials<'_>) -> Result<Option<Subject>, Response> {
+    async fn name(
+        &self,
+        credentials: &Credentials<'_>,
+    ) -> Result<Option<Arc<KnownSubject>>, Response> {
         for token in &credentials.tokens {
             match self.tokens.verify(token).await {
                 Ok(member) | Err(TokenError::Expired(member))
                     if !self.revocations.has_ended(&member.session) =>
                 {
-                    return Ok(Some(subject(&member)));
+                    return Ok(Some(Arc::clone(&member.subject)));
                 }
                 Ok(_) | Err(TokenError::Expired(_) | TokenError::Invalid) => {}
                 Err(TokenError::KeysUnavailable) => {
@@ -289,14 +303,6 @@ enum Credential {
 fn cookie_name(set: &HeaderValue) -> &str {
     let name = set.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
     std::str::from_utf8(name).unwrap_or_default().trim()
-}
-
-fn subject(member: &Member) -> Subject {
-    Subject::Member {
-        id: member.id.clone(),
-        session: member.session.clone(),
-        roles: member.roles.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! core that ends sessions also names them in a header, which is applied before the client gets the
 //! response.
 
+pub mod canary;
 pub mod stream;
 
 use std::collections::HashMap;
@@ -13,13 +14,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use clap::ValueEnum;
+use http::HeaderMap;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::identity::SESSION_ENDED_HEADER;
 use tourin_chassis::pruning::PruneGuard;
 
-use crate::config::StalePolicy;
+use crate::cache::tags::CacheTags;
 use crate::mesh_client::{CORE, MeshClient};
+use canary::Canaries;
 
 /// Ended sessions that are kept. With tokens of 10 minutes that is enough for 300 a second.
 const MAX_SESSIONS: usize = 200_000;
@@ -46,9 +51,21 @@ struct Page {
 
 #[derive(Debug, Clone, Deserialize)]
 struct Entry {
-    session: String,
+    /// A session that has ended.
+    session: Option<String>,
+    /// A tag of cached responses that are out of date.
+    invalidate: Option<String>,
     /// When the last token of the session expires.
     until: DateTime<Utc>,
+}
+
+/// What to do with calls that need a session while the list of ended sessions is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StalePolicy {
+    /// Serve by the known list: a session that ended since works until its token expires.
+    Serve,
+    /// Answer 503 until core is back.
+    Deny,
 }
 
 /// Whether the list may be used.
@@ -74,8 +91,10 @@ pub struct Revocations {
     contact: RwLock<Contact>,
     stale_after: Duration,
     when_stale: StalePolicy,
+    canaries: Canaries,
     clock: SharedClock,
     guard: Arc<PruneGuard>,
+    tags: Option<CacheTags>,
 }
 
 impl Revocations {
@@ -86,8 +105,29 @@ impl Revocations {
             contact: RwLock::default(),
             stale_after,
             when_stale,
+            canaries: Canaries::default(),
             guard: PruneGuard::in_memory("revocations", Arc::clone(&clock)),
             clock,
+            tags: None,
+        }
+    }
+
+    /// Passes the tags on that the log invalidates.
+    #[must_use]
+    pub fn with_tags(self, tags: CacheTags) -> Self {
+        Self { tags: Some(tags), ..self }
+    }
+
+    fn invalidate(&self, tag: &str) {
+        if let Some(tags) = &self.tags {
+            tags.invalidate(tag);
+        }
+    }
+
+    /// The log is another one, so entries may have been missed.
+    fn invalidate_all(&self) {
+        if let Some(tags) = &self.tags {
+            tags.invalidate_all();
         }
     }
 
@@ -147,9 +187,15 @@ impl Revocations {
         }));
     }
 
+    /// [`Revocations::revoke_listed`], for the headers of a response of core.
+    pub fn revoke_named(&self, headers: &HeaderMap) {
+        let lists = headers.get_all(SESSION_ENDED_HEADER).iter();
+        lists.filter_map(|list| list.to_str().ok()).for_each(|list| self.revoke_listed(list));
+    }
+
     fn end(&self, ended: impl Iterator<Item = (String, DateTime<Utc>)>) {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
-        for (session, until) in ended {
+        for (session, until) in ended.filter(|(session, _)| !self.canaries.catch(session)) {
             // A header and the log may name the same session, in any order and with different times. The
             // later time wins: an earlier one must not let the session's tokens be valid again.
             let known = sessions.entry(session).or_insert(until);
@@ -229,11 +275,16 @@ impl Revocations {
             // The cursor is of another log. Known sessions stay: an ended session stays ended.
             tracing::info!("core's log of ended sessions is a new one; reading it from its start");
             *cursor = Cursor { log: Some(page.log_id), ..Cursor::default() };
+            self.invalidate_all();
             return false;
         }
         let caught_up = cursor.caught_up || page.entries.is_empty();
         *cursor = Cursor { log: Some(page.log_id), after: page.next.max(cursor.after), caught_up };
-        self.end(page.entries.into_iter().map(|entry| (entry.session, entry.until)));
+        page.entries.iter().filter_map(|entry| entry.invalidate.as_deref()).for_each(|tag| {
+            self.invalidate(tag);
+        });
+        let ended = page.entries.into_iter().filter(|entry| entry.invalidate.is_none());
+        self.end(ended.filter_map(|entry| Some((entry.session?, entry.until))));
         caught_up
     }
 }
@@ -268,8 +319,11 @@ mod tests {
     }
 
     fn page(log: &str, next: u64, sessions: &[&str], until: DateTime<Utc>) -> Page {
-        let entries =
-            sessions.iter().map(|session| Entry { session: (*session).to_owned(), until });
+        let entries = sessions.iter().map(|session| Entry {
+            session: Some((*session).to_owned()),
+            invalidate: None,
+            until,
+        });
         Page { log_id: log.to_owned(), next, entries: entries.collect() }
     }
 

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use chrono::{DateTime, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use moka::Expiry;
 use moka::sync::Cache;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::identity::{KnownSubject, Subject};
 
 use super::keys::{KeyStore, Lookup};
 
@@ -29,6 +30,8 @@ pub struct Member {
     pub renew_from: DateTime<Utc>,
     /// When the token expires.
     pub expires_at: DateTime<Utc>,
+    /// The member as services get it.
+    pub subject: Arc<KnownSubject>,
 }
 
 /// Why a token is refused.
@@ -70,10 +73,10 @@ struct UntilExpiry {
     clock: SharedClock,
 }
 
-impl Expiry<TokenDigest, CachedToken> for UntilExpiry {
+impl Expiry<Box<str>, CachedToken> for UntilExpiry {
     fn expire_after_create(
         &self,
-        _: &TokenDigest,
+        _: &Box<str>,
         value: &CachedToken,
         _: Instant,
     ) -> Option<Duration> {
@@ -81,9 +84,6 @@ impl Expiry<TokenDigest, CachedToken> for UntilExpiry {
         Some(left.to_std().unwrap_or(Duration::ZERO))
     }
 }
-
-/// SHA-256 of a token: the cache holds nothing that could be used as one.
-type TokenDigest = [u8; 32];
 
 #[derive(Clone)]
 struct CachedToken {
@@ -94,7 +94,9 @@ struct CachedToken {
 /// Verifies tokens. Valid ones are cached until they expire, so a signature is checked once per token.
 pub struct TokenVerifier {
     keys: Arc<KeyStore>,
-    cache: Cache<TokenDigest, CachedToken>,
+    /// By the whole token, which is compared: a digest that is safe to compare in its place costs each request
+    /// more than all the rest of the look-up. The hash is keyed at random in each process.
+    cache: Cache<Box<str>, CachedToken, RandomState>,
     eddsa: Validation,
     es256: Validation,
     leeway: TimeDelta,
@@ -118,7 +120,7 @@ impl TokenVerifier {
             cache: Cache::builder()
                 .max_capacity(rules.cache_entries)
                 .expire_after(UntilExpiry { clock: Arc::clone(&clock) })
-                .build(),
+                .build_with_hasher(RandomState::default()),
             eddsa: validation(Algorithm::EdDSA),
             es256: validation(Algorithm::ES256),
             leeway: TimeDelta::from_std(rules.leeway).unwrap_or_default(),
@@ -134,15 +136,14 @@ impl TokenVerifier {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Invalid);
         }
-        let digest: TokenDigest = Sha256::digest(token).into();
         let withdrawals = self.keys.withdrawals();
-        if let Some(known) = self.cache.get(&digest)
+        if let Some(known) = self.cache.get(token)
             && known.withdrawals == withdrawals
         {
             return self.in_time(known.member);
         }
         let member = self.in_time(Arc::new(self.check(token).await?))?;
-        self.cache.insert(digest, CachedToken { member: Arc::clone(&member), withdrawals });
+        self.cache.insert(token.into(), CachedToken { member: Arc::clone(&member), withdrawals });
         Ok(member)
     }
 
@@ -186,13 +187,11 @@ impl TokenVerifier {
         }
         let issued_at = claims.iat.and_then(|iat| DateTime::from_timestamp(iat, 0));
         let life = issued_at.map_or(TimeDelta::zero(), |issued_at| expires_at - issued_at);
-        Ok(Member {
-            id: claims.sub,
-            session: claims.sid,
-            roles: claims.roles,
-            renew_from: expires_at - life / 2,
-            expires_at,
-        })
+        let (id, session, roles) = (claims.sub, claims.sid, claims.roles);
+        let subject =
+            Subject::Member { id: id.clone(), session: session.clone(), roles: roles.clone() };
+        let subject = Arc::new(subject.into());
+        Ok(Member { id, session, roles, renew_from: expires_at - life / 2, expires_at, subject })
     }
 
     fn in_time(&self, member: Arc<Member>) -> Result<Arc<Member>, TokenError> {

@@ -20,10 +20,12 @@ use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, Mac};
+use moka::sync::Cache;
 use serde::Deserialize;
 use sha2::Sha256;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tourin_chassis::identity::{KnownSubject, Subject};
 use tourin_chassis::secret::Secret;
 
 use crate::limits::network_of;
@@ -40,6 +42,9 @@ const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// Characters of base32 that are kept: 130 bits.
 const LENGTH: usize = 26;
 
+/// Visitors of a day that are remembered.
+const MAX_REMEMBERED: u64 = 20_000;
+
 type Key = [u8; 32];
 
 /// Core's response.
@@ -52,21 +57,41 @@ struct KeyOfTheDay {
 
 /// The visitors of a day.
 pub struct Visitors {
-    key: ArcSwap<Key>,
+    today: ArcSwap<Day>,
     is_shared: AtomicBool,
+}
+
+/// A day's key, and the visitors that it has named. They are forgotten with it.
+struct Day {
+    key: Key,
+    named: Cache<IpAddr, Arc<KnownSubject>>,
+}
+
+impl Day {
+    fn new(key: Key) -> Self {
+        Self { key, named: Cache::new(MAX_REMEMBERED) }
+    }
 }
 
 impl Default for Visitors {
     /// With a random key of this process.
     fn default() -> Self {
-        Self { key: ArcSwap::from_pointee(random_key()), is_shared: AtomicBool::new(false) }
+        let today = ArcSwap::from_pointee(Day::new(random_key()));
+        Self { today, is_shared: AtomicBool::new(false) }
     }
 }
 
 impl Visitors {
-    /// The pseudonym of a visitor today.
-    pub fn pseudonym(&self, address: IpAddr) -> String {
-        pseudonym(&self.key.load(), address)
+    /// The visitor at an address, by today's pseudonym.
+    pub fn subject(&self, address: IpAddr) -> Arc<KnownSubject> {
+        let (today, network) = (self.today.load(), network_of(address));
+        if let Some(known) = today.named.get(&network) {
+            return known;
+        }
+        let pseudonym = pseudonym(&today.key, network);
+        let subject = Arc::new(KnownSubject::from(Subject::Visitor { pseudonym }));
+        today.named.insert(network, Arc::clone(&subject));
+        subject
     }
 
     /// Whether the key is core's, and so that of all gateways.
@@ -85,7 +110,7 @@ impl Visitors {
         loop {
             match key_of_the_day(&mesh).await {
                 Ok((key, left)) => {
-                    self.key.store(Arc::new(key));
+                    self.today.store(Arc::new(Day::new(key)));
                     self.is_shared.store(true, Ordering::Relaxed);
                     key_ends = Instant::now() + left.clamp(MIN_WAIT, DAY);
                     tokio::time::sleep_until(key_ends).await;
@@ -94,7 +119,7 @@ impl Visitors {
                     // A key is replaced after its day also when core cannot be asked.
                     if Instant::now() >= key_ends {
                         key_ends = Instant::now() + DAY;
-                        self.key.store(Arc::new(random_key()));
+                        self.today.store(Arc::new(Day::new(random_key())));
                         self.is_shared.store(false, Ordering::Relaxed);
                         tracing::warn!(
                             error = format!("{error:#}"),
@@ -124,10 +149,11 @@ fn random_key() -> Key {
     Secret::random().derive_key("tourin/visitor")
 }
 
-fn pseudonym(key: &Key, address: IpAddr) -> String {
+/// The pseudonym of a network.
+fn pseudonym(key: &Key, network: IpAddr) -> String {
     let mut mac =
         <Hmac<Sha256> as Mac>::new_from_slice(key).expect("HMAC accepts a key of any length");
-    mac.update(network_of(address).to_string().as_bytes());
+    mac.update(network.to_string().as_bytes());
     let digest = mac.finalize().into_bytes();
     let mut name = String::from("anon:");
     name.extend(base32(&digest).take(LENGTH));
@@ -171,19 +197,31 @@ mod tests {
         }
     }
 
-    /// The keys depend on nothing that an attacker may get hold of later, such as the mesh's secret.
+    /// The keys depend on nothing that an attacker may get hold of later, such as the mesh's keys.
     #[test]
     fn two_processes_have_nothing_in_common_before_core_gives_them_a_key() {
         let address: IpAddr = "203.0.113.9".parse().unwrap();
         let [one, other] = [Visitors::default(), Visitors::default()];
         assert!(!one.is_shared());
-        assert_ne!(one.pseudonym(address), other.pseudonym(address));
-        assert_eq!(one.pseudonym(address), one.pseudonym(address));
+        assert_ne!(one.subject(address), other.subject(address));
+        assert_eq!(one.subject(address), one.subject(address));
+    }
+
+    #[test]
+    fn names_are_forgotten_with_the_days_key() {
+        let address: IpAddr = "203.0.113.9".parse().unwrap();
+        let visitors = Visitors::default();
+        let before = visitors.subject(address);
+        let day = Arc::downgrade(&visitors.today.load_full());
+        visitors.today.store(Arc::new(Day::new([7; 32])));
+        assert_ne!(visitors.subject(address), before);
+        assert!(day.upgrade().is_none());
     }
 
     #[test]
     fn a_whole_ipv6_network_is_one_visitor() {
-        let name = |address: &str| pseudonym(&[7; 32], address.parse().unwrap());
+        let visitors = Visitors::default();
+        let name = |address: &str| visitors.subject(address.parse().unwrap());
         assert_eq!(name("2001:db8::1"), name("2001:db8::ffff:2"));
         assert_ne!(name("2001:db8::1"), name("2001:db8:0:1::1"));
         assert_eq!(name("::ffff:203.0.113.9"), name("203.0.113.9"));

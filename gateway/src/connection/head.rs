@@ -1,5 +1,7 @@
 //! Finds the end of a request's head.
 
+use memchr::memchr;
+
 /// A partly received head.
 #[derive(Debug, Default)]
 pub(super) struct Head {
@@ -27,28 +29,34 @@ pub(super) enum HeadProgress {
 impl Head {
     /// Takes more bytes; a head has at most `limit`.
     pub fn feed(&mut self, bytes: &[u8], limit: usize) -> HeadProgress {
-        for (at, &byte) in bytes.iter().enumerate() {
-            self.seen += 1;
-            if self.seen > limit {
-                return HeadProgress::TooLarge { in_target: self.lines == 0 };
-            }
+        let mut at = 0;
+        if !self.started {
             // Blank lines before a request are skipped, as Pingora's parser does.
-            if !self.started && matches!(byte, b'\r' | b'\n') {
-                continue;
-            }
-            self.started = true;
-            match byte {
-                b'\n' if self.at_line_start => {
-                    return HeadProgress::Complete { rest: bytes.len() - at - 1 };
-                }
-                b'\n' => {
-                    self.lines += 1;
-                    self.at_line_start = true;
-                }
-                b'\r' => {}
-                _ => self.at_line_start = false,
-            }
+            at = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            self.started = at < bytes.len();
         }
+        // Those beyond the limit are not looked at.
+        let end = bytes.len().min(limit.saturating_sub(self.seen));
+        while let Some(length) = bytes.get(at..end).and_then(|rest| memchr(b'\n', rest)) {
+            let line = &bytes[at..at + length];
+            at += length + 1;
+            if self.is_blank(line) {
+                self.seen += at;
+                return HeadProgress::Complete { rest: bytes.len() - at };
+            }
+            self.lines += 1;
+            self.at_line_start = true;
+        }
+        if end < bytes.len() {
+            return HeadProgress::TooLarge { in_target: self.lines == 0 };
+        }
+        self.at_line_start = bytes.get(at..).is_none_or(|rest| self.is_blank(rest));
+        self.seen += bytes.len();
         HeadProgress::Incomplete
+    }
+
+    /// Whether a line that ends with `rest` has nothing but carriage returns.
+    fn is_blank(&self, rest: &[u8]) -> bool {
+        self.at_line_start && rest.iter().all(|byte| *byte == b'\r')
     }
 }

@@ -4,9 +4,14 @@
 //! also refuses a target in absolute form whose authority differs from `Host`, although `Host` must be
 //! ignored then (RFC 9112, 3.2.2). So Pingora gets a line in origin form with a known version, and the
 //! admission filter gets the authority.
+//!
+//! A target with a space or a control character in it is refused: Pingora would percent-encode it, and others
+//! end the target or the line there (RFC 9112, 2.2 and 3.2).
 
 use bytes::Bytes;
+use memchr::memchr;
 
+use crate::messages;
 use crate::responses::Response;
 
 /// A normalised line, and the authority that was in it.
@@ -22,16 +27,21 @@ pub(super) struct RequestLine {
 pub(super) fn is_normalized(start: &[u8]) -> bool {
     let Some(end) = start.iter().position(|byte| *byte == b'\n') else { return false };
     let line = start[..end].strip_suffix(b"\r").unwrap_or(&start[..end]);
-    let target = line.iter().position(|byte| *byte == b' ').map(|at| &line[at + 1..]);
-    target.is_some_and(|target| target.first() == Some(&b'/'))
-        && (line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0"))
+    let start = line.strip_suffix(b" HTTP/1.1").or_else(|| line.strip_suffix(b" HTTP/1.0"));
+    let target = start.and_then(|start| Some(&start[memchr(b' ', start)? + 1..]));
+    target.is_some_and(|target| target.first() == Some(&b'/') && is_unbroken(target))
+}
+
+/// Whether nobody could end a target before its last byte.
+fn is_unbroken(target: &[u8]) -> bool {
+    !target.iter().any(|byte| matches!(byte, 0..=b' ' | 0x7f))
 }
 
 /// Normalises the first line; `None` while it is incomplete. An unreadable line is not changed, so that
 /// Pingora refuses it.
 ///
 /// # Errors
-/// The response to another major version.
+/// The response to another major version, and to a target with a space or a control character.
 pub(super) fn normalize(start: &[u8]) -> Option<Result<RequestLine, Response>> {
     let unchanged =
         || Some(Ok(RequestLine { bytes: Bytes::copy_from_slice(start), authority: None }));
@@ -58,6 +68,9 @@ pub(super) fn normalize(start: &[u8]) -> Option<Result<RequestLine, Response>> {
         }
         _ => return unchanged(),
     };
+    if !is_unbroken(target) {
+        return Some(Err(Response::malformed(messages::invalid_path())));
+    }
     let (target, authority) = match absolute(method, target) {
         Some((authority, target)) => (target, Some(Bytes::copy_from_slice(authority))),
         None => (target.to_vec(), None),
@@ -105,7 +118,7 @@ mod tests {
             ("GET http://h?b=/c", "GET /?b=/c", "h"),
             ("GET http://u@h//a", "GET //a", "u@h"),
             ("GET http:///a", "GET /a", ""),
-            ("GET http://h\\a/b c", "GET /b c", "h\\a"),
+            ("GET http://h\\a/b", "GET /b", "h\\a"),
             ("OPTIONS http://h", "OPTIONS *", "h"),
             ("OPTIONS http://h/", "OPTIONS /", "h"),
         ] {
@@ -149,10 +162,34 @@ mod tests {
 
     #[test]
     fn plain_lines_are_known_by_sight() {
-        assert!(is_normalized(b"GET / HTTP/1.1\r\n") && is_normalized(b"GET /a b HTTP/1.0\nHost"));
-        for other in ["GET / HTTP/1.1", "GET http://h/ HTTP/1.1\r\n", "GET / HTTP/1.2\r\n", "\r\n"]
-        {
+        assert!(is_normalized(b"GET / HTTP/1.1\r\n") && is_normalized(b"GET /a HTTP/1.0\nHost"));
+        for other in [
+            "GET / HTTP/1.1",
+            "GET http://h/ HTTP/1.1\r\n",
+            "GET / HTTP/1.2\r\n",
+            "GET /a b HTTP/1.1\r\n",
+            "GET  / HTTP/1.1\r\n",
+            " / HTTP/1.1\r",
+            "HTTP/1.1\r\n",
+            "\r\n",
+        ] {
             assert!(!is_normalized(other.as_bytes()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_broken_target_is_refused() {
+        for line in [
+            "GET /a b HTTP/1.1",
+            "GET /a  HTTP/1.1",
+            "GET http://h/a b HTTP/1.0",
+            "GET /a\r HTTP/1.1",
+            "GET /a\tb HTTP/1.1",
+            "GET /a\0 HTTP/1.1",
+            "GET /a\u{7f} HTTP/1.1",
+        ] {
+            let refused = normalize(format!("{line}\r\n").as_bytes()).unwrap();
+            assert_eq!(refused.unwrap_err().status.as_u16(), 400, "{line}");
         }
     }
 }

@@ -6,7 +6,10 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::set_component;
+use crate::fallback::Fallback;
 use crate::routes::{Access, Route};
+
+const FALLBACK: &str = "X-Tourin-Fallback";
 
 struct Header {
     name: &'static str,
@@ -19,7 +22,7 @@ const fn header(name: &'static str, description: &'static str, everywhere: bool)
 }
 
 /// The headers of all responses, and of those with certain statuses.
-const HEADERS: [Header; 9] = [
+const HEADERS: [Header; 12] = [
     header(
         "X-Request-Id",
         "The id under which the call is logged: the caller's own, if it sent a harmless one, else the trace's.",
@@ -37,6 +40,21 @@ const HEADERS: [Header; 9] = [
     ),
     header("Cache-Control", "Whether and how long the response may be kept.", true),
     header("X-Content-Type-Options", "`nosniff`: the type of the content is the stated one.", true),
+    header(
+        "RateLimit-Policy",
+        "Of calls with limits on their rate: per limit its name, `q` calls in `w` seconds (draft-ietf-httpapi-ratelimit-headers).",
+        true,
+    ),
+    header(
+        "RateLimit",
+        "Of calls with limits on their rate: per limit the calls that are left, `r`, and the seconds until all are, `t`.",
+        true,
+    ),
+    header(
+        FALLBACK,
+        "Why this is a fixed response of the gateway in place of the service's own, which it could not give.",
+        false,
+    ),
     header("Content-Language", "The language of the message: `ko` or `en`.", false),
     header("Retry-After", "Seconds after which to try again.", false),
     header("WWW-Authenticate", "How to authenticate (RFC 6750).", false),
@@ -103,8 +121,8 @@ const REFUSALS: [Refusal; 14] = [
     refusal(
         "429",
         "RateLimited",
-        "Too many calls of this kind from the caller's address",
-        |call| call.route.is_some_and(|route| route.rate_per_minute.is_some()),
+        "Too many calls of this kind: from the caller's address, by its member, or of all callers",
+        |call| call.route.is_some_and(|route| !route.rate_limits.is_empty()),
     ),
     refusal("431", "HeaderTooLarge", "The request's header is too large", |_| true),
     refusal("500", "Internal", "A fault of ours, which is logged", |_| true),
@@ -168,6 +186,12 @@ pub(super) fn complete(call: &Call<'_>, operation: &mut Map<String, Value>) {
     for (status, response) in responses.iter_mut() {
         add_headers(status, response);
     }
+    let fallback = call.route.and_then(|route| route.fallback.as_ref());
+    if let Some(fallback) = fallback.filter(|_| Fallback::serves(call.method))
+        && let Some(response) = responses.get_mut(fallback.status().as_str())
+    {
+        add_header(FALLBACK, response);
+    }
     for refusal in REFUSALS.iter().filter(|refusal| (refusal.applies)(call)) {
         let reference = || json!({"$ref": format!("#/components/responses/{}", refusal.name)});
         responses.entry(refusal.status).or_insert_with(reference);
@@ -176,15 +200,19 @@ pub(super) fn complete(call: &Call<'_>, operation: &mut Map<String, Value>) {
 
 /// Adds the headers of a response to those that its service has described.
 fn add_headers(status: &str, response: &mut Value) {
+    let everywhere = HEADERS.iter().filter(|header| header.everywhere).map(|header| header.name);
+    for name in everywhere.chain(status_headers(status).iter().copied()) {
+        add_header(name, response);
+    }
+}
+
+fn add_header(name: &str, response: &mut Value) {
     let Some(response) = response.as_object_mut() else { return };
     let headers = response.entry("headers").or_insert_with(|| json!({}));
     let Some(headers) = headers.as_object_mut() else { return };
-    let everywhere = HEADERS.iter().filter(|header| header.everywhere).map(|header| header.name);
-    for name in everywhere.chain(status_headers(status).iter().copied()) {
-        let described = headers.keys().any(|known| known.eq_ignore_ascii_case(name));
-        if !described {
-            let reference = json!({"$ref": format!("#/components/headers/{name}")});
-            headers.insert(name.to_owned(), reference);
-        }
+    let described = headers.keys().any(|known| known.eq_ignore_ascii_case(name));
+    if !described {
+        let reference = json!({"$ref": format!("#/components/headers/{name}")});
+        headers.insert(name.to_owned(), reference);
     }
 }

@@ -12,6 +12,7 @@ fn the_built_in_table_covers_the_contract() {
         ("POST", "/api/auth/delete-account", "core", Access::Session),
         ("POST", "/api/auth/update-profile", "core", Access::Session),
         ("POST", "/api/auth/update-password", "core", Access::Session),
+        ("POST", "/api/security-events", "core", Access::Anonymous),
         ("GET", "/.well-known/jwks.json", "core", Access::Public),
         ("GET", "/api/users", "core", Access::Public),
         ("GET", "/api/users/u", "core", Access::Public),
@@ -59,7 +60,7 @@ fn guessing_and_bulk_accounts_are_slowed_down() {
     for (path, expected) in
         [("/api/auth/login", 300), ("/api/auth/signup", 300), ("/api/auth/reissue", 600)]
     {
-        let rate = table.find(path).unwrap().rate_per_minute.map(NonZeroU32::get);
+        let rate = table.find(path).unwrap().rate_limits.per_address();
         assert_eq!(rate, Some(expected), "{path}");
     }
 }
@@ -138,4 +139,32 @@ fn a_bad_table_is_refused_with_line_and_field() {
     }
     assert!(RouteTable::parse("route = []").is_err());
     assert!(RouteTable::parse("[[route]\n").is_err());
+}
+
+#[test]
+fn a_service_has_a_policy_that_its_routes_may_replace() {
+    let route = |path: &str, more: &str| {
+        let methods = "methods = { GET = \"public\" }";
+        format!("[[route]]\npath = \"{path}\"\nservice = \"core\"\n{methods}\n{more}\n")
+    };
+    let hash = "[route.balance]\npolicy = \"hash\"\nhash_by = \"member\"";
+    let table = format!(
+        "{}{}[service.core.balance]\npolicy = \"least-requests\"\n",
+        route("/a", ""),
+        route("/b", hash),
+    );
+    let table = RouteTable::parse(&table).unwrap();
+    assert_eq!(table.find("/a").unwrap().balance, Policy::LeastRequests);
+    assert_eq!(table.find("/b").unwrap().balance, Policy::Hash(crate::balance::HashKey::Member));
+    assert_eq!(
+        RouteTable::parse(&route("/a", "")).unwrap().find("/a").unwrap().balance,
+        Policy::RoundRobin
+    );
+
+    let refused = |text: &str| RouteTable::parse(text).unwrap_err();
+    let error = refused(&route("/a", "[route.balance]\npolicy = \"best\""));
+    assert_eq!(error.line, 6);
+    assert!(error.reason.contains("balance.policy = \"best\": expected"), "{error}");
+    let error = refused(&route("/a", "[service.cores.balance]\npolicy = \"round-robin\""));
+    assert_eq!((error.line, error.reason.contains("service.cores")), (5, true), "{error}");
 }

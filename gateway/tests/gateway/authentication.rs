@@ -3,7 +3,7 @@
 use serde_json::json;
 use tourin_testbed::eventually;
 
-use crate::harness::{Issuer, Mesh, raw};
+use crate::harness::{Issuer, Mesh, TestGateway, raw};
 use tourin_gateway::StalePolicy;
 
 #[tokio::test]
@@ -332,4 +332,38 @@ async fn off_the_local_machine_only_cookies_with_the_prefix_open_a_session() {
         .replace("/api/auth/me", "/api/users");
     let answer = raw(gateway.addr, forged).await;
     assert_eq!(answer.body["headers"]["x-tourin-session-cookies"], "host-prefixed");
+}
+
+#[tokio::test]
+async fn each_gateway_measures_how_soon_it_learns_of_an_end() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|settings| settings.canary.revocation_canary_ms = 20).await;
+    let off = mesh.gateway(|settings| settings.canary.revocation_canary_ms = 0).await;
+    let metrics = async |gateway: &TestGateway| {
+        let url = format!("http://{}/metrics", gateway.admin);
+        gateway.http.get(url).send().await.unwrap().text().await.unwrap()
+    };
+    let value = async |name: &str| {
+        let text = metrics(&gateway).await;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        line.map_or(0.0, |value| value.trim().parse::<f64>().unwrap())
+    };
+    let seen = r#"tourin_gateway_revocation_canaries_total{outcome="seen"}"#;
+    eventually("several have been seen", || async { value(seen).await >= 3.0 }).await;
+    assert!(value("tourin_gateway_revocation_lag_seconds_count").await >= 3.0);
+    let age = value("tourin_gateway_revocation_canary_age_seconds").await;
+    assert!((0.0..10.0).contains(&age), "{age}");
+    assert_eq!(value("tourin_gateway_revoked_sessions").await, 0.0, "canaries are not kept");
+    let without = metrics(&off).await;
+    assert!(!without.contains(seen), "{without}");
+    // Core says that it has written them, and they do not come: the age shows it.
+    core.lose_canaries();
+    let before = value(seen).await;
+    eventually("the age grows", || async {
+        value("tourin_gateway_revocation_canary_age_seconds").await > 1.0
+    })
+    .await;
+    assert!(value(seen).await <= before + 1.0);
 }

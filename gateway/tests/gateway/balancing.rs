@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tourin_testbed::eventually;
 
 use crate::harness::{Mesh, TestGateway};
@@ -105,7 +106,10 @@ async fn an_instance_that_drains_gets_nothing_new() {
     })
     .await;
 
-    let departure = mesh.registry.drain("core", "core-2", Duration::from_secs(2)).await.unwrap();
+    let departure = {
+        let core_2 = mesh.registry_as("core", "core-2");
+        core_2.drain("core", "core-2", Duration::from_secs(2)).await.unwrap()
+    };
     assert!(departure.acknowledged, "the gateway says when it has stopped choosing it");
     let before = leaving.calls();
     count(&gateway, "GET", "/api/users", 10).await;
@@ -114,10 +118,12 @@ async fn an_instance_that_drains_gets_nothing_new() {
 
 /// A service that answers one request per connection and closes it at the next, as a server does that has
 /// just closed an idle connection.
-async fn answers_once(listener: TcpListener) {
+async fn answers_once(listener: TcpListener, tls: TlsAcceptor) {
     loop {
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let tls = tls.clone();
         tokio::spawn(async move {
+            let mut stream = tls.accept(stream).await.unwrap();
             let mut buffer = [0; 4096];
             assert!(stream.read(&mut buffer).await.unwrap() > 0);
             let answer =
@@ -133,7 +139,7 @@ async fn a_stale_connection_is_retried_only_where_that_is_safe() {
     let mesh = Mesh::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     mesh.register("core", "core-1", listener.local_addr().unwrap()).await;
-    tokio::spawn(answers_once(listener));
+    tokio::spawn(answers_once(listener, mesh.tls("core")));
     let gateway = mesh.starting_gateway(|_| {}).await;
     eventually("core is known", || async { gateway.get("/api/users").await.status == 200 }).await;
 
@@ -150,12 +156,16 @@ async fn a_stale_connection_is_retried_only_where_that_is_safe() {
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 1);
 }
 
-/// Reads a request, writes `answer`, and closes the connection.
-async fn broken(listener: TcpListener, answer: &'static [u8]) {
+/// Reads a request, writes `answer`, and closes the connection. It passes health checks.
+async fn broken(listener: TcpListener, tls: TlsAcceptor, answer: &'static [u8]) {
     loop {
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let Ok(mut stream) = tls.accept(stream).await else { continue };
         let mut buffer = [0; 4096];
-        let _ = stream.read(&mut buffer).await;
+        let read = stream.read(&mut buffer).await.unwrap_or_default();
+        let is_check = buffer[..read].starts_with(b"GET /healthz ");
+        let passed: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+        let answer = if is_check { passed } else { answer };
         let _ = stream.write_all(answer).await;
     }
 }
@@ -163,18 +173,20 @@ async fn broken(listener: TcpListener, answer: &'static [u8]) {
 #[tokio::test]
 async fn an_instance_that_breaks_off_is_not_asked_twice() {
     let mesh = Mesh::start().await;
-    mesh.service("core", "core-1").await;
+    let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     mesh.register("core", "core-2", listener.local_addr().unwrap()).await;
-    tokio::spawn(broken(listener, b""));
-    let gateway = mesh.gateway(|_| {}).await;
+    tokio::spawn(broken(listener, mesh.tls("core"), b""));
+    // It stays in use, so that each of its failures shows.
+    let gateway = mesh.gateway(|settings| settings.outliers.eject_failures = 0).await;
 
     // Idempotent requests are sent again to the other instance, with their bodies.
     assert_eq!(count(&gateway, "GET", "/api/users", 6).await["core-1"], 6);
     for _ in 0..4 {
-        let url = format!("{}/api/users?n=1", gateway.url);
-        let answer = gateway.send(gateway.http.get(url).body("body")).await;
+        let url = format!("{}/api/tour-spot-reviews/1/likes", gateway.url);
+        let put = gateway.http.put(url).bearer_auth(core.issuer.token("member01", "s1"));
+        let answer = gateway.send(put.body("body")).await;
         assert_eq!(answer.asked()["body"], 4);
     }
     // A write that may have taken effect is not sent again.
@@ -191,7 +203,11 @@ async fn half_an_answer_is_not_passed_off_as_one() {
     let mesh = Mesh::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     mesh.register("core", "core-1", listener.local_addr().unwrap()).await;
-    tokio::spawn(broken(listener, b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"));
+    tokio::spawn(broken(
+        listener,
+        mesh.tls("core"),
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf",
+    ));
     let gateway = mesh.starting_gateway(|_| {}).await;
     eventually("core is known", || async {
         let answer = gateway.http.get(format!("{}/api/users", gateway.url)).send();

@@ -10,7 +10,7 @@ use crate::harness::Mesh;
 use tourin_gateway::Gateway;
 
 async fn refusal(settings: tourin_gateway::Settings) -> String {
-    let error = Gateway::build(settings).await.err().expect("the start is refused");
+    let error = Gateway::build(settings, None).await.err().expect("the start is refused");
     format!("{error:#}")
 }
 
@@ -30,7 +30,7 @@ async fn a_failed_start_names_its_reason() {
     let routes = folder.path().join("routes.toml");
     let mut settings = mesh.settings();
     settings.routes = Some(routes.clone());
-    assert!(refusal(settings.clone()).await.contains("--routes"));
+    assert!(refusal(settings.clone()).await.contains("routes.toml"));
     std::fs::write(
         &routes,
         "[[route]]\npath = \"/a\"\nservice = \"core\"\nmethods = { GET = \"all\" }\n",

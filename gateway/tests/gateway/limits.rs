@@ -157,40 +157,158 @@ async fn an_unread_response_ends_at_its_time_limit() {
     eventually("the gateway has closed the connection", || async { core.held() == 0 }).await;
 }
 
+/// A connection from another address of this machine than everybody else's.
+async fn connect_from(address: &str, gateway: &TestGateway) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+    socket.connect(gateway.addr).await.unwrap()
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 4096])).await;
+    matches!(read.expect("closed at once"), Ok(0) | Err(_))
+}
+
+const ASK: &[u8] = b"GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n";
+/// Announces a body of one byte.
+const ANNOUNCE: &[u8] = b"POST /api/auth/login HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n";
+
 #[tokio::test]
-async fn silent_connections_of_one_client_leave_room_for_others() {
+async fn silent_connections_of_one_client_leave_room_for_its_next_one_and_for_others() {
     let mesh = Mesh::start().await;
     let gateway = limited(&mesh, |settings| {
         settings.max_connections_per_client = 8;
         settings.client_first_byte_ms = 600_000;
     })
     .await;
-    // From another address of this machine than the other client's.
-    let connect = async || {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-        socket.connect(gateway.addr).await.unwrap()
-    };
     let mut idle = Vec::new();
     for _ in 0..8 {
-        idle.push(connect().await);
+        idle.push(connect_from("127.0.0.2", &gateway).await);
     }
-    let mut buffer = [0; 4096];
-    let mut one_more = connect().await;
-    let closed = tokio::time::timeout(Duration::from_secs(5), one_more.read(&mut buffer)).await;
-    assert!(matches!(closed.expect("closed at once"), Ok(0) | Err(_)));
+    // The first one is served, and so has been idle for less time than the others.
+    idle[0].write_all(ASK).await.unwrap();
+    assert!(idle[0].read(&mut [0; 4096]).await.unwrap() > 0);
+    let mut one_more = connect_from("127.0.0.2", &gateway).await;
+    one_more.write_all(ASK).await.unwrap();
+    assert!(one_more.read(&mut [0; 4096]).await.unwrap() > 0);
+    assert!(is_closed(&mut idle[1]).await, "the longest idle one");
+    idle[0].write_all(ASK).await.unwrap();
+    assert!(idle[0].read(&mut [0; 4096]).await.unwrap() > 0);
     assert_eq!(gateway.get("/api/users").await.status, 200, "another client");
-    // The eight are served, and one that closes makes room.
-    let ask = b"GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n";
-    idle[0].write_all(ask).await.unwrap();
-    assert!(idle[0].read(&mut buffer).await.unwrap() > 0);
-    idle.pop();
-    eventually("there is room again", async || {
-        let mut next = connect().await;
-        next.write_all(ask).await.is_ok()
-            && next.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0)
+}
+
+#[tokio::test]
+async fn connections_of_one_client_that_are_all_busy_leave_no_room_for_its_next_one() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|settings| settings.max_connections_per_client = 2).await;
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let mut stream = connect_from("127.0.0.2", &gateway).await;
+        stream.write_all(b"GET /api/users?hold HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        busy.push(stream);
+    }
+    eventually("both are under way", || async { core.held() == 2 }).await;
+    assert!(is_closed(&mut connect_from("127.0.0.2", &gateway).await).await);
+    assert_eq!(gateway.get("/api/users").await.status, 200, "another client");
+    core.release();
+}
+
+#[tokio::test]
+async fn silent_connections_from_everywhere_leave_room_for_others() {
+    let mesh = Mesh::start().await;
+    let gateway = limited(&mesh, |settings| {
+        settings.max_connections = 40;
+        settings.max_connections_per_client = 8;
+        settings.client_first_byte_ms = 600_000;
     })
     .await;
+    let mut silent = Vec::new();
+    for n in 0..120 {
+        let mut stream = connect_from(&format!("127.0.1.{}", 1 + n % 20), &gateway).await;
+        if n % 2 == 0 {
+            // Fails where the gateway has closed the connection.
+            let _ = stream.write_all(ANNOUNCE).await;
+        }
+        silent.push(stream);
+    }
+    for _ in 0..50 {
+        let mut next = connect_from("127.0.0.2", &gateway).await;
+        next.write_all(ASK).await.unwrap();
+        let mut buffer = [0; 4096];
+        let served = next.read(&mut buffer);
+        let served = tokio::time::timeout(Duration::from_secs(5), served).await;
+        assert!(served.expect("served").unwrap() > 0);
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_announced_and_never_sent_leave_room_for_others() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|settings| settings.max_requests = 64).await;
+    let mut held = Vec::new();
+    for n in 0..1_200 {
+        let mut stream = connect_from(&format!("127.0.0.{}", 2 + n % 3), &gateway).await;
+        // Fails where the gateway has closed the connection.
+        let _ = stream.write_all(ANNOUNCE).await;
+        held.push(stream);
+    }
+    for _ in 0..20 {
+        let log_in = gateway.http.post(format!("{}/api/auth/login", gateway.url)).body("{}");
+        assert_eq!(gateway.send(log_in).await.asked()["body"], 2);
+        assert_eq!(gateway.get("/api/users").await.status, 200);
+    }
+    assert_eq!(core.calls(), 40, "no incomplete request reaches a service");
+    drop(held);
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_bounded_per_client() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|settings| settings.max_requests_per_client = 2).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = connect_from("127.0.0.2", &gateway).await;
+        stream.write_all(b"GET /api/users?hold HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        held.push(stream);
+    }
+    eventually("both are under way", || async { core.held() == 2 }).await;
+    let mut third = connect_from("127.0.0.2", &gateway).await;
+    third.write_all(ASK).await.unwrap();
+    let mut answer = [0; 4096];
+    let read = third.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 429 ") && answer.contains("retry-after: 1"), "{answer}");
+    assert_eq!(gateway.get("/api/users").await.status, 200, "another client");
+    core.release();
+    eventually("there is a place again", || async {
+        let mut next = connect_from("127.0.0.2", &gateway).await;
+        next.write_all(ASK).await.unwrap();
+        let mut start = [0; 12];
+        next.read_exact(&mut start).await.is_ok() && start == *b"HTTP/1.1 200"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_that_takes_no_body_refuses_one() {
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let gateway = mesh.gateway(|_| {}).await;
+    for body in ["Content-Length: 2\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"] {
+        let ask = format!("GET /api/users HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{body}");
+        raw(gateway.addr, ask).await.assert_refused(400, "malformed");
+    }
+    assert_eq!(core.calls(), 0);
+    let ask =
+        "GET /api/users HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(raw(gateway.addr, ask).await.status, 200);
 }
 
 #[tokio::test]

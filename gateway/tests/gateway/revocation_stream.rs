@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::harness::{Mesh, Service, TestGateway};
 use tourin_gateway::{Settings, StalePolicy};
-use tourin_testbed::{Proxy, Server, eventually, given};
+use tourin_testbed::{Proxy, Server, User, eventually, given, given_to};
 
 /// A test's own keys in the test bed's Redis, written as core does, behind a proxy that can be cut.
 struct Redis {
@@ -21,8 +21,8 @@ struct Redis {
 impl Redis {
     /// Behind a closed proxy.
     async fn unreachable() -> Self {
-        let url = given(Server::Redis);
-        let client = redis::Client::open(url.as_str()).unwrap();
+        let url = given_to(User::Gateway, Server::Redis);
+        let client = redis::Client::open(given(Server::Redis)).unwrap();
         Self {
             way: Proxy::closed_to_url(&url),
             url,
@@ -152,6 +152,32 @@ async fn revocations_during_a_disconnection_are_read_after_it() {
         }
         assert_eq!(status(&serving, &core, "open").await, 200);
         assert_eq!(status(&denying, &core, "open").await, 200);
+    }
+    redis.empty().await;
+}
+
+/// The connection stays open and nothing comes over it, as when the machine of Redis is gone.
+#[tokio::test]
+async fn a_redis_that_falls_silent_is_noticed_and_nothing_is_missed() {
+    let mut redis = Redis::within_reach().await;
+    let (mesh, core) = mesh().await;
+    let denying = mesh
+        .gateway(|settings| {
+            redis.settle(settings);
+            settings.revocation_when_stale = StalePolicy::Deny;
+        })
+        .await;
+    let serving = mesh.gateway(|settings| redis.settle(settings)).await;
+    assert_eq!(status(&denying, &core, "open").await, 200);
+    redis.way.drop_responses();
+    redis.end_session("s1").await;
+    eventually("the list is stale", || async { status(&denying, &core, "open").await == 503 })
+        .await;
+    assert_eq!(status(&serving, &core, "open").await, 200);
+    redis.way.cut().await;
+    for gateway in [&denying, &serving] {
+        until_refused(gateway, &core, "s1").await;
+        assert_eq!(status(gateway, &core, "open").await, 200);
     }
     redis.empty().await;
 }

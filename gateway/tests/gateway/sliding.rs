@@ -308,7 +308,8 @@ async fn a_renewal_is_in_the_trace_and_in_the_metrics_and_its_token_in_neither()
     assert_eq!(renewal.tags["http.response.status_code"], "200");
     let shown = format!("{spans:?}");
     assert!(!shown.contains(token.as_str()) && !shown.contains(&expired));
-    let metrics = reqwest::get(format!("http://{}/metrics", gateway.admin)).await.unwrap();
+    let metrics =
+        gateway.http.get(format!("http://{}/metrics", gateway.admin)).send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
     let count = "tourin_gateway_session_renewals_total{outcome=\"renewed\"} 1";
     assert!(metrics.contains(count), "{metrics}");

@@ -55,7 +55,8 @@ async fn converse(address: std::net::SocketAddr, requests: &[&str]) -> Vec<Strin
         }
         let mut answer = Vec::new();
         let whole = |answer: &[u8]| {
-            let text = String::from_utf8_lossy(answer).into_owned();
+            // The spelling of a field's name means nothing.
+            let text = String::from_utf8_lossy(answer).to_ascii_lowercase();
             let (head, body) = text.split_once("\r\n\r\n")?;
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
             (body.len() >= length.parse().ok()?).then(|| head.to_owned())

@@ -18,23 +18,46 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt as _, Limited};
-use reqwest::{Body, Client, RequestBuilder, redirect};
+use reqwest::{Body, Client, ClientBuilder, RequestBuilder, redirect};
 use serde::de::DeserializeOwned;
 
 /// How long connecting may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A client, of which clones share connections. Without `total`, each request sets its own `timeout`,
-/// or is a stream without an end.
+/// A client for servers outside of the mesh, of which clones share connections. Without `total`, each
+/// request sets its own `timeout`, or is a stream without an end.
 ///
 /// # Errors
 /// When the client cannot be set up.
 pub fn client(total: impl Into<Option<Duration>>) -> anyhow::Result<Client> {
-    let builder = Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .redirect(redirect::Policy::none())
-        .no_proxy();
-    let builder = match total.into() {
+    // Fails if it is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    built(Client::builder(), total.into())
+}
+
+/// A client for one service of the mesh, whose instances `tls` verifies.
+///
+/// # Errors
+/// When the client cannot be set up.
+pub fn mesh_client(
+    tls: rustls::ClientConfig,
+    total: impl Into<Option<Duration>>,
+) -> anyhow::Result<Client> {
+    built(Client::builder().tls_backend_preconfigured(tls).https_only(true), total.into())
+}
+
+/// [`mesh_client`] for the registry: without a total time-out, which would end its watch.
+///
+/// # Errors
+/// When the client cannot be set up.
+pub fn registry_client(tls: rustls::ClientConfig) -> Result<Client, String> {
+    mesh_client(tls, None).map_err(|error| format!("{error:#}"))
+}
+
+fn built(builder: ClientBuilder, total: Option<Duration>) -> anyhow::Result<Client> {
+    let builder =
+        builder.connect_timeout(CONNECT_TIMEOUT).redirect(redirect::Policy::none()).no_proxy();
+    let builder = match total {
         Some(total) => builder.timeout(total),
         None => builder,
     };

@@ -8,6 +8,7 @@ pub mod http;
 pub mod http_client;
 pub mod identity;
 pub mod metrics;
+pub mod peer;
 pub mod process;
 pub mod pruning;
 #[cfg(feature = "redis")]

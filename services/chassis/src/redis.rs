@@ -73,6 +73,9 @@ pub struct SessionRedisSettings {
     /// in core's database, and gateways ask core over HTTP which sessions have ended]
     #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<ServerUrl<RedisUrl>>::parser())]
     pub redis_url: Option<ServerUrl<RedisUrl>>,
+    /// Redis for sessions alone, where the trend has another database or server; wins over --redis-url
+    #[arg(long, env = "TOURIN_SESSION_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<ServerUrl<RedisUrl>>::parser())]
+    pub session_redis_url: Option<ServerUrl<RedisUrl>>,
     /// What the names of the sessions' keys in Redis begin with; the same for core and for every gateway
     #[arg(
         long,
@@ -86,7 +89,8 @@ pub struct SessionRedisSettings {
 impl SessionRedisSettings {
     /// The configured Redis, if any.
     pub fn redis(&self) -> Option<&RedisUrl> {
-        ServerUrl::given(self.redis_url.as_ref())
+        let own = ServerUrl::given(self.session_redis_url.as_ref());
+        own.or_else(|| ServerUrl::given(self.redis_url.as_ref()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Secrets that are never printed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,8 +11,12 @@ use rand::RngCore;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// The minimum length of a secret. 16 random base64 characters are 96 bits.
-pub const MIN_SECRET_CHARS: usize = 16;
+/// The minimum length of a secret: 32 random bytes in base64url, without padding.
+pub const MIN_SECRET_CHARS: usize = 43;
+/// The minimum length of a secret in hexadecimal digits: they hold 32 bytes as well.
+const MIN_SECRET_HEX_DIGITS: usize = 64;
+/// The minimum number of different characters. 43 random ones practically never have fewer.
+const MIN_DIFFERENT_CHARS: usize = 8;
 
 /// A shared secret. Its `Debug` output is redacted, it has no `Display`, and comparison takes
 /// constant time.
@@ -56,8 +61,14 @@ impl FromStr for Secret {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.chars().count() < MIN_SECRET_CHARS {
-            return Err(format!("a secret needs at least {MIN_SECRET_CHARS} characters"));
+        let is_hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let min_chars = if is_hex { MIN_SECRET_HEX_DIGITS } else { MIN_SECRET_CHARS };
+        let different: BTreeSet<char> = text.chars().collect();
+        if text.chars().count() < min_chars || different.len() < MIN_DIFFERENT_CHARS {
+            return Err(format!(
+                "a secret needs 32 random bytes, as 64 hexadecimal digits or {MIN_SECRET_CHARS} characters of base64; \
+                 `openssl rand -hex 32` makes one"
+            ));
         }
         Ok(Self(text.to_owned()))
     }
@@ -69,12 +80,32 @@ mod tests {
 
     #[test]
     fn a_secret_is_redacted_and_compared_as_a_whole() {
-        let secret: Secret = "0123456789abcdef".parse().unwrap();
+        let text = "0123456789abcdefghijklmnopqrstuvwxyz-ABCDEFGH";
+        let secret: Secret = text.parse().unwrap();
         assert_eq!(format!("{secret:?}"), "Secret(..)");
-        assert!(secret.matches("0123456789abcdef"));
-        assert!(!secret.matches("0123456789abcdeX"));
-        assert!(!secret.matches("0123456789abcde"));
-        assert!("short".parse::<Secret>().is_err());
+        assert!(secret.matches(text));
+        assert!(!secret.matches(&text.replace('H', "X")));
+        assert!(!secret.matches(text.trim_end_matches('H')));
+    }
+
+    #[test]
+    fn a_secret_of_less_than_32_random_bytes_is_refused() {
+        let hex = "0123456789abcdef".repeat(4);
+        for long_enough in [Secret::random().expose(), &hex, &hex.to_uppercase()] {
+            assert!(long_enough.parse::<Secret>().is_ok(), "{long_enough}");
+        }
+        for (refused, why) in [
+            (String::new(), "empty"),
+            ("a-secret-that-somebody-made-up".to_owned(), "30 characters"),
+            (Secret::random().expose()[1..].to_owned(), "42 characters of base64"),
+            (hex[1..].to_owned(), "63 hexadecimal digits"),
+            ("a".repeat(64), "one character"),
+            ("changeme".repeat(8), "seven different characters"),
+        ] {
+            let error = refused.parse::<Secret>().expect_err(why);
+            assert!(error.contains("openssl rand -hex 32"), "{error}");
+            assert!(refused.is_empty() || !error.contains(&refused), "{error}");
+        }
     }
 
     #[test]

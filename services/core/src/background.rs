@@ -15,6 +15,7 @@ use tourin_shared_events::PassTime;
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::outbox::Relay;
 
+use crate::app::invalidations::InvalidatingPublisher;
 use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
 use crate::app::visitor_keys::VisitorKeys;
@@ -50,6 +51,10 @@ pub(crate) fn start(
         Box::pin(async move { guard.pass().await })
     });
     let events_clock: tourin_shared_events::Clock = Arc::new(move || clock.now());
+    let invalidations = Arc::clone(&state.invalidations);
+    let publisher = InvalidatingPublisher::new(publisher, Arc::clone(&invalidations));
+    tasks.spawn("invalidations", invalidations.run(tasks.shutdown().clone()));
+    let publisher = Arc::new(publisher);
     let relay =
         Relay::new(store.outbox(), publisher, store.wake(), events_clock).with_pruning(outbox_time);
     metrics.with_registry(|registry| relay.metrics().register(registry));

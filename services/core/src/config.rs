@@ -1,5 +1,7 @@
 //! The settings of the core service. Their defaults, units and variables are in `core --help`.
 
+pub mod signals;
+
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -9,16 +11,18 @@ use anyhow::ensure;
 use chrono::TimeDelta;
 use clap::{Args, value_parser};
 use tourin_chassis::config::{
-    AmqpSettings, MeshSettings, MysqlSettings, ReadinessSettings, SESSION_COOKIE_IDLE_S, defaults,
-    flag_default,
+    AmqpSettings, MeshSettings, MysqlSettings, PlaintextSettings, ReadinessSettings,
+    SESSION_COOKIE_IDLE_S, defaults, flag_default,
 };
 use tourin_chassis::redis::{RedisUrl, SessionRedisSettings};
 use tourin_shared_events::bus::rabbitmq::{AmqpUrl, RabbitSettings};
 use tourin_shared_events::mysql::{MysqlUrl, PoolSizes};
 
+use self::signals::SignalSettings;
 use crate::app::attempts::AttemptPolicy;
 use crate::app::passwords::HashingPolicy;
 use crate::app::spots::DEFAULT_MAP_SPOTS;
+use crate::app::views::ViewPolicy;
 use crate::domain::session::SessionPolicy;
 
 /// Settings of the core service.
@@ -53,12 +57,21 @@ pub struct Settings {
     /// The broker that events go to, if there is one.
     #[command(flatten)]
     pub events: AmqpSettings<AmqpUrl>,
+    /// Whether servers may be reached without TLS.
+    #[command(flatten)]
+    pub plaintext: PlaintextSettings,
     /// How tokens are signed and how long they hold.
     #[command(flatten)]
     pub tokens: TokenSettings,
     /// How passwords are hashed and guesses slowed down.
     #[command(flatten)]
     pub passwords: PasswordSettings,
+    /// Which views become events.
+    #[command(flatten)]
+    pub views: ViewSettings,
+    /// Security events to and from elsewhere.
+    #[command(flatten)]
+    pub signals: SignalSettings,
     /// How closely stores are watched.
     #[command(flatten)]
     pub readiness: ReadinessSettings,
@@ -143,27 +156,59 @@ pub struct PasswordSettings {
     /// Milliseconds per further attempt from there
     #[arg(long, env = "TOURIN_LOGIN_REFILL_MS", value_name = "MS", default_value_t = flag_default(AttemptPolicy::default().refill.as_millis()), value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub login_refill_ms: u64,
-    /// Wrong passwords that an account bears from all networks together before attempts have to
-    /// wait, the member's own too; --login-burst alone stops a single network
+    /// Wrong passwords that an account bears from all strangers together before they have to wait:
+    /// clients without the cookie of a device, outside the networks, from which the member has logged in
     #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_BURST", value_name = "N", default_value_t = AttemptPolicy::default().account_burst.get(), value_parser = value_parser!(u32).range(1..=100_000))]
     pub login_account_burst: u32,
-    /// Milliseconds per further attempt from all networks together
+    /// Milliseconds per further attempt by strangers together
     #[arg(long, env = "TOURIN_LOGIN_ACCOUNT_REFILL_MS", value_name = "MS", default_value_t = flag_default(AttemptPolicy::default().account_refill.as_millis()), value_parser = value_parser!(u64).range(1..=3_600_000))]
     pub login_account_refill_ms: u64,
     /// Require the password for deleting the account and for changing its e-mail address. Without this,
     /// it may be left out; a wrong one is refused in either case
     #[arg(long, env = "TOURIN_STEP_UP")]
     pub step_up: bool,
-    /// Accounts, and pairs of an account and a network, whose wrong passwords are counted at once
+    /// Wrong passwords on all accounts that a network bears before attempts from there have to wait,
+    /// except from devices from which the member has logged in
+    #[arg(long, env = "TOURIN_LOGIN_NETWORK_BURST", value_name = "N", default_value_t = AttemptPolicy::default().network_burst.get(), value_parser = value_parser!(u32).range(1..=100_000))]
+    pub login_network_burst: u32,
+    /// Milliseconds per further attempt from there
+    #[arg(long, env = "TOURIN_LOGIN_NETWORK_REFILL_MS", value_name = "MS", default_value_t = flag_default(AttemptPolicy::default().network_refill.as_millis()), value_parser = value_parser!(u64).range(1..=3_600_000))]
+    pub login_network_refill_ms: u64,
+    /// Accounts, networks, and pairs of an account and a network, whose wrong passwords are counted at once
     #[arg(long, env = "TOURIN_LOGIN_ACCOUNTS", value_name = "N", default_value_t = flag_default(AttemptPolicy::default().keys), value_parser = value_parser!(u32).range(100..=10_000_000))]
     pub login_accounts: u32,
+}
+
+/// Which views become events.
+#[derive(Args, Clone, Debug)]
+pub struct ViewSettings {
+    /// Milliseconds within which the same person, spot and kind count once for the trend. The same in
+    /// core, which drops repeated views, and in recommendation
+    #[arg(long, env = "TOURIN_TREND_WINDOW_MS", value_name = "MS", default_value_t = flag_default(ViewPolicy::default().window.num_milliseconds()), value_parser = value_parser!(u64).range(1..=604_800_000))]
+    pub trend_window_ms: u64,
+    /// Viewers of a spot that are remembered to tell repeated views, in memory and in Redis each;
+    /// 200,000 take about 20 MB
+    #[arg(long, env = "TOURIN_VIEWS_REMEMBERED", value_name = "N", default_value_t = ViewPolicy::default().remembered, value_parser = value_parser!(u64).range(0..=100_000_000))]
+    pub views_remembered: u64,
+}
+
+impl ViewSettings {
+    /// The rules of views.
+    pub fn policy(&self) -> ViewPolicy {
+        let window = i64::try_from(self.trend_window_ms).unwrap_or(i64::MAX);
+        ViewPolicy {
+            window: TimeDelta::milliseconds(window),
+            remembered: self.views_remembered,
+            ..ViewPolicy::default()
+        }
+    }
 }
 
 impl Settings {
     /// Settings of an instance that listens on `listen` and keeps its data in `data_dir`, with the
     /// defaults for the rest.
     pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>, mesh: MeshSettings) -> Self {
-        let defaults = defaults(&[&mesh.access.secret_argument()]);
+        let defaults = defaults(&[]);
         Self { listen, data_dir: data_dir.into(), mesh, ..defaults }
     }
 
@@ -191,7 +236,7 @@ impl DatabaseSettings {
         let url = self.sessions.redis();
         ensure!(
             url.is_none() || self.mysql().is_some(),
-            "--redis-url needs --mysql-url: sessions on Redis go with accounts on MySQL"
+            "--session-redis-url or --redis-url needs --mysql-url: sessions on Redis go with accounts on MySQL"
         );
         Ok(url)
     }
@@ -257,7 +302,7 @@ impl PasswordSettings {
         }
     }
 
-    /// How many wrong passwords are allowed per account.
+    /// How many wrong passwords are allowed.
     pub fn attempts(&self) -> AttemptPolicy {
         let at_least_one = |burst| NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
         AttemptPolicy {
@@ -265,6 +310,8 @@ impl PasswordSettings {
             refill: Duration::from_millis(self.login_refill_ms),
             account_burst: at_least_one(self.login_account_burst),
             account_refill: Duration::from_millis(self.login_account_refill_ms),
+            network_burst: at_least_one(self.login_network_burst),
+            network_refill: Duration::from_millis(self.login_network_refill_ms),
             keys: usize::try_from(self.login_accounts).unwrap_or(usize::MAX),
         }
     }
@@ -283,8 +330,7 @@ mod tests {
     }
 
     fn parse(arguments: &[&str]) -> Result<Settings, clap::Error> {
-        let always = ["core", "--registration-secret", "0123456789abcdef"];
-        Probe::try_parse_from(always.iter().chain(arguments)).map(|probe| probe.settings)
+        Probe::try_parse_from(["core"].iter().chain(arguments)).map(|probe| probe.settings)
     }
 
     #[test]
@@ -293,6 +339,7 @@ mod tests {
         let settings = parse(&[]).unwrap();
         assert_eq!(settings.tokens.policy().unwrap(), SessionPolicy::default());
         assert_eq!(settings.passwords.attempts(), AttemptPolicy::default());
+        assert_eq!(settings.views.policy(), ViewPolicy::default());
         let hashing = settings.passwords.hashing();
         let expected =
             HashingPolicy { concurrency: hashing.concurrency, ..HashingPolicy::default() };

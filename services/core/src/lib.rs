@@ -12,6 +12,7 @@ pub mod config;
 pub mod domain;
 pub mod http;
 mod metrics;
+mod signals;
 mod startup;
 pub mod store;
 #[cfg(test)]
@@ -31,14 +32,14 @@ use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
-use tourin_chassis::health::Health;
-use tourin_chassis::http::{ApiError, HttpLimits, bind, observed_router, serve};
-use tourin_chassis::http_client;
-use tourin_chassis::identity::IdentityVerifier;
+use tourin_chassis::health::{Health, watch_certificate};
+use tourin_chassis::http::{
+    Admission, ApiError, HttpLimits, Listener, bind, observed_router, serve,
+};
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::{Service, Span};
-use tourin_registry_api::{Instance, Registration, RegistryClient};
+use tourin_registry_api::{Instance, Joined, Joining, Registration, Workload};
 use tourin_shared_events::bus::Publisher;
 use tourin_shared_events::bus::rabbitmq::{NoBroker, RabbitBus, RabbitSettings};
 pub use tourin_shared_events::mysql::MysqlUrl;
@@ -56,7 +57,7 @@ use crate::store::mysql::MysqlStore;
 use crate::store::redis::{MysqlRedisStore, RedisSessions};
 use crate::store::sqlite::SqliteStore;
 
-/// The service's name in the registry and in identities.
+/// The service's name in the registry and in certificates.
 pub const SERVICE: &str = "core";
 
 /// How long background tasks may take to end after the drain.
@@ -74,6 +75,8 @@ pub struct Dependencies {
     pub publisher: Option<Arc<dyn Publisher>>,
     /// What time it is.
     pub clock: SharedClock,
+    /// The identity of this instance. `None`: it joins by the token of the settings.
+    pub workload: Option<Workload>,
 }
 
 enum Events {
@@ -86,7 +89,7 @@ pub struct Bound {
     settings: Settings,
     listener: TcpListener,
     address: SocketAddr,
-    registry: RegistryClient,
+    joined: Joined,
     events: Events,
     clock: SharedClock,
     sessions: Option<RedisSessions>,
@@ -116,19 +119,21 @@ impl Bound {
     }
 
     async fn open_store(self) -> anyhow::Result<Core> {
-        let Self { settings, listener, address, registry, events, clock, sessions, keys, held } =
+        let Self { settings, listener, address, joined, events, clock, sessions, keys, held } =
             self;
         let also = sessions.as_ref().map(|redis| format!(" and redis at {}", redis.address()));
         let opening = open_store(&settings, sessions, &clock);
         let (listener, store) = match settings.database.mysql() {
             Some(url) => {
                 let (listener, meanwhile) = startup::share(listener)?;
-                let verifier =
-                    IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
+                let meanwhile = Listener::with_tls(
+                    meanwhile,
+                    joined.workload.server_config(),
+                    &joined.workload.name().mesh,
+                );
                 let waits_for = format!("mysql at {url}{}", also.unwrap_or_default());
                 tracing::info!(addr = %address, waits_for, "core is opening its store; until then it answers 503");
-                let store =
-                    startup::serve_while_opening(meanwhile, verifier, &waits_for, opening).await?;
+                let store = startup::serve_while_opening(meanwhile, &waits_for, opening).await?;
                 (listener, store)
             }
             None => (listener, opening.await?),
@@ -141,7 +146,7 @@ impl Bound {
             settings,
             listener,
             address,
-            registry,
+            joined,
             events,
             store,
             state,
@@ -158,7 +163,7 @@ pub struct Core {
     settings: Settings,
     listener: TcpListener,
     address: SocketAddr,
-    registry: RegistryClient,
+    joined: Joined,
     events: Events,
     store: Store,
     state: AppState,
@@ -182,18 +187,20 @@ impl Core {
         Box::pin(async move { Self::bind(settings, dependencies).await?.open().await })
     }
 
-    /// Checks the settings, locks the data folder and binds the address.
+    /// Checks the settings, locks the data folder, binds the address and joins the mesh. Waits for the
+    /// registry without limit.
     ///
     /// # Errors
-    /// When a setting is invalid, no bus or broker is given, the data folder cannot be used, or the
-    /// address is taken.
+    /// When a setting is invalid, no bus or broker is given, the data folder cannot be used, the address is
+    /// taken, or the registry refuses the join token.
     pub fn bind(
         settings: Settings,
         dependencies: Dependencies,
     ) -> BoxFuture<'static, anyhow::Result<Bound>> {
         Box::pin(async move {
             settings.tokens.policy()?;
-            let Dependencies { publisher, clock } = dependencies;
+            settings.signals.check()?;
+            let Dependencies { publisher, clock, workload } = dependencies;
             let events = match (publisher, settings.broker()) {
                 (Some(publisher), _) => Events::InProcess(publisher),
                 (None, Some(broker)) => Events::Broker(Box::new(broker)),
@@ -205,12 +212,6 @@ impl Core {
                     RedisSessions::new(url, &settings.database.sessions.session_redis_prefix)
                 })
                 .transpose()?;
-            let registry = RegistryClient::new(
-                http_client::client(None)?,
-                &settings.mesh.access.registry_url,
-                settings.mesh.access.registration_secret.expose(),
-            )
-            .with_context(|| format!("--registry-url {}", settings.mesh.access.registry_url))?;
             create_private(&settings.data_dir)?;
             let held = hold_folder(&settings.data_dir, SERVICE)
                 .with_context(|| format!("--data-dir {}", settings.data_dir.display()))?;
@@ -219,7 +220,12 @@ impl Core {
             // waits for the other's lock, and neither has written.
             let listener = bind(settings.listen).await?;
             let address = listener.local_addr()?;
-            Ok(Bound { settings, listener, address, registry, events, clock, sessions, keys, held })
+            let access = &settings.mesh.access;
+            let id = settings.mesh.instance_id_or_new(SERVICE);
+            let joining = Joining::new(access.registry(), (SERVICE, &id));
+            let joined =
+                joining.join(workload).await.context("cannot join the mesh of --registry-url")?;
+            Ok(Bound { settings, listener, address, joined, events, clock, sessions, keys, held })
         })
     }
 
@@ -245,7 +251,7 @@ impl Core {
             settings,
             listener,
             address,
-            registry,
+            joined,
             events,
             store,
             state,
@@ -258,6 +264,8 @@ impl Core {
         let end = Shutdown::new();
         let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
         let health = Health::new();
+        let own = joined.workload.clone();
+        watch_certificate(move || own.left(), (&health, &metrics));
         let (publisher, bus): (Arc<dyn Publisher>, _) = match events {
             Events::InProcess(publisher) => (publisher, None),
             Events::Broker(broker) => {
@@ -289,23 +297,27 @@ impl Core {
         };
         let watched = (&health, names, &metrics);
         background::start(&tasks, &store, &state, publisher, clock, watched, &settings.readiness);
+        let ended = (&state.revocations, &state.keys);
+        signals::start(&tasks, &settings.signals, &store, ended, (&sources.clock, &metrics))?;
         let gauge = metrics::of_outbox(&metrics, &sources);
         tasks.spawn("outbox gauge", gauge.run(end.clone()));
         tasks.spawn("search index", store.clone().keep_search_index(end.clone()));
 
         let limits = HttpLimits::default();
-        let verifier = IdentityVerifier::new(&settings.mesh.access.registration_secret, SERVICE);
+        let admission = Admission::new(SERVICE, http::CALLERS);
         let views = state.content.views.clone();
         let routes = http::router(state).layer(from_fn(run_to_completion));
+        let answered = metrics.http().clone();
         let observer = (service.clone(), metrics);
-        let router = observed_router(observer, routes, verifier, health.clone(), &limits);
+        let router = observed_router(observer, routes, admission, health.clone(), &limits);
 
         let mesh = &settings.mesh;
-        let instance =
-            Instance::new(SERVICE, mesh.instance_id_or_new(SERVICE), mesh.advertised(address));
+        let id = &joined.workload.name().instance;
+        let mut instance = Instance::new(SERVICE, id, mesh.advertised(address));
+        instance.metadata.extend(mesh.metadata());
         tracing::info!(addr = %address, id = instance.id, "core listening");
         let registration = Registration::start(
-            registry,
+            joined.registry.clone(),
             instance,
             Duration::from_millis(mesh.heartbeat_ms),
             Duration::from_millis(mesh.lease_ms),
@@ -324,12 +336,18 @@ impl Core {
             stop.begun().await;
             // Long polls end first, so that the drain does not wait for them.
             stopping.begin();
-            registration.leave().await;
+            let departing = registration.depart().await;
             drain.begin();
+            departing
         };
         let drain_timeout = Duration::from_millis(settings.drain_timeout_ms);
+        let listener = Listener::with_tls(
+            listener,
+            joined.workload.server_config(),
+            &joined.workload.name().mesh,
+        );
         let serving = serve(listener, router, &limits, drain.clone(), drain_timeout);
-        let (served, ()) = tokio::join!(
+        let (served, departing) = tokio::join!(
             async {
                 let served = serving.await;
                 // After the listener has failed, `farewell` must not wait for a stop.
@@ -338,6 +356,7 @@ impl Core {
             },
             farewell
         );
+        departing.finish(answered.totals()).await;
         if let Err(error) = views.flush().await {
             tracing::warn!(%error, "the last views could not be written");
         }

@@ -26,7 +26,8 @@ struct Cli {
 async fn main() -> ExitCode {
     let cli: Cli = parse();
     // Events go to the broker in the settings.
-    let dependencies = Dependencies { publisher: None, clock: Arc::new(SystemClock) };
+    let dependencies =
+        Dependencies { publisher: None, clock: Arc::new(SystemClock), workload: None };
     let build = Core::build(cli.settings, dependencies);
     process::run(cli.telemetry, build, Core::run_until_stopped).await
 }

@@ -6,12 +6,11 @@ use axum::Router;
 use axum::routing::any;
 use tokio::net::TcpListener;
 use tourin_chassis::health::Health;
-use tourin_chassis::http::{ApiError, HttpLimits, serve, service_router};
-use tourin_chassis::identity::IdentityVerifier;
+use tourin_chassis::http::{Admission, ApiError, HttpLimits, Listener, serve, service_router};
 use tourin_chassis::shutdown::Shutdown;
 
 use crate::SERVICE;
-use crate::http::messages;
+use crate::http::{CALLERS, messages};
 
 /// How long requests in flight may take once the database answers.
 const HAND_OVER: Duration = Duration::from_millis(200);
@@ -26,8 +25,7 @@ pub(crate) fn share(listener: TcpListener) -> std::io::Result<(TcpListener, TcpL
 /// Serves until `opening` is done: `/healthz` says that the process is alive, `/readyz` what it waits
 /// for, and everything else responds 503 with `Retry-After`.
 pub(crate) async fn serve_while_opening<T>(
-    listener: TcpListener,
-    verifier: IdentityVerifier,
+    listener: Listener,
     waits_for: &str,
     opening: impl Future<Output = T>,
 ) -> T {
@@ -35,7 +33,8 @@ pub(crate) async fn serve_while_opening<T>(
     health.register("database").set_unready(format!("waiting for {waits_for}"));
     let routes = Router::new().route("/", any(not_yet)).route("/{*path}", any(not_yet));
     let limits = HttpLimits::default();
-    let router = service_router(SERVICE, routes, verifier, health, &limits);
+    let admission = Admission::new(SERVICE, CALLERS);
+    let router = service_router(SERVICE, routes, admission, health, &limits);
     let opened = Shutdown::new();
     let serving = serve(listener, router, &limits, opened.clone(), HAND_OVER);
     let (served, result) = tokio::join!(serving, async {

@@ -14,10 +14,9 @@ use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tourin_chassis::clock::{ManualClock, SharedClock};
 use tourin_chassis::health::Health;
-use tourin_chassis::http::{HttpLimits, service_router};
-use tourin_chassis::identity::{
-    IDENTITY_HEADER, IdentitySigner, IdentityVerifier, SESSION_ENDED_HEADER, Subject,
-};
+use tourin_chassis::http::{Admission, HttpLimits, service_router};
+use tourin_chassis::identity::testing::{gateway_signer, peer};
+use tourin_chassis::identity::{IDENTITY_HEADER, SESSION_ENDED_HEADER, Subject};
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::session_cookies::{CookieNames, SESSION_COOKIES_HEADER, SessionCookies};
 use tourin_chassis::shutdown::Shutdown;
@@ -42,16 +41,7 @@ struct Flags {
 
 /// The default settings with cheap hashes and `flags`.
 pub(crate) fn settings(flags: &[&str]) -> Settings {
-    let always = [
-        "core",
-        "--registration-secret",
-        "0123456789abcdef",
-        "--password-memory-kib",
-        "16",
-        "--password-iterations",
-        "1",
-        "--no-demo",
-    ];
+    let always = ["core", "--password-memory-kib", "16", "--password-iterations", "1", "--no-demo"];
     Flags::parse_from(always.iter().chain(flags)).settings
 }
 
@@ -62,7 +52,6 @@ pub(crate) struct TestCore {
     pub(crate) state: AppState,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) stopping: Shutdown,
-    signer: IdentitySigner,
     _dir: tempfile::TempDir,
 }
 
@@ -122,30 +111,39 @@ impl TestCore {
         let metrics = Metrics::new(SERVICE);
         let on = Store::Sqlite(store.clone());
         let state = assemble(&settings, &on, keys, &shared, &stopping, &metrics).unwrap();
-        let secret = &settings.mesh.access.registration_secret;
         let router = service_router(
             SERVICE,
             service_http::router(state.clone()),
-            IdentityVerifier::new(secret, SERVICE),
+            Admission::new(SERVICE, service_http::CALLERS),
             Health::new(),
             &HttpLimits::default(),
         );
-        let signer = IdentitySigner::new(secret);
-        Self { router, store, state, clock, stopping, signer, _dir: dir }
+        Self { router, store, state, clock, stopping, _dir: dir }
     }
 
     /// The gateway's header that identifies the caller.
     pub(crate) fn identity(&self, subject: &Subject) -> http::HeaderValue {
-        self.signer.sign(subject, SERVICE)
+        gateway_signer().sign(subject, SERVICE)
     }
 
-    /// Sends a request, with the gateway's header about session cookies unless it has one: those of a
+    /// Sends a request as the gateway, with its header about session cookies unless it has one: those of a
     /// client over plain HTTP.
     pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
+        request.extensions_mut().insert(peer("gateway"));
         if !request.headers().contains_key(SESSION_COOKIES_HEADER) {
             let cookies = SessionCookies::of(CookieNames::Plain, request.headers());
             request.headers_mut().insert(SESSION_COOKIES_HEADER, cookies.to_header());
         }
+        self.pass(request).await
+    }
+
+    /// `GET`s a path as a service other than the gateway.
+    pub(crate) async fn get_as(&self, service: &str, path: &str) -> Answer {
+        let request = Request::get(path).extension(peer(service)).body(Body::empty()).unwrap();
+        self.pass(request).await
+    }
+
+    async fn pass(&self, request: Request<Body>) -> Answer {
         let response: Response =
             tower::ServiceExt::oneshot(self.router.clone(), request).await.unwrap();
         let (parts, body) = response.into_parts();
@@ -154,7 +152,7 @@ impl TestCore {
         Answer { status: parts.status, headers: parts.headers, text }
     }
 
-    /// A request without identity, or by a member, a visitor or a service, with or without a JSON body.
+    /// A request by the gateway itself, or by it for a member or a visitor, with or without a JSON body.
     pub(crate) async fn call(
         &self,
         method: &str,
@@ -164,7 +162,7 @@ impl TestCore {
     ) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         if let Some(subject) = subject {
-            request = request.header(IDENTITY_HEADER, self.signer.sign(subject, SERVICE));
+            request = request.header(IDENTITY_HEADER, gateway_signer().sign(subject, SERVICE));
         }
         let body = match body {
             None => Body::empty(),
@@ -180,7 +178,7 @@ impl TestCore {
     pub(crate) async fn log_in_from(&self, address: &str, agent: &str, body: &Value) -> Answer {
         let visitor = Subject::Visitor { pseudonym: format!("anon:{address}/{agent}") };
         let request = Request::post("/api/auth/login")
-            .header(IDENTITY_HEADER, self.signer.sign(&visitor, SERVICE))
+            .header(IDENTITY_HEADER, gateway_signer().sign(&visitor, SERVICE))
             .header("x-forwarded-for", address)
             .header(CONTENT_TYPE, "application/json")
             .body(Body::from(body.to_string()));
@@ -227,9 +225,4 @@ pub(crate) fn session(subject: &Subject) -> String {
         Subject::Member { session, .. } => session.clone(),
         other => panic!("{other:?} has no session"),
     }
-}
-
-/// The identity of another service.
-pub(crate) fn service() -> Subject {
-    Subject::Service { name: "gateway".to_owned() }
 }

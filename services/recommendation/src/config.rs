@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use tourin_chassis::config::{
-    AmqpSettings, MeshSettings, ReadinessSettings, ServerUrl, Unquoted, defaults, flag_default,
+    AmqpSettings, MeshSettings, PlaintextSettings, ReadinessSettings, ServerUrl, Unquoted,
+    defaults, flag_default,
 };
 use tourin_chassis::redis::RedisUrl;
 use tourin_shared_events::bus::rabbitmq::{AmqpUrl, RabbitSettings};
@@ -54,6 +55,9 @@ pub struct Settings {
     /// The broker.
     #[command(flatten)]
     pub broker: AmqpSettings<AmqpUrl>,
+    /// Whether servers may be reached without TLS.
+    #[command(flatten)]
+    pub plaintext: PlaintextSettings,
     /// How often stores are checked.
     #[command(flatten)]
     pub readiness: ReadinessSettings,
@@ -109,7 +113,8 @@ pub struct RuleSettings {
     /// Smallest weight, in views of this moment, with which a spot is still in the trend
     #[arg(long, env = "TOURIN_TREND_FLOOR", value_name = "VIEWS", default_value_t = DEFAULT_FLOOR, value_parser = positive)]
     pub trend_floor: f64,
-    /// Milliseconds within which the same person, spot and kind count once for the trend
+    /// Milliseconds within which the same person, spot and kind count once for the trend. The same in
+    /// core, which drops repeated views, and in recommendation
     #[arg(long, env = "TOURIN_TREND_WINDOW_MS", value_name = "MS", default_value_t = flag_default(TrendRules::default().window.as_millis()), value_parser = clap::value_parser!(u64).range(1..=604_800_000))]
     pub trend_window_ms: u64,
     /// Age in seconds beyond which an event no longer counts for the trend
@@ -143,7 +148,7 @@ impl Settings {
     /// Settings of an instance that listens on `listen` and keeps its data in `data_dir`, with the
     /// defaults for the rest.
     pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>, mesh: MeshSettings) -> Self {
-        let defaults = defaults(&[&mesh.access.secret_argument()]);
+        let defaults = defaults(&[]);
         Self { listen, data_dir: data_dir.into(), mesh, ..defaults }
     }
 
@@ -244,8 +249,8 @@ mod tests {
     }
 
     fn parse(flags: &[&str]) -> Result<Settings, clap::Error> {
-        let secret = ["recommendation", "--registration-secret", "0123456789abcdef"];
-        Command::try_parse_from(secret.iter().chain(flags)).map(|command| command.settings)
+        Command::try_parse_from(["recommendation"].iter().chain(flags))
+            .map(|command| command.settings)
     }
 
     #[test]

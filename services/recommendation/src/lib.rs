@@ -38,15 +38,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
-use tourin_chassis::health::Health;
-use tourin_chassis::http::{HttpLimits, bind, observed_router, serve};
-use tourin_chassis::http_client;
-use tourin_chassis::identity::{IdentitySigner, IdentityVerifier};
+use tourin_chassis::health::{Health, watch_certificate};
+use tourin_chassis::http::{Admission, HttpLimits, Listener, bind, observed_router, serve};
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::pruning::PruneGuard;
 use tourin_chassis::shutdown::{Shutdown, Tasks};
 use tourin_chassis::telemetry::Service;
-use tourin_registry_api::{Directory, Instance, Registration, RegistryClient};
+use tourin_registry_api::{Directory, Instance, Joined, Joining, Registration, Workload};
 use tourin_shared_events::bus::Subscriber;
 use tourin_shared_events::bus::rabbitmq::{NoBroker, RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::consumer::{ConsumerMetrics, QueueMetrics};
@@ -67,7 +65,7 @@ use crate::batcher::Failure;
 use crate::consumers::QueueConsumer;
 use crate::domain::content::ContentRules;
 use crate::servers::{Pace, Prepared, Server};
-use crate::upstream::core::CoreClient;
+use crate::upstream::core::{CORE, CoreClient};
 
 /// The service's name in the registry, and the audience of identities made for it.
 pub const SERVICE: &str = "recommendation";
@@ -89,6 +87,8 @@ pub struct Dependencies {
     /// The bus to consume from. A bus that drops events without a queue must know the queues of
     /// [`subscriptions`] before the first event is published. `None`: the broker of the settings.
     pub events: Option<Arc<dyn Subscriber>>,
+    /// The identity of this instance. `None`: it joins by the token of the settings.
+    pub workload: Option<Workload>,
     /// Stores shared with other replicas in this process. `None`: open the file in the data folder.
     pub stores: Option<Stores>,
     /// The time.
@@ -98,7 +98,7 @@ pub struct Dependencies {
 impl Dependencies {
     /// The broker of the settings, and separate stores.
     pub fn new(clock: SharedClock) -> Self {
-        Self { events: None, stores: None, clock }
+        Self { events: None, workload: None, stores: None, clock }
     }
 }
 
@@ -107,7 +107,7 @@ pub struct Recommendation {
     settings: Settings,
     listener: TcpListener,
     addr: SocketAddr,
-    registry: RegistryClient,
+    joined: Joined,
     events: Events,
     consumers: Vec<QueueConsumer>,
     ingest: Ingest,
@@ -129,10 +129,6 @@ impl Recommendation {
         dependencies: Dependencies,
     ) -> BoxFuture<'static, anyhow::Result<Self>> {
         Box::pin(async move {
-            let secret = settings.mesh.access.registration_secret.expose();
-            let http = http_client::client(None)?;
-            let registry = RegistryClient::new(http, &settings.mesh.access.registry_url, secret)
-                .context("--registry-url")?;
             let events = match (dependencies.events, settings.broker()) {
                 (Some(subscriber), _) => Events::InProcess(subscriber),
                 (None, Some(broker)) => Events::Broker(Box::new(broker)),
@@ -162,11 +158,18 @@ impl Recommendation {
             });
             let listener = bind(settings.listen).await?;
             let addr = listener.local_addr()?;
+            let access = &settings.mesh.access;
+            let id = settings.mesh.instance_id_or_new(SERVICE);
+            let joining = Joining::new(access.registry(), (SERVICE, &id));
+            let joined = joining
+                .join(dependencies.workload)
+                .await
+                .context("cannot join the mesh of --registry-url")?;
             Ok(Self {
                 settings,
                 listener,
                 addr,
-                registry,
+                joined,
                 events,
                 consumers: consumers::all(&ingest, ages, max_ahead, &guards, &of_consumers),
                 ingest,
@@ -207,14 +210,16 @@ impl Recommendation {
         let tasks = Tasks::new(end.clone()).of_service(service).or_stop(stop.clone());
         let metrics = self.metrics.clone();
         let health = Health::new();
+        let own = self.joined.workload.clone();
+        watch_certificate(move || own.left(), (&health, &metrics));
 
-        let (directory, following) = Directory::follow(self.registry.clone(), end.token());
+        let (directory, following) = Directory::follow(self.joined.registry.clone(), end.token());
         tasks.spawn("registry follower", following);
         let (registry, token) = (health.register_optional("registry"), tasks.shutdown().token());
         let watching = background::watch_registry(directory.connected(), registry, token);
         tasks.spawn("registry watch", watching);
-        let secret = self.settings.mesh.access.registration_secret.clone();
-        let core = Arc::new(CoreClient::new(directory.clone(), IdentitySigner::new(&secret))?);
+        let tls = self.joined.workload.client_config(CORE)?;
+        let core = Arc::new(CoreClient::new(directory.clone(), tls)?);
         let (subscriber, bus) = self.start_bus(&tasks, &health);
         tasks.spawn(
             "store watcher",
@@ -236,36 +241,43 @@ impl Recommendation {
 
         let limits = HttpLimits::default();
         let router = observed_router(
-            (service.clone(), metrics),
+            (service.clone(), metrics.clone()),
             http::router(recommender, audit),
-            IdentityVerifier::new(&secret, SERVICE),
+            Admission::new(SERVICE, http::CALLERS),
             health.clone(),
             &limits,
         );
-        let instance = Instance::new(
+        let mut instance = Instance::new(
             SERVICE,
-            self.settings.mesh.instance_id_or_new(SERVICE),
+            &*self.joined.workload.name().instance,
             self.settings.mesh.advertised(self.addr),
         );
+        instance.metadata.extend(self.settings.mesh.metadata());
         let heartbeat = Duration::from_millis(self.settings.mesh.heartbeat_ms);
         let lease = Duration::from_millis(self.settings.mesh.lease_ms);
-        let registry = self.registry.clone();
+        let registry = self.joined.registry.clone();
         let drain_timeout = Duration::from_millis(self.settings.drain_timeout_ms);
         tracing::info!(addr = %self.addr, id = instance.id, "recommendation listening");
-        let serving = serve(self.listener, router, &limits, end.clone(), drain_timeout);
+        let workload = &self.joined.workload;
+        let mesh = &workload.name().mesh;
+        let listener = Listener::with_tls(self.listener, workload.server_config(), mesh);
+        // Requests are served until every gateway knows that the instance leaves.
+        let drain = Shutdown::new();
+        let serving = serve(listener, router, &limits, drain.clone(), drain_timeout);
         let membership = async {
-            tokio::select! {
+            let departing = tokio::select! {
                 () = readiness::reached(&health) => {
                     let registration =
                         Registration::start(registry, instance, heartbeat, lease, end.token());
                     stop.begun().await;
-                    registration.leave().await;
+                    Some(registration.depart().await)
                 }
-                () = stop.begun() => {}
-            }
-            end.begin();
+                () = stop.begun() => None,
+            };
+            drain.begin();
+            departing
         };
-        let (served, ()) = tokio::join!(
+        let (served, departing) = tokio::join!(
             async {
                 let served = serving.await;
                 // A listener that fails ends the rest as well.
@@ -274,6 +286,10 @@ impl Recommendation {
             },
             membership
         );
+        if let Some(departing) = departing {
+            departing.finish(metrics.http().totals()).await;
+        }
+        end.begin();
         let finished = tasks.finish(Duration::from_millis(TASKS_TIMEOUT_MS)).await;
         if let Some(bus) = bus {
             let limit = Duration::from_millis(GOODBYE_MS);

@@ -13,9 +13,17 @@ use crate::store::mongodb::MongodbUrl;
 /// The first byte of a TLS handshake.
 pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
 
-/// The test bed's Redis.
+/// The test bed's Redis for the service's user.
 pub(crate) fn redis() -> RedisUrl {
-    server("TOURIN_REDIS_URL")
+    server("TOURIN_REDIS_RECOMMENDATION_URL")
+}
+
+/// The same database for a user with all rights.
+pub(crate) fn redis_with_all_rights() -> RedisUrl {
+    let (service, all): (RedisUrl, RedisUrl) = (redis(), server("TOURIN_REDIS_URL"));
+    let (_, database) = service.expose().rsplit_once('/').expect("it names a database");
+    let (place, _) = all.expose().rsplit_once('/').expect("it names a database");
+    format!("{place}/{database}").parse().expect("the URL of such a server")
 }
 
 /// The test bed's MongoDB.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,12 +12,18 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::instance::Instance;
-use crate::wire::{AckRequest, Departure, MAX_WAIT_MS, RegisterRequest, Registered, Snapshot};
+use crate::wire::{
+    AckRequest, CertificateRequest, Departure, IssuedCertificate, IssuedJoinToken,
+    JoinTokenRequest, LeaseReport, LeaveRequest, MAX_WAIT_MS, OverrideRequest, RegisterRequest,
+    Registered, ScaleReport, Snapshot,
+};
 
 /// Longest time of a call (milliseconds), besides the wait that it asks for.
 const REQUEST_TIMEOUT_MS: u64 = 2_000;
 /// Largest response that is read (bytes): 5,000 instances with all the metadata that is allowed.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+/// Stands for the registry's URL until one is chosen.
+const NO_BASE: &str = "https://registry.invalid";
 const MAX_MESSAGE_CHARS: usize = 200;
 
 /// The address of the registry is not usable.
@@ -33,20 +40,23 @@ pub enum ClientError {
     /// No response: not reachable, too slow, or cut off.
     #[error("the registry cannot be reached: {0}")]
     Unreachable(String),
-    /// The registration secret is not the registry's.
-    #[error("the registry does not accept the registration secret")]
-    Unauthorized,
+    /// The registry does not accept the join token, or there is no certificate.
+    #[error("the registry does not know this caller: {0}")]
+    Unauthorized(String),
     /// The registry does not know the instance or watcher.
     #[error("the registry does not know it")]
     Unknown,
-    /// A live instance with another address holds the id.
-    #[error("the instance id is held by another live instance: {0}")]
+    /// The request is in conflict with what the registry holds, such as an id that another live instance
+    /// has.
+    #[error("the registry refused: {0}")]
     Conflict(String),
     /// Any other refusal.
-    #[error("the registry refused with {status}: {message}")]
+    #[error("the registry refused with {status} {code}: {message}")]
     Refused {
         /// The status code.
         status: u16,
+        /// The kind of refusal, such as one of [`crate::wire::codes`].
+        code: String,
         /// What the registry said.
         message: String,
     },
@@ -55,56 +65,85 @@ pub enum ClientError {
     Malformed(String),
 }
 
-/// A client of one registry. Cheap to clone; clones share connections.
-///
-/// ```
-/// use tourin_registry_api::RegistryClient;
-///
-/// let http = reqwest::Client::new();
-/// let secret = "a-secret-of-the-mesh";
-/// // Opens no connection yet.
-/// assert!(RegistryClient::new(http.clone(), "http://127.0.0.1:8500", secret).is_ok());
-/// let error = RegistryClient::new(http, "https://registry.example", secret).unwrap_err();
-/// assert!(error.to_string().contains("it must be http://host:port"));
-/// ```
+/// A client of one registry, or of several that share their state. It calls the one that answered last, and
+/// the next one when that is not there. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub struct RegistryClient {
     http: Client,
-    base: Arc<str>,
-    bearer: Arc<str>,
+    bases: Arc<[String]>,
+    /// The index of the one that is called.
+    current: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for RegistryClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryClient").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("RegistryClient").field("bases", &self.bases).finish_non_exhaustive()
     }
 }
 
 impl RegistryClient {
-    /// A client of the registry at `base_url` (`http://host:port`). It sends the registration
-    /// `secret` with every call, also with calls that need none: the registry has separate, larger
-    /// limits for authenticated clients. Opens no connection.
+    /// A client of the registry at `base_urls` (`https://host:port`), or of several with commas between them.
+    /// Opens no connection.
     ///
-    /// `http` bounds the time to connect and ignores the environment's proxies, because traffic of the
-    /// mesh stays in the mesh. It has no total time-out, which would end a watch: each other call sets
-    /// its own.
+    /// `http` shows the caller's certificate and verifies the registry's: it has the
+    /// [`client_config`](crate::Workload::client_config) of a workload. It bounds the time to connect and
+    /// ignores the environment's proxies, because traffic of the mesh stays in the mesh. It has no total
+    /// time-out, which would end a watch: each other call sets its own.
     ///
     /// # Errors
-    /// [`InvalidRegistryUrl`] when `base_url` is not an `http://` URL with a host.
-    pub fn new(http: Client, base_url: &str, secret: &str) -> Result<Self, InvalidRegistryUrl> {
-        let invalid = |reason: String| InvalidRegistryUrl { url: base_url.to_owned(), reason };
-        let url = reqwest::Url::parse(base_url).map_err(|e| invalid(e.to_string()))?;
-        if url.scheme() != "http" || !url.has_host() {
-            return Err(invalid("it must be http://host:port".to_owned()));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(invalid("it must not have a query or a fragment".to_owned()));
-        }
-        Ok(Self {
-            http,
-            base: url.as_str().trim_end_matches('/').into(),
-            bearer: format!("Bearer {secret}").into(),
-        })
+    /// [`InvalidRegistryUrl`] when one is not an `https://` URL with a host.
+    pub fn new(http: Client, base_urls: &str) -> Result<Self, InvalidRegistryUrl> {
+        let bases = base_urls.split(',').map(str::trim).map(base).collect::<Result<_, _>>()?;
+        Ok(Self { http, bases, current: Arc::default() })
+    }
+
+    /// The URL of the registry that is called.
+    pub fn url(&self) -> &str {
+        &self.bases[self.current.load(Ordering::Relaxed) % self.bases.len()]
+    }
+
+    /// A new certificate for the peer that asks.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn certificate(
+        &self,
+        request: &CertificateRequest,
+    ) -> Result<IssuedCertificate, ClientError> {
+        let call = self.write(Method::POST, "/v1/certificates").json(request);
+        decode(self.send(call).await?).await
+    }
+
+    /// A first certificate, by a join token.
+    ///
+    /// # Errors
+    /// [`ClientError::Unauthorized`] when the registry does not accept the token.
+    pub(crate) async fn first_certificate(
+        &self,
+        request: &CertificateRequest,
+        token: &str,
+    ) -> Result<IssuedCertificate, ClientError> {
+        let call = self.write(Method::POST, "/v1/certificates").bearer_auth(token).json(request);
+        decode(self.send(call).await?).await
+    }
+
+    /// A join token. For operators.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn join_token(&self, request: &JoinTokenRequest) -> Result<String, ClientError> {
+        let call = self.write(Method::POST, "/v1/join-tokens").json(request);
+        let issued: IssuedJoinToken = decode(self.send(call).await?).await?;
+        Ok(issued.token)
+    }
+
+    /// Begins to replace the mesh's root. For operators.
+    ///
+    /// # Errors
+    /// [`ClientError::Conflict`] when it is being replaced already, or is not the registry's own.
+    pub async fn rotate_root(&self) -> Result<(), ClientError> {
+        self.send(self.write(Method::POST, "/v1/root/rotation")).await?;
+        Ok(())
     }
 
     /// Registers `instance`, or renews its lease if nothing about it has changed.
@@ -165,12 +204,75 @@ impl RegistryClient {
         self.depart(Method::DELETE, &instance_path(service, id), wait).await
     }
 
+    /// Removes an instance that has drained, with what it reports of its work.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when the registry does not know it.
+    pub async fn leave(
+        &self,
+        service: &str,
+        id: &str,
+        report: &LeaveRequest,
+    ) -> Result<Departure, ClientError> {
+        let path = format!("{}/leave", instance_path(service, id));
+        decode(self.send(self.write(Method::POST, &path).json(report)).await?).await
+    }
+
+    /// Takes an instance out of service or back, or sets its weight, and waits up to `wait` (at most
+    /// [`MAX_WAIT_MS`]) until every live watcher has acknowledged that. For operators.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when the registry does not know it.
+    pub async fn set_override(
+        &self,
+        (service, id): (&str, &str),
+        request: &OverrideRequest,
+        wait: Duration,
+    ) -> Result<Departure, ClientError> {
+        let path = format!("/v1/overrides/{service}/{id}");
+        let call = self.waiting(Method::PUT, &path, wait).json(request);
+        decode(self.send(call).await?).await
+    }
+
+    /// Removes the instances of a service that are kept without a lease. For operators.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when the service is not protected.
+    pub async fn end_protection(&self, service: &str) -> Result<(), ClientError> {
+        self.send(self.write(Method::DELETE, &format!("/v1/protection/{service}"))).await?;
+        Ok(())
+    }
+
+    /// The leases of one service or of all. For operators.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn leases(&self, service: Option<&str>) -> Result<LeaseReport, ClientError> {
+        self.of_service("/v1/leases", service).await
+    }
+
+    /// The latest departures of one service or of all. For operators.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn scale_report(&self, service: Option<&str>) -> Result<ScaleReport, ClientError> {
+        self.of_service("/v1/departures", service).await
+    }
+
     /// The instances of one service or of all.
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn list(&self, service: Option<&str>) -> Result<Snapshot, ClientError> {
-        let mut request = self.read("/v1/instances");
+        self.of_service("/v1/instances", service).await
+    }
+
+    async fn of_service<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        service: Option<&str>,
+    ) -> Result<T, ClientError> {
+        let mut request = self.read(path);
         if let Some(service) = service {
             request = request.query(&[("service", service)]);
         }
@@ -187,8 +289,14 @@ impl RegistryClient {
         Ok(())
     }
 
-    /// Opens the watch. The response's body has no end and no total time-out.
-    pub(crate) async fn watch(
+    /// Opens the watch from a version of an epoch (0: unknown), as server-sent events: a
+    /// [`SNAPSHOT_EVENT`](crate::wire::SNAPSHOT_EVENT) unless it can resume, then every
+    /// [`CHANGE_EVENT`](crate::wire::CHANGE_EVENT). The response's body has no end and no total time-out.
+    /// [`crate::Directory`] does all that for who wants the instances.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn watch(
         &self,
         from: u64,
         epoch: u64,
@@ -211,12 +319,15 @@ impl RegistryClient {
         path: &str,
         wait: Duration,
     ) -> Result<Departure, ClientError> {
+        decode(self.send(self.waiting(method, path, wait)).await?).await
+    }
+
+    /// A call that waits for acknowledgements.
+    fn waiting(&self, method: Method, path: &str, wait: Duration) -> RequestBuilder {
         let wait = wait.min(Duration::from_millis(MAX_WAIT_MS));
-        let request = self
-            .write(method, path)
+        self.write(method, path)
             .query(&[("wait_ms", u64::try_from(wait.as_millis()).unwrap_or(MAX_WAIT_MS))])
-            .timeout(wait + Duration::from_millis(REQUEST_TIMEOUT_MS));
-        decode(self.send(request).await?).await
+            .timeout(wait + Duration::from_millis(REQUEST_TIMEOUT_MS))
     }
 
     fn write(&self, method: Method, path: &str) -> RequestBuilder {
@@ -228,25 +339,67 @@ impl RegistryClient {
     }
 
     fn call(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http
-            .request(method, format!("{}{path}", self.base))
-            .header(reqwest::header::AUTHORIZATION, &*self.bearer)
+        self.http.request(method, format!("{NO_BASE}{path}"))
     }
 
+    /// Sends a request to the registry that answered last. The next one is asked at once if that is not there
+    /// (no connection) or cannot serve (503): the request has had no effect. After another failure the next
+    /// call asks the next one.
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|e| unreachable_because(&e))?;
+        let request = request.build().map_err(|e| unreachable_because(&e))?;
+        let mut asked = 1;
+        let response = loop {
+            let current = self.current.load(Ordering::Relaxed);
+            let attempt = at(&request, &self.bases[current % self.bases.len()]);
+            let attempted = match attempt {
+                Some(attempt) => self.http.execute(attempt).await,
+                None => {
+                    return Err(ClientError::Unreachable("the request is not usable".to_owned()));
+                }
+            };
+            let (is_there, is_unused) = match &attempted {
+                Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                    (false, true)
+                }
+                Ok(_) => (true, false),
+                Err(error) => (false, error.is_connect()),
+            };
+            if !is_there {
+                // Of several callers that find it gone, one moves on.
+                let next = current.wrapping_add(1);
+                self.current
+                    .compare_exchange(current, next, Ordering::Relaxed, Ordering::Relaxed)
+                    .ok();
+            }
+            if !is_unused || asked >= self.bases.len() {
+                break attempted.map_err(|e| unreachable_because(&e))?;
+            }
+            asked += 1;
+        };
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let message = error_message(response).await;
+        let Refusal { error: code, message } = refusal(response).await;
         Err(match status {
-            StatusCode::UNAUTHORIZED => ClientError::Unauthorized,
+            StatusCode::UNAUTHORIZED => ClientError::Unauthorized(message),
             StatusCode::NOT_FOUND => ClientError::Unknown,
             StatusCode::CONFLICT => ClientError::Conflict(message),
-            other => ClientError::Refused { status: other.as_u16(), message },
+            other => ClientError::Refused { status: other.as_u16(), code, message },
         })
     }
+}
+
+fn base(base_url: &str) -> Result<String, InvalidRegistryUrl> {
+    let invalid = |reason: String| InvalidRegistryUrl { url: base_url.to_owned(), reason };
+    let url = reqwest::Url::parse(base_url).map_err(|e| invalid(e.to_string()))?;
+    if url.scheme() != "https" || !url.has_host() {
+        return Err(invalid("it must be https://host:port".to_owned()));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(invalid("it must not have a query or a fragment".to_owned()));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 fn instance_path(service: &str, id: &str) -> String {
@@ -254,21 +407,34 @@ fn instance_path(service: &str, id: &str) -> String {
     format!("/v1/instances/{service}/{id}")
 }
 
+/// The request, to the registry at `base`.
+fn at(request: &reqwest::Request, base: &str) -> Option<reqwest::Request> {
+    let suffix = request.url().as_str().strip_prefix(NO_BASE)?;
+    let mut attempt = request.try_clone()?;
+    *attempt.url_mut() = reqwest::Url::parse(&format!("{base}{suffix}")).ok()?;
+    Some(attempt)
+}
+
 async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, ClientError> {
     let body = bounded_body(response).await?;
     serde_json::from_slice(&body).map_err(|e| ClientError::Malformed(e.to_string()))
 }
 
-async fn error_message(response: Response) -> String {
-    #[derive(Deserialize)]
-    struct Body {
-        message: String,
-    }
-    let said = match bounded_body(response).await {
-        Ok(body) => serde_json::from_slice::<Body>(&body).map(|b| b.message).unwrap_or_default(),
-        Err(_) => String::new(),
+/// The body of a refusal.
+#[derive(Default, Deserialize)]
+struct Refusal {
+    error: String,
+    message: String,
+}
+
+async fn refusal(response: Response) -> Refusal {
+    let said: Refusal = match bounded_body(response).await {
+        Ok(body) => serde_json::from_slice(&body).unwrap_or_default(),
+        Err(_) => Refusal::default(),
     };
-    said.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect()
+    let shown =
+        |text: String| text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect();
+    Refusal { error: shown(said.error), message: shown(said.message) }
 }
 
 async fn bounded_body(response: Response) -> Result<Bytes, ClientError> {
@@ -288,4 +454,26 @@ fn unreachable_because(error: &reqwest::Error) -> ClientError {
         cause = inner;
     }
     ClientError::Unreachable(cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_several_registries_is_called() {
+        // Which fails if it is installed already.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let new = |urls: &str| RegistryClient::new(Client::new(), urls);
+        let client = new("https://one:8500, https://two:8500/mesh/").unwrap();
+        assert_eq!(client.url(), "https://one:8500");
+        client.current.store(1, Ordering::Relaxed);
+        assert_eq!(client.url(), "https://two:8500/mesh");
+        let request = client.read("/v1/watch").query(&[("from", 7)]).build().unwrap();
+        let sent = at(&request, client.url()).unwrap();
+        assert_eq!(sent.url().as_str(), "https://two:8500/mesh/v1/watch?from=7");
+        for wrong in ["https://one:8500,", "https://one:8500,http://two:8500", ","] {
+            assert!(new(wrong).is_err(), "{wrong}");
+        }
+    }
 }

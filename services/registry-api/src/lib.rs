@@ -1,5 +1,6 @@
 //! Wire types and client of Tourin's registry.
 //!
+//! - [`Workload`] is an instance's key and certificate, by which it and its peers know each other.
 //! - [`Registration`] keeps an instance registered: it registers, renews, registers again, leaves.
 //! - [`Directory`] finds instances: it follows every change and keeps the last known state.
 //! - [`RegistryClient`] makes single calls, for tools.
@@ -20,9 +21,16 @@ mod instance;
 mod membership;
 mod registration;
 pub mod sse;
+mod workload;
 
 pub use client::{ClientError, InvalidRegistryUrl, RegistryClient};
 pub use directory::{Directory, DirectorySettings, UNREACHABLE};
-pub use instance::{Instance, Status};
-pub use registration::{Registration, RegistrationState};
+pub use instance::{
+    ADMIN_ADDRESS, DEFAULT_WEIGHT, Instance, MAX_WEIGHT, Status, VERSION, WEIGHT, ZONE,
+};
+pub use registration::{Departing, Registration, RegistrationState};
 pub use wire::{Change, ChangeKind, Departure, DownReason, Registered, Snapshot};
+pub use workload::{
+    HttpSetup, InvalidIdentity, JoinError, Joined, Joining, REGISTRY, RegistryAccess, TokenSource,
+    Workload, WorkloadKey, WorkloadName, root_hash,
+};

@@ -10,6 +10,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::instance::{MAX_WEIGHT, WEIGHT};
+
 /// Longest service name (bytes).
 pub const MAX_SERVICE_NAME_BYTES: usize = 63;
 /// Longest instance or watcher id (bytes).
@@ -26,6 +28,8 @@ pub const MAX_METADATA_BYTES: usize = 4_096;
 pub const MIN_LEASE_MS: u64 = 200;
 /// Longest lease (milliseconds): a killed instance stays listed for that long.
 pub const MAX_LEASE_MS: u64 = 300_000;
+/// Longest life of a join token (seconds): a year.
+pub const MAX_JOIN_TOKEN_TTL_S: u64 = 365 * 24 * 60 * 60;
 
 /// A value that the registry does not accept; the message says which and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +67,7 @@ pub fn instance_id(id: &str) -> Result<(), InvalidValue> {
 
 /// Metadata: at most [`MAX_METADATA_PAIRS`] pairs, names spelt like ids and at most
 /// [`MAX_METADATA_NAME_BYTES`] long, values without control characters and at most
-/// [`MAX_METADATA_VALUE_BYTES`] long, [`MAX_METADATA_BYTES`] in all.
+/// [`MAX_METADATA_VALUE_BYTES`] long, [`MAX_METADATA_BYTES`] in all; a [`WEIGHT`] is a number.
 ///
 /// # Errors
 /// [`InvalidValue`] when it is not so.
@@ -88,7 +92,19 @@ pub fn metadata(pairs: &BTreeMap<String, String>) -> Result<(), InvalidValue> {
             )));
         }
     }
-    Ok(())
+    let given = pairs.get(WEIGHT).map(|given| given.parse().unwrap_or(u32::MAX));
+    given.map_or(Ok(()), weight)
+}
+
+/// An instance's weight: 0 to [`MAX_WEIGHT`].
+///
+/// # Errors
+/// [`InvalidValue`] when it is not in the range.
+pub fn weight(weight: u32) -> Result<(), InvalidValue> {
+    if weight <= MAX_WEIGHT {
+        return Ok(());
+    }
+    Err(InvalidValue(format!("{WEIGHT} is a whole number from 0 to {MAX_WEIGHT}")))
 }
 
 /// A lease's length in milliseconds: [`MIN_LEASE_MS`] to [`MAX_LEASE_MS`].
@@ -130,6 +146,10 @@ mod tests {
     fn metadata_is_bounded() {
         let one = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
         assert_eq!(metadata(&one("zone", "서울")), Ok(()));
+        assert_eq!(metadata(&one("weight", "250")), Ok(()));
+        for wrong in ["1001", "-1", "heavy", "1.5", ""] {
+            assert!(metadata(&one("weight", wrong)).is_err(), "{wrong:?}");
+        }
         assert!(metadata(&one("", "x")).is_err());
         assert!(metadata(&one("a b", "x")).is_err());
         assert!(metadata(&one("a", "x\r\ny")).is_err());

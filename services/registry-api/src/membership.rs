@@ -104,6 +104,7 @@ impl Membership {
         match change.kind {
             ChangeKind::Up => instance.status = Status::Up,
             ChangeKind::Draining => instance.status = Status::Draining,
+            ChangeKind::OutOfService => instance.status = Status::OutOfService,
             ChangeKind::Down { .. } => {
                 self.instances.remove(&key);
                 return Ok(());
@@ -139,7 +140,8 @@ mod tests {
     }
 
     fn snapshot(epoch: u64, version: u64, ids: &[&str]) -> Snapshot {
-        Snapshot { epoch, version, instances: ids.iter().map(|id| instance(id)).collect() }
+        let instances = ids.iter().map(|id| instance(id)).collect();
+        Snapshot { epoch, version, instances, protected: Vec::new() }
     }
 
     fn change(version: u64, kind: ChangeKind, id: &str) -> Change {

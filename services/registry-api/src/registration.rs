@@ -11,10 +11,15 @@ use tracing::{debug, info, warn};
 use crate::backoff::Backoff;
 use crate::client::{ClientError, RegistryClient};
 use crate::instance::{Instance, Status};
+use crate::wire::{Departure, LeaveRequest};
 
 /// Longest time of [`Registration::leave`] and [`Registration::drain`] (milliseconds).
 const LEAVE_TIMEOUT_MS: u64 = 2_000;
-/// Part of that which is left for the network (milliseconds).
+/// Longest time of [`Departing::finish`] (milliseconds), which waits for nobody; and when the registry did
+/// not answer before.
+const FINISH_TIMEOUT_MS: u64 = 1_000;
+const FINISH_UNHEARD_MS: u64 = 300;
+/// Part of [`LEAVE_TIMEOUT_MS`] which is left for the network (milliseconds).
 const ROUND_TRIP_MS: u64 = 200;
 
 /// The state of a [`Registration`].
@@ -43,8 +48,8 @@ pub enum RegistrationState {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// // Nothing listens there: the registration keeps trying.
-/// let (http, secret) = (reqwest::Client::new(), "a-secret-of-the-mesh");
-/// let client = RegistryClient::new(http, "http://127.0.0.1:1", secret).unwrap();
+/// # rustls::crypto::ring::default_provider().install_default().unwrap();
+/// let client = RegistryClient::new(reqwest::Client::new(), "https://127.0.0.1:1").unwrap();
 /// let instance = Instance::new("core", "core-1", "127.0.0.1:8081".parse().unwrap());
 /// let (heartbeat, lease) = (Duration::from_secs(1), Duration::from_secs(3));
 /// let stop = CancellationToken::new();
@@ -117,44 +122,127 @@ impl Registration {
     /// live watcher has acknowledged it; false after 2 s, or when the registry is unreachable (the
     /// next heartbeat says so).
     pub async fn drain(&self) -> bool {
-        self.status.send_replace(Status::Draining);
-        let limit = Duration::from_millis(LEAVE_TIMEOUT_MS);
-        let wait = limit - Duration::from_millis(ROUND_TRIP_MS);
-        let draining = self.client.drain(&self.service, &self.id, wait);
-        matches!(timeout(limit, draining).await, Ok(Ok(departure)) if departure.acknowledged)
+        self.receipt_of_drain().await.is_some_and(|receipt| receipt.acknowledged)
     }
 
-    /// Ends the heartbeats and deregisters. Keep serving until this returns: true once every live
-    /// watcher has acknowledged it; false after 2 s, or at once when the registry is unreachable.
+    async fn receipt_of_drain(&self) -> Option<Departure> {
+        self.status.send_replace(Status::Draining);
+        let drained = in_two_attempts(LEAVE_TIMEOUT_MS, |wait| {
+            self.client.drain(&self.service, &self.id, wait)
+        });
+        drained.await.inspect_err(|error| debug!(%error, "could not drain")).ok()
+    }
+
+    /// Begins to leave: announces that the instance takes no new requests, and returns once every live
+    /// watcher has acknowledged that, or after 2 s. Keep serving until then; then finish the requests in
+    /// flight, and say so by [`Departing::finish`]. The lease is renewed meanwhile.
+    pub async fn depart(self) -> Departing {
+        let began = Instant::now();
+        let receipt = self.receipt_of_drain().await;
+        match &receipt {
+            Some(Departure { acknowledged, watchers, .. }) => {
+                info!(service = self.service, id = self.id, acknowledged, watchers, "draining");
+            }
+            None => info!(service = self.service, id = self.id, "draining without the registry"),
+        }
+        Departing { registration: self, began, receipt }
+    }
+
+    /// Ends the heartbeats and deregisters, for an instance without requests in flight. Keep serving until
+    /// this returns: true once every live watcher has acknowledged it; false after 2 s, or at once when the
+    /// registry is unreachable.
     pub async fn leave(self) -> bool {
         let Self { client, service, id, heartbeats, stop, .. } = self;
-        drop(stop);
-        if heartbeats.await.is_err() {
-            warn!(service, id, "the heartbeats ended by a panic");
-        }
-        let end = Instant::now() + Duration::from_millis(LEAVE_TIMEOUT_MS);
-        // Two attempts: the first may meet a dead kept-alive connection.
-        for _ in 0..2 {
-            let left = end.saturating_duration_since(Instant::now());
-            let wait = left.saturating_sub(Duration::from_millis(ROUND_TRIP_MS));
-            match timeout_at(end, client.deregister(&service, &id, wait)).await {
-                Ok(Ok(departure)) => {
-                    info!(service, id, acknowledged = departure.acknowledged, "left the registry");
-                    return departure.acknowledged;
-                }
-                // Never registered, expired, or the registry has restarted: it is not listed.
-                Ok(Err(ClientError::Unknown)) => return true,
-                Ok(Err(ClientError::Unreachable(reason))) => debug!(reason, "could not leave"),
-                Ok(Err(error)) => {
-                    warn!(service, id, %error, "could not leave the registry");
-                    return false;
-                }
-                Err(_) => break,
+        stopped(heartbeats, stop, (&service, &id)).await;
+        let left =
+            in_two_attempts(LEAVE_TIMEOUT_MS, |wait| client.deregister(&service, &id, wait)).await;
+        match left {
+            Ok(departure) => {
+                info!(service, id, acknowledged = departure.acknowledged, "left the registry");
+                departure.acknowledged
             }
+            Err(error) => is_gone(&error, (&service, &id)),
         }
-        info!(service, id, "the registry is unreachable; the lease will expire");
-        false
     }
+}
+
+/// An instance that no watcher sends new requests to, and that has requests in flight. Dropping it lets
+/// its lease expire.
+#[derive(Debug)]
+pub struct Departing {
+    registration: Registration,
+    began: Instant,
+    receipt: Option<Departure>,
+}
+
+impl Departing {
+    /// Whether every live watcher has acknowledged that the instance drains.
+    pub fn is_acknowledged(&self) -> bool {
+        self.receipt.as_ref().is_some_and(|receipt| receipt.acknowledged)
+    }
+
+    /// The last request is answered: deregisters, with the numbers of requests that were `served` and of
+    /// those among them that were answered with an error of the server. False after 1 s, or at once when
+    /// the registry is unreachable: the lease expires then.
+    pub async fn finish(self, (served, errors): (u64, u64)) -> bool {
+        let Self { registration, began, receipt } = self;
+        let Registration { client, service, id, heartbeats, stop, .. } = registration;
+        stopped(heartbeats, stop, (&service, &id)).await;
+        let drain_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let limit = if receipt.is_some() { FINISH_TIMEOUT_MS } else { FINISH_UNHEARD_MS };
+        let report = LeaveRequest { served, errors, drain_ms, receipt };
+        match in_two_attempts(limit, |_| client.leave(&service, &id, &report)).await {
+            Ok(_) => {
+                info!(service, id, served, errors, drain_ms, "left the registry");
+                true
+            }
+            Err(error) => is_gone(&error, (&service, &id)),
+        }
+    }
+}
+
+/// Ends the heartbeats, so that none registers the instance again.
+async fn stopped(heartbeats: JoinHandle<()>, stop: DropGuard, (service, id): (&str, &str)) {
+    drop(stop);
+    if heartbeats.await.is_err() {
+        warn!(service, id, "the heartbeats ended by a panic");
+    }
+}
+
+/// Makes a call within a time, of which it may wait for acknowledgements for almost all. The first of two
+/// attempts may meet a dead kept-alive connection.
+async fn in_two_attempts<F>(
+    limit_ms: u64,
+    call: impl Fn(Duration) -> F,
+) -> Result<Departure, ClientError>
+where
+    F: Future<Output = Result<Departure, ClientError>>,
+{
+    let end = Instant::now() + Duration::from_millis(limit_ms);
+    let mut last = ClientError::Unreachable("no response in time".to_owned());
+    for _ in 0..2 {
+        let left = end.saturating_duration_since(Instant::now());
+        let wait = left.saturating_sub(Duration::from_millis(ROUND_TRIP_MS));
+        match timeout_at(end, call(wait)).await {
+            Ok(Err(error @ ClientError::Unreachable(_))) => last = error,
+            Ok(answered) => return answered,
+            Err(_) => break,
+        }
+    }
+    Err(last)
+}
+
+/// Whether an instance is not listed although it could not leave.
+fn is_gone(error: &ClientError, (service, id): (&str, &str)) -> bool {
+    match error {
+        // Never registered, expired, or the registry has restarted.
+        ClientError::Unknown => return true,
+        ClientError::Unreachable(reason) => {
+            info!(service, id, reason, "the registry is unreachable; the lease will expire");
+        }
+        error => warn!(service, id, %error, "could not leave the registry"),
+    }
+    false
 }
 
 struct Heartbeats {

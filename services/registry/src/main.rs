@@ -8,7 +8,7 @@ use tourin_chassis::process;
 use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_registry::{Registry, Settings};
 
-/// Tourin's registry: service discovery with leases and watches
+/// Tourin's registry: service discovery with leases and watches, and the mesh's certificates
 #[derive(Debug, Parser)]
 #[command(name = "registry", version)]
 struct Cli {

@@ -11,6 +11,9 @@ use tourin_chassis::telemetry::memory::MemoryStore;
 use tourin_chassis::telemetry::{self, TelemetrySettings};
 
 use crate::audit::{self, AuditSettings};
+use crate::authority::{self, JoinTokenSettings, RotateRootSettings};
+use crate::certificate::{self, CertificateSettings};
+use crate::ctl::{self, CtlCommand};
 use crate::demo_traffic::{self, DemoTrafficSettings};
 use crate::events::{self, EventsCommand};
 use crate::import::{self, ImportSettings};
@@ -46,6 +49,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Events(run) => events::run(&run.settings).await,
         Command::LogLevel(run) => log_level::run(&run.settings).await,
+        Command::Ctl(run) => ctl::run(&run.settings, &stop).await,
+        Command::JoinToken(run) => authority::join_token(&run.settings).await,
+        Command::RotateRoot(run) => authority::rotate_root(&run.settings).await,
+        Command::Certificate(run) => certificate::run(&run.settings).await,
     };
     telemetry::flush(process::LAST_SPANS).await;
     ended
@@ -78,6 +85,15 @@ pub enum Command {
     Events(Box<Run<EventsCommand>>),
     /// Show or change what a running service logs
     LogLevel(Run<LogLevelSettings>),
+    /// See the instances in the registry, drain and enable them, weigh them, and report on scaling
+    Ctl(Run<CtlCommand>),
+    /// Make a join token, by which instances of a service get their first certificate
+    JoinToken(Run<JoinTokenSettings>),
+    /// Replace the root of the mesh's certificates, while everything runs
+    RotateRoot(Run<RotateRootSettings>),
+    /// Write an operator's certificate to files, for a Prometheus on another machine; run it again before
+    /// the certificate ends
+    Certificate(Run<CertificateSettings>),
 }
 
 /// A command's settings, with those that all commands have. Most commands make no traces and have log
@@ -105,6 +121,10 @@ impl Command {
             Self::Audit(run) => &run.telemetry,
             Self::Events(run) => &run.telemetry,
             Self::LogLevel(run) => &run.telemetry,
+            Self::Ctl(run) => &run.telemetry,
+            Self::JoinToken(run) => &run.telemetry,
+            Self::RotateRoot(run) => &run.telemetry,
+            Self::Certificate(run) => &run.telemetry,
         };
         log.into()
     }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use tempfile::{NamedTempFile, TempDir};
-use tourin_chassis::secret::Secret;
 
 /// The file with the access to the mesh that runs on the data.
 pub const MESH_FILE: &str = "mesh.toml";
@@ -73,39 +72,6 @@ impl DataDir {
         &self.path
     }
 
-    /// The secret of the mesh on this data, made at the first call. It is kept because visitors'
-    /// pseudonyms are derived from it.
-    ///
-    /// # Errors
-    /// When it cannot be read or written.
-    pub fn secret(&self) -> anyhow::Result<Secret> {
-        let path = self.path.join("mesh-secret");
-        let shown = path.display();
-        match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().map_err(|error| anyhow::anyhow!("{shown}: {error}")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let secret = Secret::random();
-                let draft = self.draft(secret.expose())?;
-                draft.persist_noclobber(&path).with_context(|| format!("cannot write {shown}"))?;
-                Ok(secret)
-            }
-            Err(error) => Err(error).with_context(|| format!("cannot read {shown}")),
-        }
-    }
-
-    /// Writes the access to the mesh on this data into a file for the `--config` of other commands.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn describe_mesh(&self, registry_url: &str, secret: &Secret) -> anyhow::Result<()> {
-        // Neither has quotes in it: an address, and random letters and digits.
-        let secret = secret.expose();
-        self.write(
-            MESH_FILE,
-            &format!("registry-url = \"{registry_url}\"\nregistration-secret = \"{secret}\"\n"),
-        )
-    }
-
     /// Whether it is removed with the process.
     pub(crate) fn is_temporary(&self) -> bool {
         self._temporary.is_some()
@@ -118,22 +84,21 @@ impl DataDir {
 
     /// Writes or replaces a file in the folder.
     pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let path = self.path.join(name);
-        let draft = self.draft(text)?;
-        draft.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(())
+        write_private(&self.path, name, text)
     }
+}
 
-    /// A temporary file that replaces another one atomically: half a secret would stop every later start.
-    /// Its mode is 0600.
-    fn draft(&self, text: &str) -> anyhow::Result<NamedTempFile> {
-        let written = NamedTempFile::new_in(&self.path).and_then(|mut draft| {
-            draft.write_all(text.as_bytes())?;
-            draft.as_file().sync_all()?;
-            Ok(draft)
-        });
-        written.with_context(|| format!("cannot write to {}", self.path.display()))
-    }
+/// Writes or replaces a file in a folder, atomically. Its mode is 0600.
+pub(crate) fn write_private(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    let written = || -> std::io::Result<()> {
+        let mut draft = NamedTempFile::new_in(folder)?;
+        draft.write_all(text.as_bytes())?;
+        draft.as_file().sync_all()?;
+        draft.persist(&path)?;
+        Ok(())
+    };
+    written().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -141,16 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_held_by_one_and_keeps_its_secret() {
+    fn a_folder_is_held_by_one() {
         let parent = TempDir::new().unwrap();
         let path = parent.path().join("deep/er");
         let first = DataDir::open(&path).unwrap();
-        let secret = first.secret().unwrap();
         let refused = DataDir::open(&path).unwrap_err().to_string();
         assert!(refused.contains("another tourin"), "{refused}");
         drop(first);
-        let second = DataDir::open(&path).unwrap();
-        assert!(second.secret().unwrap().matches(secret.expose()));
+        DataDir::open(&path).unwrap();
     }
 
     #[test]

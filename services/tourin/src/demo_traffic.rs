@@ -41,7 +41,8 @@ pub struct DemoTrafficSettings {
     /// How many members browse at once
     #[arg(long, env = "TOURIN_DEMO_MEMBERS", value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub members: u16,
-    /// Visits per second, all members together; a visit is two or three requests
+    /// Visits per second, all members together; a visit is two or three requests. A gateway refuses more
+    /// than 3,000 visits a minute from one address
     #[arg(long, env = "TOURIN_DEMO_RATE", value_name = "PER_SECOND", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rate: u32,
     /// Seconds to run

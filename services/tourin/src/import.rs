@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tourin_chassis::clock::SystemClock;
-use tourin_chassis::config::MysqlSettings;
+use tourin_chassis::config::{MysqlSettings, PlaintextSettings};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_core::MysqlUrl;
 use tourin_core::app::import::{Format, Observer, Progress, Rejected, import, import_span};
@@ -37,6 +37,9 @@ pub struct ImportSettings {
     #[allow(missing_docs, reason = "its help is its field's")]
     #[command(flatten)]
     pub server: MysqlSettings<MysqlUrl>,
+    #[allow(missing_docs, reason = "its help is its field's")]
+    #[command(flatten)]
+    pub plaintext: PlaintextSettings,
 }
 
 /// Runs the import and prints its counts. Exit code 1 when rows were rejected.

@@ -4,13 +4,18 @@
 //! changes no logic or middleware: a request crosses the gateway and a service over loopback.
 
 pub mod audit;
+pub mod authority;
+pub mod certificate;
 pub mod cli;
+pub mod ctl;
 pub mod data_dir;
 pub mod demo_traffic;
 pub mod events;
 pub mod import;
+mod joined;
 pub mod log_level;
 pub mod mesh;
+mod mesh_file;
 pub mod operator;
 pub mod part_settings;
 mod parts;

@@ -8,16 +8,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 use tourin_chassis::config::MeshAccess;
 use tourin_chassis::http_client;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_gateway::admin::ADMIN_ADDRESS;
-use tourin_registry_api::{Instance, RegistryClient};
+use tourin_registry_api::{ADMIN_ADDRESS, Instance, Joined, REGISTRY};
+
+use crate::joined;
 
 const TIMEOUT_MS: u64 = 5_000;
 /// The longest response, in bytes: a filter, or the reason of a refusal.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
-/// The command line's name towards services.
-const OPERATOR: &str = "tourin";
-const REGISTRY: &str = "registry";
 
 /// The service and its log filter.
 #[derive(Debug, Clone, Args)]
@@ -43,11 +40,10 @@ pub struct LogLevelSettings {
 /// # Errors
 /// When the registry does not answer, or knows no such instance.
 pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
-    let targets = targets(settings).await?;
-    let signer = IdentitySigner::new(&settings.mesh.registration_secret);
-    let operator = Subject::Service { name: OPERATOR.to_owned() };
-    let identity = signer.sign(&operator, &settings.service);
-    let client = http_client::client(Duration::from_millis(TIMEOUT_MS))?;
+    let joined = joined::join(&settings.mesh).await?;
+    let targets = targets(settings, &joined).await?;
+    let tls = joined.workload.client_config(&settings.service)?;
+    let client = http_client::mesh_client(tls, Duration::from_millis(TIMEOUT_MS))?;
     let mut code = ExitCode::SUCCESS;
     for (id, base) in targets {
         let url = format!("{base}/internal/log-filter");
@@ -55,7 +51,6 @@ pub async fn run(settings: &LogLevelSettings) -> anyhow::Result<ExitCode> {
             Some(filter) => client.put(url).body(filter.clone()),
             None => client.get(url),
         };
-        let request = request.header(IDENTITY_HEADER, identity.clone());
         let line = match call(request).await {
             Ok(filter) => filter,
             Err(error) => {
@@ -78,17 +73,22 @@ async fn call(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
     bail!("{status}: {}", body["message"].as_str().unwrap_or("no reason given"))
 }
 
-async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, String)>> {
-    let base = settings.mesh.registry_url.trim_end_matches('/');
+async fn targets(
+    settings: &LogLevelSettings,
+    joined: &Joined,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let bases =
+        || settings.mesh.registry_url.split(',').map(|url| url.trim().trim_end_matches('/'));
     if settings.service == REGISTRY {
-        return Ok(vec![(REGISTRY.to_owned(), base.to_owned())]);
+        // Registries have no names of their own.
+        let named = |url: &str| {
+            let is_one = bases().count() == 1;
+            (if is_one { REGISTRY.to_owned() } else { url.to_owned() }, url.to_owned())
+        };
+        return Ok(bases().map(named).collect());
     }
-    let registry = RegistryClient::new(
-        http_client::client(None)?,
-        base,
-        settings.mesh.registration_secret.expose(),
-    )?;
-    let known = registry.list(Some(&settings.service)).await.context("the registry")?.instances;
+    let known =
+        joined.registry.list(Some(&settings.service)).await.context("the registry")?.instances;
     let wanted =
         |instance: &Instance| settings.instance.as_ref().is_none_or(|id| *id == instance.id);
     let targets: Vec<_> = known
@@ -97,6 +97,7 @@ async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, Str
         .map(|instance| (instance.id.clone(), operators_url(instance)))
         .collect();
     if targets.is_empty() {
+        let base = joined.registry.url();
         bail!("the registry at {base} knows no such instance of {}", settings.service);
     }
     Ok(targets)
@@ -105,7 +106,7 @@ async fn targets(settings: &LogLevelSettings) -> anyhow::Result<Vec<(String, Str
 /// The URL for internal calls: a gateway has a separate listener for operators.
 fn operators_url(instance: &Instance) -> String {
     match instance.metadata.get(ADMIN_ADDRESS) {
-        Some(admin) => format!("http://{admin}"),
+        Some(admin) => format!("https://{admin}"),
         None => instance.base_url(),
     }
 }

@@ -112,6 +112,7 @@ impl Mesh {
             gateway,
             registry,
             operator,
+            mesh_file,
             mut context,
         } = stateless;
         let mut mesh = Self {
@@ -123,7 +124,12 @@ impl Mesh {
             parts: vec![
                 Part::start(Role::Registry, |stop| registry.run_until_stopped(stop)),
                 Part::start(Role::Gateway, |stop| gateway.run_until_stopped(stop)),
-                Part::start(Role::Operator, |stop| operator.run_until_stopped(stop)),
+                Part::start(Role::Operator, |stop| async move {
+                    tokio::select! {
+                        ended = operator.run_until_stopped(stop) => ended,
+                        never = mesh_file.keep() => match never {},
+                    }
+                }),
             ],
             stop_timeout: stop_timeout(&settings),
         };
@@ -266,7 +272,7 @@ async fn first_ended(parts: &mut Vec<Part>) -> anyhow::Error {
 /// Whether a missing service is not run here, so that the start does not wait for it. Its calls are
 /// answered 503.
 fn is_external(missing: &str) -> bool {
-    !["core", "recommendation", "keys", "sessions", "gateway"].contains(&missing)
+    !["core", "recommendation", "keys", "sessions", "gateway", "certificate"].contains(&missing)
 }
 
 /// Whether the gateway's readiness report lacks nothing that is run here.

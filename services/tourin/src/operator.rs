@@ -15,26 +15,33 @@ use clap::builder::RangedU64ValueParser;
 use futures::future::join_all;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tourin_chassis::config::defaults;
-use tourin_chassis::http::{ApiError, HttpLimits, Message, bind, guard_operators, serve};
+use tourin_chassis::http::{
+    Admission, ApiError, Callers, HttpLimits, Listener, Message, THIS_MACHINE, admitted, bind,
+    guard_operators, serve,
+};
 use tourin_chassis::http_client;
+use tourin_chassis::metrics::Metrics;
+use tourin_chassis::peer::OPERATOR;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::TraceSettings;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::trace_viewer;
+use tourin_registry_api::Joined;
 
 /// Longest wait for a part's metrics or readiness, in milliseconds.
 const PART_TIMEOUT_MS: u64 = 2_000;
 /// Longest metrics or readiness of a part, in bytes.
 const MAX_RESPONSE_BYTES: usize = 8 << 20;
 const DRAIN_TIMEOUT_MS: u64 = 200;
+/// All pages are for processes and browsers of this machine, and for operators' certificates.
+const CALLERS: Callers = &[("/", &[OPERATOR, THIS_MACHINE])];
 
 /// Settings of the operators' listener, and of the traces in memory.
 #[derive(Debug, Clone, Args)]
 pub struct OperatorSettings {
-    /// Address on which traces, metrics and readiness are shown, without TLS or authentication; port 0
-    /// takes a free one, which the start prints
+    /// Address on which traces, metrics and readiness are shown: in plain HTTP to this machine, and to
+    /// others by TLS with an operator's certificate; port 0 takes a free one, which the start prints
     #[arg(
         long,
         env = "TOURIN_OPERATOR_LISTEN",
@@ -80,11 +87,12 @@ impl OperatorSettings {
 }
 
 /// The operators' listener, bound.
-#[derive(Debug)]
 pub(crate) struct Operator {
-    listener: TcpListener,
+    listener: Listener,
     pub addr: SocketAddr,
     router: Router,
+    /// Renews the certificate.
+    _joined: Joined,
 }
 
 /// The addresses of the built parts for `/metrics` and `/readyz`.
@@ -123,7 +131,7 @@ impl Operator {
     pub async fn build(
         settings: &OperatorSettings,
         traces: Option<&MemoryStore>,
-        parts: PartAddresses,
+        (parts, joined): (PartAddresses, Joined),
     ) -> anyhow::Result<Self> {
         let listener = bind(settings.operator_listen).await?;
         let addr = listener.local_addr()?;
@@ -142,8 +150,15 @@ impl Operator {
                 ))
             }),
         };
+        let admission = Admission::new(OPERATOR, CALLERS);
+        let router = admitted(router, admission, &Metrics::new(OPERATOR));
         let router = guard_operators(router, &settings.operator_hosts);
-        Ok(Self { listener, addr, router })
+        let listener = Listener::with_tls(
+            listener,
+            joined.workload.server_config(),
+            &joined.workload.name().mesh,
+        );
+        Ok(Self { listener, addr, router, _joined: joined })
     }
 
     /// Serves until `stop`.

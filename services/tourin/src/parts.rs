@@ -3,18 +3,23 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tourin_chassis::clock::{SharedClock, SystemClock};
-use tourin_chassis::config::MeshAccess;
+use tourin_chassis::config::{MeshAccess, MeshSettings};
+use tourin_chassis::peer;
 use tourin_chassis::telemetry::memory::MemoryStore;
 use tourin_core::Core;
 use tourin_gateway::Gateway;
 use tourin_recommendation::{Recommendation, open_stores};
 use tourin_registry::Registry;
+use tourin_registry::authority::Authority;
+use tourin_registry_api::{Joining, TokenSource, Workload};
 use tourin_shared_events::bus::in_process::InProcessBus;
 
 use crate::data_dir::DataDir;
 use crate::events::dead_letters;
+use crate::mesh_file::MeshFile;
 use crate::operator::{Operator, PartAddresses};
 use crate::ports::Ports;
 use crate::up::UpSettings;
@@ -34,6 +39,7 @@ pub(crate) struct StatelessParts {
     pub gateway: Gateway,
     pub registry: Registry,
     pub operator: Operator,
+    pub mesh_file: MeshFile,
     /// Shared by the services.
     pub context: ServiceContext,
 }
@@ -41,6 +47,7 @@ pub(crate) struct StatelessParts {
 /// What the services share.
 pub(crate) struct ServiceContext {
     mesh: MeshAccess,
+    authority: Arc<Authority>,
     bus: Option<Arc<InProcessBus>>,
     clock: SharedClock,
     shown: PartAddresses,
@@ -77,13 +84,16 @@ fn replica(number: usize) -> String {
 /// Reserves an address for each part without a configured one, and saves it.
 fn reserve(settings: &UpSettings, data_dir: &DataDir) -> anyhow::Result<Ports> {
     let mut ports = Ports::of(data_dir);
-    for (part, wanted) in [
+    let mut parts = [
         (GATEWAY, settings.parts.gateway.listen),
         (GATEWAY_ADMIN, settings.parts.gateway.admin_listen),
         (OPERATOR, settings.operator.operator_listen),
         (REGISTRY, FREE_PORT),
         (CORE, FREE_PORT),
-    ] {
+    ];
+    // Ports that somebody chose come first, so that no other part takes one of them.
+    parts.sort_by_key(|(_, wanted)| wanted.port() == 0);
+    for (part, wanted) in parts {
         ports.reserve(part, wanted);
     }
     for number in 1..=settings.replicas.recommendation {
@@ -102,21 +112,25 @@ pub(crate) async fn stateless(
     traces: Option<&MemoryStore>,
     data_dir: &DataDir,
 ) -> anyhow::Result<StatelessParts> {
-    let secret = data_dir.secret()?;
     let mut ports = reserve(settings, data_dir)?;
     let mut of_registry = settings.parts.registry.clone();
     of_registry.listen = ports.release(REGISTRY, FREE_PORT);
-    of_registry.registration_secret = secret.clone();
+    of_registry.data_dir = data_dir.path().join(REGISTRY);
     let registry = Registry::build(of_registry).await?;
-    let registry_url = format!("http://{}", registry.addr());
-    data_dir.describe_mesh(&registry_url, &secret)?;
-    let mesh = MeshAccess { registry_url: registry_url.clone(), registration_secret: secret };
+    let authority = Arc::clone(registry.authority());
+    let registry_url = format!("https://{}", registry.addr());
+    let mesh_file = MeshFile::write(data_dir.path(), &registry_url, &authority)?;
+    let mesh = MeshAccess::new(&registry_url);
 
     let shown = PartAddresses::default();
     shown.add(REGISTRY, registry.addr());
     let mut of_operator = settings.operator.clone();
     of_operator.operator_listen = ports.release(OPERATOR, of_operator.operator_listen);
-    let operator = Operator::build(&of_operator, traces, shown.clone()).await?;
+    let identity =
+        authority.workload(peer::OPERATOR, "page")?.with_tokens(tokens(&authority, peer::OPERATOR));
+    let joining = Joining::new(mesh.registry(), (peer::OPERATOR, "page"));
+    let joined = joining.join(Some(identity)).await?;
+    let operator = Operator::build(&of_operator, traces, (shown.clone(), joined)).await?;
 
     let mut of_gateway = gateway_settings(settings, mesh.clone());
     of_gateway.listen = ports.release(GATEWAY, of_gateway.listen);
@@ -125,13 +139,24 @@ pub(crate) async fn stateless(
     let shown_here = traces.map(|_| operator_url.clone());
     of_gateway.traces_url = of_gateway.traces_url.or(shown_here);
     of_gateway.metrics_url.get_or_insert_with(|| format!("{operator_url}/metrics"));
-    let gateway = Gateway::build(of_gateway).await?;
+    let identity = new_identity(&authority, GATEWAY, &of_gateway.mesh)?;
+    let gateway = Gateway::build(of_gateway, Some(identity)).await?;
     let url = format!("http://{}", local(gateway.addr()));
     let readiness_url = format!("http://{}/readyz", local(gateway.admin_addr()));
     shown.add(GATEWAY, gateway.admin_addr());
     let bus = embedded_bus(settings, data_dir).await?;
-    let context = ServiceContext { mesh, bus, clock: Arc::new(SystemClock), shown, ports };
-    Ok(StatelessParts { url, registry_url, readiness_url, gateway, registry, operator, context })
+    let context =
+        ServiceContext { mesh, authority, bus, clock: Arc::new(SystemClock), shown, ports };
+    Ok(StatelessParts {
+        url,
+        registry_url,
+        readiness_url,
+        gateway,
+        registry,
+        operator,
+        mesh_file,
+        context,
+    })
 }
 
 /// Builds core. Waits for its servers without a limit.
@@ -143,12 +168,13 @@ pub(crate) async fn core(
     data_dir: &DataDir,
     (context, address): (&ServiceContext, SocketAddr),
 ) -> anyhow::Result<Core> {
+    let mut settings = core_settings(settings, data_dir, context.mesh.clone());
+    settings.listen = address;
     let dependencies = tourin_core::Dependencies {
         publisher: context.bus.clone().map(|bus| bus as _),
         clock: context.clock.clone(),
+        workload: Some(new_identity(&context.authority, CORE, &settings.mesh)?),
     };
-    let mut settings = core_settings(settings, data_dir, context.mesh.clone());
-    settings.listen = address;
     let core = Core::bind(settings, dependencies).await?;
     // Its readiness says what it waits for.
     context.shown.add(CORE, core.addr());
@@ -171,6 +197,11 @@ pub(crate) async fn replicas(
         of_replica.listen = *address;
         let dependencies = tourin_recommendation::Dependencies {
             events: context.bus.clone().map(|bus| bus as _),
+            workload: Some(new_identity(
+                &context.authority,
+                tourin_recommendation::SERVICE,
+                &of_replica.mesh,
+            )?),
             stores: Some(stores.clone()),
             clock: context.clock.clone(),
         };
@@ -179,6 +210,24 @@ pub(crate) async fn replicas(
         replicas.push(replica);
     }
     Ok(replicas)
+}
+
+/// The identity of a new instance of `service`.
+fn new_identity(
+    authority: &Arc<Authority>,
+    service: &'static str,
+    mesh: &MeshSettings,
+) -> anyhow::Result<Workload> {
+    let workload = authority.workload(service, &mesh.instance_id_or_new(service))?;
+    Ok(workload.with_tokens(tokens(authority, service)))
+}
+
+/// Tokens by which an instance joins again, should its certificate have expired: after the machine was
+/// suspended for long.
+fn tokens(authority: &Arc<Authority>, service: &'static str) -> TokenSource {
+    let authority = Arc::clone(authority);
+    let ttl = Duration::from_secs(60);
+    Arc::new(move || authority.join_token(service, None, ttl).map_err(|error| format!("{error:#}")))
 }
 
 /// The bus in this process; `None` with a broker, to which the services connect themselves.

@@ -55,7 +55,14 @@ impl Ports {
     /// Reserves an address for a part: `wanted`, or, if its port is 0, the port of the last start or a
     /// free one.
     pub fn reserve(&mut self, part: &str, wanted: SocketAddr) {
-        if wanted.port() != 0 || !self.is_kept {
+        if wanted.port() != 0 {
+            // If the port is taken, the part binds it itself and reports the error.
+            if let Ok(listener) = TcpListener::bind(wanted) {
+                self.held.insert(part.to_owned(), listener);
+            }
+            return;
+        }
+        if !self.is_kept {
             return;
         }
         let at = |port| SocketAddr::new(wanted.ip(), port);
@@ -157,9 +164,11 @@ mod tests {
     fn a_port_that_was_chosen_is_taken_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let mut ports = Ports::of(&DataDir::open(folder.path()).unwrap());
-        let chosen: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+        let chosen = tourin_testbed::free_address();
         ports.reserve("gateway", chosen);
+        assert!(TcpListener::bind(chosen).is_err(), "no other part can choose it");
         assert_eq!(ports.release("gateway", chosen), chosen);
+        assert!(TcpListener::bind(chosen).is_ok());
         assert!(ports.remembered.is_empty());
     }
 

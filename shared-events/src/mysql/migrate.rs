@@ -40,8 +40,9 @@ async fn migrate(
     steps: &[Migration],
     table: &'static str,
 ) -> anyhow::Result<()> {
+    // A lock's name has at most 64 characters. MySQL 9.7 has no SHA1.
     let locked: Option<i64> = sqlx::query_scalar(
-        "SELECT GET_LOCK(CONCAT('tourin.', SHA1(CONCAT(DATABASE(), '.', ?))), ?)",
+        "SELECT GET_LOCK(CONCAT('tourin.', LEFT(SHA2(CONCAT(DATABASE(), '.', ?), 256), 40)), ?)",
     )
     .bind(table)
     .bind(LOCK_SECONDS)

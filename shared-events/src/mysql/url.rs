@@ -7,8 +7,8 @@ use sqlx::mysql::MySqlConnectOptions;
 
 /// `mysql://USER:PASSWORD@HOST:PORT/DATABASE`, with the port 3306 if none is given and sqlx's parameters behind a `?`.
 ///
-/// `ssl-mode` is `PREFERRED` by default: TLS if the server has it, without checking its identity. Across a network that
-/// is not trusted use `?ssl-mode=VERIFY_IDENTITY`, and `&ssl-ca=FILE` for a private certificate authority.
+/// Without `ssl-mode` it is `PREFERRED`: TLS if the server has it, without checking its identity. The programs' settings
+/// add `ssl-mode=VERIFY_IDENTITY` for another machine; `ssl-ca=FILE` is for a private certificate authority.
 ///
 /// `Debug` and `Display` show host, port and database only, and no error repeats the text.
 #[derive(Clone)]

@@ -157,6 +157,9 @@ pub trait OutboxStore: Send + Sync {
     /// short. Returns the number of deleted rows.
     async fn prune(&self, published_until: DateTime<Utc>, limit: u32) -> anyhow::Result<u64>;
 
+    /// Whether at least `count` events wait for a relay. Cheap unless many wait.
+    async fn has_pending(&self, count: u64) -> anyhow::Result<bool>;
+
     /// Counts the waiting events. Appending is refused ([`OutboxFull`]) from `max_pending` on, until fewer than
     /// nine tenths of it wait; without a bound nothing is refused. Returns whether it is refused now. Cheap unless many
     /// events wait. The publishing process calls it about every second.

@@ -10,3 +10,4 @@ mod sharing;
 mod spans;
 mod tls;
 mod trace;
+mod users;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use opentelemetry::context::FutureExt as _;
-use opentelemetry::trace::{SpanId, SpanKind, TraceContextExt as _};
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, TraceContextExt as _, TraceState};
 use opentelemetry::{Context, global};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -361,4 +361,19 @@ async fn an_event_that_is_recorded_later_keeps_the_trace_it_was_made_in() {
     assert_eq!(journey.spans.of(trace_of(&flush)).len(), 1, "the flush itself");
     let fields = global::get_text_map_propagator(|format| format.fields().count());
     assert!(fields > 0);
+}
+
+#[tokio::test]
+async fn the_tracestate_of_a_stranger_is_not_stored() {
+    let _spans = collect();
+    let request = request();
+    let here = request.span().span_context().clone();
+    let state = TraceState::from_key_value([("stranger", "x".repeat(256))]).unwrap();
+    let theirs = SpanContext::new(here.trace_id(), here.span_id(), here.trace_flags(), true, state);
+    let headers = {
+        let _current = Context::new().with_remote_span_context(theirs).attach();
+        tourin_shared_events::trace::current()
+    };
+    assert!(headers["traceparent"].contains(&here.trace_id().to_string()));
+    assert_eq!(headers.get("tracestate").map_or("", String::as_str), "");
 }

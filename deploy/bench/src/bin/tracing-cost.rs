@@ -10,8 +10,6 @@
 //! those two are apart says how much of a ratio is the machine's. With a dead collector the queue is
 //! full for most of a set at 100 %; at 10 % it is filling, and its spans are memory that stays.
 
-#[path = "tracing_cost/load.rs"]
-mod load;
 #[path = "tracing_cost/mesh.rs"]
 mod mesh;
 #[path = "tracing_cost/server.rs"]
@@ -25,8 +23,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use rand::seq::SliceRandom;
+use tourin_bench::load::Load;
+use tourin_bench::quantile_of as quantile;
 
-use crate::mesh::Mesh;
+use crate::mesh::Surroundings;
 use crate::server::SpanCounts;
 use crate::subject::{Subject, subjects};
 
@@ -89,7 +89,7 @@ struct Measured {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let settings = Settings::parse();
-    let mesh = Mesh::start(&settings.amqp_url).await?;
+    let around = Surroundings::start(&settings.amqp_url).await?;
     let mut above = Vec::new();
     for subject in subjects(settings.gateway.as_deref(), settings.core.as_deref()) {
         let mut measured = Measured {
@@ -97,7 +97,7 @@ async fn main() -> anyhow::Result<()> {
             counts: vec![SpanCounts::default(); subject.cases.len()],
         };
         for _ in 0..settings.sets {
-            measure(&settings, &mesh, &subject, &mut measured).await?;
+            measure(&settings, &around, &subject, &mut measured).await?;
         }
         report(&settings, &subject, &measured)?;
         let off = off(&measured.figures, |of| &of.cpu_us);
@@ -121,19 +121,19 @@ async fn main() -> anyhow::Result<()> {
 /// One set of rounds.
 async fn measure(
     settings: &Settings,
-    mesh: &Mesh,
+    around: &Surroundings,
     subject: &Subject,
     measured: &mut Measured,
 ) -> anyhow::Result<()> {
     let mut servers = Vec::new();
     for case in subject.cases {
-        servers.push(subject.start(*case, mesh, &settings.programs_log).await?);
+        servers.push(subject.start(*case, around, &settings.programs_log).await?);
     }
     let load = Duration::from_millis(settings.load_ms);
     // A warm-up of connections, caches and the branch predictor.
     for server in &servers {
-        let requests = subject.requests(server, &mesh.secret, settings.connections).await?;
-        load::run(server.addr, &requests, Duration::from_millis(500)).await?;
+        let requests = subject.requests(server, &around.mesh, settings.connections).await?;
+        Load::open(&server.target, &requests).await?.run(Duration::from_millis(500)).await?;
     }
     tokio::time::sleep(subject.settling).await;
     let mut set: Vec<Figures> = servers.iter().map(|_| Figures::default()).collect();
@@ -142,9 +142,10 @@ async fn measure(
         order.shuffle(&mut rand::rng());
         for index in order {
             let server = &servers[index];
-            let requests = subject.requests(server, &mesh.secret, settings.connections).await?;
+            let requests = subject.requests(server, &around.mesh, settings.connections).await?;
+            let mut connections = Load::open(&server.target, &requests).await?;
             let before = server.processor_time()?;
-            let answered = load::run(server.addr, &requests, load).await?;
+            let answered = connections.run(load).await?;
             let after = server.processor_time()?;
             let per_request = |from: Duration, to: Duration| {
                 to.saturating_sub(from).as_secs_f64() * 1e6 / answered as f64
@@ -174,12 +175,6 @@ fn off(figures: &[Figures], of: impl Fn(&Figures) -> &Vec<f64>) -> Vec<f64> {
 
 fn ratios(of: &[f64], to: &[f64]) -> Vec<f64> {
     of.iter().zip(to).map(|(of, to)| of / to).collect()
-}
-
-fn quantile(values: &mut [f64], part: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    // A rank: never negative, never above the last.
-    values[((values.len() - 1) as f64 * part).round() as usize]
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -10,8 +10,9 @@
 //! | `{PREFIX}:log` | string | the stream's identity: another one means that the stream was lost |
 //!
 //! An entry has two fields. `session` is the session's id, as in the `sid` of its tokens. `until` is
-//! when its last token expires, in microseconds since the epoch. Readers ignore other fields. Core
-//! removes entries whose `until` is past, from the oldest on.
+//! when its last token expires, in microseconds since the epoch. An entry with `invalidate`, a tag of
+//! cached responses that are out of date, ends no session. Readers ignore other fields. Core removes
+//! entries whose `until` is past, from the oldest on.
 //!
 //! # Guarantee: no entry is missed
 //! The cursor is kept across reconnects. Before each read it is validated against the stream's
@@ -150,8 +151,8 @@ struct Cursor {
 
 impl Cursor {
     /// Resets itself to the beginning unless it fits the stream with the identity `log` and the newest
-    /// entry `newest`.
-    fn validate(&mut self, log: Option<String>, newest: Option<EntryId>) {
+    /// entry `newest`. Whether it was reset.
+    fn validate(&mut self, log: Option<String>, newest: Option<EntryId>) -> bool {
         let is_another = self.log.is_some() && self.log != log;
         // The stream was lost, or all of it has expired and nothing is read twice.
         let is_ahead = newest.unwrap_or_default() < self.after;
@@ -162,17 +163,20 @@ impl Cursor {
             *self = Self::default();
         }
         self.log = log;
+        is_another || is_ahead
     }
 }
 
 /// The ended session of an entry, and when its tokens expire; `None` if the entry is malformed.
 fn read_entry(fields: &[String]) -> Option<(String, DateTime<Utc>)> {
-    let field = |name: &str| {
-        let mut pairs = fields.chunks_exact(2);
-        pairs.find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
-    };
-    let until = DateTime::from_timestamp_micros(field("until")?.parse().ok()?)?;
-    Some((field("session")?.to_owned(), until))
+    let until = DateTime::from_timestamp_micros(field(fields, "until")?.parse().ok()?)?;
+    Some((field(fields, "session")?.to_owned(), until))
+}
+
+/// The value of an entry's field.
+fn field<'a>(fields: &'a [String], name: &str) -> Option<&'a str> {
+    let mut pairs = fields.chunks_exact(2);
+    pairs.find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
 }
 
 impl Revocations {
@@ -211,7 +215,9 @@ impl Revocations {
         let mut connection = stream.connect(max_wait).await?;
         loop {
             let (log, newest) = stream.head(&mut connection).await?;
-            cursor.validate(log, newest);
+            if cursor.validate(log, newest) {
+                self.invalidate_all();
+            }
             let wait = cursor.caught_up.then_some(max_wait);
             let entries = stream.read(&mut connection, cursor.after, wait).await?;
             cursor.caught_up = entries.len() < BATCH;
@@ -231,6 +237,10 @@ impl Revocations {
             cursor.after = last;
         }
         self.end(entries.iter().filter_map(|(id, fields)| {
+            if let Some(tag) = field(fields, "invalidate") {
+                self.invalidate(tag);
+                return None;
+            }
             let entry = read_entry(fields);
             if entry.is_none() {
                 tracing::warn!(id, "an entry of the stream of ended sessions is malformed");

@@ -1,36 +1,49 @@
 //! A small mesh: registry, gateways, and services that say what they were asked.
 
+mod child;
+mod live;
 mod raw;
 mod service;
+mod site;
+pub mod websocket;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::EncodePrivateKey;
+use ed25519_dalek::{Signer, SigningKey};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tourin_chassis::config::MeshSettings;
 use tourin_chassis::http_client;
-use tourin_chassis::secret::Secret;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_gateway::{Gateway, Settings};
 use tourin_registry::Registry;
-use tourin_registry_api::{Instance, RegistryClient};
+use tourin_registry::authority::Authority;
+use tourin_registry_api::{Instance, RegistryClient, Workload};
 use tourin_testbed::eventually;
 
+pub use child::{ChildInstance, serve_as_child};
+pub use live::Live;
 pub use raw::raw;
 pub use service::Service;
+pub use site::{Http2, Site, ask};
+pub use websocket::WebSocket;
 
 /// No call in these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 pub struct Mesh {
-    pub secret: Secret,
+    pub authority: Arc<Authority>,
     pub registry_url: String,
+    /// An operator's.
     pub registry: RegistryClient,
+    _folder: TempDir,
     /// Ends the registry, and nothing else.
     pub registry_stop: Shutdown,
     pub stop: Shutdown,
@@ -45,26 +58,35 @@ impl Drop for Mesh {
 
 impl Mesh {
     pub async fn start() -> Self {
-        let secret = Secret::random();
         let stop = Shutdown::new();
+        let folder = TempDir::new().unwrap();
         let settings =
-            tourin_registry::Settings::new("127.0.0.1:0".parse().unwrap(), secret.clone());
+            tourin_registry::Settings::new("127.0.0.1:0".parse().unwrap(), folder.path());
         let registry = Registry::build(settings).await.unwrap();
-        let registry_url = format!("http://{}", registry.addr());
+        let registry_url = format!("https://{}", registry.addr());
         let registry_stop = Shutdown::new();
+        let authority = Arc::clone(registry.authority());
         tokio::spawn(registry.run_until_stopped(registry_stop.clone()));
+        let operator = authority.workload("operator", "test").unwrap();
         Self {
-            registry: RegistryClient::new(
-                http_client::client(None).unwrap(),
-                &registry_url,
-                secret.expose(),
-            )
-            .unwrap(),
-            secret,
+            registry: registry_client(&registry_url, &operator),
+            authority,
             registry_url,
             registry_stop,
             stop,
+            _folder: folder,
         }
+    }
+
+    /// A client of the registry that speaks for this instance.
+    pub fn registry_as(&self, service: &str, id: &str) -> RegistryClient {
+        let workload = self.authority.workload(service, id).unwrap();
+        registry_client(&self.registry_url, &workload)
+    }
+
+    /// TLS of an instance whose HTTP a test writes itself.
+    pub fn tls(&self, service: &str) -> TlsAcceptor {
+        self.authority.workload(service, "raw").unwrap().server_config().into()
     }
 
     /// A mesh with one instance each of core and recommendation, and a gateway that is ready.
@@ -77,24 +99,44 @@ impl Mesh {
     }
 
     pub async fn service(&self, name: &'static str, id: &str) -> Service {
-        let service = Service::start(name, id, &self.secret, self.stop.clone()).await;
+        let service = Service::start(name, id, &self.authority, self.stop.clone()).await;
         self.register(name, id, service.address).await;
         service
     }
 
     pub async fn register(&self, service: &str, id: &str, address: std::net::SocketAddr) {
-        self.registry
+        self.registry_as(service, id)
             .register(&Instance::new(service, id, address), Duration::from_secs(60))
             .await
             .unwrap();
     }
 
+    pub fn gateway_identity(&self) -> Workload {
+        let id = format!("gateway-{}", uuid::Uuid::new_v4().simple());
+        self.authority.workload("gateway", &id).unwrap()
+    }
+
     pub fn settings(&self) -> Settings {
-        let mut settings =
-            Settings::new(MeshSettings::new(self.registry_url.clone(), self.secret.clone()));
+        let mut settings = Settings::new(MeshSettings::new(self.registry_url.clone()));
         settings.listen = "127.0.0.1:0".parse().unwrap();
         settings.gateway_threads = Some(2);
         settings
+    }
+
+    /// A gateway with this route table, once it is ready.
+    pub async fn gateway_with(
+        &self,
+        routes: &str,
+        adjust: impl FnOnce(&mut Settings),
+    ) -> TestGateway {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("routes.toml");
+        std::fs::write(&file, routes).unwrap();
+        self.gateway(|settings| {
+            settings.routes = Some(file);
+            adjust(settings);
+        })
+        .await
     }
 
     /// A gateway that has been ready once.
@@ -108,22 +150,22 @@ impl Mesh {
     pub async fn starting_gateway(&self, adjust: impl FnOnce(&mut Settings)) -> TestGateway {
         let mut settings = self.settings();
         adjust(&mut settings);
-        let gateway = Gateway::build(settings).await.unwrap();
+        let gateway = Gateway::build(settings, Some(self.gateway_identity())).await.unwrap();
         let stop = Shutdown::new();
         TestGateway {
             url: format!("http://{}", gateway.addr()),
             addr: gateway.addr(),
             admin: gateway.admin_addr(),
             stop: stop.clone(),
-            http: reqwest::Client::builder()
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .timeout(DEADLINE)
-                .build()
-                .unwrap(),
+            http: http_client::client(DEADLINE).unwrap(),
             running: tokio::spawn(gateway.run_until_stopped(stop)),
         }
     }
+}
+
+fn registry_client(url: &str, workload: &Workload) -> RegistryClient {
+    let tls = workload.client_config("registry").unwrap();
+    RegistryClient::new(http_client::mesh_client(tls, None).unwrap(), url).unwrap()
 }
 
 pub struct TestGateway {
@@ -217,6 +259,13 @@ impl TestGateway {
         self.send(request).await
     }
 
+    /// Its metrics, from the operators' listener.
+    pub async fn metrics(&self) -> String {
+        let answer = self.http.get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.text().await.unwrap()
+    }
+
     pub async fn call_by_cookie(&self, token: &str, method: &str, path: &str) -> Response {
         self.call(method, path, &[("cookie", &format!("theme=dark; access_token={token}"))]).await
     }
@@ -240,6 +289,10 @@ impl Issuer {
     pub fn jwk(&self) -> Value {
         let public = URL_SAFE_NO_PAD.encode(self.key.verifying_key().as_bytes());
         json!({"kty": "OKP", "crv": "Ed25519", "kid": self.kid, "alg": "EdDSA", "use": "sig", "x": public})
+    }
+
+    pub fn signature(&self, message: &[u8]) -> Vec<u8> {
+        self.key.sign(message).to_vec()
     }
 
     pub fn claims(member: &str, session: &str) -> Value {

@@ -17,11 +17,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use tourin_chassis::http::PeerOf;
+use tourin_chassis::http::{HttpLimits, Listener, serve};
 use tourin_chassis::identity::{IDENTITY_HEADER, IdentityVerifier, SESSION_ENDED_HEADER, Subject};
-use tourin_chassis::secret::Secret;
+use tourin_chassis::peer::{GATEWAY, Peer};
 use tourin_chassis::shutdown::Shutdown;
+use tourin_registry::authority::Authority;
 
 use super::Issuer;
+
+const ETAG: &str = "\"v1\"";
+/// Begins the entries of the log of ended sessions that are tags of cached responses.
+const INVALIDATE: &str = "invalidate ";
 
 #[derive(Clone)]
 pub struct Service {
@@ -36,18 +43,26 @@ struct Inner {
     verifier: IdentityVerifier,
     issuer: Arc<Issuer>,
     jwks: Mutex<Vec<Value>>,
+    key_fetches: AtomicUsize,
     token_life_s: AtomicI64,
     renewals: AtomicUsize,
     renewals_held: watch::Sender<bool>,
     ended: watch::Sender<Vec<String>>,
     ended_withheld: AtomicBool,
+    canaries_lost: AtomicBool,
     calls: AtomicUsize,
+    last_asked: Mutex<Value>,
     hold: Notify,
     held: AtomicUsize,
 }
 
 impl Service {
-    pub async fn start(name: &'static str, id: &str, secret: &Secret, mesh: Shutdown) -> Self {
+    pub async fn start(
+        name: &'static str,
+        id: &str,
+        authority: &Authority,
+        mesh: Shutdown,
+    ) -> Self {
         let issuer = Arc::new(Issuer::new(7, "key-1"));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let service = Self {
@@ -55,15 +70,18 @@ impl Service {
             stop: Shutdown::new(),
             inner: Arc::new(Inner {
                 id: id.to_owned(),
-                verifier: IdentityVerifier::new(secret, name),
+                verifier: IdentityVerifier::new(name),
                 jwks: Mutex::new(vec![issuer.jwk()]),
+                key_fetches: AtomicUsize::new(0),
                 issuer: Arc::clone(&issuer),
                 token_life_s: AtomicI64::new(600),
                 renewals: AtomicUsize::new(0),
                 renewals_held: watch::Sender::new(false),
                 ended: watch::Sender::new(Vec::new()),
                 ended_withheld: AtomicBool::new(false),
+                canaries_lost: AtomicBool::new(false),
                 calls: AtomicUsize::new(0),
+                last_asked: Mutex::default(),
                 hold: Notify::new(),
                 held: AtomicUsize::new(0),
             }),
@@ -72,14 +90,20 @@ impl Service {
         let router = Router::new()
             .route("/.well-known/jwks.json", get(jwks))
             .route("/internal/revocations", get(revocations))
+            .route("/internal/revocation-canaries", post(canary))
             .route("/internal/access-tokens", post(access_tokens))
             .route("/internal/openapi.json", get(openapi))
             .route("/internal/visitor-key", get(visitor_key))
+            .route("/healthz", get(|| async { r#"{"status":"alive"}"# }))
             .fallback(echo)
             .with_state(Arc::clone(&service.inner));
         let stop = service.stop.clone();
+        let tls = authority.workload(name, id).unwrap().server_config();
         tokio::spawn(async move {
-            let serving = axum::serve(listener, router);
+            let limits = HttpLimits::default();
+            let listener = Listener::with_tls(listener, tls, "tourin");
+            let never = Shutdown::new();
+            let serving = serve(listener, router, &limits, never, Duration::ZERO);
             tokio::select! {
                 _ = serving => {}
                 () = stop.begun() => {}
@@ -92,6 +116,11 @@ impl Service {
     /// Public calls that have arrived.
     pub fn calls(&self) -> usize {
         self.inner.calls.load(Ordering::SeqCst)
+    }
+
+    /// What the last public call has asked.
+    pub fn last_asked(&self) -> Value {
+        self.inner.last_asked.lock().unwrap().clone()
     }
 
     /// Calls that wait for [`Service::release`].
@@ -124,9 +153,24 @@ impl Service {
         self.inner.ended.send_modify(|ended| ended.push(session.to_owned()));
     }
 
+    /// Appends to that log that what is cached with this tag is out of date.
+    pub fn invalidate(&self, tag: &str) {
+        self.end_session(&format!("{INVALIDATE}{tag}"));
+    }
+
     /// Answers no more calls for ended sessions.
     pub fn withhold_ended_sessions(&self) {
         self.inner.ended_withheld.store(true, Ordering::SeqCst);
+    }
+
+    /// Confirms canary sessions and does not append them.
+    pub fn lose_canaries(&self) {
+        self.inner.canaries_lost.store(true, Ordering::SeqCst);
+    }
+
+    /// How often the published keys were asked for.
+    pub fn key_fetches(&self) -> usize {
+        self.inner.key_fetches.load(Ordering::SeqCst)
     }
 
     /// Changes the published keys.
@@ -136,6 +180,7 @@ impl Service {
 }
 
 async fn jwks(State(inner): State<Arc<Inner>>) -> Response {
+    inner.key_fetches.fetch_add(1, Ordering::SeqCst);
     let keys = inner.jwks.lock().unwrap().clone();
     axum::Json(json!({"keys": keys})).into_response()
 }
@@ -149,11 +194,9 @@ struct After {
 async fn revocations(
     State(inner): State<Arc<Inner>>,
     Query(page): Query<After>,
-    request: Request,
+    PeerOf(peer): PeerOf,
 ) -> Response {
-    let caller =
-        request.headers().get(IDENTITY_HEADER).and_then(|value| inner.verifier.verify(value));
-    if caller != Some(Subject::Service { name: "gateway".to_owned() }) {
+    if peer.service != GATEWAY {
         return StatusCode::FORBIDDEN.into_response();
     }
     let is_withheld = || inner.ended_withheld.load(Ordering::SeqCst);
@@ -169,15 +212,30 @@ async fn revocations(
         .iter()
         .enumerate()
         .skip(page.after)
-        .map(|(index, session)| json!({"seq": index + 1, "session": session, "until": until}))
+        .map(|(index, ended)| match ended.strip_prefix(INVALIDATE) {
+            Some(tag) => json!({"seq": index + 1, "invalidate": tag, "until": until}),
+            None => json!({"seq": index + 1, "session": ended, "until": until}),
+        })
         .collect();
     axum::Json(json!({"logId": "log-1", "next": ended.len(), "entries": entries})).into_response()
 }
 
-async fn access_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Response {
-    let caller =
-        request.headers().get(IDENTITY_HEADER).and_then(|value| inner.verifier.verify(value));
-    if caller != Some(Subject::Service { name: "gateway".to_owned() }) {
+async fn canary(State(inner): State<Arc<Inner>>, request: Request) -> StatusCode {
+    let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap_or_default();
+    let canary: Value = serde_json::from_slice(&body).unwrap();
+    let session = canary["session"].as_str().unwrap().to_owned();
+    if !inner.canaries_lost.load(Ordering::SeqCst) {
+        inner.ended.send_modify(|ended| ended.push(session));
+    }
+    StatusCode::NO_CONTENT
+}
+
+async fn access_tokens(
+    State(inner): State<Arc<Inner>>,
+    PeerOf(peer): PeerOf,
+    request: Request,
+) -> Response {
+    if peer.service != GATEWAY {
         return StatusCode::FORBIDDEN.into_response();
     }
     inner.renewals.fetch_add(1, Ordering::SeqCst);
@@ -228,6 +286,9 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         released.await;
         inner.held.fetch_sub(1, Ordering::SeqCst);
     }
+    if query.contains("fail") {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
     if query.contains("flood") {
         // A response without an end, counted as held until the client closes the connection.
         inner.held.fetch_add(1, Ordering::SeqCst);
@@ -237,7 +298,9 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         return Body::from_stream(flood).into_response();
     }
     let body: Bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
-    let subject = parts.headers.get(IDENTITY_HEADER).and_then(|value| inner.verifier.verify(value));
+    let peer = parts.extensions.get::<Arc<Peer>>().expect("the gateway has a certificate");
+    let verify = |value| inner.verifier.verify(value, peer);
+    let subject = parts.headers.get(IDENTITY_HEADER).and_then(verify);
     let headers: BTreeMap<_, _> = parts
         .headers
         .iter()
@@ -252,6 +315,15 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         "body": body.len(),
         "subject": subject,
     });
+    *inner.last_asked.lock().unwrap() = asked.clone();
+    let mut asked = if query.contains("same") { json!({"same": true}) } else { asked };
+    if query.contains("large") {
+        asked["large"] = "x".repeat(300_000).into();
+    }
+    let has_etag = query.contains("etag");
+    if has_etag {
+        asked = json!({"etag": true});
+    }
     let body = if query.contains("chunked") {
         let parts = [r#"{"asked":"#.to_owned(), asked.to_string(), "}".to_owned()];
         Body::from_stream(futures::stream::iter(parts.map(Ok::<_, std::io::Error>)))
@@ -263,6 +335,10 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     out.insert("content-type", "application/json".parse().unwrap());
     out.insert("server", "stub".parse().unwrap());
     out.insert("x-tourin-internal", "secret".parse().unwrap());
+    if has_etag {
+        out.insert("etag", ETAG.parse().unwrap());
+        out.insert("cache-control", "public, max-age=0".parse().unwrap());
+    }
     if query.contains("cacheable") {
         out.insert("cache-control", "public, max-age=60".parse().unwrap());
     }
@@ -282,6 +358,13 @@ async fn echo(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         let until = chrono::Utc::now().timestamp() + 600;
         let ended = format!("{session};until={until}");
         out.insert(SESSION_ENDED_HEADER, ended.parse().unwrap());
+    }
+    if has_etag && parts.headers.get("if-none-match").is_some_and(|etag| etag == ETAG) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        *response.body_mut() = Body::empty();
+    }
+    if query.contains("only-core") && !inner.id.starts_with("core") {
+        *response.status_mut() = StatusCode::NOT_FOUND;
     }
     response
 }

@@ -2,6 +2,7 @@
 //! unless a flag or an environment variable sets it already. So clap checks a file's values by the
 //! same rules, with the same messages, as a flag's.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -21,13 +22,13 @@ pub(super) fn path_in(args: &[OsString]) -> Option<PathBuf> {
     None
 }
 
-/// `args` with the file's keys, which take precedence over the defaults only.
+/// `args` with the file's keys, which take precedence over the defaults only; and the keys that do.
 pub(super) fn merge(
     command: &clap::Command,
     args: &[OsString],
     path: &Path,
     is_set: impl Fn(&str) -> bool,
-) -> Result<Vec<OsString>, ConfigError> {
+) -> Result<(Vec<OsString>, BTreeSet<String>), ConfigError> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|error| ConfigError::File(format!("cannot read --config {shown}: {error}")))?;
@@ -45,6 +46,7 @@ pub(super) fn merge(
     }
 
     let mut merged: Vec<OsString> = args[..at.min(args.len())].to_vec();
+    let mut used = BTreeSet::new();
     for (key, value) in &table {
         let Some(arg) = target.get_arguments().find(|arg| arg.get_long() == Some(key)) else {
             // One file serves all commands of a program.
@@ -70,9 +72,10 @@ pub(super) fn merge(
         check(arg, &as_arguments)
             .map_err(|error| ConfigError::File(format!("{shown}: {}", super::one_line(&error))))?;
         merged.extend(as_arguments);
+        used.insert(key.clone());
     }
     merged.extend(args.iter().skip(at).cloned());
-    Ok(merged)
+    Ok((merged, used))
 }
 
 /// Whether the command or one below it has the flag.

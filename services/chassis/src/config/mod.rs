@@ -4,22 +4,29 @@
 //! adds the file: TOML whose keys are the long flags' names (`listen = "127.0.0.1:8080"`). An
 //! invalid value stops the start with one line that names it, and exit code 2.
 
+mod effective;
 mod file;
+mod plaintext;
 mod server_url;
 mod servers;
 mod variables;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use self::effective::{EffectiveSetting, effective_settings};
+pub use self::plaintext::PlaintextSettings;
 pub use self::server_url::{ServerAddress, ServerUrl, Unquoted};
 pub use self::servers::{AmqpSettings, MysqlSettings};
 pub use self::variables::{VARIABLES, warn_of_unknown_variables};
+use crate::http_client;
 use crate::secret::Secret;
 
 /// How log lines look.
@@ -69,7 +76,7 @@ impl ReadinessSettings {
 #[derive(Debug, Clone, Args)]
 pub struct ConfigFile {
     /// TOML file whose keys are the names of these flags; flags and environment win over it
-    #[arg(long, env = "TOURIN_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "TOURIN_CONFIG", value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 }
 
@@ -80,28 +87,64 @@ pub const REGISTRY_ADDRESS: &str = "127.0.0.1:8500";
 /// same value.
 pub const SESSION_COOKIE_IDLE_S: u32 = 1_800;
 
-/// The registry of a mesh, and the secret of its members, for services and operators' commands.
+/// The registry of a mesh, and the proof of who joins, for services and operators' commands.
 #[derive(Debug, Clone, Args)]
 pub struct MeshAccess {
-    /// Where the registry answers
+    /// Where the registry answers; several registries that share their state with commas between them: the
+    /// next one is asked when one does not answer
     #[arg(
         long,
         env = "TOURIN_REGISTRY_URL",
         value_name = "URL",
-        default_value_t = format!("http://{REGISTRY_ADDRESS}")
+        default_value_t = format!("https://{REGISTRY_ADDRESS}")
     )]
     pub registry_url: String,
-    /// Secret shared by the mesh (16 characters or more): lets an instance register, and signs the
-    /// identity that the gateway passes on. `tourin up` writes it and the registry's URL into
-    /// mesh.toml in its data folder, for the --config of commands
-    #[arg(long, env = "TOURIN_REGISTRATION_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = Unquoted::<Secret>::parser())]
-    pub registration_secret: Secret,
+    /// File with the join token by which the registry issues this process its certificate; read at each
+    /// use. `tourin join-token SERVICE` makes one, and the registry keeps some with --join-tokens. `tourin
+    /// up` writes an operator's and the registry's URL into mesh.toml in its data folder, for the --config
+    /// of commands
+    #[arg(long, env = "TOURIN_JOIN_TOKEN_FILE", value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// The join token itself, where no file is given
+    #[arg(long, env = "TOURIN_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = Unquoted::<Secret>::parser())]
+    pub join_token: Option<Secret>,
 }
 
 impl MeshAccess {
-    /// The one argument without a default, for [`defaults`].
-    pub fn secret_argument(&self) -> String {
-        format!("--registration-secret={}", self.registration_secret.expose())
+    /// Access to the registry at `registry_url`, without a join token.
+    pub fn new(registry_url: impl Into<String>) -> Self {
+        Self { registry_url: registry_url.into(), join_token_file: None, join_token: None }
+    }
+
+    /// The registry's URL, what reads the join token at each call, and how an HTTP client is set up.
+    #[allow(clippy::type_complexity, reason = "the registry's client names the parts")]
+    pub fn registry(
+        &self,
+    ) -> (
+        String,
+        Arc<dyn Fn() -> Result<String, String> + Send + Sync>,
+        fn(rustls::ClientConfig) -> Result<reqwest::Client, String>,
+    ) {
+        let access = self.clone();
+        let token = Arc::new(move || access.join_token());
+        (self.registry_url.clone(), token, http_client::registry_client)
+    }
+
+    /// The join token.
+    ///
+    /// # Errors
+    /// When there is none, or its file cannot be read.
+    pub fn join_token(&self) -> Result<String, String> {
+        match (&self.join_token_file, &self.join_token) {
+            (Some(file), _) => std::fs::read_to_string(file)
+                .map_err(|error| format!("--join-token-file {}: {error}", file.display())),
+            (None, Some(token)) => Ok(token.expose().to_owned()),
+            (None, None) => {
+                Err("--join-token-file is not set: an instance joins the mesh by a token, \
+                                 which `tourin join-token` makes"
+                    .to_owned())
+            }
+        }
     }
 }
 
@@ -124,14 +167,23 @@ pub struct MeshSettings {
     /// Milliseconds after the last heartbeat at which the registry drops this instance
     #[arg(long, env = "TOURIN_LEASE_MS", value_name = "MS", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(200..=300_000))]
     pub lease_ms: u64,
+    /// This instance's share of requests among the instances of its service: 0 to 1000; an operator may
+    /// change it by `tourin ctl weights` [default: 100]
+    #[arg(long, env = "TOURIN_WEIGHT", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    pub weight: Option<u32>,
+    /// Zone in which this instance runs; gateways that know their own may prefer its instances
+    #[arg(long, env = "TOURIN_ZONE", value_name = "NAME")]
+    pub zone: Option<String>,
+    /// Version of the program that this instance runs, as routes and operators name it, such as v2 or a
+    /// commit
+    #[arg(long, env = "TOURIN_VERSION_LABEL", value_name = "LABEL")]
+    pub version_label: Option<String>,
 }
 
 impl MeshSettings {
     /// Settings of an instance in the registry at `registry_url`, with defaults for the rest.
-    pub fn new(registry_url: impl Into<String>, registration_secret: Secret) -> Self {
-        let access = MeshAccess { registry_url: registry_url.into(), registration_secret };
-        let defaults = defaults(&[&access.secret_argument()]);
-        Self { access, ..defaults }
+    pub fn new(registry_url: impl Into<String>) -> Self {
+        Self { access: MeshAccess::new(registry_url), ..defaults(&[]) }
     }
 
     /// The address at which others reach an instance that listens on `listening`: the configured
@@ -145,8 +197,8 @@ impl MeshSettings {
             return listening;
         }
         let towards_registry = || {
-            let url = self.access.registry_url.strip_prefix("http://")?;
-            let registry = url.split('/').next()?.to_socket_addrs().ok()?.next()?;
+            let url = self.access.registry_url.strip_prefix("https://")?;
+            let registry = url.split(['/', ',']).next()?.to_socket_addrs().ok()?.next()?;
             let any: IpAddr = if registry.is_ipv4() {
                 Ipv4Addr::UNSPECIFIED.into()
             } else {
@@ -157,6 +209,17 @@ impl MeshSettings {
             socket.local_addr().ok().map(|local| local.ip())
         };
         SocketAddr::new(towards_registry().unwrap_or(Ipv4Addr::LOCALHOST.into()), listening.port())
+    }
+
+    /// What others may know about this instance, as pairs of the registry's metadata.
+    pub fn metadata(&self) -> impl Iterator<Item = (String, String)> + use<> {
+        let weight = self.weight.map(|weight| weight.to_string());
+        let pairs = [
+            ("weight", weight),
+            ("zone", self.zone.clone()),
+            ("version", self.version_label.clone()),
+        ];
+        pairs.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)))
     }
 
     /// The configured name of this instance of `service`, or a new random one.
@@ -197,8 +260,11 @@ pub fn parse<C: Parser>() -> C {
 
 /// [`parse`] with arguments that the binary has already read.
 pub fn parse_args<C: Parser>(args: &[OsString]) -> C {
-    match try_parse_from::<C>(args, |name| std::env::var_os(name).is_some(), config_from_env()) {
-        Ok(settings) => settings,
+    match read::<C>(args, |name| std::env::var_os(name).is_some(), config_from_env()) {
+        Ok((settings, effective)) => {
+            effective::keep(effective);
+            settings
+        }
         Err(error) => exit_with(&error),
     }
 }
@@ -220,23 +286,34 @@ pub enum ConfigError {
     /// value.
     #[error("{0}")]
     File(String),
+    /// A server on another machine would be reached without TLS.
+    #[error("{0}")]
+    Plaintext(String),
 }
 
 /// [`parse`] with given arguments, for tests; `is_set` returns whether an environment variable is
 /// set.
 ///
 /// # Errors
-/// When a value is invalid, a key is unknown or the file is unreadable. Also for `--help`, which
-/// clap reports as a special error.
+/// When a value is invalid, a key is unknown or the file is unreadable, or a server on another machine
+/// would be reached without TLS. Also for `--help`, which clap reports as a special error.
 pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
     args: &[OsString],
     is_set: impl Fn(&str) -> bool,
     config_from_env: Option<PathBuf>,
 ) -> Result<C, ConfigError> {
+    read(args, is_set, config_from_env).map(|(settings, _)| settings)
+}
+
+fn read<C: CommandFactory + FromArgMatches>(
+    args: &[OsString],
+    is_set: impl Fn(&str) -> bool,
+    config_from_env: Option<PathBuf>,
+) -> Result<(C, Vec<EffectiveSetting>), ConfigError> {
     let command = with_switches_from_variables(C::command());
-    let args = match file::path_in(args).or(config_from_env) {
+    let (args, in_file) = match file::path_in(args).or(config_from_env) {
         Some(path) => file::merge(&command, args, &path, is_set)?,
-        None => args.to_vec(),
+        None => (args.to_vec(), BTreeSet::new()),
     };
     let matches = command.clone().try_get_matches_from(args).map_err(|error| {
         if error.kind() == clap::error::ErrorKind::MissingRequiredArgument {
@@ -244,7 +321,9 @@ pub fn try_parse_from<C: CommandFactory + FromArgMatches>(
         }
         error.into()
     })?;
-    Ok(C::from_arg_matches(&matches)?)
+    plaintext::refuse(&command, &matches)?;
+    let effective = effective::of(&command, &matches, &in_file);
+    Ok((C::from_arg_matches(&matches)?, effective))
 }
 
 /// A switch's variable may be `1`, `yes` or `on` as well as `true`.

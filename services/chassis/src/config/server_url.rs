@@ -9,6 +9,8 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, Command};
 
+use super::plaintext::with_ssl_mode;
+
 /// What a URL of one kind of server is parsed into. Neither its `Debug` nor the error of its `FromStr`
 /// shows the password.
 pub trait ServerAddress: FromStr<Err: Display> + Debug + Clone + Send + Sync + 'static {}
@@ -39,7 +41,7 @@ impl<U: FromStr> FromStr for ServerUrl<U> {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.trim() {
             "" => Ok(Self(None)),
-            text => text.parse().map(|url| Self(Some(url))),
+            text => with_ssl_mode(text).parse().map(|url| Self(Some(url))),
         }
     }
 }

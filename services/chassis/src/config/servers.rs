@@ -37,7 +37,8 @@ impl<U: ServerAddress> AmqpSettings<U> {
 #[derive(Debug, Clone, Args)]
 pub struct MysqlSettings<U: ServerAddress> {
     /// MySQL 8 or MariaDB 10.6+ with core's data, mysql://USER:PASSWORD@HOST[:PORT]/DATABASE[?ssl-mode=...];
-    /// any number of cores may run on it [default: none; SQLite in the data folder]
+    /// on another machine ssl-mode is VERIFY_IDENTITY unless the URL names one. Any number of cores may run
+    /// on it [default: none; SQLite in the data folder]
     #[arg(long, env = "TOURIN_MYSQL_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<ServerUrl<U>>::parser())]
     pub mysql_url: Option<ServerUrl<U>>,
 }

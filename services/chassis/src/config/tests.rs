@@ -121,8 +121,7 @@ fn one_file_serves_all_commands_of_a_program() {
 
 #[test]
 fn an_instance_on_all_addresses_advertises_one() {
-    let secret: Secret = "0123456789abcdef".parse().unwrap();
-    let mut mesh = MeshSettings::new("http://127.0.0.1:8500", secret);
+    let mut mesh = MeshSettings::new("https://127.0.0.1:8500");
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
     assert_eq!(mesh.advertised(address("127.0.0.2:80")), address("127.0.0.2:80"));
     assert_eq!(mesh.advertised(address("0.0.0.0:80")), address("127.0.0.1:80"));
@@ -143,4 +142,44 @@ fn a_missing_setting_is_named_with_its_variable() {
     let message = message.to_string();
     assert!(message.contains("--key") && message.contains("STRICT_KEY"), "{message}");
     assert!(!message.contains('\n'), "{message}");
+}
+
+#[test]
+fn a_join_token_is_read_from_its_file_each_time() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let mut access = MeshAccess::new("https://127.0.0.1:8500");
+    assert!(access.join_token().unwrap_err().contains("--join-token-file"));
+    access.join_token_file = Some(file.path().into());
+    file.write_all(b"one").unwrap();
+    assert_eq!(access.join_token().unwrap(), "one");
+    file.write_all(b"-two").unwrap();
+    assert_eq!(access.join_token().unwrap(), "one-two");
+    access.join_token_file = Some("/no/such/token".into());
+    assert!(access.join_token().unwrap_err().contains("/no/such/token"));
+}
+
+#[test]
+fn effective_settings_name_their_source_and_hide_secrets() {
+    #[derive(Debug, Parser)]
+    struct WithSecret {
+        #[command(flatten)]
+        demo: Demo,
+        #[arg(long, env = "DEMO_TOKEN", hide_env_values = true)]
+        token: Option<String>,
+    }
+    let mut on_disk = tempfile::NamedTempFile::new().unwrap();
+    on_disk.write_all(b"origin = ['a', 'b']\ntoken = 'geheim'").unwrap();
+    let mut args: Vec<OsString> = vec!["demo".into(), "--config".into(), on_disk.path().into()];
+    args.push("--ephemeral".into());
+    let (settings, effective) = read::<WithSecret>(&args, |_| false, None).unwrap();
+    let setting = |name: &str| {
+        let found = effective.iter().find(|setting| setting.name == name).unwrap();
+        (found.values.iter().map(String::as_str).collect::<Vec<_>>(), found.source)
+    };
+    assert!(settings.demo.ephemeral && settings.token.is_some());
+    assert_eq!(setting("listen"), (vec!["127.0.0.1:1"], "default"));
+    assert_eq!(setting("origin"), (vec!["a", "b"], "file"));
+    assert_eq!(setting("ephemeral"), (vec!["true"], "flag"));
+    assert_eq!(setting("token"), (vec!["(hidden)"], "file"));
+    assert!(!format!("{effective:?}").contains("geheim"));
 }

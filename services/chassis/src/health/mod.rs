@@ -1,13 +1,16 @@
 //! Liveness means that the process runs. Readiness means that it can serve; each dependency that
 //! is not ready has a reason.
 
+mod certificate;
 mod store;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+pub use self::certificate::watch_certificate;
 pub use self::store::{Access, Outcomes, StoreState, StoreWatch, Trouble};
 
 /// The dependencies of a service and their state.
@@ -24,6 +27,18 @@ enum State {
     Unready(String),
     /// An optional dependency is not available.
     Missed(String),
+    /// Looked at whenever somebody asks.
+    Checked(Check),
+}
+
+/// Gives the reason why a service is not ready.
+#[derive(Clone)]
+struct Check(Arc<dyn Fn() -> Option<String> + Send + Sync>);
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
 }
 
 impl Health {
@@ -41,6 +56,16 @@ impl Health {
     /// [`Health::missed`], but the service stays ready.
     pub fn register_optional(&self, name: &'static str) -> Dependency {
         self.add(name, false)
+    }
+
+    /// Adds a condition of readiness that is looked at whenever somebody asks. `check` gives the reason why it
+    /// does not hold; it must be quick and not block. Nothing wakes [`Health::until`] when it changes.
+    pub fn check(
+        &self,
+        name: &'static str,
+        check: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
+        self.set(name, State::Checked(Check(Arc::new(check))));
     }
 
     fn add(&self, name: &'static str, is_required: bool) -> Dependency {
@@ -76,10 +101,14 @@ impl Health {
 fn reasons(states: &States, required: bool) -> BTreeMap<&'static str, String> {
     states
         .iter()
-        .filter_map(|(name, state)| match state {
-            State::Unready(reason) if required => Some((*name, reason.clone())),
-            State::Missed(reason) if !required => Some((*name, reason.clone())),
-            State::Ready | State::Unready(_) | State::Missed(_) => None,
+        .filter_map(|(name, state)| {
+            let reason = match state {
+                State::Unready(reason) if required => Some(reason.clone()),
+                State::Missed(reason) if !required => Some(reason.clone()),
+                State::Checked(check) if required => (check.0)(),
+                State::Ready | State::Unready(_) | State::Missed(_) | State::Checked(_) => None,
+            };
+            Some((*name, reason?))
         })
         .collect()
 }

@@ -1,34 +1,13 @@
 //! The identity of a request, verified, as extractors of handlers.
 
-use axum::extract::{FromRequestParts, Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
 use http::request::Parts;
 
 use super::{ApiError, Message, messages};
-use crate::identity::{IDENTITY_HEADER, IdentityVerifier, Subject};
-
-/// Removes the identity header and puts the verified subject into the request's extensions.
-pub(super) async fn verify_identity(
-    State(verifier): State<IdentityVerifier>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    if let Some(value) = request.headers_mut().remove(IDENTITY_HEADER) {
-        match verifier.verify(&value) {
-            Some(subject) => {
-                request.extensions_mut().insert(subject);
-            }
-            None => {
-                // For operators: the gateway removes clients' identities, so only services send one.
-                let message =
-                    Message::for_operators("the request's internal identity is not valid");
-                return ApiError::forbidden(message).into_response();
-            }
-        }
-    }
-    next.run(request).await
-}
+use crate::identity::Subject;
+use crate::peer::Peer;
 
 /// The subject of a request, or `None` when it did not come through the gateway.
 #[derive(Debug, Clone)]
@@ -64,7 +43,7 @@ impl<S: Send + Sync> FromRequestParts<S> for MemberCaller {
     }
 }
 
-/// A service of the mesh. Other callers are answered 403.
+/// A service of the mesh that calls on its own behalf. Other callers are answered 403.
 #[derive(Debug, Clone)]
 pub struct ServiceCaller {
     /// The calling service's name.
@@ -75,11 +54,29 @@ impl<S: Send + Sync> FromRequestParts<S> for ServiceCaller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        match parts.extensions.get::<Subject>().cloned() {
-            Some(Subject::Service { name }) => Ok(Self { name }),
+        match (parts.extensions.get::<Arc<Peer>>(), parts.extensions.get::<Subject>()) {
+            (Some(peer), None) => Ok(Self { name: peer.service.clone() }),
             _ => {
                 let message = Message::for_operators("this path is for the mesh's own services");
                 Err(ApiError::forbidden(message))
+            }
+        }
+    }
+}
+
+/// The peer of the request's connection. Requests without one are answered 403.
+#[derive(Debug, Clone)]
+pub struct PeerOf(pub Arc<Peer>);
+
+impl<S: Send + Sync> FromRequestParts<S> for PeerOf {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        match parts.extensions.get::<Arc<Peer>>() {
+            Some(peer) => Ok(Self(Arc::clone(peer))),
+            None => {
+                let message = "this call needs a certificate of the mesh";
+                Err(ApiError::forbidden(Message::for_operators(message)))
             }
         }
     }

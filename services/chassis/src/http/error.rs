@@ -124,6 +124,12 @@ impl ApiError {
         Self { cause: Some(cause.into()), ..error }
     }
 
+    /// The same with a kind of its own, for programs that must tell it from others with its status.
+    #[must_use]
+    pub fn coded(self, kind: &'static str) -> Self {
+        Self { kind, ..self }
+    }
+
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self

@@ -21,11 +21,11 @@ crate::messages! {
         en: "the request's body is over the limit of {limit_bytes} bytes",
         ko: "요청 본문은 {limit_bytes}바이트를 넘을 수 없습니다.",
     }
-    pub(super) fn no_such_thing() {
+    pub fn no_such_thing() {
         en: "there is no such item",
         ko: "찾으시는 항목이 없습니다.",
     }
-    pub(super) fn busy() {
+    pub fn busy() {
         en: "this instance is at its limit of concurrent requests; try again",
         ko: "지금은 요청이 너무 많습니다. 잠시 후 다시 시도해 주십시오.",
     }

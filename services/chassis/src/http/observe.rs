@@ -1,17 +1,17 @@
 //! The span, the log line and the metrics of each request.
 
 use std::any::Any;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method};
 
 use super::{ApiError, Message, ServiceCaller};
 use crate::identity::REQUEST_ID_HEADER;
-use crate::metrics::{self, Metrics};
-use crate::telemetry::{self, HttpRequest, Service, method_name};
+use crate::metrics::{self, Gauge, Metrics};
+use crate::telemetry::{self, DeferredRequest, HttpRequest, Service, method_name};
 
 /// Carries the trace and span ids of the response (W3C Trace Context level 2).
 pub const TRACE_RESPONSE_HEADER: HeaderName = HeaderName::from_static("traceresponse");
@@ -23,6 +23,64 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 pub(super) struct Observer {
     pub service: Service,
     pub metrics: Metrics,
+    pub in_flight: Gauge,
+}
+
+/// Counts a request until its response's head, or until its client has left.
+struct InFlight<'a>(&'a Gauge);
+
+impl<'a> InFlight<'a> {
+    fn counted_in(gauge: &'a Gauge) -> Self {
+        gauge.add(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1.0);
+    }
+}
+
+/// A request's span, which ends with the response, or when its client leaves before.
+struct Observed {
+    trace: DeferredRequest,
+    method: Method,
+    route: Option<MatchedPath>,
+}
+
+impl Observed {
+    fn begin(service: &Service, request: &Request) -> Self {
+        let method = request.method().clone();
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        let seen = seen(&method, route.as_ref());
+        let trace = service.deferred(request.headers(), &seen, SystemTime::now());
+        Self { trace, method, route }
+    }
+
+    fn end(&mut self, status: Option<u16>) {
+        self.trace.finish(&seen(&self.method, self.route.as_ref()), status);
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+fn seen<'a>(method: &'a Method, route: Option<&'a MatchedPath>) -> HttpRequest<'a> {
+    let route = template(route);
+    HttpRequest { unsampled: is_internal(route), ..HttpRequest::new(method, Some(route)) }
+}
+
+fn template(route: Option<&MatchedPath>) -> &str {
+    route.map_or("unmatched", MatchedPath::as_str)
+}
+
+/// Heartbeats and long polls between services would hide clients' requests.
+fn is_internal(route: &str) -> bool {
+    route.starts_with("/internal/") || route.starts_with("/v1/")
 }
 
 /// Records one span, one log line and one count per request. Query text is left out because it is
@@ -33,13 +91,9 @@ pub(super) async fn observe(
     next: Next,
 ) -> Response {
     let start = Instant::now();
-    let matched = request.extensions().get::<MatchedPath>().cloned();
-    let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
-    let method = request.method().clone();
-    // Heartbeats and long polls between services would hide clients' requests.
-    let internal = route.starts_with("/internal/") || route.starts_with("/v1/");
-    let seen = HttpRequest { unsampled: internal, ..HttpRequest::new(&method, Some(route)) };
-    let span = observer.service.server(request.headers(), &seen);
+    let _in_flight = InFlight::counted_in(&observer.in_flight);
+    let mut observed = Observed::begin(&observer.service, &request);
+    let span = observed.trace.handle().handle();
     let request_id = request_id(&request).or_else(|| {
         // Without an id from the caller, the trace id is used.
         let id = HeaderValue::try_from(span.trace_id()?).ok()?;
@@ -49,15 +103,15 @@ pub(super) async fn observe(
     let mut response = span.run(next.run(request)).await;
 
     let status = response.status().as_u16();
-    span.set_status(status);
+    observed.end(Some(status));
     let took = start.elapsed();
-    let method = method_name(&method);
+    let (method, route) = (method_name(&observed.method), template(observed.route.as_ref()));
     observer.metrics.http().observe(route, method, status, took);
     let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     {
         let _current = span.enter();
         let request_id = request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-");
-        if internal && status < 500 {
+        if is_internal(route) && status < 500 {
             tracing::debug!(method, route, status, duration_us, request_id, "answered");
         } else {
             tracing::info!(method, route, status, duration_us, request_id, "answered");

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -15,11 +16,15 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::health::Health;
-use crate::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
-use crate::secret::Secret;
+use crate::identity::testing::{gateway_signer, peer};
+use crate::identity::{IDENTITY_HEADER, Subject};
+use crate::peer::Peer;
 use crate::shutdown::Shutdown;
 
-fn router(secret: &Secret, health: Health, limits: &HttpLimits) -> Router {
+/// For the gateway and an operator; what a test does not say otherwise, the gateway asks.
+const CALLERS: Callers = &[("/", &["gateway"])];
+
+fn router(health: Health, limits: &HttpLimits) -> Router {
     let routes = Router::new()
         .route(
             "/panic",
@@ -33,14 +38,21 @@ fn router(secret: &Secret, health: Health, limits: &HttpLimits) -> Router {
         .route("/me", get(|caller: MemberCaller| async move { caller.id }))
         .route("/who", get(|caller: Caller| async move { format!("{:?}", caller.0.is_some()) }))
         .route("/slow", any(|| async { std::future::pending::<()>().await }));
-    service_router("demo", routes, IdentityVerifier::new(secret, "demo"), health, limits)
+    service_router("demo", routes, Admission::new("demo", CALLERS), health, limits)
 }
 
 fn plain() -> Router {
-    router(&Secret::random(), Health::new(), &HttpLimits::default())
+    router(Health::new(), &HttpLimits::default())
 }
 
-async fn answer(router: Router, request: Request<Body>) -> (StatusCode, http::HeaderMap, String) {
+async fn answer(
+    router: Router,
+    mut request: Request<Body>,
+) -> (StatusCode, http::HeaderMap, String) {
+    if request.extensions().get::<Arc<Peer>>().is_none() {
+        let is_probe = ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path());
+        request.extensions_mut().insert(peer(if is_probe { "operator" } else { "gateway" }));
+    }
     let response = router.oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
@@ -93,7 +105,7 @@ async fn each_kind_of_invalid_body_has_its_own_error() {
     assert_eq!(answer(plain(), untyped).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 
     let limits = HttpLimits { body_bytes: 4, ..HttpLimits::default() };
-    let router = router(&Secret::random(), Health::new(), &limits);
+    let router = router(Health::new(), &limits);
     let (status, _, body) = answer(router, json("[1,2,3]")).await;
     assert_eq!((status, kind(&body).as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "too_large"));
 }
@@ -105,7 +117,7 @@ async fn every_refusal_is_in_the_readers_language() {
         request.header(header::ACCEPT_LANGUAGE, languages).body(Body::empty()).unwrap()
     };
     let limits = HttpLimits { request_timeout_ms: 50, ..HttpLimits::default() };
-    let router = router(&Secret::random(), Health::new(), &limits);
+    let router = router(Health::new(), &limits);
     for (method, path, status, korean) in [
         ("GET", "/nowhere", 404, "요청하신 경로를 찾을 수 없습니다."),
         ("GET", "/echo", 405, "이 경로에서 사용할 수 없는 메서드입니다."),
@@ -145,28 +157,35 @@ async fn every_refusal_is_in_the_readers_language() {
 
 #[tokio::test]
 async fn only_a_signed_identity_counts() {
-    let secret = Secret::random();
-    let router = router(&secret, Health::new(), &HttpLimits::default());
+    let router = router(Health::new(), &HttpLimits::default());
     let member = Subject::Member { id: "traveller".into(), session: "s".into(), roles: Vec::new() };
     let mut signed = get_request("/me");
-    let value = IdentitySigner::new(&secret).sign(&member, "demo");
+    let value = gateway_signer().sign(&member, "demo");
     signed.headers_mut().insert(IDENTITY_HEADER, value);
     assert_eq!(answer(router.clone(), signed).await.2, "traveller");
 
     assert_eq!(answer(router.clone(), get_request("/me")).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(answer(router.clone(), get_request("/who")).await.2, "false");
 
-    let mut forged = get_request("/who");
-    let value = IdentitySigner::new(&Secret::random()).sign(&member, "demo");
-    forged.headers_mut().insert(IDENTITY_HEADER, value);
-    assert_eq!(answer(router, forged).await.0, StatusCode::FORBIDDEN);
+    // One for another service, one by another key, and one that somebody else brings.
+    let elsewhere = gateway_signer().sign(&member, "other");
+    let good = gateway_signer().sign(&member, "demo");
+    let other_gateway = Arc::new(Peer { public_key: [7; 32], ..(*peer("gateway")).clone() });
+    for (value, from) in
+        [(elsewhere, peer("gateway")), (good.clone(), other_gateway), (good, peer("operator"))]
+    {
+        let mut forged = get_request("/who");
+        forged.headers_mut().insert(IDENTITY_HEADER, value);
+        forged.extensions_mut().insert(from);
+        assert_eq!(answer(router.clone(), forged).await.0, StatusCode::FORBIDDEN);
+    }
 }
 
 #[tokio::test]
 async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
     let health = Health::new();
     let database = health.register("database");
-    let router = router(&Secret::random(), health, &HttpLimits::default());
+    let router = router(health, &HttpLimits::default());
     let (status, _, body) = answer(router.clone(), get_request("/readyz")).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(body.contains(r#""database":"not reached yet""#), "{body}");
@@ -179,7 +198,7 @@ async fn readiness_names_what_is_missing_and_liveness_does_not_care() {
 async fn work_over_the_limits_is_answered_503_with_retry_after() {
     let limits =
         HttpLimits { concurrent_requests: 1, request_timeout_ms: 50, ..HttpLimits::default() };
-    let router = router(&Secret::random(), Health::new(), &limits);
+    let router = router(Health::new(), &limits);
     let (first, second) = tokio::join!(
         answer(router.clone(), get_request("/slow")),
         answer(router.clone(), get_request("/slow")),
@@ -193,7 +212,7 @@ async fn work_over_the_limits_is_answered_503_with_retry_after() {
 #[tokio::test]
 async fn a_body_that_does_not_come_is_the_clients_fault_and_a_slow_handler_is_not() {
     let limits = HttpLimits { request_timeout_ms: 50, ..HttpLimits::default() };
-    let router = router(&Secret::random(), Health::new(), &limits);
+    let router = router(Health::new(), &limits);
     let begun = futures::stream::iter([Ok::<_, std::io::Error>("[1")]);
     let stalled = futures::StreamExt::chain(begun, futures::stream::pending());
     let request = |path: &str, body| {
@@ -206,6 +225,27 @@ async fn a_body_that_does_not_come_is_the_clients_fault_and_a_slow_handler_is_no
     assert_eq!(slow.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
+#[tokio::test]
+async fn bodies_that_do_not_come_take_no_permits() {
+    let limits = HttpLimits { concurrent_requests: 2, ..HttpLimits::default() };
+    let router = router(Health::new(), &limits);
+    let stalled = || {
+        let begun = futures::stream::iter([Ok::<_, std::io::Error>("[1")]);
+        let body = Body::from_stream(futures::StreamExt::chain(begun, futures::stream::pending()));
+        Request::post("/echo").header(header::CONTENT_TYPE, "application/json").body(body).unwrap()
+    };
+    let waiting: Vec<_> =
+        (0..400).map(|_| tokio::spawn(answer(router.clone(), stalled()))).collect();
+    tokio::task::yield_now().await;
+    let served = Request::post("/echo")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from("[1]"))
+        .unwrap();
+    assert_eq!(answer(router, served).await.2, "[1]");
+    assert!(waiting.iter().all(|call| !call.is_finished()));
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
 /// Even if the handler ignores the body.
 #[tokio::test]
 async fn the_handler_runs_only_with_a_complete_body() {
@@ -213,8 +253,8 @@ async fn the_handler_runs_only_with_a_complete_body() {
     let routes =
         Router::new().route("/do", post(|| async { DONE.fetch_add(1, SeqCst).to_string() }));
     let limits = HttpLimits { body_bytes: 4, request_timeout_ms: 50, ..HttpLimits::default() };
-    let verifier = IdentityVerifier::new(&Secret::random(), "demo");
-    let router = service_router("demo", routes, verifier, Health::new(), &limits);
+    let admission = Admission::new("demo", CALLERS);
+    let router = service_router("demo", routes, admission, Health::new(), &limits);
     let ask = |body| answer(router.clone(), Request::post("/do").body(body).unwrap());
     let begun = || futures::stream::iter([Ok::<_, std::io::Error>("ab")]);
     let stalled = futures::StreamExt::chain(begun(), futures::stream::pending());
@@ -236,7 +276,7 @@ async fn the_handler_runs_only_with_a_complete_body() {
 }
 
 async fn serve_one(
-    release: std::sync::Arc<tokio::sync::Notify>,
+    release: Arc<tokio::sync::Notify>,
 ) -> (SocketAddr, Shutdown, tokio::task::JoinHandle<std::io::Result<()>>) {
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -262,7 +302,7 @@ async fn serve_one(
 
 #[tokio::test]
 async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
-    let release = std::sync::Arc::new(tokio::sync::Notify::new());
+    let release = Arc::new(tokio::sync::Notify::new());
     let (address, stop, serving) = serve_one(release.clone()).await;
     let mut client = TcpStream::connect(address).await.unwrap();
     client.write_all(b"GET /wait HTTP/1.1\r\nhost: demo\r\n\r\n").await.unwrap();
@@ -341,20 +381,17 @@ async fn requests_and_panics_are_counted() {
 }
 
 #[tokio::test]
-async fn only_services_may_set_the_log_filter() {
-    let secret = Secret::random();
-    let router = router(&secret, Health::new(), &HttpLimits::default());
+async fn only_operators_may_set_the_log_filter() {
+    let router = router(Health::new(), &HttpLimits::default());
     crate::telemetry::init(&crate::config::LogSettings {
         log_format: crate::config::LogFormat::Text,
         log: "info".to_owned(),
     })
     .unwrap();
-    let put = |filter: &'static str, signed: bool| {
+    let put = |filter: &'static str, by_operator: bool| {
         let mut request = Request::put("/internal/log-filter");
-        if signed {
-            let caller = Subject::Service { name: "tourin".to_owned() };
-            let value = IdentitySigner::new(&secret).sign(&caller, "demo");
-            request = request.header(IDENTITY_HEADER, value);
+        if by_operator {
+            request = request.extension(peer("operator"));
         }
         request.body(Body::from(filter)).unwrap()
     };

@@ -1,5 +1,7 @@
 //! Rate, errors and duration of requests.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -31,6 +33,13 @@ pub struct HttpMetrics {
     service: &'static str,
     requests: Family<Outcome, Counter>,
     durations: Family<Operation, Histogram, fn() -> Histogram>,
+    totals: Arc<Totals>,
+}
+
+#[derive(Debug, Default)]
+struct Totals {
+    served: AtomicU64,
+    errors: AtomicU64,
 }
 
 impl HttpMetrics {
@@ -40,6 +49,7 @@ impl HttpMetrics {
             service,
             requests: Family::default(),
             durations: Family::new_with_constructor(buckets),
+            totals: Arc::default(),
         };
         registry.register(
             "tourin_http_requests",
@@ -54,6 +64,13 @@ impl HttpMetrics {
         metrics
     }
 
+    /// The requests answered so far, and those of them that were answered with 5xx; without probes and
+    /// scrapes.
+    pub fn totals(&self) -> (u64, u64) {
+        let Totals { served, errors } = &*self.totals;
+        (served.load(Ordering::Relaxed), errors.load(Ordering::Relaxed))
+    }
+
     /// Observes one request. `route` is a template and `method` a name from a fixed list: a value
     /// that clients choose freely must not become a label.
     pub fn observe(&self, route: &str, method: &'static str, status: u16, took: Duration) {
@@ -65,6 +82,25 @@ impl HttpMetrics {
             400..=498 => "4xx",
             _ => "5xx",
         };
+        self.record((route, method, status_class), took);
+    }
+
+    /// Observes a request that was answered by a substitute for its response: class `degraded`, whatever
+    /// its status.
+    pub fn observe_degraded(&self, route: &str, method: &'static str, took: Duration) {
+        self.record((route, method, "degraded"), took);
+    }
+
+    fn record(
+        &self,
+        (route, method, status_class): (&str, &'static str, &'static str),
+        took: Duration,
+    ) {
+        if !matches!(route, "/healthz" | "/readyz" | "/metrics") {
+            self.totals.served.fetch_add(1, Ordering::Relaxed);
+            let is_error = matches!(status_class, "5xx" | "degraded");
+            self.totals.errors.fetch_add(u64::from(is_error), Ordering::Relaxed);
+        }
         let service = self.service;
         self.requests
             .get_or_create(&Outcome { service, route: route.to_owned(), method, status_class })

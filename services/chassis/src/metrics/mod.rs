@@ -6,7 +6,7 @@
 
 mod http;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,22 +124,19 @@ impl Metrics {
         Histogram(histogram)
     }
 
-    /// A [`Metrics::histogram`] for each of a fixed set of values of one label. Observing needs no
-    /// look-up.
-    pub fn histograms_by(
+    /// Histograms by several labels, whose values are few and known.
+    pub fn histograms<const N: usize>(
         &self,
         name: &str,
         help: &str,
-        (label, values): (&'static str, impl IntoIterator<Item = String>),
         buckets: &'static [f64],
-    ) -> BTreeMap<String, Histogram> {
+    ) -> Histograms<N> {
         let family =
-            Family::<[(&'static str, String); 1], PromHistogram, Buckets>::new_with_constructor(
+            Family::<[(&'static str, String); N], PromHistogram, Buckets>::new_with_constructor(
                 Buckets(buckets),
             );
         self.with_registry(|registry| registry.register(name, help, family.clone()));
-        let of = |value: &String| family.get_or_create(&[(label, value.clone())]).clone();
-        values.into_iter().map(|value| (value.clone(), Histogram(of(&value)))).collect()
+        Histograms(family)
     }
 
     /// A gauge that is read when Prometheus scrapes. `read` must be quick and not block. `None`
@@ -289,6 +286,18 @@ impl Histogram {
     }
 }
 
+/// See [`Metrics::histograms`].
+#[derive(Debug, Clone)]
+pub struct Histograms<const N: usize>(Family<[(&'static str, String); N], PromHistogram, Buckets>);
+
+impl<const N: usize> Histograms<N> {
+    /// The histogram with these labels. Observing needs no look-up.
+    pub fn of(&self, labels: [(&'static str, &str); N]) -> Histogram {
+        let labels = labels.map(|(name, value)| (name, value.to_owned()));
+        Histogram(self.0.get_or_create(&labels).clone())
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Buckets(&'static [f64]);
 
@@ -428,10 +437,8 @@ mod tests {
         let tries = metrics.counters("tourin_tries", "Tries");
         tries.of([("upstream", "core"), ("outcome", "2xx")]).add(3);
         tries.of([("upstream", "core"), ("outcome", "5xx")]);
-        let both = ["core", "registry"].map(str::to_owned);
-        let seconds =
-            metrics.histograms_by("tourin_try_seconds", "Tries", ("upstream", both), &[1.0]);
-        seconds["core"].observe(0.5);
+        let seconds = metrics.histograms("tourin_try_seconds", "Tries", &[1.0]);
+        seconds.of([("upstream", "core")]).observe(0.5);
         let by_reason = metrics.counter_by("tourin_dead_letters", "Dead letters", "reason");
         for reason in 0..2 * MAX_LABEL_VALUES {
             by_reason.increase(&reason.to_string());

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use http::Method;
 use opentelemetry::KeyValue;
+use opentelemetry::trace::{SpanBuilder, SpanKind};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::names;
@@ -21,15 +22,6 @@ pub fn method_name(method: &Method) -> &'static str {
         Method::OPTIONS => "OPTIONS",
         _ => "_OTHER",
     }
-}
-
-/// A `tracing` span for an outgoing call.
-fn client_span(name: &str, attributes: Vec<KeyValue>) -> tracing::Span {
-    let span = tracing::info_span!(parent: None, "call", otel.kind = "client", otel.name = name);
-    for KeyValue { key, value, .. } in attributes {
-        span.set_attribute(key, value);
-    }
-    span
 }
 
 fn peer(service: &str, address: Option<SocketAddr>) -> impl Iterator<Item = KeyValue> {
@@ -55,12 +47,14 @@ pub struct HttpRequest<'a> {
     /// Whether the sender's sampling decision counts. A stranger's does not: it could have all its
     /// requests recorded, or none. Its trace id is kept in either case.
     pub sender_decides: bool,
+    /// Why its response is only a substitute, whatever its status says.
+    pub degraded: Option<&'static str>,
 }
 
 impl<'a> HttpRequest<'a> {
     /// A request for `route`.
     pub fn new(method: &'a Method, route: Option<&'a str>) -> Self {
-        Self { method, route, unsampled: false, sender_decides: true }
+        Self { method, route, unsampled: false, sender_decides: true, degraded: None }
     }
 
     pub(super) fn name(&self) -> String {
@@ -71,7 +65,8 @@ impl<'a> HttpRequest<'a> {
     pub(super) fn attributes(&self) -> Vec<KeyValue> {
         let method = KeyValue::new(names::HTTP_METHOD, method_name(self.method));
         let route = self.route.map(|route| KeyValue::new(names::HTTP_ROUTE, route.to_owned()));
-        [method].into_iter().chain(route).collect()
+        let degraded = self.degraded.map(|reason| KeyValue::new(names::DEGRADED, reason));
+        [method].into_iter().chain(route).chain(degraded).collect()
     }
 }
 
@@ -109,8 +104,15 @@ impl HttpCall<'_> {
         attributes
     }
 
+    /// A `tracing` span.
     pub(super) fn span(&self) -> tracing::Span {
-        client_span(&self.name(), self.attributes())
+        let name = self.name();
+        let span =
+            tracing::info_span!(parent: None, "call", otel.kind = "client", otel.name = name);
+        for KeyValue { key, value, .. } in self.attributes() {
+            span.set_attribute(key, value);
+        }
+        span
     }
 }
 
@@ -131,12 +133,13 @@ impl<'a> DbCall<'a> {
         Self { system, operation, collection }
     }
 
-    pub(super) fn span(&self) -> tracing::Span {
-        let attributes = vec![
-            KeyValue::new(names::DB_SYSTEM, self.system),
-            KeyValue::new(names::DB_OPERATION, self.operation),
-            KeyValue::new(names::DB_COLLECTION, self.collection.to_owned()),
-        ];
-        client_span(&format!("{} {}", self.operation, self.collection), attributes)
+    pub(super) fn builder(&self) -> SpanBuilder {
+        SpanBuilder::from_name(format!("{} {}", self.operation, self.collection))
+            .with_kind(SpanKind::Client)
+            .with_attributes([
+                KeyValue::new(names::DB_SYSTEM, self.system),
+                KeyValue::new(names::DB_OPERATION, self.operation),
+                KeyValue::new(names::DB_COLLECTION, self.collection.to_owned()),
+            ])
     }
 }

@@ -1,6 +1,5 @@
-//! A request whose spans are built at its end, and only if they are kept. It is for the gateway,
-//! where most requests are successful and unsampled. While the request runs it has ids, and notes
-//! of unusual events.
+//! A request whose span is built at its end, and only if it is kept, since most requests are
+//! successful and unsampled. While the request runs it has ids, and notes of unusual events.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceContextExt};
-use opentelemetry::{Context, InstrumentationScope, KeyValue};
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{
     IdGenerator, RandomIdGenerator, SamplingDecision, SpanData, SpanEvents, SpanLinks,
 };
@@ -103,9 +102,7 @@ impl DeferredRequest {
     /// The id of a new call's span, and the headers by which the called service continues the trace.
     pub fn new_call(&self) -> (SpanId, Vec<(HeaderName, HeaderValue)>) {
         let id = RandomIdGenerator::default().new_span_id();
-        let ids = self.ids_of(id);
-        let context = Context::new().with_remote_span_context(ids);
-        (id, self.scope.propagator.headers(&context))
+        (id, self.scope.propagator.headers_of(self.ids_of(id)))
     }
 
     fn ids_of(&self, span: SpanId) -> SpanContext {
@@ -113,12 +110,17 @@ impl DeferredRequest {
         SpanContext::new(trace, span, flags, false, self.ids.trace_state().clone())
     }
 
-    /// Ends the request with the response's status. `calls` returns the calls that were made for
-    /// it, and runs only if they are exported or buffered.
-    pub fn finish<'a, C>(
+    /// Ends the request with the response's status; `None` when its client left before.
+    pub fn finish(&mut self, request: &HttpRequest<'_>, status: Option<u16>) {
+        self.finish_with_calls(request, status, std::iter::empty);
+    }
+
+    /// As [`DeferredRequest::finish`], with the calls that were made for it. `calls` returns them, and
+    /// runs only if they are exported or buffered.
+    pub fn finish_with_calls<'a, C>(
         &mut self,
         request: &HttpRequest<'_>,
-        status: u16,
+        status: Option<u16>,
         calls: impl FnOnce() -> C,
     ) where
         C: IntoIterator<Item = FinishedCall<'a>>,
@@ -139,7 +141,9 @@ impl DeferredRequest {
             }
             SamplingDecision::RecordOnly => {
                 let took = self.started.elapsed().unwrap_or_default();
-                let verdict = tail.keep().outcome(status >= 500, took);
+                let failed =
+                    status.is_some_and(|status| status >= 500) || request.degraded.is_some();
+                let verdict = tail.keep().outcome(failed, took);
                 tail.settle(self.ended(verdict), || spans(verdict));
             }
         }
@@ -149,7 +153,7 @@ impl DeferredRequest {
         Ended { trace: self.ids.trace_id(), id: self.ids.span_id(), is_entry: true, verdict }
     }
 
-    fn server(&self, request: &HttpRequest<'_>, status: u16) -> SpanData {
+    fn server(&self, request: &HttpRequest<'_>, status: Option<u16>) -> SpanData {
         let took = self.started.elapsed().unwrap_or_default();
         let notes = &mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut span = self.span(SpanKind::Server, self.ids.clone(), (self.started, took));
@@ -158,7 +162,10 @@ impl DeferredRequest {
         span.name = request.name().into();
         span.attributes.extend(request.attributes());
         span.events.events = std::mem::take(notes);
-        answered(span, Some(status), None)
+        if status.is_none() {
+            span.events.events.push(Event::new("client_gone", span.end_time, Vec::new(), 0));
+        }
+        answered(span, status, request.degraded)
     }
 
     fn call(&self, call: &FinishedCall<'_>) -> SpanData {

@@ -1,11 +1,12 @@
 //! Logs: structured, human or JSON, on standard error, because standard output is the program's
 //! own. Every line within a request carries its service and its trace id.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
-use chrono::{SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use opentelemetry::Context;
 use opentelemetry_sdk::trace::SdkTracer;
 use serde_json::{Map, Value};
@@ -15,7 +16,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -27,12 +28,14 @@ use crate::config::{LogFormat, LogSettings};
 /// The most verbose level of libraries, whatever the filter says: more detail shows complete
 /// requests, responses and messages, with users' tokens and input. The first prefix of a target
 /// counts.
-const BOUNDS: [(&str, LevelFilter); 4] = [
+const BOUNDS: [(&str, LevelFilter); 5] = [
     // Its errors are lookups of missing queues, and connections that this program closes; the
     // bus itself logs lost ones. It also logs complete returned messages.
     ("lapin", LevelFilter::OFF),
     // "Fail to proxy" repeats the request.
     ("pingora_proxy", LevelFilter::OFF),
+    // Clients that break off while HTTP/2 begins.
+    ("pingora_core::apps", LevelFilter::OFF),
     ("pingora", LevelFilter::ERROR),
     ("sqlx", LevelFilter::WARN),
 ];
@@ -59,13 +62,24 @@ pub(super) fn init(settings: &LogSettings, tracer: SdkTracer) -> Result<(), Stri
         LogFormat::Text => lines.event_format(TextLine).boxed(),
         LogFormat::Json => lines.event_format(JsonLine).boxed(),
     };
-    let lines = lines.with_filter(filter.and(filter_fn(is_line)));
+    let lines = lines.with_filter(bounded(filter));
     let registry = tracing_subscriber::registry().with(lines).with(span_layer(tracer));
     // An error only means that a subscriber is installed already.
     if registry.try_init().is_ok() {
         FILTER.set(handle).ok();
+        // No record of a library is shown below this level. The gateway's libraries make dozens for each
+        // request, and each would go through all filters.
+        log::set_max_level(log::LevelFilter::Info);
     }
     Ok(())
+}
+
+/// The filter within the bounds. The hint lets callsites that it never enables cost nothing.
+fn bounded<S>(filter: impl Filter<S>) -> impl Filter<S>
+where
+    S: Subscriber,
+{
+    filter.and(filter_fn(is_line).with_max_level_hint(LevelFilter::TRACE))
 }
 
 /// Sends this project's `tracing` spans to `tracer`. Libraries' spans stay out, and so do events:
@@ -131,8 +145,27 @@ fn current_service() -> Option<&'static str> {
     Context::map_current(|context| Scope::of(context).map(|scope| scope.service))
 }
 
-fn now() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
+/// The time of a line, to the microsecond.
+struct Now(DateTime<Utc>);
+
+impl fmt::Display for Now {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        thread_local! {
+            /// The last second, and its text: many lines are of the same one.
+            static SECOND: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+        }
+        SECOND.with_borrow_mut(|(second, text)| {
+            if *second != self.0.timestamp() {
+                *second = self.0.timestamp();
+                *text = self.0.format("%Y-%m-%dT%H:%M:%S").to_string();
+            }
+            write!(to, "{text}.{:06}Z", self.0.timestamp_subsec_micros())
+        })
+    }
+}
+
+fn now() -> Now {
+    Now(Utc::now())
 }
 
 /// `TIME LEVEL [service,trace] message fields`
@@ -188,7 +221,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut line = Map::new();
-        line.insert("timestamp".to_owned(), now().into());
+        line.insert("timestamp".to_owned(), now().to_string().into());
         line.insert("level".to_owned(), event.metadata().level().as_str().into());
         line.insert("target".to_owned(), event.metadata().target().into());
         if let Some(service) = current_service() {
@@ -305,6 +338,15 @@ mod tests {
     }
 
     #[test]
+    fn a_line_has_its_time_to_the_microsecond() {
+        for micros in [0, 1, 999_999, 1_000_000, 1_790_000_000_123_456] {
+            let at = DateTime::from_timestamp_micros(micros).unwrap();
+            let expected = at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+            assert_eq!(Now(at).to_string(), expected);
+        }
+    }
+
+    #[test]
     fn a_text_line_has_the_service_and_the_trace() {
         let captured = Captured::default();
         let writer = captured.clone();
@@ -327,10 +369,11 @@ mod tests {
                 .with_writer(move || writer.clone())
                 .event_format(TextLine);
             let subscriber = tracing_subscriber::registry()
-                .with(lines.with_filter(parse(filter).unwrap().and(filter_fn(is_line))));
+                .with(lines.with_filter(bounded(parse(filter).unwrap())));
             tracing::subscriber::with_default(subscriber, || {
                 tracing::error!(target: "pingora_proxy", "whole");
                 tracing::warn!(target: "pingora_core::protocols::http", "whole");
+                tracing::error!(target: "pingora_core::apps", "whole");
                 tracing::error!(target: "lapin::returned_messages", "whole");
                 tracing::info!(target: "sqlx::query", "whole");
                 tracing::debug!(target: "lapin::frames", "whole");
@@ -345,6 +388,13 @@ mod tests {
             assert_eq!(text.matches("theirs").count(), 2, "{filter}: {text}");
             assert_eq!(text.matches("ours").count(), 2, "{filter}: {text}");
         }
+    }
+
+    #[test]
+    fn what_no_filter_enables_is_skipped_at_its_source() {
+        let (filter, _handle) = reload::Layer::<_, Registry>::new(parse("info").unwrap());
+        let hint = Filter::<Registry>::max_level_hint(&bounded::<Registry>(filter));
+        assert_eq!(hint, Some(LevelFilter::INFO));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod calls;
 mod collector;
 mod deferred;
 mod export;
+mod ids;
 mod log;
 pub mod memory;
 pub mod names;

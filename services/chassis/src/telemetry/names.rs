@@ -58,6 +58,8 @@ pub const AGE: &str = "tourin.age_ms";
 pub const OUTCOME: &str = "tourin.outcome";
 /// The called instance.
 pub const INSTANCE: &str = "tourin.instance";
+/// Why a request was answered by a substitute for its response.
+pub const DEGRADED: &str = "tourin.degraded";
 /// The class of failure.
 pub const ERROR_TYPE: &str = "error.type";
 
@@ -86,5 +88,6 @@ pub const EXPORTED: &[&str] = &[
     AGE,
     OUTCOME,
     INSTANCE,
+    DEGRADED,
     ERROR_TYPE,
 ];

@@ -19,6 +19,8 @@ use opentelemetry::trace::{SpanContext, TraceContextExt, TraceFlags, TraceState}
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_zipkin::{B3Encoding, Propagator as B3Propagator};
 
+use super::ids::traceparent;
+
 /// Longest `tracestate` that is passed on, in bytes; W3C asks for at least 512.
 const MAX_TRACESTATE_BYTES: usize = 512;
 /// Most of its members; W3C's own bound.
@@ -132,6 +134,9 @@ impl Propagator {
 
     /// `base` with a request's trace context, or `base` itself if the request has none.
     pub(super) fn extract_headers(&self, base: &Context, headers: &HeaderMap) -> Context {
+        if !headers.keys().any(|name| TRACE_HEADERS.contains(name)) {
+            return base.clone();
+        }
         let state = joined_tracestate(headers);
         self.extract_by(base, |name| match name {
             TRACESTATE => state.as_deref(),
@@ -154,6 +159,15 @@ impl Propagator {
             }
         }
         base.clone()
+    }
+
+    /// The headers that carry a span of this process to the next hop.
+    pub(super) fn headers_of(&self, ids: SpanContext) -> Vec<(HeaderName, HeaderValue)> {
+        let is_plain = ids.is_valid() && ids.trace_state().header().is_empty();
+        if is_plain && matches!(self.sent[..], [Format { is: Propagation::W3c, .. }]) {
+            return vec![(HeaderName::from_static(TRACEPARENT), traceparent(&ids))];
+        }
+        self.headers(&Context::new().with_remote_span_context(ids))
     }
 
     /// The headers that carry `context` to the next hop.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use opentelemetry::{Context, KeyValue, StringValue};
+use opentelemetry_sdk::trace::SdkTracer;
 
 use super::names;
 use super::propagation::Propagator;
@@ -13,6 +14,8 @@ pub(super) struct Scope {
     pub service: &'static str,
     /// Where it listens.
     pub local: Option<Arc<str>>,
+    /// Begins its spans.
+    pub tracer: SdkTracer,
     /// Writes the context of its spans into headers.
     pub propagator: Arc<Propagator>,
 }

@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use opentelemetry::Context;
 use opentelemetry::context::{FutureExt, WithContext};
 use opentelemetry::trace::{
-    SpanContext, SpanKind, TraceContextExt, TraceFlags, Tracer as _, TracerProvider as _,
+    SpanBuilder, SpanContext, SpanKind, TraceContextExt, TraceFlags, Tracer as _,
+    TracerProvider as _,
 };
-use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{
-    IdGenerator, RandomIdGenerator, SamplingDecision, SdkTracer, SdkTracerProvider,
+    IdGenerator, RandomIdGenerator, SamplingDecision, SdkTracerProvider,
 };
 
 use super::calls::HttpRequest;
@@ -54,13 +55,13 @@ impl Parts {
 
 /// A service (one process may run several) as the source of spans.
 ///
-/// Its spans have a remote parent or none, and end with the response: OpenTelemetry's API creates
-/// them. The spans below them come from `tracing`.
+/// Its spans have a remote parent or none. That of a request is built at its end
+/// ([`super::DeferredRequest`]); OpenTelemetry's API creates those of named work, and of databases.
+/// The other spans below them come from `tracing`.
 #[derive(Clone)]
 pub struct Service {
     scope: Arc<Scope>,
     parts: Arc<Parts>,
-    tracer: SdkTracer,
     base: Context,
 }
 
@@ -80,8 +81,8 @@ impl Service {
     pub(super) fn with(parts: Arc<Parts>, service: &'static str, local: Option<Arc<str>>) -> Self {
         let tracer = parts.provider.tracer("tourin");
         let propagator = Arc::clone(&parts.propagator);
-        let scope = Arc::new(Scope { service, local, propagator });
-        Self { base: Context::new().with_value(Arc::clone(&scope)), tracer, scope, parts }
+        let scope = Arc::new(Scope { service, local, tracer, propagator });
+        Self { base: Context::new().with_value(Arc::clone(&scope)), scope, parts }
     }
 
     /// Sets the address that it listens on, for Zipkin's local endpoint.
@@ -106,16 +107,16 @@ impl Service {
         future.with_context(self.base.clone())
     }
 
-    /// An incoming request, which continues the caller's trace.
-    pub fn server(&self, headers: &HeaderMap, request: &HttpRequest<'_>) -> Span {
-        let parent = self.caller(headers, request);
-        self.start(&parent, SpanKind::Server, request.name(), request.attributes(), request.route)
-    }
-
     /// A trace that starts here: a timer's or an operator's work. `name` is a few fixed words.
     pub fn work(&self, name: &'static str) -> Span {
         let parent = self.base.with_value(HeadDecision::ByRatio);
-        self.start(&parent, SpanKind::Internal, name.to_owned(), Vec::new(), None)
+        if self.parts.tail.is_none() {
+            let (ids, _) = self.parts.new_span(&parent, &SpanKind::Internal, None);
+            return Span::found(parent.with_remote_span_context(ids));
+        }
+        let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Internal);
+        let span = self.scope.tracer.build_with_context(builder, &parent);
+        Span::own(parent.with_span(span))
     }
 
     /// The context of a request's sender.
@@ -136,22 +137,5 @@ impl Service {
 
     pub(super) fn parts(&self) -> &Arc<Parts> {
         &self.parts
-    }
-
-    fn start(
-        &self,
-        parent: &Context,
-        kind: SpanKind,
-        name: String,
-        attributes: Vec<KeyValue>,
-        route: Option<&str>,
-    ) -> Span {
-        if self.parts.tail.is_none() {
-            let (ids, _) = self.parts.new_span(parent, &kind, route);
-            return Span::found(parent.with_remote_span_context(ids));
-        }
-        let builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
-        let span = self.tracer.build_with_context(builder, parent);
-        Span::entry(parent.with_span(span))
     }
 }

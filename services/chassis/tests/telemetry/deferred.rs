@@ -66,10 +66,6 @@ async fn exported(pipeline: &Pipeline, store: &MemoryStore) -> Vec<ZipkinSpan> {
     spans
 }
 
-fn none() -> std::iter::Empty<FinishedCall<'static>> {
-    std::iter::empty()
-}
-
 #[tokio::test]
 async fn a_request_that_failed_after_a_retry_is_exported_completely() {
     for (flags, kept_for) in [("00", Some("failed")), ("01", None)] {
@@ -80,7 +76,7 @@ async fn a_request_that_failed_after_a_retry_is_exported_completely() {
         let (second, sent) = trace.new_call();
         let answered = trace.handle().trace_response().unwrap();
         assert_eq!(exported(&pipeline, &store).await, [], "it is not known yet how it ends");
-        trace.finish(&request(), 502, || {
+        trace.finish_with_calls(&request(), Some(502), || {
             [call(first, 0, None, Some("connect_refused")), call(second, 1, Some(502), None)]
         });
 
@@ -124,12 +120,14 @@ async fn a_request_that_failed_after_a_retry_is_exported_completely() {
 async fn a_request_that_went_well_is_dropped_and_its_calls_are_not_asked_for() {
     let (pipeline, store) = start(all());
     let mut trace = begin(&pipeline, "00", SystemTime::now());
-    trace.finish(&request(), 200, || -> [FinishedCall<'static>; 0] { panic!("asked for") });
+    trace.finish_with_calls(&request(), Some(200), || -> [FinishedCall<'static>; 0] {
+        panic!("asked for")
+    });
     drop(trace);
     // A request without a response leaves nothing behind for later ones.
     drop(begin(&pipeline, "00", SystemTime::now()));
     let mut failed = begin(&pipeline, "00", SystemTime::now());
-    failed.finish(&request(), 500, none);
+    failed.finish(&request(), Some(500));
     assert_eq!(exported(&pipeline, &store).await.len(), 1);
     assert_eq!(pipeline.stats().not_kept_back, 0);
 }
@@ -145,7 +143,7 @@ async fn a_slow_request_has_the_spans_and_the_notes_that_were_made_within_it() {
         assert!(call.is_recording());
     };
     trace.handle().run(renew).await;
-    trace.finish(&request(), 200, none);
+    trace.finish(&request(), Some(200));
     let spans = exported(&pipeline, &store).await;
     let [request, inner] = &spans[..] else { panic!("{spans:#?}") };
     assert_eq!(request.tags["tourin.kept_for"], "slow");
@@ -163,10 +161,10 @@ async fn a_service_in_the_same_process_has_the_request_kept_with_it() {
     let (pipeline, store) = start(all());
     let mut gateway = begin(&pipeline, "00", SystemTime::now());
     let (id, sent) = gateway.new_call();
-    let core = pipeline.service("core").server(&sent.into_iter().collect(), &request());
-    core.set_status(500);
-    drop(core);
-    gateway.finish(&request(), 200, || [call(id, 0, Some(200), None)]);
+    let sent = sent.into_iter().collect();
+    let mut core = pipeline.service("core").deferred(&sent, &request(), SystemTime::now());
+    core.finish(&request(), Some(500));
+    gateway.finish_with_calls(&request(), Some(200), || [call(id, 0, Some(200), None)]);
     assert_eq!(exported(&pipeline, &store).await.len(), 3);
 }
 
@@ -177,7 +175,7 @@ async fn a_probe_has_ids_and_no_spans() {
     let service = pipeline.service("gateway");
     let mut trace = service.deferred(&HeaderMap::new(), &probe, SystemTime::now());
     assert!(trace.handle().trace_id().is_some() && !trace.handle().is_recording());
-    trace.finish(&probe, 500, none);
+    trace.finish(&probe, Some(500));
     pipeline.flush(Duration::from_secs(5)).await;
     assert_eq!(store.span_count(), 0);
 }

@@ -17,7 +17,10 @@ pub struct Reader {
 
 impl Reader {
     pub fn at(base: &str) -> Self {
-        Self { base: base.trim_end_matches('/').to_owned(), client: reqwest::Client::new() }
+        Self {
+            base: base.trim_end_matches('/').to_owned(),
+            client: tourin_chassis::http_client::client(None).unwrap(),
+        }
     }
 
     pub async fn get(&self, path: &str) -> (u16, Value) {

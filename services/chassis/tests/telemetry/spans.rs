@@ -1,7 +1,7 @@
 //! One suite for every place that shows traces.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method};
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -43,7 +43,9 @@ async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
     let route = "/api/bookmarks/{id}";
     let post = Method::POST;
 
-    let at_gateway = gateway.server(&HeaderMap::new(), &HttpRequest::new(&post, Some(route)));
+    let asked = HttpRequest::new(&post, Some(route));
+    let mut arrived = gateway.deferred(&HeaderMap::new(), &asked, SystemTime::now());
+    let at_gateway = arrived.handle().handle();
     let trace = at_gateway.trace_id().unwrap();
     let call = HttpCall {
         method: &post,
@@ -61,7 +63,8 @@ async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
     let mut headers = HeaderMap::new();
     calling.inject(&mut headers);
 
-    let at_core = core.server(&headers, &HttpRequest::new(&post, Some(route)));
+    let mut passed_on = core.deferred(&headers, &asked, SystemTime::now());
+    let at_core = passed_on.handle().handle();
     assert_eq!(at_core.trace_id().as_ref(), Some(&trace));
     let mut row = BTreeMap::new();
     at_core
@@ -73,12 +76,10 @@ async fn journey(pipeline: &Pipeline, suffix: &'static str) -> String {
             span.inject_event(&mut row);
         })
         .await;
-    at_core.set_status(204);
-    drop(at_core);
+    passed_on.finish(&asked, Some(204));
     calling.set_status(204);
     drop(calling);
-    at_gateway.set_status(204);
-    drop(at_gateway);
+    arrived.finish(&asked, Some(204));
 
     let broker = |destination: &str, attributes: &[KeyValue]| {
         let of_broker = [

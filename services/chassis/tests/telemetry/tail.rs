@@ -1,13 +1,14 @@
 //! The spans of an unsampled request, once its outcome is known.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TraceContextExt as _;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{
-    HttpCall, HttpRequest, Pipeline, Service, Span, TraceSettings, ZipkinSpan, names,
+    DeferredRequest, HttpCall, HttpRequest, Pipeline, Service, Span, TraceSettings, ZipkinSpan,
+    names,
 };
 
 use crate::readers::all;
@@ -24,16 +25,20 @@ fn start(settings: TraceSettings) -> (Pipeline, MemoryStore) {
 }
 
 /// A request whose caller decided against sampling.
-fn unsampled(pipeline: &Pipeline) -> Span {
+fn unsampled(pipeline: &Pipeline) -> DeferredRequest {
     let mut headers = HeaderMap::new();
     headers.insert("traceparent", format!("00-{TRACE}-{CALLER}-00").parse().unwrap());
     let service: Service = pipeline.service("gateway").listening("127.0.0.1:8080".parse().unwrap());
-    service.server(&headers, &HttpRequest::new(&GET, Some(ROUTE)))
+    service.deferred(&headers, &asked(), SystemTime::now())
 }
 
-fn call(request: &Span, resend_count: u32) -> Span {
+fn asked() -> HttpRequest<'static> {
+    HttpRequest::new(&GET, Some(ROUTE))
+}
+
+fn call(request: &DeferredRequest, resend_count: u32) -> Span {
     let address = Some(format!("127.0.0.2:{}", 9_000 + resend_count).parse().unwrap());
-    request.http_client(&HttpCall {
+    request.handle().http_client(&HttpCall {
         method: &GET,
         route: ROUTE,
         service: "core",
@@ -59,20 +64,19 @@ fn notes(span: &ZipkinSpan) -> Vec<&str> {
 async fn a_request_that_failed_after_a_retry_is_exported_completely() {
     let (pipeline, store) = start(all());
     let _spans = pipeline.enter();
-    let request = unsampled(&pipeline);
+    let mut request = unsampled(&pipeline);
     let first = call(&request, 0);
     first.set_error("connect_refused");
     drop(first);
-    request.annotate("retry", &[("reason", "connect_refused"), ("failed", "core-1")]);
+    request.handle().annotate("retry", &[("reason", "connect_refused"), ("failed", "core-1")]);
     tokio::time::sleep(Duration::from_millis(1)).await;
     let second = call(&request, 1);
     let sent = second.headers();
     second.set_status(502);
     drop(second);
     assert_eq!(exported(&pipeline, &store).await, [], "it is not known yet how it ends");
-    request.set_status(502);
-    let answered = request.trace_response().unwrap();
-    drop(request);
+    request.finish(&asked(), Some(502));
+    let answered = request.handle().trace_response().unwrap();
 
     let spans = exported(&pipeline, &store).await;
     let [request, first, second] = &spans[..] else { panic!("{spans:#?}") };
@@ -112,12 +116,11 @@ async fn a_request_that_failed_after_a_retry_is_exported_completely() {
 async fn a_request_that_a_retry_repaired_is_not_exported() {
     let (pipeline, store) = start(all());
     let _spans = pipeline.enter();
-    let request = unsampled(&pipeline);
+    let mut request = unsampled(&pipeline);
     call(&request, 0).set_error("connect_refused");
-    request.annotate("retry", &[("reason", "connect_refused")]);
+    request.handle().annotate("retry", &[("reason", "connect_refused")]);
     call(&request, 1).set_status(200);
-    request.set_status(200);
-    drop(request);
+    request.finish(&asked(), Some(200));
     assert_eq!(exported(&pipeline, &store).await, []);
     assert_eq!(pipeline.stats().not_kept_back, 0);
 }
@@ -126,8 +129,9 @@ async fn a_request_that_a_retry_repaired_is_not_exported() {
 async fn a_slow_request_has_what_was_noted_within_it() {
     let (pipeline, store) = start(TraceSettings { trace_slow_ms: 20, ..all() });
     let _spans = pipeline.enter();
-    let request = unsampled(&pipeline);
+    let mut request = unsampled(&pipeline);
     request
+        .handle()
         .run(async {
             Span::current().annotate("fall_back", &[("to", "visitor")]);
             let verify = tracing::info_span!(target: "tourin", "verify");
@@ -135,8 +139,7 @@ async fn a_slow_request_has_what_was_noted_within_it() {
             tokio::time::sleep(Duration::from_millis(30)).await;
         })
         .await;
-    request.set_status(200);
-    drop(request);
+    request.finish(&asked(), Some(200));
     let spans = exported(&pipeline, &store).await;
     let [request, inner] = &spans[..] else { panic!("{spans:#?}") };
     assert_eq!(request.tags["tourin.kept_for"], "slow");
@@ -150,10 +153,9 @@ async fn a_slow_request_has_what_was_noted_within_it() {
 async fn a_part_that_outlives_its_request_is_exported_if_somebody_asks() {
     let (pipeline, store) = start(all());
     let _spans = pipeline.enter();
-    let request = unsampled(&pipeline);
-    let late = request.child("late");
-    request.set_status(200);
-    drop(request);
+    let mut request = unsampled(&pipeline);
+    let late = request.handle().child("late");
+    request.finish(&asked(), Some(200));
     late.context().span().set_attribute(KeyValue::new(names::KEEP, true));
     drop(late);
     let spans = exported(&pipeline, &store).await;
@@ -165,10 +167,9 @@ async fn a_part_that_outlives_its_request_is_exported_if_somebody_asks() {
 async fn a_part_that_outlives_its_request_is_dropped() {
     let (pipeline, store) = start(all());
     let _spans = pipeline.enter();
-    let request = unsampled(&pipeline);
-    let late = request.child("late");
-    request.set_status(500);
-    drop(request);
+    let mut request = unsampled(&pipeline);
+    let late = request.handle().child("late");
+    request.finish(&asked(), Some(500));
     drop(late);
     assert_eq!(exported(&pipeline, &store).await.len(), 1);
 }

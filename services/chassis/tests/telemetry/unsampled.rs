@@ -1,13 +1,13 @@
 //! Unsampled requests: what is not recorded, and what is exported all the same.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TraceContextExt as _;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{
-    DbCall, HttpRequest, Pipeline, Service, Span, TraceSettings, names,
+    DbCall, DeferredRequest, HttpRequest, Pipeline, Service, TraceSettings, names,
 };
 
 use crate::readers::all;
@@ -21,8 +21,12 @@ fn unsampled() -> TraceSettings {
     TraceSettings { trace_ratio: 0.0, ..all() }
 }
 
-fn request(service: &Service) -> Span {
-    service.server(&HeaderMap::new(), &HttpRequest::new(&Method::GET, Some("/a")))
+fn asked() -> HttpRequest<'static> {
+    HttpRequest::new(&Method::GET, Some("/a"))
+}
+
+fn request(service: &Service) -> DeferredRequest {
+    service.deferred(&HeaderMap::new(), &asked(), SystemTime::now())
 }
 
 async fn exported(pipeline: &Pipeline, store: &MemoryStore, trace: &str) -> usize {
@@ -36,11 +40,10 @@ async fn an_unsampled_request_has_a_trace_id_and_is_exported_only_if_it_failed()
     let _spans = pipeline.enter();
     let service = pipeline.service("demo");
     for (status, expected) in [(200, 0), (404, 0), (503, 2)] {
-        let span = request(&service);
-        let trace = span.trace_id().expect("for logs and error bodies");
-        drop(span.db(&DbCall::new("mysql", "select", "spots")));
-        span.set_status(status);
-        drop(span);
+        let mut request = request(&service);
+        let trace = request.handle().trace_id().expect("for logs and error bodies");
+        drop(request.handle().db(&DbCall::new("mysql", "select", "spots")));
+        request.finish(&asked(), Some(status));
         assert_eq!(exported(&pipeline, &store, &trace).await, expected, "{status}");
     }
 }
@@ -50,21 +53,22 @@ async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
     let (pipeline, store) = start(&TraceSettings { trace_slow_ms: 20, ..unsampled() });
     let _spans = pipeline.enter();
     let service = pipeline.service("demo");
-    let slow = request(&service);
-    let trace = slow.trace_id().unwrap();
+    let mut slow = request(&service);
+    let trace = slow.handle().trace_id().unwrap();
     tokio::time::sleep(Duration::from_millis(30)).await;
-    drop(slow);
+    slow.finish(&asked(), None);
     assert_eq!(exported(&pipeline, &store, &trace).await, 1);
     let spans = store.trace(&trace).unwrap();
     assert_eq!(spans[0].tags["tourin.kept_for"], "slow");
     assert!(!spans[0].tags.contains_key("error"), "slow is not failed");
+    assert_eq!(spans[0].annotations[0].value, "client_gone");
 
-    let asked = request(&service);
-    let trace = asked.trace_id().unwrap();
-    let inner = asked.child("breaker");
+    let mut wanted = request(&service);
+    let trace = wanted.handle().trace_id().unwrap();
+    let inner = wanted.handle().child("breaker");
     inner.context().span().set_attribute(KeyValue::new(names::KEEP, true));
     drop(inner);
-    drop(asked);
+    wanted.finish(&asked(), Some(200));
     assert_eq!(exported(&pipeline, &store, &trace).await, 2);
 }
 
@@ -72,13 +76,12 @@ async fn an_unsampled_request_is_exported_if_it_was_slow_or_somebody_asks() {
 async fn a_failed_request_of_too_many_parts_exports_the_first_of_them() {
     let (pipeline, store) = start(&unsampled());
     let _spans = pipeline.enter();
-    let request = request(&pipeline.service("demo"));
-    let trace = request.trace_id().unwrap();
+    let mut request = request(&pipeline.service("demo"));
+    let trace = request.handle().trace_id().unwrap();
     for _ in 0..200 {
-        drop(request.db(&DbCall::new("mysql", "select", "spots")));
+        drop(request.handle().db(&DbCall::new("mysql", "select", "spots")));
     }
-    request.set_status(500);
-    drop(request);
+    request.finish(&asked(), Some(500));
     assert_eq!(exported(&pipeline, &store, &trace).await, 129);
     let spans = store.trace(&trace).unwrap();
     assert!(spans.iter().any(|span| span.parent_id.is_none()), "the request is among them");
@@ -88,17 +91,14 @@ async fn a_failed_request_of_too_many_parts_exports_the_first_of_them() {
 #[tokio::test]
 async fn services_in_one_process_keep_a_failed_trace_whole() {
     let (pipeline, store) = start(&unsampled());
-    let gateway = request(&pipeline.service("gateway"));
-    let trace = gateway.trace_id().unwrap();
+    let mut gateway = request(&pipeline.service("gateway"));
+    let trace = gateway.handle().trace_id().unwrap();
     let mut headers = HeaderMap::new();
-    gateway.inject(&mut headers);
+    gateway.handle().inject(&mut headers);
     assert!(headers["traceparent"].to_str().unwrap().ends_with("-00"), "{headers:?}");
-    let core =
-        pipeline.service("core").server(&headers, &HttpRequest::new(&Method::GET, Some("/a")));
-    core.set_status(500);
-    drop(core);
-    gateway.set_status(200);
-    drop(gateway);
+    let mut core = pipeline.service("core").deferred(&headers, &asked(), SystemTime::now());
+    core.finish(&asked(), Some(500));
+    gateway.finish(&asked(), Some(200));
     assert_eq!(exported(&pipeline, &store, &trace).await, 2);
 }
 
@@ -107,15 +107,15 @@ async fn with_nothing_to_keep_an_unsampled_request_makes_no_spans() {
     let settings = TraceSettings { trace_keep_failed: false, trace_slow_ms: 0, ..unsampled() };
     let (pipeline, store) = start(&settings);
     let _spans = pipeline.enter();
-    let span = request(&pipeline.service("demo"));
+    let mut request = request(&pipeline.service("demo"));
+    let span = request.handle();
     assert!(!span.is_recording());
     let child = span.db(&DbCall::new("mysql", "select", "spots"));
     assert!(!child.is_recording());
     assert_eq!(child.trace_id(), span.trace_id());
-    span.set_status(500);
     let trace = span.trace_id().unwrap();
     drop(child);
-    drop(span);
+    request.finish(&asked(), Some(500));
     assert_eq!(exported(&pipeline, &store, &trace).await, 0);
 }
 
@@ -125,15 +125,17 @@ async fn internal_calls_join_traces_and_start_none() {
     let service = pipeline.service("registry");
     let quiet =
         HttpRequest { unsampled: true, ..HttpRequest::new(&Method::PUT, Some("/v1/instances")) };
-    let alone = service.server(&HeaderMap::new(), &quiet);
-    assert!(!alone.is_recording());
+    let mut alone = service.deferred(&HeaderMap::new(), &quiet, SystemTime::now());
+    assert!(!alone.handle().is_recording());
+    alone.finish(&quiet, Some(200));
     let caller = pipeline.service("gateway").work("register");
     let mut headers = HeaderMap::new();
     caller.inject(&mut headers);
-    let joined = service.server(&headers, &quiet);
-    assert_eq!(joined.trace_id(), caller.trace_id());
+    let mut joined = service.deferred(&headers, &quiet, SystemTime::now());
+    assert_eq!(joined.handle().trace_id(), caller.trace_id());
     let trace = caller.trace_id().unwrap();
-    drop((alone, joined, caller));
+    joined.finish(&quiet, Some(200));
+    drop(caller);
     assert_eq!(exported(&pipeline, &store, &trace).await, 2);
     assert_eq!(store.span_count(), 2);
 }
@@ -147,7 +149,13 @@ async fn the_store_keeps_to_its_bounds_and_drops_the_oldest() {
         let store = MemoryStore::new(limits);
         let pipeline = Pipeline::start(&all(), Some(store.clone())).unwrap();
         let service = pipeline.service("demo");
-        let traces: Vec<String> = (0..100).map(|_| request(&service).trace_id().unwrap()).collect();
+        let traces: Vec<String> = (0..100)
+            .map(|_| {
+                let mut request = request(&service);
+                request.finish(&asked(), Some(200));
+                request.handle().trace_id().unwrap()
+            })
+            .collect();
         pipeline.flush(Duration::from_secs(5)).await;
         assert!((1..=20).contains(&store.span_count()), "{}", store.span_count());
         assert!(store.trace(&traces[0]).is_none());

@@ -1,21 +1,32 @@
 //! Signing up, the profile, the password, deletion, and the list of members.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use tokio::time::timeout;
 use tourin_chassis::clock::SharedClock;
 
 use super::StoreError;
-use super::attempts::{Attempts, ClientSource, TooManyAttempts};
+use super::attempts::{Attempts, TooManyAttempts};
+use super::client_source::ClientSource;
+use super::fair_queue::{FairQueue, Requester};
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
 use crate::domain::account::{Account, Email, Member, MemberId, Name, ProfileChange};
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::password::Password;
-use crate::domain::search::{QueryTooLong, SearchText};
+use crate::domain::search::SearchText;
 use crate::domain::session::SessionPolicy;
 use crate::domain::token::{SessionId, TokenHash};
+
+/// Most members in a list. Those behind them are found by a longer part of the name.
+pub const MAX_LISTED: u64 = 10_000;
+/// Lists of members read at once: a search may read all members, and other calls need connections too.
+pub const CONCURRENT_LISTS: usize = 2;
+/// How long a list waits for its permit.
+const LIST_WAIT: Duration = Duration::from_secs(2);
 
 /// An account with its password's hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +143,7 @@ pub trait AccountStore: Send + Sync {
     ) -> Result<Option<Vec<SessionId>>, StoreError>;
 
     /// Members whose id or name, folded, contains `query`, by id in code point order. Without a
-    /// query, all members.
+    /// query, all members. The list ends after `max` of them, and so does its total.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -140,6 +151,7 @@ pub trait AccountStore: Send + Sync {
         &self,
         query: Option<&SearchText>,
         page: PageRequest,
+        max: u64,
     ) -> Result<Page<Member>, StoreError>;
 }
 
@@ -161,6 +173,9 @@ pub enum AccountError {
     /// The password could not be hashed or compared.
     #[error(transparent)]
     Hashing(#[from] HashingError),
+    /// Too many lists of members are being read.
+    #[error("too many lists of members are being read")]
+    Busy,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -180,6 +195,8 @@ pub struct Accounts {
     pub policy: SessionPolicy,
     /// What time it is.
     pub clock: SharedClock,
+    /// Permits to read a list of members, [`CONCURRENT_LISTS`].
+    pub lists: FairQueue,
 }
 
 impl Accounts {
@@ -193,12 +210,13 @@ impl Accounts {
         password: &Password,
         name: Name,
         email: Email,
+        source: &ClientSource,
     ) -> Result<Account, AccountError> {
         // Checked first because a hash is expensive. `create` checks again, for concurrent sign-ups.
         if self.accounts.is_taken(&id).await? {
             return Err(AccountError::Taken);
         }
-        let hash = self.passwords.hash(password).await?;
+        let hash = self.passwords.hash(password, &Requester::not_urgent(source)).await?;
         let credentials = Credentials { account: Account { id, name, email }, hash };
         match self.accounts.create(&credentials, self.clock.now()).await? {
             Created::Created => Ok(credentials.account),
@@ -228,22 +246,24 @@ impl Accounts {
         id: &MemberId,
         session: SessionId,
         typed: &str,
+        requester: &Requester,
     ) -> Result<Credentials, AccountError> {
         // A stolen session must not allow faster guessing than the log-in does. The session has its own
         // count, so that guesses from elsewhere do not block the member's change.
         let source = ClientSource::Session(session);
-        self.attempts.charge(id.as_str(), &source)?;
-        let (known, comparison) = self
-            .compare(id, typed)
-            .await
-            .inspect_err(|_| self.attempts.refund(id.as_str(), &source))?;
+        let attempt = self.attempts.charge(id.as_str(), &source, true).await?;
+        let compared = self.compare(id, typed, requester).await;
+        // It was right, or could not be judged.
+        if !matches!(compared, Ok((_, Comparison::Different))) {
+            self.attempts.refund(&attempt).await;
+        }
+        let (known, comparison) = compared?;
         let Some(known) = known else {
             return Err(AccountError::Gone);
         };
         if comparison == Comparison::Different {
             return Err(AccountError::WrongPassword);
         }
-        self.attempts.refund(id.as_str(), &source);
         Ok(known)
     }
 
@@ -259,9 +279,10 @@ impl Accounts {
         token: TokenHash,
         old: &str,
         new: &Password,
+        requester: &Requester,
     ) -> Result<Vec<SessionId>, AccountError> {
-        let known = self.confirm(id, keep, old).await?;
-        let replacement = self.passwords.hash(new).await?;
+        let known = self.confirm(id, keep, old, requester).await?;
+        let replacement = self.passwords.hash(new, requester).await?;
         let now = self.clock.now();
         let change = PasswordChange {
             member: id.clone(),
@@ -301,30 +322,36 @@ impl Accounts {
         self.accounts.member(id).await
     }
 
-    /// Members whose id or name contains `query`.
+    /// The first [`MAX_LISTED`] members whose id or name contains `query`.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`AccountError::Busy`], [`AccountError::Store`].
     pub async fn members(
         &self,
         query: Option<&str>,
         page: PageRequest,
-    ) -> Result<Page<Member>, StoreError> {
+        source: &ClientSource,
+    ) -> Result<Page<Member>, AccountError> {
         // A query over the limit is longer than any id and any name.
-        match query.map(SearchText::new).transpose() {
-            Ok(query) => self.accounts.members(query.flatten().as_ref(), page).await,
-            Err(QueryTooLong) => Ok(Page { items: Vec::new(), total: 0, request: page }),
-        }
+        let Ok(query) = query.map(SearchText::new).transpose() else {
+            return Ok(Page { items: Vec::new(), total: 0, request: page });
+        };
+        let requester = Requester::not_urgent(source);
+        let Ok(Ok(_permit)) = timeout(LIST_WAIT, self.lists.acquire(&requester)).await else {
+            return Err(AccountError::Busy);
+        };
+        Ok(self.accounts.members(query.flatten().as_ref(), page, MAX_LISTED).await?)
     }
 
     async fn compare(
         &self,
         id: &MemberId,
         typed: &str,
+        requester: &Requester,
     ) -> Result<(Option<Credentials>, Comparison), AccountError> {
         let known = self.accounts.credentials(id).await?;
         let stored = known.as_ref().map(|credentials| &credentials.hash);
-        let comparison = self.passwords.compare(typed, stored).await?;
+        let comparison = self.passwords.compare(typed, stored, requester).await?;
         Ok((known, comparison))
     }
 

@@ -1,49 +1,65 @@
-//! Slows down guessing of one account's password, before any hash is computed.
+//! Slows down guessing of passwords, before any hash is computed.
 //!
-//! Two counts are charged before the password is compared. The strict one counts per account and
-//! source: guesses from one source do not lock out the member, who logs in from another source. The
-//! loose one counts per account: it bounds the guesses of all sources together.
+//! An attempt is charged before the password is compared, to these counts:
+//!
+//! | count | of | charged for |
+//! |---|---|---|
+//! | strict | the account from one source | every attempt |
+//! | of the account | the account from everywhere | attempts by strangers |
+//! | of the network | all accounts from one network | attempts without a device or a session of the member |
+//!
+//! A stranger is a client without the cookie of a device, outside the networks, from which the member
+//! has logged in before. So strangers who guess lock out strangers, and not the member. The count of
+//! the network slows down a client that tries one password on many accounts.
+//!
+//! Counts are in this process's memory, and in Redis too if the store has it: then they hold for all
+//! processes together. While Redis is away each process counts alone.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::net::IpAddr;
+mod count;
+
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use governor::clock::Clock;
-use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
-use governor::state::StateStore;
-use governor::{Quota, RateLimiter};
 
-use crate::domain::token::SessionId;
+use self::count::{Count, Uptime};
+use super::StoreError;
+use super::client_source::ClientSource;
 
-/// How many wrong passwords are allowed per account. Defaults: see [`AttemptPolicy::default`].
+/// How many wrong passwords are allowed. Defaults: see [`AttemptPolicy::default`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttemptPolicy {
-    /// Failures in a row from one source before its first wait.
+    /// Failures in a row on one account from one source before its first wait.
     pub burst: NonZeroU32,
     /// After the burst, one attempt from that source per this long.
     pub refill: Duration,
-    /// Failures in a row from all sources together before the first wait.
+    /// Failures in a row on one account by all strangers together before the first wait.
     pub account_burst: NonZeroU32,
     /// After that burst, one attempt per this long.
     pub account_refill: Duration,
-    /// Most keys of each count: accounts, and pairs of an account and a source. A key without new
-    /// failures is forgotten after `burst * refill`.
+    /// Failures in a row on all accounts from one network before its first wait.
+    pub network_burst: NonZeroU32,
+    /// After that burst, one attempt per this long.
+    pub network_refill: Duration,
+    /// Most keys of each count: accounts, networks, and pairs of an account and a source. A key
+    /// without new failures is forgotten after `burst * refill`.
     pub keys: usize,
 }
 
 impl Default for AttemptPolicy {
-    /// From one source 10 failures, then one per 6 s; from all together 100, then one per second;
-    /// 100,000 accounts.
+    /// From one source 10 failures, then one per 6 s; by strangers together 100, then one per second;
+    /// from one network on all accounts 100, then one per 3 s; 100,000 keys.
     fn default() -> Self {
         Self {
             burst: NonZeroU32::new(10).expect("10 is not zero"),
             refill: Duration::from_secs(6),
             account_burst: NonZeroU32::new(100).expect("100 is not zero"),
             account_refill: Duration::from_secs(1),
+            network_burst: NonZeroU32::new(100).expect("100 is not zero"),
+            network_refill: Duration::from_secs(3),
             keys: 100_000,
         }
     }
@@ -57,195 +73,191 @@ pub struct TooManyAttempts {
     pub retry_after: Duration,
 }
 
-/// The source that an attempt comes from.
+/// One charge of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClientSource {
-    /// A client's network, by its first address.
-    Network(IpAddr),
-    /// A visitor whose network is unknown.
-    Visitor(String),
-    /// An open session.
-    Session(SessionId),
-    /// Unknown. All such attempts count as one source.
-    Unknown,
+pub struct Charge {
+    /// Which count.
+    pub count: Counted,
+    /// What is counted, distinct within its count.
+    pub key: String,
+    /// Failures in a row before the first wait.
+    pub burst: NonZeroU32,
+    /// After the burst, one attempt per this long.
+    pub refill: Duration,
 }
 
-impl fmt::Display for ClientSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Network(address) => write!(f, "network {address}"),
-            Self::Visitor(pseudonym) => write!(f, "visitor {}", key(pseudonym)),
-            Self::Session(session) => write!(f, "session {session}"),
-            Self::Unknown => f.write_str("unknown"),
+/// A kind of count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// An account from one source.
+    Strict,
+    /// An account from everywhere.
+    Account,
+    /// All accounts from one network.
+    Network,
+}
+
+/// An attempt that was charged.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a right password is refunded"]
+pub struct Attempt(Vec<Charge>);
+
+/// Counts that all processes share.
+#[async_trait]
+pub trait SharedAttempts: Send + Sync {
+    /// Makes all charges or, when one has none left, none. Returns the wait in that case.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn charge(&self, charges: &[Charge]) -> Result<Option<Duration>, StoreError>;
+
+    /// Takes charges back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn refund(&self, charges: &[Charge]) -> Result<(), StoreError>;
+}
+
+/// The counts of this process and the shared ones.
+pub struct Attempts {
+    here: Counts,
+    shared: Option<Arc<dyn SharedAttempts>>,
+}
+
+impl Attempts {
+    /// Counts on the process's monotonic clock: a wall clock set back must not lock members out.
+    pub fn new(policy: &AttemptPolicy, shared: Option<Arc<dyn SharedAttempts>>) -> Self {
+        Self { here: Counts::with_clock(policy, &Uptime::start()), shared }
+    }
+
+    /// Charges `account` with one attempt from `source`. `known` says that the member has logged in
+    /// from its network before.
+    ///
+    /// # Errors
+    /// [`TooManyAttempts`] when a count has no attempt left. Then nothing is charged.
+    pub async fn charge(
+        &self,
+        account: &str,
+        source: &ClientSource,
+        known: bool,
+    ) -> Result<Attempt, TooManyAttempts> {
+        let attempt = self.here.charge(account, source, known)?;
+        let Some(shared) = &self.shared else { return Ok(attempt) };
+        match shared.charge(&attempt.0).await {
+            Ok(None) => {}
+            Ok(Some(retry_after)) => {
+                self.here.refund(&attempt);
+                return Err(TooManyAttempts { retry_after });
+            }
+            Err(error) => tracing::debug!(%error, "an attempt was not charged for all processes"),
+        }
+        Ok(attempt)
+    }
+
+    /// Refunds an attempt: it succeeded, or was never made.
+    pub async fn refund(&self, attempt: &Attempt) {
+        self.here.refund(attempt);
+        if let Some(shared) = &self.shared
+            && let Err(error) = shared.refund(&attempt.0).await
+        {
+            tracing::debug!(%error, "an attempt was not refunded for all processes");
         }
     }
 }
 
-/// Counts failures per account.
+/// The counts of one process.
 ///
 /// An attempt is charged before it is made, so that concurrent attempts cannot bypass the count. A
 /// successful attempt is refunded, so that frequent log-ins are not slowed down.
 #[derive(Debug)]
-pub struct Attempts<C: Clock<Instant = Nanos> = Uptime> {
-    from_place: Count<C>,
-    in_all: Count<C>,
+struct Counts<C: Clock<Instant = Nanos> = Uptime> {
+    policy: AttemptPolicy,
+    strict: Count<C>,
+    of_account: Count<C>,
+    of_network: Count<C>,
 }
 
 /// Account names have at most 17 characters, pseudonyms 31. Longer keys cannot be valid and are cut.
 const KEY_CHARS: usize = 32;
 
-impl Attempts {
-    /// Counts on the process's monotonic clock: a wall clock set back must not lock members out.
-    pub fn new(policy: &AttemptPolicy) -> Self {
-        Self::with_clock(policy, &Uptime(Instant::now()))
-    }
-}
-
-impl<C: Clock<Instant = Nanos> + Clone> Attempts<C> {
-    /// Counts on a given clock.
-    pub fn with_clock(policy: &AttemptPolicy, clock: &C) -> Self {
+impl<C: Clock<Instant = Nanos> + Clone> Counts<C> {
+    fn with_clock(policy: &AttemptPolicy, clock: &C) -> Self {
+        let count = |burst, refill| Count::new(burst, refill, policy.keys, clock.clone());
         Self {
-            from_place: Count::new(policy.burst, policy.refill, policy.keys, clock.clone()),
-            in_all: Count::new(
-                policy.account_burst,
-                policy.account_refill,
-                policy.keys,
-                clock.clone(),
-            ),
+            policy: *policy,
+            strict: count(policy.burst, policy.refill),
+            of_account: count(policy.account_burst, policy.account_refill),
+            of_network: count(policy.network_burst, policy.network_refill),
         }
     }
 
-    /// Charges `account` with one attempt from `source`.
-    ///
-    /// # Errors
-    /// [`TooManyAttempts`] when the source or the account has no attempt left. A refusal by the
-    /// source's count does not charge the account's.
-    pub fn charge(&self, account: &str, source: &ClientSource) -> Result<(), TooManyAttempts> {
-        let (account, there) = keys(account, source);
-        self.from_place.charge(&there)?;
-        self.in_all.charge(&account).inspect_err(|_| self.from_place.refund(&there))
+    fn charge(
+        &self,
+        account: &str,
+        source: &ClientSource,
+        known: bool,
+    ) -> Result<Attempt, TooManyAttempts> {
+        let charges = self.charges(&key(account), source, known);
+        for (at, charge) in charges.iter().enumerate() {
+            self.count(charge.count).charge(&charge.key).inspect_err(|_| {
+                charges[..at].iter().for_each(|done| self.count(done.count).refund(&done.key));
+            })?;
+        }
+        Ok(Attempt(charges))
     }
 
-    /// Refunds one attempt: it succeeded, or was never made.
-    pub fn refund(&self, account: &str, source: &ClientSource) {
-        let (account, there) = keys(account, source);
-        self.from_place.refund(&there);
-        self.in_all.refund(&account);
-    }
-}
-
-/// The key of the account, and the key of the account and `source`.
-fn keys(account: &str, source: &ClientSource) -> (String, String) {
-    let account = key(account);
-    let there = format!("{source}\n{account}");
-    (account, there)
-}
-
-/// One count per key (generic cell rate algorithm).
-#[derive(Debug)]
-struct Count<C: Clock<Instant = Nanos>> {
-    limiter: RateLimiter<String, Ledger<C>, C, NoOpMiddleware<Nanos>>,
-    ledger: Ledger<C>,
-    refill: Duration,
-}
-
-impl<C: Clock<Instant = Nanos> + Clone> Count<C> {
-    fn new(burst: NonZeroU32, refill: Duration, keys: usize, clock: C) -> Self {
-        let quota = Quota::with_period(refill.max(Duration::from_millis(1)))
-            .expect("the period is not zero")
-            .allow_burst(burst);
-        let start = clock.now();
-        let ledger = Ledger { due: Arc::default(), keys: keys.max(1), start, clock: clock.clone() };
-        Self { limiter: RateLimiter::new(quota, ledger.clone(), clock), ledger, refill }
+    fn refund(&self, attempt: &Attempt) {
+        attempt.0.iter().for_each(|charge| self.count(charge.count).refund(&charge.key));
     }
 
-    fn charge(&self, key: &String) -> Result<(), TooManyAttempts> {
-        self.limiter.check_key(key).map_err(|until| TooManyAttempts {
-            retry_after: until.wait_time_from(self.limiter.clock().now()),
-        })
-    }
-
-    fn refund(&self, key: &str) {
-        let mut due = self.ledger.lock();
-        if let Some(at) = due.get_mut(key) {
-            *at = at.saturating_sub(self.refill.into());
-            if *at <= self.ledger.now() {
-                due.remove(key);
+    /// The charges of an attempt, the strictest first.
+    fn charges(&self, account: &str, source: &ClientSource, known: bool) -> Vec<Charge> {
+        let AttemptPolicy {
+            burst,
+            refill,
+            account_burst,
+            account_refill,
+            network_burst,
+            network_refill,
+            ..
+        } = self.policy;
+        let strict =
+            Charge { count: Counted::Strict, key: format!("{source}\n{account}"), burst, refill };
+        let of_network = || Charge {
+            count: Counted::Network,
+            key: source.to_string(),
+            burst: network_burst,
+            refill: network_refill,
+        };
+        let of_account = || Charge {
+            count: Counted::Account,
+            key: account.to_owned(),
+            burst: account_burst,
+            refill: account_refill,
+        };
+        match source {
+            ClientSource::Device(_) | ClientSource::Session(_) => vec![strict],
+            ClientSource::Network(_) | ClientSource::Visitor(_) if known => {
+                vec![strict, of_network()]
             }
+            ClientSource::Network(_) | ClientSource::Visitor(_) => {
+                vec![strict, of_network(), of_account()]
+            }
+            ClientSource::Unknown => vec![strict, of_account()],
+        }
+    }
+
+    fn count(&self, count: Counted) -> &Count<C> {
+        match count {
+            Counted::Strict => &self.strict,
+            Counted::Account => &self.of_account,
+            Counted::Network => &self.of_network,
         }
     }
 }
 
 fn key(account: &str) -> String {
     account.chars().take(KEY_CHARS).collect()
-}
-
-/// Time since the count was created.
-#[derive(Clone, Copy, Debug)]
-pub struct Uptime(Instant);
-
-impl Clock for Uptime {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        self.0.elapsed().into()
-    }
-}
-
-/// For each key, the theoretical arrival time up to which its attempts are paid for.
-#[derive(Clone, Debug)]
-struct Ledger<C: Clock<Instant = Nanos>> {
-    due: Arc<Mutex<HashMap<String, Nanos>>>,
-    keys: usize,
-    start: Nanos,
-    clock: C,
-}
-
-impl<C: Clock<Instant = Nanos>> Ledger<C> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Nanos>> {
-        // No change can panic half-way, so a poisoned lock is safe to use.
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn now(&self) -> Nanos {
-        self.clock.now().saturating_sub(self.start)
-    }
-
-    /// Evicts keys that owe nothing, then those that owe least. A flood of made-up names with one
-    /// attempt each therefore evicts only itself, never an account under attack.
-    fn make_room(&self, due: &mut HashMap<String, Nanos>) {
-        let now = self.now();
-        due.retain(|_, at| *at > now);
-        if due.len() >= self.keys {
-            let mut owed: Vec<Nanos> = due.values().copied().collect();
-            let middle = owed.len() / 2;
-            let (_, median, _) = owed.select_nth_unstable(middle);
-            let median = *median;
-            let mut surplus = owed.len() - middle;
-            due.retain(|_, at| {
-                let drop = *at <= median && surplus > 0;
-                surplus -= usize::from(drop);
-                !drop
-            });
-        }
-    }
-}
-
-impl<C: Clock<Instant = Nanos>> StateStore for Ledger<C> {
-    type Key = String;
-
-    fn measure_and_replace<T, F, E>(&self, key: &String, decide: F) -> Result<T, E>
-    where
-        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
-    {
-        let mut due = self.lock();
-        let (outcome, at) = decide(due.get(key).copied())?;
-        if !due.contains_key(key) && due.len() >= self.keys {
-            self.make_room(&mut due);
-        }
-        due.insert(key.clone(), at);
-        Ok(outcome)
-    }
 }
 
 #[cfg(test)]
@@ -255,13 +267,15 @@ mod tests {
     use governor::clock::FakeRelativeClock;
 
     use super::*;
+    use crate::app::client_source::DeviceId;
+    use crate::domain::token::SessionId;
 
     const HANA: &str = "hana12345";
 
-    fn attempts(keys: usize) -> (Attempts<FakeRelativeClock>, FakeRelativeClock) {
+    fn attempts(keys: usize) -> (Counts<FakeRelativeClock>, FakeRelativeClock) {
         let clock = FakeRelativeClock::default();
         let policy = AttemptPolicy { keys, ..AttemptPolicy::default() };
-        (Attempts::with_clock(&policy, &clock), clock)
+        (Counts::with_clock(&policy, &clock), clock)
     }
 
     fn network(number: u32) -> ClientSource {
@@ -269,8 +283,8 @@ mod tests {
     }
 
     /// Charges until the source has to wait; returns the number of attempts.
-    fn exhaust(attempts: &Attempts<FakeRelativeClock>, source: &ClientSource) -> usize {
-        (0..1_000).take_while(|_| attempts.charge(HANA, source).is_ok()).count()
+    fn exhaust(attempts: &Counts<FakeRelativeClock>, source: &ClientSource) -> usize {
+        (0..1_000).take_while(|_| attempts.charge(HANA, source, false).is_ok()).count()
     }
 
     #[test]
@@ -280,9 +294,13 @@ mod tests {
             [network(1), ClientSource::Visitor("anon:a".to_owned()), ClientSource::Unknown]
         {
             assert_eq!(exhaust(&attempts, &source), 10);
-            let refused = attempts.charge(HANA, &source).unwrap_err();
+            let refused = attempts.charge(HANA, &source, false).unwrap_err();
             assert_eq!(refused.retry_after, Duration::from_secs(6));
-            assert_eq!(attempts.charge("another123", &source), Ok(()), "another account");
+            assert_eq!(
+                attempts.charge("another123", &source, false).map(drop),
+                Ok(()),
+                "another account"
+            );
             clock.advance(Duration::from_secs(6));
             assert_eq!(exhaust(&attempts, &source), 1);
         }
@@ -293,11 +311,11 @@ mod tests {
         let (attempts, clock) = attempts(100);
         for _ in 0..10_000 {
             for _ in 0..5 {
-                let _refused_mostly = attempts.charge(HANA, &network(1));
+                let _refused_mostly = attempts.charge(HANA, &network(1), false);
             }
             clock.advance(Duration::from_secs(1));
         }
-        assert!(attempts.charge(HANA, &network(1)).is_err());
+        assert!(attempts.charge(HANA, &network(1), false).is_err());
         assert_eq!(exhaust(&attempts, &network(2)), 10);
     }
 
@@ -306,9 +324,9 @@ mod tests {
         let (attempts, clock) = attempts(1_000);
         let allowed: usize = (0..50).map(|n| exhaust(&attempts, &network(n))).sum();
         assert_eq!(allowed, 100);
-        let refused = attempts.charge(HANA, &network(50)).unwrap_err();
+        let refused = attempts.charge(HANA, &network(50), false).unwrap_err();
         assert_eq!(refused.retry_after, Duration::from_secs(1));
-        assert_eq!(attempts.charge("another123", &network(50)), Ok(()));
+        assert!(attempts.charge("another123", &network(50), false).is_ok());
         clock.advance(Duration::from_secs(1));
         assert_eq!(exhaust(&attempts, &network(50)), 1);
         // A refusal by the account's count has not charged the source's.
@@ -317,15 +335,47 @@ mod tests {
     }
 
     #[test]
+    fn strangers_lock_out_strangers_and_not_the_member() {
+        let (attempts, _clock) = attempts(10_000);
+        let botnet: usize = (0..1_000).map(|n| exhaust(&attempts, &network(n))).sum();
+        assert_eq!(botnet, 100);
+        assert!(attempts.charge(HANA, &network(5_000), false).is_err(), "one more stranger");
+        assert!(attempts.charge(HANA, &network(6_000), true).is_ok(), "the member's network");
+        let device = ClientSource::Device(DeviceId([7; 16]));
+        assert!(attempts.charge(HANA, &device, false).is_ok(), "the member's device");
+        let session = ClientSource::Session(SessionId::new());
+        assert!(attempts.charge(HANA, &session, false).is_ok(), "a change of the password");
+        // Each of these still has a strict count of its own.
+        assert_eq!(exhaust(&attempts, &device), 9);
+        assert_eq!(exhaust(&attempts, &session), 9);
+    }
+
+    #[test]
+    fn one_password_tried_on_many_accounts_is_counted_for_its_network() {
+        let (attempts, clock) = attempts(10_000);
+        let spray = |from| {
+            let accounts = (0..1_000).map(|n| format!("member{n}"));
+            let tried = accounts.map(|account| attempts.charge(&account, &network(from), false));
+            tried.filter(Result::is_ok).count()
+        };
+        assert_eq!(spray(1), 100);
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(spray(1), 1);
+        assert_eq!(spray(2), 100, "another network");
+        let device = ClientSource::Device(DeviceId([7; 16]));
+        assert!(attempts.charge(HANA, &device, false).is_ok(), "a member behind the same address");
+    }
+
+    #[test]
     fn attempts_that_are_right_are_free() {
         let (attempts, _clock) = attempts(100);
         for _ in 0..1_000 {
-            attempts.charge(HANA, &network(1)).unwrap();
-            attempts.refund(HANA, &network(1));
+            let attempt = attempts.charge(HANA, &network(1), false).unwrap();
+            attempts.refund(&attempt);
         }
-        assert!(attempts.in_all.ledger.lock().is_empty());
+        assert_eq!((attempts.of_account.keys(), attempts.of_network.keys()), (0, 0));
         assert_eq!(exhaust(&attempts, &network(1)), 10);
-        assert_eq!(attempts.from_place.ledger.lock().len(), 1);
+        assert_eq!(attempts.strict.keys(), 1);
     }
 
     #[test]
@@ -335,15 +385,16 @@ mod tests {
         let allowed: usize = sources.iter().map(|source| exhaust(&attempts, source)).sum();
         assert_eq!(allowed, 100);
         for n in 0..10_000 {
-            attempts.charge(&format!("madeup{n}"), &network(n)).unwrap();
-            assert!(attempts.from_place.ledger.lock().len() <= 50);
-            assert!(attempts.in_all.ledger.lock().len() <= 50);
+            let _failed = attempts.charge(&format!("madeup{n}"), &network(n), false).unwrap();
+            for count in [&attempts.strict, &attempts.of_account, &attempts.of_network] {
+                assert!(count.keys() <= 50);
+            }
         }
         let source = network(20_000);
-        assert!(attempts.charge(HANA, &source).is_err(), "the account is still counted");
+        assert!(attempts.charge(HANA, &source, false).is_err(), "the account is still counted");
         for source in &sources {
-            let (_, there) = keys(HANA, source);
-            assert!(attempts.from_place.charge(&there).is_err(), "{source} is still counted");
+            let there = &attempts.charges(HANA, source, false)[0].key;
+            assert!(attempts.strict.charge(there).is_err(), "{source} is still counted");
         }
     }
 
@@ -351,18 +402,18 @@ mod tests {
     fn accounts_without_failures_are_evicted_first() {
         let (attempts, clock) = attempts(10);
         for n in 0..10 {
-            attempts.charge(&format!("member{n}"), &ClientSource::Unknown).unwrap();
+            let account = format!("member{n}");
+            let _failed = attempts.charge(&account, &ClientSource::Unknown, false).unwrap();
         }
         clock.advance(Duration::from_secs(7));
-        attempts.charge(HANA, &ClientSource::Unknown).unwrap();
-        assert_eq!(attempts.from_place.ledger.lock().len(), 1);
-        assert_eq!(attempts.in_all.ledger.lock().len(), 1);
+        let _failed = attempts.charge(HANA, &ClientSource::Unknown, false).unwrap();
+        assert_eq!((attempts.strict.keys(), attempts.of_account.keys()), (1, 1));
     }
 
     #[test]
     fn guesses_at_once_do_not_slip_past_the_count() {
-        let attempts = Attempts::new(&AttemptPolicy::default());
-        let guess = || attempts.charge(HANA, &ClientSource::Unknown).is_ok();
+        let attempts = Counts::with_clock(&AttemptPolicy::default(), &Uptime::start());
+        let guess = || attempts.charge(HANA, &ClientSource::Unknown, false).is_ok();
         let allowed: usize = std::thread::scope(|scope| {
             let guessers: Vec<_> =
                 (0..8).map(|_| scope.spawn(|| (0..10).filter(|_| guess()).count())).collect();

@@ -4,13 +4,19 @@
 pub mod accounts;
 pub mod attempts;
 pub mod bookmarks;
+pub mod client_source;
 pub mod content;
+pub mod devices;
+pub mod fair_queue;
 pub mod import;
+pub mod invalidations;
 mod outcomes;
 pub mod passwords;
 pub mod reviews;
 pub mod revocations;
+pub mod session_store;
 pub mod sessions;
+pub mod signals;
 pub mod signing;
 pub mod spots;
 mod tokens;
@@ -26,4 +32,13 @@ pub enum StoreError {
     /// A fault, such as an invalid statement or stored data that breaks a rule.
     #[error("the store failed")]
     Failed(#[source] anyhow::Error),
+}
+
+impl StoreError {
+    /// With its causes, for a log line.
+    fn describe(&self) -> String {
+        match self {
+            Self::Unavailable(cause) | Self::Failed(cause) => format!("{self}: {cause:#}"),
+        }
+    }
 }

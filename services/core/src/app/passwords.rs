@@ -6,8 +6,8 @@ use std::time::Duration;
 use argon2::password_hash::rand_core::OsRng;
 use argon2::password_hash::{Output, ParamsString, PasswordHash as Phc, Salt, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
-use tokio::sync::Semaphore;
 
+use super::fair_queue::{FairQueue, Requester};
 use crate::domain::password::{Password, opaque};
 
 /// The cost of a hash and how many are computed at once.
@@ -50,7 +50,7 @@ impl std::fmt::Debug for PasswordHash {
 /// Why a password was not hashed or compared.
 #[derive(Debug, thiserror::Error)]
 pub enum HashingError {
-    /// No slot became free in time.
+    /// No slot became free in time, or too many requests of the client wait for one.
     #[error("too many passwords are being checked")]
     Busy,
     /// The computation itself failed.
@@ -71,11 +71,12 @@ pub enum Comparison {
     },
 }
 
-/// Hashes and compares passwords.
+/// Hashes and compares passwords. Clients are served round robin, so one that logs in often does not
+/// keep others waiting.
 #[derive(Debug)]
 pub struct Passwords {
     argon2: Argon2<'static>,
-    permits: Arc<Semaphore>,
+    permits: FairQueue,
     memory: Arc<Memory>,
     wait: Duration,
     /// Compared with when the account does not exist, so that both cases take equally long.
@@ -101,7 +102,7 @@ impl Passwords {
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let memory = Arc::new(Memory::default());
         let dummy = memory.lend(|memory| hash_now(&argon2, "", memory))?;
-        let permits = Arc::new(Semaphore::new(policy.concurrency.max(1)));
+        let permits = FairQueue::new(policy.concurrency);
         Ok(Self { argon2, permits, memory, wait: policy.wait, dummy })
     }
 
@@ -109,10 +110,14 @@ impl Passwords {
     ///
     /// # Errors
     /// [`HashingError`].
-    pub async fn hash(&self, password: &Password) -> Result<PasswordHash, HashingError> {
+    pub async fn hash(
+        &self,
+        password: &Password,
+        requester: &Requester,
+    ) -> Result<PasswordHash, HashingError> {
         let argon2 = self.argon2.clone();
         let password = password.expose().to_owned();
-        self.with_permit(move |memory| hash_now(&argon2, &password, memory)).await
+        self.with_permit(requester, move |memory| hash_now(&argon2, &password, memory)).await
     }
 
     /// A hash of the text as typed, as older versions made them.
@@ -133,6 +138,7 @@ impl Passwords {
         &self,
         typed: &str,
         stored: Option<&PasswordHash>,
+        requester: &Requester,
     ) -> Result<Comparison, HashingError> {
         // A text longer than any password cannot match, and must not cost more than one that can.
         let form = opaque(typed).into_owned();
@@ -142,7 +148,7 @@ impl Passwords {
         let before = (possible && form != typed).then(|| typed.to_owned());
         let form = if possible { form } else { String::new() };
         let argon2 = self.argon2.clone();
-        self.with_permit(move |memory| {
+        self.with_permit(requester, move |memory| {
             let hash = Phc::new(&hash.0).map_err(|error| unreadable(&error))?;
             let mut same = matches_now(&hash, &form, memory)?;
             let mut of_another_form = false;
@@ -167,12 +173,13 @@ impl Passwords {
     #[tracing::instrument(name = "password hash", skip_all)]
     async fn with_permit<T: Send + 'static>(
         &self,
+        requester: &Requester,
         work: impl FnOnce(&mut Vec<Block>) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, HashingError> {
-        let permit = tokio::time::timeout(self.wait, Arc::clone(&self.permits).acquire_owned())
+        let permit = tokio::time::timeout(self.wait, self.permits.acquire(requester))
             .await
             .map_err(|_| HashingError::Busy)?
-            .map_err(|closed| HashingError::Failed(closed.into()))?;
+            .map_err(|_| HashingError::Busy)?;
         // The slot moves into the thread: a disconnected client does not stop the computation, so it
         // must not free the slot either.
         let memory = Arc::clone(&self.memory);
@@ -268,9 +275,15 @@ fn unreadable(error: &dyn std::fmt::Display) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::client_source::ClientSource;
+    use crate::app::fair_queue::MAX_WAITING_PER_CLIENT;
 
     fn cheap() -> HashingPolicy {
         HashingPolicy { memory_kib: 16, iterations: 1, ..HashingPolicy::default() }
+    }
+
+    fn requester() -> Requester {
+        Requester::urgent(ClientSource::Unknown)
     }
 
     fn password(text: &str) -> Password {
@@ -280,13 +293,17 @@ mod tests {
     #[tokio::test]
     async fn a_password_matches_its_own_hash_only() {
         let passwords = Passwords::new(&cheap()).unwrap();
-        let hash = passwords.hash(&password("sea-breeze1!")).await.unwrap();
+        let hash = passwords.hash(&password("sea-breeze1!"), &requester()).await.unwrap();
         assert!(hash.0.starts_with("$argon2id$v=19$m=16,t=1,p=1$"));
-        assert_ne!(hash, passwords.hash(&password("sea-breeze1!")).await.unwrap(), "salted");
-        let same = passwords.compare("sea-breeze1!", Some(&hash)).await.unwrap();
+        assert_ne!(
+            hash,
+            passwords.hash(&password("sea-breeze1!"), &requester()).await.unwrap(),
+            "salted"
+        );
+        let same = passwords.compare("sea-breeze1!", Some(&hash), &requester()).await.unwrap();
         assert_eq!(same, Comparison::Same { outdated: false });
         for other in ["sea-breeze1?", "", &"x".repeat(1_000_000)] {
-            let outcome = passwords.compare(other, Some(&hash)).await.unwrap();
+            let outcome = passwords.compare(other, Some(&hash), &requester()).await.unwrap();
             assert_eq!(outcome, Comparison::Different);
         }
     }
@@ -295,7 +312,10 @@ mod tests {
     async fn an_absent_account_matches_no_password() {
         let passwords = Passwords::new(&cheap()).unwrap();
         for typed in ["", "sea-breeze1!"] {
-            assert_eq!(passwords.compare(typed, None).await.unwrap(), Comparison::Different);
+            assert_eq!(
+                passwords.compare(typed, None, &requester()).await.unwrap(),
+                Comparison::Different
+            );
         }
         // The dummy hash costs as much as a real one.
         assert!(passwords.dummy.0.starts_with("$argon2id$v=19$m=16,t=1,p=1$"));
@@ -304,9 +324,9 @@ mod tests {
     #[tokio::test]
     async fn a_hash_with_other_costs_is_outdated() {
         let before = Passwords::new(&cheap()).unwrap();
-        let hash = before.hash(&password("sea-breeze1!")).await.unwrap();
+        let hash = before.hash(&password("sea-breeze1!"), &requester()).await.unwrap();
         let after = Passwords::new(&HashingPolicy { iterations: 2, ..cheap() }).unwrap();
-        let outcome = after.compare("sea-breeze1!", Some(&hash)).await.unwrap();
+        let outcome = after.compare("sea-breeze1!", Some(&hash), &requester()).await.unwrap();
         assert_eq!(outcome, Comparison::Same { outdated: true });
     }
 
@@ -314,29 +334,63 @@ mod tests {
     async fn a_password_is_the_same_however_it_is_composed() {
         let passwords = Passwords::new(&cheap()).unwrap();
         let (composed, apart) = ("a1!한글비밀번호", "a1!\u{1112}\u{1161}\u{11AB}글비밀번호");
-        let hash = passwords.hash(&password(apart)).await.unwrap();
+        let hash = passwords.hash(&password(apart), &requester()).await.unwrap();
         for typed in [composed, apart] {
-            let outcome = passwords.compare(typed, Some(&hash)).await.unwrap();
+            let outcome = passwords.compare(typed, Some(&hash), &requester()).await.unwrap();
             assert_eq!(outcome, Comparison::Same { outdated: false }, "{typed}");
         }
         // As an older version made it.
         let before = passwords.hash_as_typed(apart).unwrap();
-        let outcome = passwords.compare(apart, Some(&before)).await.unwrap();
+        let outcome = passwords.compare(apart, Some(&before), &requester()).await.unwrap();
         assert_eq!(outcome, Comparison::Same { outdated: true }, "to be hashed anew");
-        let outcome = passwords.compare(composed, Some(&before)).await.unwrap();
+        let outcome = passwords.compare(composed, Some(&before), &requester()).await.unwrap();
         assert_eq!(outcome, Comparison::Different, "that hash is of another text");
-        assert_eq!(passwords.compare(apart, None).await.unwrap(), Comparison::Different);
+        assert_eq!(
+            passwords.compare(apart, None, &requester()).await.unwrap(),
+            Comparison::Different
+        );
     }
 
     #[tokio::test]
     async fn a_request_that_waits_too_long_for_a_permit_is_refused() {
         let policy = HashingPolicy { wait: Duration::from_millis(20), concurrency: 1, ..cheap() };
         let passwords = Passwords::new(&policy).unwrap();
-        let taken = Arc::clone(&passwords.permits).acquire_owned().await.unwrap();
-        let refused = passwords.hash(&password("sea-breeze1!")).await;
+        let taken = passwords.permits.acquire(&requester()).await.unwrap();
+        let refused = passwords.hash(&password("sea-breeze1!"), &requester()).await;
         assert!(matches!(refused, Err(HashingError::Busy)), "{refused:?}");
         drop(taken);
-        assert!(passwords.hash(&password("sea-breeze1!")).await.is_ok());
+        assert!(passwords.hash(&password("sea-breeze1!"), &requester()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn four_hundred_log_ins_of_one_network_leave_room_for_another_one() {
+        let policy = HashingPolicy { wait: Duration::from_secs(60), ..cheap() };
+        let passwords = Arc::new(Passwords::new(&policy).unwrap());
+        let network = |last: u8| ClientSource::Network([203, 0, 113, last].into());
+        let compare = |from: u8| {
+            let (passwords, requester) = (Arc::clone(&passwords), Requester::urgent(network(from)));
+            tokio::spawn(async move { passwords.compare("guess", None, &requester).await })
+        };
+        let mut held = Vec::new();
+        for _ in 0..policy.concurrency {
+            held.push(passwords.permits.acquire(&requester()).await.unwrap());
+        }
+        let flood: Vec<_> = (0..400).map(|_| compare(1)).collect();
+        let answered = || flood.iter().filter(|call| call.is_finished()).count();
+        while answered() < 400 - MAX_WAITING_PER_CLIENT {
+            tokio::task::yield_now().await;
+        }
+        let other = compare(2);
+        tokio::task::yield_now().await;
+        drop(held);
+        assert_eq!(other.await.unwrap().unwrap(), Comparison::Different);
+        let answered = answered();
+        let mut refused = 0;
+        for call in flood {
+            refused += usize::from(matches!(call.await.unwrap(), Err(HashingError::Busy)));
+        }
+        assert_eq!(refused, 400 - MAX_WAITING_PER_CLIENT);
+        assert!(answered - refused < 20, "{answered}: it waited for the flood");
     }
 
     #[test]

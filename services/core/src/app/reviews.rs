@@ -39,8 +39,10 @@ pub enum Deleted {
 /// The outcome of liking or unliking a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Liked {
-    /// The like is set as requested, whether it changed or not.
-    Done,
+    /// The like is as requested; it was not before. Names the review's spot.
+    Changed(SpotId),
+    /// The like was as requested before.
+    Unchanged,
     /// The review does not exist.
     NoSuchReview,
     /// The account does not exist.

@@ -1,23 +1,26 @@
-//! The log of ended sessions. Gateways follow it, so that no request needs a look-up.
+//! The log of ended sessions. Gateways follow it, so that no request needs a look-up. The same log tells
+//! them which cached responses are out of date ([`super::invalidations`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
 
 use super::StoreError;
 use crate::domain::token::SessionId;
 
-/// A session that was ended.
+/// A session that was ended, or a tag of cached responses that are out of date.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
     /// The position in the log; grows, with gaps where entries have expired.
     pub seq: u64,
-    /// The session.
+    /// The session; an id of no session if the entry has a tag.
     pub session: SessionId,
+    /// The tag, such as `spot:42`.
+    pub invalidates: Option<String>,
     /// When the entry expires: by then every access token of the session has expired.
     pub until: DateTime<Utc>,
 }
@@ -33,8 +36,7 @@ pub struct RevocationPage {
     pub entries: Vec<Revocation>,
 }
 
-/// Reads the log. The stores of accounts and sessions append to it, in the transaction that ends the
-/// session.
+/// The log. The stores of accounts and sessions append to it, in the transaction that ends the session.
 #[async_trait]
 pub trait RevocationLog: Send + Sync {
     /// At most `limit` entries after position `after`, in order, without expired ones.
@@ -48,6 +50,22 @@ pub trait RevocationLog: Send + Sync {
         now: DateTime<Utc>,
     ) -> Result<RevocationPage, StoreError>;
 
+    /// Appends an entry for a session that does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn append_canary(
+        &self,
+        canary: SessionId,
+        until: DateTime<Utc>,
+    ) -> Result<(), StoreError>;
+
+    /// Appends that the responses with each of these tags are out of date, in one transaction.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn invalidate(&self, tags: &[String], until: DateTime<Utc>) -> Result<(), StoreError>;
+
     /// Removes expired entries; returns their number.
     ///
     /// # Errors
@@ -57,6 +75,13 @@ pub trait RevocationLog: Send + Sync {
 
 /// Most entries in one page; a follower requests the next page at once.
 pub const PAGE_LIMIT: u32 = 1_000;
+
+/// How long an entry for a gateway's measurement is kept.
+const CANARY_LIFE: TimeDelta = TimeDelta::seconds(60);
+
+/// How long an invalidation is kept, for gateways that are away: the longest time for which they cache a
+/// response that has a tag.
+const INVALIDATION_LIFE: TimeDelta = TimeDelta::minutes(10);
 
 /// How often a waiting follower looks for entries that another process appended.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -77,6 +102,26 @@ impl Revocations {
     /// Wakes the followers after sessions were ended.
     pub fn appended(&self) {
         self.news.send_replace(());
+    }
+
+    /// Appends an entry that ends no session, so that a gateway sees how soon it learns of one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn append_canary(&self, canary: SessionId) -> Result<(), StoreError> {
+        self.log.append_canary(canary, self.clock.now() + CANARY_LIFE).await?;
+        self.appended();
+        Ok(())
+    }
+
+    /// Appends that the responses with these tags are out of date.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn invalidate(&self, tags: &[String]) -> Result<(), StoreError> {
+        self.log.invalidate(tags, self.clock.now() + INVALIDATION_LIFE).await?;
+        self.appended();
+        Ok(())
     }
 
     /// The entries after `after`. If there are none, waits for new ones until `wait` has passed or

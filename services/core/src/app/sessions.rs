@@ -2,172 +2,25 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tourin_chassis::clock::SharedClock;
 
 use super::StoreError;
 use super::accounts::{AccountStore, Credentials};
-use super::attempts::{Attempts, ClientSource, TooManyAttempts};
+use super::attempts::{Attempts, TooManyAttempts};
+use super::client_source::ClientSource;
+use super::devices::Devices;
+use super::fair_queue::Requester;
 use super::outcomes::Outcome;
 pub use super::outcomes::Outcomes;
 use super::passwords::{Comparison, HashingError, PasswordHash, Passwords};
 use super::revocations::Revocations;
+use super::session_store::{OpenSession, Opened, Rotation, SessionStore};
 use super::signing::SigningKeys;
 pub use super::tokens::{AccessToken, TokenPair};
 use crate::domain::account::{Account, MemberId};
 use crate::domain::session::{SessionPolicy, SessionTimes};
-use crate::domain::token::{NoEntropy, RefreshToken, Salt, SessionId, TokenHash};
-
-/// Most sessions, salts and revocations, each, that one pruning pass removes: 10,000 a minute. A clock
-/// that is wrong for longer than its check notices then does not end all sessions at once.
-pub const PRUNED_PER_PASS: i64 = 10_000;
-
-/// A session to open.
-#[derive(Clone, Debug)]
-pub struct OpenSession {
-    /// Whose.
-    pub member: MemberId,
-    /// Its id.
-    pub session: SessionId,
-    /// Its first refresh token.
-    pub token: TokenHash,
-    /// The verified password hash. If the account has another hash by now, the password was changed
-    /// concurrently, and the session must not open.
-    pub verified: PasswordHash,
-    /// Its replacement with the current costs, if it is outdated.
-    pub rehashed: Option<PasswordHash>,
-    /// When.
-    pub now: DateTime<Utc>,
-}
-
-/// The outcome of opening a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Opened {
-    /// The session is open. The member's oldest sessions above the limit were ended.
-    Open {
-        /// The sessions ended.
-        ended: Vec<SessionId>,
-    },
-    /// The account is gone, or its password is another one now.
-    Stale,
-}
-
-/// The outcome of presenting a refresh token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rotation {
-    /// The token was current; its successor is current now.
-    Rotated {
-        /// Whose session it is.
-        member: MemberId,
-        /// The session.
-        session: SessionId,
-        /// When it began and was last renewed (now).
-        times: SessionTimes,
-    },
-    /// The token was used within the grace; its successor under `salt` is current.
-    Repeated {
-        /// Whose session it is.
-        member: MemberId,
-        /// The session.
-        session: SessionId,
-        /// When it began and was last renewed.
-        times: SessionTimes,
-        /// What the successor was derived with.
-        salt: Salt,
-    },
-    /// The token was used before; its session is ended.
-    Reused {
-        /// The session ended.
-        session: SessionId,
-    },
-    /// The session has expired.
-    Expired,
-    /// The token belongs to no session.
-    Unknown,
-}
-
-/// Sessions and their refresh tokens. Each method is one transaction. A method that ends sessions
-/// appends them to the revocation log in the same transaction.
-#[async_trait]
-pub trait SessionStore: Send + Sync {
-    /// Opens a session if the verified password hash is still the account's. Replaces the hash if a
-    /// new one is given, and ends the member's oldest sessions above `policy.per_member`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn open(&self, open: OpenSession, policy: &SessionPolicy) -> Result<Opened, StoreError>;
-
-    /// Judges the presented token ([`SessionPolicy::judge`]). A current token is used up, and its
-    /// successor under `salt` becomes current. A reused token ends its session.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn rotate(
-        &self,
-        presented: &TokenHash,
-        salt: &Salt,
-        successor: &TokenHash,
-        policy: &SessionPolicy,
-        now: DateTime<Utc>,
-    ) -> Result<Rotation, StoreError>;
-
-    /// Renews a session of the member that is open at `now`, without using a token. Returns its
-    /// times; `None` if it is not open.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn touch(
-        &self,
-        member: &MemberId,
-        session: SessionId,
-        policy: &SessionPolicy,
-        now: DateTime<Utc>,
-    ) -> Result<Option<SessionTimes>, StoreError>;
-
-    /// The member and the session of a refresh token, used or not.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn session_of(
-        &self,
-        presented: &TokenHash,
-    ) -> Result<Option<(MemberId, SessionId)>, StoreError>;
-
-    /// The account of a session that is open at `now`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn account(
-        &self,
-        member: &MemberId,
-        session: SessionId,
-        policy: &SessionPolicy,
-        now: DateTime<Utc>,
-    ) -> Result<Option<Account>, StoreError>;
-
-    /// Ends this session of the member; with `everywhere` also the member's others, unless this one
-    /// had ended before. Returns the ended sessions. This session is always among them and in the
-    /// revocation log, since access tokens of it may still be valid.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn end(
-        &self,
-        member: &MemberId,
-        session: SessionId,
-        everywhere: bool,
-        revoked_until: DateTime<Utc>,
-    ) -> Result<Vec<SessionId>, StoreError>;
-
-    /// Removes sessions that have expired at `now`, and salts whose grace has passed, at most
-    /// [`PRUNED_PER_PASS`] of each. Returns the number of sessions. No revocation is needed: the
-    /// access tokens of such sessions have expired too.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn prune(&self, policy: &SessionPolicy, now: DateTime<Utc>) -> Result<u64, StoreError>;
-}
+use crate::domain::token::{NoEntropy, RefreshToken, Salt, SessionId};
 
 /// The result of a log-in.
 #[derive(Debug)]
@@ -178,6 +31,8 @@ pub struct LoggedIn {
     pub tokens: TokenPair,
     /// Sessions that were ended to make room.
     pub ended: Vec<SessionId>,
+    /// The cookie of a device that was not recognised.
+    pub new_device: Option<String>,
 }
 
 /// Why a log-in or a renewal failed.
@@ -236,6 +91,8 @@ pub struct Sessions {
     pub passwords: Arc<Passwords>,
     /// Slows down guessing.
     pub attempts: Arc<Attempts>,
+    /// Recognises the devices and networks of members.
+    pub devices: Devices,
     /// Signs access tokens.
     pub keys: Arc<SigningKeys>,
     /// Notified when sessions end.
@@ -249,7 +106,8 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Opens a session for a client that knows the password. Wrong passwords count for `source`.
+    /// Opens a session for a client that knows the password. Wrong passwords count for `source`, or for
+    /// the device that one of the cookies in `devices` names.
     ///
     /// # Errors
     /// [`SessionError`]; an unknown id takes as long as a wrong password.
@@ -258,8 +116,9 @@ impl Sessions {
         id: &str,
         password: &str,
         source: &ClientSource,
+        devices: &[&str],
     ) -> Result<LoggedIn, SessionError> {
-        let outcome = self.try_log_in(id, password, source).await;
+        let outcome = self.try_log_in(id, password, source, devices).await;
         self.outcomes.count_log_in(outcome_of(&outcome));
         outcome
     }
@@ -269,27 +128,24 @@ impl Sessions {
         id: &str,
         password: &str,
         source: &ClientSource,
+        devices: &[&str],
     ) -> Result<LoggedIn, SessionError> {
-        self.attempts.charge(id, source)?;
-        let known = match MemberId::parse(id) {
-            Ok(id) => self.accounts.credentials(&id).await,
-            Err(_) => Ok(None),
-        };
-        let known = known.inspect_err(|_| self.attempts.refund(id, source))?;
-        let stored = known.as_ref().map(|credentials| &credentials.hash);
-        let comparison = self
-            .passwords
-            .compare(password, stored)
-            .await
-            .inspect_err(|_| self.attempts.refund(id, source))?;
-        let (Some(Credentials { account, hash }), Comparison::Same { outdated }) =
-            (known, comparison)
-        else {
+        let now = self.clock.now();
+        let device = devices.iter().find_map(|cookie| self.devices.recognise(id, cookie, now));
+        let counted = device.map(ClientSource::Device);
+        let counted = counted.as_ref().unwrap_or(source);
+        let attempt = self.attempts.charge(id, counted, self.devices.knows(id, source)).await?;
+        let requester = Requester::urgent(source);
+        let verified = self.verify(id, password, &requester).await;
+        // It was right, or could not be judged.
+        if !matches!(verified, Ok(None)) {
+            self.attempts.refund(&attempt).await;
+        }
+        let Some((Credentials { account, hash }, outdated)) = verified? else {
             return Err(SessionError::WrongCredentials);
         };
-        self.attempts.refund(id, source);
 
-        let rehashed = if outdated { self.rehash(password).await } else { None };
+        let rehashed = if outdated { self.rehash(password, &requester).await } else { None };
         let now = self.clock.now();
         let session = SessionId::new();
         let refresh_token = RefreshToken::random()?;
@@ -297,6 +153,10 @@ impl Sessions {
         let times = SessionTimes { started_at: now, renewed_at: now };
         let token = refresh_token.hash();
         let tokens = self.pair(&account.id, session, refresh_token, &times, now)?;
+        let new_device = match device {
+            Some(_) => None,
+            None => Some(self.devices.issue(&account.id, now)?),
+        };
         let open = OpenSession {
             member: account.id.clone(),
             session,
@@ -308,10 +168,30 @@ impl Sessions {
         match self.sessions.open(open, &self.policy).await? {
             Opened::Open { ended } => {
                 self.announce(&ended);
-                Ok(LoggedIn { account, tokens, ended })
+                self.devices.remember(&account.id, source);
+                Ok(LoggedIn { account, tokens, ended, new_device })
             }
             Opened::Stale => Err(SessionError::WrongCredentials),
         }
+    }
+
+    /// The account with this password, and whether its hash is outdated; `None` if there is none.
+    async fn verify(
+        &self,
+        id: &str,
+        password: &str,
+        requester: &Requester,
+    ) -> Result<Option<(Credentials, bool)>, SessionError> {
+        let known = match MemberId::parse(id) {
+            Ok(id) => self.accounts.credentials(&id).await?,
+            Err(_) => None,
+        };
+        let stored = known.as_ref().map(|credentials| &credentials.hash);
+        let comparison = self.passwords.compare(password, stored, requester).await?;
+        Ok(match (known, comparison) {
+            (Some(known), Comparison::Same { outdated }) => Some((known, outdated)),
+            _ => None,
+        })
     }
 
     /// Exchanges a refresh token for a new pair.
@@ -430,6 +310,16 @@ impl Sessions {
         Ok(ended)
     }
 
+    /// Ends all sessions of a member; returns them. An unknown member has none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn end_all(&self, member: &MemberId) -> Result<Vec<SessionId>, StoreError> {
+        let ended = self.sessions.end_all(member, self.revoked_until()).await?;
+        self.announce(&ended);
+        Ok(ended)
+    }
+
     /// Removes sessions that have expired at `now`, the time of a checked clock. Returns their number.
     ///
     /// # Errors
@@ -450,9 +340,9 @@ impl Sessions {
     }
 
     /// A hash with the current costs. On failure the account keeps the old hash for now.
-    async fn rehash(&self, password: &str) -> Option<PasswordHash> {
+    async fn rehash(&self, password: &str, requester: &Requester) -> Option<PasswordHash> {
         let password = crate::domain::password::Password::parse("password", password).ok()?;
-        match self.passwords.hash(&password).await {
+        match self.passwords.hash(&password, requester).await {
             Ok(hash) => Some(hash),
             Err(error) => {
                 tracing::warn!(%error, "an outdated password hash was not replaced");

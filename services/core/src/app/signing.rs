@@ -5,9 +5,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::VerifyingKey;
 use ed25519_dalek::pkcs8::EncodePrivateKey;
+use hmac::{Hmac, Mac};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use sha2::{Digest, Sha256};
 
+use crate::domain::security_event::{EVENT_TOKEN_TYPE, EventClaims};
 use crate::domain::token::{Claims, TOKEN_TYPE};
 
 /// A public key as a JSON Web Key (RFC 7517, RFC 8037).
@@ -67,6 +69,25 @@ impl SigningKeys {
     /// When signing fails, which does not happen with a key that was accepted at the start.
     pub fn sign(&self, claims: &Claims) -> anyhow::Result<String> {
         jsonwebtoken::encode(&self.header, claims, &self.current).context("signing an access token")
+    }
+
+    /// Signs a security event. Its type tells it from an access token of the same key.
+    ///
+    /// # Errors
+    /// When signing fails, which does not happen with a key that was accepted at the start.
+    pub fn sign_event(&self, claims: &EventClaims) -> anyhow::Result<String> {
+        let typ = Some(EVENT_TOKEN_TYPE.to_owned());
+        let header = Header { typ, ..self.header.clone() };
+        jsonwebtoken::encode(&header, claims, &self.current).context("signing a security event")
+    }
+
+    /// A key for another purpose than tokens, which all instances with the same signing key derive: by
+    /// HMAC-SHA-256 with the purpose as its message.
+    pub fn derive_key(&self, purpose: &str) -> [u8; 32] {
+        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(self.current.as_bytes())
+            .expect("HMAC accepts a key of any length");
+        mac.update(purpose.as_bytes());
+        mac.finalize().into_bytes().into()
     }
 
     /// The keys to verify with, the current one first.

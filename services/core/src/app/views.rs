@@ -6,18 +6,31 @@
 //! durable. A crash of the process loses at most the views of the last 200 ms; an orderly stop loses
 //! none. While the store refuses writes, at most [`MAX_WAITING`] views wait; more are dropped and
 //! counted.
+//!
+//! # Repeats
+//! The trend counts one view per viewer, spot and window. A repeat changes nothing, so it is dropped
+//! before the outbox: otherwise one client could fill the outbox by reading. The windows are in
+//! memory, the latest [`ViewPolicy::remembered`] of them, and in Redis if the store has it.
+//!
+//! # Bound
+//! Views are dropped from [`ViewPolicy::max_pending`] waiting events on. That is below the number at
+//! which the outbox refuses writes, so views cannot cause it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use tourin_chassis::clock::SharedClock;
-use tourin_chassis::metrics::Counter;
+use tourin_chassis::metrics::{Counter, Metrics};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::events::{Outgoing, ViewTourspot, is_pseudonym};
+use tourin_shared_events::outbox::DEFAULT_MAX_PENDING;
 use tourin_shared_events::trace;
 
 use super::StoreError;
@@ -31,6 +44,31 @@ pub const FLUSH_AT: usize = 500;
 pub const MAX_WAITING: usize = 10_000;
 /// Pause after the store failed to write a group.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Which views become events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ViewPolicy {
+    /// Within this time of a view, another one by the same viewer of the same spot is a repeat. At
+    /// most the trend's own window, or the trend misses views. Default: an hour.
+    pub window: TimeDelta,
+    /// Most windows that are remembered, in memory and in Redis each. Default: 200,000, about 20 MB.
+    pub remembered: u64,
+    /// Waiting events from which views are dropped. Default: half of [`DEFAULT_MAX_PENDING`].
+    pub max_pending: u64,
+}
+
+impl Default for ViewPolicy {
+    fn default() -> Self {
+        Self {
+            window: TimeDelta::hours(1),
+            remembered: 200_000,
+            max_pending: DEFAULT_MAX_PENDING / 2,
+        }
+    }
+}
+
+/// The viewer and the spot of a view, as a hash: it neither names a member nor grows with the id.
+pub type ViewKey = [u8; 16];
 
 /// One view of a spot's page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,18 +91,61 @@ impl View {
         Outgoing { headers: self.trace.clone(), ..Outgoing::new(&event, self.at) }
     }
 
+    /// The viewer and the spot, the same in every process.
+    pub fn key(&self) -> ViewKey {
+        let digest = Sha256::digest(format!("{}\n{}", self.spot, self.user_id));
+        std::array::from_fn(|at| digest[at])
+    }
+
     /// Whether the viewer is a member, not an anonymous visitor.
     pub fn is_by_member(&self) -> bool {
         !is_pseudonym(&self.user_id)
     }
 }
 
+/// The outcome of recording views.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordedViews {
+    /// Those that are to be recorded are committed.
+    Committed,
+    /// Too many events wait; nothing was written.
+    Shed,
+}
+
 /// The store of views.
 #[async_trait]
 pub trait ViewStore: Send + Sync {
     /// Appends the views' events, in their order, in one transaction. Skips views by members whose
-    /// account is deleted, so that no event follows an erasure.
-    async fn record(&self, views: &[View]) -> Result<(), StoreError>;
+    /// account is deleted, so that no event follows an erasure, and repeats of views that another
+    /// process has recorded, as far as the store knows.
+    async fn record(
+        &self,
+        views: &[View],
+        policy: &ViewPolicy,
+    ) -> Result<RecordedViews, StoreError>;
+}
+
+/// Counts views that make no event. Clones share the counts.
+#[derive(Clone, Debug, Default)]
+pub struct ViewCounts {
+    dropped: Counter,
+    repeated: Counter,
+}
+
+impl ViewCounts {
+    /// Zero, in the service's `metrics`.
+    pub fn register(metrics: &Metrics) -> Self {
+        Self {
+            dropped: metrics.counter(
+                "tourin_views_dropped",
+                "Views dropped because too many views or events waited",
+            ),
+            repeated: metrics.counter(
+                "tourin_views_repeated",
+                "Views dropped because the same viewer had just viewed the same spot",
+            ),
+        }
+    }
 }
 
 /// Groups views and writes them.
@@ -73,41 +154,59 @@ pub struct Views(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn ViewStore>,
+    policy: ViewPolicy,
     clock: SharedClock,
+    /// When each viewer's view of a spot last became an event.
+    recent: Cache<ViewKey, DateTime<Utc>>,
     waiting: Mutex<Vec<View>>,
     arrived: Notify,
     full: Notify,
-    dropped: Counter,
+    counts: ViewCounts,
     /// One group is written at a time, so that the views of one viewer keep their order.
     writing: tokio::sync::Mutex<()>,
 }
 
 impl Views {
-    /// Views written to `store` by [`Views::run`]. `dropped` counts those that found the queue full.
-    pub fn new(store: Arc<dyn ViewStore>, clock: SharedClock, dropped: Counter) -> Self {
+    /// Views written to `store` by [`Views::run`].
+    pub fn new(
+        store: Arc<dyn ViewStore>,
+        policy: ViewPolicy,
+        clock: SharedClock,
+        counts: ViewCounts,
+    ) -> Self {
+        // The least recent window is evicted first. By frequency, the windows of new viewers would not
+        // be remembered during a flood.
+        let recent = Cache::builder()
+            .max_capacity(policy.remembered)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(policy.window.to_std().unwrap_or_default())
+            .build();
         Self(Arc::new(Inner {
             store,
+            policy,
             clock,
+            recent,
             waiting: Mutex::new(Vec::new()),
             arrived: Notify::new(),
             full: Notify::new(),
-            dropped,
+            counts,
             writing: tokio::sync::Mutex::new(()),
         }))
     }
 
-    /// Records a view at the current time. Never waits.
+    /// Records a view at the current time, unless it is a repeat. Never waits.
     pub fn record(&self, user_id: String, spot: SpotId) {
-        let view = View { user_id, spot, at: self.0.clock.now(), trace: trace::current() };
+        let mut view = View { user_id, spot, at: self.0.clock.now(), trace: BTreeMap::new() };
+        if !self.begin_window(&view) {
+            self.0.counts.repeated.increase();
+            return;
+        }
+        view.trace = trace::current();
         let count = {
             let mut waiting = self.waiting();
             if waiting.len() >= MAX_WAITING {
                 drop(waiting);
-                // Logged once per thousand: the store's failure is in the log already.
-                let dropped = self.0.dropped.increase();
-                if dropped % 1_000 == 1 {
-                    tracing::warn!(dropped, "views dropped: too many wait");
-                }
+                self.drop_views(&[view], "too many wait");
                 return;
             }
             waiting.push(view);
@@ -118,6 +217,32 @@ impl Views {
         }
         if count >= FLUSH_AT {
             self.0.full.notify_one();
+        }
+    }
+
+    /// Begins the window of a view. False when the view is within one. By the clock that dates events,
+    /// as the trend counts: the cache's own expiry only frees memory.
+    fn begin_window(&self, view: &View) -> bool {
+        let key = view.key();
+        let before = self.0.recent.get(&key);
+        if before.is_some_and(|before| (view.at - before).abs() < self.0.policy.window) {
+            return false;
+        }
+        self.0.recent.insert(key, view.at);
+        true
+    }
+
+    /// Counts views that will not become events, and ends their windows: a later view counts.
+    fn drop_views(&self, views: &[View], reason: &'static str) {
+        for view in views {
+            self.0.recent.invalidate(&view.key());
+        }
+        let count = views.len() as u64;
+        let before = self.0.counts.dropped.value();
+        self.0.counts.dropped.add(count);
+        // Logged once per thousand: the cause is in the log already.
+        if before == 0 || before / 1_000 != (before + count) / 1_000 {
+            tracing::warn!(dropped = before + count, reason, "views dropped");
         }
     }
 
@@ -140,7 +265,7 @@ impl Views {
                 () = shutdown.begun() => break,
             }
             while let Err(error) = self.flush().await {
-                tracing::error!(error = describe(&error), "views not written; trying again");
+                tracing::error!(error = error.describe(), "views not written; trying again");
                 tokio::select! {
                     () = tokio::time::sleep(RETRY_AFTER) => {}
                     () = shutdown.begun() => break,
@@ -148,11 +273,11 @@ impl Views {
             }
         }
         if let Err(error) = self.flush().await {
-            tracing::error!(error = describe(&error), lost = self.waiting().len(), "views lost");
+            tracing::error!(error = error.describe(), lost = self.waiting().len(), "views lost");
         }
     }
 
-    /// Writes the waiting views, in groups of [`FLUSH_AT`].
+    /// Writes the waiting views, in groups of [`FLUSH_AT`]. Drops them all when too many events wait.
     ///
     /// # Errors
     /// When the store fails; the unwritten views keep waiting.
@@ -166,9 +291,14 @@ impl Views {
             if group.is_empty() {
                 return Ok(());
             }
-            self.0.store.record(&group).await?;
             // Only this function removes views, and only one call of it runs at a time.
-            self.waiting().drain(..group.len());
+            match self.0.store.record(&group, &self.0.policy).await? {
+                RecordedViews::Committed => drop(self.waiting().drain(..group.len())),
+                RecordedViews::Shed => {
+                    let shed = std::mem::take(&mut *self.waiting());
+                    self.drop_views(&shed, "too many events wait for the bus");
+                }
+            }
         }
     }
 
@@ -178,17 +308,11 @@ impl Views {
 }
 
 /// The error and its causes, in one line.
-fn describe(error: &StoreError) -> String {
-    match error {
-        StoreError::Unavailable(cause) | StoreError::Failed(cause) => format!("{error}: {cause:#}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use tourin_chassis::clock::SystemClock;
+    use tourin_chassis::clock::{ManualClock, SystemClock};
 
     use super::*;
 
@@ -196,6 +320,7 @@ mod tests {
     struct Groups {
         taken: Mutex<Vec<Vec<View>>>,
         broken: AtomicBool,
+        backed_up: AtomicBool,
     }
 
     impl Groups {
@@ -206,18 +331,63 @@ mod tests {
 
     #[async_trait]
     impl ViewStore for Groups {
-        async fn record(&self, views: &[View]) -> Result<(), StoreError> {
+        async fn record(
+            &self,
+            views: &[View],
+            _: &ViewPolicy,
+        ) -> Result<RecordedViews, StoreError> {
+            if self.backed_up.load(Ordering::Relaxed) {
+                return Ok(RecordedViews::Shed);
+            }
             if self.broken.load(Ordering::Relaxed) {
                 return Err(StoreError::Failed(anyhow::anyhow!("the disk is full")));
             }
             self.taken.lock().unwrap().push(views.to_vec());
-            Ok(())
+            Ok(RecordedViews::Committed)
         }
     }
 
     fn views() -> (Views, Arc<Groups>) {
+        views_by(Arc::new(SystemClock))
+    }
+
+    fn views_by(clock: SharedClock) -> (Views, Arc<Groups>) {
         let groups = Arc::new(Groups::default());
-        (Views::new(groups.clone(), Arc::new(SystemClock), Counter::default()), groups)
+        (Views::new(groups.clone(), ViewPolicy::default(), clock, ViewCounts::default()), groups)
+    }
+
+    #[tokio::test]
+    async fn one_visitor_who_reads_ten_thousand_times_makes_one_event_an_hour() {
+        let clock = Arc::new(ManualClock::new(DateTime::UNIX_EPOCH));
+        let (views, groups) = views_by(clock.clone());
+        let read = || (0..10_000).for_each(|_| views.record("anon:abc".into(), SpotId::new(1)));
+        read();
+        views.record("anon:abc".into(), SpotId::new(2));
+        views.record("member123".into(), SpotId::new(1));
+        views.flush().await.unwrap();
+        read();
+        views.flush().await.unwrap();
+        assert_eq!(groups.sizes(), [3]);
+        assert_eq!(views.0.counts.repeated.value(), 2 * 10_000 - 1);
+        clock.advance(TimeDelta::hours(1));
+        read();
+        views.flush().await.unwrap();
+        assert_eq!(groups.sizes(), [3, 1]);
+    }
+
+    #[tokio::test]
+    async fn views_are_dropped_while_too_many_events_wait_and_count_afterwards() {
+        let (views, groups) = views();
+        groups.backed_up.store(true, Ordering::Relaxed);
+        for spot in 0..FLUSH_AT as i64 + 7 {
+            views.record("member123".into(), SpotId::new(spot));
+        }
+        views.flush().await.unwrap();
+        assert_eq!((views.0.counts.dropped.value(), views.waiting_now()), (FLUSH_AT as u64 + 7, 0));
+        groups.backed_up.store(false, Ordering::Relaxed);
+        views.record("member123".into(), SpotId::new(0));
+        views.flush().await.unwrap();
+        assert_eq!(groups.sizes(), [1], "a dropped view has begun no window");
     }
 
     #[tokio::test(start_paused = true)]
@@ -257,7 +427,7 @@ mod tests {
             views.record("member123".into(), SpotId::new(spot));
         }
         tokio::time::sleep(RETRY_AFTER).await;
-        assert_eq!(views.0.dropped.value(), 7);
+        assert_eq!(views.0.counts.dropped.value(), 7);
         groups.broken.store(false, Ordering::Relaxed);
         tokio::time::sleep(RETRY_AFTER * 2).await;
         assert_eq!(groups.sizes().iter().sum::<usize>(), MAX_WAITING);

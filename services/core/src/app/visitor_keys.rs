@@ -1,7 +1,7 @@
 //! The key of the day, with which gateways make visitors' pseudonyms.
 //!
 //! It is random, shared by all gateways of the mesh, and overwritten by the next day's. After that
-//! nobody can tell whose pseudonym a stored one was, not even with the mesh's secret, a list of all
+//! nobody can tell whose pseudonym a stored one was, not even with the mesh's keys, a list of all
 //! addresses and the store.
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ pub mod page;
 pub mod password;
 pub mod review;
 pub mod search;
+pub mod security_event;
 pub mod session;
 pub mod spot;
 pub mod tag;

@@ -130,6 +130,18 @@ impl SessionId {
         Self(Uuid::new_v4())
     }
 
+    /// A new id that no session can have: see [`SessionId::is_of_no_session`].
+    pub fn of_no_session() -> Self {
+        Self(uuid::Builder::from_custom_bytes(Uuid::new_v4().into_bytes()).into_uuid())
+    }
+
+    /// Whether no session can have this id, since it is of another version of UUIDs (RFC 9562, 5.8). Such
+    /// ids are in the log of ended sessions for gateways that measure how soon they learn of an end, and in
+    /// entries that are about something else.
+    pub fn is_of_no_session(self) -> bool {
+        self.0.get_version_num() == 8
+    }
+
     /// Reads the text form; `None` if it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::try_parse(text).ok().map(Self)

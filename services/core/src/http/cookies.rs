@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | `__Host-access_token` | `/` | `Lax` |
 //! | `__Host-refresh_token` | `/` | `Strict` |
+//! | `device` | `/api/auth/login` | `Strict` |
 //!
-//! Both are `HttpOnly` and `Secure`. Where the gateway says so, for plain HTTP, they are
-//! `access_token` and `refresh_token`, not `Secure`, and the latter has the path `/api/auth`. The
-//! prefix would not allow that path; the gateway removes the refresh cookie from all other calls. It
-//! also checks the `Origin` of writes that are authenticated by a cookie.
+//! All are `HttpOnly` and `Secure`. Where the gateway says so, for plain HTTP, the session's are
+//! `access_token` and `refresh_token`, none is `Secure`, and the refresh token has the path `/api/auth`.
+//! The prefix would not allow that path; the gateway removes the refresh cookie from all other calls. It
+//! also checks the `Origin` of writes that are authenticated by a cookie. The device's cookie is not of
+//! the session and stays when that ends ([`crate::app::devices`]).
 //!
 //! The access cookie outlives its token: while the client may be idle, the gateway replaces an expired
 //! token, so the browser must still send it.
@@ -19,10 +21,13 @@ use http::{HeaderMap, HeaderValue};
 use tourin_chassis::http::fields;
 use tourin_chassis::session_cookies::CookieNames;
 
+use crate::app::devices::DEVICE_LIFETIME;
 use crate::app::sessions::{AccessToken, TokenPair};
 
-/// Most refresh tokens tried per request.
+/// Most refresh tokens, and devices, tried per request.
 const MAX_TOKENS: usize = 4;
+/// The name of the device's cookie.
+const DEVICE: &str = "device";
 
 /// How cookies are set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +54,17 @@ impl CookieSettings {
 pub(super) fn clear(names: CookieNames, headers: &mut HeaderMap) {
     headers.append(SET_COOKIE, access(names, "", 0));
     headers.append(SET_COOKIE, refresh(names, "", 0));
+}
+
+/// Adds the header that sets a device's cookie.
+pub(super) fn set_device(names: CookieNames, headers: &mut HeaderMap, device: &str) {
+    let (secure, max_age_s) = (secure(names), DEVICE_LIFETIME.num_seconds());
+    headers.append(
+        SET_COOKIE,
+        set_cookie(&format!(
+            "{DEVICE}={device}; Path=/api/auth/login; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"
+        )),
+    );
 }
 
 fn access(names: CookieNames, token: &str, max_age_s: i64) -> HeaderValue {
@@ -95,6 +111,11 @@ pub(super) fn refresh_tokens(
     headers: &HeaderMap,
 ) -> impl Iterator<Item = &str> {
     fields::cookies(headers, names.refresh()).take(MAX_TOKENS)
+}
+
+/// At most [`MAX_TOKENS`] devices of the request's cookies.
+pub(super) fn devices(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    fields::cookies(headers, DEVICE).take(MAX_TOKENS)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::openapi::{QueryRefused, Unavailable};
+use super::source::CallSource;
 use super::{AppState, messages, openapi, page};
 use crate::domain::account::{Member, MemberId};
 
@@ -33,6 +34,8 @@ impl From<Member> for MemberAnswer {
 }
 
 /// Members whose id or name contains a text, by id
+///
+/// The first 10,000 of them; the totals count no further.
 #[utoipa::path(
     get, path = "/api/users", operation_id = "listMembers", tag = "members",
     params(
@@ -44,10 +47,14 @@ impl From<Member> for MemberAnswer {
         QueryRefused, Unavailable,
     ),
 )]
-async fn list(State(state): State<AppState>, params: Params) -> Result<Response, ApiError> {
+async fn list(
+    State(state): State<AppState>,
+    CallSource(source): CallSource,
+    params: Params,
+) -> Result<Response, ApiError> {
     let request = page::request(&params)?;
     let query = params.text("query");
-    let members = state.accounts.members(query.as_deref(), request).await?;
+    let members = state.accounts.members(query.as_deref(), request, &source).await?;
     Ok(page::answer(members.map(MemberAnswer::from)))
 }
 

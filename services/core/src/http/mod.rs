@@ -13,6 +13,8 @@ pub mod page;
 mod resync;
 mod reviews;
 mod revocations;
+mod security_events;
+mod source;
 mod spots;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,8 @@ mod visitor_keys;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tourin_chassis::http::ApiError;
+use tourin_chassis::http::{ApiError, Callers};
+use tourin_chassis::peer::{GATEWAY, OPERATOR};
 use tourin_chassis::shutdown::Shutdown;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -29,10 +32,25 @@ pub use self::cookies::CookieSettings;
 use crate::app::StoreError;
 use crate::app::accounts::Accounts;
 use crate::app::content::Content;
+use crate::app::invalidations::Invalidations;
 use crate::app::revocations::Revocations;
 use crate::app::sessions::Sessions;
+use crate::app::signals::receive::Receiver;
 use crate::app::signing::SigningKeys;
 use crate::app::visitor_keys::VisitorKeys;
+
+/// Who may call what.
+pub(crate) const CALLERS: Callers = &[
+    ("/api/", &[GATEWAY]),
+    ("/.well-known/jwks.json", &[GATEWAY]),
+    ("/internal/openapi.json", &[GATEWAY]),
+    ("/internal/access-tokens", &[GATEWAY]),
+    ("/internal/revocations", &[GATEWAY]),
+    ("/internal/revocation-canaries", &[GATEWAY]),
+    ("/internal/visitor-key", &[GATEWAY]),
+    ("/internal/tour-spots", &["recommendation"]),
+    ("/internal/events/backlog", &[OPERATOR]),
+];
 
 /// What the handlers need; cheap to clone.
 #[derive(Clone)]
@@ -43,8 +61,12 @@ pub struct AppState {
     pub sessions: Arc<Sessions>,
     /// The log of ended sessions that gateways follow.
     pub revocations: Arc<Revocations>,
+    /// What gateways have cached and is out of date.
+    pub invalidations: Arc<Invalidations>,
     /// The key of the day for visitors' pseudonyms.
     pub visitor_keys: Arc<VisitorKeys>,
+    /// Accepts security events from elsewhere, if a transmitter is set.
+    pub signals: Option<Arc<Receiver>>,
     /// The keys that sign and verify access tokens.
     pub keys: Arc<SigningKeys>,
     /// How the session's cookies are set.
@@ -64,6 +86,7 @@ pub fn router(state: AppState) -> axum::Router {
         .merge(members::router())
         .merge(jwks::router())
         .merge(revocations::router())
+        .merge(security_events::router())
         .merge(visitor_keys::router())
         .merge(spots::router())
         .merge(bookmarks::router())

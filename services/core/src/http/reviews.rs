@@ -211,14 +211,17 @@ async fn like(
     own(&caller, &body.user_id)?;
     let review: ReviewId = review.parse().map_err(|_| no_such_review())?;
     match state.content.reviews.like(&caller.id, review, body.liked).await? {
-        Liked::Done => Ok(Json(ReviewLike {
-            user_id: caller.id,
-            tour_spot_review_id: review.to_string(),
-            liked: body.liked,
-        })),
-        Liked::NoSuchReview => Err(no_such_review()),
-        Liked::NoSuchMember => Err(no_such_member()),
+        // The reviews of its spot show the number of likes.
+        Liked::Changed(spot) => state.invalidations.spot_changed(spot),
+        Liked::Unchanged => {}
+        Liked::NoSuchReview => return Err(no_such_review()),
+        Liked::NoSuchMember => return Err(no_such_member()),
     }
+    Ok(Json(ReviewLike {
+        user_id: caller.id,
+        tour_spot_review_id: review.to_string(),
+        liked: body.liked,
+    }))
 }
 
 /// Which of these reviews a member likes, in the order asked

@@ -1,24 +1,31 @@
 //! `/internal/revocations`: the log of ended sessions, by long poll. Gateways keep the sessions in
 //! memory until `until` and continue from `next`.
+//!
+//! `/internal/revocation-canaries`: an entry that ends no session, for a gateway that measures how soon
+//! it learns of an end.
 
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::routing::get;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
-use tourin_chassis::http::{ApiError, Json, Params, ServiceCaller};
+use serde::{Deserialize, Serialize};
+use tourin_chassis::http::{ApiError, Json, Message, Params, ServiceCaller};
 
 use utoipa_axum::router::OpenApiRouter;
 
 use super::AppState;
 use crate::app::revocations::RevocationPage;
+use crate::domain::token::SessionId;
 
 /// The longest wait of a long poll, in milliseconds.
 const MAX_WAIT_MS: u64 = 25_000;
 
 pub(super) fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::default().route("/internal/revocations", get(follow))
+    OpenApiRouter::default()
+        .route("/internal/revocations", get(follow))
+        .route("/internal/revocation-canaries", post(append_canary))
 }
 
 #[derive(Serialize)]
@@ -34,6 +41,9 @@ struct EntryAnswer {
     seq: u64,
     session: String,
     until: String,
+    /// A tag of cached responses that are out of date; the session is none then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invalidate: Option<String>,
 }
 
 impl From<RevocationPage> for PageAnswer {
@@ -49,6 +59,7 @@ impl From<RevocationPage> for PageAnswer {
                     seq: entry.seq,
                     session: entry.session.to_string(),
                     until: rfc3339(entry.until),
+                    invalidate: entry.invalidates,
                 })
                 .collect(),
         }
@@ -65,4 +76,23 @@ async fn follow(
     let wait = Duration::from_millis(wait_ms);
     let page = state.revocations.follow(after, wait, state.shutdown.begun()).await?;
     Ok(Json(page.into()))
+}
+
+#[derive(Deserialize)]
+struct CanaryRequest {
+    session: String,
+}
+
+async fn append_canary(
+    State(state): State<AppState>,
+    _: ServiceCaller,
+    Json(request): Json<CanaryRequest>,
+) -> Result<StatusCode, ApiError> {
+    let canary = SessionId::parse(&request.session).filter(|id| id.is_of_no_session());
+    let canary = canary.ok_or_else(|| {
+        let message = "session must be a UUID of version 8, which no session has";
+        ApiError::invalid(Message::for_operators(message))
+    })?;
+    state.revocations.append_canary(canary).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

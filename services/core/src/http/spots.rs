@@ -338,7 +338,7 @@ async fn find(
         match caller.0 {
             Some(Subject::Member { id: viewer, .. }) => state.content.views.record(viewer, id),
             Some(Subject::Visitor { pseudonym }) => state.content.views.record(pseudonym, id),
-            Some(Subject::Service { .. }) | None => {}
+            None => {}
         }
     }
     Ok(Json(TourSpot::from(&spot)))

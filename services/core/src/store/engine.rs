@@ -17,10 +17,12 @@ use super::redis::MysqlRedisStore;
 use super::sqlite::SqliteStore;
 use crate::app::StoreError;
 use crate::app::accounts::AccountStore;
+use crate::app::attempts::SharedAttempts;
 use crate::app::bookmarks::BookmarkStore;
 use crate::app::reviews::ReviewStore;
 use crate::app::revocations::RevocationLog;
-use crate::app::sessions::SessionStore;
+use crate::app::session_store::SessionStore;
+use crate::app::signals::SignalStore;
 use crate::app::spots::SpotStore;
 use crate::app::views::ViewStore;
 use crate::app::visitor_keys::VisitorKeyStore;
@@ -104,6 +106,11 @@ impl Store {
         }
     }
 
+    /// The counts of failed log-ins that processes share, if the engine has them.
+    pub fn shared_attempts(&self) -> Option<Arc<dyn SharedAttempts>> {
+        self.with_redis().map(|store| Arc::new(store.clone()) as Arc<dyn SharedAttempts>)
+    }
+
     /// The accounts.
     pub fn accounts(&self) -> Arc<dyn AccountStore> {
         on_all!(self, store => Arc::new(store.clone()))
@@ -136,11 +143,16 @@ impl Store {
 
     /// The views.
     pub fn views(&self) -> Arc<dyn ViewStore> {
-        on_database!(self, store => Arc::new(store.clone()))
+        on_all!(self, store => Arc::new(store.clone()))
     }
 
     /// The key of the day for visitors' pseudonyms.
     pub fn visitor_keys(&self) -> Arc<dyn VisitorKeyStore> {
+        on_database!(self, store => Arc::new(store.clone()))
+    }
+
+    /// The queue of security events, and those that were received.
+    pub fn signals(&self) -> Arc<dyn SignalStore> {
         on_database!(self, store => Arc::new(store.clone()))
     }
 

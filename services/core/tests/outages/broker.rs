@@ -5,13 +5,17 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitSettings};
 use tourin_shared_events::bus::{Binding, Deliveries, Settlement, Subscriber as _, Subscription};
-use tourin_testbed::{Bed, Server, StopSignal};
+use tourin_testbed::{Bed, Server, StopSignal, User};
 
 use super::running::{RECOVERY, Running, hana, settings};
 
+/// How long a broker that has just started again may take until its quorum queues have leaders and both
+/// ends have found them.
+const AFTER_RESTART: Duration = Duration::from_secs(30);
+
 async fn next_spot(deliveries: &mut Deliveries) -> String {
-    let limit = RECOVERY;
-    let delivery = timeout(limit, deliveries.next()).await.expect("no event in time").unwrap();
+    let delivery =
+        timeout(AFTER_RESTART, deliveries.next()).await.expect("no event in time").unwrap();
     let event: serde_json::Value = serde_json::from_slice(&delivery.body).unwrap();
     delivery.settle(Settlement::Ack).await.unwrap();
     event["data"]["tourspot_id"].as_str().unwrap().to_owned()
@@ -21,11 +25,10 @@ async fn next_spot(deliveries: &mut Deliveries) -> String {
 async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
     let bed = Bed::with(&[Server::Amqp]).await;
     let dir = tempfile::tempdir().unwrap();
-    let mut settings = settings(dir.path(), &["--amqp-prefix", "t1."]);
-    settings.events.amqp_url = Some(bed.url(Server::Amqp).parse().unwrap());
+    let mut settings = settings(dir.path(), &[]);
+    settings.events.amqp_url = Some(bed.url_of(User::Core, Server::Amqp).parse().unwrap());
 
-    let mut reader = RabbitSettings::new(bed.url(Server::Amqp).parse().unwrap());
-    reader.prefix = "t1.".to_owned();
+    let reader = RabbitSettings::new(bed.url(Server::Amqp).parse().unwrap());
     let bus = RabbitBus::start(reader);
     let mut deliveries = bus
         .subscribe(Subscription {
@@ -42,7 +45,7 @@ async fn events_wait_while_the_broker_is_away_and_core_goes_on() {
     assert_eq!(core.bookmark("hana12345", 1).await.status(), 201);
     assert_eq!(next_spot(&mut deliveries).await, "1");
 
-    let queues = ["t1.reader.shard.0", "t1.reader.shard.1", "t1.reader.dead"];
+    let queues = ["reader.shard.0", "reader.shard.1", "reader.dead"];
     bed.quorum_queues_are_kept(&queues.map(str::to_owned)).await;
     bed.stop(Server::Amqp, StopSignal::Kill).await;
     assert!(timeout(RECOVERY, bus.wait_until_connected(false)).await.unwrap());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sqlx::mysql::MySqlConnection;
 use sqlx::{Connection as _, Executor as _};
-use tourin_testbed::{Bed, Server, authority};
+use tourin_testbed::{Bed, Server, User};
 
 use super::running::{RECOVERY, Running, hana, person, settings};
 
@@ -33,7 +33,8 @@ async fn a_redis_without_memory_is_named_and_log_ins_are_back_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
     settings.database.server.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
-    settings.database.sessions.redis_url = Some(bed.url(Server::Redis).parse().unwrap());
+    let redis = bed.url_of(User::Core, Server::Redis);
+    settings.database.sessions.redis_url = Some(redis.parse().unwrap());
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
     assert_eq!(core.post("/api/auth/login", log_in("hana12345")).await.0, 200);
@@ -60,18 +61,11 @@ async fn a_redis_without_memory_is_named_and_log_ins_are_back_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mysql_that_becomes_read_only_is_named_and_writes_are_back_with_it() {
     let bed = Bed::with(&[Server::Mysql]).await;
-    let mut admin = MySqlConnection::connect(bed.url(Server::Mysql)).await.unwrap();
-    // A user with all privileges can write to a read-only server.
-    for statement in [
-        "CREATE USER plain@'127.0.0.1' IDENTIFIED BY 'plain-password'",
-        "GRANT ALL PRIVILEGES ON tourin.* TO plain@'127.0.0.1'",
-    ] {
-        admin.execute(statement).await.unwrap();
-    }
-    let url = format!("mysql://plain:plain-password@{}/tourin", authority(bed.url(Server::Mysql)));
+    let admin = bed.variable("TOURIN_MYSQL_ADMIN_URL");
+    let mut admin = MySqlConnection::connect(admin).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path(), &[]);
-    settings.database.server.mysql_url = Some(url.parse().unwrap());
+    settings.database.server.mysql_url = Some(bed.url(Server::Mysql).parse().unwrap());
     let core = Running::start(settings).await;
     assert_eq!(core.post("/api/auth/signup", hana()).await.0, 201);
 

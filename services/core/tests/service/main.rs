@@ -10,13 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_chassis::secret::Secret;
 use tourin_core::{Core, Dependencies, Settings};
+use tourin_registry::testing::workload_for;
+use tourin_testbed::{contains, eventually};
 
-use running::{RECOVERY, Running, SECRET, alone, hana, read, settings};
+use running::{RECOVERY, Running, alone, hana, read, settings};
 
 #[tokio::test]
 async fn a_second_start_finds_the_data_and_the_key_of_the_first() {
@@ -47,31 +45,58 @@ async fn the_first_start_loads_the_catalogue_unless_disabled() {
     without.stop().await;
 }
 
+async fn metrics(core: &Running) -> String {
+    core.client.get(core.url("/metrics")).send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test]
+async fn readiness_and_metrics_tell_of_the_certificate() {
+    const LEFT: &str = "tourin_certificate_left_seconds ";
+    let left = async |core: &Running| -> f64 {
+        let metrics = metrics(core).await;
+        let left = metrics.lines().find_map(|line| line.strip_prefix(LEFT)).unwrap();
+        left.parse().unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let lasting = Running::start(settings(&dir.path().join("a"), &["--no-demo"])).await;
+    assert_eq!(lasting.get("/readyz").await.0, 200);
+    assert!((3_000.0..=3_600.0).contains(&left(&lasting).await));
+    lasting.stop().await;
+
+    // Its registry is away, so nobody renews it.
+    let short = Dependencies { workload: Some(workload_for("core", 0)), ..alone() };
+    let settings = settings(&dir.path().join("b"), &["--no-demo"]);
+    let core = Running::start_with(settings, short).await;
+    let reason = eventually("nothing else is missing", async || {
+        let (status, report) = core.get("/readyz").await;
+        let unready = report["unready"].as_object().cloned().unwrap_or_default();
+        let reason = unready.get("certificate").filter(|_| status == 503 && unready.len() == 1);
+        reason.and_then(|reason| reason.as_str().map(str::to_owned)).ok_or(report)
+    })
+    .await;
+    assert!(reason.contains("expired"), "{reason}");
+    assert_eq!(left(&core).await, 0.0);
+    assert_eq!(core.get("/healthz").await.0, 200);
+    core.stop().await;
+}
+
 #[tokio::test]
 async fn a_stop_does_not_wait_for_those_who_wait_for_news() {
     let dir = tempfile::tempdir().unwrap();
     let core = Running::start(settings(dir.path(), &["--no-demo"])).await;
-    let signer = IdentitySigner::new(&SECRET.parse::<Secret>().unwrap());
-    let gateway = Subject::Service { name: "gateway".to_owned() };
     let mut followers = Vec::new();
     for _ in 0..2 {
-        let identity = signer.sign(&gateway, "core");
-        let request = format!(
-            "GET /internal/revocations?after=0&wait_ms=20000 HTTP/1.1\r\nhost: core\r\nconnection: close\r\n\
-             {IDENTITY_HEADER}: {}\r\n\r\n",
-            identity.to_str().unwrap()
-        );
-        let mut stream = TcpStream::connect(core.address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        followers.push(stream);
+        let url = core.url("/internal/revocations?after=0&wait_ms=20000");
+        let request = core.client.get(url).header("connection", "close");
+        followers.push(tokio::spawn(request.send()));
     }
-    // Connections are accepted in order: after this response, those of the followers are accepted.
-    assert_eq!(core.get("/healthz").await.0, 200);
+    eventually("both are being answered", async || {
+        contains(metrics(&core).await, "\ntourin_http_requests_in_flight 2.0\n")
+    })
+    .await;
     assert!(core.stop().await < Duration::from_secs(4));
-    for mut follower in followers {
-        let mut answer = String::new();
-        follower.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for follower in followers {
+        assert_eq!(follower.await.unwrap().unwrap().status(), 200);
     }
 }
 
@@ -103,7 +128,7 @@ async fn a_failed_start_prints_its_reason_in_one_line() {
     assert!(error.contains("deploy/testbed.sh run"), "{error}");
 
     let error = refused(dir.path(), &["--registry-url", "nonsense"]).await;
-    assert!(error.contains("--registry-url nonsense"), "{error}");
+    assert!(error.contains("--registry-url") && error.contains("nonsense"), "{error}");
 
     let error =
         refused(dir.path(), &["--password-memory-kib", "8", "--password-parallelism", "4"]).await;

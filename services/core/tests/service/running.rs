@@ -10,16 +10,15 @@ use clap::Parser;
 use reqwest::Response;
 use serde_json::{Value, json};
 use tourin_chassis::clock::SystemClock;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_chassis::secret::Secret;
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_core::{Core, Dependencies, MysqlUrl, Settings};
+use tourin_registry::testing::{self, gateway_client, workload};
 use tourin_shared_events::bus::{PublishError, Publisher};
 use tourin_shared_events::events::{BookmarkTourspot, Event as _, Outgoing};
 use tourin_shared_events::outbox::testing::recorded;
 use tourin_testbed::eventually_within;
 
-pub const SECRET: &str = "0123456789abcdef";
 /// How long the service may take to notice that a server is reachable again.
 pub const RECOVERY: Duration = Duration::from_secs(10);
 
@@ -35,10 +34,8 @@ pub fn settings(dir: &Path, flags: &[&str]) -> Settings {
     let dir = dir.to_str().unwrap();
     let always = [
         "core",
-        "--registration-secret",
-        SECRET,
         "--registry-url",
-        "http://127.0.0.1:9",
+        "https://127.0.0.1:9",
         "--listen",
         "127.0.0.1:0",
         "--data-dir",
@@ -67,7 +64,11 @@ impl Publisher for NullPublisher {
 }
 
 pub fn alone() -> Dependencies {
-    Dependencies { publisher: Some(Arc::new(NullPublisher)), clock: Arc::new(SystemClock) }
+    Dependencies {
+        publisher: Some(Arc::new(NullPublisher)),
+        clock: Arc::new(SystemClock),
+        workload: Some(workload("core")),
+    }
 }
 
 /// A running service.
@@ -81,19 +82,23 @@ pub struct Running {
 
 impl Running {
     pub async fn start(settings: Settings) -> Self {
-        let database = settings.database.mysql().cloned();
         let mut dependencies = alone();
         // If the settings name a broker, it is used.
         dependencies.publisher.take_if(|_| settings.events.amqp_url.is_some());
+        Self::start_with(settings, dependencies).await
+    }
+
+    pub async fn start_with(settings: Settings, dependencies: Dependencies) -> Self {
+        let database = settings.database.mysql().cloned();
         let core = Core::build(settings, dependencies).await.unwrap();
         let address = core.addr();
         let stop = Shutdown::new();
         let service = tokio::spawn(core.run_until_stopped(stop.clone()));
-        Self { address, client: reqwest::Client::new(), database, stop, service }
+        Self { address, client: gateway_client("core"), database, stop, service }
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        testing::url(self.address, path)
     }
 
     pub async fn get(&self, path: &str) -> (u16, Value) {
@@ -112,7 +117,7 @@ impl Running {
             roles: Vec::new(),
         };
         let request = self.client.post(self.url(&format!("/api/users/{member}/bookmarks")));
-        let request = request.header(IDENTITY_HEADER, identity(&subject));
+        let request = request.header(IDENTITY_HEADER, testing::signer().sign(&subject, "core"));
         request.json(&json!({"tourSpotId": spot.to_string()})).send().await.unwrap()
     }
 
@@ -143,11 +148,6 @@ impl Running {
         self.service.await.unwrap().unwrap();
         began.elapsed()
     }
-}
-
-fn identity(subject: &Subject) -> String {
-    let signer = IdentitySigner::new(&SECRET.parse::<Secret>().unwrap());
-    signer.sign(subject, "core").to_str().unwrap().to_owned()
 }
 
 pub async fn read(answer: Response) -> (u16, Value) {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use sqlx::Connection as _;
 use tokio::time::{sleep, timeout};
 use tourin_core::MysqlUrl;
+use tourin_registry::testing::{gateway_client, url};
 use tourin_shared_events::events::{BookmarkTourspot, Event as _};
 use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_testbed::{Cut, Proxy, eventually_within, free_address};
@@ -29,7 +30,7 @@ async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
     let address = settings.listen;
     let starting = tokio::spawn(Running::start(settings));
 
-    let client = reqwest::Client::new();
+    let client = tourin_chassis::http_client::client(None).unwrap();
     let ask = async |path: &str| client.get(format!("http://{address}{path}")).send().await;
     eventually_within(RECOVERY, "it answers", async || ask("/healthz").await).await;
     assert_eq!(read(ask("/healthz").await.unwrap()).await.0, 200, "the process is well");
@@ -37,7 +38,8 @@ async fn a_start_waits_for_the_database_and_an_outage_is_survived() {
     let reason = unready["unready"]["database"].as_str().unwrap();
     assert_eq!(status, 503);
     assert_eq!(reason, format!("waiting for mysql at {shown}"), "what for, and no password");
-    let early = ask("/api/tour-spots").await.unwrap();
+    let gateway = gateway_client("core");
+    let early = gateway.get(url(address, "/api/tour-spots")).send().await.unwrap();
     assert_eq!(early.status(), 503);
     assert!(early.headers().contains_key("retry-after"));
     assert!(!starting.is_finished(), "it waits");

@@ -3,7 +3,9 @@
 use redis::AsyncCommands as _;
 use tokio::time::timeout;
 use tourin_shared_events::mysql::testing::TestDatabase;
-use tourin_testbed::{Proxy, Server, contains, eventually_within, free_address, given};
+use tourin_testbed::{
+    Proxy, Server, User, contains, eventually_within, free_address, given, given_to,
+};
 
 use super::*;
 
@@ -17,7 +19,7 @@ struct TestServers {
 
 impl TestServers {
     async fn new() -> Self {
-        let url = given(Server::Redis);
+        let url = given_to(User::Core, Server::Redis);
         let way = Proxy::closed_to_url(&url);
         let prefix = format!("test-{}", uuid::Uuid::new_v4().simple());
         Self { database: TestDatabase::create().await, prefix, url, way }
@@ -34,7 +36,7 @@ impl TestServers {
     }
 
     async fn remove(self) {
-        let client = redis::Client::open(self.url.as_str()).unwrap();
+        let client = redis::Client::open(given(Server::Redis)).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut found =
             connection.scan_match::<_, Vec<u8>>(format!("{{{}}}:*", self.prefix)).await.unwrap();
@@ -58,7 +60,7 @@ async fn a_start_waits_for_redis_and_an_outage_ends_no_session() {
     let ready = format!("http://{}/readyz", settings.listen);
     let named = format!("redis at {}", home.way.address);
     let starting = tokio::spawn(Running::start(settings));
-    let client = reqwest::Client::new();
+    let client = tourin_chassis::http_client::client(None).unwrap();
     eventually_within(RECOVERY, "it says that it waits for redis", async || {
         let answer = client.get(&ready).send().await.map_err(|error| error.to_string())?;
         let (_, body) = read(answer).await;

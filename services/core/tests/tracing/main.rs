@@ -4,6 +4,7 @@
 
 mod imports;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +15,13 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::clock::SystemClock;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_chassis::secret::Secret;
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_chassis::telemetry::memory::{MemoryStore, TraceQuery};
 use tourin_chassis::telemetry::testing::all_spans;
 use tourin_chassis::telemetry::{DbCall, Service, ZipkinSpan, db_call};
 use tourin_core::{Core, Dependencies, Settings};
+use tourin_registry::testing;
 use tourin_shared_events::bus::contract::users;
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::bus::{Binding, Subscriber as _, Subscription};
@@ -30,7 +31,6 @@ use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_shared_events::system_clock;
 use tourin_testbed::eventually;
 
-const SECRET: &str = "0123456789abcdef";
 const PASSWORD: &str = "Xq7-pelican-drift!";
 const WRONG_PASSWORD: &str = "Zk9-walrus-marsh!!";
 const EMAIL: &str = "pelican.drift@example.org";
@@ -47,9 +47,8 @@ struct Flags {
 fn settings(folder: &Path) -> Settings {
     let folder = folder.to_str().unwrap();
     let flags = [
-        ["core", "--registration-secret"],
-        [SECRET, "--registry-url"],
-        ["http://127.0.0.1:9", "--listen"],
+        ["core", "--registry-url"],
+        ["https://127.0.0.1:9", "--listen"],
         ["127.0.0.1:0", "--data-dir"],
         [folder, "--password-memory-kib"],
         ["16", "--password-iterations"],
@@ -79,7 +78,7 @@ impl Handler for Counting {
 
 /// Core, the in-process bus, and a consumer of another service on it.
 struct Mesh {
-    base: String,
+    address: SocketAddr,
     http: reqwest::Client,
     stop: Shutdown,
     core: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -101,14 +100,17 @@ impl Mesh {
             let service = Service::new("recommendation");
             consumers.spawn(async move { service.run(running).await });
         }
-        let dependencies =
-            Dependencies { publisher: Some(Arc::new(bus)), clock: Arc::new(SystemClock) };
+        let dependencies = Dependencies {
+            publisher: Some(Arc::new(bus)),
+            clock: Arc::new(SystemClock),
+            workload: Some(testing::workload("core")),
+        };
         let core = Core::build(settings, dependencies).await.unwrap();
-        let base = format!("http://{}", core.addr());
+        let address = core.addr();
         let stop = Shutdown::new();
         let core = tokio::spawn(core.run_until_stopped(stop.clone()));
-        let http = reqwest::Client::new();
-        Self { base, http, stop, core, spans, _consumers: consumers }
+        let http = testing::gateway_client("core");
+        Self { address, http, stop, core, spans, _consumers: consumers }
     }
 
     /// Sends a request; returns its status, trace and body.
@@ -120,10 +122,9 @@ impl Mesh {
         body: Option<Value>,
     ) -> (u16, String, Value) {
         let method = method.parse().unwrap();
-        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        let mut request = self.http.request(method, testing::url(self.address, path));
         if let Some(who) = who {
-            let signer = IdentitySigner::new(&SECRET.parse::<Secret>().unwrap());
-            request = request.header(IDENTITY_HEADER, signer.sign(who, "core"));
+            request = request.header(IDENTITY_HEADER, testing::signer().sign(who, "core"));
         }
         if let Some(body) = body {
             request = request.json(&body);
@@ -136,7 +137,7 @@ impl Mesh {
     }
 
     async fn text(&self, path: &str) -> String {
-        let answer = self.http.get(format!("{}{path}", self.base)).send().await.unwrap();
+        let answer = self.http.get(testing::url(self.address, path)).send().await.unwrap();
         answer.text().await.unwrap()
     }
 
@@ -249,8 +250,7 @@ async fn assert_one_trace(mesh: &Mesh, engine: &str, bookmarked: &str) {
 /// Asserts that no span or metric contains members' data.
 fn assert_no_secret(told: &str, secrets: &[String]) {
     let encoded = "%EC%8C%80";
-    let entrusted =
-        [PASSWORD, WRONG_PASSWORD, EMAIL, "pelican.drift", NAME, QUERY, encoded, SECRET];
+    let entrusted = [PASSWORD, WRONG_PASSWORD, EMAIL, "pelican.drift", NAME, QUERY, encoded];
     let entrusted = entrusted.into_iter().chain(secrets.iter().map(String::as_str));
     for secret in entrusted {
         assert!(!told.contains(secret), "{secret} is in a span or a metric");
@@ -286,7 +286,7 @@ async fn assert_metrics(mesh: &Mesh, secrets: &[String], wanted: &[&str]) {
     .await;
 }
 
-const METRICS: [&str; 14] = [
+const METRICS: [&str; 15] = [
     r#"tourin_http_requests_total{service="core",route="/api/auth/login",method="POST",status_class="4xx"} 1"#,
     r#"tourin_http_request_duration_seconds_count{service="core",route="/api/tour-spots",method="GET"}"#,
     r#"tourin_log_ins_total{outcome="refused"} 1"#,
@@ -300,6 +300,7 @@ const METRICS: [&str; 14] = [
     "tourin_outbox_oldest_age_seconds 0.0",
     "tourin_outbox_rejected 0.0",
     "tourin_views_dropped_total 0",
+    "tourin_views_repeated_total ",
     "tourin_panics_total ",
 ];
 

@@ -11,13 +11,23 @@ mod tests;
 
 use std::time::Duration;
 
-use tourin_chassis::http::ApiError;
+use tourin_chassis::http::{ApiError, Callers};
+use tourin_chassis::peer::{GATEWAY, OPERATOR};
 
 use crate::app::audit::Audit;
 use crate::app::ports::PortError;
 use crate::app::recommend::Recommender;
 
 pub use overview::TourSpotOverview;
+
+/// Who may call what.
+pub(crate) const CALLERS: Callers = &[
+    ("/api/", &[GATEWAY]),
+    ("/internal/openapi.json", &[GATEWAY]),
+    ("/internal/trend/scores", &[OPERATOR]),
+    ("/internal/histories/", &[OPERATOR]),
+    ("/internal/events/backlog", &[OPERATOR]),
+];
 
 /// When a client may retry after a failure of a store.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -6,9 +6,9 @@ use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use serde_json::{Value, json};
 use tourin_chassis::health::Health;
-use tourin_chassis::http::{HttpLimits, service_router};
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
-use tourin_chassis::secret::Secret;
+use tourin_chassis::http::{Admission, HttpLimits, service_router};
+use tourin_chassis::identity::testing::{gateway_signer, peer};
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
 use tower::ServiceExt as _;
 
 use crate::SERVICE;
@@ -18,7 +18,6 @@ use crate::scenario::{World, spot};
 struct Service {
     world: World,
     router: Router,
-    signer: IdentitySigner,
 }
 
 impl Service {
@@ -27,28 +26,36 @@ impl Service {
     }
 
     fn over(world: World) -> Self {
-        let secret = Secret::random();
         let router = service_router(
             SERVICE,
             super::router(world.recommender.clone(), world.audit()),
-            IdentityVerifier::new(&secret, SERVICE),
+            Admission::new(SERVICE, super::CALLERS),
             Health::new(),
             &HttpLimits::default(),
         );
-        Self { world, router, signer: IdentitySigner::new(&secret) }
+        Self { world, router }
     }
 
     async fn get(&self, path: &str, caller: Option<Subject>) -> (StatusCode, Value) {
-        let response = self.send(path, caller).await;
+        Self::read(self.send(path, caller).await).await
+    }
+
+    async fn get_as_operator(&self, path: &str) -> (StatusCode, Value) {
+        let request = Request::get(path).extension(peer("operator")).body(Body::empty()).unwrap();
+        Self::read(self.router.clone().oneshot(request).await.unwrap()).await
+    }
+
+    async fn read(response: Response) -> (StatusCode, Value) {
         let status = response.status();
         let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
         (status, serde_json::from_slice(&body).unwrap())
     }
 
+    /// As the gateway, for a member or a visitor, or for itself.
     async fn send(&self, path: &str, caller: Option<Subject>) -> Response {
-        let mut request = Request::get(path);
+        let mut request = Request::get(path).extension(peer("gateway"));
         if let Some(caller) = caller {
-            request = request.header(IDENTITY_HEADER, self.signer.sign(&caller, SERVICE));
+            request = request.header(IDENTITY_HEADER, gateway_signer().sign(&caller, SERVICE));
         }
         let request = request.body(Body::empty()).unwrap();
         self.router.clone().oneshot(request).await.unwrap()
@@ -124,7 +131,8 @@ async fn refusals_are_in_the_readers_language() {
         for (languages, language, message) in
             [("ko-KR,ko;q=0.9", "ko", korean), ("fr", "en", english), ("en, ko", "en", english)]
         {
-            let request = Request::get(path).header("accept-language", languages);
+            let request =
+                Request::get(path).header("accept-language", languages).extension(peer("gateway"));
             let request = request.body(Body::empty()).unwrap();
             let response = service.router.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status(), status, "{path}");
@@ -208,13 +216,12 @@ async fn until_the_first_resync_has_ended_every_call_is_answered_503() {
 }
 
 #[tokio::test]
-async fn the_document_is_for_services_and_names_every_call_and_status() {
+async fn the_document_is_for_the_gateway_and_names_every_call_and_status() {
     let service = Service::with_spots(0).await;
     let path = "/internal/openapi.json";
     assert_eq!(service.get(path, member("member01")).await.0, StatusCode::FORBIDDEN);
-    assert_eq!(service.get(path, None).await.0, StatusCode::FORBIDDEN);
-    let gateway = Subject::Service { name: "gateway".to_owned() };
-    let (status, document) = service.get(path, Some(gateway)).await;
+    assert_eq!(service.get_as_operator(path).await.0, StatusCode::FORBIDDEN);
+    let (status, document) = service.get(path, None).await;
     assert_eq!(status, StatusCode::OK);
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     for (path, statuses) in [
@@ -237,12 +244,8 @@ async fn the_document_is_for_services_and_names_every_call_and_status() {
     assert!(document["components"]["schemas"]["ErrorBody"].is_object());
 }
 
-fn service() -> Option<Subject> {
-    Some(Subject::Service { name: "auditor".to_owned() })
-}
-
 #[tokio::test]
-async fn only_services_may_read_the_stores() {
+async fn only_operators_may_read_the_stores() {
     let bench = Service::with_spots(0).await;
     for path in ["/internal/trend/scores?ids=1", "/internal/histories/member01"] {
         for caller in [None, visitor(), member("member01")] {
@@ -257,7 +260,7 @@ async fn scores_come_with_all_parameters_of_their_formula() {
     bench.world.bookmark("member01", 7).await;
     bench.world.view("anon:abcd", 7).await;
     bench.world.pass(chrono::TimeDelta::hours(1));
-    let (status, body) = bench.get("/internal/trend/scores?ids=7,8", service()).await;
+    let (status, body) = bench.get_as_operator("/internal/trend/scores?ids=7,8").await;
     assert_eq!(status, StatusCode::OK);
     let at: chrono::DateTime<chrono::Utc> = body["at"].as_str().unwrap().parse().unwrap();
     assert_eq!(at, crate::scenario::start() + chrono::TimeDelta::seconds(3_602));
@@ -271,7 +274,7 @@ async fn scores_come_with_all_parameters_of_their_formula() {
     let many = vec!["1"; 1_001].join(",");
     for query in ["", "ids=", "ids=x", "ids=-1", &format!("ids={many}")] {
         let path = format!("/internal/trend/scores?{query}");
-        assert_eq!(bench.get(&path, service()).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(bench.get_as_operator(&path).await.0, StatusCode::UNPROCESSABLE_ENTITY);
     }
 }
 
@@ -281,9 +284,9 @@ async fn a_history_is_listed_by_kind_of_interaction() {
     bench.world.bookmark("member01", 7).await;
     bench.world.view("member01", 7).await;
     bench.world.view("member01", 12).await;
-    let (status, body) = bench.get("/internal/histories/member01", service()).await;
+    let (status, body) = bench.get_as_operator("/internal/histories/member01").await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(body, json!({"bookmarked": ["7"], "viewed": ["7", "12"]}));
-    let (_, body) = bench.get("/internal/histories/nobody01", service()).await;
+    let (_, body) = bench.get_as_operator("/internal/histories/nobody01").await;
     assert_eq!(body, json!({"bookmarked": [], "viewed": []}));
 }

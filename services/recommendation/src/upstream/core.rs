@@ -9,12 +9,10 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tourin_chassis::http_client;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::telemetry::{HttpCall, Span};
 use tourin_registry_api::{Directory, Instance};
 use tourin_shared_events::events::{Event, TourSpotUpsert};
 
-use crate::SERVICE;
 use crate::app::ports::{Catalogue, CataloguePage, PortError};
 use crate::domain::spot::Spot;
 
@@ -34,23 +32,16 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 pub struct CoreClient {
     http: reqwest::Client,
     directory: Directory,
-    signer: IdentitySigner,
 }
 
 impl CoreClient {
-    /// A client that finds core through `directory`.
+    /// A client that finds core through `directory` and calls it by `tls`.
     ///
     /// # Errors
     /// When the HTTP client cannot be set up.
-    pub fn new(directory: Directory, signer: IdentitySigner) -> anyhow::Result<Self> {
-        let http = http_client::client(Duration::from_millis(REQUEST_TIMEOUT_MS))?;
-        Ok(Self { http, directory, signer })
-    }
-
-    /// This service's identity, as core verifies it; it is short-lived.
-    fn identity(&self) -> HeaderMap {
-        let service = Subject::Service { name: SERVICE.to_owned() };
-        HeaderMap::from_iter([(IDENTITY_HEADER, self.signer.sign(&service, CORE))])
+    pub fn new(directory: Directory, tls: rustls::ClientConfig) -> anyhow::Result<Self> {
+        let http = http_client::mesh_client(tls, Duration::from_millis(REQUEST_TIMEOUT_MS))?;
+        Ok(Self { http, directory })
     }
 
     async fn get<T: DeserializeOwned>(
@@ -88,7 +79,7 @@ impl CoreClient {
         call: &Span,
     ) -> anyhow::Result<T> {
         let url = format!("{}{path}", core.base_url());
-        let mut headers = self.identity();
+        let mut headers = HeaderMap::new();
         call.inject(&mut headers);
         let request = self.http.get(&url).query(query).headers(headers);
         let response = http_client::send(request, MAX_ANSWER_BYTES)

@@ -18,20 +18,21 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tourin_chassis::clock::SystemClock;
 use tourin_chassis::config::MeshSettings;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, IdentityVerifier, Subject};
-use tourin_chassis::secret::Secret;
+use tourin_chassis::http::PeerOf;
+use tourin_chassis::http::{HttpLimits, Listener, serve};
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
 use tourin_chassis::shutdown::Shutdown;
 use tourin_recommendation::{Dependencies, Recommendation, SERVICE, Settings, subscriptions};
+use tourin_registry::testing::{client, gateway_client, signer, url, workload};
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::dead_letters::MemoryDeadLetters;
 use tourin_shared_events::events::{Outgoing, ViewTourspot};
 
-pub const SECRET: &str = "a secret of the mesh under test";
-
 /// A registry that knows one core, and that core with its catalogue.
 #[derive(Clone)]
 pub struct FakeMesh {
-    pub addr: SocketAddr,
+    registry: SocketAddr,
+    core: SocketAddr,
     pub state: Arc<Mutex<FakeState>>,
 }
 
@@ -45,22 +46,31 @@ pub struct FakeState {
 
 impl FakeMesh {
     pub async fn start(spots: Vec<Value>) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
+        let bind = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listeners = [("registry", bind().await), ("core", bind().await)];
+        let [registry, core] = [0, 1].map(|n: usize| listeners[n].1.local_addr().unwrap());
         let state = FakeState { log_id: "log-1".into(), spots, ..FakeState::default() };
-        let mesh = Self { addr, state: Arc::new(Mutex::new(state)) };
+        let mesh = Self { registry, core, state: Arc::new(Mutex::new(state)) };
         let router = Router::new()
             .route("/v1/watch", get(watch))
             .route("/v1/instances/{service}/{id}", any(instance))
             .route("/v1/instances/{service}/{id}/{action}", any(instance))
             .route("/internal/tour-spots", get(tour_spots))
             .with_state(mesh.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        for (service, listener) in listeners {
+            let listener =
+                Listener::with_tls(listener, workload(service).server_config(), "tourin");
+            let router = router.clone();
+            tokio::spawn(async move {
+                let limits = HttpLimits::default();
+                serve(listener, router, &limits, Shutdown::new(), ONE_SECOND).await
+            });
+        }
         mesh
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("https://{}", self.registry)
     }
 }
 
@@ -74,7 +84,7 @@ async fn watch(State(mesh): State<FakeMesh>) -> impl IntoResponse {
             }
             let core = mesh.state.lock().unwrap().core;
             let snapshot = json!({"epoch": 1, "version": version + 1, "instances": [
-                {"service": "core", "id": format!("core-{core}"), "address": mesh.addr, "status": "up"}
+                {"service": "core", "id": format!("core-{core}"), "address": mesh.core, "status": "up"}
             ]});
             let event = format!("id: {}\nevent: snapshot\ndata: {snapshot}\n\n", version + 1);
             Some((Ok::<_, Infallible>(Bytes::from(event)), version + 1))
@@ -88,32 +98,23 @@ async fn instance(
     method: axum::http::Method,
     uri: axum::http::Uri,
 ) -> Json<Value> {
-    let id = uri.path().split('/').nth(4).unwrap_or_default().to_owned();
+    let mut path = uri.path().split('/').skip(4);
+    let id = path.next().unwrap_or_default().to_owned();
     let registered = &mut mesh.state.lock().unwrap().registered;
-    match method.as_str() {
-        "PUT" => registered.push(id),
-        "DELETE" => registered.retain(|known| *known != id),
+    match (method.as_str(), path.next()) {
+        ("PUT", None) => registered.push(id),
+        ("DELETE", None) | ("POST", Some("leave")) => registered.retain(|known| *known != id),
         _ => {}
     }
     Json(json!({"version": 1, "acknowledged": true}))
 }
 
-fn is_service(headers: &HeaderMap) -> bool {
-    let verifier = IdentityVerifier::new(&secret(), "core");
-    headers.get(IDENTITY_HEADER).and_then(|value| verifier.verify(value))
-        == Some(Subject::Service { name: SERVICE.into() })
-}
-
-async fn tour_spots(State(mesh): State<FakeMesh>, headers: HeaderMap) -> impl IntoResponse {
-    if !is_service(&headers) {
+async fn tour_spots(State(mesh): State<FakeMesh>, PeerOf(peer): PeerOf) -> impl IntoResponse {
+    if peer.service != SERVICE {
         return StatusCode::FORBIDDEN.into_response();
     }
     let state = mesh.state.lock().unwrap();
     Json(json!({"log_id": state.log_id, "spots": state.spots, "next": null})).into_response()
-}
-
-pub fn secret() -> Secret {
-    SECRET.parse().unwrap()
 }
 
 pub fn catalogue(count: u64, version: u64) -> Vec<Value> {
@@ -126,7 +127,7 @@ pub fn catalogue(count: u64, version: u64) -> Vec<Value> {
 }
 
 pub fn settings(folder: &Path, registry_url: String) -> Settings {
-    let mesh = MeshSettings::new(registry_url, secret());
+    let mesh = MeshSettings::new(registry_url);
     Settings::new("127.0.0.1:0".parse().unwrap(), folder, mesh)
 }
 
@@ -142,7 +143,11 @@ pub fn bus() -> InProcessBus {
 /// What an instance on this bus, with stores of its own, is given.
 pub fn on(bus: &InProcessBus) -> Dependencies {
     let clock = Arc::new(SystemClock);
-    Dependencies { events: Some(Arc::new(bus.clone())), ..Dependencies::new(clock) }
+    Dependencies {
+        events: Some(Arc::new(bus.clone())),
+        workload: Some(workload(SERVICE)),
+        ..Dependencies::new(clock)
+    }
 }
 
 /// A running instance.
@@ -161,18 +166,16 @@ impl Running {
     pub fn run(service: Recommendation) -> Self {
         let (addr, stop) = (service.addr(), Shutdown::new());
         let task = tokio::spawn(service.run_until_stopped(stop.clone()));
-        Self { addr, stop, task, http: reqwest::Client::new() }
+        Self { addr, stop, task, http: gateway_client(SERVICE) }
     }
 
     pub async fn status(&self, path: &str) -> StatusCode {
-        let url = format!("http://{}{path}", self.addr);
-        self.http.get(url).send().await.unwrap().status()
+        self.http.get(url(self.addr, path)).send().await.unwrap().status()
     }
 
     /// The body of the readiness endpoint.
     pub async fn unready(&self) -> String {
-        let url = format!("http://{}/readyz", self.addr);
-        self.http.get(url).send().await.unwrap().text().await.unwrap()
+        self.http.get(url(self.addr, "/readyz")).send().await.unwrap().text().await.unwrap()
     }
 
     pub async fn answer(&self, path: &str, member: &str) -> reqwest::Response {
@@ -181,9 +184,8 @@ impl Running {
             session: "session".to_owned(),
             roles: Vec::new(),
         };
-        let identity = IdentitySigner::new(&secret()).sign(&member, SERVICE);
-        let url = format!("http://{}{path}", self.addr);
-        self.http.get(url).header(IDENTITY_HEADER, identity).send().await.unwrap()
+        let identity = signer().sign(&member, SERVICE);
+        self.http.get(url(self.addr, path)).header(IDENTITY_HEADER, identity).send().await.unwrap()
     }
 
     pub async fn ids(&self, path: &str, member: &str) -> Vec<String> {

@@ -24,10 +24,12 @@ use tourin_shared_events::bus::rabbitmq::{RabbitBus, RabbitDeadLetters, RabbitSe
 use tourin_shared_events::bus::{Publisher as _, Subscription};
 use tourin_shared_events::consumer::QueueMetrics;
 use tourin_shared_events::dead_letters::DeadLetterStore as _;
-use tourin_testbed::{Bed, Server, StopSignal, contains, equal, eventually_within};
+use tourin_testbed::{Bed, Server, StopSignal, User, contains, equal, eventually_within};
 use uuid::Uuid;
 
 use mesh::*;
+use tourin_recommendation::SERVICE;
+use tourin_registry::testing::workload;
 
 const SIMILAR: &str = "/api/tour-spots/1/similar";
 const TREND: &str = "/api/recommendations/trend";
@@ -71,7 +73,8 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let mesh = FakeMesh::start(catalogue(9, 1)).await;
         let mut settings = settings(folder.path(), mesh.url());
-        settings.servers.redis_url = Some(bed.url(Server::Redis).parse().unwrap());
+        let redis = bed.url_of(User::Recommendation, Server::Redis);
+        settings.servers.redis_url = Some(redis.parse().unwrap());
         settings.servers.recommendation_redis_prefix = name.clone();
         let (before, after) = bed.url(Server::Mongodb).split_once("/?").unwrap();
         settings.servers.mongodb_url = Some(format!("{before}/{name}?{after}").parse().unwrap());
@@ -86,6 +89,7 @@ impl World {
     async fn serve(&self) -> (Running, Vec<(&'static str, QueueMetrics)>) {
         let dependencies = Dependencies {
             events: None,
+            workload: Some(workload(SERVICE)),
             stores: Some(self.stores.clone()),
             clock: Arc::new(SystemClock),
         };

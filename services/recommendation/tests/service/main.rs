@@ -20,6 +20,8 @@ use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
 use tourin_testbed::{equal, eventually, eventually_within};
 
 use mesh::*;
+use tourin_recommendation::SERVICE;
+use tourin_registry::testing::workload;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_keeps_what_was_counted_and_events_of_the_meantime_come_later() {
@@ -92,6 +94,7 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
     for _ in 0..2 {
         let dependencies = Dependencies {
             events: Some(Arc::new(bus.clone())),
+            workload: Some(workload(SERVICE)),
             stores: Some(stores.clone()),
             clock: clock.clone(),
         };
@@ -126,7 +129,7 @@ async fn replicas_on_one_bus_and_one_store_answer_alike_within_a_second() {
 #[tokio::test]
 async fn the_data_folder_is_readable_by_its_owner_only() {
     let folder = tempfile::tempdir().unwrap();
-    let settings = settings(&folder.path().join("data"), "http://127.0.0.1:1".to_owned());
+    let settings = settings(&folder.path().join("data"), "https://127.0.0.1:1".to_owned());
     let _stores = open_stores(&settings, Arc::new(SystemClock)).await.unwrap();
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&settings.data_dir), 0o700);
@@ -138,7 +141,7 @@ async fn invalid_settings_are_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a file");
     std::fs::write(&file, "not a folder").unwrap();
-    let unusable = settings(&file, "http://127.0.0.1:1".to_owned());
+    let unusable = settings(&file, "https://127.0.0.1:1".to_owned());
     let bus = bus();
     let error = Recommendation::build(unusable, on(&bus)).await.err().unwrap();
     assert!(format!("{error:#}").contains("--data-dir"), "{error:#}");
@@ -148,12 +151,12 @@ async fn invalid_settings_are_refused_before_anything_runs() {
     assert!(format!("{error:#}").contains("--registry-url"), "{error:#}");
 
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut in_use = settings(folder.path(), "http://127.0.0.1:1".to_owned());
+    let mut in_use = settings(folder.path(), "https://127.0.0.1:1".to_owned());
     in_use.listen = taken.local_addr().unwrap();
     let error = Recommendation::build(in_use, on(&bus)).await.err().unwrap();
     assert!(format!("{error:#}").contains("taken"), "{error:#}");
 
-    let no_bus = settings(folder.path(), "http://127.0.0.1:1".to_owned());
+    let no_bus = settings(folder.path(), "https://127.0.0.1:1".to_owned());
     let dependencies = Dependencies::new(Arc::new(SystemClock));
     let error = Recommendation::build(no_bus, dependencies).await.err().unwrap().to_string();
     assert!(error.contains("--amqp-url (TOURIN_AMQP_URL) is missing"), "{error}");

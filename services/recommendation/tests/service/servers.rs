@@ -9,10 +9,12 @@ use tourin_recommendation::{Dependencies, Settings, open_stores};
 use tourin_shared_events::bus::Publisher as _;
 use tourin_shared_events::bus::in_process::InProcessBus;
 use tourin_shared_events::events::{BookmarkTourspot, Outgoing};
-use tourin_testbed::{Proxy, Server, contains, equal, eventually, given};
+use tourin_testbed::{Proxy, Server, User, contains, equal, eventually, given, given_to};
 use uuid::Uuid;
 
 use super::mesh::*;
+use tourin_recommendation::SERVICE;
+use tourin_registry::testing::workload;
 
 const TREND: &str = "/api/recommendations/trend";
 const SIMILAR: &str = "/api/tour-spots/1/similar";
@@ -24,11 +26,16 @@ struct Bed {
     name: String,
 }
 
+/// Redis, for the service's user.
+fn redis_url() -> String {
+    given_to(User::Recommendation, Server::Redis)
+}
+
 impl Bed {
     /// MongoDB is reachable, Redis is not.
     async fn without_redis() -> Self {
         Self {
-            redis: Proxy::closed_to_url(&given(Server::Redis)),
+            redis: Proxy::closed_to_url(&redis_url()),
             mongodb: Proxy::open_to_url(&given(Server::Mongodb)).await,
             name: format!("test-{}", Uuid::new_v4().simple()),
         }
@@ -54,7 +61,7 @@ impl Bed {
 
     fn settings(&self, folder: &Path, registry_url: String) -> Settings {
         let mut settings = settings(folder, registry_url);
-        settings.servers.redis_url = Some(self.redis.url(&given(Server::Redis)).parse().unwrap());
+        settings.servers.redis_url = Some(self.redis.url(&redis_url()).parse().unwrap());
         settings.servers.recommendation_redis_prefix = self.name.clone();
         settings.servers.mongodb_url = Some(self.mongodb_url().parse().unwrap());
         settings
@@ -81,8 +88,12 @@ async fn during_an_outage_of_redis_the_trend_is_served_from_the_cache_and_no_eve
     let clock = Arc::new(SystemClock);
     let stores = open_stores(&settings, clock.clone()).await.unwrap();
     let bus = InProcessBus::new(stores.dead_letters.clone());
-    let dependencies =
-        Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores.clone()), clock };
+    let dependencies = Dependencies {
+        events: Some(Arc::new(bus.clone())),
+        workload: Some(workload(SERVICE)),
+        stores: Some(stores.clone()),
+        clock,
+    };
     let service = Running::start(settings, dependencies).await;
 
     // It starts without Redis, reports this, and answers what it can.
@@ -160,8 +171,12 @@ async fn after_an_outage_of_mongodb_queries_succeed_and_waiting_events_are_appli
     let clock = Arc::new(SystemClock);
     let stores = open_stores(&settings, clock.clone()).await.unwrap();
     let bus = InProcessBus::new(stores.dead_letters.clone());
-    let dependencies =
-        Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores.clone()), clock };
+    let dependencies = Dependencies {
+        events: Some(Arc::new(bus.clone())),
+        workload: Some(workload(SERVICE)),
+        stores: Some(stores.clone()),
+        clock,
+    };
     let service = Running::start(settings, dependencies).await;
     eventually("the service is ready", async || {
         equal(service.status("/readyz").await, StatusCode::OK)
@@ -213,6 +228,7 @@ async fn replicas_that_share_only_the_servers_give_the_same_answers() {
         let bus = bus.get_or_insert_with(|| InProcessBus::new(stores.dead_letters.clone())).clone();
         let dependencies = Dependencies {
             events: Some(Arc::new(bus)),
+            workload: Some(workload(SERVICE)),
             stores: Some(stores),
             clock: clock.clone(),
         };

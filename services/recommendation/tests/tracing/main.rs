@@ -31,6 +31,8 @@ use tourin_testbed::{SOON, equal, eventually};
 use uuid::Uuid;
 
 use mesh::*;
+use tourin_recommendation::SERVICE;
+use tourin_registry::testing::{url, workload};
 
 /// An event in a new trace, and the trace's id.
 fn traced(event: Outgoing) -> (Outgoing, String) {
@@ -78,8 +80,12 @@ async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents
     let bus = InProcessBus::new(stores.dead_letters.clone());
     let (events, traces): (Vec<_>, Vec<_>) =
         (0..20).map(|n| traced(view(&format!("member{n:02}"), 1 + n % 3))).unzip();
-    let dependencies =
-        Dependencies { events: Some(Arc::new(bus.clone())), stores: Some(stores), clock };
+    let dependencies = Dependencies {
+        events: Some(Arc::new(bus.clone())),
+        workload: Some(workload(SERVICE)),
+        stores: Some(stores),
+        clock,
+    };
     let service = Running::start(settings, dependencies).await;
     // Not sooner: the test bed's document server never answers again once something is written to a
     // collection that it is building an index on.
@@ -129,8 +135,7 @@ async fn a_batch_and_the_questions(settings: Settings, trend_at: &str, documents
 }
 
 async fn metrics(service: &Running) -> String {
-    let url = format!("http://{}/metrics", service.addr);
-    service.http.get(url).send().await.unwrap().text().await.unwrap()
+    service.http.get(url(service.addr, "/metrics")).send().await.unwrap().text().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,66 +1,60 @@
-//! Use cases: one per call, and the sweeper. All state is behind one lock, which is never held across
-//! an await. Channels wake waiting tasks, which then read the state.
+//! Use cases: one per call, and the sweeper. What they know is in a [`Store`]. Channels wake waiting tasks,
+//! which then read it.
 
+pub mod ports;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use tokio::sync::watch as signal;
-use tokio::time::{sleep, timeout};
-use tourin_chassis::clock::SharedClock;
+use tokio::time::{Instant, sleep, timeout_at};
 use tourin_chassis::shutdown::Shutdown;
-use tourin_registry_api::{Departure, Instance, Snapshot, Status};
-use tracing::{info, warn};
+use tourin_registry_api::wire::{
+    LeaseReport, LeaveRequest, OverrideRequest, ScaleReport, SlowestAck,
+};
+use tourin_registry_api::{Departure, Instance, Snapshot};
+use tracing::{error, info, warn};
 
-use crate::domain::{Catalogue, CatalogueLimits, RegisterError, Unknown, WatcherLimits, Watchers};
+use self::ports::{Store, StoreError, Unavailable, Verifier};
+use crate::domain::{LeaseError, RegisterError, Sessions, Swept, WatcherLimits};
 
-pub use watch::{Watch, WatchItem};
+pub use watch::{Watch, WatchError, WatchItem};
 
 /// Longest pause of the sweeper (milliseconds); it also wakes when the next lease ends.
-const SWEEP_MS: u64 = 100;
+pub const SWEEP_MS: u64 = 100;
+/// Pause of the sweeper after its store did not answer (milliseconds).
+const UNAVAILABLE_MS: u64 = 500;
 /// Shortest wait (milliseconds) after which a watcher counts as too slow.
 const MIN_BLAMING_WAIT_MS: u64 = 1_000;
-
-/// Limits of [`Discovery`].
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Of instances and their changes.
-    pub catalogue: CatalogueLimits,
-    /// Of watchers.
-    pub watchers: WatcherLimits,
-}
 
 /// The registered instances and the watchers.
 #[derive(Debug)]
 pub struct Discovery {
-    state: Mutex<State>,
-    clock: SharedClock,
-    version: signal::Sender<u64>,
-    /// A watcher has acknowledged or left.
-    progress: signal::Sender<()>,
+    store: Arc<dyn Store>,
+    verifier: Option<Arc<dyn Verifier>>,
+    sessions: Mutex<Sessions>,
     /// A newer watch has replaced one of the same name.
     replaced: signal::Sender<()>,
-}
-
-#[derive(Debug)]
-struct State {
-    catalogue: Catalogue,
-    watchers: Watchers,
+    /// Instances of protected services that stay without a lease, by service, as of the last sweep.
+    kept: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Discovery {
-    /// An empty registry, whose epoch is the current time.
-    pub fn new(limits: Limits, clock: SharedClock) -> Arc<Self> {
-        let catalogue = Catalogue::new(limits.catalogue, clock.now());
+    /// A registry on a store. With a verifier it lets nobody register whom others do not find.
+    pub fn new(
+        store: Arc<dyn Store>,
+        verifier: Option<Arc<dyn Verifier>>,
+        limits: WatcherLimits,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            version: signal::Sender::new(catalogue.version()),
-            progress: signal::Sender::new(()),
+            store,
+            verifier,
+            sessions: Mutex::new(Sessions::new(limits)),
             replaced: signal::Sender::new(()),
-            state: Mutex::new(State { catalogue, watchers: Watchers::new(limits.watchers) }),
-            clock,
+            kept: Mutex::default(),
         })
     }
 
@@ -68,151 +62,238 @@ impl Discovery {
     ///
     /// # Errors
     /// [`RegisterError`].
-    pub fn register(&self, instance: Instance, lease: TimeDelta) -> Result<u64, RegisterError> {
-        let (service, id, address) =
-            (instance.service.clone(), instance.id.clone(), instance.address);
-        let (before, version) = self.change(|catalogue, now| {
-            catalogue.expire(now);
-            (catalogue.version(), catalogue.register(instance, lease, now))
-        });
-        let version = version?;
+    pub async fn register(
+        &self,
+        instance: Instance,
+        lease: TimeDelta,
+    ) -> Result<u64, StoreError<RegisterError>> {
+        // It is verified before it takes traffic, not while it does.
+        if let Some(verifier) = &self.verifier
+            && !self.store.has(&instance).await?
+        {
+            let address = instance.address;
+            verifier.verify(&instance).await.map_err(|reason| {
+                StoreError::Refused(RegisterError::Unverified { address, reason })
+            })?;
+        }
+        let before = *self.store.version().borrow();
+        let version = self.store.register(&instance, lease).await?;
         if version > before {
+            let Instance { service, id, address, .. } = instance;
             info!(service, id, %address, version, "registered");
         }
         Ok(version)
     }
 
     /// The number of instances by service and status.
-    pub fn instance_counts(&self) -> BTreeMap<(String, &'static str), usize> {
+    pub fn instance_counts(&self) -> BTreeMap<(String, String), usize> {
         let mut counts = BTreeMap::new();
-        for instance in self.list(None).instances {
-            let status = match instance.status {
-                Status::Up => "up",
-                Status::Draining => "draining",
-            };
+        for instance in self.store.snapshot(None).instances {
+            let status = instance.status.to_string().to_ascii_lowercase();
             *counts.entry((instance.service, status)).or_default() += 1;
         }
         counts
     }
 
+    /// How many instances of protected services stay without a lease, by service.
+    pub fn kept_counts(&self) -> BTreeMap<String, usize> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The number of open watches.
     pub fn watcher_count(&self) -> usize {
-        self.state().watchers.count()
+        self.sessions().count()
     }
 
     /// Renews a lease.
     ///
     /// # Errors
-    /// [`Unknown`] without a live lease.
-    pub fn renew(&self, service: &str, id: &str) -> Result<(), Unknown> {
-        self.change(|catalogue, now| catalogue.renew(service, id, now))
+    /// [`LeaseError::Unknown`] without a live lease.
+    pub async fn renew(&self, service: &str, id: &str) -> Result<(), StoreError<LeaseError>> {
+        self.store.renew(service, id).await
     }
 
     /// Marks an instance as draining, then waits for the watchers.
     ///
     /// # Errors
-    /// [`Unknown`] when it is not there.
+    /// [`LeaseError::Unknown`] when it is not there.
     pub async fn drain(
         &self,
         service: &str,
         id: &str,
         wait: Duration,
-    ) -> Result<Departure, Unknown> {
-        let version = self.change(|catalogue, now| catalogue.drain(service, id, now))?;
+    ) -> Result<Departure, StoreError<LeaseError>> {
+        let version = self.store.drain(service, id).await?;
         info!(service, id, version, "draining");
-        Ok(self.acknowledged(version, wait).await)
+        Ok(self.acknowledged(version, wait).await?)
     }
 
-    /// Removes an instance, then waits for the watchers.
+    /// Removes an instance, with what it `said`, then waits for the watchers.
     ///
     /// # Errors
-    /// [`Unknown`] when it is not there.
+    /// [`LeaseError::Unknown`] when it is not there.
     pub async fn deregister(
         &self,
         service: &str,
         id: &str,
+        said: Option<LeaveRequest>,
         wait: Duration,
-    ) -> Result<Departure, Unknown> {
-        let version = self.change(|catalogue, now| catalogue.deregister(service, id, now))?;
+    ) -> Result<Departure, StoreError<LeaseError>> {
+        let version = self.store.deregister(service, id, said).await?;
         info!(service, id, version, "left");
-        Ok(self.acknowledged(version, wait).await)
+        Ok(self.acknowledged(version, wait).await?)
     }
 
-    /// The instances of one service or of all.
-    pub fn list(&self, service: Option<&str>) -> Snapshot {
-        self.change(|catalogue, now| {
-            catalogue.expire(now);
-            catalogue.snapshot(service)
-        })
+    /// Changes what an operator decides about an instance, then waits for the watchers.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub async fn set_override(
+        &self,
+        (service, id): (&str, &str),
+        request: &OverrideRequest,
+        wait: Duration,
+    ) -> Result<Departure, StoreError<LeaseError>> {
+        let version = self.store.set_override((service, id), request).await?;
+        warn!(service, id, version, ?request, "an operator has decided about an instance");
+        Ok(self.acknowledged(version, wait).await?)
+    }
+
+    /// Ends the protection of a service; false if there is none.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn end_protection(&self, service: &str) -> Result<bool, Unavailable> {
+        let ended = self.store.end_protection(service).await?;
+        if ended {
+            warn!(service, "an operator has ended the protection");
+        }
+        Ok(ended)
+    }
+
+    /// The instances of one service or of all, as this registry shows them: also while its store is away.
+    ///
+    /// # Errors
+    /// [`Unavailable`] before it has heard of its store.
+    pub fn list(&self, service: Option<&str>) -> Result<Snapshot, Unavailable> {
+        self.store.ready()?;
+        Ok(self.store.snapshot(service))
+    }
+
+    /// The leases of one service or of all.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn leases(&self, service: Option<&str>) -> Result<LeaseReport, Unavailable> {
+        self.store.leases(service).await
+    }
+
+    /// The latest departures of one service or of all.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn departures(&self, service: Option<&str>) -> Result<ScaleReport, Unavailable> {
+        Ok(ScaleReport { departures: self.store.departures(service).await? })
     }
 
     /// Notes a watcher's acknowledgement; false when there is no such watcher.
-    pub fn acknowledge(&self, watcher: &str, version: u64) -> bool {
-        let known = self.state().watchers.acknowledge(watcher, version);
-        if known {
-            self.progress.send_replace(());
-        }
-        known
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn acknowledge(&self, watcher: &str, version: u64) -> Result<bool, Unavailable> {
+        self.store.acknowledge(watcher, version).await
     }
 
     /// Expires leases until `stop`.
     pub async fn sweep(self: Arc<Self>, stop: Shutdown) {
+        let mut was_available = true;
         loop {
-            let now = self.clock.now();
-            let next = self.state().catalogue.next_expiry();
-            let until_next = next.and_then(|at| (at - now).to_std().ok()).unwrap_or_default();
-            let pause = match next {
-                Some(_) => until_next.min(Duration::from_millis(SWEEP_MS)),
-                None => Duration::from_millis(SWEEP_MS),
+            let pause = if was_available {
+                self.store.until_sweep().min(Duration::from_millis(SWEEP_MS))
+            } else {
+                Duration::from_millis(UNAVAILABLE_MS)
             };
             tokio::select! {
                 () = stop.begun() => return,
                 () = sleep(pause) => {}
             }
-            for gone in self.change(|catalogue, now| catalogue.expire(now)) {
-                let Instance { service, id, address, .. } = gone;
-                warn!(service, id, %address, "its lease ended");
+            let swept = self.sweep_once().await;
+            if let Err(error) = &swept
+                && was_available
+            {
+                warn!(%error, "leases do not end meanwhile");
             }
+            was_available = swept.is_ok();
         }
+    }
+
+    async fn sweep_once(&self) -> Result<(), Unavailable> {
+        let Swept { gone, protected, unprotected } = self.store.sweep().await?;
+        for Instance { service, id, address, .. } in &gone {
+            warn!(service, id, %address, "its lease ended");
+        }
+        for service in &protected {
+            error!(
+                service,
+                "too many leases ended at once: the last known instances stay until renewals return, or \
+                 until `tourin ctl end-protection`"
+            );
+        }
+        for service in &unprotected {
+            warn!(service, "leases count again");
+        }
+        let is_protected = !self.store.snapshot(None).protected.is_empty();
+        let kept =
+            if is_protected { kept(&self.store.leases(None).await?) } else { BTreeMap::new() };
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+        Ok(())
     }
 
     /// Waits until every watcher that is not too slow has acknowledged `version`.
-    async fn acknowledged(&self, version: u64, wait: Duration) -> Departure {
-        let mut progress = self.progress.subscribe();
-        let everybody = async {
-            while !self.state().watchers.all_acknowledged(version) {
-                if progress.changed().await.is_err() {
-                    return;
+    async fn acknowledged(&self, version: u64, wait: Duration) -> Result<Departure, Unavailable> {
+        let mut progress = self.store.progress();
+        let began = Instant::now();
+        let (mut done, mut slowest) = (BTreeSet::new(), None);
+        let acknowledged = loop {
+            progress.mark_unchanged();
+            let acks = self.store.acks(version).await?;
+            for watcher in acks.done {
+                if done.insert(watcher.clone()) {
+                    let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    slowest = Some(SlowestAck { watcher, ms });
                 }
             }
+            if acks.open.is_empty() {
+                break true;
+            }
+            if began.elapsed() >= wait {
+                break false;
+            }
+            let until = (began + wait).min(Instant::now() + self.store.look_again());
+            // Looks again at the latest then; the sender lives as long as the store.
+            timeout_at(until, progress.changed()).await.ok();
         };
-        let acknowledged = timeout(wait, everybody).await.is_ok();
         if !acknowledged && wait >= Duration::from_millis(MIN_BLAMING_WAIT_MS) {
-            let watchers = self.state().watchers.stop_waiting_for(version);
+            let watchers = self.store.stop_waiting_for(version).await?;
             warn!(?watchers, version, "watchers did not acknowledge in time");
-            self.progress.send_replace(());
         }
-        Departure { version, acknowledged }
+        Ok(Departure { version, acknowledged, watchers: done.len(), slowest })
     }
 
-    /// Changes the catalogue, and wakes the watchers if there is a new version.
-    fn change<T>(&self, act: impl FnOnce(&mut Catalogue, DateTime<Utc>) -> T) -> T {
-        let mut state = self.state();
-        // Read under the lock, so that times are in the order of the calls.
-        let now = self.clock.now();
-        let result = act(&mut state.catalogue, now);
-        let version = state.catalogue.version();
-        drop(state);
-        self.version.send_if_modified(|known| {
-            let newer = version > *known;
-            *known = version.max(*known);
-            newer
-        });
-        result
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        // A panic cannot leave them half-changed.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave the catalogue half-changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+/// The instances without a lease, by protected service.
+fn kept(report: &LeaseReport) -> BTreeMap<String, usize> {
+    let mut counts: BTreeMap<String, usize> =
+        report.protected.iter().map(|service| (service.clone(), 0)).collect();
+    for lease in report.leases.iter().filter(|lease| lease.left_ms == 0) {
+        if let Some(count) = counts.get_mut(&lease.instance.service) {
+            *count += 1;
+        }
     }
+    counts
 }

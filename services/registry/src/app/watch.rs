@@ -2,14 +2,20 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch as signal;
+use tokio::time::timeout;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_registry_api::{Change, Snapshot};
 use tracing::{debug, info};
 
 use super::Discovery;
+use super::ports::Unavailable;
 use crate::domain::{Session, Since, TooManyWatchers, WatcherKind};
+
+/// How long a watch waits for changes of which another registry has told its watcher.
+const CATCH_UP: Duration = Duration::from_millis(1_000);
 
 /// An item of a watch.
 #[derive(Clone, Debug)]
@@ -36,44 +42,68 @@ pub struct Watch {
     stop: Shutdown,
 }
 
+/// Why a watch is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// A limit is reached.
+    #[error(transparent)]
+    TooMany(#[from] TooManyWatchers),
+    /// The store does not answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
 impl Discovery {
-    /// Opens a watch for a watcher that has `version` of `epoch` (0: unknown). It ends with `stop`, when
-    /// it is too slow, or when a newer one has the same name.
+    /// Opens a watch of a `peer`, for a watcher that has `version` of `epoch` (0: unknown). It ends with
+    /// `stop`, when it is too slow, or when a newer one has the same name.
     ///
     /// # Errors
-    /// [`TooManyWatchers`].
-    pub fn watch(
+    /// [`WatchError`].
+    pub async fn watch(
         self: &Arc<Self>,
-        watcher: WatcherKind<'_>,
-        version: u64,
-        epoch: u64,
+        (watcher, peer): (WatcherKind<'_>, &str),
+        (version, epoch): (u64, u64),
         stop: Shutdown,
-    ) -> Result<Watch, TooManyWatchers> {
-        let changed = self.version.subscribe();
-        let mut state = self.state();
-        let session = state.watchers.join(watcher)?;
-        let (first, version) = match state.catalogue.since(version, epoch) {
-            // `next` reads the changes.
-            Since::Changes(_) => (None, version),
-            Since::NeedsSnapshot => {
-                let snapshot = state.catalogue.snapshot(None);
-                let version = snapshot.version;
-                (Some(snapshot), version)
-            }
-        };
-        drop(state);
-        info!(?watcher, version, resumed = first.is_none(), "watching");
-        self.replaced.send_replace(());
-        Ok(Watch {
+    ) -> Result<Watch, WatchError> {
+        self.store.ready()?;
+        self.caught_up(version, epoch).await;
+        let changed = self.store.version();
+        let session = self.sessions().join(watcher, peer)?;
+        let mut watch = Watch {
             session,
             version,
-            first,
+            first: None,
             batch: VecDeque::new(),
             changed,
             replaced: self.replaced.subscribe(),
             stop,
             discovery: Arc::clone(self),
-        })
+        };
+        // From here on a drop of `watch` ends the session.
+        self.store.joined(&watch.session).await?;
+        let (first, version) = match self.store.since(version, epoch) {
+            // `next` reads the changes.
+            Since::Changes(_) => (None, version),
+            Since::NeedsSnapshot => {
+                let snapshot = self.store.snapshot(None);
+                let version = snapshot.version;
+                (Some(snapshot), version)
+            }
+        };
+        info!(?watcher, version, resumed = first.is_none(), "watching");
+        self.replaced.send_replace(());
+        (watch.first, watch.version) = (first, version);
+        Ok(watch)
+    }
+
+    /// Another registry may have told the watcher more than this one knows yet.
+    async fn caught_up(&self, version: u64, epoch: u64) {
+        let known = self.store.snapshot(Some(""));
+        if epoch == known.epoch && version > known.version {
+            let mut shown = self.store.version();
+            let reached = shown.wait_for(|shown| *shown >= version);
+            timeout(CATCH_UP, reached).await.ok();
+        }
     }
 }
 
@@ -102,12 +132,11 @@ impl Watch {
     }
 
     fn take_batch(&self) -> Option<Vec<Arc<Change>>> {
-        let state = self.discovery.state();
-        if !state.watchers.is_open(&self.session) {
+        if !self.discovery.sessions().is_open(&self.session) {
             debug!(session = ?self.session, "replaced by a newer watch");
             return None;
         }
-        match state.catalogue.since(self.version, 0) {
+        match self.discovery.store.since(self.version, 0) {
             Since::Changes(changes) => Some(changes),
             Since::NeedsSnapshot => {
                 info!(session = ?self.session, "too slow; dropped");
@@ -119,8 +148,8 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.discovery.state().watchers.leave(&self.session);
+        self.discovery.sessions().leave(&self.session);
         // Draining instances need not wait for this watcher any more.
-        self.discovery.progress.send_replace(());
+        self.discovery.store.left(&self.session);
     }
 }

@@ -28,6 +28,20 @@ impl History {
         Self { epoch, version: epoch, changes: VecDeque::new(), limit }
     }
 
+    /// One that goes on from the latest changes of another registry, which are without a gap.
+    pub(super) fn resumed(
+        epoch: u64,
+        version: u64,
+        changes: VecDeque<Arc<Change>>,
+        limit: usize,
+    ) -> Self {
+        Self { epoch, version, changes, limit }
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }

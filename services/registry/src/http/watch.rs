@@ -9,18 +9,19 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
+use tourin_chassis::http::PeerOf;
 use tourin_chassis::http::{ApiError, Json, Params, Path};
+use tourin_chassis::peer::GATEWAY;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_registry_api::limits;
-use tourin_registry_api::wire::{AckRequest, CHANGE_EVENT, KEEP_ALIVE_MS, SNAPSHOT_EVENT};
+use tourin_registry_api::wire::{AckRequest, CHANGE_EVENT, KEEP_ALIVE_MS, SNAPSHOT_EVENT, codes};
 
-use super::authority::{MaybeSecretHolder, SecretHolder};
-use super::instances::{english, invalid};
-use crate::app::{Discovery, Watch, WatchItem};
-use crate::domain::WatcherKind;
+use super::instances::{english, invalid, unavailable};
+use crate::app::{Discovery, Watch, WatchError, WatchItem};
+use crate::domain::{TooManyWatchers, WatcherKind};
 
 pub(super) async fn open(
-    MaybeSecretHolder(trusted): MaybeSecretHolder,
+    peer: PeerOf,
     State(discovery): State<Arc<Discovery>>,
     State(stop): State<Shutdown>,
     headers: HeaderMap,
@@ -31,23 +32,26 @@ pub(super) async fn open(
     let name: Option<String> = params.one("watcher")?;
     if let Some(name) = &name {
         limits::instance_id(name).map_err(invalid)?;
+        is_its_own(&peer, name)?;
     }
-    let watcher = match (&name, trusted) {
-        (Some(name), true) => WatcherKind::Named(name),
-        (None, true) => WatcherKind::Unnamed,
-        (None, false) => WatcherKind::Anonymous,
-        (Some(_), false) => {
-            return Err(ApiError::unauthenticated(english(
-                "a watch with a name needs the registration secret: others will wait for it",
-            )));
-        }
+    let watcher = match &name {
+        Some(name) => WatcherKind::Named(name),
+        None => WatcherKind::Unnamed,
     };
     // The header by which an `EventSource` resumes.
     let resumed = || headers.get("last-event-id")?.to_str().ok()?.parse().ok();
     let from = from.or_else(resumed).unwrap_or(0);
-    let watch = discovery
-        .watch(watcher, from, epoch, stop)
-        .map_err(|e| ApiError::unavailable(english(e), Duration::from_secs(1)))?;
+    let of = format!("{}/{}", peer.0.service, peer.0.instance);
+    let watch = discovery.watch((watcher, &of), (from, epoch), stop).await;
+    let watch = watch.map_err(|error| match error {
+        WatchError::TooMany(error @ TooManyWatchers::InAll(_)) => {
+            ApiError::unavailable(english(error), Duration::from_secs(1))
+        }
+        WatchError::TooMany(error @ TooManyWatchers::OfPeer(_)) => {
+            ApiError::conflict(english(error)).coded(codes::TOO_MANY_WATCHES)
+        }
+        WatchError::Unavailable(error) => unavailable(error),
+    })?;
 
     let events = stream::unfold(watch, next_event);
     let keep_alive = KeepAlive::new().interval(Duration::from_millis(KEEP_ALIVE_MS));
@@ -68,13 +72,25 @@ async fn next_event(mut watch: Watch) -> Option<(Result<Event, axum::Error>, Wat
     Some((event.map(|event| event.event(name).id(version.to_string())), watch))
 }
 
+/// Departures wait for a watcher by its name, so it must be the gateway's own.
+fn is_its_own(PeerOf(peer): &PeerOf, watcher: &str) -> Result<(), ApiError> {
+    if (&*peer.service, &*peer.instance) == (GATEWAY, watcher) {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(english(format!(
+        "the certificate is that of {}/{}: gateways watch under a name, and under their own alone",
+        peer.service, peer.instance
+    ))))
+}
+
 pub(super) async fn acknowledge(
-    _: SecretHolder,
+    peer: PeerOf,
     State(discovery): State<Arc<Discovery>>,
     Path(watcher): Path<String>,
     Json(request): Json<AckRequest>,
 ) -> Result<StatusCode, ApiError> {
-    if discovery.acknowledge(&watcher, request.version) {
+    is_its_own(&peer, &watcher)?;
+    if discovery.acknowledge(&watcher, request.version).await.map_err(unavailable)? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(ApiError::not_found(english("no such watcher is connected")))

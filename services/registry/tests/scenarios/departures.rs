@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use tourin_registry_api::{Registration, RegistryClient};
+use tourin_registry_api::Registration;
 
 use crate::world::*;
 
 const LONG: Duration = Duration::from_secs(60);
 
-async fn registered(client: RegistryClient, id: &str, port: u16) -> Registration {
-    let stop = CancellationToken::new();
+async fn registered(registry: &Running, id: &str, port: u16) -> Registration {
+    let (client, stop) = (registry.client(id), CancellationToken::new());
     let registration = Registration::start(client, instance(id, port), HEARTBEAT, LONG, stop);
     assert!(registration.registered(TIMEOUT).await);
     registration
@@ -20,7 +20,7 @@ async fn registered(client: RegistryClient, id: &str, port: u16) -> Registration
 async fn a_stopped_instance_is_gone_at_once_whatever_its_lease() {
     let registry = Running::start().await;
     let following = registry.follow();
-    let registration = registered(registry.client(), "a", 4001).await;
+    let registration = registered(&registry, "a", 4001).await;
     following.sees(&["a"]).await;
     let stopped = Instant::now();
     assert!(registration.leave().await);
@@ -32,7 +32,7 @@ async fn a_stopped_instance_is_gone_at_once_whatever_its_lease() {
 async fn a_leaving_instance_waits_until_every_watcher_has_acknowledged() {
     let registry = Running::start().await;
     let (first, second) = (registry.watch("gateway-1"), registry.watch("gateway-2"));
-    let registration = registered(registry.client(), "a", 4001).await;
+    let registration = registered(&registry, "a", 4001).await;
     first.sees(&["a"]).await;
     second.sees(&["a"]).await;
 
@@ -50,8 +50,8 @@ async fn a_leaving_instance_waits_until_every_watcher_has_acknowledged() {
 async fn a_watcher_that_hangs_delays_one_departure_by_two_seconds_and_no_other() {
     let registry = Running::start().await;
     let hanging = registry.watch("gateway-1");
-    let one = registered(registry.client(), "a", 4001).await;
-    let other = registered(registry.client(), "b", 4002).await;
+    let one = registered(&registry, "a", 4001).await;
+    let other = registered(&registry, "b", 4002).await;
     hanging.sees(&["a", "b"]).await;
     let start = Instant::now();
     assert!(!one.leave().await);
@@ -66,7 +66,7 @@ async fn a_watcher_that_hangs_delays_one_departure_by_two_seconds_and_no_other()
 async fn a_watcher_that_dies_is_not_waited_for() {
     let registry = Running::start().await;
     let watching = registry.watch("gateway-1");
-    let registration = registered(registry.client(), "a", 4001).await;
+    let registration = registered(&registry, "a", 4001).await;
     watching.sees(&["a"]).await;
     let leaving = tokio::spawn(registration.leave());
     watching.sees(&[]).await;
@@ -78,8 +78,9 @@ async fn a_watcher_that_dies_is_not_waited_for() {
 async fn acknowledgements_are_repeated_after_a_reconnect() {
     let registry = Running::start().await;
     let link = Proxy::open_to(registry.addr).await;
-    let watching = Following::start(client_of(link.address), Some("gateway-1"), Default::default());
-    let registration = registered(registry.client(), "a", 4001).await;
+    let client = client_of(&registry.workload("gateway", "gateway-1"), link.address);
+    let watching = Following::start(client, Some("gateway-1"), Default::default());
+    let registration = registered(&registry, "a", 4001).await;
     watching.sees(&["a"]).await;
     let leaving = tokio::spawn(registration.leave());
     watching.sees(&[]).await;
@@ -89,7 +90,7 @@ async fn acknowledgements_are_repeated_after_a_reconnect() {
     watching.directory.acknowledge(watching.directory.version());
     link.open().await;
     assert!(leaving.await.unwrap());
-    let second = registered(registry.client(), "b", 4002).await;
+    let second = registered(&registry, "b", 4002).await;
     watching.sees(&["b"]).await;
     watching.directory.acknowledge(watching.directory.version());
     let leaving = tokio::spawn(second.leave());
@@ -101,7 +102,7 @@ async fn acknowledgements_are_repeated_after_a_reconnect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn leaving_without_a_registry_does_not_take_long() {
     let registry = Running::start().await;
-    let registration = registered(registry.client(), "a", 4001).await;
+    let registration = registered(&registry, "a", 4001).await;
     registry.stop().await;
     let start = Instant::now();
     assert!(!registration.leave().await);
@@ -112,7 +113,7 @@ async fn leaving_without_a_registry_does_not_take_long() {
 async fn the_registry_stops_in_time_with_watches_and_waits_open() {
     let registry = Running::start().await;
     let watching = registry.watch("gateway-1");
-    let registration = registered(registry.client(), "a", 4001).await;
+    let registration = registered(&registry, "a", 4001).await;
     watching.sees(&["a"]).await;
     let leaving = tokio::spawn(registration.leave());
     watching.sees(&[]).await;

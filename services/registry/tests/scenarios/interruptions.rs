@@ -13,12 +13,16 @@ fn has(directory: &Directory, id: &str) -> bool {
     directory.instances("core").iter().any(|i| i.id == id)
 }
 
+fn follow_at(registry: &Running, link: &Proxy, settings: DirectorySettings) -> Following {
+    let client = client_of(&registry.workload("gateway", "follower"), link.address);
+    Following::start(client, None, settings)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_resumes_from_its_version_with_every_change_once() {
     let registry = Running::start().await;
-    let client = registry.client();
-    let http = reqwest::Client::new();
-    client.register(&instance("a", 4001), LEASE * 100).await.unwrap();
+    let http = registry.http("gateway", "gateway-1");
+    registry.client("a").register(&instance("a", 4001), LEASE * 100).await.unwrap();
 
     let mut watch = http.get(registry.url("/v1/watch?from=0")).send().await.unwrap();
     let mut parser = Parser::new(100_000);
@@ -30,9 +34,9 @@ async fn a_watch_resumes_from_its_version_with_every_change_once() {
     drop(watch);
 
     for (id, port) in [("b", 4002), ("c", 4003)] {
-        client.register(&instance(id, port), LEASE * 100).await.unwrap();
+        registry.client(id).register(&instance(id, port), LEASE * 100).await.unwrap();
     }
-    client.deregister("core", "a", Duration::ZERO).await.unwrap();
+    registry.client("a").deregister("core", "a", Duration::ZERO).await.unwrap();
     let resume = http
         .get(registry.url("/v1/watch"))
         .header("last-event-id", &first[0].id)
@@ -40,7 +44,7 @@ async fn a_watch_resumes_from_its_version_with_every_change_once() {
     let mut watch = resume.send().await.unwrap();
     let mut parser = Parser::new(100_000);
     let missed = events(&mut watch, &mut parser, 3).await;
-    client.drain("core", "b", Duration::ZERO).await.unwrap();
+    registry.client("b").drain("core", "b", Duration::ZERO).await.unwrap();
     let live = events(&mut watch, &mut parser, 1).await;
 
     let told: Vec<_> = missed
@@ -68,18 +72,17 @@ async fn a_watch_resumes_from_its_version_with_every_change_once() {
 async fn a_directory_catches_up_after_its_connection_was_cut() {
     let registry = Running::start().await;
     let link = Proxy::open_to(registry.addr).await;
-    let following = Following::start(client_of(link.address), None, DirectorySettings::default());
-    let client = registry.client();
+    let following = follow_at(&registry, &link, DirectorySettings::default());
     for (id, port) in [("a", 4001), ("b", 4002)] {
-        client.register(&instance(id, port), LEASE * 100).await.unwrap();
+        registry.client(id).register(&instance(id, port), LEASE * 100).await.unwrap();
     }
     following.sees(&["a", "b"]).await;
 
     link.close().await;
     following.directory.connected().wait_for(|connected| !connected).await.unwrap();
-    client.deregister("core", "a", Duration::ZERO).await.unwrap();
-    client.register(&instance("c", 4003), LEASE * 100).await.unwrap();
-    client.drain("core", "b", Duration::ZERO).await.unwrap();
+    registry.client("a").deregister("core", "a", Duration::ZERO).await.unwrap();
+    registry.client("c").register(&instance("c", 4003), LEASE * 100).await.unwrap();
+    registry.client("b").drain("core", "b", Duration::ZERO).await.unwrap();
     assert_eq!(ids_up(&following.directory), ["a", "b"], "it continues with what it knows");
 
     link.open().await;
@@ -91,22 +94,16 @@ async fn a_directory_catches_up_after_its_connection_was_cut() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_was_away_too_long_gets_a_snapshot() {
-    let registry = Running::start_with({
-        let mut settings = settings();
-        settings.history = 2;
-        settings
-    })
-    .await;
+    let registry = Running::start_with(|settings| settings.history = 2).await;
     let link = Proxy::open_to(registry.addr).await;
-    let following = Following::start(client_of(link.address), None, DirectorySettings::default());
-    let client = registry.client();
-    client.register(&instance("a", 4001), LEASE * 100).await.unwrap();
+    let following = follow_at(&registry, &link, DirectorySettings::default());
+    registry.client("a").register(&instance("a", 4001), LEASE * 100).await.unwrap();
     following.sees(&["a"]).await;
     link.close().await;
     following.directory.connected().wait_for(|connected| !connected).await.unwrap();
-    client.deregister("core", "a", Duration::ZERO).await.unwrap();
+    registry.client("a").deregister("core", "a", Duration::ZERO).await.unwrap();
     for (id, port) in [("b", 4002), ("c", 4003), ("d", 4004)] {
-        client.register(&instance(id, port), LEASE * 100).await.unwrap();
+        registry.client(id).register(&instance(id, port), LEASE * 100).await.unwrap();
     }
     link.open().await;
     following.sees(&["b", "c", "d"]).await;
@@ -117,9 +114,9 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
     let registry = Running::start().await;
     let link = Proxy::open_to(registry.addr).await;
     let settings = DirectorySettings { settle: LEASE, ..DirectorySettings::default() };
-    let following = Following::start(client_of(link.address), None, settings);
-    let living = start(client_of(link.address), instance("living", 4001));
-    let dying = start(client_of(link.address), instance("dying", 4002));
+    let following = follow_at(&registry, &link, settings);
+    let living = start(registry.client_at(link.address, "living"), instance("living", 4001));
+    let dying = start(registry.client_at(link.address, "dying"), instance("dying", 4002));
     following.sees(&["dying", "living"]).await;
     let before = registry.list().await;
 
@@ -141,11 +138,11 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
     });
 
     link.close().await;
+    let place = registry.place();
     registry.stop().await;
     drop(dying);
     assert_eq!(ids_up(&following.directory), ["dying", "living"]);
-    let registry = Running::start().await;
-    link.redirect_to(registry.addr);
+    let registry = Running::start_at(place, |_| {}).await;
     link.open().await;
 
     following.until(|d| d.version() > before.version, "the new registry is followed").await;
@@ -165,8 +162,8 @@ async fn a_restart_of_the_registry_is_survived_by_everybody_who_lives() {
 async fn everybody_may_start_before_the_registry() {
     let registry = Running::start().await;
     let link = Proxy::closed_to(registry.addr);
-    let following = Following::start(client_of(link.address), None, DirectorySettings::default());
-    let registration = start(client_of(link.address), instance("a", 4001));
+    let following = follow_at(&registry, &link, DirectorySettings::default());
+    let registration = start(registry.client_at(link.address, "a"), instance("a", 4001));
     assert!(!registration.registered(HEARTBEAT * 3).await);
     assert_eq!(following.directory.version(), 0);
     link.open().await;
@@ -180,7 +177,7 @@ async fn a_stalled_connection_is_closed() {
     let link = Proxy::open_to(registry.addr).await;
     let idle_timeout = Duration::from_millis(2_000);
     let settings = DirectorySettings { idle_timeout, ..DirectorySettings::default() };
-    let following = Following::start(client_of(link.address), None, settings);
+    let following = follow_at(&registry, &link, settings);
     following.directory.connected().wait_for(|connected| *connected).await.unwrap();
     // Kept alive by comments alone, it stays.
     let mut connected = following.directory.connected();
@@ -188,6 +185,6 @@ async fn a_stalled_connection_is_closed() {
     assert!(tokio::time::timeout(idle_timeout * 3 / 2, connected.changed()).await.is_err());
 
     link.stall();
-    registry.client().register(&instance("a", 4001), LEASE * 100).await.unwrap();
+    registry.client("a").register(&instance("a", 4001), LEASE * 100).await.unwrap();
     following.sees(&["a"]).await;
 }

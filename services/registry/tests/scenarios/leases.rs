@@ -13,12 +13,12 @@ async fn an_instance_that_registers_is_found_by_everybody() {
     let following = registry.follow();
     assert_eq!(following.directory.pick("core"), None);
     let registered = instance("a", 4001).with_metadata("zone", "서울");
-    let registration = start(registry.client(), registered.clone());
+    let registration = start(registry.client("a"), registered.clone());
     assert!(registration.registered(TIMEOUT).await);
 
     assert_eq!(following.directory.wait_for("core", TIMEOUT).await, Some(registered.clone()));
     assert_eq!(registry.list().await.instances, [registered]);
-    let other = registry.client().list(Some("recommendation")).await.unwrap();
+    let other = registry.client("b").list(Some("recommendation")).await.unwrap();
     assert!(other.instances.is_empty());
     let impatient = Duration::from_millis(20);
     assert_eq!(following.directory.wait_for("recommendation", impatient).await, None);
@@ -28,9 +28,8 @@ async fn an_instance_that_registers_is_found_by_everybody() {
 async fn instances_of_a_service_are_used_round_robin() {
     let registry = Running::start().await;
     let following = registry.follow();
-    let client = registry.client();
     for (id, port) in [("a", 4001), ("b", 4002), ("c", 4003)] {
-        client.register(&instance(id, port), LEASE * 100).await.unwrap();
+        registry.client(id).register(&instance(id, port), LEASE * 100).await.unwrap();
     }
     following.sees(&["a", "b", "c"]).await;
     let mut turns: Vec<String> =
@@ -46,7 +45,7 @@ async fn instances_of_a_service_are_used_round_robin() {
 async fn heartbeats_keep_an_instance_and_a_killed_one_disappears_within_its_lease() {
     let registry = Running::start().await;
     let following = registry.follow();
-    let registration = start(registry.client(), instance("a", 4001));
+    let registration = start(registry.client("a"), instance("a", 4001));
     following.sees(&["a"]).await;
     let version = following.directory.version();
     // It outlives several leases, without a change in between.
@@ -67,14 +66,14 @@ async fn heartbeats_keep_an_instance_and_a_killed_one_disappears_within_its_leas
 async fn an_id_is_one_instances_until_its_lease_ends() {
     let registry = Running::start().await;
     let following = registry.follow();
-    let first = start(registry.client(), instance("a", 4001));
+    let first = start(registry.client("a"), instance("a", 4001));
     assert!(first.registered(TIMEOUT).await);
     let usurper = instance("a", 4002);
-    let refused = registry.client().register(&usurper, LEASE).await.unwrap_err();
+    let refused = registry.client("a").register(&usurper, LEASE).await.unwrap_err();
     assert!(matches!(refused, ClientError::Conflict(_)), "{refused}");
 
     // A successor under the same name keeps trying, and gets it when the first one is dead.
-    let successor = start(registry.client(), usurper.clone());
+    let successor = start(registry.client("a"), usurper.clone());
     let mut state = successor.state();
     let conflicts = |state: &RegistrationState| {
         matches!(state, RegistrationState::Registering(Some(ClientError::Conflict(_))))
@@ -93,11 +92,11 @@ async fn a_restarted_process_takes_its_name_and_address_back_at_once() {
     let long = Duration::from_secs(60);
     let stop = CancellationToken::new;
     let first =
-        Registration::start(registry.client(), instance("a", 4001), HEARTBEAT, long, stop());
+        Registration::start(registry.client("a"), instance("a", 4001), HEARTBEAT, long, stop());
     assert!(first.registered(TIMEOUT).await);
     drop(first);
     let second =
-        Registration::start(registry.client(), instance("a", 4001), HEARTBEAT, long, stop());
+        Registration::start(registry.client("a"), instance("a", 4001), HEARTBEAT, long, stop());
     assert!(second.registered(TIMEOUT).await);
     assert_eq!(registry.list().await.instances, [instance("a", 4001)]);
 }
@@ -106,7 +105,7 @@ async fn a_restarted_process_takes_its_name_and_address_back_at_once() {
 async fn a_draining_instance_is_known_but_gets_nothing_new() {
     let registry = Running::start().await;
     let following = registry.follow();
-    let registration = start(registry.client(), instance("a", 4001));
+    let registration = start(registry.client("a"), instance("a", 4001));
     following.sees(&["a"]).await;
     assert!(registration.drain().await, "no watcher to wait for");
     following.sees(&[]).await;
@@ -126,7 +125,10 @@ async fn fifty_instances_that_come_and_go_at_once_are_seen_alike_by_all() {
     let registry = Running::start().await;
     let followings: Vec<_> = (0..5).map(|_| registry.follow()).collect();
     let registrations: Vec<_> = (0..50)
-        .map(|n| start(registry.client(), instance(&format!("i{n:02}"), 5000 + n)))
+        .map(|n| {
+            let id = format!("i{n:02}");
+            start_among_many(registry.client(&id), instance(&id, 5000 + n))
+        })
         .collect();
     for following in &followings {
         following.until(|d| d.instances("core").len() == 50, "all fifty are up").await;

@@ -1,50 +1,78 @@
 //! A registry on its own port, with clients.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::Response;
+use reqwest::{Client, Response};
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
+use tourin_registry::authority::Authority;
 use tourin_registry::{Registry, Settings};
 use tourin_registry_api::sse::{Event, Parser};
 use tourin_registry_api::{
-    Directory, DirectorySettings, Instance, Registration, RegistryClient, Snapshot,
+    Directory, DirectorySettings, Instance, JoinError, Joined, Joining, REGISTRY, Registration,
+    RegistryClient, Snapshot, Workload,
 };
 pub use tourin_testbed::Proxy;
 
-pub const SECRET: &str = "scenario-secret-0123456789";
 /// The time limit of every wait, also on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
 pub const LEASE: Duration = Duration::from_millis(800);
 
-pub fn settings() -> Settings {
-    Settings::new(([127, 0, 0, 1], 0).into(), SECRET.parse().unwrap())
+/// Where a registry runs, and its data. One that is started there again is the same to its peers.
+#[derive(Clone)]
+pub struct Place {
+    pub addr: SocketAddr,
+    folder: Arc<TempDir>,
+}
+
+impl Place {
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
 }
 
 /// A registry that runs until it is stopped or dropped.
 pub struct Running {
     pub addr: SocketAddr,
+    authority: Arc<Authority>,
+    folder: Arc<TempDir>,
     stop: Shutdown,
     task: JoinHandle<()>,
 }
 
 impl Running {
     pub async fn start() -> Self {
-        Self::start_with(settings()).await
+        Self::start_with(|_| {}).await
     }
 
-    pub async fn start_with(settings: Settings) -> Self {
+    /// One whose settings differ from the default.
+    pub async fn start_with(adjust: impl FnOnce(&mut Settings)) -> Self {
+        let folder = Arc::new(TempDir::new().unwrap());
+        Self::start_at(Place { addr: ([127, 0, 0, 1], 0).into(), folder }, adjust).await
+    }
+
+    pub async fn start_at(place: Place, adjust: impl FnOnce(&mut Settings)) -> Self {
+        let Place { addr, folder } = place;
+        let mut settings = Settings::new(addr, folder.path());
+        adjust(&mut settings);
         let registry = Registry::build(settings).await.unwrap();
         let (addr, stop) = (registry.addr(), Shutdown::new());
-        let running = stop.clone();
+        let (authority, running) = (Arc::clone(registry.authority()), stop.clone());
         let task = tokio::spawn(async move {
             registry.run_until_stopped(running).await.unwrap();
         });
-        Self { addr, stop, task }
+        Self { addr, authority, folder, stop, task }
+    }
+
+    pub fn place(&self) -> Place {
+        Place { addr: self.addr, folder: Arc::clone(&self.folder) }
     }
 
     /// Stops it and waits until it has ended; returns how long that took.
@@ -56,25 +84,100 @@ impl Running {
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.addr)
+        format!("https://{}{path}", self.addr)
     }
 
-    pub fn client(&self) -> RegistryClient {
-        client_of(self.addr)
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    pub fn workload(&self, service: &str, id: &str) -> Workload {
+        self.authority.workload(service, id).unwrap()
+    }
+
+    /// A client that is an instance of core.
+    pub fn client(&self, id: &str) -> RegistryClient {
+        self.client_at(self.addr, id)
+    }
+
+    /// The same over another address.
+    pub fn client_at(&self, addr: SocketAddr, id: &str) -> RegistryClient {
+        client_of(&self.workload("core", id), addr)
+    }
+
+    /// A client that is an instance of any service.
+    pub fn client_as(&self, service: &str, id: &str) -> RegistryClient {
+        client_of(&self.workload(service, id), self.addr)
+    }
+
+    /// An HTTP client with the certificate of an instance.
+    pub fn http(&self, service: &str, id: &str) -> Client {
+        http_of(&self.workload(service, id))
+    }
+
+    /// An HTTP client without a certificate that trusts the mesh's root, and the URL at which it finds
+    /// this registry: it verifies the name.
+    pub fn stranger(&self) -> (Client, String) {
+        let mut roots = RootCertStore::empty();
+        for root in self.workload("core", "root").roots() {
+            roots.add(root).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "registry.tourin";
+        let client = Client::builder().tls_backend_preconfigured(tls).no_proxy();
+        let client = client.resolve(name, self.addr).build().unwrap();
+        (client, format!("https://{name}:{}", self.addr.port()))
+    }
+
+    /// Joins as an instance of `service`.
+    pub async fn join(
+        &self,
+        (service, id): (&str, &str),
+        token: &str,
+    ) -> Result<Joined, JoinError> {
+        let joining = joining(self.addr, (service, id), token);
+        tokio::time::timeout(TIMEOUT, joining.join(None)).await.expect("the registry answers")
     }
 
     /// An unnamed directory, which no departure waits for.
     pub fn follow(&self) -> Following {
-        Following::start(self.client(), None, DirectorySettings::default())
+        let client = self.client_as("gateway", "follower");
+        Following::start(client, None, DirectorySettings::default())
+    }
+
+    /// A gateway that acknowledges what it has seen.
+    pub fn acknowledging(&self, name: &str) -> Following {
+        let watching = self.watch(name);
+        watching.acknowledge_all();
+        watching
     }
 
     /// A named directory, which departures wait for.
     pub fn watch(&self, name: &str) -> Following {
-        Following::start(self.client(), Some(name), DirectorySettings::default())
+        let client = self.client_as("gateway", name);
+        Following::start(client, Some(name), DirectorySettings::default())
     }
 
     pub async fn list(&self) -> Snapshot {
-        self.client().list(None).await.unwrap()
+        self.client("reader").list(None).await.unwrap()
+    }
+
+    /// The sum of a counter's values whose labels contain `label`.
+    pub async fn counted(&self, counter: &str, label: &str) -> u64 {
+        let url = format!("http://{}/metrics", self.addr);
+        let metrics = plain().get(url).send().await.unwrap().text().await.unwrap();
+        let lines = metrics.lines().filter(|line| line.starts_with(counter));
+        let values = lines.filter(|line| line.contains(label)).filter_map(|line| {
+            let (_, value) = line.rsplit_once(' ')?;
+            // Gauges are written with a fraction.
+            Some(value.parse::<f64>().ok()? as u64)
+        });
+        values.sum()
     }
 }
 
@@ -84,9 +187,35 @@ impl Drop for Running {
     }
 }
 
-pub fn client_of(addr: SocketAddr) -> RegistryClient {
-    RegistryClient::new(http_client::client(None).unwrap(), &format!("http://{addr}"), SECRET)
-        .unwrap()
+/// A client for plain HTTP.
+pub fn plain() -> Client {
+    http_client::client(TIMEOUT).unwrap()
+}
+
+pub fn http_of(workload: &Workload) -> Client {
+    http_client::mesh_client(workload.client_config(REGISTRY).unwrap(), None).unwrap()
+}
+
+pub fn client_of(workload: &Workload, addr: SocketAddr) -> RegistryClient {
+    client_of_all(workload, &[addr])
+}
+
+/// A client of several registries.
+pub fn client_of_all(workload: &Workload, addrs: &[SocketAddr]) -> RegistryClient {
+    let urls: Vec<_> = addrs.iter().map(|addr| format!("https://{addr}")).collect();
+    RegistryClient::new(http_of(workload), &urls.join(",")).unwrap()
+}
+
+pub fn joining(addr: SocketAddr, (service, id): (&str, &str), token: &str) -> Joining {
+    let token = token.to_owned();
+    Joining::new(
+        (
+            format!("https://{addr}"),
+            Arc::new(move || Ok(token.clone())),
+            http_client::registry_client,
+        ),
+        (service, id),
+    )
 }
 
 /// A directory and the task that keeps it.
@@ -102,6 +231,21 @@ impl Following {
         let (directory, task) = Directory::with_settings(client, name, settings, stop.clone());
         tokio::spawn(task);
         Self { directory, _stop: stop.drop_guard() }
+    }
+
+    /// Acknowledges every change from now on.
+    pub fn acknowledge_all(&self) {
+        let directory = self.directory.clone();
+        tokio::spawn(async move {
+            let mut changed = directory.changed();
+            loop {
+                let version = *changed.borrow_and_update();
+                directory.acknowledge(version);
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Waits until the directory knows exactly these instances of `core` as up.
@@ -137,6 +281,13 @@ pub fn instance(id: &str, port: u16) -> Instance {
 /// An instance that registers and sends heartbeats. Dropping it is what a kill looks like.
 pub fn start(client: RegistryClient, instance: Instance) -> Registration {
     Registration::start(client, instance, HEARTBEAT, LEASE, CancellationToken::new())
+}
+
+/// The same for many at once. An attempt ends after a heartbeat, which all their handshakes together
+/// take longer than.
+pub fn start_among_many(client: RegistryClient, instance: Instance) -> Registration {
+    let (heartbeat, lease) = (Duration::from_secs(2), Duration::from_secs(10));
+    Registration::start(client, instance, heartbeat, lease, CancellationToken::new())
 }
 
 /// Reads the next `count` events of a watch.

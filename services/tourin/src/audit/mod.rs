@@ -40,6 +40,7 @@ use observation::{Observer, Scores};
 use report::Report;
 use schedule::LoadGenerator;
 pub use settings::AuditSettings;
+pub(crate) use settings::duration;
 use settling::{Progress, Sample, Settling, WaitOutcome};
 
 /// Maximum number of spots that are considered.
@@ -69,11 +70,11 @@ impl Audit {
     /// Chooses spots, reads their scores, and signs members up.
     ///
     /// # Errors
-    /// When the mesh is unreachable, has too few spots, or does not accept the secret.
+    /// When the mesh is unreachable, has too few spots, or does not accept the join token.
     pub async fn prepare(settings: AuditSettings) -> anyhow::Result<Self> {
         let timeout = Duration::from_millis(settings.request_timeout_ms);
         let gateways = Gateways::new(&settings.gateways, settings.tries, timeout)?;
-        let observer = Observer::new(&settings.mesh, settings.mesh_file.as_deref())?;
+        let observer = Observer::new(&settings.mesh, settings.mesh_file.as_deref()).await?;
         let catalogue = observation::catalogue(&gateways, CATALOGUE).await.with_context(|| {
             format!("no tour spots at {}: is a mesh running there?", settings.gateways.join(", "))
         })?;

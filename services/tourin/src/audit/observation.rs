@@ -15,17 +15,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tourin_chassis::config::MeshAccess;
 use tourin_chassis::http_client;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
 use tourin_chassis::secret::Secret;
-use tourin_registry_api::RegistryClient;
+use tourin_registry_api::{Joined, RegistryClient};
 
 use super::gateways::Gateways;
 use super::ledger::SpotId;
+use crate::joined;
 
 pub(super) const CORE: &str = "core";
 pub(super) const RECOMMENDATION: &str = "recommendation";
-/// The audit's name towards services.
-const AUDITOR: &str = "auditor";
 const EFFECTS_TIMEOUT_MS: u64 = 5_000;
 /// The longest response, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
@@ -192,7 +190,6 @@ pub struct Observer {
     connection: Mutex<Arc<MeshConnection>>,
     /// Read again when the mesh has been restarted.
     mesh_file: Option<PathBuf>,
-    client: reqwest::Client,
 }
 
 /// Access to a mesh.
@@ -200,15 +197,26 @@ pub struct Observer {
 struct MeshConnection {
     access: MeshAccess,
     registry: RegistryClient,
-    signer: IdentitySigner,
+    core: reqwest::Client,
+    recommendation: reqwest::Client,
+    /// Renews the certificate.
+    _joined: Joined,
 }
 
 impl MeshConnection {
-    fn new(access: MeshAccess) -> anyhow::Result<Self> {
-        let secret = &access.registration_secret;
-        let registry =
-            RegistryClient::new(http_client::client(None)?, &access.registry_url, secret.expose())?;
-        Ok(Self { registry, signer: IdentitySigner::new(secret), access })
+    async fn new(access: MeshAccess) -> anyhow::Result<Self> {
+        let joined = joined::join(&access).await?;
+        let (workload, registry) = (joined.workload.clone(), joined.registry.clone());
+        let client = |service| {
+            let limit = Duration::from_millis(EFFECTS_TIMEOUT_MS);
+            http_client::mesh_client(workload.client_config(service)?, limit)
+        };
+        let (core, recommendation) = (client(CORE)?, client(RECOMMENDATION)?);
+        Ok(Self { core, recommendation, registry, access, _joined: joined })
+    }
+
+    fn client(&self, service: &str) -> &reqwest::Client {
+        if service == CORE { &self.core } else { &self.recommendation }
     }
 }
 
@@ -217,22 +225,22 @@ impl MeshConnection {
 #[serde(rename_all = "kebab-case")]
 struct MeshFile {
     registry_url: String,
-    registration_secret: String,
+    join_token: String,
 }
 
 impl MeshFile {
     fn read(path: &Path) -> anyhow::Result<MeshAccess> {
         let shown = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-        // The parser's error would quote the line, which may contain the secret.
+        // The parser's error would quote the line, which may contain the token.
         let file: Self = toml::from_str(&text)
             .ok()
             .with_context(|| format!("{shown} does not say how to enter a mesh"))?;
-        let registration_secret: Secret = file
-            .registration_secret
+        let token: Secret = file
+            .join_token
             .parse()
-            .map_err(|error| anyhow::anyhow!("{shown}: registration-secret: {error}"))?;
-        Ok(MeshAccess { registry_url: file.registry_url, registration_secret })
+            .map_err(|error| anyhow::anyhow!("{shown}: join-token: {error}"))?;
+        Ok(MeshAccess { join_token: Some(token), ..MeshAccess::new(file.registry_url) })
     }
 }
 
@@ -240,15 +248,14 @@ impl Observer {
     /// An observer of this mesh. It follows a restarted mesh if its access is from `mesh_file`.
     ///
     /// # Errors
-    /// When the registry's URL is invalid.
-    pub fn new(mesh: &MeshAccess, mesh_file: Option<&Path>) -> anyhow::Result<Self> {
-        let client = http_client::client(Duration::from_millis(EFFECTS_TIMEOUT_MS))?;
+    /// When the registry does not answer, or refuses the join token.
+    pub async fn new(mesh: &MeshAccess, mesh_file: Option<&Path>) -> anyhow::Result<Self> {
         let is_from_file = |path: &&Path| {
             MeshFile::read(path).is_ok_and(|said| said.registry_url == mesh.registry_url)
         };
         let mesh_file = mesh_file.filter(is_from_file).map(ToOwned::to_owned);
-        let connection = Mutex::new(Arc::new(MeshConnection::new(mesh.clone())?));
-        Ok(Self { connection, mesh_file, client })
+        let connection = Mutex::new(Arc::new(MeshConnection::new(mesh.clone()).await?));
+        Ok(Self { connection, mesh_file })
     }
 
     fn connection(&self) -> Arc<MeshConnection> {
@@ -256,7 +263,7 @@ impl Observer {
     }
 
     /// Reads the mesh file again. `None` if it is unchanged, or cannot be read.
-    fn moved(&self) -> Option<Arc<MeshConnection>> {
+    async fn moved(&self) -> Option<Arc<MeshConnection>> {
         let access = match MeshFile::read(self.mesh_file.as_deref()?) {
             Ok(access) => access,
             Err(error) => {
@@ -264,13 +271,18 @@ impl Observer {
                 return None;
             }
         };
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if access.registry_url == connection.access.registry_url {
+        if access.registry_url == self.connection().access.registry_url {
             return None;
         }
         tracing::info!(registry = access.registry_url, "the mesh was restarted; following it");
-        *connection = Arc::new(MeshConnection::new(access).ok()?);
-        Some(Arc::clone(&connection))
+        let moved = Arc::new(
+            MeshConnection::new(access)
+                .await
+                .inspect_err(|error| tracing::warn!(%error, "cannot join the restarted mesh"))
+                .ok()?,
+        );
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&moved);
+        Some(moved)
     }
 
     /// The instances of the recommendation service: their names and addresses.
@@ -288,7 +300,7 @@ impl Observer {
     ) -> anyhow::Result<Vec<(String, SocketAddr)>> {
         let listed = self.connection().registry.list(Some(service)).await;
         let snapshot = match (listed, self.mesh_file.is_some()) {
-            (Err(error), true) => match self.moved() {
+            (Err(error), true) => match self.moved().await {
                 Some(connection) => connection.registry.list(Some(service)).await?,
                 None => return Err(error.into()),
             },
@@ -354,11 +366,9 @@ impl Observer {
         address: SocketAddr,
         path: &str,
     ) -> anyhow::Result<T> {
-        let auditor = Subject::Service { name: AUDITOR.to_owned() };
-        let identity = self.connection().signer.sign(&auditor, service);
-        let request = self.client.get(format!("http://{address}{path}"));
+        let connection = self.connection();
+        let request = connection.client(service).get(format!("https://{address}{path}"));
         let shown = || format!("GET {path} at {address}");
-        let request = request.header(IDENTITY_HEADER, identity);
         let response = http_client::send(request, MAX_RESPONSE_BYTES).await.with_context(shown)?;
         http_client::json_of(&response).with_context(shown)
     }

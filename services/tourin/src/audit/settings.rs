@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::Args;
 use tourin_chassis::config::{MeshAccess, defaults};
-use tourin_chassis::secret::Secret;
 
 use crate::GATEWAY_URL;
 
@@ -59,14 +58,8 @@ pub struct AuditSettings {
 
 impl AuditSettings {
     /// An audit through one gateway, with the defaults for the rest.
-    pub fn new(
-        gateway: impl Into<String>,
-        registry_url: impl Into<String>,
-        registration_secret: Secret,
-    ) -> Self {
-        let mesh = MeshAccess { registry_url: registry_url.into(), registration_secret };
-        let defaults = defaults(&[&mesh.secret_argument()]);
-        Self { gateways: vec![gateway.into()], mesh, ..defaults }
+    pub fn new(gateway: impl Into<String>, mesh: MeshAccess) -> Self {
+        Self { gateways: vec![gateway.into()], mesh, ..defaults(&[]) }
     }
 
     /// The number of requests.
@@ -76,22 +69,25 @@ impl AuditSettings {
     }
 }
 
-const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
 
-/// A number and its unit: `ms`, `s` or `m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || "expected a number and its unit, such as 20s, 500ms or 2m".to_owned();
+/// A number and its unit: `ms`, `s`, `m`, `h` or `d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let expected =
+        || "expected a number and its unit, such as 20s, 500ms, 2m, 12h or 30d".to_owned();
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
     let number: u64 = text[..unit_at].parse().map_err(|_| expected())?;
     let millis = match &text[unit_at..] {
         "ms" => 1,
         "s" => 1_000,
         "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 24 * 3_600_000,
         _ => return Err(expected()),
     };
     let time = Duration::from_millis(number.saturating_mul(millis));
     if time.is_zero() || time > LONGEST {
-        return Err("expected more than nothing and at most a day".to_owned());
+        return Err("expected more than nothing and at most 365d".to_owned());
     }
     Ok(time)
 }
@@ -108,23 +104,18 @@ mod tests {
         settings: AuditSettings,
     }
 
-    const SECRET: &str = "0123456789abcdef";
-
     #[test]
     fn the_defaults_of_the_flags_are_those_of_the_code() {
-        let parsed = Probe::parse_from(["audit", "--registration-secret", SECRET]).settings;
-        let made = AuditSettings::new(
-            "http://127.0.0.1:8080",
-            "http://127.0.0.1:8500",
-            SECRET.parse().unwrap(),
-        );
+        let parsed = Probe::parse_from(["audit"]).settings;
+        let mesh = MeshAccess::new("https://127.0.0.1:8500");
+        let made = AuditSettings::new("http://127.0.0.1:8080", mesh);
         assert_eq!(format!("{parsed:?}"), format!("{made:?}"));
         assert_eq!(made.requests(), 4_000);
     }
 
     #[test]
     fn gateways_repeat() {
-        let flags = ["audit", "--registration-secret", SECRET, "--gateway", "a", "--gateway", "b"];
+        let flags = ["audit", "--gateway", "a", "--gateway", "b"];
         assert_eq!(Probe::parse_from(flags).settings.gateways, ["a", "b"]);
     }
 
@@ -133,7 +124,9 @@ mod tests {
         assert_eq!(duration("20s"), Ok(Duration::from_secs(20)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["20", "s", "-1s", "1h", "1 s", "", "0s", "2000m", "99999999999999999999s"] {
+        assert_eq!(duration("12h"), Ok(Duration::from_secs(12 * 3_600)));
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 24 * 3_600)));
+        for wrong in ["20", "s", "-1s", "1w", "1 s", "", "0s", "366d", "99999999999999999999s"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use tourin_chassis::config::AmqpSettings;
+use tourin_chassis::config::{AmqpSettings, PlaintextSettings};
 use tourin_shared_events::bus::rabbitmq::{AmqpUrl, RabbitBus, RabbitDeadLetters, RabbitSettings};
 use tourin_shared_events::dead_letters::{DeadLetter, DeadLetterStore, Settled, SqliteDeadLetters};
 use tourin_shared_events::sqlite::Database;
@@ -34,6 +34,9 @@ pub struct DeadLetterSource {
     /// The broker, if events go through one.
     #[command(flatten)]
     pub broker: AmqpSettings<AmqpUrl>,
+    /// Whether it may be reached without TLS.
+    #[command(flatten)]
+    pub plaintext: PlaintextSettings,
 }
 
 /// Actions on dead letters.

@@ -6,7 +6,7 @@
 pub mod dead_letters;
 pub mod outbox;
 mod selection;
-mod table;
+pub(crate) mod table;
 
 use std::process::ExitCode;
 

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use chrono::Utc;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
-use tourin_chassis::config::MysqlSettings;
+use tourin_chassis::config::{MysqlSettings, PlaintextSettings};
 use tourin_core::MysqlUrl;
 use tourin_shared_events::outbox::{Filter, OutboxStore, Run, Selected, State, Stored};
 
@@ -25,6 +25,9 @@ pub struct OutboxSource {
     /// The database, if core has one on a server.
     #[command(flatten)]
     pub server: MysqlSettings<MysqlUrl>,
+    /// Whether it may be reached without TLS.
+    #[command(flatten)]
+    pub plaintext: PlaintextSettings,
 }
 
 /// Actions on the outbox.

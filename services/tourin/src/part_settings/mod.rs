@@ -13,7 +13,6 @@ use std::ffi::OsString;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tourin_chassis::config::MeshSettings;
-use tourin_chassis::secret::Secret;
 
 const GATEWAY: &str = "gateway";
 const CORE: &str = "core";
@@ -42,16 +41,17 @@ const PARTS: [Part; 4] = [
 const SEVERAL: &str = "Several parts";
 
 /// Flags of parts that `up` sets itself, and why.
-const MANAGED: [(&str, &[&str], &str); 6] = [
+const MANAGED: [(&str, &[&str], &str); 11] = [
     ("listen", &[CORE, RECOMMENDATION, REGISTRY], "only the gateway and operators are for others"),
-    ("data-dir", &[CORE, RECOMMENDATION], "the --data-dir of `up` keeps all data"),
+    ("data-dir", &[CORE, RECOMMENDATION, REGISTRY], "the --data-dir of `up` keeps all data"),
     ("registry-url", &[GATEWAY, CORE, RECOMMENDATION], "the registry is in the same process"),
-    (
-        "registration-secret",
-        &[GATEWAY, CORE, RECOMMENDATION, REGISTRY],
-        "the data folder keeps one of its own",
-    ),
+    ("join-token", &[GATEWAY, CORE, RECOMMENDATION], "the registry is in the same process"),
+    ("join-token-file", &[GATEWAY, CORE, RECOMMENDATION], "the registry is in the same process"),
+    ("join-tokens", &[REGISTRY], "mesh.toml in the data folder has an operator's"),
     ("advertise", &[GATEWAY, CORE, RECOMMENDATION], "the parts reach each other by loopback"),
+    ("handover-socket", &[GATEWAY], "the other parts have no hand-over"),
+    ("handover-drain-ms", &[GATEWAY], "the other parts have no hand-over"),
+    ("handover-ready-ms", &[GATEWAY], "the other parts have no hand-over"),
     ("instance-id", &[GATEWAY, CORE, RECOMMENDATION], "one name would be that of every instance"),
 ];
 
@@ -111,14 +111,14 @@ pub struct PartSettings {
 impl Default for PartSettings {
     /// The defaults of each part.
     fn default() -> Self {
-        // `up` replaces all of these. The secret is random, to be safe.
-        let mesh = MeshSettings::new("", Secret::random());
+        // `up` replaces all of these.
+        let mesh = MeshSettings::new("");
         let anywhere = || std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             gateway: tourin_gateway::Settings::new(mesh.clone()),
             core: tourin_core::Settings::new(anywhere(), "", mesh.clone()),
             recommendation: tourin_recommendation::Settings::new(anywhere(), "", mesh),
-            registry: tourin_registry::Settings::new(anywhere(), Secret::random()),
+            registry: tourin_registry::Settings::new(anywhere(), ""),
         }
     }
 }
@@ -274,9 +274,7 @@ fn parse_part<S: Args>(
     part: &str,
     given: &ArgMatches,
 ) -> Result<S, clap::Error> {
-    // Required, and replaced by `up`.
-    let secret = format!("--registration-secret={}", Secret::random().expose());
-    let mut passed_on = vec![OsString::from(secret)];
+    let mut passed_on = Vec::new();
     for one in part_flags.iter().filter(|one| one.part.name == part) {
         let names = [one.qualified.as_deref(), Some(one.long())];
         let id = names.into_iter().flatten().map(id).find(|id| is_given(given, id));

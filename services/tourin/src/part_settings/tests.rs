@@ -9,12 +9,13 @@ use super::*;
 use crate::cli::Cli;
 
 /// Values: each setting accepts at least one that is not its default.
-const VALUES: [&str; 21] = [
+const VALUES: [&str; 24] = [
     "7",
     "61",
     "610",
     "61000",
     "700000",
+    "9000000",
     "0.25",
     "true",
     "false",
@@ -28,7 +29,9 @@ const VALUES: [&str; 21] = [
     "mongodb://store.example",
     "amqp://bus.example/%2f",
     "http://there.example",
+    "off",
     "some-text",
+    "/some-path",
     "info",
     "json",
 ];
@@ -44,8 +47,6 @@ fn of_up(flags: &[String]) -> Result<PartSettings, clap::Error> {
 
 fn of_own<S: Args + Debug>(flags: &[String]) -> Result<S, clap::Error> {
     let command = without_variables(S::augment_args(Command::new("own").no_binary_name(true)));
-    let secret = "--registration-secret=0123456789abcdef".to_owned();
-    let flags = flags.iter().cloned().chain([secret]);
     S::from_arg_matches(&command.try_get_matches_from(flags)?)
 }
 
@@ -160,6 +161,36 @@ fn every_program_knows_the_variables_of_all() {
         missing.is_empty() && gone.is_empty(),
         "services/chassis/src/config/variables.rs: add {missing:?}, take out {gone:?}"
     );
+}
+
+#[test]
+fn every_command_with_the_url_of_a_server_has_the_permission_for_plaintext() {
+    fn check(command: &Command) -> usize {
+        let has = |long: &str| command.get_arguments().any(|arg| arg.get_long() == Some(long));
+        let has_server = ["mysql-url", "redis-url", "mongodb-url", "amqp-url"].into_iter().any(has);
+        assert!(!has_server || has("allow-plaintext"), "{}", command.get_name());
+        usize::from(has_server) + command.get_subcommands().map(check).sum::<usize>()
+    }
+    let parts = PARTS.iter().map(|part| check(&(part.augment)(Command::new(part.name))));
+    let with_servers = check(&Cli::command()) + parts.sum::<usize>();
+    assert!(with_servers > 8, "the flags have other names: {with_servers}");
+}
+
+#[test]
+fn sessions_and_trend_may_be_on_different_redis_servers() {
+    let parts = of_up(&[
+        "--redis-url=redis://trend.example".to_owned(),
+        "--session-redis-url=redis://sessions.example/1".to_owned(),
+    ])
+    .unwrap();
+    let urls = [
+        parts.gateway.sessions.redis(),
+        parts.core.database.sessions.redis(),
+        parts.recommendation.servers.redis(),
+    ]
+    .map(|url| url.unwrap().expose().to_owned());
+    let sessions = "redis://sessions.example/1";
+    assert_eq!(urls, [sessions, sessions, "redis://trend.example"]);
 }
 
 #[test]

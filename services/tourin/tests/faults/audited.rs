@@ -121,7 +121,7 @@ impl Probe {
         let settings = scene.mesh.audit_settings();
         let timeout = Duration::from_secs(5);
         let gateways = Gateways::new(&settings.gateways, 20, timeout).unwrap();
-        let observer = Observer::new(&settings.mesh, None).unwrap();
+        let observer = Observer::new(&settings.mesh, None).await.unwrap();
         let watched: BTreeSet<SpotId> = scene.audit.watched().iter().copied().collect();
         let all = observation::catalogue(&gateways, 1_000).await.expect("a catalogue");
         let spots = all.into_iter().filter(|spot| !watched.contains(spot)).collect();

@@ -1,18 +1,18 @@
 //! The mesh of all faults: registry, two gateways, core and three replicas of recommendation, each a process,
-//! on MariaDB, Redis, MongoDB and RabbitMQ. Core reaches RabbitMQ through a proxy.
+//! on MariaDB, Redis, MongoDB and RabbitMQ, with the service's own user at each. Core reaches RabbitMQ through a proxy.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 use tourin::audit::AuditSettings;
-use tourin_chassis::secret::Secret;
-use tourin_testbed::{Bed, Proxy, Server, eventually_within};
+use tourin_chassis::config::MeshAccess;
+use tourin_chassis::http_client;
+use tourin_testbed::{Bed, Proxy, Server, User, eventually_within};
 
 use crate::service::Service;
 
-const SECRET: &str = "a-secret-for-faults";
 pub const REPLICAS: usize = 3;
 /// How long the start of the mesh may take on a busy machine: seven unoptimised services and all servers.
 const START: Duration = Duration::from_secs(120);
@@ -26,6 +26,8 @@ pub struct Mesh {
     pub gateways: Vec<Service>,
     pub core: Service,
     pub recommendations: Vec<Service>,
+    /// How an operator joins.
+    access: MeshAccess,
     /// A fault is in progress, or a test failed during one.
     pub in_fault: bool,
 }
@@ -67,30 +69,49 @@ impl Mesh {
         let proxy = Proxy::open_to_url(bed.url(Server::Amqp)).await;
         let folder = bed.folder().join("mesh");
         fs::create_dir(&folder).unwrap();
-        let registry = service("registry", "registry", &folder, None);
-        let url = registry.url();
-        let through_proxy = proxy.url(bed.url(Server::Amqp));
-        let redis =
-            |service: Service| service.variable(Server::Redis.variable(), bed.url(Server::Redis));
+        let tokens = folder.join("join-tokens");
+        let mut registry = Service::new("registry", "registry", folder.clone())
+            .argument("--data-dir", folder.join("registry-data").display())
+            .argument("--join-tokens", tokens.display());
+        let url = format!("https://{}", registry.address);
+        let service = |program: &'static str, name: &str| {
+            Service::new(program, name, folder.clone())
+                .variable("TOURIN_REGISTRY_URL", &*url)
+                .argument("--join-token-file", token_file(&tokens, program).display())
+                .argument("--instance-id", name)
+        };
+        let through_proxy = proxy.url(bed.url_of(User::Core, Server::Amqp));
+        let on = |service: Service, user: User, server: Server| {
+            service.variable(server.variable(), bed.url_of(user, server))
+        };
         let gateways = ["gateway-1", "gateway-2"]
-            .map(|name| redis(service("gateway", name, &folder, Some(&url))))
+            .map(|name| on(service("gateway", name), User::Gateway, Server::Redis))
             .into();
-        let core = redis(service("core", "core", &folder, Some(&url)))
+        let core = on(service("core", "core"), User::Core, Server::Redis)
             .argument("--data-dir", folder.join("core-data").display())
             .variable(Server::Mysql.variable(), bed.url(Server::Mysql))
             .variable(Server::Amqp.variable(), through_proxy);
         let recommendations = (1..=REPLICAS)
             .map(|number| {
                 let name = format!("recommendation-{number}");
-                redis(service("recommendation", &name, &folder, Some(&url)))
-                    .argument("--data-dir", folder.join(format!("{name}-data")).display())
-                    .variable(Server::Mongodb.variable(), bed.url(Server::Mongodb))
-                    .variable(Server::Amqp.variable(), bed.url(Server::Amqp))
+                let replica = service("recommendation", &name)
+                    .argument("--data-dir", folder.join(format!("{name}-data")).display());
+                let servers = [Server::Redis, Server::Mongodb, Server::Amqp];
+                servers.into_iter().fold(replica, |it, server| on(it, User::Recommendation, server))
             })
             .collect();
+        registry.start();
+        let operators = token_file(&tokens, "operator");
+        let access = MeshAccess { join_token_file: Some(operators), ..MeshAccess::new(&*url) };
+        let in_fault = false;
         let mut mesh =
-            Self { bed, proxy, registry, gateways, core, recommendations, in_fault: false };
-        for service in mesh.services_mut() {
+            Self { bed, proxy, registry, gateways, core, recommendations, access, in_fault };
+        eventually_within(START, "the registry has written the join tokens", async || {
+            let services = ["core", "gateway", "operator", "recommendation"];
+            services.iter().all(|service| token_file(&tokens, service).exists())
+        })
+        .await;
+        for service in mesh.services_mut().filter(|service| !service.is_running()) {
             service.start();
         }
         mesh
@@ -121,8 +142,7 @@ impl Mesh {
 
     /// Waits until every service is ready; fails with the last refusals.
     pub async fn wait_until_ready(&self, limit: Duration) {
-        let client =
-            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().unwrap();
+        let client = http_client::client(Duration::from_secs(2)).unwrap();
         eventually_within(limit, "every service is ready", async || {
             let refusals = self.refusals(&client).await;
             if refusals.is_empty() { Ok(()) } else { Err(refusals) }
@@ -147,25 +167,12 @@ impl Mesh {
     pub fn audit_settings(&self) -> AuditSettings {
         AuditSettings {
             gateways: self.gateways.iter().map(Service::url).collect(),
-            ..AuditSettings::new("", self.registry.url(), secret())
+            ..AuditSettings::new("", self.access.clone())
         }
     }
 }
 
-pub fn secret() -> Secret {
-    SECRET.parse().unwrap()
-}
-
-fn service(
-    program: &'static str,
-    name: &str,
-    folder: &std::path::Path,
-    registry: Option<&str>,
-) -> Service {
-    let service = Service::new(program, name, PathBuf::from(folder))
-        .variable("TOURIN_REGISTRATION_SECRET", SECRET);
-    match registry {
-        None => service,
-        Some(url) => service.variable("TOURIN_REGISTRY_URL", url).argument("--instance-id", name),
-    }
+/// Where the registry keeps a service's join token.
+fn token_file(tokens: &Path, service: &str) -> PathBuf {
+    tokens.join(service).join("join-token")
 }

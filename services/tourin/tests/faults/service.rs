@@ -52,6 +52,7 @@ impl Service {
         self
     }
 
+    /// For clients of a gateway, and for probes of every service.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }

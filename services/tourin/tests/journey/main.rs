@@ -14,6 +14,8 @@ mod world;
 
 use std::process::Command;
 
+use tourin_chassis::http_client;
+
 use crate::process::{Process, command};
 use crate::read_back::{Engines, Journey, Zipkin, check};
 use crate::world::World;
@@ -50,8 +52,7 @@ async fn a_bookmark_is_one_trace_to_the_trend() {
 #[tokio::test]
 async fn a_zipkin_trace_url_opens_the_local_trace_page() {
     let up = Up::start();
-    let client =
-        reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let client = http_client::client(None).unwrap();
     let get = async |id: &str| {
         client.get(format!("{}/zipkin/traces/{id}", up.operator)).send().await.unwrap()
     };
@@ -83,7 +84,7 @@ async fn the_waterfall_is_shown_in_a_browser() {
 #[tokio::test]
 async fn every_part_shows_its_metrics() {
     let up = Up::start();
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = http_client::client(None).unwrap();
     let text = async |path: &str| {
         let answer = client.get(format!("{}{path}", up.operator)).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())

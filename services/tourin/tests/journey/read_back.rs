@@ -75,7 +75,7 @@ impl Span {
 
 impl Zipkin {
     pub fn at(url: &str) -> Self {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = tourin_chassis::http_client::client(None).unwrap();
         Self { url: url.trim_end_matches('/').to_owned(), http }
     }
 

@@ -16,6 +16,7 @@ mod world;
 use std::io::Write as _;
 
 use tourin_chassis::config::{LogFormat, LogSettings};
+use tourin_chassis::http_client;
 use tourin_chassis::telemetry::memory::{MemoryLimits, MemoryStore};
 use tourin_chassis::telemetry::{self, TelemetrySettings, TraceSettings};
 use tourin_chassis::trace_viewer;
@@ -51,7 +52,7 @@ async fn catalogue_is_taken_in(world: &World) {
     let page = world.get("/api/tour-spots").await;
     let spots: f64 = page.header("x-pagination-total-item").parse().unwrap();
     let url = format!("{}/metrics/recommendation-1", world.operator_url());
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = http_client::client(None).unwrap();
     eventually("the spots are handled", || async {
         let answer = client.get(&url).send().await.map_err(|error| error.to_string())?;
         let text = answer.text().await.map_err(|error| error.to_string())?;

@@ -9,11 +9,17 @@ use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_testbed::eventually;
 
+use crate::peers::Operator;
 use crate::process::{Process, command};
-use crate::world::World;
+use crate::world::{World, access};
 
 async fn mesh() -> Mesh {
-    Mesh::start(UpSettings::ephemeral(), Shutdown::new()).await.expect("the mesh starts")
+    let mut settings = UpSettings::ephemeral();
+    // The audit does not wait for responses: on a busy machine many requests are in flight at once.
+    settings.parts.gateway.max_requests_per_client = 1_024;
+    // They may all be slow there, which is no reason to refuse them.
+    settings.parts.gateway.breaker.breaker_slow_call_ms = 60_000;
+    Mesh::start(settings, Shutdown::new()).await.expect("the mesh starts")
 }
 
 fn settings(mesh: &Mesh) -> AuditSettings {
@@ -21,7 +27,7 @@ fn settings(mesh: &Mesh) -> AuditSettings {
         duration: Duration::from_secs(3),
         rate: 100,
         members: 8,
-        ..AuditSettings::new(mesh.url(), mesh.registry_url(), mesh.data_dir().secret().unwrap())
+        ..AuditSettings::new(mesh.url(), access(mesh))
     }
 }
 
@@ -226,7 +232,7 @@ async fn an_audit_follows_a_mesh_that_is_restarted() {
     .await;
     stop(second).await;
     // Another process takes the registry's port and does not answer.
-    let (_, address) = at_first.split_once("http://").unwrap();
+    let (_, address) = at_first.split_once("https://").unwrap();
     let _taken = std::net::TcpListener::bind(address.trim_end_matches('"')).unwrap();
     let third = up(folder.path(), &listen);
     assert_ne!(registry(), at_first);
@@ -239,22 +245,27 @@ async fn an_audit_follows_a_mesh_that_is_restarted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blocked_start_exits_with_2_and_one_line() {
     let mesh = mesh().await;
-    let secret = mesh.data_dir().secret().unwrap();
+    let operators = access(&mesh).join_token().unwrap();
+    let cores = Operator::of(access(&mesh)).await.token("core", None).await;
+    let (claims, _) = operators.rsplit_once('.').unwrap();
+    let (_, signature) = cores.rsplit_once('.').unwrap();
+    let forged = format!("{claims}.{signature}");
     let (url, registry) = (mesh.url(), mesh.registry_url());
-    let cases: [(&[&str], &str); 5] = [
-        (&["--gateway", &url, "--registry-url", &registry], "--registration-secret"),
-        (&["--gateway", &url, "--rate", "0"], "--rate"),
-        (&["--gateway", &url, "--duration", "20"], "--duration"),
-        (&["--gateway", "http://127.0.0.1:1", "--tries", "1"], "127.0.0.1:1"),
-        (&["--gateway", &url, "--registry-url", &registry], "effects"),
+    let through = ["--gateway", &url, "--registry-url", &registry];
+    let nobody = ["--gateway", "http://127.0.0.1:1", "--registry-url", &registry, "--tries", "1"];
+    let cases: [(&[&str], Option<&str>, &str); 6] = [
+        (&through, None, "--join-token-file"),
+        (&through, Some(&forged), "the registry does not let it join"),
+        (&through, Some(&cores), "the join token is for core"),
+        (&["--gateway", &url, "--rate", "0"], Some(&operators), "--rate"),
+        (&["--gateway", &url, "--duration", "20"], Some(&operators), "--duration"),
+        (&nobody, Some(&operators), "127.0.0.1:1"),
     ];
-    for (number, (arguments, named)) in cases.into_iter().enumerate() {
+    for (arguments, token, named) in cases {
         let mut audit = command("tourin");
         audit.arg("audit").args(arguments);
-        match number {
-            0 => {}
-            4 => drop(audit.args(["--registration-secret", "not-the-secret-of-this-mesh"])),
-            _ => drop(audit.args(["--registration-secret", secret.expose()])),
+        if let Some(token) = token {
+            audit.env("TOURIN_JOIN_TOKEN", token);
         }
         let run = tokio::task::spawn_blocking(move || audit.output().expect("it runs"));
         let output = run.await.unwrap();

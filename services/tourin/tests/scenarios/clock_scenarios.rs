@@ -11,7 +11,6 @@ use tourin_chassis::clock::{Clock as _, ManualClock, SharedClock};
 use tourin_chassis::config::MeshSettings;
 use tourin_chassis::health::Health;
 use tourin_chassis::pruning::CONFIRMING_PASSES;
-use tourin_chassis::secret::Secret;
 use tourin_core::app::accounts::{Created, Credentials};
 use tourin_core::app::bookmarks::{Bookmarks, Placed, Removed};
 use tourin_core::app::passwords::PasswordHash;
@@ -78,7 +77,7 @@ impl Pair {
         let drafts: Vec<_> = (1..=SPOTS).map(draft).collect();
         core.spots().upsert_batch(&drafts, clock.now()).await.unwrap();
 
-        let mesh = MeshSettings::new("http://127.0.0.1:1", Secret::random());
+        let mesh = MeshSettings::new("https://127.0.0.1:1");
         let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let mut known = tourin_recommendation::Settings::new(listen, folder.path(), mesh);
         known.servers = parts.recommendation.servers;

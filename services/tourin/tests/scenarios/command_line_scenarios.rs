@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use tourin_chassis::http_client;
 use tourin_testbed::{contains, equal, eventually, free_address};
 
 use crate::process::{Process, command};
+use crate::world::TIMEOUT;
 
 fn stderr_and_code(arguments: &[&str]) -> (String, Option<i32>) {
     let output = command("tourin").args(arguments).output().expect("it runs");
@@ -20,12 +22,13 @@ fn invalid_arguments_exit_with_2_and_one_line() {
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = held.local_addr().unwrap().to_string();
 
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["up", "--ephemeral", "--listen", &taken], &taken),
         (&["up", "--listen", "nowhere"], "--listen"),
         (&["up", "--listen", "127.0.0.1:0", "--data-dir", file], "--data-dir"),
         (&["up", "--replicas", "recommendation=0"], "recommendation=N"),
         (&["up", "--log-format", "xml"], "--log-format"),
+        (&["up", "--redis-url", "redis://store.example"], "--allow-plaintext"),
         (&["up", "--config", file], "unknown key 'listn'"),
         (&["up", "--config", "/no/such/file"], "/no/such/file"),
     ];
@@ -117,7 +120,7 @@ async fn a_setting_of_a_part_is_one_of_up() {
     let map = get(&format!("http://{address}/api/tour-spots/map?{all}")).await;
     assert_eq!(map.as_array().map(Vec::len), Some(2), "the file's, of core: {map}");
 
-    let client = reqwest::Client::new();
+    let client = client();
     let post = async |path: &str, body: &serde_json::Value| {
         let request = client.post(format!("http://{address}/api/auth/{path}")).json(body);
         request.send().await.expect("an answer")
@@ -139,7 +142,6 @@ fn every_program_warns_of_unknown_variables() {
         let mut command = command(program);
         command
             .args(["--listen", "127.0.0.1:0"])
-            .env("TOURIN_REGISTRATION_SECRET", "a-secret-for-this-scenario")
             .env("TOURIN_ACESS_TOKEN_S", "a-word-of-somebody")
             .env("TOURIN_TESTBED_ANYTHING", "1")
             .env("TOURIN_LOG", "warn");
@@ -147,7 +149,7 @@ fn every_program_warns_of_unknown_variables() {
             "tourin" => {
                 command.arg("--ephemeral");
             }
-            "core" | "recommendation" => {
+            "core" | "recommendation" | "registry" => {
                 command.arg("--data-dir").arg(folder.path().join(program));
             }
             _ => {}
@@ -160,8 +162,12 @@ fn every_program_warns_of_unknown_variables() {
     }
 }
 
+fn client() -> reqwest::Client {
+    http_client::client(TIMEOUT).unwrap()
+}
+
 async fn get(url: &str) -> serde_json::Value {
-    let answer = reqwest::get(url).await.expect("an answer");
+    let answer = client().get(url).send().await.expect("an answer");
     assert!(answer.status().is_success(), "{url}: {}", answer.status());
     answer.json().await.expect("JSON")
 }
@@ -187,7 +193,7 @@ async fn a_route_to_an_absent_service_does_not_stop_the_start() {
 }
 
 async fn status(url: &str) -> u16 {
-    reqwest::get(url).await.expect("an answer").status().as_u16()
+    client().get(url).send().await.expect("an answer").status().as_u16()
 }
 
 #[tokio::test]
@@ -208,7 +214,7 @@ async fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time()
     });
 
     let mut first = up();
-    let request = reqwest::Client::new().post(format!("http://{address}/api/auth/signup"));
+    let request = client().post(format!("http://{address}/api/auth/signup"));
     let answer = request.json(&sign_up).send().await.expect("an answer");
     assert_eq!(answer.status(), 201);
     first.signal("INT");

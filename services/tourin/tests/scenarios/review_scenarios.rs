@@ -1,6 +1,7 @@
 //! Reviews and likes.
 
 use serde_json::{Value, json};
+use tourin_testbed::eventually;
 
 use crate::world::{Member, World};
 
@@ -91,4 +92,43 @@ async fn a_like_counts_once_and_can_be_taken_back() {
     world.put_as(&fan, "/api/tour-spot-reviews/999999/likes", body.clone()).await.expect_error(404);
     world.send(world.request(reqwest::Method::PUT, &path).json(&body)).await.expect_error(401);
     world.put_as(&fan, &path, json!({"userId": "traveller2"})).await.expect_error(422);
+}
+
+/// The built-in table, with a cache on the reviews of a spot.
+fn caching_routes() -> String {
+    let built_in = include_str!("../../../../gateway/routes.toml");
+    let reviews = "path = \"/api/tour-spots/{id}/reviews\"\n";
+    assert_eq!(built_in.matches(reviews).count(), 1);
+    let cache = "cache = { tags = [\"spot:{id}\"], max_age_s = 600, default_age_s = 600 }\n";
+    built_in.replace(reviews, &format!("{reviews}{cache}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_reviews_are_read_anew_once_one_is_written_liked_or_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let routes = folder.path().join("routes.toml");
+    std::fs::write(&routes, caching_routes()).unwrap();
+    let world = World::with(|settings| settings.parts.gateway.routes = Some(routes)).await;
+    let member = world.member("traveller1").await;
+    let spot = world.spots(1).await.remove(0);
+    let reviews = format!("/api/tour-spots/{spot}/reviews");
+    let shows = async |expected: Value| {
+        eventually("the change is shown, and from the cache", || async {
+            let answer = world.get(&reviews).await;
+            let is_hit = answer.header("cache-status") == "tourin; hit";
+            if is_hit && answer.expect(200) == expected { Ok(()) } else { Err(is_hit) }
+        })
+        .await;
+    };
+    shows(json!([])).await;
+
+    let mut review = write(&world, &member, &spot, "좋아요").await;
+    shows(json!([review])).await;
+    let path = format!("/api/tour-spot-reviews/{}", review["id"].as_str().unwrap());
+    let like = json!({"userId": member.id, "liked": true});
+    world.put_as(&member, &format!("{path}/likes"), like).await.expect(200);
+    review["likeCount"] = json!(1);
+    shows(json!([review])).await;
+    world.delete_as(&member, &path).await.expect(204);
+    shows(json!([])).await;
 }

@@ -27,12 +27,13 @@ impl VirtualHost {
         let everything = json!({"configure": ".*", "write": ".*", "read": ".*"});
         let path = format!("permissions/{name}/{user}");
         call_the_broker(Method::PUT, &path, Some(everything)).await;
+        define_users_and_exchanges(name).await;
         Self { name: name.to_owned(), _room: room }
     }
 
-    /// The URL for `--amqp-url`.
-    pub fn url(&self) -> String {
-        let mut url: reqwest::Url = given(Server::Amqp).parse().unwrap();
+    /// The URL for `--amqp-url`, by a URL of the broker, which names the user.
+    pub fn url(&self, broker: &str) -> String {
+        let mut url: reqwest::Url = broker.parse().unwrap();
         url.set_path(&self.name);
         url.into()
     }
@@ -53,13 +54,30 @@ impl Drop for VirtualHost {
     }
 }
 
+/// Gives the users of the services the permissions that they have in `compose.yaml`, and declares its exchanges.
+async fn define_users_and_exchanges(virtual_host: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/rabbitmq/definitions.json");
+    let definitions = std::fs::read_to_string(path).expect("the broker's definitions");
+    let definitions: Value = serde_json::from_str(&definitions).expect("JSON");
+    for permission in definitions["permissions"].as_array().expect("a list") {
+        let user = permission["user"].as_str().expect("a name");
+        let path = format!("permissions/{virtual_host}/{user}");
+        call_the_broker(Method::PUT, &path, Some(permission.clone())).await;
+    }
+    for exchange in definitions["exchanges"].as_array().expect("a list") {
+        let name = exchange["name"].as_str().expect("a name");
+        let path = format!("exchanges/{virtual_host}/{name}");
+        call_the_broker(Method::PUT, &path, Some(exchange.clone())).await;
+    }
+}
+
 async fn call_the_broker(method: Method, path: &str, body: Option<Value>) {
     let api = std::env::var("TOURIN_AMQP_API_URL").unwrap_or_default();
     assert!(
         !api.is_empty(),
         "TOURIN_AMQP_API_URL is not set: run it by deploy/testbed.sh run -- cargo test ..."
     );
-    let client = reqwest::Client::builder().no_proxy().timeout(REQUEST_LIMIT).build().unwrap();
+    let client = tourin_chassis::http_client::client(REQUEST_LIMIT).unwrap();
     let mut request = client.request(method, format!("{api}/api/{path}"));
     if let Some(body) = body {
         request = request.json(&body);

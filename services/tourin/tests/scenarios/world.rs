@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tourin::data_dir::MESH_FILE;
 use tourin::mesh::Mesh;
 use tourin::up::UpSettings;
+use tourin_chassis::config::MeshAccess;
+use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_testbed::{eventually, eventually_within};
 
@@ -130,17 +133,17 @@ impl World {
 
     /// A mesh that is running already.
     pub fn at(url: String) -> Self {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(TIMEOUT)
-            .build()
-            .unwrap();
-        Self { mesh: None, _backends: None, http, url }
+        Self { mesh: None, _backends: None, http: http_client::client(TIMEOUT).unwrap(), url }
     }
 
-    /// The operators' URL of a mesh that this scenario started.
+    /// The mesh that this scenario started.
+    pub fn mesh(&self) -> &Mesh {
+        self.mesh.as_ref().expect("a mesh of its own")
+    }
+
+    /// The operators' URL of that mesh.
     pub fn operator_url(&self) -> String {
-        self.mesh.as_ref().expect("a mesh of its own").operator_url()
+        self.mesh().operator_url()
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
@@ -249,6 +252,15 @@ impl World {
         let path = format!("/api/users/{}/bookmarks", member.id);
         self.post_as(member, &path, json!({"tourSpotId": spot})).await.expect(201);
     }
+}
+
+/// An operator's access to a mesh in this process, by the file that it writes.
+#[allow(dead_code, reason = "most sets of scenarios are about clients")]
+pub fn access(mesh: &Mesh) -> MeshAccess {
+    let text = std::fs::read_to_string(mesh.data_dir().path().join(MESH_FILE)).unwrap();
+    let file: toml::Table = toml::from_str(&text).unwrap();
+    let token = file["join-token"].as_str().expect("a text").parse().unwrap();
+    MeshAccess { join_token: Some(token), ..MeshAccess::new(mesh.registry_url()) }
 }
 
 impl Member {

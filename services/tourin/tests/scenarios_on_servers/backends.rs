@@ -39,7 +39,7 @@ impl Backends {
             format!("--recommendation-redis-prefix={name}:recommendation"),
             format!("--session-redis-prefix={name}:sessions"),
             format!("--mongodb-url={mongodb}"),
-            format!("--amqp-url={}", broker.url()),
+            format!("--amqp-url={}", broker.url(&server("TOURIN_AMQP_URL"))),
         ])
         .unwrap();
         parts.core.database.server.mysql_url = Some(database.url().clone().into());

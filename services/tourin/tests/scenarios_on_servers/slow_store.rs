@@ -8,6 +8,7 @@ use tourin::up::UpSettings;
 use tourin_chassis::shutdown::Shutdown;
 
 use crate::backends::Backends;
+use crate::world::access;
 
 /// Histories are written to MongoDB slowly. Events that are still at the broker when effects are due are
 /// late, and the audit waits for them.
@@ -24,7 +25,7 @@ async fn effects_delayed_by_a_slow_store_are_late_and_not_missing() {
         members: 8,
         settle,
         max_wait: Duration::from_secs(120),
-        ..AuditSettings::new(mesh.url(), mesh.registry_url(), mesh.data_dir().secret().unwrap())
+        ..AuditSettings::new(mesh.url(), access(&mesh))
     };
     let audit = Audit::prepare(audit).await.expect("an audit can begin");
     way.delay(Duration::from_millis(700));

@@ -99,7 +99,8 @@ impl Publishing {
 
     /// Sends a message that no queue takes, without counting it.
     pub(super) async fn probe(&self) -> Result<(), PublishError> {
-        let results = self.send_all(vec![wire::probe()]).await;
+        let probe = wire::probe(&self.settings.prefix)?;
+        let results = self.send_all(vec![probe]).await;
         results.into_iter().next().unwrap_or_else(|| Err(unavailable("the bus gave no result")))
     }
 

@@ -42,7 +42,7 @@ fn durable_queue() -> QueueDeclareOptions {
     QueueDeclareOptions { durable: true, ..Default::default() }
 }
 
-/// The topic exchange of a domain. Publisher and consumer both declare it.
+/// The topic exchange of a domain, as its publisher declares it.
 pub(super) async fn declare_domain(
     connection: &Connection,
     channel: &Channel,
@@ -52,6 +52,25 @@ pub(super) async fn declare_domain(
     let declaring =
         channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable_exchange(), none);
     connection.ask(declaring).await
+}
+
+/// The topic exchange of a domain, as a consumer needs it: declared only if it is missing. So a consumer's user may do
+/// without the permission to configure exchanges of others where these exist.
+async fn require_domain(connection: &Connection, exchange: &str) -> Result<(), BrokerError> {
+    let channel = connection.channel().await?;
+    let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+    let none = FieldTable::default();
+    let looking = channel.exchange_declare(exchange.into(), ExchangeKind::Topic, options, none);
+    match connection.ask(looking).await {
+        Ok(()) => connection.ask(channel.close(200, "OK".into())).await,
+        // The broker has closed the channel.
+        Err(error) if error.is_missing() => {
+            let channel = connection.channel().await?;
+            declare_domain(connection, &channel, exchange).await?;
+            connection.ask(channel.close(200, "OK".into())).await
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The queue of one shard.
@@ -129,7 +148,7 @@ impl Topology {
         self.bind_slots(connection, &channel, &slots).await?;
         for binding in &self.subscription.bindings {
             let domain = format!("{}{}", self.prefix, binding.exchange);
-            declare_domain(connection, &channel, &domain).await?;
+            require_domain(connection, &domain).await?;
             let binding = channel.exchange_bind(
                 slots.as_str().into(),
                 domain.into(),

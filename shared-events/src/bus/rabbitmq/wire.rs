@@ -24,6 +24,9 @@ const BROKERS_OWN: [&str; 5] =
     [DELIVERY_COUNT, "x-acquired-count", "x-death", "x-opt-", "x-stream-"];
 const PERSISTENT: u8 = 2;
 
+/// The exchange of [`probe`], to which nothing is bound.
+const PROBE_EXCHANGE: &str = "probe.ex";
+
 /// The prefix of the headers that a dead letter adds to those of its event.
 const DEAD_LETTER_PREFIX: &str = "x-tourin-dead-";
 
@@ -88,15 +91,16 @@ pub(super) fn properties(
 }
 
 /// A message that no queue takes: the broker confirms and returns it, and keeps nothing.
-pub(super) fn probe() -> Message {
-    Message {
-        // The default exchange routes by queue name; no queue has an empty name.
-        exchange: "".into(),
+///
+/// It goes to an exchange of its own. A user that may write to the default exchange could write into every queue.
+pub(super) fn probe(prefix: &str) -> Result<Message, PublishError> {
+    Ok(Message {
+        exchange: short(format!("{prefix}{PROBE_EXCHANGE}"))?,
         routing_key: "tourin.write-probe".into(),
         body: Bytes::new(),
         properties: BasicProperties::default(),
-        to_domain: false,
-    }
+        to_domain: true,
+    })
 }
 
 /// An event as a message; the exchange is named with `prefix`.

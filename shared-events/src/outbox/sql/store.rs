@@ -140,6 +140,10 @@ impl OutboxStore for Outbox {
         })
     }
 
+    async fn has_pending(&self, count: u64) -> anyhow::Result<bool> {
+        Ok(transaction(|| has_pending(&self.database, count)).await?)
+    }
+
     async fn enforce_bound(&self, max_pending: Option<u64>) -> anyhow::Result<bool> {
         Ok(transaction(|| enforce_bound(&self.database, max_pending)).await?)
     }
@@ -181,25 +185,30 @@ impl OutboxStore for Outbox {
     }
 }
 
-async fn enforce_bound(database: &Database, max_pending: Option<u64>) -> sqlx::Result<bool> {
-    let (gate, last, waiting) = (sql::GATE, sql::LAST, sql::WAITING);
+async fn has_pending(database: &Database, count: u64) -> sqlx::Result<bool> {
+    let (last, waiting) = (sql::LAST, sql::WAITING);
     // An upper bound of the waiting rows: the numbers from the oldest waiting one on. Two index lookups.
-    let select = format!(
-        "SELECT is_full <> 0, ({last}) - (SELECT seq FROM {waiting} ORDER BY seq LIMIT 1) + 1 FROM {gate} WHERE id = 1"
-    );
-    let (full, span): (bool, Option<i64>) =
-        sqlx::query_as(AssertSqlSafe(select)).fetch_one(database.reader()).await?;
-    let now = match max_pending.map(|max| refused_from(max, full)) {
-        Some(bound) if span.is_some_and(|span| unsigned(span) >= bound) => {
-            let select =
-                format!("SELECT COUNT(*) FROM (SELECT 1 FROM {waiting} LIMIT ?) AS waiting");
-            let waiting: i64 = sqlx::query_scalar(AssertSqlSafe(select))
-                .bind(signed(bound))
-                .fetch_one(database.reader())
-                .await?;
-            unsigned(waiting) >= bound
-        }
-        _ => false,
+    let select = format!("SELECT ({last}) - (SELECT seq FROM {waiting} ORDER BY seq LIMIT 1) + 1");
+    let span: Option<i64> =
+        sqlx::query_scalar(AssertSqlSafe(select)).fetch_one(database.reader()).await?;
+    if span.is_none_or(|span| unsigned(span) < count) {
+        return Ok(false);
+    }
+    let select = format!("SELECT COUNT(*) FROM (SELECT 1 FROM {waiting} LIMIT ?) AS waiting");
+    let waiting: i64 = sqlx::query_scalar(AssertSqlSafe(select))
+        .bind(signed(count))
+        .fetch_one(database.reader())
+        .await?;
+    Ok(unsigned(waiting) >= count)
+}
+
+async fn enforce_bound(database: &Database, max_pending: Option<u64>) -> sqlx::Result<bool> {
+    let gate = sql::GATE;
+    let select = format!("SELECT is_full <> 0 FROM {gate} WHERE id = 1");
+    let full: bool = sqlx::query_scalar(AssertSqlSafe(select)).fetch_one(database.reader()).await?;
+    let now = match max_pending {
+        Some(max) => has_pending(database, refused_from(max, full)).await?,
+        None => false,
     };
     if now != full {
         // On MySQL this waits for the transactions that append now.

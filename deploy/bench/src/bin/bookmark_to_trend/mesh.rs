@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -11,6 +12,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use tourin_chassis::http_client;
+use tourin_chassis::peer::OPERATOR;
+use tourin_registry_api::{Joined, Joining};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -18,8 +22,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub struct Mesh {
     pub http: Client,
     pub url: String,
-    pub registry_url: String,
-    pub secret: String,
+    /// This process, as an operator of the mesh.
+    pub operator: Joined,
     process: Child,
     _folder: TempDir,
 }
@@ -61,11 +65,21 @@ impl Mesh {
                 .map(ToOwned::to_owned)
                 .with_context(|| format!("mesh.toml has no {key}"))
         };
+        let (registry_url, token) = (value("registry-url")?, value("join-token")?);
+        let joining = Joining::new(
+            (
+                registry_url.clone(),
+                Arc::new(move || Ok(token.clone())),
+                http_client::registry_client,
+            ),
+            (OPERATOR, "bench"),
+        );
+        let operator =
+            timeout(START_LIMIT, joining.join(None)).await.context("the registry is silent")??;
         Ok(Self {
-            http: Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?,
+            http: http_client::client(Duration::from_secs(10))?,
             url,
-            registry_url: value("registry-url")?,
-            secret: value("registration-secret")?,
+            operator,
             process,
             _folder: folder,
         })

@@ -8,8 +8,7 @@ use anyhow::Context;
 use reqwest::Client;
 use serde_json::Value;
 use tokio::time::sleep;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject};
-use tourin_chassis::secret::Secret;
+use tourin_chassis::http_client;
 
 use crate::mesh::Mesh;
 
@@ -22,7 +21,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 pub struct Watch {
     http: Client,
     url: String,
-    signer: IdentitySigner,
     state: Mutex<State>,
 }
 
@@ -37,15 +35,13 @@ struct State {
 
 impl Watch {
     pub async fn new(mesh: &Mesh, spots: &[String]) -> anyhow::Result<Self> {
-        let listing = format!("{}/v1/instances?service={RECOMMENDATION}", mesh.registry_url);
-        let snapshot: Value =
-            mesh.http.get(listing).send().await?.error_for_status()?.json().await?;
-        let address = snapshot["instances"][0]["address"].as_str().context("an instance")?;
-        let secret: Secret = mesh.secret.parse().map_err(anyhow::Error::msg)?;
+        let snapshot = mesh.operator.registry.list(Some(RECOMMENDATION)).await?;
+        let instance = snapshot.instances.first().context("an instance")?;
+        // An operator may ask for scores.
+        let tls = mesh.operator.workload.client_config(RECOMMENDATION)?;
         let watch = Self {
-            http: mesh.http.clone(),
-            url: format!("http://{address}/internal/trend/scores"),
-            signer: IdentitySigner::new(&secret),
+            http: http_client::mesh_client(tls, Duration::from_secs(10))?,
+            url: format!("{}/internal/trend/scores", instance.base_url()),
             state: Mutex::default(),
         };
         let scores = watch.look(spots).await?;
@@ -82,11 +78,9 @@ impl Watch {
     }
 
     async fn look(&self, spots: &[String]) -> anyhow::Result<HashMap<String, f64>> {
-        let caller = Subject::Service { name: "bench".to_owned() };
         let answer: Value = self
             .http
             .get(format!("{}?ids={}", self.url, spots.join(",")))
-            .header(IDENTITY_HEADER, self.signer.sign(&caller, RECOMMENDATION))
             .send()
             .await?
             .error_for_status()?

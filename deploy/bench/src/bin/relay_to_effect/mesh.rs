@@ -10,7 +10,6 @@ use tourin_bench::processor_time;
 use tourin_chassis::clock::{SharedClock, SystemClock};
 use tourin_chassis::config::MeshSettings;
 use tourin_chassis::health::Health;
-use tourin_chassis::secret::Secret;
 use tourin_recommendation::app::ingest::{Guards, Ingest};
 use tourin_recommendation::servers::Prepared;
 use tourin_recommendation::{consumers, open_stores};
@@ -54,7 +53,7 @@ pub async fn measure(settings: &Settings) -> anyhow::Result<(Figures, u64)> {
 
     // Histories and spots are in an embedded store and not used.
     let folder = tempfile::tempdir()?;
-    let mesh = MeshSettings::new("http://127.0.0.1:1", Secret::random());
+    let mesh = MeshSettings::new("https://127.0.0.1:1");
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let mut service = tourin_recommendation::Settings::new(listen, folder.path(), mesh);
     service.servers.redis_url = Some(settings.redis_url.clone().into());

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tempfile::TempDir;
+use tourin_bench::load::Target;
+use tourin_bench::{free_address, thread_times};
+use tourin_chassis::http_client;
 
-use crate::mesh::Mesh;
+use crate::mesh::Surroundings;
 
 /// How long a server may take to be ready.
 const START: Duration = Duration::from_secs(15);
@@ -61,7 +64,8 @@ pub struct SpanCounts {
 /// A running server; killed when dropped.
 pub struct Server {
     child: Child,
-    pub addr: SocketAddr,
+    /// Where and how it is asked.
+    pub target: Target,
     metrics: String,
     /// Core's data.
     _folder: Option<TempDir>,
@@ -83,46 +87,54 @@ impl Server {
     pub async fn gateway(
         program: &Path,
         case: Case,
-        mesh: &Mesh,
+        around: &Surroundings,
         log: &str,
     ) -> anyhow::Result<Self> {
         let (addr, admin) = (free_address()?, free_address()?);
-        let mut command = command(program, case, mesh, log, addr);
+        let mut command = command((program, "gateway"), case, around, log, addr)?;
         command.args(["--admin-listen", &admin.to_string(), "--gateway-threads", "1"]);
         let metrics = format!("http://{admin}/metrics");
-        Self::start(command, addr, "/readyz", metrics, None).await
+        let target = Target { addr, tls: None };
+        Self::start(command, target, "/readyz", metrics, None).await
     }
 
     /// Starts a core with the built-in catalogue on SQLite, and waits until it answers.
     ///
     /// # Errors
     /// When it does not start in time.
-    pub async fn core(program: &Path, case: Case, mesh: &Mesh, log: &str) -> anyhow::Result<Self> {
+    pub async fn core(
+        program: &Path,
+        case: Case,
+        around: &Surroundings,
+        log: &str,
+    ) -> anyhow::Result<Self> {
         let addr = free_address()?;
         let folder = tempfile::tempdir()?;
-        let mut command = command(program, case, mesh, log, addr);
+        let mut command = command((program, "core"), case, around, log, addr)?;
         command
             .env("TOKIO_WORKER_THREADS", "1")
-            .env("TOURIN_AMQP_URL", &mesh.amqp_url)
-            .args(["--amqp-prefix", &mesh.amqp_prefix])
+            .env("TOURIN_AMQP_URL", &around.amqp_url)
+            .args(["--amqp-prefix", &around.amqp_prefix])
             .arg("--data-dir")
             .arg(folder.path());
         let metrics = format!("http://{addr}/metrics");
-        Self::start(command, addr, "/healthz", metrics, Some(folder)).await
+        let target = Target { addr, tls: Some(around.mesh.as_gateway("core")?) };
+        Self::start(command, target, "/healthz", metrics, Some(folder)).await
     }
 
     async fn start(
         mut command: Command,
-        addr: SocketAddr,
+        target: Target,
         probe: &str,
         metrics: String,
         folder: Option<TempDir>,
     ) -> anyhow::Result<Self> {
         let child = command.spawn().with_context(|| format!("{:?}", command.get_program()))?;
-        let server = Self { child, addr, metrics, _folder: folder };
-        let url = format!("http://{addr}{probe}");
+        // Plain HTTP: this machine may ask for probes without a certificate.
+        let url = format!("http://{}{probe}", target.addr);
+        let server = Self { child, target, metrics, _folder: folder };
         let started = Instant::now();
-        let client = reqwest::Client::builder().no_proxy().build()?;
+        let client = http_client::client(Duration::from_secs(5))?;
         loop {
             let ready = client.get(&url).send().await;
             if ready.is_ok_and(|answer| answer.status().is_success()) {
@@ -139,16 +151,9 @@ impl Server {
     /// Where there is no `/proc/PID/task/*/schedstat`.
     pub fn processor_time(&self) -> anyhow::Result<Used> {
         let mut used = Used::default();
-        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let task = task?.path();
-            let Ok(stat) = std::fs::read_to_string(task.join("schedstat")) else {
-                // It has just ended.
-                continue;
-            };
-            let on_cpu = stat.split(' ').next().context("an empty schedstat")?;
-            let on_cpu = Duration::from_nanos(on_cpu.parse()?);
+        for (thread, on_cpu) in thread_times(self.child.id())? {
             used.all += on_cpu;
-            if std::fs::read_to_string(task.join("comm"))?.trim() == EXPORT_THREAD {
+            if thread == EXPORT_THREAD {
                 used.export += on_cpu;
             }
         }
@@ -160,7 +165,7 @@ impl Server {
     /// # Errors
     /// When the metrics cannot be read.
     pub async fn span_counts(&self) -> anyhow::Result<SpanCounts> {
-        let client = reqwest::Client::builder().no_proxy().build()?;
+        let client = http_client::client(Duration::from_secs(5))?;
         let text = client.get(&self.metrics).send().await?.text().await?;
         let sum = |name: &str| -> u64 {
             let lines = text.lines().filter(|line| line.starts_with(name));
@@ -175,8 +180,14 @@ impl Server {
     }
 }
 
-/// The command with the arguments that all cases share.
-fn command(program: &Path, case: Case, mesh: &Mesh, log: &str, listen: SocketAddr) -> Command {
+/// The command of a program, which is a service, with the arguments that all cases share.
+fn command(
+    (program, service): (&Path, &str),
+    case: Case,
+    around: &Surroundings,
+    log: &str,
+    listen: SocketAddr,
+) -> anyhow::Result<Command> {
     let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("TOURIN_") {
@@ -184,16 +195,16 @@ fn command(program: &Path, case: Case, mesh: &Mesh, log: &str, listen: SocketAdd
         }
     }
     command
-        .env("TOURIN_REGISTRATION_SECRET", mesh.secret.expose())
-        .args(["--registry-url", &mesh.registry_url, "--log", log])
+        .env("TOURIN_JOIN_TOKEN", around.mesh.join_token(service)?)
+        .args(["--registry-url", &around.mesh.registry_url, "--log", log])
         .args(["--listen", &listen.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let collector = match case.exporter {
         Exporter::None => None,
-        Exporter::Up => Some(mesh.collector),
-        Exporter::Dead => Some(mesh.dead),
+        Exporter::Up => Some(around.collector),
+        Exporter::Dead => Some(around.dead),
     };
     if let Some(collector) = collector {
         command.args(["--zipkin-url", &format!("http://{collector}")]);
@@ -202,9 +213,5 @@ fn command(program: &Path, case: Case, mesh: &Mesh, log: &str, listen: SocketAdd
     if !case.keeps_back {
         command.args(["--trace-keep-failed=false", "--trace-slow-ms=0"]);
     }
-    command
-}
-
-fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    Ok(command)
 }

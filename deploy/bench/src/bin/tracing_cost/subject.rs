@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use tourin_chassis::http_client;
-use tourin_chassis::identity::{IDENTITY_HEADER, IdentitySigner, Subject as Caller};
-use tourin_chassis::secret::Secret;
+use tourin_bench::load::{self, Requests};
+use tourin_bench::mesh::Mesh;
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject as Caller};
 
-use crate::load::{self, Requests};
-use crate::mesh::Mesh;
+use crate::mesh::Surroundings;
 use crate::server::{Case, Exporter, Server};
 
 const GATEWAY_CASES: [Case; 9] = [
@@ -96,13 +95,18 @@ impl Subject {
     ///
     /// # Errors
     /// When it does not start.
-    pub async fn start(&self, case: Case, mesh: &Mesh, log: &str) -> anyhow::Result<Server> {
+    pub async fn start(
+        &self,
+        case: Case,
+        around: &Surroundings,
+        log: &str,
+    ) -> anyhow::Result<Server> {
         match self.load {
-            Load::Page => Server::gateway(&self.program, case, mesh, log).await,
-            Load::Search => Server::core(&self.program, case, mesh, log).await,
+            Load::Page => Server::gateway(&self.program, case, around, log).await,
+            Load::Search => Server::core(&self.program, case, around, log).await,
             Load::Bookmark => {
-                let server = Server::core(&self.program, case, mesh, log).await?;
-                sign_up(&server).await?;
+                let server = Server::core(&self.program, case, around, log).await?;
+                sign_up(&server, &around.mesh).await?;
                 Ok(server)
             }
         }
@@ -115,7 +119,7 @@ impl Subject {
     pub async fn requests(
         &self,
         server: &Server,
-        secret: &Secret,
+        mesh: &Mesh,
         connections: usize,
     ) -> anyhow::Result<Vec<Requests>> {
         let all_the_same = |path| vec![Arc::from([load::get(path, "")]); connections];
@@ -124,35 +128,34 @@ impl Subject {
             // Seoul.
             Load::Search => Ok(all_the_same("/api/tour-spots?query=%EC%84%9C%EC%9A%B8")),
             Load::Bookmark => {
-                let spots = spot_ids(server, connections).await?;
-                Ok(spots.iter().map(|spot| bookmark(spot, secret)).collect())
+                let spots = spot_ids(server, mesh, connections).await?;
+                Ok(spots.iter().map(|spot| bookmark(spot, mesh)).collect())
             }
         }
     }
 }
 
-async fn sign_up(server: &Server) -> anyhow::Result<()> {
+async fn sign_up(server: &Server, mesh: &Mesh) -> anyhow::Result<()> {
     let account = json!({
         "id": MEMBER, "password": "sea-breeze1!", "name": "Bench", "email": "bench@example.com",
     });
-    let client = http_client::client(None)?;
-    let url = format!("http://{}/api/auth/signup", server.addr);
-    client.post(url).json(&account).send().await?.error_for_status()?;
+    let url = format!("https://{}/api/auth/signup", server.target.addr);
+    mesh.client("core")?.post(url).json(&account).send().await?.error_for_status()?;
     Ok(())
 }
 
-async fn spot_ids(server: &Server, count: usize) -> anyhow::Result<Vec<String>> {
-    let client = http_client::client(None)?;
-    let url = format!("http://{}/api/tour-spots?pageSize={count}", server.addr);
-    let spots: Value = client.get(url).send().await?.error_for_status()?.json().await?;
+async fn spot_ids(server: &Server, mesh: &Mesh, count: usize) -> anyhow::Result<Vec<String>> {
+    let url = format!("https://{}/api/tour-spots?pageSize={count}", server.target.addr);
+    let spots: Value =
+        mesh.client("core")?.get(url).send().await?.error_for_status()?.json().await?;
     let spots = spots.as_array().context("spots are not a list")?;
     spots.iter().map(|spot| Ok(spot["id"].as_str().context("no id")?.to_owned())).collect()
 }
 
-fn bookmark(spot: &str, secret: &Secret) -> Requests {
+fn bookmark(spot: &str, mesh: &Mesh) -> Requests {
     let caller =
         Caller::Member { id: MEMBER.to_owned(), session: "bench".to_owned(), roles: Vec::new() };
-    let identity = IdentitySigner::new(secret).sign(&caller, "core");
+    let identity = mesh.identity(&caller, "core");
     let identity = identity.to_str().unwrap_or_default();
     let headers = format!("{IDENTITY_HEADER}: {identity}\r\nContent-Type: application/json\r\n");
     let path = format!("/api/users/{MEMBER}/bookmarks");

@@ -1,3 +1,5 @@
+use std::time::SystemTime;
+
 use http::Method;
 
 use super::super::memory::{MemoryLimits, MemoryStore};
@@ -9,7 +11,8 @@ fn service() -> Service {
 }
 
 fn request(service: &Service, headers: &HeaderMap) -> Span {
-    service.server(headers, &HttpRequest::new(&Method::GET, Some("/a")))
+    let asked = HttpRequest::new(&Method::GET, Some("/a"));
+    service.deferred(headers, &asked, SystemTime::now()).handle().handle()
 }
 
 #[test]
@@ -34,13 +37,14 @@ fn parts_follow_what_was_decided_for_the_request_however_they_are_reached() {
         headers.insert(header.0, HeaderValue::from_static(header.1));
         let mut asked = HttpRequest::new(&Method::GET, Some("/a"));
         asked.unsampled = unsampled;
-        let request = service.server(&headers, &asked);
+        let request = service.deferred(&headers, &asked, SystemTime::now());
+        let request = request.handle();
         let direct = request.child("direct");
         let found = {
             let _current = request.enter();
             Span::current().child("found")
         };
-        let recording = [&request, &direct, &found].map(Span::is_recording);
+        let recording = [request, &direct, &found].map(Span::is_recording);
         assert_eq!(recording, [recording[0]; 3]);
         assert_eq!(direct.trace_id(), request.trace_id());
         assert_eq!(found.trace_id(), request.trace_id());

@@ -1,10 +1,12 @@
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method};
 use opentelemetry::trace::{SpanKind, Tracer, TracerProvider};
 
 use super::super::memory::{MemoryLimits, MemoryStore};
-use super::super::{HttpRequest, MAX_EVENTS, Pipeline, Service, Span, TraceSettings};
+use super::super::{
+    DeferredRequest, HttpRequest, MAX_EVENTS, Pipeline, Service, Span, TraceSettings,
+};
 use super::*;
 
 fn start(ratio: f64) -> (Pipeline, MemoryStore) {
@@ -13,8 +15,12 @@ fn start(ratio: f64) -> (Pipeline, MemoryStore) {
     (Pipeline::start(&settings, Some(store.clone())).unwrap(), store)
 }
 
-fn request(service: &Service) -> Span {
-    service.server(&HeaderMap::new(), &HttpRequest::new(&Method::GET, Some("/a")))
+fn asked() -> HttpRequest<'static> {
+    HttpRequest::new(&Method::GET, Some("/a"))
+}
+
+fn request(service: &Service) -> DeferredRequest {
+    service.deferred(&HeaderMap::new(), &asked(), SystemTime::now())
 }
 
 /// A span by code that uses only OpenTelemetry's API.
@@ -27,13 +33,12 @@ fn foreign(pipeline: &Pipeline, parent: &Context, kind: SpanKind) -> Context {
 #[tokio::test]
 async fn a_failed_request_exports_the_spans_of_all_parts() {
     let (pipeline, store) = start(0.0);
-    let request = request(&pipeline.service("core"));
-    let trace = request.trace_id().unwrap();
-    let event = foreign(&pipeline, request.context(), SpanKind::Producer);
+    let mut request = request(&pipeline.service("core"));
+    let trace = request.handle().trace_id().unwrap();
+    let event = foreign(&pipeline, request.handle().context(), SpanKind::Producer);
     assert!(event.span().is_recording() && !event.span().span_context().is_sampled());
     event.span().end();
-    request.set_status(500);
-    drop(request);
+    request.finish(&asked(), Some(500));
     pipeline.flush(Duration::from_secs(5)).await;
     assert_eq!(store.trace(&trace).unwrap().len(), 2);
 }
@@ -101,17 +106,16 @@ async fn changes_to_an_ended_span_are_ignored() {
     for ratio in [1.0, 0.0] {
         let (pipeline, store) = start(ratio);
         let _spans = pipeline.enter();
-        let request = request(&pipeline.service("core"));
-        let trace = request.trace_id().unwrap();
-        let part = request.child("part");
+        let mut request = request(&pipeline.service("core"));
+        let trace = request.handle().trace_id().unwrap();
+        let part = request.handle().child("part");
         let context = part.context().clone();
         context.span().set_attribute(KeyValue::new(names::OUTCOME, "applied"));
         drop(part);
         assert!(!context.span().is_recording());
         context.span().set_attribute(KeyValue::new(names::OUTCOME, "too late"));
         context.span().end();
-        request.set_status(503);
-        drop(request);
+        request.finish(&asked(), Some(503));
         pipeline.flush(Duration::from_secs(5)).await;
         let spans = store.trace(&trace).unwrap();
         assert_eq!(spans.len(), 2, "{ratio}");
@@ -125,9 +129,10 @@ async fn buffered_spans_are_exported_when_the_pipeline_is_dropped() {
     for (ratio, exported) in [(1.0, 2), (0.0, 0)] {
         let (pipeline, store) = start(ratio);
         let spans = pipeline.enter();
-        let request = request(&pipeline.service("core"));
-        let trace = request.trace_id().unwrap();
-        drop(request.child("part"));
+        let mut request = request(&pipeline.service("core"));
+        let trace = request.handle().trace_id().unwrap();
+        drop(request.handle().child("part"));
+        request.finish(&asked(), Some(200));
         let tail = Arc::downgrade(&pipeline.parts.tail.as_ref().unwrap().0);
         drop((request, spans, pipeline));
         assert_eq!(store.trace(&trace).map_or(0, |spans| spans.len()), exported);
@@ -138,7 +143,7 @@ async fn buffered_spans_are_exported_when_the_pipeline_is_dropped() {
 #[tokio::test]
 async fn a_stored_span_is_bounded() {
     let (pipeline, store) = start(1.0);
-    let span = request(&pipeline.service("core"));
+    let span = pipeline.service("core").work("import");
     let trace = span.trace_id().unwrap();
     let outcome = |word| {
         span.context().span().set_attribute(KeyValue::new(names::OUTCOME, word));
@@ -162,8 +167,8 @@ fn without_a_destination_a_callers_sampled_trace_is_passed_on_and_not_recorded()
     let mut headers = HeaderMap::new();
     let caller = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     headers.insert("traceparent", caller.parse().unwrap());
-    let service = pipeline.service("core");
-    let span = service.server(&headers, &HttpRequest::new(&Method::GET, Some("/a")));
+    let request = pipeline.service("core").deferred(&headers, &asked(), SystemTime::now());
+    let span = request.handle();
     assert!(!span.is_recording());
     let sent = span.headers();
     let sent = sent[0].1.to_str().unwrap();

@@ -2,7 +2,6 @@
 
 mod bodies;
 mod sliding;
-mod source;
 
 use std::time::Duration;
 
@@ -25,12 +24,14 @@ use self::bodies::{
     AccountAnswer, DeleteAccount, LogIn, LoggedInAnswer, Reissue, SignUp, TokensAnswer, Typed,
     UpdatePassword, UpdateProfile,
 };
-use self::source::CallSource;
 use super::body::Object;
 use super::openapi::{BodyRefused, QueryRefused, SessionNeeded, TooManyAttempts, Unavailable};
+use super::source::CallSource;
 use super::{AppState, cookies, messages};
 use crate::app::accounts::AccountError;
 use crate::app::attempts;
+use crate::app::client_source::ClientSource;
+use crate::app::fair_queue::Requester;
 use crate::app::passwords::HashingError;
 use crate::app::sessions::{SessionError, TokenPair};
 use crate::domain::account::{Account, MemberId};
@@ -60,10 +61,11 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
 )]
 async fn sign_up(
     State(state): State<AppState>,
+    CallSource(source): CallSource,
     Object(body): Object<SignUp>,
 ) -> Result<(StatusCode, Json<AccountAnswer>), ApiError> {
     let (id, password, name, email) = body.parse()?;
-    let account = state.accounts.sign_up(id, &password, name, email).await?;
+    let account = state.accounts.sign_up(id, &password, name, email, &source).await?;
     Ok((StatusCode::CREATED, Json(account.into())))
 }
 
@@ -71,6 +73,8 @@ async fn sign_up(
 ///
 /// Answers the tokens and sets them as cookies. A call that brought session cookies gets them in new
 /// cookies alone.
+/// The cookie `device` lets this device log in while others guess the
+/// member's password.
 #[utoipa::path(
     post, path = "/api/auth/login", operation_id = "logIn", tag = "auth",
     request_body = LogIn,
@@ -86,14 +90,19 @@ async fn log_in(
     State(state): State<AppState>,
     cookies: SessionCookies,
     CallSource(source): CallSource,
+    headers: HeaderMap,
     Object(body): Object<LogIn>,
 ) -> Result<Response, ApiError> {
-    let opened = state.sessions.log_in(&body.id, &body.password.0, &source).await?;
+    let devices: Vec<_> = cookies::devices(&headers).collect();
+    let opened = state.sessions.log_in(&body.id, &body.password.0, &source, &devices).await?;
     let answer = LoggedInAnswer {
         account: opened.account.into(),
         tokens: TokensAnswer::new(&opened.tokens, cookies.sent),
     };
     let mut response = with_tokens(&state, cookies.names, &opened.tokens, Json(answer));
+    if let Some(device) = &opened.new_device {
+        cookies::set_device(cookies.names, response.headers_mut(), device);
+    }
     name_ended(&state, response.headers_mut(), &opened.ended);
     Ok(response)
 }
@@ -217,12 +226,14 @@ async fn delete_account(
     State(state): State<AppState>,
     caller: MemberCaller,
     cookies: SessionCookies,
+    CallSource(source): CallSource,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let (account, session) = signed_in(&state, &caller).await?;
     let body = read_optional::<DeleteAccount>(&headers, body)?;
-    step_up(&state, &account.id, session, body.password.as_ref(), true).await?;
+    let proof = Proof { password: body.password.as_ref(), session, source };
+    step_up(&state, &account.id, proof, true).await?;
     let ended = state.accounts.delete(&account.id).await?;
     Ok(logged_out(&state, cookies.names, &ended))
 }
@@ -242,12 +253,14 @@ async fn delete_account(
 async fn update_profile(
     State(state): State<AppState>,
     caller: MemberCaller,
+    CallSource(source): CallSource,
     Object(body): Object<UpdateProfile>,
 ) -> Result<Response, ApiError> {
     let (account, session) = signed_in(&state, &caller).await?;
     let change = body.parse()?;
     let is_sensitive = change.email.as_ref().is_some_and(|email| *email != account.email);
-    step_up(&state, &account.id, session, body.password.as_ref(), is_sensitive).await?;
+    let proof = Proof { password: body.password.as_ref(), session, source };
+    step_up(&state, &account.id, proof, is_sensitive).await?;
     let account = state.accounts.update_profile(&account.id, &change).await?;
     Ok(private(Json(AccountAnswer::from(account))))
 }
@@ -272,13 +285,16 @@ async fn update_password(
     State(state): State<AppState>,
     caller: MemberCaller,
     cookies: SessionCookies,
+    CallSource(source): CallSource,
     Object(body): Object<UpdatePassword>,
 ) -> Result<Response, ApiError> {
     let (account, session) = signed_in(&state, &caller).await?;
     let new = bodies::new_password("newPassword", &body.new_password).map_err(ApiError::invalid)?;
     let refresh_token = RefreshToken::random().map_err(ApiError::internal)?;
     let (old, token) = (&body.old_password.0, refresh_token.hash());
-    let ended = state.accounts.update_password(&account.id, session, token, old, &new).await?;
+    let requester = Requester::urgent(source);
+    let change = state.accounts.update_password(&account.id, session, token, old, &new, &requester);
+    let ended = change.await?;
     let mut response = private(StatusCode::NO_CONTENT);
     if cookies.sent {
         match state.sessions.pair_with(&account.id, session, refresh_token).await {
@@ -297,23 +313,32 @@ async fn update_password(
     Ok(response)
 }
 
+/// The password that came with a call, and from where.
+struct Proof<'a> {
+    password: Option<&'a Typed>,
+    session: SessionId,
+    source: ClientSource,
+}
+
 /// Checks the password that came with a sensitive call. It may be left out unless the settings
 /// require it.
 async fn step_up(
     state: &AppState,
     member: &MemberId,
-    session: SessionId,
-    password: Option<&Typed>,
+    proof: Proof<'_>,
     is_sensitive: bool,
 ) -> Result<(), ApiError> {
-    match password {
-        Some(password) => match state.accounts.confirm(member, session, &password.0).await {
-            Ok(_) => Ok(()),
-            Err(AccountError::WrongPassword) => {
-                Err(ApiError::unauthenticated(messages::wrong_password()))
+    match proof.password {
+        Some(Typed(password)) => {
+            let requester = Requester::urgent(proof.source);
+            match state.accounts.confirm(member, proof.session, password, &requester).await {
+                Ok(_) => Ok(()),
+                Err(AccountError::WrongPassword) => {
+                    Err(ApiError::unauthenticated(messages::wrong_password()))
+                }
+                Err(error) => Err(error.into()),
             }
-            Err(error) => Err(error.into()),
-        },
+        }
         None if state.step_up && is_sensitive => {
             Err(ApiError::invalid(messages::password_needed()))
         }
@@ -372,7 +397,7 @@ fn logged_out(state: &AppState, names: CookieNames, ended: &[SessionId]) -> Resp
 }
 
 /// Adds the header that tells the gateway which sessions have ended.
-fn name_ended(state: &AppState, headers: &mut HeaderMap, ended: &[SessionId]) {
+pub(super) fn name_ended(state: &AppState, headers: &mut HeaderMap, ended: &[SessionId]) {
     if ended.is_empty() {
         return;
     }
@@ -409,6 +434,9 @@ impl From<AccountError> for ApiError {
             AccountError::WrongPassword => Self::unauthenticated(messages::wrong_old_password()),
             AccountError::TooManyAttempts(error) => error.into(),
             AccountError::Hashing(error) => error.into(),
+            AccountError::Busy => {
+                Self::unavailable(tourin_chassis::http::messages::busy(), Duration::from_secs(1))
+            }
             AccountError::Store(error) => error.into(),
         }
     }

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use crate::domain::review::MAX_CONTENT_CHARS;
 use crate::domain::search::MAX_QUERY_CHARS;
 use crate::domain::tag::Tag;
-use crate::testing::{TestCore, service};
+use crate::testing::TestCore;
 
 async fn document() -> Value {
     let core = TestCore::start().await;
-    core.call("GET", "/internal/openapi.json", Some(&service()), None).await.json()
+    core.call("GET", "/internal/openapi.json", None, None).await.json()
 }
 
 #[tokio::test]

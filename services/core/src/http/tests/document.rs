@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use super::refused;
 use crate::domain::account::{Email, MemberId, Name};
 use crate::domain::password::Password;
-use crate::testing::{TestCore, claims, service};
+use crate::testing::{TestCore, claims};
 
 async fn document(core: &TestCore) -> Value {
-    let answer = core.call("GET", "/internal/openapi.json", Some(&service()), None).await;
+    let answer = core.call("GET", "/internal/openapi.json", None, None).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     answer.json()
 }
@@ -17,7 +17,7 @@ async fn document(core: &TestCore) -> Value {
 #[tokio::test]
 async fn the_document_is_for_services_and_leaves_internal_calls_out() {
     let core = TestCore::start().await;
-    let stranger = core.call("GET", "/internal/openapi.json", None, None).await;
+    let stranger = core.get_as("recommendation", "/internal/openapi.json").await;
     refused(&stranger, 403, "forbidden", "");
     let document = document(&core).await;
     assert_eq!(document["openapi"], "3.1.0");

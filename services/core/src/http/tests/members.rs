@@ -1,10 +1,16 @@
 //! Members as others see them.
 
-use http::StatusCode;
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::{Request, StatusCode};
 use serde_json::json;
+use tourin_chassis::identity::{IDENTITY_HEADER, Subject};
 
 use super::{answered, refused};
-use crate::testing::TestCore;
+use crate::app::accounts::CONCURRENT_LISTS;
+use crate::app::fair_queue::{MAX_WAITING_PER_CLIENT, Requester};
+use crate::testing::{Answer, TestCore};
 
 #[tokio::test]
 async fn a_member_shows_id_and_name_only() {
@@ -25,7 +31,7 @@ async fn members_are_listed_by_id_in_pages() {
         core.member(id).await;
     }
     let list = |query: &'static str| core.call("GET", query, None, None);
-    let ids = |answer: &crate::testing::Answer| {
+    let ids = |answer: &Answer| {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         let items = answer.json();
         let items = items.as_array().unwrap().iter();
@@ -55,4 +61,48 @@ async fn members_are_listed_by_id_in_pages() {
         let answer = core.call("GET", &format!("/api/users?{bad}"), None, None).await;
         refused(&answer, 422, "invalid", "page");
     }
+}
+
+async fn list_from(core: Arc<TestCore>, address: &'static str) -> Answer {
+    let visitor = Subject::Visitor { pseudonym: format!("anon:{address}") };
+    let request = Request::get("/api/users?query=hana")
+        .header(IDENTITY_HEADER, core.identity(&visitor))
+        .header("x-forwarded-for", address)
+        .body(Body::empty());
+    core.send(request.unwrap()).await
+}
+
+#[tokio::test]
+async fn lists_that_one_client_floods_with_leave_room_for_others() {
+    let core = Arc::new(TestCore::start().await);
+    core.member("hana12345").await;
+    let lists = &core.state.accounts.lists;
+    let mut held = Vec::new();
+    for _ in 0..CONCURRENT_LISTS {
+        held.push(lists.acquire(&Requester::not_urgent("slow")).await.unwrap());
+    }
+    let flood: Vec<_> = (0..MAX_WAITING_PER_CLIENT + 72)
+        .map(|_| tokio::spawn(list_from(Arc::clone(&core), "198.51.100.1")))
+        .collect();
+    let answered = || flood.iter().filter(|list| list.is_finished()).count();
+    while answered() < 72 {
+        tokio::task::yield_now().await;
+    }
+    let other = tokio::spawn(list_from(Arc::clone(&core), "203.0.113.9"));
+    tokio::task::yield_now().await;
+    let answer = core.call("GET", "/api/users/hana12345", None, None).await;
+    assert_eq!(answer.status, StatusCode::OK, "other calls need no permit of lists");
+    drop(held);
+    assert_eq!(other.await.unwrap().status, StatusCode::OK);
+    let answered = answered();
+    let mut refused_lists = 0;
+    for list in flood {
+        let answer = list.await.unwrap();
+        if answer.status != StatusCode::OK {
+            refused(&answer, 503, "unavailable", "limit of concurrent requests");
+            refused_lists += 1;
+        }
+    }
+    assert_eq!(refused_lists, 72, "no more wait");
+    assert!(answered < 72 + MAX_WAITING_PER_CLIENT / 2, "{answered}: it waited for the flood");
 }

@@ -1,8 +1,11 @@
 //! Reviews and likes, and their refusals.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use serde_json::{Value, json};
 use tourin_chassis::identity::Subject;
+use tourin_chassis::shutdown::Shutdown;
 
 use super::spots::with_spots;
 use super::{answered, no_content, refused};
@@ -161,4 +164,33 @@ async fn the_identity_of_a_deleted_account_is_401() {
         let answer = core.call(method, path, Some(&hana), body).await;
         refused(&answer, 401, "unauthenticated", "account");
     }
+}
+
+#[tokio::test]
+async fn gateways_are_told_that_a_like_has_changed_a_spots_reviews() {
+    let core = with_spots().await;
+    let (_, hana) = core.member("hana12345").await;
+    let review = write(&core, &hana, "hana12345", "좋아요").await;
+    let stop = Shutdown::new();
+    let telling = tokio::spawn(Arc::clone(&core.state.invalidations).run(stop.clone()));
+    let path = format!("/api/tour-spot-reviews/{}/likes", review["id"].as_str().unwrap());
+    let like = async |liked: bool| {
+        let body = json!({"userId": "hana12345", "liked": liked});
+        core.call("PUT", &path, Some(&hana), Some(body)).await;
+    };
+    let told = async |after: u64| {
+        let path = format!("/internal/revocations?after={after}&wait_ms=20000");
+        let page = core.call("GET", &path, None, None).await.json();
+        let tags = page["entries"].as_array().unwrap().iter().map(|entry| &entry["invalidate"]);
+        (tags.cloned().collect::<Vec<_>>(), page["next"].as_u64().unwrap())
+    };
+    like(true).await;
+    let (tags, next) = told(0).await;
+    assert_eq!(tags, ["spot:1"]);
+    // Once more changes nothing; the end of the like does.
+    like(true).await;
+    like(false).await;
+    assert_eq!(told(next).await.0, ["spot:1"]);
+    stop.begin();
+    telling.await.unwrap();
 }

@@ -8,23 +8,23 @@ use tourin_chassis::identity::Subject;
 
 use super::sessions::{refresh_token, reissue};
 use super::{no_content, refused};
-use crate::testing::{Answer, TestCore, claims, service, session};
+use crate::testing::{Answer, TestCore, claims, session};
 
 async fn slide(core: &TestCore, of: &Subject) -> Answer {
     let Subject::Member { id, session, .. } = of else { panic!("{of:?} has no session") };
     let body = json!({"member": id, "session": session, "cookies": "plain"});
-    core.call("POST", "/internal/access-tokens", Some(&service()), Some(body)).await
+    core.call("POST", "/internal/access-tokens", None, Some(body)).await
 }
 
 #[tokio::test]
 async fn a_gateway_gets_a_new_access_token_of_an_open_session() {
     let core = TestCore::with(&["--session-cookie-idle-s", "60"]).await;
     let (first, hana) = core.member("hana12345").await;
-    for caller in [None, Some(&hana)] {
-        let body = json!({"member": "hana12345", "session": session(&hana)});
-        let answer = core.call("POST", "/internal/access-tokens", caller, Some(body)).await;
-        refused(&answer, 403, "forbidden", "services");
-    }
+    let body = json!({"member": "hana12345", "session": session(&hana)});
+    let answer = core.call("POST", "/internal/access-tokens", Some(&hana), Some(body)).await;
+    refused(&answer, 403, "forbidden", "services");
+    let answer = core.get_as("recommendation", "/internal/access-tokens").await;
+    refused(&answer, 403, "forbidden", "may not call");
     core.clock.advance(TimeDelta::minutes(20));
     let slid = slide(&core, &hana).await;
     assert_eq!(slid.status, StatusCode::OK, "{slid:?}");
@@ -39,7 +39,7 @@ async fn a_gateway_gets_a_new_access_token_of_an_open_session() {
     // Cookies have the prefix unless the gateway asks for others.
     let Subject::Member { id, session, .. } = &hana else { panic!("{hana:?}") };
     let body = json!({"member": id, "session": session});
-    let prefixed = core.call("POST", "/internal/access-tokens", Some(&service()), Some(body)).await;
+    let prefixed = core.call("POST", "/internal/access-tokens", None, Some(body)).await;
     let set = prefixed.json()["setCookie"].as_str().unwrap().to_owned();
     assert!(set.starts_with("__Host-access_token=") && set.ends_with("; Secure"), "{set}");
     // The call can be repeated and does not use the refresh token.

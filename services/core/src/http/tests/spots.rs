@@ -1,5 +1,6 @@
 //! Tour spots: the list, the map, one spot and its views.
 
+use chrono::TimeDelta;
 use http::StatusCode;
 use serde_json::{Value, json};
 use tourin_chassis::clock::SystemClock;
@@ -8,7 +9,7 @@ use tourin_shared_events::outbox::testing::recorded;
 
 use super::refused;
 use crate::app::import::{Format, Observer, Progress, Rejected, import};
-use crate::testing::{Answer, TestCore, service};
+use crate::testing::{Answer, TestCore};
 
 struct Strict;
 
@@ -266,6 +267,38 @@ async fn a_spot_is_shown_whole() {
     }
 }
 
+/// The events of views so far: the viewer and the spot.
+async fn views(core: &TestCore) -> Vec<(Value, Value)> {
+    core.state.content.views.flush().await.unwrap();
+    let events = recorded(&core.store.outbox()).await.into_iter();
+    let views = events.filter(|(_, event)| event.routing_key == "user.viewTourspot");
+    views
+        .map(|(_, event)| {
+            let data = &event.envelope.data;
+            (data["user_id"].clone(), data["tourspot_id"].clone())
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn one_client_that_reads_all_the_time_makes_one_event_for_each_spot() {
+    let core = with_spots().await;
+    let (_, hana) = core.member("hana12345").await;
+    let visitor = Subject::Visitor { pseudonym: "anon:abc234".into() };
+    for _ in 0..300 {
+        for subject in [&visitor, &hana] {
+            core.call("GET", "/api/tour-spots/1", Some(subject), None).await;
+        }
+    }
+    assert_eq!(views(&core).await.len(), 2);
+    core.clock.advance(TimeDelta::minutes(59));
+    core.call("GET", "/api/tour-spots/1", Some(&visitor), None).await;
+    assert_eq!(views(&core).await.len(), 2);
+    core.clock.advance(TimeDelta::minutes(1));
+    core.call("GET", "/api/tour-spots/1", Some(&visitor), None).await;
+    assert_eq!(views(&core).await.len(), 3, "the trend counts it again");
+}
+
 #[tokio::test]
 async fn a_successful_read_counts_as_a_view_by_the_caller() {
     let core = with_spots().await;
@@ -275,23 +308,13 @@ async fn a_successful_read_counts_as_a_view_by_the_caller() {
         ("GET", "/api/tour-spots/1", Some(&hana)),
         ("GET", "/api/tour-spots/2", Some(&visitor)),
         ("GET", "/api/tour-spots/3", None),
-        ("GET", "/api/tour-spots/3", Some(&service())),
         ("HEAD", "/api/tour-spots/4", Some(&hana)),
         ("GET", "/api/tour-spots/404", Some(&hana)),
         ("GET", "/api/tour-spots", Some(&hana)),
     ] {
         core.call(method, path, subject, None).await;
     }
-    core.state.content.views.flush().await.unwrap();
-    let views: Vec<_> = recorded(&core.store.outbox())
-        .await
-        .into_iter()
-        .filter(|(_, event)| event.routing_key == "user.viewTourspot")
-        .map(|(_, event)| {
-            let data = &event.envelope.data;
-            (data["user_id"].clone(), data["tourspot_id"].clone())
-        })
-        .collect();
+    let views = views(&core).await;
     assert_eq!(views, [(json!("hana12345"), json!("1")), (json!("anon:abc234"), json!("2"))]);
 }
 

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::app::bookmarks::{Bookmarks, Placed, Removed, unbookmarked};
-use crate::app::views::View;
+use crate::app::views::{RecordedViews, View, ViewPolicy};
 use tourin_chassis::clock::ManualClock;
 
 fn use_cases(stores: &Stores) -> (Bookmarks, Arc<ManualClock>) {
@@ -102,8 +102,9 @@ pub(super) async fn views_of_members_who_are_gone_are_left_out(stores: Stores) {
         trace: Default::default(),
     };
     let views = [view(HANA, 1), view(STRANGER, 2), view("anon:abc234", 3), view(HANA, 4)];
-    stores.views.record(&views).await.unwrap();
-    stores.views.record(&[]).await.unwrap();
+    let policy = ViewPolicy::default();
+    stores.views.record(&views, &policy).await.unwrap();
+    stores.views.record(&[], &policy).await.unwrap();
     let seen: Vec<_> = stores.events_of_users().await;
     assert!(seen.iter().all(|(kind, _)| kind == "user.viewTourspot"));
     let who: Vec<_> = seen
@@ -111,4 +112,27 @@ pub(super) async fn views_of_members_who_are_gone_are_left_out(stores: Stores) {
         .map(|(_, data)| (data["user_id"].as_str().unwrap(), data["tourspot_id"].as_str().unwrap()))
         .collect();
     assert_eq!(who, [(HANA, "1"), ("anon:abc234", "3"), (HANA, "4")]);
+}
+
+pub(super) async fn views_are_shed_before_writes_are_refused(stores: Stores) {
+    stores.sign_up(HANA).await;
+    let spots: Vec<_> = (1..=4).map(|id| draft(id, raw("곳", "길 1"))).collect();
+    stores.add(&spots).await;
+    let view = View {
+        user_id: "anon:abc234".to_owned(),
+        spot: SpotId::new(1),
+        at: at(1),
+        trace: Default::default(),
+    };
+    let record = |max_pending| {
+        let policy = ViewPolicy { max_pending, ..ViewPolicy::default() };
+        let (views, view) = (stores.views.clone(), view.clone());
+        async move { views.record(&[view], &policy).await.unwrap() }
+    };
+    assert_eq!(record(5).await, RecordedViews::Committed, "four events of spots wait");
+    assert_eq!(record(5).await, RecordedViews::Shed);
+    assert_eq!(stores.events_of_users().await.len(), 1);
+    let (bookmarks, _) = use_cases(&stores);
+    let placed = bookmarks.place(HANA, SpotId::new(1)).await.unwrap();
+    assert!(matches!(placed, Placed::Placed(_)), "a write is taken meanwhile");
 }

@@ -49,6 +49,7 @@ suite! {
     bookmarks::the_newest_bookmark_is_first_on_pages_without_gaps,
     bookmarks::a_bookmark_needs_a_member_and_a_spot,
     bookmarks::views_of_members_who_are_gone_are_left_out,
+    bookmarks::views_are_shed_before_writes_are_refused,
     reviews::a_review_commits_with_its_event,
     reviews::only_the_author_deletes_a_review_and_its_likes_go_with_it,
     reviews::a_like_counts_once_per_member,

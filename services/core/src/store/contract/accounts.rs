@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::app::accounts::{Changed, PasswordChange};
-use crate::app::sessions::Rotation;
+use crate::app::session_store::Rotation;
 use crate::domain::account::ProfileChange;
 use crate::domain::page::PageRequest;
 use crate::domain::search::SearchText;
@@ -156,7 +156,7 @@ pub(super) async fn a_page_of_members_and_the_total_are_of_one_moment(store: imp
     };
     let looks = async {
         loop {
-            let found = store.members(None, all).await.unwrap();
+            let found = store.members(None, all, 1_000).await.unwrap();
             assert_eq!(found.items.len() as u64, found.total);
             if found.total == 100 {
                 return;
@@ -181,7 +181,7 @@ pub(super) async fn members_are_found_by_part_of_id_or_name(store: impl Ports) {
         let store = &store;
         async move {
             let query = query.and_then(|query| SearchText::new(query).unwrap());
-            let found = store.members(query.as_ref(), request).await.unwrap();
+            let found = store.members(query.as_ref(), request, 1_000).await.unwrap();
             let ids: Vec<_> = found.items.iter().map(|member| member.id.to_string()).collect();
             (ids, found.total)
         }
@@ -218,5 +218,22 @@ pub(super) async fn members_are_found_by_part_of_id_or_name(store: impl Ports) {
     assert_eq!(ids(Some("박민수"), page(1, 10)).await.1, 0, "the name is another one now");
     for syntax in ["\0", "\u{301}", "%", "_", "*", "'", "\"", "OR 1=1", "han%"] {
         assert_eq!(ids(Some(syntax), page(1, 10)).await, (vec![], 0), "{syntax} is text");
+    }
+}
+
+pub(super) async fn a_list_of_members_and_its_total_end_at_their_bound(store: impl Ports) {
+    for n in 0..25 {
+        sign_up(&store, &format!("member{n:02}")).await;
+    }
+    let members = SearchText::new("MEMBER").unwrap();
+    for query in [None, members.as_ref()] {
+        for (number, first, items) in [(1, "member00", 10), (2, "member10", 8), (3, "", 0)] {
+            let request = PageRequest::new(Some(number), Some(10)).unwrap();
+            let page = store.members(query, request, 18).await.unwrap();
+            let first_here = page.items.first().map_or("", |member| member.id.as_str());
+            assert_eq!((first_here, page.items.len(), page.total), (first, items, 18));
+        }
+        let last = PageRequest::new(Some(u64::MAX >> 1), Some(100)).unwrap();
+        assert!(store.members(query, last, 18).await.unwrap().items.is_empty());
     }
 }

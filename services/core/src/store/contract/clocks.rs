@@ -7,7 +7,7 @@ use tourin_chassis::pruning::{CONFIRMING_PASSES, PruneGuard};
 
 use super::sessions::rotate;
 use super::*;
-use crate::app::sessions::Rotation;
+use crate::app::session_store::Rotation;
 
 pub(super) async fn a_clock_that_is_weeks_ahead_for_a_minute_ends_no_session(store: impl Ports) {
     let policy = SessionPolicy::default();

@@ -13,6 +13,7 @@ macro_rules! every_scenario {
             accounts::the_id_of_a_deleted_member_stays_taken,
             accounts::an_id_is_not_taken_while_it_is_deleted,
             accounts::members_are_found_by_part_of_id_or_name,
+            accounts::a_list_of_members_and_its_total_end_at_their_bound,
             sessions::a_session_shows_its_own_member_only,
             sessions::the_oldest_session_makes_room_for_the_newest,
             sessions::logging_in_renews_an_outdated_hash,
@@ -25,6 +26,9 @@ macro_rules! every_scenario {
             sessions::a_pruned_salt_turns_a_repeat_into_a_reuse,
             sessions::of_many_tabs_that_renew_at_once_one_rotates_and_all_agree,
             sessions::the_log_is_read_in_stretches_and_forgets_what_has_expired,
+            sessions::ending_all_of_a_member_ends_no_other_members,
+            sessions::a_canary_is_in_the_log_and_ends_no_session,
+            sessions::an_invalidation_is_in_the_log_and_ends_no_session,
             sessions::a_shorter_token_lifetime_shortens_no_revocation,
             rotation::tokens_older_than_the_remembered_are_unknown,
             clocks::a_clock_that_is_weeks_ahead_for_a_minute_ends_no_session,
@@ -42,6 +46,7 @@ mod mysql_redis;
 mod races;
 mod rotation;
 mod sessions;
+mod signals;
 mod sqlite;
 mod visitor_keys;
 
@@ -51,7 +56,7 @@ use tourin_chassis::pruning::PassLog;
 use crate::app::accounts::{AccountStore, Created, Credentials};
 use crate::app::passwords::PasswordHash;
 use crate::app::revocations::RevocationLog;
-use crate::app::sessions::{OpenSession, Opened, SessionStore};
+use crate::app::session_store::{OpenSession, Opened, SessionStore};
 use crate::domain::account::{Account, Email, MemberId, Name};
 use crate::domain::session::SessionPolicy;
 use crate::domain::token::{RefreshToken, SessionId};

@@ -1,5 +1,7 @@
 //! The suite over MySQL and Redis, on real servers, and scenarios where the two stores disagree.
 
+mod shared;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,17 +19,19 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_shared_events::outbox::Wake;
+use tourin_testbed::{Server, User, given, given_to};
 
 use super::*;
 use super::{accounts, clocks, races, rotation, sessions};
 use crate::app::accounts::{Changed, PasswordChange};
-use crate::app::sessions::Rotation;
+use crate::app::session_store::Rotation;
 use crate::domain::session::SessionTimes;
 use crate::domain::token::Salt;
 use crate::store::Store;
 use crate::store::redis::{PendingRevocations, RedisSessions};
 
-/// A test's own database and prefix, and a connection to Redis that can be cut.
+/// A test's own database and prefix, and a connection to Redis that can be cut. The store has the rights of core's
+/// user at Redis; what is done behind its back has all rights.
 struct TestStores {
     database: TestDatabase,
     url: String,
@@ -39,12 +43,8 @@ struct TestStores {
 
 impl TestStores {
     async fn new() -> Self {
-        let url = std::env::var("TOURIN_REDIS_URL").unwrap_or_default();
-        assert!(
-            !url.is_empty(),
-            "TOURIN_REDIS_URL is not set: run it by deploy/testbed.sh run -- cargo test ..."
-        );
-        let client = redis::Client::open(url.as_str()).unwrap();
+        let url = given_to(User::Core, Server::Redis);
+        let client = redis::Client::open(given(Server::Redis)).unwrap();
         Self {
             database: TestDatabase::create().await,
             server: client.get_connection_info().addr().to_string(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::app::accounts::{Changed, PasswordChange};
-use crate::app::sessions::Rotation;
+use crate::app::session_store::Rotation;
 use crate::domain::token::Salt;
 
 const ROUNDS: i64 = 12;

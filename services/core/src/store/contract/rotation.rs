@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::app::sessions::Rotation;
+use crate::app::session_store::Rotation;
 use crate::domain::session::SessionTimes;
 use crate::domain::token::Salt;
 

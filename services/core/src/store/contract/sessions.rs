@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::app::accounts::PasswordChange;
-use crate::app::sessions::Rotation;
+use crate::app::session_store::Rotation;
 use crate::domain::session::SessionTimes;
 use crate::domain::token::Salt;
 
@@ -195,6 +195,55 @@ pub(super) async fn of_many_tabs_that_renew_at_once_one_rotates_and_all_agree(st
     let outcomes = futures::future::join_all(tabs).await;
     assert_eq!(outcomes.iter().filter(|(rotated, _)| *rotated).count(), 1);
     assert!(outcomes.iter().all(|(_, token)| *token == outcomes[0].1), "one successor for all");
+}
+
+pub(super) async fn ending_all_of_a_member_ends_no_other_members(store: impl Ports) {
+    let policy = SessionPolicy::default();
+    let (hana, minsu) = (sign_up(&store, "hana12345").await, sign_up(&store, "minsu1234").await);
+    let mut expected = Vec::new();
+    for n in 0..3 {
+        expected.push(log_in(&store, &hana, &policy, at(n)).await.id);
+    }
+    let other = log_in(&store, &minsu, &policy, at(3)).await;
+    let mut ended = store.end_all(&hana.account.id, at(700)).await.unwrap();
+    let mut logged = revoked(&store, at(4)).await;
+    for sessions in [&mut expected, &mut ended, &mut logged] {
+        sessions.sort_unstable();
+    }
+    assert_eq!((&ended, &logged), (&expected, &expected));
+    for session in expected {
+        assert!(!is_open(&store, &hana.account.id, session, at(4)).await);
+    }
+    assert!(is_open(&store, &minsu.account.id, other.id, at(4)).await);
+    assert_eq!(store.end_all(&hana.account.id, at(700)).await.unwrap(), []);
+    assert_eq!(store.end_all(&id("nobody123"), at(700)).await.unwrap(), []);
+}
+
+pub(super) async fn a_canary_is_in_the_log_and_ends_no_session(store: impl Ports) {
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &SessionPolicy::default(), at(0)).await;
+    let canary = SessionId::parse("0198c2f1-7a5b-8c3d-9e4f-0123456789ab").unwrap();
+    assert!(canary.is_of_no_session() && !session.id.is_of_no_session());
+    store.append_canary(canary, at(60)).await.unwrap();
+    assert_eq!(revoked(&store, at(0)).await, [canary]);
+    assert!(is_open(&store, &hana.account.id, session.id, at(0)).await);
+    assert_eq!(revoked(&store, at(60)).await, []);
+    assert_eq!(store.prune_expired(at(60)).await.unwrap(), 1);
+}
+
+pub(super) async fn an_invalidation_is_in_the_log_and_ends_no_session(store: impl Ports) {
+    let hana = sign_up(&store, "hana12345").await;
+    let session = log_in(&store, &hana, &SessionPolicy::default(), at(0)).await;
+    let tags = ["spot:42".to_owned(), "spot:7".to_owned()];
+    store.invalidate(&tags, at(60)).await.unwrap();
+    store.end(&hana.account.id, session.id, false, at(60)).await.unwrap();
+    let page = store.page_after(0, 10, at(0)).await.unwrap();
+    let read: Vec<_> = page.entries.iter().map(|entry| entry.invalidates.as_deref()).collect();
+    assert_eq!(read, [Some("spot:42"), Some("spot:7"), None]);
+    assert!(page.entries[..2].iter().all(|entry| entry.session.is_of_no_session()));
+    assert_ne!(page.entries[0].session, page.entries[1].session);
+    assert_eq!(revoked(&store, at(60)).await, [session.id], "as long as its tokens");
+    assert_eq!(store.prune_expired(at(60)).await.unwrap(), 2);
 }
 
 pub(super) async fn the_log_is_read_in_stretches_and_forgets_what_has_expired(store: impl Ports) {

@@ -6,7 +6,7 @@ use tourin_shared_events::outbox::Wake;
 use tourin_shared_events::outbox::testing::recorded;
 
 use super::*;
-use super::{accounts, clocks, races, rotation, sessions, visitor_keys};
+use super::{accounts, clocks, races, rotation, sessions, signals, visitor_keys};
 use crate::store::sqlite::SqliteStore;
 
 async fn store(dir: &tempfile::TempDir) -> SqliteStore {
@@ -28,6 +28,9 @@ every_scenario!(suite);
 suite! {
     visitor_keys::a_days_key_is_one_and_is_gone_the_day_after,
     visitor_keys::a_clock_that_was_years_ahead_leaves_no_key_behind,
+    signals::a_session_is_queued_once_whoever_reads_the_log,
+    signals::a_signal_is_due_again_until_it_is_removed,
+    signals::an_event_is_known_as_long_as_it_could_be_repeated,
 }
 
 suite! {
@@ -73,7 +76,7 @@ async fn a_name_that_an_earlier_version_stored_is_found() {
     sqlx::query("UPDATE members SET name_folded = NULL").execute(store.db.writer()).await.unwrap();
     for query in ["hana 하", "NA 하나"] {
         let query = crate::domain::search::SearchText::new(query).unwrap();
-        let found = store.members(query.as_ref(), Default::default()).await.unwrap();
+        let found = store.members(query.as_ref(), Default::default(), 1_000).await.unwrap();
         assert_eq!(found.total, 1, "{query:?}");
     }
 }

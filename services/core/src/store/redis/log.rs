@@ -7,7 +7,7 @@ use super::operations::time;
 use super::{RedisSessions, malformed};
 use crate::app::StoreError;
 use crate::app::revocations::{Revocation, RevocationPage};
-use crate::app::sessions::PRUNED_PER_PASS;
+use crate::app::session_store::PRUNED_PER_PASS;
 use crate::domain::token::SessionId;
 
 /// A position is an entry's time in milliseconds, and this many bits for its number within the
@@ -50,6 +50,29 @@ impl RedisSessions {
         }
     }
 
+    pub(super) async fn append_canary(
+        &self,
+        canary: SessionId,
+        until: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let mut call = self.call(&self.scripts.canary);
+        call.arg(canary.to_string()).arg(until.timestamp_micros());
+        self.run("canary", &call).await
+    }
+
+    pub(super) async fn invalidate(
+        &self,
+        tags: &[String],
+        until: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let mut call = self.call(&self.scripts.invalidate);
+        call.arg(until.timestamp_micros());
+        for tag in tags {
+            call.arg(SessionId::of_no_session().to_string()).arg(tag);
+        }
+        self.run("invalidate", &call).await
+    }
+
     pub(super) async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
         let mut pruned = 0;
         loop {
@@ -74,6 +97,7 @@ fn read((id, fields): &RawEntry) -> Result<Revocation, StoreError> {
     Ok(Revocation {
         seq: number(id).ok_or_else(|| malformed("a revocation's id"))?,
         session: session.ok_or_else(|| malformed("a revocation's session"))?,
+        invalidates: field("invalidate").map(str::to_owned),
         until: time(until.as_bytes())?,
     })
 }

@@ -12,7 +12,9 @@
 //! | `salt:<id>` | string | derives the current token from the previous one | the grace, and a second |
 //! | `member:<id>` | sorted set | the member's sessions by their start | to the last one's absolute end |
 //! | `epoch:<id>` | string | sessions of the member below it are over | a day after it was raised |
-//! | `revocations` | stream | the sessions ended before their tokens expire | for ever; entries until they expire |
+//! | `failures:<digest>` | string | up to when the failed log-ins of an account or a network are paid for | until then |
+//! | `views` | sorted set | hashes of a viewer and a spot, by when that view last became an event | the trend's window, in bounded number |
+//! | `revocations` | stream | the sessions ended before their tokens expire, and tags of cached responses that are out of date | for ever; entries until they expire |
 //! | `log` | string | the stream's identity | as the stream |
 //! | `probe` | string | nothing: written by the readiness probe | a minute |
 //!
@@ -22,10 +24,12 @@
 //! the server can lose the last second, including log-outs. `maxmemory-policy` must be `noeviction`:
 //! if a revocation is evicted, its session stays valid.
 
+mod attempts;
 mod log;
 mod operations;
 mod pending_revocations;
 mod store;
+mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +68,7 @@ struct Keys {
     base: String,
     stream: String,
     log: String,
+    views: String,
     probe: String,
 }
 
@@ -73,9 +78,15 @@ struct Scripts {
     touch: Script,
     session_of: Script,
     end: Script,
+    end_all: Script,
     settle: Script,
     page: Script,
+    canary: Script,
+    invalidate: Script,
     prune: Script,
+    views: Script,
+    charge: Script,
+    refund: Script,
 }
 
 impl Scripts {
@@ -94,9 +105,15 @@ impl Scripts {
             touch: script!("touch.lua"),
             session_of: script!("session_of.lua"),
             end: script!("end.lua"),
+            end_all: script!("end_all.lua"),
             settle: script!("settle.lua"),
             page: script!("page.lua"),
+            canary: script!("canary.lua"),
+            invalidate: script!("invalidate.lua"),
             prune: script!("prune.lua"),
+            views: Script::new(include_str!("scripts/views.lua")),
+            charge: Script::new(include_str!("scripts/charge.lua")),
+            refund: Script::new(include_str!("scripts/refund.lua")),
         }
     }
 }
@@ -117,6 +134,7 @@ impl RedisSessions {
         let keys = Keys {
             stream: format!("{base}revocations"),
             log: format!("{base}log"),
+            views: format!("{base}views"),
             probe: format!("{base}probe"),
             base,
         };
@@ -127,6 +145,11 @@ impl RedisSessions {
     /// Host and port, without credentials.
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The same, for what goes on without Redis: its failures do not count for readiness.
+    fn best_effort(&self) -> Self {
+        Self { outcomes: Outcomes::default(), ..self.clone() }
     }
 
     /// Waits until the server answers, without limit. Drop the future to stop waiting.

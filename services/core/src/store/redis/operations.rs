@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{RedisSessions, malformed};
 use crate::app::StoreError;
-use crate::app::sessions::{OpenSession, Rotation};
+use crate::app::session_store::{OpenSession, Rotation};
 use crate::domain::account::MemberId;
 use crate::domain::session::{SessionPolicy, SessionTimes};
 use crate::domain::token::{Salt, SessionId, TokenHash};
@@ -145,6 +145,17 @@ impl RedisSessions {
         call.arg(owner.as_str()).arg(id.to_string()).arg(u8::from(everywhere));
         call.arg(revoked_until.timestamp_micros());
         let ended: Vec<String> = self.run("end", &call).await?;
+        sessions(&ended)
+    }
+
+    pub(super) async fn end_all(
+        &self,
+        owner: &MemberId,
+        revoked_until: DateTime<Utc>,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let mut call = self.call(&self.scripts.end_all);
+        call.arg(owner.as_str()).arg(revoked_until.timestamp_micros());
+        let ended: Vec<String> = self.run("end all", &call).await?;
         sessions(&ended)
     }
 

@@ -22,7 +22,7 @@ use super::operations::OpenedAt;
 use crate::app::StoreError;
 use crate::app::accounts::{AccountStore, Changed, Created, Credentials, PasswordChange};
 use crate::app::revocations::{RevocationLog, RevocationPage};
-use crate::app::sessions::{OpenSession, Opened, Rotation, SessionStore};
+use crate::app::session_store::{OpenSession, Opened, Rotation, SessionStore};
 use crate::domain::account::{Account, Member, MemberId, ProfileChange};
 use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::SearchText;
@@ -177,6 +177,14 @@ impl SessionStore for MysqlRedisStore {
         self.redis.end(member, session, everywhere, revoked_until).await
     }
 
+    async fn end_all(
+        &self,
+        member: &MemberId,
+        revoked_until: DateTime<Utc>,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        self.redis.end_all(member, revoked_until).await
+    }
+
     /// Keys in Redis expire, so there is nothing to prune.
     async fn prune(&self, _: &SessionPolicy, _: DateTime<Utc>) -> Result<u64, StoreError> {
         Ok(0)
@@ -192,6 +200,18 @@ impl RevocationLog for MysqlRedisStore {
         now: DateTime<Utc>,
     ) -> Result<RevocationPage, StoreError> {
         self.redis.page_after(after, limit, now).await
+    }
+
+    async fn append_canary(
+        &self,
+        canary: SessionId,
+        until: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        self.redis.append_canary(canary, until).await
+    }
+
+    async fn invalidate(&self, tags: &[String], until: DateTime<Utc>) -> Result<(), StoreError> {
+        self.redis.invalidate(tags, until).await
     }
 
     async fn prune_expired(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
@@ -253,8 +273,9 @@ impl AccountStore for MysqlRedisStore {
         &self,
         query: Option<&SearchText>,
         page: PageRequest,
+        max: u64,
     ) -> Result<Page<Member>, StoreError> {
-        self.mysql.members(query, page).await
+        self.mysql.members(query, page, max).await
     }
 }
 

@@ -18,14 +18,20 @@ use crate::domain::page::{Page, PageRequest};
 use crate::domain::search::{SearchText, fold};
 use crate::domain::token::SessionId;
 
+/// Read from an index that has no more than the list needs, in its order. Text in the middle of a name
+/// cannot be looked up, so a search reads the index until it has found enough.
 macro_rules! matching {
     () => {
-        " FROM members WHERE ? IS NULL OR INSTR(id_folded, ?) > 0 \
-          OR INSTR(COALESCE(name_folded, LOWER(name)), ?) > 0"
+        concat!(
+            " FROM members",
+            by_index!(members_listed),
+            " WHERE ? IS NULL OR INSTR(id_folded, ?) > 0 \
+              OR INSTR(COALESCE(name_folded, LOWER(name)), ?) > 0"
+        )
     };
 }
 const MEMBERS: &str = concat!("SELECT id, name", matching!(), " ORDER BY id LIMIT ? OFFSET ?");
-const COUNT: &str = concat!("SELECT COUNT(*)", matching!());
+const COUNT: &str = concat!("SELECT COUNT(*) FROM (SELECT 1", matching!(), " LIMIT ?) AS listed");
 
 /// What is kept of a deleted member's id: SHA-256 of the id without case.
 fn digest(id: &MemberId) -> [u8; 32] {
@@ -236,31 +242,41 @@ impl AccountStore for Store {
         &self,
         query: Option<&SearchText>,
         page: PageRequest,
+        max: u64,
     ) -> Result<Page<Member>, StoreError> {
+        let left = max.saturating_sub(page.offset());
+        let size = i64::from(page.size()).min(left.cast_signed());
         let query = query.map(SearchText::as_str);
         operation!(self, "search", "accounts", async {
             // One snapshot, so that the total and the page agree.
             let mut snapshot = self.snapshot().await?;
-            let total: i64 = sqlx::query_scalar(COUNT)
-                .bind(query)
-                .bind(query)
-                .bind(query)
-                .fetch_one(&mut *snapshot)
-                .await?;
             let rows: Vec<(String, String)> = sqlx::query_as(MEMBERS)
                 .bind(query)
                 .bind(query)
                 .bind(query)
-                .bind(page.size())
-                .bind(page.offset().cast_signed())
+                .bind(size)
+                // Past the end no row need be read.
+                .bind(if size > 0 { page.offset().cast_signed() } else { 0 })
                 .fetch_all(&mut *snapshot)
                 .await?;
+            let is_last = (rows.len() as i64) < size && (!rows.is_empty() || page.offset() == 0);
+            let total = if is_last {
+                // Counting would read all members once more.
+                page.offset() + rows.len() as u64
+            } else {
+                let counting = sqlx::query_scalar::<_, i64>(COUNT)
+                    .bind(query)
+                    .bind(query)
+                    .bind(query)
+                    .bind(max.cast_signed());
+                counting.fetch_one(&mut *snapshot).await?.unsigned_abs()
+            };
             snapshot.rollback().await?;
             let items = rows
                 .into_iter()
                 .map(|(id, name)| Member { id: MemberId::trusted(id), name: Name::trusted(name) })
                 .collect();
-            Ok(Page { items, total: total.unsigned_abs(), request: page })
+            Ok(Page { items, total, request: page })
         })
     }
 }

@@ -92,6 +92,8 @@ mod reviews;
 mod revocations;
 #[path = "sessions.rs"]
 mod sessions;
+#[path = "signals.rs"]
+mod signals;
 #[path = "spot_rows.rs"]
 mod spot_rows;
 #[path = "spot_writes.rs"]
@@ -170,6 +172,21 @@ const MIGRATIONS: &[Migration] = &[
         version: 8,
         description: "key of the day for visitors",
         sql: include_str!("../../../migrations/mysql/0008_visitor_key.sql"),
+    },
+    Migration {
+        version: 9,
+        description: "members as they are listed",
+        sql: include_str!("../../../migrations/mysql/0009_members_listed.sql"),
+    },
+    Migration {
+        version: 10,
+        description: "shared signals",
+        sql: include_str!("../../../migrations/mysql/0010_signals.sql"),
+    },
+    Migration {
+        version: 11,
+        description: "invalidations of cached responses",
+        sql: include_str!("../../../migrations/mysql/0011_invalidations.sql"),
     },
 ];
 

@@ -13,7 +13,7 @@ use super::revocations::session_id;
 use super::{Connection, MysqlStore, Row, member_content, time};
 use crate::app::StoreError;
 use crate::app::accounts::PasswordChange;
-use crate::app::sessions::OpenSession;
+use crate::app::session_store::OpenSession;
 use crate::domain::account::MemberId;
 use crate::domain::token::{SessionId, TokenHash};
 

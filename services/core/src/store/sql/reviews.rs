@@ -117,14 +117,16 @@ impl ReviewStore for Store {
             if !keep_member(&mut tx, member).await? {
                 return Ok(Liked::NoSuchMember);
             }
-            let exists: Option<i64> =
-                sqlx::query_scalar(concat!("SELECT 1 FROM reviews WHERE id = ?", for_update!()))
-                    .bind(review.number())
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            if exists.is_none() {
+            let spot: Option<i64> = sqlx::query_scalar(concat!(
+                "SELECT spot_id FROM reviews WHERE id = ?",
+                for_update!()
+            ))
+            .bind(review.number())
+            .fetch_optional(&mut *tx)
+            .await?;
+            let Some(spot) = spot else {
                 return Ok(Liked::NoSuchReview);
-            }
+            };
             // The review is locked, so this stays true until the commit.
             let before: Option<i64> = sqlx::query_scalar(
                 "SELECT 1 FROM review_likes WHERE review_id = ? AND user_id = ?",
@@ -134,7 +136,7 @@ impl ReviewStore for Store {
             .fetch_optional(&mut *tx)
             .await?;
             if before.is_some() == liked {
-                return Ok(Liked::Done);
+                return Ok(Liked::Unchanged);
             }
             let change = if liked {
                 "INSERT INTO review_likes (review_id, user_id) VALUES (?, ?)"
@@ -148,7 +150,7 @@ impl ReviewStore for Store {
                 .execute(&mut *tx)
                 .await?;
             tx.commit().await?;
-            Ok(Liked::Done)
+            Ok(Liked::Changed(SpotId::new(spot)))
         })
     }
 

@@ -7,7 +7,7 @@ use tourin_shared_events::mysql::to_micros;
 use super::{Connection, Store, time};
 use crate::app::StoreError;
 use crate::app::revocations::{Revocation, RevocationLog, RevocationPage};
-use crate::app::sessions::PRUNED_PER_PASS;
+use crate::app::session_store::PRUNED_PER_PASS;
 use crate::domain::token::SessionId;
 
 /// Removes sessions with their refresh tokens and appends them to the log, until `until` or until
@@ -32,8 +32,22 @@ pub(super) async fn end_sessions(
         .fetch_optional(&mut *conn)
         .await?;
         sqlx::query("DELETE FROM sessions WHERE id = ?").bind(&id).execute(&mut *conn).await?;
-        ended.push((id, to_micros(until).max(of_tokens.unwrap_or(0))));
+        let until = to_micros(until).max(of_tokens.unwrap_or(0));
+        ended.push(NewEntry { session: id, until, invalidates: None });
     }
+    append(conn, &ended).await
+}
+
+/// An entry of the log before it has a number.
+struct NewEntry<'a> {
+    session: String,
+    /// Microseconds since the epoch.
+    until: i64,
+    invalidates: Option<&'a str>,
+}
+
+/// Appends to the log.
+async fn append(conn: &mut Connection, entries: &[NewEntry<'_>]) -> sqlx::Result<()> {
     // MySQL assigns numbers before the commit. This lock is held until the commit, so entries become visible in
     // the order of their numbers, and a follower that continues from the last number misses none.
     mysql_only!(
@@ -41,10 +55,11 @@ pub(super) async fn end_sessions(
             .execute(&mut *conn)
             .await?
     );
-    for (id, until) in ended {
-        sqlx::query("INSERT INTO revocations (session_id, until) VALUES (?, ?)")
-            .bind(id)
-            .bind(until)
+    for entry in entries {
+        sqlx::query("INSERT INTO revocations (session_id, until, invalidates) VALUES (?, ?, ?)")
+            .bind(&entry.session)
+            .bind(entry.until)
+            .bind(entry.invalidates)
             .execute(&mut *conn)
             .await?;
     }
@@ -72,8 +87,8 @@ impl RevocationLog for Store {
             ))
             .fetch_one(self.db.reader())
             .await?;
-            let rows: Vec<(i64, String, i64)> = sqlx::query_as(
-                "SELECT seq, session_id, until FROM revocations \
+            let rows: Vec<(i64, String, i64, Option<String>)> = sqlx::query_as(
+                "SELECT seq, session_id, until, invalidates FROM revocations \
                  WHERE seq > ? AND until > ? ORDER BY seq LIMIT ?",
             )
             // A number above the database's range is after the end of the log.
@@ -84,16 +99,50 @@ impl RevocationLog for Store {
             .await?;
             let entries = rows
                 .into_iter()
-                .map(|(seq, session, until)| {
+                .map(|(seq, session, until, invalidates)| {
                     Ok(Revocation {
                         seq: seq.unsigned_abs(),
                         session: session_id(&session)?,
+                        invalidates,
                         until: time(until)?,
                     })
                 })
                 .collect::<Result<Vec<_>, StoreError>>()?;
             let next = entries.last().map_or(after, |last| last.seq);
             Ok(RevocationPage { log_id, next, entries })
+        })
+    }
+
+    async fn append_canary(
+        &self,
+        canary: SessionId,
+        until: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        retried!(async {
+            let mut tx = self.db.write().await?;
+            let entry = NewEntry {
+                session: canary.to_string(),
+                until: to_micros(until),
+                invalidates: None,
+            };
+            append(&mut tx, &[entry]).await?;
+            tx.commit().await?;
+            Ok(())
+        })
+    }
+
+    async fn invalidate(&self, tags: &[String], until: DateTime<Utc>) -> Result<(), StoreError> {
+        let entry = |tag| NewEntry {
+            session: SessionId::of_no_session().to_string(),
+            until: to_micros(until),
+            invalidates: Some(tag),
+        };
+        let entries: Vec<_> = tags.iter().map(String::as_str).map(entry).collect();
+        retried!(async {
+            let mut tx = self.db.write().await?;
+            append(&mut tx, &entries).await?;
+            tx.commit().await?;
+            Ok(())
         })
     }
 

@@ -10,7 +10,7 @@ use tourin_shared_events::sqlite::to_micros;
 use super::revocations::{end_sessions, session_id};
 use super::{Connection, Store, time};
 use crate::app::StoreError;
-use crate::app::sessions::{OpenSession, Opened, PRUNED_PER_PASS, Rotation, SessionStore};
+use crate::app::session_store::{OpenSession, Opened, PRUNED_PER_PASS, Rotation, SessionStore};
 use crate::domain::account::{Account, Email, MemberId, Name};
 use crate::domain::session::{SessionPolicy, SessionTimes, TokenState, Verdict};
 use crate::domain::token::{Salt, SessionId, TokenHash};
@@ -423,6 +423,20 @@ impl SessionStore for Store {
                     ended.extend(open.into_iter().filter(|other| *other != session));
                 }
             }
+            end_sessions(&mut tx, &ended, revoked_until).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+    }
+
+    async fn end_all(
+        &self,
+        member: &MemberId,
+        revoked_until: DateTime<Utc>,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        operation!(self, "end all", "sessions", async {
+            let mut tx = self.db.write().await?;
+            let ended = sessions_of(&mut tx, member).await?;
             end_sessions(&mut tx, &ended, revoked_until).await?;
             tx.commit().await?;
             Ok(ended)

@@ -64,6 +64,8 @@ mod reviews;
 mod revocations;
 #[path = "sessions.rs"]
 mod sessions;
+#[path = "signals.rs"]
+mod signals;
 #[path = "spot_rows.rs"]
 mod spot_rows;
 #[path = "spot_writes.rs"]
@@ -141,6 +143,21 @@ const MIGRATIONS: &[Migration] = &[
         version: 9,
         description: "key of the day for visitors",
         sql: include_str!("../../../migrations/sqlite/0009_visitor_key.sql"),
+    },
+    Migration {
+        version: 10,
+        description: "members as they are listed",
+        sql: include_str!("../../../migrations/sqlite/0010_members_listed.sql"),
+    },
+    Migration {
+        version: 11,
+        description: "shared signals",
+        sql: include_str!("../../../migrations/sqlite/0011_signals.sql"),
+    },
+    Migration {
+        version: 12,
+        description: "invalidations of cached responses",
+        sql: include_str!("../../../migrations/sqlite/0012_invalidations.sql"),
     },
 ];
 

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use sqlx::QueryBuilder;
+use tourin_shared_events::outbox::OutboxStore as _;
 
 use super::{Connection, Db, Store, record};
 use crate::app::StoreError;
-use crate::app::views::{View, ViewStore};
+use crate::app::views::{RecordedViews, View, ViewPolicy, ViewStore};
+use crate::store::errors::of_engine;
 
 /// The viewers that have an account, locked (shared) until the transaction ends.
 async fn keep_members(
@@ -29,10 +31,18 @@ async fn keep_members(
 
 #[async_trait]
 impl ViewStore for Store {
-    async fn record(&self, views: &[View]) -> Result<(), StoreError> {
+    async fn record(
+        &self,
+        views: &[View],
+        policy: &ViewPolicy,
+    ) -> Result<RecordedViews, StoreError> {
         let Some(latest) = views.iter().map(|view| view.at).max() else {
-            return Ok(());
+            return Ok(RecordedViews::Committed);
         };
+        let backed_up = self.outbox().has_pending(policy.max_pending).await;
+        if backed_up.map_err(of_engine)? {
+            return Ok(RecordedViews::Shed);
+        }
         let by_members = views.iter().filter(|view| view.is_by_member());
         let viewers: BTreeSet<&str> = by_members.map(|view| view.user_id.as_str()).collect();
         retried!(async {
@@ -46,7 +56,7 @@ impl ViewStore for Store {
             record(&mut tx, &events, latest).await?;
             tx.commit().await?;
             self.committed();
-            Ok(())
+            Ok(RecordedViews::Committed)
         })
     }
 }

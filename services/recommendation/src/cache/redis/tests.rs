@@ -61,7 +61,7 @@ impl Bench {
             super::open(&url, &prefix, TrendRules::default(), clock, &StoreMetrics::default())
                 .unwrap();
         server.prepare().await.unwrap();
-        let client = redis::Client::open(url.expose()).unwrap();
+        let client = redis::Client::open(test_servers::redis_with_all_rights().expose()).unwrap();
         let connection = client.get_multiplexed_async_connection().await.unwrap();
         Self { trend, prefix, connection }
     }

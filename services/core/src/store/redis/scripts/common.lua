@@ -26,6 +26,12 @@ local function revoke_at_least_until(session, until_us)
   end
 end
 
+-- Tells the gateways that a session has ended, or what further fields say.
+local function tell(session, until_us, ...)
+  redis.call('SET', log, new_log, 'NX')
+  redis.call('XADD', stream, 'MAXLEN', '~', 400000, '*', 'session', session, 'until', until_us, ...)
+end
+
 -- Forgets a session and tells the gateways, which remember it until its last token has expired.
 local function finish(session, member, until_us)
   local of_tokens = redis.call('HGET', key('session', session), 'revoke_until')
@@ -33,8 +39,7 @@ local function finish(session, member, until_us)
     until_us = of_tokens
   end
   drop(session, member)
-  redis.call('SET', log, new_log, 'NX')
-  redis.call('XADD', stream, 'MAXLEN', '~', 400000, '*', 'session', session, 'until', until_us)
+  tell(session, until_us)
 end
 
 -- The member's sessions that Redis still has, the newest first.
