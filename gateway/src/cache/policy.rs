@@ -12,13 +12,12 @@ use serde::Deserialize;
 use toml::Spanned;
 use tourin_chassis::http::fields;
 use tourin_chassis::identity::{IDENTITY_HEADER, SESSION_ENDED_HEADER, Subject};
+use tourin_chassis::invalidation::LONGEST_FRESHNESS;
 
 use crate::policy_fields::{FieldError, number};
 
 /// Longest freshness.
 const MAX_AGE_S: u64 = 3_600;
-/// The same for responses with tags: core keeps invalidations for as long, for gateways that are away.
-const MAX_TAGGED_AGE_S: u64 = 600;
 const DEFAULT_MAX_AGE_S: u64 = 60;
 const DEFAULT_BODY_BYTES: u64 = 1 << 20;
 const MAX_BODY_BYTES: u64 = 16 << 20;
@@ -84,7 +83,7 @@ impl RawCache {
                 "cache: only for a route whose GET is \"public\" or \"optional\", and no stream";
             return Err(FieldError { at, reason: reason.to_owned() });
         }
-        let longest = if self.tags.is_empty() { MAX_AGE_S } else { MAX_TAGGED_AGE_S };
+        let longest = if self.tags.is_empty() { MAX_AGE_S } else { LONGEST_FRESHNESS.as_secs() };
         let max_age = number("cache.max_age_s", self.max_age_s.as_ref(), 1..=longest)?;
         let max_age = max_age.unwrap_or(DEFAULT_MAX_AGE_S);
         let default_age = number("cache.default_age_s", self.default_age_s.as_ref(), 1..=max_age)?;

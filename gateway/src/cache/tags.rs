@@ -12,14 +12,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use tourin_chassis::invalidation::EVERYTHING;
 use tourin_chassis::metrics::Counter;
 
 /// Number of epochs: with 10,000 different tags in use an invalidation takes one other tag's responses
 /// along in about half of all cases.
 const EPOCHS: usize = 16_384;
-
-/// The tag that every response has which has one.
-const EVERYTHING: &str = "*";
 
 /// The epochs of all tags. Clones share them.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ pub mod health;
 pub mod http;
 pub mod http_client;
 pub mod identity;
+pub mod invalidation;
 pub mod metrics;
 pub mod peer;
 pub mod process;

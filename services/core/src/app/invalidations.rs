@@ -18,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use moka::sync::Cache;
 use tokio::sync::Notify;
+use tourin_chassis::invalidation::EVERYTHING;
 use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::bus::{MessagingSystem, PublishError, Publisher};
 use tourin_shared_events::events::{
@@ -29,8 +30,6 @@ use super::StoreError;
 use super::revocations::Revocations;
 use crate::domain::spot::SpotId;
 
-/// Gateways take it for every tag.
-const EVERYTHING: &str = "*";
 /// Most tags that wait. More, as an import brings them, become one for everything. A log-out waits for the
 /// transaction that appends them, so it is short.
 const MAX_WAITING: usize = 100;

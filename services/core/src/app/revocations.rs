@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 use tourin_chassis::clock::SharedClock;
+use tourin_chassis::invalidation::LONGEST_FRESHNESS;
 
 use super::StoreError;
 use crate::domain::token::SessionId;
@@ -79,10 +80,6 @@ pub const PAGE_LIMIT: u32 = 1_000;
 /// How long an entry for a gateway's measurement is kept.
 const CANARY_LIFE: TimeDelta = TimeDelta::seconds(60);
 
-/// How long an invalidation is kept, for gateways that are away: the longest time for which they cache a
-/// response that has a tag.
-const INVALIDATION_LIFE: TimeDelta = TimeDelta::minutes(10);
-
 /// How often a waiting follower looks for entries that another process appended.
 const RECHECK: Duration = Duration::from_secs(1);
 
@@ -119,7 +116,7 @@ impl Revocations {
     /// # Errors
     /// [`StoreError`].
     pub async fn invalidate(&self, tags: &[String]) -> Result<(), StoreError> {
-        self.log.invalidate(tags, self.clock.now() + INVALIDATION_LIFE).await?;
+        self.log.invalidate(tags, self.clock.now() + LONGEST_FRESHNESS).await?;
         self.appended();
         Ok(())
     }
