@@ -68,6 +68,7 @@ pub mod tls;
 pub mod traffic;
 pub mod transport;
 mod unserved;
+pub mod upgrade_connector;
 pub mod upstream_tls;
 pub mod upstreams;
 pub mod vary;

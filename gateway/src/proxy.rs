@@ -238,7 +238,7 @@ impl ProxyHttp for Proxy {
         (options.read_timeout, options.write_timeout) = (Some(wait), Some(wait));
         options.idle_timeout = Some(self.limits.idle_timeout);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        stream_opening::prepare(admitted, wait, options);
+        stream_opening::prepare(admitted, wait, &mut peer);
         let counts = self.metrics.upstream(&admitted.route.service);
         ctx.attempts.push(Attempt::begin(trace, member, counts));
         Ok(Box::new(peer))

@@ -1,15 +1,17 @@
 //! The moment when an exchange becomes a stream: its response's head.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use pingora::upstreams::peer::{HttpUpstreamRequestPolicy, PeerOptions};
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 use crate::context::{Admitted, RequestContext};
 use crate::streams::{StreamKind, Upgrade};
+use crate::upgrade_connector::UpgradeConnector;
 use crate::websocket;
 
 /// A deadline that is never reached.
@@ -19,10 +21,15 @@ const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// the response's head.
 ///
 /// A WebSocket's silence is bounded on the client's side, where both directions pass, and the wait for its
-/// handshake's response by the exchange's deadline.
-pub fn prepare(admitted: &Admitted, wait: Duration, options: &mut PeerOptions) {
+/// handshake's response by the exchange's deadline. It has a connection of its own, which is not kept if the
+/// service refuses.
+pub fn prepare(admitted: &Admitted, wait: Duration, peer: &mut HttpPeer) {
     let Some(place) = &admitted.stream else { return };
+    let options = &mut peer.options;
     if admitted.route.streams.upgrade.is_some() {
+        peer.group_key = !peer.group_key;
+        options.custom_l4 = Some(Arc::new(UpgradeConnector));
+        options.idle_timeout = Some(Duration::ZERO);
         (options.read_timeout, options.write_timeout) = (None, None);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
     } else {

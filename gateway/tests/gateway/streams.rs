@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tourin_gateway::Settings;
 use tourin_testbed::eventually;
 
-use crate::harness::websocket::{ACCEPT, BINARY, CLOSE, KEY, TEXT, handshake};
+use crate::harness::websocket::{ACCEPT, BINARY, CLOSE, Frame, KEY, TEXT, handshake};
 use crate::harness::{Http2, Live, Mesh, Service, Site, TestGateway, WebSocket, ask, raw};
 
 const ROUTES: &str = r#"
@@ -129,6 +129,26 @@ async fn a_websocket_passes_both_ways_with_the_callers_identity() {
     .await;
     assert_eq!(gateway.metric(r#"tourin_gateway_streams{kind="websocket"}"#).await, 0.0);
     assert_eq!(live.closes(), [1000]);
+}
+
+#[tokio::test]
+async fn a_websocket_stays_open_however_fast_its_service_answers() {
+    let (_mesh, _core, live, gateway) = streaming(|_| {}).await;
+    for round in 0..200 {
+        let mut socket = WebSocket::connect(gateway.addr, "/api/live", &[]).await;
+        socket.say("hello").await;
+        let frame = socket.receive().await;
+        assert_eq!(frame.as_ref().map(Frame::text), Some("hello"), "round {round}");
+        socket.send(CLOSE, &1000_u16.to_be_bytes()).await;
+        assert_eq!(socket.receive().await.unwrap().status(), 1000);
+    }
+    assert_eq!(live.closes().len(), 200);
+    // A refused handshake leaves no connection that another one could get.
+    for _ in 0..20 {
+        let refused = WebSocket::try_connect(gateway.addr, "/api/live?refuse", &[]).await;
+        assert_eq!(refused.unwrap_err().status, 403);
+    }
+    assert_eq!(live.open(), 0);
 }
 
 #[tokio::test]
