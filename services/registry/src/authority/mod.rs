@@ -373,10 +373,14 @@ fn signers(
         None => folder.roots(&settings.mesh, now)?,
     };
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
+    // Serial numbers of what it signs begin anew, so its name is its own, also among registries that start at
+    // the same moment.
+    let random = key.public_key_raw().first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
     let mut params = lived(now, INTERMEDIATE_LIFE);
-    let name = format!("{} intermediate", settings.mesh);
+    let name = format!("{} intermediate {random:08x}", settings.mesh);
     params.distinguished_name.push(DnType::CommonName, name);
-    params.serial_number = Some(now.unix_timestamp().unsigned_abs().into());
+    let serial = now.unix_timestamp().unsigned_abs() << 32 | u64::from(random);
+    params.serial_number = Some(serial.into());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params.use_authority_key_identifier_extension = true;

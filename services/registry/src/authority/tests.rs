@@ -207,7 +207,14 @@ fn a_restart_keeps_the_root_and_its_peers() {
     let token = mesh.authority.join_token("core", None, MINUTE).unwrap();
     let again = reopened(&mesh).unwrap();
     assert_eq!(again.root().unwrap(), mesh.authority.root().unwrap());
-    // The intermediate is another one.
+    // The intermediate is another one, also by its name: serial numbers are unique below one name.
+    let name = |authority: &Authority| {
+        let der = authority.state().intermediate.chain[0].clone();
+        let text = String::from_utf8_lossy(&der).into_owned();
+        let (_, name) = text.split_once("tourin intermediate ").unwrap();
+        name[..8].to_owned()
+    };
+    assert_ne!(name(&again), name(&mesh.authority));
     assert!(knows(&again.workload("gateway", "a").unwrap(), &before));
     assert!(knows(&before, &again.registry().unwrap()));
     assert_eq!(redeem(&again, &token).unwrap(), "core");
