@@ -118,7 +118,7 @@ async fn a_stop_does_not_wait_for_ever() {
     let start = Instant::now();
     gateway.stop.begin();
     (&mut gateway.running).await.unwrap().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(1), "nothing in flight: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "nothing in flight: {:?}", start.elapsed());
 
     let (_mesh, held, mut gateway) = Mesh::complete().await;
     drop(core);
