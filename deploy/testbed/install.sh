@@ -140,6 +140,9 @@ install_missing() {
     local packages=()
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
     command -v make >/dev/null || packages+=(make)
+    # What deploy/examples/strangler needs, besides Python.
+    command -v openssl >/dev/null || packages+=(openssl)
+    command -v curl >/dev/null || packages+=(curl)
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then packages+=(python3 python3-venv); fi
     # The -core packages are MariaDB's programs without its service.
     if [ -z "${TOURIN_MYSQL_URL:-}" ] && [ "$mysql" = mariadb ]; then

@@ -12,6 +12,7 @@ mod clock_scenarios;
 mod command_line_scenarios;
 mod cookie_scenarios;
 mod description_scenarios;
+mod example_scenarios;
 mod fuzz_scenarios;
 mod gateway_scenarios;
 mod member_scenarios;
