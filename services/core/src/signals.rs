@@ -156,7 +156,7 @@ struct FetchedKeys {
     client: Client,
     url: Url,
     known: RwLock<Arc<Keys>>,
-    /// When the last fetch began. Held during a fetch, for which all wait together.
+    /// When the last fetch began or, when it is over, ended. Held during a fetch, for which all wait together.
     fetched: tokio::sync::Mutex<Option<Instant>>,
 }
 
@@ -204,7 +204,11 @@ impl TransmitterKeys for FetchedKeys {
             return Ok(known);
         }
         *fetched = Some(Instant::now());
-        match self.fetch().await {
+        let outcome = self.fetch().await;
+        // A fetch may time out after as long as the cool-down. From its end on, or each that waits here would begin
+        // another one, and events with a known key wait behind them.
+        *fetched = Some(Instant::now());
+        match outcome {
             Ok(()) => Ok(self.known().get(kid).cloned()),
             // Keys outlast an outage of their server.
             Err(error) if known.is_some() => {

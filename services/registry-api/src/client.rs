@@ -343,20 +343,18 @@ impl RegistryClient {
     }
 
     /// Sends a request to the registry that answered last. The next one is asked at once if that is not there
-    /// (no connection) or cannot serve (503): the request has had no effect. After another failure the next
-    /// call asks the next one.
+    /// (no connection) or cannot serve (503): the request has had no effect. After another failure, also one
+    /// that its caller did not wait for, the next call asks the next one.
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let request = request.build().map_err(|e| unreachable_because(&e))?;
         let mut asked = 1;
         let response = loop {
             let current = self.current.load(Ordering::Relaxed);
-            let attempt = at(&request, &self.bases[current % self.bases.len()]);
-            let attempted = match attempt {
-                Some(attempt) => self.http.execute(attempt).await,
-                None => {
-                    return Err(ClientError::Unreachable("the request is not usable".to_owned()));
-                }
+            let Some(attempt) = at(&request, &self.bases[current % self.bases.len()]) else {
+                return Err(ClientError::Unreachable("the request is not usable".to_owned()));
             };
+            let mut asking = Asking { current: &self.current, asked: current, is_there: false };
+            let attempted = self.http.execute(attempt).await;
             let (is_there, is_unused) = match &attempted {
                 Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
                     (false, true)
@@ -364,13 +362,8 @@ impl RegistryClient {
                 Ok(_) => (true, false),
                 Err(error) => (false, error.is_connect()),
             };
-            if !is_there {
-                // Of several callers that find it gone, one moves on.
-                let next = current.wrapping_add(1);
-                self.current
-                    .compare_exchange(current, next, Ordering::Relaxed, Ordering::Relaxed)
-                    .ok();
-            }
+            asking.is_there = is_there;
+            drop(asking);
             if !is_unused || asked >= self.bases.len() {
                 break attempted.map_err(|e| unreachable_because(&e))?;
             }
@@ -387,6 +380,26 @@ impl RegistryClient {
             StatusCode::CONFLICT => ClientError::Conflict(message),
             other => ClientError::Refused { status: other.as_u16(), code, message },
         })
+    }
+}
+
+/// An attempt at one registry. Calls go to the next one from its end on, unless this one answered. Callers have
+/// time-outs of their own, so a drop before the answer is such an end, too.
+struct Asking<'a> {
+    current: &'a AtomicUsize,
+    asked: usize,
+    is_there: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.is_there {
+            // Of several callers that find it gone, one moves on.
+            let next = self.asked.wrapping_add(1);
+            self.current
+                .compare_exchange(self.asked, next, Ordering::Relaxed, Ordering::Relaxed)
+                .ok();
+        }
     }
 }
 
@@ -475,5 +488,18 @@ mod tests {
         for wrong in ["https://one:8500,", "https://one:8500,http://two:8500", ","] {
             assert!(new(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_hangs_is_left_by_a_caller_that_does_not_wait_for_it() {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        // It takes connections, and says nothing.
+        let hanging = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let urls = format!("https://{},https://two:8500", hanging.local_addr().unwrap());
+        let client = RegistryClient::new(Client::new(), &urls).unwrap();
+        // As a heartbeat does, which has less time than the call.
+        let given_up = Duration::from_millis(50);
+        assert!(tokio::time::timeout(given_up, client.renew("core", "a")).await.is_err());
+        assert_eq!(client.url(), "https://two:8500");
     }
 }

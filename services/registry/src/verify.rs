@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tourin_chassis::peer::Peer;
+use tourin_chassis::peer::{GATEWAY, Peer};
 use tourin_registry_api::{ADMIN_ADDRESS, Instance, Workload};
 
 use crate::app::ports::Verifier;
@@ -21,8 +21,8 @@ const LIMIT: Duration = Duration::from_millis(800);
 /// Verifications at the same time. Who waits longer than [`LIMIT`] is refused, and comes again.
 const AT_ONCE: usize = 32;
 
-/// Connects by TCP to the address of an instance, and by mTLS to where it shows its certificate: there, or at
-/// its operators' listener if it has one (a gateway, whose clients have no certificates). It sends no request.
+/// Connects by TCP to the address of an instance, and by mTLS to where it shows its certificate: there, or, for a
+/// gateway, whose clients have no certificates, at its operators' listener. It sends no request.
 #[derive(Debug)]
 pub(crate) struct TlsVerifier {
     own: Workload,
@@ -38,7 +38,8 @@ impl TlsVerifier {
         let _slot = self.slots.acquire().await?;
         let at = instance.address;
         let stream = TcpStream::connect(at).await.context("no connection")?;
-        let admin = instance.metadata.get(ADMIN_ADDRESS);
+        // Another service that could show its certificate elsewhere could register any address.
+        let admin = instance.metadata.get(ADMIN_ADDRESS).filter(|_| instance.service == GATEWAY);
         let stream = match admin {
             None => stream,
             Some(admin) => {

@@ -307,7 +307,6 @@ impl Views {
     }
 }
 
-/// The error and its causes, in one line.
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};

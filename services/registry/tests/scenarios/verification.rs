@@ -53,6 +53,11 @@ async fn one_that_others_would_not_find_takes_no_traffic_until_they_would() {
         assert_eq!(code, codes::UNVERIFIED);
         assert!(message.contains(reason) && message.contains(&address.to_string()), "{message}");
     }
+    // A gateway alone may show its certificate elsewhere.
+    let own = service(&registry.workload("core", "a")).await;
+    let elsewhere = at("a", silent).with_metadata(ADMIN_ADDRESS, own.to_string());
+    let refused = registry.client("a").register(&elsewhere, LEASE * 100).await;
+    assert!(matches!(refused, Err(ClientError::Refused { status: 422, .. })), "{refused:?}");
     assert!(registry.list().await.instances.is_empty());
 
     // It keeps trying, and is registered once it is there.
