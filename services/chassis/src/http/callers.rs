@@ -91,12 +91,12 @@ impl<'a> Caller<'a> {
 
 /// [`admit`]'s state.
 #[derive(Clone)]
-pub(super) struct Gate {
+pub(super) struct AdmissionFilter {
     admission: Admission,
     refused: CounterBy,
 }
 
-impl Gate {
+impl AdmissionFilter {
     pub(super) fn new(admission: Admission, metrics: &Metrics) -> Self {
         let refused = metrics.counter_by(
             "tourin_peer_refused",
@@ -125,22 +125,26 @@ impl Gate {
 
 /// Answers 403 unless the table has the peer; then removes the identity header and puts the verified
 /// subject into the request's extensions.
-pub(super) async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+pub(super) async fn admit(
+    State(filter): State<AdmissionFilter>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let peer = request.extensions().get::<Arc<Peer>>().cloned();
-    if !gate.admission.admits(&Caller::of(&request), request.uri().path()) {
+    if !filter.admission.admits(&Caller::of(&request), request.uri().path()) {
         let message = match peer {
             Some(_) => "the peer's service may not call this path",
             None => "this call needs a certificate of the mesh",
         };
-        return gate.refuse(&request, message);
+        return filter.refuse(&request, message);
     }
     if let Some(value) = request.headers_mut().remove(IDENTITY_HEADER) {
         let gateway = peer.as_ref().filter(|peer| peer.service == GATEWAY);
         let Some(gateway) = gateway else {
-            return gate.refuse(&request, "only the gateway may bring the identity of a caller");
+            return filter.refuse(&request, "only the gateway may bring the identity of a caller");
         };
-        let Some(subject) = gate.admission.verifier.verify(&value, gateway) else {
-            return gate.refuse(&request, "the identity of the caller is not valid");
+        let Some(subject) = filter.admission.verifier.verify(&value, gateway) else {
+            return filter.refuse(&request, "the identity of the caller is not valid");
         };
         request.extensions_mut().insert(subject);
     }

@@ -2,6 +2,8 @@
 //!
 //! A peer that connects and says nothing costs a connection and no more than that. Beyond the bound the
 //! oldest handshake ends: a real one takes milliseconds, so the one that waits longest is the least likely to be one.
+//! The connection of a client without a certificate of the mesh stays within the same bounds after its handshake,
+//! or anybody could hold as many as there are file descriptors. Its one purpose is to join, by a single call.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,8 +69,8 @@ impl Handshakes {
 }
 
 impl Handshake {
-    /// Does it within its bounds.
-    pub async fn run<T>(self, handshake: impl Future<Output = T>) -> Result<T, Cut> {
+    /// Does a part of it within the bounds.
+    pub async fn run<T>(&self, handshake: impl Future<Output = T>) -> Result<T, Cut> {
         tokio::select! {
             done = tokio::time::timeout(TIMEOUT, handshake) => done.map_err(|_| Cut::TooSlow),
             () = self.end.cancelled() => Err(Cut::TooMany),
@@ -96,6 +98,7 @@ mod tests {
         let (began, slow) = (Instant::now(), handshakes.begin());
         assert_eq!(slow.run(pending::<()>()).await, Err(Cut::TooSlow));
         assert_eq!(began.elapsed(), TIMEOUT);
+        drop(slow);
 
         let (first, second) = (handshakes.begin(), handshakes.begin());
         let third = handshakes.begin();
@@ -104,8 +107,10 @@ mod tests {
         assert_eq!(began.elapsed(), Duration::ZERO);
         // One that is over makes room.
         assert_eq!(second.run(ready(7)).await, Ok(7));
+        drop(second);
         let _fourth = handshakes.begin();
         assert_eq!(third.run(ready(8)).await, Ok(8));
+        drop(third);
         assert_eq!(handshakes.open().ends.len(), 1);
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::callers::{Admission, Gate, admit};
+use super::callers::{Admission, AdmissionFilter, admit};
 use super::error::localize_error;
 use super::observe::{Observer, answer_panic, observe, read_log_filter, set_log_filter};
 use super::operators::no_sniffing;
@@ -49,7 +49,8 @@ pub struct HttpLimits {
     /// connection. Default 60 s: longer than the gateway keeps an idle connection, so that the
     /// gateway closes it first.
     pub header_read_timeout_ms: u64,
-    /// TLS handshakes at once at one listener. One more ends the oldest. Default 512.
+    /// TLS handshakes at once at one listener, and connections of clients without a certificate of the mesh,
+    /// which have five seconds as well. One more ends the oldest. Default 512.
     pub handshakes: usize,
 }
 
@@ -97,7 +98,7 @@ pub fn observed_router(
         .route("/healthz", get(alive))
         .route("/readyz", get(readiness).with_state(health))
         .merge(metrics.router());
-    let gate = Gate::new(admission, &metrics);
+    let filter = AdmissionFilter::new(admission, &metrics);
     let in_flight = metrics.gauge("tourin_http_requests_in_flight", "Requests being answered");
     let observer = Observer { service, metrics, in_flight };
     router
@@ -111,13 +112,13 @@ pub fn observed_router(
                 .layer(from_fn(localize_error))
                 .layer(from_fn_with_state(observer, observe))
                 .layer(CatchPanicLayer::custom(answer_panic))
-                .layer(from_fn_with_state(gate.clone(), admit))
+                .layer(from_fn_with_state(filter.clone(), admit))
                 .layer(from_fn_with_state(bounds, limit_time_and_body))
                 // After the body: a permit is for work, not for waiting on a client.
                 .layer(from_fn_with_state(permits, limit_concurrency))
                 .layer(DefaultBodyLimit::max(limits.body_bytes)),
         )
-        .merge(probes.layer(from_fn_with_state(gate, admit)))
+        .merge(probes.layer(from_fn_with_state(filter, admit)))
         .layer(map_response(no_sniffing))
 }
 
@@ -134,7 +135,7 @@ pub fn operators_router(metrics: &Metrics) -> Router {
 
 /// `router` for the peers that `admission` admits. Refusals are counted in `metrics`.
 pub fn admitted(router: Router, admission: Admission, metrics: &Metrics) -> Router {
-    router.layer(from_fn_with_state(Gate::new(admission, metrics), admit))
+    router.layer(from_fn_with_state(AdmissionFilter::new(admission, metrics), admit))
 }
 
 async fn alive() -> axum::Json<serde_json::Value> {

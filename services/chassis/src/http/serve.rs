@@ -183,11 +183,19 @@ impl Connection {
             () = stop.begun() => return,
         };
         match begun {
-            Ok(Ok(Begun::Plain(stream))) => self.serve(stream).await,
+            Ok(Ok(Begun::Plain(stream))) => {
+                drop(handshake);
+                self.serve(stream).await;
+            }
             Ok(Ok(Begun::Tls(stream))) => {
                 self.service.peer = peer(&stream).filter(|peer| *peer.mesh == *mesh).map(Arc::new);
                 self.service.is_plain = false;
-                self.serve(stream).await;
+                if self.service.peer.is_some() {
+                    drop(handshake);
+                    self.serve(stream).await;
+                } else if let Err(error) = handshake.run(self.serve(stream)).await {
+                    tracing::debug!(%address, %error, "a connection without a certificate is cut");
+                }
             }
             Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS connection"),
             Err(error) => tracing::debug!(%address, %error, "no TLS connection"),

@@ -27,7 +27,10 @@ pub(super) async fn issue(
 ) -> Result<Json<IssuedCertificate>, ApiError> {
     let is_renewal = peer.is_some();
     let (service, instance) = match peer {
-        Some(axum::Extension(peer)) => (peer.service.clone(), peer.instance.clone()),
+        Some(axum::Extension(peer)) => {
+            Authority::check_request(&request.csr).map_err(not_understood)?;
+            (peer.service.clone(), peer.instance.clone())
+        }
         None => {
             limits::instance_id(&request.instance).map_err(invalid)?;
             let token = fields::bearer_tokens(&headers).next().ok_or_else(|| {
@@ -35,43 +38,44 @@ pub(super) async fn issue(
                     "this call needs a certificate of the mesh, or Authorization: Bearer <join token>",
                 ))
             })?;
+            // Who has no token has nothing parsed.
+            let claims = authority.check_token(token).map_err(refused)?;
             // Before a use is counted.
             let digest = Authority::digest_of_request(&request.csr, &request.instance);
             let digest = digest.map_err(not_understood)?;
-            let claims = redeem(&authority, &*uses, (token, &digest)).await;
-            let claims = claims.map_err(|error| match error {
-                JoinRefused::Failed(_) => {
-                    ApiError::unavailable(english(error), Duration::from_secs(1))
-                }
-                error @ JoinRefused::Invalid => {
-                    ApiError::unauthenticated(english(error)).coded(codes::JOIN_TOKEN_INVALID)
-                }
-                error @ JoinRefused::UsedUp => {
-                    ApiError::unauthenticated(english(error)).coded(codes::JOIN_TOKEN_USED_UP)
-                }
-            })?;
+            count_use(&*uses, &claims, &digest).await.map_err(refused)?;
             (claims.sub, request.instance)
         }
     };
-    Authority::check_request(&request.csr).map_err(not_understood)?;
     let issued =
         authority.issue(&request.csr, (&service, &instance)).map_err(ApiError::internal)?;
     tracing::info!(service, instance, is_renewal, "certificate issued");
     Ok(Json(issued))
 }
 
-/// Checks a join token and counts its use by a request, if its uses are limited.
-async fn redeem(
-    authority: &Authority,
+/// Counts the use of a join token by a request, if its uses are limited.
+async fn count_use(
     uses: &dyn TokenUses,
-    (token, request): (&str, &str),
-) -> Result<JoinClaims, JoinRefused> {
-    let claims = authority.check_token(token)?;
-    let Some(limit) = claims.uses else { return Ok(claims) };
-    match uses.count(&claims, limit, request).await {
-        Ok(true) => Ok(claims),
+    claims: &JoinClaims,
+    request: &str,
+) -> Result<(), JoinRefused> {
+    let Some(limit) = claims.uses else { return Ok(()) };
+    match uses.count(claims, limit, request).await {
+        Ok(true) => Ok(()),
         Ok(false) => Err(JoinRefused::UsedUp),
         Err(error) => Err(JoinRefused::Failed(error.to_string())),
+    }
+}
+
+fn refused(error: JoinRefused) -> ApiError {
+    match error {
+        JoinRefused::Failed(_) => ApiError::unavailable(english(error), Duration::from_secs(1)),
+        JoinRefused::Invalid => {
+            ApiError::unauthenticated(english(error)).coded(codes::JOIN_TOKEN_INVALID)
+        }
+        JoinRefused::UsedUp => {
+            ApiError::unauthenticated(english(error)).coded(codes::JOIN_TOKEN_USED_UP)
+        }
     }
 }
 

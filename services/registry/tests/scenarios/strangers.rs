@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 use tourin_chassis::peer::Peer;
 use tourin_registry_api::wire::{
     CertificateRequest, JoinTokenRequest, LeaveRequest, OverrideRequest, codes,
@@ -85,6 +87,15 @@ async fn without_a_certificate_nothing_can_be_read_or_changed() {
     let (status, said) = outcome(asked.json(&certificate_request("a"))).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     assert!(said["message"].as_str().is_some_and(|text| text.contains("join token")), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_that_does_not_go_on_after_its_handshake_is_cut() {
+    let registry = Running::start().await;
+    let mut silent = registry.connection_of_a_stranger().await;
+    // A peer could stay for a minute.
+    let read = timeout(TIMEOUT, silent.read(&mut [0])).await.expect("the connection ends");
+    assert!(!matches!(read, Ok(1)), "{read:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, Response};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tourin_chassis::http_client;
 use tourin_chassis::shutdown::Shutdown;
@@ -24,6 +27,8 @@ pub use tourin_testbed::Proxy;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
 pub const LEASE: Duration = Duration::from_millis(800);
+/// The name in a registry's certificate.
+const NAME: &str = "registry.tourin";
 
 /// Where a registry runs, and its data. One that is started there again is the same to its peers.
 #[derive(Clone)]
@@ -118,20 +123,29 @@ impl Running {
     /// An HTTP client without a certificate that trusts the mesh's root, and the URL at which it finds
     /// this registry: it verifies the name.
     pub fn stranger(&self) -> (Client, String) {
+        let client = Client::builder().tls_backend_preconfigured(self.tls_of_a_stranger());
+        let client = client.no_proxy().resolve(NAME, self.addr).build().unwrap();
+        (client, format!("https://{NAME}:{}", self.addr.port()))
+    }
+
+    /// A connection of such a client, whose handshake is over.
+    pub async fn connection_of_a_stranger(&self) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        let connector = TlsConnector::from(Arc::new(self.tls_of_a_stranger()));
+        connector.connect(NAME.try_into().unwrap(), stream).await.unwrap()
+    }
+
+    fn tls_of_a_stranger(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         for root in self.workload("core", "root").roots() {
             roots.add(root).unwrap();
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
+        ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = "registry.tourin";
-        let client = Client::builder().tls_backend_preconfigured(tls).no_proxy();
-        let client = client.resolve(name, self.addr).build().unwrap();
-        (client, format!("https://{name}:{}", self.addr.port()))
+            .with_no_client_auth()
     }
 
     /// Joins as an instance of `service`.

@@ -1,8 +1,9 @@
 //! The instances of several registries that share a Redis 7: each serves everything.
 //!
 //! Every change is one script, which numbers it and appends it to a stream. Each registry follows the stream
-//! ([`replica`]) and answers reads and watches from what it has read, also while Redis is away. So versions
-//! grow over all registries, and a watch is resumed at any of them. Leases are measured by Redis's clock; one
+//! ([`replica`]) and answers reads and open watches from what it has read, also while Redis is away. A watcher
+//! that acknowledges is let in by Redis alone: a departure at another registry waits for it from then on. So
+//! versions grow over all registries, and a watch is resumed at any of them. Leases are measured by Redis's clock; one
 //! counts only time in which some registry swept.
 //!
 //! Every key begins with `{PREFIX}:`, where `PREFIX` is a setting, so all are in one slot of a cluster:
