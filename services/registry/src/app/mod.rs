@@ -242,9 +242,11 @@ impl Discovery {
         for service in &unprotected {
             warn!(service, "leases count again");
         }
-        let is_protected = !self.store.snapshot(None).protected.is_empty();
-        let kept =
-            if is_protected { kept(&self.store.leases(None).await?) } else { BTreeMap::new() };
+        let kept = if self.store.is_protecting() {
+            kept(&self.store.leases(None).await?)
+        } else {
+            BTreeMap::new()
+        };
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
         Ok(())
     }

@@ -85,6 +85,9 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Whether this registry knows the instances. What it shows before that is not to be believed.
     fn ready(&self) -> Result<(), Unavailable>;
 
+    /// Whether ended leases of some service are kept.
+    fn is_protecting(&self) -> bool;
+
     /// The instances as this registry shows them.
     fn snapshot(&self, service: Option<&str>) -> Snapshot;
 

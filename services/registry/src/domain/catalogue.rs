@@ -267,6 +267,11 @@ impl Catalogue {
             return;
         }
         self.unprotected_until.retain(|_, until| *until > now);
+        // Nearly always: each renewal comes by here, and the verdict's list of all leases costs much more.
+        let none_ended = self.leases.values().all(|lease| lease.ends_at > now);
+        if none_ended && self.view.protected().is_empty() {
+            return;
+        }
         let leases = self.leases.iter().map(|(key, lease)| LeaseState {
             key: key.clone(),
             left: lease.ends_at - now,

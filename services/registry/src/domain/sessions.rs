@@ -71,9 +71,11 @@ impl Sessions {
     pub fn join(&mut self, kind: WatcherKind<'_>, peer: &str) -> Result<Session, TooManyWatchers> {
         let replaces = matches!(kind, WatcherKind::Named(name) if self.named.contains_key(name));
         let WatcherLimits { watchers, per_peer } = self.limits;
-        // The connection of a replaced watch is still open.
+        // The connection of a replaced watch is still open: for a moment or, if its client does not read, for
+        // as long as that likes.
         let of_peer = self.by_peer.get(peer).copied().unwrap_or_default();
-        if of_peer >= per_peer && !replaces {
+        let max_of_peer = if replaces { per_peer.saturating_mul(2) } else { per_peer };
+        if of_peer >= max_of_peer {
             return Err(TooManyWatchers::OfPeer(per_peer));
         }
         if self.count() >= watchers && !replaces {
@@ -134,6 +136,15 @@ mod tests {
         assert!(!sessions.is_open(&old));
         sessions.leave(&old);
         assert!(sessions.is_open(&new), "the old one's end is not the new one's");
+    }
+
+    #[test]
+    fn replaced_watches_that_do_not_end_are_bounded_too() {
+        let mut sessions = Sessions::new(LIMITS);
+        let open: Vec<_> = (0..4).map(|_| sessions.join(Named("a"), PEER).unwrap()).collect();
+        assert_eq!(sessions.join(Named("a"), PEER), Err(TooManyWatchers::OfPeer(2)));
+        sessions.leave(&open[0]);
+        assert!(sessions.join(Named("a"), PEER).is_ok());
     }
 
     #[test]

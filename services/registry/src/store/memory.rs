@@ -198,6 +198,10 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn is_protecting(&self) -> bool {
+        !self.state().catalogue.view().protected().is_empty()
+    }
+
     fn snapshot(&self, service: Option<&str>) -> Snapshot {
         self.state().catalogue.view().snapshot(service)
     }

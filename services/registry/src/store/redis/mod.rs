@@ -392,6 +392,10 @@ impl Store for RedisStore {
         Err(Unavailable(anyhow!("waiting for redis at {}", self.redis.address)))
     }
 
+    fn is_protecting(&self) -> bool {
+        !self.view().protected().is_empty()
+    }
+
     fn snapshot(&self, service: Option<&str>) -> Snapshot {
         self.view().snapshot(service)
     }
