@@ -224,8 +224,6 @@ pub mod codes {
     pub const TOO_MANY_INSTANCES: &str = "too_many_instances";
     /// 409: the peer has as many watches open as it may.
     pub const TOO_MANY_WATCHES: &str = "too_many_watches";
-    /// 409: as many instances are overridden as may be.
-    pub const TOO_MANY_OVERRIDES: &str = "too_many_overrides";
     /// 422: the registry cannot reach the instance at its address, or finds another one there.
     pub const UNVERIFIED: &str = "unverified";
     /// 401: the join token is not one of this mesh, or has expired.

@@ -222,12 +222,14 @@ impl Catalogue {
         if wanted == known.unwrap_or_default() {
             return Ok(self.version());
         }
-        let limit = self.limits.instances;
         if wanted.is_empty() {
             self.overrides.remove(&key);
-        } else if known.is_none() && self.overrides.len() >= limit {
-            return Err(LeaseError::TooManyOverrides { limit });
         } else {
+            if known.is_none() && self.overrides.len() >= self.limits.instances {
+                // There are not so many leases: some are of instances that have not come back.
+                let leases = &self.leases;
+                self.overrides.retain(|key, _| leases.contains_key(key));
+            }
             self.overrides.insert(key.clone(), wanted);
         }
         self.show(key);

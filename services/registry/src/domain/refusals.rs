@@ -41,12 +41,4 @@ pub enum LeaseError {
     /// No live lease has this service and id.
     #[error("no such instance")]
     Unknown,
-    /// The limit of overrides is reached.
-    #[error(
-        "as many instances are overridden as may be ({limit}): enable some, or give weights back"
-    )]
-    TooManyOverrides {
-        /// The limit.
-        limit: usize,
-    },
 }

@@ -147,9 +147,6 @@ pub(super) fn invalid(error: limits::InvalidValue) -> ApiError {
 pub(super) fn lease_error(error: StoreError<LeaseError>) -> ApiError {
     match error {
         StoreError::Refused(error @ LeaseError::Unknown) => ApiError::not_found(english(error)),
-        StoreError::Refused(error @ LeaseError::TooManyOverrides { .. }) => {
-            ApiError::conflict(english(error)).coded(codes::TOO_MANY_OVERRIDES)
-        }
         StoreError::Unavailable(error) => unavailable(error),
     }
 }

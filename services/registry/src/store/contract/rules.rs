@@ -15,7 +15,7 @@ over_each_store!(
     a_service_may_not_use_up_the_registry,
     an_operators_decision_outlives_the_lease_and_not_the_instance,
     a_decision_that_nobody_sees_is_a_change_all_the_same,
-    overrides_are_bounded_in_number,
+    decisions_about_instances_that_do_not_come_back_make_room,
     a_version_outside_the_history_needs_a_snapshot,
     a_token_has_its_uses_and_a_request_is_one_however_often_it_comes,
 );
@@ -155,7 +155,9 @@ async fn a_decision_that_nobody_sees_is_a_change_all_the_same(
     assert_eq!(fixture.seen("a"), own);
 }
 
-async fn overrides_are_bounded_in_number(open: impl AsyncFn(CatalogueLimits) -> Fixture) {
+async fn decisions_about_instances_that_do_not_come_back_make_room(
+    open: impl AsyncFn(CatalogueLimits) -> Fixture,
+) {
     let fixture = open(CatalogueLimits { instances: 1, ..LIMITS }).await;
     let heavy = OverrideRequest { weight: Some(7), ..OverrideRequest::default() };
     fixture.store.register(&instance("a", 1), LONG).await.unwrap();
@@ -163,8 +165,11 @@ async fn overrides_are_bounded_in_number(open: impl AsyncFn(CatalogueLimits) -> 
     fixture.store.register(&instance("a", 1), SHORT).await.unwrap();
     eventually("its lease has ended", async || fixture.ids().is_empty()).await;
     fixture.store.register(&instance("b", 2), LONG).await.unwrap();
-    let refused = fixture.store.set_override(("core", "b"), &heavy).await;
-    assert_eq!(refusal(refused), LeaseError::TooManyOverrides { limit: 1 });
+    fixture.store.set_override(("core", "b"), &heavy).await.unwrap();
+    assert_eq!(fixture.seen("b").weight(), 7);
+    fixture.store.deregister("core", "b", None).await.unwrap();
+    fixture.store.register(&instance("a", 1), LONG).await.unwrap();
+    assert_eq!(fixture.seen("a"), instance("a", 1), "that decision is forgotten");
 }
 
 async fn a_version_outside_the_history_needs_a_snapshot(

@@ -299,19 +299,17 @@ impl Store for RedisStore {
     ) -> Result<u64, StoreError<LeaseError>> {
         let id = id_of(service, id);
         let mut known = String::new();
-        let limit = self.limits.instances;
         loop {
             let before: Override = entries::decided(&known).map_err(Unavailable)?;
             let wanted = before.changed(request);
             let wanted = if wanted.is_empty() { String::new() } else { json(&wanted)? };
             let mut call = self.redis.call(&self.redis.scripts.decide);
-            call.arg(&id).arg(&known).arg(wanted).arg(limit);
+            call.arg(&id).arg(&known).arg(wanted).arg(self.limits.instances);
             let (outcome, value): (String, String) = self.redis.run(&call).await?;
             match &*outcome {
                 "ok" => return Ok(self.shown(number(&value)?).await),
                 // Somebody else has decided meanwhile, or before.
                 "other" => known = value,
-                "full" => return Err(StoreError::Refused(LeaseError::TooManyOverrides { limit })),
                 _ => return Err(StoreError::Refused(LeaseError::Unknown)),
             }
         }
