@@ -8,8 +8,9 @@
 //! # Delivery
 //! Tags wait in memory for the next transaction, which takes all of them along, and are kept until it
 //! succeeds. A crash loses those of the last moment; then gateways serve what they have until it is too
-//! old. So they do with a like that ends with its member's account: it has no event and no handler. A
-//! view changes nothing that is shown, so it is not noted.
+//! old. So they do with a like that ends with its member's account: it has no event and no handler. And so
+//! they do while the broker is away, with changes whose events wait behind others: the publisher has not
+//! seen them yet. A view changes nothing that is shown, so it is not noted.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
