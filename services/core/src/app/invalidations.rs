@@ -36,6 +36,9 @@ use crate::domain::spot::SpotId;
 const MAX_WAITING: usize = 100;
 /// Events that are remembered, so that one which is published again is noted once.
 const REMEMBERED: u64 = 10_000;
+/// Pause after tags were written. A tag that comes several times meanwhile is written once, and very many become
+/// one: the log is bounded, and they must not push ended sessions out of it.
+const APPEND_EVERY: Duration = Duration::from_millis(50);
 /// Pause after the log could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -80,20 +83,20 @@ impl Invalidations {
                 () = self.news.notified() => {}
                 () = stop.begun() => break,
             }
-            let Err(error) = self.append().await else {
-                is_failing = false;
-                continue;
-            };
-            if !is_failing {
-                is_failing = true;
+            let appended = self.append().await;
+            let pause = if appended.is_ok() { APPEND_EVERY } else { RETRY_AFTER };
+            if let Err(error) = &appended
+                && !is_failing
+            {
                 let error = error.describe();
                 tracing::warn!(
                     error,
                     "invalidations of cached responses not written; trying again"
                 );
             }
+            is_failing = appended.is_err();
             tokio::select! {
-                () = tokio::time::sleep(RETRY_AFTER) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stop.begun() => break,
             }
         }
