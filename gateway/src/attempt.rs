@@ -37,6 +37,8 @@ pub struct Attempt {
     headers: Vec<(HeaderName, HeaderValue)>,
     began: Instant,
     began_at: SystemTime,
+    /// When the instance had the whole request; `began`, if the body did not come slowly.
+    waits_since: Instant,
     took: Option<Duration>,
     status: Option<u16>,
     failed: Option<&'static str>,
@@ -61,6 +63,7 @@ impl Attempt {
             headers,
             began,
             began_at: SystemTime::now(),
+            waits_since: began,
             took: None,
             status: None,
             failed: None,
@@ -80,11 +83,16 @@ impl Attempt {
         self.took.is_none()
     }
 
+    /// The instance has the whole request since `now`.
+    pub fn request_sent(&mut self, now: Instant) {
+        self.waits_since = now;
+    }
+
     /// The response's head has arrived.
     pub fn answered(&mut self, status: u16) {
         self.status = Some(status);
         let now = Instant::now();
-        let took = now.duration_since(self.began);
+        let took = now.saturating_duration_since(self.waits_since);
         self.member.health.answered(now, took);
         self.counts.answered_after(&self.member.instance.id, took);
         // A class is one digit.
@@ -100,7 +108,7 @@ impl Attempt {
         verdict: Option<&Response>,
         is_stale: bool,
     ) -> FailedAttempt {
-        let (outcome, reason) = judge(error, verdict);
+        let (outcome, reason) = judge(error, verdict, self.status.is_some());
         let failure = match outcome {
             TryOutcome::ConnectFailed => Some(Failure::Broken),
             TryOutcome::BrokenOff if !is_stale => Some(Failure::Broken),
@@ -178,9 +186,15 @@ impl Drop for Attempt {
     }
 }
 
-fn judge(error: &Error, verdict: Option<&Response>) -> (TryOutcome, &'static str) {
+fn judge(
+    error: &Error,
+    verdict: Option<&Response>,
+    has_answered: bool,
+) -> (TryOutcome, &'static str) {
     if let Some(answer) = verdict {
         return match answer.status {
+            // The client may have read slowly: over HTTP/2 nothing else ends that.
+            StatusCode::GATEWAY_TIMEOUT if has_answered => (TryOutcome::Abandoned, "deadline"),
             // Only this one says something about the instance.
             StatusCode::GATEWAY_TIMEOUT => (TryOutcome::TimedOut, "timeout"),
             StatusCode::REQUEST_TIMEOUT => (TryOutcome::Abandoned, "client_too_slow"),

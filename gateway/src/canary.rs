@@ -20,6 +20,7 @@ use tourin_chassis::identity::Subject;
 use tourin_chassis::metrics::{Counters, Metrics};
 use tourin_registry_api::{Instance, VERSION};
 
+use crate::client_address::parse_network;
 use crate::messages;
 use crate::policy_fields::FieldError;
 use crate::portion::Portion;
@@ -137,8 +138,7 @@ fn forcing(who: &Spanned<String>) -> Result<Forcing, FieldError> {
     if let Some(role) = text.strip_prefix("role:").filter(|role| !role.is_empty()) {
         return Ok(Forcing::Role(role.to_owned()));
     }
-    let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    network.map(Forcing::Network).ok_or_else(|| {
+    parse_network(text).map(Forcing::Network).map_err(|_| {
         let expected =
             "expected \"anybody\", \"session\", \"role:NAME\" or a network such as \"10.0.0.0/8\"";
         wrong("canary.force", who, expected)

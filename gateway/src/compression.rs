@@ -28,8 +28,6 @@ const MIN_BYTES: u64 = 1 << 10;
 /// The codings, the preferred first, each with a level for bodies that are compressed once and sent once.
 const CODINGS: [(Algorithm, u32); 3] =
     [(Algorithm::Zstd, 3), (Algorithm::Brotli, 4), (Algorithm::Gzip, 5)];
-/// Quality values in thousandths (RFC 9110, 12.4.2).
-const BEST_QUALITY: u16 = 1_000;
 
 /// The compression of a route's responses.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -122,8 +120,7 @@ fn is_text(kind: &[u8]) -> bool {
 
 /// The coding that the client likes best, with its level; `None` if it takes none of them.
 fn choose(headers: &HeaderMap) -> Option<(Algorithm, u32)> {
-    let accepted: Vec<(&[u8], u16)> =
-        fields::elements(headers, &ACCEPT_ENCODING).map(coding_and_quality).collect();
+    let accepted: Vec<_> = fields::weighted(headers, &ACCEPT_ENCODING).collect();
     let quality = |algorithm: Algorithm| {
         let of = |name: &[u8]| {
             let known = accepted.iter().find(|(coding, _)| coding.eq_ignore_ascii_case(name));
@@ -135,25 +132,6 @@ fn choose(headers: &HeaderMap) -> Option<(Algorithm, u32)> {
     // Of several with the same quality the last one would be taken.
     let best = rated.iter().rev().max_by_key(|(quality, ..)| *quality);
     best.filter(|(quality, ..)| *quality > 0).map(|(_, algorithm, level)| (*algorithm, *level))
-}
-
-/// An unreadable quality counts as none.
-fn coding_and_quality(element: &[u8]) -> (&[u8], u16) {
-    let mut parts = element.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-    let coding = parts.next().unwrap_or_default();
-    let quality = parts.find_map(|part| match part {
-        [b'q' | b'Q', b'=', value @ ..] => {
-            Some(std::str::from_utf8(value).ok()?.parse::<f64>().ok())
-        }
-        _ => None,
-    });
-    match quality {
-        None => (coding, BEST_QUALITY),
-        Some(Some(quality)) if (0.0..=1.0).contains(&quality) => {
-            (coding, (quality * f64::from(BEST_QUALITY)) as u16)
-        }
-        Some(_) => (coding, 0),
-    }
 }
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ pub struct RequestContext {
     pub mirror: Option<Box<MirrorProbe>>,
     /// Whether this attempt's head was sent, as far as the gateway knows.
     pub head_sent: bool,
+    /// Whether this attempt's body comes from the client while it is sent on.
+    pub body_passes: bool,
     /// Body bytes seen in this attempt.
     pub body_bytes: u64,
     /// How its caller stands with the limits of its route.
@@ -133,6 +135,7 @@ impl Default for RequestContext {
             has_timed_out: false,
             mirror: None,
             head_sent: false,
+            body_passes: false,
             body_bytes: 0,
             rate_headers: RateHeaders::default(),
             service_call: None,
@@ -240,6 +243,18 @@ impl RequestContext {
     pub fn has_fallback(&self, method: &Method) -> bool {
         let fallback = self.route.as_ref().and_then(|route| route.fallback.as_ref());
         fallback.is_some() && Fallback::serves(method)
+    }
+
+    /// A body that passed through has been sent to its end. The service's own time begins now: what came before was
+    /// the client's.
+    pub fn body_has_passed(&mut self) {
+        let now = Instant::now();
+        if let Some(call) = &mut self.service_call {
+            call.request_sent(now);
+        }
+        if let Some(attempt) = self.open_attempt() {
+            attempt.request_sent(now);
+        }
     }
 
     /// Tells the guards of the service how the request ended, once.

@@ -14,6 +14,7 @@ use crate::balance::{Candidates, Member};
 use crate::context::{Admitted, RequestContext};
 use crate::failures;
 use crate::retries::{RetrySettings, first_byte_wait};
+use crate::streams::StreamPlace;
 use crate::upstreams::Upstreams;
 
 /// Chooses the instances of a request's attempts.
@@ -95,7 +96,15 @@ impl Failover {
             self.upstreams.pick(&admitted.route.service, policy, &candidates)
         };
         let chosen = pick(&|instance| version.accepts(instance));
-        chosen.or_else(|| version.falls_back().then(|| pick(&|_| true)).flatten())
+        let is_up = |member: &Option<Arc<Member>>| {
+            member.as_ref().is_some_and(|member| member.health.is_up())
+        };
+        if !version.falls_back() || is_up(&chosen) {
+            return chosen;
+        }
+        // Rather one of the other side than one that is down.
+        let any = pick(&|_| true);
+        if chosen.is_none() || is_up(&any) { any } else { chosen }
     }
 
     /// No connection could be made. Nothing was sent, so any method may be sent again.
@@ -134,6 +143,16 @@ impl Failover {
             let deadline = ctx.admitted.as_ref().map(|admitted| admitted.deadline);
             ctx.verdict = failures::ended_downstream(error, deadline, session.is_body_done())
                 .or_else(|| failures::stalled_body(error, session));
+        }
+        // A quiet stream is no fault of its instance.
+        let is_idle = ended == Some(Ended::TimedOut)
+            && ctx
+                .admitted
+                .as_ref()
+                .and_then(|admitted| admitted.stream.as_ref())
+                .is_some_and(StreamPlace::end_idle);
+        if is_idle && let Some(attempt) = ctx.open_attempt() {
+            attempt.end();
         }
         let failed = ctx.attempt_failed(error, ended == Some(Ended::Stale));
         let may = unanswered && (repeatable || nothing_sent) && ctx.verdict.is_none();

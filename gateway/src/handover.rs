@@ -147,6 +147,9 @@ impl Sockets {
     /// # Errors
     /// When the Unix socket cannot be made.
     pub async fn serving(self, tasks: &Tasks, stopping: &Shutdown) -> anyhow::Result<()> {
+        // Before the other one goes: a gateway that cannot make the Unix socket must not leave nobody.
+        let offer = self.settings.handover_socket.as_deref();
+        let offer = offer.map(|path| Offer::new(path, self.offered)).transpose()?;
         if let Some(predecessor) = self.predecessor {
             // Whatever the other one does from here on, this one serves, so it goes on.
             match predecessor.replace().await {
@@ -157,8 +160,7 @@ impl Sockets {
                 ),
             }
         }
-        if let Some(path) = &self.settings.handover_socket {
-            let offer = Offer::new(path, self.offered)?;
+        if let Some(offer) = offer {
             let (stopping, stop) = (stopping.clone(), tasks.shutdown().token());
             tasks.spawn("hand-over", offer.run(self.replaced, stopping, stop));
         }
@@ -454,6 +456,29 @@ mod tests {
         let error = slow.ready(unready, &stopped).await.unwrap_err().to_string();
         assert!(error.contains("stopped"), "{error}");
         drop(slow);
+        assert!(Predecessor::ask(&path).await.unwrap().is_some() && !replaced.is_begun());
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_could_not_be_replaced_itself_does_not_replace_a_gateway() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.sock");
+        let offer = Offer::new(&path, Vec::new()).unwrap();
+        let (replaced, stop) = (Shutdown::new(), CancellationToken::new());
+        let running = tokio::spawn(offer.run(replaced.clone(), Shutdown::new(), stop.clone()));
+        let next = Sockets::new(HandoverSettings {
+            handover_socket: Some(path.clone()),
+            handover_drain_ms: 0,
+            handover_ready_ms: 100,
+        });
+        let next = next.await.unwrap();
+        // A folder has the name under which it would make its own socket.
+        let taken = format!("{}.{}", path.display(), std::process::id());
+        std::fs::create_dir(taken).unwrap();
+        let error = next.serving(&Tasks::new(Shutdown::new()), &Shutdown::new()).await.unwrap_err();
+        assert!(error.to_string().contains("--handover-socket"), "{error:#}");
         assert!(Predecessor::ask(&path).await.unwrap().is_some() && !replaced.is_begun());
         stop.cancel();
         running.await.unwrap();

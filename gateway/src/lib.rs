@@ -146,7 +146,7 @@ impl Gateway {
     /// bound, or a join token that the registry refuses; each names its flag.
     // Boxed, as is what runs it: a crate that awaits an `async fn` of another compiles it again.
     pub fn build(
-        settings: Settings,
+        mut settings: Settings,
         workload: Option<Workload>,
     ) -> BoxFuture<'static, anyhow::Result<Self>> {
         Box::pin(async move {
@@ -174,6 +174,12 @@ impl Gateway {
                 per_client: settings.max_connections_per_client,
             }
             .within(open_files);
+            if connections.total < settings.max_connections {
+                // Over HTTP/2 one connection has many requests, each with a connection to an instance.
+                settings.max_requests = settings.max_requests.min(connections.total);
+                let streams = u32::try_from(connections.total).unwrap_or(u32::MAX);
+                settings.streams.max_streams = settings.streams.max_streams.min(streams);
+            }
             let access = &settings.mesh.access;
             let id = settings.mesh.instance_id_or_new(GATEWAY);
             let joining = Joining::new(access.registry(), (GATEWAY, &id));

@@ -254,10 +254,11 @@ impl ProxyHttp for Proxy {
         // A second attempt sends the body again.
         ctx.body_bytes = 0;
         ctx.head_sent = false;
+        ctx.body_passes = !session.is_body_done();
         let Some(admitted) = &ctx.admitted else {
             return Err(verdict(ctx, Response::internal()));
         };
-        if session.is_body_done() {
+        if !ctx.body_passes {
             // The client was invited already.
             request.remove_header(&EXPECT);
         }
@@ -277,11 +278,14 @@ impl ProxyHttp for Proxy {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         // Called once the head is written, also for an empty body.
         ctx.head_sent = true;
+        if end && ctx.body_passes {
+            ctx.body_has_passed();
+        }
         check_deadline(ctx)?;
         ctx.body_bytes += body.as_ref().map_or(0, |part| part.len() as u64);
         match &ctx.admitted {
@@ -304,10 +308,12 @@ impl ProxyHttp for Proxy {
         {
             attempt.answered(response.status.as_u16());
         }
-        if let Some(probe) = &mut ctx.mirror {
-            probe.answered(response.status.as_u16());
-        }
+        traffic::answered(session, ctx, response.status);
         if response.status.is_server_error() && ctx.has_fallback(&session.req_header().method) {
+            // Counts for the instance as a 5xx that is passed on does.
+            if let Some(attempt) = ctx.open_attempt() {
+                attempt.end();
+            }
             let refusal = Response::unavailable(messages::service_failed());
             return Err(verdict(ctx, refusal.because(Unserved::ServerError)));
         }

@@ -7,8 +7,9 @@
 //! flight, and several gateways can run in one process. What follows on an accepted connection is in
 //! [`crate::incoming`], and uses Pingora's own parts again: its choice of the protocol, its loops over
 //! the requests of HTTP/1 and of HTTP/2, and its proxy. TLS is `tokio-rustls`, on which Pingora's own
-//! acceptor is built too; that one wraps each connection in a buffer of 64 KiB. The loop has a thread and a runtime of its own, so that other work in the process, such as
-//! password hashing in the all-in-one, does not delay requests.
+//! acceptor is built too; that one wraps each connection in a buffer of 64 KiB. The loop has a thread
+//! and a runtime of its own, so that other work in the process, such as password hashing in the
+//! all-in-one, does not delay requests.
 
 use std::io;
 use std::net::TcpListener as StdListener;

@@ -193,6 +193,11 @@ impl ServiceCall {
         self.ticket.is_some_and(|ticket| ticket.is_probe)
     }
 
+    /// The service has the whole request since `now`, after a body that came as slowly as its client sent it.
+    pub fn request_sent(&mut self, now: Instant) {
+        self.began = now;
+    }
+
     /// The outcome after all attempts, the last of which was at `instance`.
     pub fn settle(mut self, outcome: Outcome, instance: &str) {
         let now = Instant::now();

@@ -72,9 +72,11 @@ pub fn open(
     admitted.body_memory = None;
     // What a WebSocket's client sends is a body to Pingora.
     admitted.body_limit = u64::MAX;
-    // The stream's own idle time is for both directions together.
+    // Over HTTP/1 the connection bounds the silence, of both directions together. Over HTTP/2 it does not see
+    // that a client reads nothing.
+    let write_timeout = session.is_http2().then_some(handle.idle_timeout);
     session.set_read_timeout(None);
-    session.set_write_timeout(None);
+    session.set_write_timeout(write_timeout);
     if let Some(connection) = &ctx.connection {
         connection.open_stream(handle);
     }

@@ -132,10 +132,15 @@ pub struct StreamControl {
 impl StreamControl {
     /// Asks it to close. The first reason counts.
     pub fn close(&self, reason: CloseReason) {
+        self.note(reason);
+        self.closing.cancel();
+    }
+
+    /// Notes why it ends, unless that is known.
+    fn note(&self, reason: CloseReason) {
         let first = CloseReason::Ended as u8;
         let _ =
             self.reason.compare_exchange(first, reason as u8, Ordering::Relaxed, Ordering::Relaxed);
-        self.closing.cancel();
     }
 
     /// Cancelled when it is to close.
@@ -332,6 +337,14 @@ impl StreamPlace {
         self.all.opened.increase(kind.name());
         self.control = Some(Arc::clone(&control));
         StreamHandle { kind, idle_timeout: self.idle_timeout, control }
+    }
+
+    /// Notes that it ends because nothing has come from the service for the idle time; `false` if it has not
+    /// been opened.
+    pub fn end_idle(&self) -> bool {
+        let Some(control) = &self.control else { return false };
+        control.note(CloseReason::Idle);
+        true
     }
 
     /// Whether the gateway closes it.

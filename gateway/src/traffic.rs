@@ -6,7 +6,7 @@ mod response_cache;
 use std::sync::Arc;
 
 use clap::Args;
-use http::HeaderValue;
+use http::{HeaderValue, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use tokio_util::sync::CancellationToken;
@@ -119,6 +119,16 @@ pub fn begin_attempt(session: &Session, ctx: &mut RequestContext) {
     }
 }
 
+/// The head of an attempt's response has come. One that confirms a cached response has nothing to compare.
+pub fn answered(session: &Session, ctx: &mut RequestContext, status: StatusCode) {
+    if status == StatusCode::NOT_MODIFIED && session.cache.enabled() {
+        ctx.mirror = None;
+    }
+    if let Some(probe) = &mut ctx.mirror {
+        probe.answered(status.as_u16());
+    }
+}
+
 /// `None` for a body that was not kept.
 fn copy(session: &Session, admitted: &Admitted, policy: &MirrorPolicy) -> Option<MirrorCopy> {
     let request = session.req_header();
@@ -126,11 +136,12 @@ fn copy(session: &Session, admitted: &Admitted, policy: &MirrorPolicy) -> Option
         Some(0) => None,
         _ => Some(session.as_ref().get_retry_buffer()?),
     };
+    // With a cache the service is asked for the whole response, by GET.
+    let whole = session.cache.enabled();
     Some(MirrorCopy {
-        method: request.method.clone(),
+        method: if whole { Method::GET } else { request.method.clone() },
         target: request.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
-        // With a cache the service is asked for the whole response.
-        headers: MirrorCopy::headers_of(&request.headers, session.cache.enabled()),
+        headers: MirrorCopy::headers_of(&request.headers, whole),
         body,
         subject: match policy.identity {
             MirrorIdentity::Caller => Subject::clone(&admitted.subject),

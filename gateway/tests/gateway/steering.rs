@@ -110,6 +110,30 @@ async fn a_side_without_instances_is_served_by_the_other() {
 }
 
 #[tokio::test]
+async fn a_side_that_is_down_is_served_by_the_other() {
+    let mesh = Mesh::start().await;
+    let _old = versioned(&mesh, "core-old", "1").await;
+    let new = versioned(&mesh, "core-new", "2").await;
+    let gateway = steered(&mesh, "[route.canary]\nversion = \"2\"\npercent = 100\n").await;
+    assert_eq!(answered(&gateway, 5, nothing).await, BTreeMap::from([("core-new".to_owned(), 5)]));
+    // The registry still has it.
+    new.stop.begin();
+    let down = r#"tourin_gateway_instances_down{upstream="core",state="unreachable"}"#;
+    eventually("the gateway knows", || async {
+        gateway.get("/api/users").await;
+        gateway.metric(down).await == 1.0
+    })
+    .await;
+    let retries = r#"tourin_gateway_upstream_retries_total{upstream="core"}"#;
+    let before = gateway.metric(retries).await;
+    assert_eq!(
+        answered(&gateway, 20, nothing).await,
+        BTreeMap::from([("core-old".to_owned(), 20)])
+    );
+    assert_eq!(gateway.metric(retries).await, before, "none was sent to the other side first");
+}
+
+#[tokio::test]
 async fn a_version_is_forced_only_where_the_route_allows_it() {
     let mesh = Mesh::start().await;
     let old = versioned(&mesh, "core-old", "1").await;
@@ -213,6 +237,23 @@ async fn copies_of_writes_and_of_the_callers_identity_are_made_where_the_route_s
     let copy = shadow.last_asked();
     assert_eq!((&copy["method"], &copy["body"]), (&"PUT".into(), &4.into()));
     assert_eq!(copy["subject"]["id"], "member01", "{copy}");
+}
+
+#[tokio::test]
+async fn with_a_cache_whole_responses_are_compared() {
+    let mesh = Mesh::start().await;
+    let _core = mesh.service("core", "core-1").await;
+    let shadow = mirror(&mesh).await;
+    let gateway = steered(&mesh, &format!("{TO_SHADOW}[route.cache]\n")).await;
+    // The service is asked for what the client does not want, so that it can be stored.
+    assert_eq!(gateway.call("HEAD", "/api/users?same&cacheable", &[]).await.status, 200);
+    assert_eq!(gateway.get("/api/users?etag").await.status, 200);
+    // It has not changed, says the service; there is no response to compare.
+    assert_eq!(gateway.get("/api/users?etag").await.status, 200);
+    assert_eq!(gateway.get("/api/users?same").await.status, 200);
+    eventually("the others are the same", || async { outcome(&gateway, "same").await == 3.0 })
+        .await;
+    assert_eq!((outcome(&gateway, "status_differs").await, shadow.calls()), (0.0, 3));
 }
 
 #[tokio::test]

@@ -365,7 +365,9 @@ async fn next_part(body: &mut h2::RecvStream) -> Option<String> {
     Some(String::from_utf8(part.to_vec()).unwrap())
 }
 
-async fn streaming_over_tls() -> (Mesh, Service, Live, Site, TestGateway) {
+async fn streaming_over_tls(
+    adjust: impl FnOnce(&mut Settings),
+) -> (Mesh, Service, Live, Site, TestGateway) {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     let live = Live::start(&mesh).await;
@@ -376,6 +378,7 @@ async fn streaming_over_tls() -> (Mesh, Service, Live, Site, TestGateway) {
     let set = |settings: &mut Settings| {
         settings.routes = Some(routes);
         settings.drain_timeout_ms = 60_000;
+        adjust(settings);
     };
     let gateway = mesh.tls_gateway(&site, set).await;
     (mesh, core, live, site, gateway)
@@ -383,7 +386,7 @@ async fn streaming_over_tls() -> (Mesh, Service, Live, Site, TestGateway) {
 
 #[tokio::test]
 async fn events_over_http2_end_with_their_session_and_at_a_stop() {
-    let (_mesh, core, live, site, mut gateway) = streaming_over_tls().await;
+    let (_mesh, core, live, site, mut gateway) = streaming_over_tls(|_| {}).await;
     let address = gateway.addr;
     let open = async |path: &str, headers: &[(&str, &str)]| {
         let client = Http2::open(&site, address).await;
@@ -421,8 +424,27 @@ async fn events_over_http2_end_with_their_session_and_at_a_stop() {
 }
 
 #[tokio::test]
+async fn quiet_events_over_http2_end_as_idle() {
+    let (_mesh, _core, live, site, gateway) = streaming_over_tls(|settings| {
+        settings.first_byte_timeout_ms = 1_000;
+        settings.streams.stream_idle_ms = 1_000;
+    })
+    .await;
+    let client = Http2::open(&site, gateway.addr).await;
+    let mut requests = client.requests.clone().ready().await.unwrap();
+    let (response, _) = requests.send_request(ask("GET", "/api/events", &[]), true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(next_part(&mut body).await, None);
+    eventually("it is counted", || async {
+        gateway.metric(r#"tourin_gateway_streams_closed_total{reason="idle"}"#).await == 1.0
+    })
+    .await;
+    eventually("the service has been left", || async { live.open() == 0 }).await;
+}
+
+#[tokio::test]
 async fn an_ended_sessions_events_are_withheld_while_its_connection_has_other_requests() {
-    let (_mesh, core, live, site, gateway) = streaming_over_tls().await;
+    let (_mesh, core, live, site, gateway) = streaming_over_tls(|_| {}).await;
     let client = Http2::open(&site, gateway.addr).await;
     let bearer = format!("Bearer {}", core.issuer.token("member01", "s1"));
     let mut requests = client.requests.clone().ready().await.unwrap();
