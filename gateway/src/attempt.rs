@@ -99,6 +99,13 @@ impl Attempt {
         self.settle(TryOutcome::Answered(u8::try_from(status / 100).unwrap_or(5)));
     }
 
+    /// Its response is a stream, which may be quiet for long.
+    pub fn becomes_stream(&mut self) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.becomes_stream();
+        }
+    }
+
     /// The attempt failed, before or after the response's head. `verdict` is the gateway's response if the
     /// gateway or the client ended the attempt. `is_stale` says that the connection was idle before, and
     /// that the instance may have closed it: that says nothing about the instance.

@@ -276,9 +276,9 @@ impl RouteTable {
             return Err(RouteError { line, reason: format!("path {template:?} has no methods") });
         }
         let balance = raw.balance.as_ref().or_else(|| service?.balance.as_ref());
-        let balance = balance.map(RawPolicy::check).transpose().map_err(|invalid| {
-            wrong(invalid.at, invalid.field, &invalid.value, invalid.expected)
-        })?;
+        let policy =
+            |error: FieldError| RouteError { line: line_at(text, error.at), reason: error.reason };
+        let balance = balance.map(RawPolicy::check).transpose().map_err(policy)?;
         if raw.upgrade.is_some() && methods.iter().any(|(method, _)| method != Method::GET) {
             let reason =
                 "upgrade = \"websocket\": the only method of its path can be GET".to_owned();
@@ -289,8 +289,6 @@ impl RouteTable {
             events: raw.stream,
             idle_timeout: bounded("stream_idle_timeout_ms", &raw.stream_idle_timeout_ms)?,
         };
-        let policy =
-            |error: FieldError| RouteError { line: line_at(text, error.at), reason: error.reason };
         let names = methods.iter().map(|(method, _)| method.clone());
         let fallback = raw.fallback.map(|fallback| fallback.check(names)).transpose();
         let is_shared = |(method, access): &(Method, Access)| {

@@ -80,6 +80,9 @@ pub fn open(
     if let Some(connection) = &ctx.connection {
         connection.open_stream(handle);
     }
+    if let Some(attempt) = ctx.open_attempt() {
+        attempt.becomes_stream();
+    }
     ctx.span().annotate("stream_opened", &[("kind", kind.name())]);
     if kind == StreamKind::WebSocket { websocket::confirm(response) } else { Ok(()) }
 }

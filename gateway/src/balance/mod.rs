@@ -19,7 +19,7 @@ use clap::{Args, value_parser};
 use crate::outliers::OutlierSettings;
 use crate::retries::RetrySettings;
 
-pub use policy::{HashKey, InvalidPolicy, Policy, RawPolicy};
+pub use policy::{HashKey, Policy, RawPolicy};
 pub use pool::{Candidates, Member, MemberReport, ServicePool, ServiceReport};
 
 /// How instances are chosen.

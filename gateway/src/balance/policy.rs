@@ -6,6 +6,8 @@ use serde::Deserialize;
 use toml::Spanned;
 use tourin_chassis::identity::Subject;
 
+use crate::policy_fields::FieldError;
+
 /// How a route's requests are spread over the instances.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Policy {
@@ -39,30 +41,14 @@ pub struct RawPolicy {
     hash_by: Option<Spanned<String>>,
 }
 
-/// A policy that is refused.
-#[derive(Debug)]
-pub struct InvalidPolicy {
-    /// The position in the text, in bytes.
-    pub at: usize,
-    /// The field.
-    pub field: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What is allowed.
-    pub expected: &'static str,
-}
-
 impl RawPolicy {
     /// Checks what is written.
     ///
     /// # Errors
     /// The first fault.
-    pub fn check(&self) -> Result<Policy, InvalidPolicy> {
-        let invalid = |field, value: &Spanned<String>, expected| InvalidPolicy {
-            at: value.span().start,
-            field,
-            value: value.get_ref().clone(),
-            expected,
+    pub fn check(&self) -> Result<Policy, FieldError> {
+        let invalid = |field: &str, value: &Spanned<String>, expected: &str| {
+            FieldError::new(value.span().start, field, format!("{:?}", value.get_ref()), expected)
         };
         let policy = match (self.policy.get_ref().as_str(), &self.hash_by) {
             ("round-robin", None) => Policy::RoundRobin,
@@ -129,7 +115,7 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Policy, InvalidPolicy> {
+    fn parse(text: &str) -> Result<Policy, FieldError> {
         toml::from_str::<RawPolicy>(text).unwrap().check()
     }
 
@@ -150,7 +136,7 @@ mod tests {
             ("policy = 'round-robin'\nhash_by = 'member'", "balance.hash_by", "member"),
         ] {
             let fault = parse(text).unwrap_err();
-            assert_eq!((fault.field, fault.value.as_str()), (field, value));
+            assert!(fault.reason.starts_with(&format!("{field} = {value:?}: ")), "{fault:?}");
         }
         assert!(toml::from_str::<RawPolicy>("policy = 'hash'\nhashed_by = 'member'").is_err());
     }

@@ -35,7 +35,9 @@ pub struct Health {
     group: Arc<Group>,
     standing: AtomicU8,
     in_flight: AtomicUsize,
-    /// When a call began while no other was in flight.
+    /// Those of them that have become streams, for which no answer is due.
+    streams: AtomicUsize,
+    /// When a call began while no other was in flight, streams apart.
     busy_since: AtomicU64,
     /// The last answer to a call or to a health check.
     answered_at: AtomicU64,
@@ -107,6 +109,7 @@ impl Health {
             group,
             standing: AtomicU8::new(UP),
             in_flight: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             busy_since: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
             failures: AtomicU32::new(0),
@@ -136,12 +139,18 @@ impl Health {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Whether a call is in flight that is no stream.
+    fn is_awaited(&self) -> bool {
+        self.in_flight() > self.streams.load(Ordering::Relaxed)
+    }
+
     /// A call begins; it is in flight until the value is dropped.
     pub fn begin(self: &Arc<Self>, now: Instant) -> InFlight {
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+        let others = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if others <= self.streams.load(Ordering::Relaxed) {
             self.busy_since.store(millis(now), Ordering::Relaxed);
         }
-        InFlight(Arc::clone(self))
+        InFlight { health: Arc::clone(self), is_stream: false }
     }
 
     /// The head of a response came `took` after the call began.
@@ -231,7 +240,7 @@ impl Health {
             }
             _ => {
                 let quiet_for = now.saturating_sub(answered_at.max(load(&self.busy_since)));
-                let is_silent = self.in_flight() > 0 && quiet_for >= settings.silence_ms;
+                let is_silent = self.is_awaited() && quiet_for >= settings.silence_ms;
                 let interval = settings.health_check_interval_ms;
                 let is_idle = now.saturating_sub(answered_at) >= interval;
                 self.checks.is_wanted.swap(false, Ordering::Relaxed)
@@ -265,7 +274,7 @@ impl Health {
         let failed = self.checks.failed.fetch_add(1, Ordering::Relaxed) + 1;
         let has_answered = self.answered_at.load(Ordering::Relaxed) >= millis(began);
         let is_suspected = self.failures.load(Ordering::Relaxed) > 0
-            || self.in_flight() > 0 && self.is_silent(settings, now);
+            || self.is_awaited() && self.is_silent(settings, now);
         if !self.is_up()
             || !has_answered && (is_suspected || failed >= settings.health_check_failures)
         {
@@ -417,11 +426,26 @@ fn decrease(count: &AtomicUsize) {
 
 /// A call in flight.
 #[derive(Debug)]
-pub struct InFlight(Arc<Health>);
+pub struct InFlight {
+    health: Arc<Health>,
+    is_stream: bool,
+}
+
+impl InFlight {
+    /// It has become a stream, which may be quiet for long.
+    pub fn becomes_stream(&mut self) {
+        if !std::mem::replace(&mut self.is_stream, true) {
+            self.health.streams.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.is_stream {
+            self.health.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

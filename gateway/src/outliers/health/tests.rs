@@ -108,3 +108,19 @@ fn a_health_check_finds_an_instance_that_calls_do_not() {
     drop(call);
     assert_eq!(health.in_flight(), 0);
 }
+
+#[test]
+fn an_open_stream_is_no_call_that_waits() {
+    let (health, checks) = (health(settings()), check_settings());
+    let start = Instant::now() + SECOND;
+    let quiet = start + Duration::from_millis(1_500);
+    let mut stream = health.begin(start);
+    health.answered(start, SECOND);
+    stream.becomes_stream();
+    assert!(!health.check_due(&checks, quiet), "for a second nothing has come");
+    let call = health.begin(start);
+    drop(stream);
+    assert!(health.check_due(&checks, quiet), "a call waits");
+    drop(call);
+    assert_eq!(health.in_flight(), 0);
+}
