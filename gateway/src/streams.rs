@@ -179,6 +179,7 @@ struct Entry {
 #[derive(Debug)]
 struct Opened {
     kind: StreamKind,
+    at: Instant,
     session: Option<String>,
     control: Arc<StreamControl>,
 }
@@ -285,8 +286,9 @@ impl OpenStreams {
         }
     }
 
-    /// Closes the streams of sessions that have ended, until `stop`.
-    pub async fn follow(&self, has_ended: impl Fn(&str) -> bool, stop: CancellationToken) {
+    /// Closes the streams of sessions that have ended, until `stop`. `has_ended` gets the session and when its
+    /// stream was opened.
+    pub async fn follow(&self, has_ended: impl Fn(&str, Instant) -> bool, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -294,7 +296,8 @@ impl OpenStreams {
             }
             let state = lock(&self.state);
             for opened in state.entries.values().filter_map(|entry| entry.opened.as_ref()) {
-                if opened.session.as_deref().is_some_and(&has_ended) {
+                let session = opened.session.as_deref();
+                if session.is_some_and(|session| has_ended(session, opened.at)) {
                     opened.control.close(CloseReason::SessionEnded);
                 }
             }
@@ -331,7 +334,8 @@ impl StreamPlace {
             control.close(CloseReason::Shutdown);
         }
         if let Some(entry) = state.entries.get_mut(&self.id) {
-            entry.opened = Some(Opened { kind, session, control: Arc::clone(&control) });
+            let (at, control) = (Instant::now(), Arc::clone(&control));
+            entry.opened = Some(Opened { kind, at, session, control });
         }
         drop(state);
         self.all.opened.increase(kind.name());

@@ -84,7 +84,10 @@ pub fn start(
     follow!("canary sessions", revocations, measure, canary, canaries, mesh);
     let (open, known, ends) = (streams.clone(), Arc::clone(&revocations), stop.clone());
     tasks.spawn("streams", async move {
-        open.follow(|session| known.has_ended(session), ends).await;
+        let has_ended = |session: &str, opened| {
+            known.has_ended(session) || known.may_have_missed_an_end(opened)
+        };
+        open.follow(has_ended, ends).await;
     });
     let visitors = Arc::new(Visitors::default());
     follow!("visitor key", visitors, follow, mesh);

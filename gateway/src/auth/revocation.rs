@@ -36,6 +36,8 @@ const MAX_POLL: Duration = Duration::from_secs(20);
 const POLL_MARGIN: Duration = Duration::from_millis(2_000);
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// How long core keeps entries, at the least: a token may be about to expire when its session ends.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 const MAX_PAGE_BYTES: usize = 16 << 20;
 
 /// One page of core's log.
@@ -82,6 +84,8 @@ pub enum Freshness {
 #[derive(Debug, Clone, Copy, Default)]
 struct Contact {
     last: Option<Instant>,
+    /// When the last gap ended in which entries may have come and gone unread.
+    gap_ended: Option<Instant>,
 }
 
 /// The ended sessions.
@@ -150,6 +154,13 @@ impl Revocations {
     /// Time since the list was last known to be complete; `None` before the first time.
     pub fn age(&self) -> Option<Duration> {
         self.last_contact().map(|at| at.elapsed())
+    }
+
+    /// Whether the end of a session that was open at `since` may never have been read. Its tokens have expired by
+    /// then, so that this matters only for what lasts longer than they.
+    pub fn may_have_missed_an_end(&self, since: Instant) -> bool {
+        let contact = self.contact.read().unwrap_or_else(PoisonError::into_inner);
+        contact.gap_ended.is_some_and(|gap_ended| since <= gap_ended)
     }
 
     /// Number of ended sessions in the list.
@@ -223,7 +234,11 @@ impl Revocations {
 
     fn contacted(&self) {
         let mut contact = self.contact.write().unwrap_or_else(PoisonError::into_inner);
-        contact.last = Some(Instant::now());
+        let now = Instant::now();
+        if contact.last.is_some_and(|last| now.saturating_duration_since(last) > KEPT_FOR) {
+            contact.gap_ended = Some(now);
+        }
+        contact.last = Some(now);
     }
 
     async fn keep_pruned(&self) {
@@ -358,6 +373,19 @@ mod tests {
         assert!(list.has_ended("s1"));
         list.apply(&mut cursor, page("b", 1, &["s2"], until));
         assert!(list.has_ended("s2"));
+    }
+
+    #[test]
+    fn ends_may_be_missed_in_a_long_gap_alone() {
+        let (list, _) = list(1_000, StalePolicy::Serve);
+        list.contacted();
+        list.contacted();
+        assert!(!list.may_have_missed_an_end(Instant::now()));
+        list.contact.write().unwrap().last = Instant::now().checked_sub(2 * KEPT_FOR);
+        let open = Instant::now();
+        list.contacted();
+        assert!(list.may_have_missed_an_end(open));
+        assert!(!list.may_have_missed_an_end(Instant::now() + KEPT_FOR), "of a later one");
     }
 
     #[test]
