@@ -23,19 +23,21 @@ pub struct ConnectionApp {
     connection: Arc<Connection>,
     streams: Arc<Streams>,
     limits: Arc<Http2Limits>,
+    /// Whether the limits of a client apply, as to all but trusted proxies.
+    is_bounded: bool,
     /// Counts HTTP/2 requests, which Pingora handles in tasks of their own, for the drain.
     requests: TaskTracker,
 }
 
 impl ConnectionApp {
-    /// Serves `connection` by `proxy`.
+    /// Serves `connection` by `proxy`. Its requests over HTTP/2 are bounded per client if it `is_bounded`.
     pub fn new(
         proxy: Arc<HttpProxy<Proxy>>,
         (connection, streams): (Arc<Connection>, Arc<Streams>),
-        limits: Arc<Http2Limits>,
+        (limits, is_bounded): (Arc<Http2Limits>, bool),
         requests: TaskTracker,
     ) -> Arc<Self> {
-        Arc::new(Self { proxy, connection, streams, limits, requests })
+        Arc::new(Self { proxy, connection, streams, limits, is_bounded, requests })
     }
 }
 
@@ -47,7 +49,13 @@ impl HttpServerApp for ConnectionApp {
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         if session.is_http2() {
-            let _counted = self.requests.token();
+            let client = self.connection.peer.ip();
+            let open = self.is_bounded.then(|| self.limits.requests.try_add(client));
+            if matches!(open, Some(None)) {
+                // A request that is dropped is reset. Not even a refusal waits for this client.
+                return None;
+            }
+            let _counted = (self.requests.token(), open);
             let request = self.streams.next_request(session.req_header_mut());
             let serving = self.proxy.process_new_http(session, shutdown);
             tokio::pin!(serving);

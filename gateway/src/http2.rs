@@ -15,11 +15,16 @@ use clap::{Args, value_parser};
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 
+use crate::limits::ClientRequests;
+
 /// How far a client may be ahead with the bodies of all its requests together, in bytes. One request
 /// has the protocol's own default, 64 KiB.
 const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// Memory for what one request's response is ahead of its client, in bytes.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// So many times as many requests of a client may be open as it may have under way: those that are refused are
+/// open too, until the client has read why.
+const OPEN_REQUESTS: usize = 2;
 /// What a header counts besides its name and its value (RFC 9113, 6.5.2).
 const HEADER_BYTES: usize = 32;
 
@@ -37,12 +42,19 @@ pub struct Http2Limits {
     pub options: H2Options,
     /// For Pingora.
     pub server: HttpServerOptions,
+    /// Open requests of each client.
+    pub requests: ClientRequests,
 }
 
 impl Http2Limits {
     /// By the settings. A request's head has at most so many bytes and headers; a connection without
-    /// requests is closed after `idle_timeout`.
-    pub fn new(settings: &Http2Settings, head: (usize, usize), idle_timeout: Duration) -> Self {
+    /// requests is closed after `idle_timeout`; a client may have `requests` under way.
+    pub fn new(
+        settings: &Http2Settings,
+        head: (usize, usize),
+        idle_timeout: Duration,
+        requests: usize,
+    ) -> Self {
         let (bytes, count) = head;
         let list = bytes.saturating_add(count.saturating_mul(HEADER_BYTES));
         let mut options = default_h2_options();
@@ -53,6 +65,7 @@ impl Http2Limits {
             .max_send_buffer_size(SEND_BUFFER_BYTES);
         let mut server = HttpServerOptions::default();
         server.h2_idle_timeout = Some(idle_timeout);
-        Self { options, server }
+        let requests = ClientRequests::new(requests.saturating_mul(OPEN_REQUESTS));
+        Self { options, server, requests }
     }
 }

@@ -89,7 +89,8 @@ impl Incoming {
         }
         let Some(peer) = self.client_of(&mut tcp, peer, stopping.clone()).await else { return };
         let connection = Connection::accepted(peer, self.settings.tls.is_some(), at);
-        let Ok(_client_connection) = self.try_add(&connection) else { return };
+        let Ok(counted) = self.try_add(&connection) else { return };
+        let is_bounded = counted.is_some();
         let serving = async {
             let transport = match &self.settings.tls {
                 None => Transport::Tcp(tcp),
@@ -102,6 +103,7 @@ impl Incoming {
             let streams = Streams::new(Arc::clone(&connection), resets);
             let of_connection = (Arc::clone(&connection), streams);
             let (proxy, http2) = (Arc::clone(&self.proxy), Arc::clone(&self.http2));
+            let http2 = (http2, is_bounded);
             let app = ConnectionApp::new(proxy, of_connection, http2, self.tasks.clone());
             // Chooses the protocol by ALPN, and serves until the connection ends.
             app.process_new(Box::new(stream), &retiring).await;

@@ -56,7 +56,12 @@ impl ServerSettings {
             trusted_proxies: settings.trusted_proxies.clone(),
             proxy_protocol: settings.proxy_protocol.clone(),
             tls,
-            http2: Arc::new(Http2Limits::new(&settings.http2, head, limits.idle_timeout)),
+            http2: Arc::new(Http2Limits::new(
+                &settings.http2,
+                head,
+                limits.idle_timeout,
+                settings.max_requests_per_client,
+            )),
             drain_timeout: settings.drain_timeout(),
             handover_drain: Duration::from_millis(settings.handover.handover_drain_ms),
             limits,

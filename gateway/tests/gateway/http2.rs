@@ -208,6 +208,43 @@ async fn one_connections_requests_are_limited_like_all_of_a_client() {
 }
 
 #[tokio::test]
+async fn refusals_that_are_not_read_are_bounded_too() {
+    const CANCEL: [u8; 4] = [0, 0, 0, 8];
+    let (_mesh, _core, site, gateway) = complete(|settings| {
+        settings.max_requests_per_client = 1;
+        settings.client_stall_ms = 600_000;
+    })
+    .await;
+    let mut tls = site.connect(gateway.addr, "tourin.example", &["h2"]).await.unwrap();
+    // SETTINGS_INITIAL_WINDOW_SIZE: no byte of a body may be sent.
+    let no_window = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let mut sent = [PREFACE, &no_window].concat();
+    for stream in [1, 3, 5] {
+        let fields = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":path", "/api/nothing"),
+            (":authority", "tourin.example"),
+        ];
+        sent.extend(frame(1, 5, stream, &literals(&fields)));
+    }
+    tls.write_all(&sent).await.unwrap();
+    let reset = async {
+        loop {
+            let mut head = [0; 9];
+            tls.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            tls.read_exact(&mut payload).await.unwrap();
+            if head[3] == 3 {
+                return payload;
+            }
+        }
+    };
+    let reset = tokio::time::timeout(Duration::from_secs(10), reset).await.expect("one is reset");
+    assert_eq!(reset, CANCEL);
+}
+
+#[tokio::test]
 async fn a_flood_of_resets_closes_its_connection_and_no_other() {
     let (_mesh, core, site, gateway) = complete(|_| {}).await;
     let other = Http2::open(&site, gateway.addr).await;
