@@ -188,6 +188,7 @@ async fn one_connections_requests_are_limited_like_all_of_a_client() {
     let client = Http2::open(&site, gateway.addr).await;
     assert_eq!(client.get("/api/users", &[]).await.unwrap().status, 200);
     assert_eq!(client.requests.current_max_send_streams(), 3);
+    gateway.is_idle().await;
     let held = || {
         let requests = client.requests.clone();
         tokio::spawn(async move {
@@ -204,6 +205,7 @@ async fn one_connections_requests_are_limited_like_all_of_a_client() {
     for held in [one, two] {
         assert_eq!(held.await.unwrap().unwrap(), 200);
     }
+    gateway.is_idle().await;
     assert_eq!(client.get("/api/users", &[]).await.unwrap().status, 200);
 }
 

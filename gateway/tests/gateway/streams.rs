@@ -226,6 +226,7 @@ async fn an_open_stream_has_no_deadline_and_holds_no_permit_but_an_idle_one_ends
         assert_eq!(socket.receive().await.unwrap().text(), round);
         live.send_event(round);
         assert!(read_until(&mut feed, "\n\n").await.contains(round));
+        gateway.is_idle().await;
         assert_eq!(gateway.get("/api/users").await.status, 200);
     }
     let closed = socket.receive().await.unwrap();
@@ -238,7 +239,9 @@ async fn an_open_stream_has_no_deadline_and_holds_no_permit_but_an_idle_one_ends
     // Before a stream has begun the ordinary time-outs hold.
     let silent = WebSocket::try_connect(gateway.addr, "/api/live?silent", &[]).await.unwrap_err();
     silent.assert_refused(504, "timeout");
+    gateway.is_idle().await;
     gateway.get("/api/events?silent").await.assert_refused(504, "timeout");
+    gateway.is_idle().await;
     // And for a response that is no stream, although its route allows one.
     let plain = "GET /api/events?plain HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
     let mut cut = TcpStream::connect(gateway.addr).await.unwrap();

@@ -259,6 +259,14 @@ impl TestGateway {
         self.send(request).await
     }
 
+    /// Waits until no request is in progress: one may be so for a moment after its response has come.
+    pub async fn is_idle(&self) {
+        eventually("no request is in progress", || async {
+            self.metric("tourin_gateway_requests_in_flight").await == 0.0
+        })
+        .await;
+    }
+
     /// Its metrics, from the operators' listener.
     pub async fn metrics(&self) -> String {
         let answer = self.http.get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
