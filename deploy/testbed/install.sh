@@ -122,11 +122,17 @@ mysql_is_installed() { [ "$(cat "$tools/mysql/suite" 2>/dev/null)" = "$mysql_sui
 mysql_install() {
     local folder=$tools/mysql
     if mysql_is_installed; then return; fi
+    if [ "$(uname -m)" != x86_64 ]; then
+        say "MySQL itself is installed on amd64 alone"
+        exit 1
+    fi
     command -v debootstrap >/dev/null || apt_install debootstrap
     say "fetching MySQL of Debian's $mysql_suite into $folder"
-    as_root rm -rf "$folder"
+    # Not into what a debootstrap that was killed left mounted.
+    as_root rm -rf --one-file-system "$folder"
     mkdir -p "$folder"
-    if ! as_root debootstrap --variant=minbase --include=mysql-server-core,mysql-client-core \
+    # It takes less than a minute, and would try a mirror that does not answer for much longer.
+    if ! as_root timeout 300 debootstrap --variant=minbase --include=mysql-server-core,mysql-client-core \
         "$mysql_suite" "$folder/root" >"$tools/debootstrap.log" 2>&1; then
         say "debootstrap failed:"
         tail -n 20 "$tools/debootstrap.log" >&2

@@ -254,7 +254,8 @@ async fn readers_do_not_write_and_a_snapshot_stays_as_it_is() {
     let before: i64 =
         sqlx::query_scalar("SELECT COUNT(*) FROM notes").fetch_one(&mut *snapshot).await.unwrap();
     assert_eq!(before, 1);
-    let level: String = sqlx::query_scalar("SELECT @@session.tx_isolation")
+    // `transaction_isolation` on MySQL, `tx_isolation` on MariaDB.
+    let (_, level): (String, String) = sqlx::query_as("SHOW SESSION VARIABLES LIKE 't%isolation'")
         .fetch_one(database.writer())
         .await
         .unwrap();

@@ -54,8 +54,9 @@ statements! {
         sqlite: "outbox WHERE seq IN (SELECT value FROM json_each(?))",
         mysql: concat!(numbers!(), " STRAIGHT_JOIN outbox ON seq = w.v"),
     }
-    /// Locks rows that are read to be changed. On SQLite the transaction has the only writer.
-    FOR_UPDATE { sqlite: "", mysql: " FOR UPDATE" }
+    /// Locks rows of [`LISTED`] that are read to be changed. On SQLite the transaction has the only writer. MySQL refuses
+    /// to lock the list (error 3569), MariaDB cannot name the table to be locked.
+    FOR_UPDATE { sqlite: "", mysql: " FOR UPDATE /*!80000 OF outbox */" }
     /// Marks rows as confirmed. Numbers, time.
     MARK {
         sqlite: "UPDATE outbox SET published_at = ?2, rejected_at = NULL

@@ -8,7 +8,7 @@
 //! of times ([`retried`]).
 //!
 //! # The SQL dialect
-//! Only what MySQL 8 and MariaDB 10.6 both have; the tests run on MariaDB.
+//! Only what MySQL 8 and MariaDB 10.6 both have; all tests run on MariaDB, the contract suites on MySQL as well.
 //! - Collations: `utf8mb4_bin` or a binary type. Only MySQL has `utf8mb4_0900_*`, only MariaDB
 //!   `*_nopad_*`; `utf8mb4_bin` sorts by code point and pads with spaces on both.
 //! - No `RETURNING` (MariaDB only), no `INSERT ... AS new` (MySQL only): `VALUES(column)`.
