@@ -52,8 +52,12 @@ impl HealthChecks {
     pub async fn run(self, stop: CancellationToken) {
         let mut running = JoinSet::new();
         let mut judged = Instant::now();
+        let mut turn = 0;
         loop {
-            let pools = self.upstreams.pools();
+            let mut pools = self.upstreams.pools();
+            // Another service is first each time, so that the frozen instances of one leave checks for the others.
+            turn = (turn + 1) % pools.len().max(1);
+            pools.rotate_left(turn);
             let now = Instant::now();
             if now.duration_since(judged) >= self.upstreams.outliers().interval() {
                 judged = now;

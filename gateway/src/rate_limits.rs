@@ -33,10 +33,13 @@ use crate::policy_fields::{FieldError, number};
 use crate::responses::Response;
 use shared::SharedCounts;
 
-/// Callers counted apart, per limit. Further ones share one count, so that memory is bounded.
+/// Callers counted apart, per limit, so that memory is bounded.
 const MAX_CALLERS: usize = 100_000;
 const EVICT_EVERY: Duration = Duration::from_secs(10);
-/// The key of all callers beyond [`MAX_CALLERS`], and of limits for a whole route.
+/// How many counts all callers of a route share while it has [`MAX_CALLERS`], each by its hash: somebody with
+/// very many addresses fills them, and must not use up one count that is everybody's.
+const SHARED_COUNTS: u64 = 1 << 16;
+/// The key of limits for a whole route.
 const EVERYBODY: u64 = 0;
 /// Largest limit and burst: `gcra.lua` counts in whole microseconds.
 const MAX_PER_MINUTE: u32 = 1_000_000;
@@ -324,13 +327,13 @@ impl RateLimits {
     fn count(&self, limit: &RateLimit, limiter: &Limiter, caller: Caller<'_>) -> Standing {
         let key = match limit.by {
             By::Route => EVERYBODY,
-            _ if limiter.len() >= MAX_CALLERS => EVERYBODY,
             By::Address => self.hasher.hash_one(network_of(caller.address)),
             By::Member => match caller.member {
                 Some(member) => self.hasher.hash_one(member),
                 None => self.hasher.hash_one(network_of(caller.address)),
             },
         };
+        let key = if limiter.len() < MAX_CALLERS { key } else { key % SHARED_COUNTS };
         let quota = limit.quota();
         match limiter.check_key(&key) {
             Ok(state) => {

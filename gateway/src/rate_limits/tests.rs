@@ -113,3 +113,22 @@ async fn calls_at_the_same_time_are_each_counted() {
     let allowed = calls.join_all().await.into_iter().filter(|allowed| *allowed).count();
     assert_eq!(allowed, 50);
 }
+
+#[tokio::test]
+async fn somebody_with_very_many_addresses_uses_up_nobody_elses_count() {
+    let limits = RateLimits::new(None);
+    let table = table("rate_per_minute = 2\n");
+    for number in 0..MAX_CALLERS {
+        let address = std::net::Ipv4Addr::from_bits(number as u32);
+        let caller = Caller { address: address.into(), member: None };
+        call(&limits, &table, caller).await.unwrap();
+    }
+    let one = from("203.0.113.1");
+    while call(&limits, &table, one).await.is_ok() {}
+    // One in 65,536 shares that count.
+    let others = ["203.0.113.2", "203.0.113.3"].map(from);
+    assert!(
+        call(&limits, &table, others[0]).await.is_ok()
+            || call(&limits, &table, others[1]).await.is_ok()
+    );
+}
