@@ -212,11 +212,15 @@ fn answers(pages: Arc<Pages>, key: &serde_json::Value) -> Router {
         .route("/internal/openapi.json", get(|| async { axum::Json(description) }))
         .route("/internal/revocations", get(revocations))
         .route("/internal/visitor-key", get(|| async { axum::Json(visitor_key) }))
-        .fallback(move |peer: Option<Extension<Arc<Peer>>>| async move {
-            let count = if peer.is_some() { &pages.to_peers } else { &pages.to_others };
-            count.fetch_add(1, Ordering::Relaxed);
-            ([(http::header::CONTENT_TYPE, "application/json")], body)
-        })
+        // What gateways ask by themselves, such as whether an instance is healthy, is no page.
+        .route(
+            "/api/{*page}",
+            get(move |peer: Option<Extension<Arc<Peer>>>| async move {
+                let count = if peer.is_some() { &pages.to_peers } else { &pages.to_others };
+                count.fetch_add(1, Ordering::Relaxed);
+                ([(http::header::CONTENT_TYPE, "application/json")], body)
+            }),
+        )
 }
 
 /// An empty log of ended sessions.
