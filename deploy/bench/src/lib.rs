@@ -6,6 +6,7 @@ pub mod load;
 pub mod mesh;
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -68,6 +69,17 @@ fn on_cpu(schedstat: &str) -> anyhow::Result<Duration> {
 /// When there is none.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// Takes this process's settings from a command's environment. Those stay that the command was given.
+pub fn without_settings(command: &mut Command) -> &mut Command {
+    for (variable, _) in std::env::vars_os() {
+        let is_given = command.get_envs().any(|(name, _)| *name == *variable);
+        if !is_given && variable.to_string_lossy().starts_with("TOURIN_") {
+            command.env_remove(variable);
+        }
+    }
+    command
 }
 
 /// The value below which this part of the figures lies; 0 without figures.

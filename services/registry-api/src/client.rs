@@ -1,14 +1,13 @@
 //! Single calls to the registry.
 
+mod response;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
-use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode};
-use serde::Deserialize;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
 use crate::instance::Instance;
@@ -17,6 +16,7 @@ use crate::wire::{
     JoinTokenRequest, LeaseReport, LeaveRequest, MAX_WAIT_MS, OverrideRequest, RegisterRequest,
     Registered, ScaleReport, Snapshot,
 };
+use response::{Refusal, decode, refusal, unreachable_because};
 
 /// Longest time of a call (milliseconds), besides the wait that it asks for.
 const REQUEST_TIMEOUT_MS: u64 = 2_000;
@@ -24,7 +24,6 @@ const REQUEST_TIMEOUT_MS: u64 = 2_000;
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// Stands for the registry's URL until one is chosen.
 const NO_BASE: &str = "https://registry.invalid";
-const MAX_MESSAGE_CHARS: usize = 200;
 
 /// The address of the registry is not usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -426,47 +425,6 @@ fn at(request: &reqwest::Request, base: &str) -> Option<reqwest::Request> {
     let mut attempt = request.try_clone()?;
     *attempt.url_mut() = reqwest::Url::parse(&format!("{base}{suffix}")).ok()?;
     Some(attempt)
-}
-
-async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, ClientError> {
-    let body = bounded_body(response).await?;
-    serde_json::from_slice(&body).map_err(|e| ClientError::Malformed(e.to_string()))
-}
-
-/// The body of a refusal.
-#[derive(Default, Deserialize)]
-struct Refusal {
-    error: String,
-    message: String,
-}
-
-async fn refusal(response: Response) -> Refusal {
-    let said: Refusal = match bounded_body(response).await {
-        Ok(body) => serde_json::from_slice(&body).unwrap_or_default(),
-        Err(_) => Refusal::default(),
-    };
-    let shown =
-        |text: String| text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect();
-    Refusal { error: shown(said.error), message: shown(said.message) }
-}
-
-async fn bounded_body(response: Response) -> Result<Bytes, ClientError> {
-    match Limited::new(Body::from(response), MAX_RESPONSE_BYTES).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) => Err(match error.downcast_ref() {
-            Some(error) => unreachable_because(error),
-            None => ClientError::Malformed(format!("more than {MAX_RESPONSE_BYTES} bytes")),
-        }),
-    }
-}
-
-/// The innermost cause ("connection refused") says more than the outermost ("error sending request").
-fn unreachable_because(error: &reqwest::Error) -> ClientError {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    ClientError::Unreachable(cause.to_string())
 }
 
 #[cfg(test)]

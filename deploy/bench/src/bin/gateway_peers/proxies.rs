@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use tourin_bench::{free_address, thread_times};
+use tourin_bench::{free_address, thread_times, without_settings};
 use tourin_chassis::http_client;
 use tourin_chassis::peer::GATEWAY;
 
@@ -36,13 +36,7 @@ impl Drop for Process {
 
 impl Process {
     pub fn start(command: &mut Command) -> anyhow::Result<Self> {
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("TOURIN_")
-                && !command.get_envs().any(|(name, _)| *name == *variable)
-            {
-                command.env_remove(variable);
-            }
-        }
+        without_settings(command);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = child.spawn().with_context(|| format!("{:?}", command.get_program()))?;
         Ok(Self { child })

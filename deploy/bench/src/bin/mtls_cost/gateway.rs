@@ -11,7 +11,7 @@ use clap::Args;
 use rand::seq::SliceRandom;
 use tourin_bench::load::{Load, Requests, Target, get};
 use tourin_bench::mesh::Mesh;
-use tourin_bench::{free_address, quantile_of, thread_times};
+use tourin_bench::{free_address, quantile_of, thread_times, without_settings};
 use tourin_chassis::peer::GATEWAY;
 use tourin_chassis::telemetry::TelemetrySettings;
 use tourin_chassis::{http_client, process};
@@ -80,12 +80,7 @@ impl Server {
     async fn start(case: Case, mesh: &Mesh) -> anyhow::Result<Self> {
         let (addr, admin) = (free_address()?, free_address()?);
         let mut command = Command::new(std::env::current_exe()?);
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("TOURIN_") {
-                command.env_remove(variable);
-            }
-        }
-        command
+        without_settings(&mut command)
             .env("TOURIN_JOIN_TOKEN", mesh.join_token(GATEWAY)?)
             .args(["gateway", "--registry-url", &mesh.registry_url, "--log", "error"])
             .args(["--listen", &addr.to_string(), "--admin-listen", &admin.to_string()])

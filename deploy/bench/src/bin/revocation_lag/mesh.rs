@@ -9,8 +9,8 @@ use anyhow::{Context, ensure};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
-use tourin_bench::free_address;
 use tourin_bench::mesh::Mesh as Surroundings;
+use tourin_bench::{free_address, without_settings};
 use tourin_chassis::http_client;
 use uuid::Uuid;
 
@@ -165,12 +165,7 @@ fn command(
     listen: SocketAddr,
 ) -> anyhow::Result<Command> {
     let mut command = Command::new(program);
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("TOURIN_") {
-            command.env_remove(variable);
-        }
-    }
-    command
+    without_settings(&mut command)
         .env("TOURIN_JOIN_TOKEN", around.join_token(service)?)
         .args(["--registry-url", &around.registry_url, "--log", "error"])
         .args(["--listen", &listen.to_string()])

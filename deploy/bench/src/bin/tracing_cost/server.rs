@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tempfile::TempDir;
 use tourin_bench::load::Target;
-use tourin_bench::{free_address, thread_times};
+use tourin_bench::{free_address, thread_times, without_settings};
 use tourin_chassis::http_client;
 
 use crate::mesh::Surroundings;
@@ -189,12 +189,7 @@ fn command(
     listen: SocketAddr,
 ) -> anyhow::Result<Command> {
     let mut command = Command::new(program);
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("TOURIN_") {
-            command.env_remove(variable);
-        }
-    }
-    command
+    without_settings(&mut command)
         .env("TOURIN_JOIN_TOKEN", around.mesh.join_token(service)?)
         .args(["--registry-url", &around.mesh.registry_url, "--log", log])
         .args(["--listen", &listen.to_string()])
