@@ -371,6 +371,19 @@ async fn stopping_marks_what_was_confirmed_and_leaves_the_rest() {
     assert_eq!(outbox.store.depth().await.unwrap().pending, 1);
 }
 
+#[tokio::test]
+async fn what_was_committed_before_the_stop_is_published_in_it() {
+    let outbox = Outbox::new().await;
+    let bus = ScriptedBus::new(Vec::new());
+    outbox.append_now(&[view("a", 1), view("a", 2), view("b", 1)]).await;
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    soon(relay(&outbox, &bus, &Wake::new(), quick()).run(shutdown)).await;
+    assert_eq!(bus.effect()["a"], [1, 2]);
+    assert_eq!(bus.effect()["b"], [1]);
+    assert_eq!(outbox.store.depth().await.unwrap().pending, 0);
+}
+
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         10 => Just(Act::Confirm),

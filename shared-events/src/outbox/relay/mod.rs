@@ -47,7 +47,7 @@ pub struct RelaySettings {
     pub rescan_interval: Duration,
     /// How long rows are kept after the bus confirmed them. Default 1 h. Unconfirmed rows are always kept.
     pub retention: Duration,
-    /// How long a stopping relay waits for confirmations. Default 1 s.
+    /// How long a stopping relay still publishes and waits for confirmations. Default 1 s.
     pub drain_timeout: Duration,
 }
 
@@ -133,8 +133,8 @@ impl Relay {
         self.metrics.clone()
     }
 
-    /// Works until it is stopped. Then it waits a little for confirmations, marks them and releases its shards. Also
-    /// enforces the bound on waiting events, and prunes.
+    /// Works until it is stopped. Then it publishes what is committed already, within the drain time-out, marks what was
+    /// confirmed and releases its shards. Also enforces the bound on waiting events, and prunes.
     pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let retention = self.settings.retention;

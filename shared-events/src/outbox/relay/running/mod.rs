@@ -402,8 +402,13 @@ impl<'a> Running<'a> {
 
     async fn stop(mut self) {
         let drain = self.relay.settings.drain_timeout;
+        // What was committed before the stop still goes.
+        self.more = true;
         let drained = timeout(drain, async {
-            while let Some(published) = self.publishing.next().await {
+            loop {
+                self.read().await;
+                self.publish();
+                let Some(published) = self.publishing.next().await else { break };
                 self.conclude(published);
             }
         });
