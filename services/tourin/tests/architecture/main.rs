@@ -66,7 +66,7 @@ const CRATES_WITHOUT_CIRCLES: [&str; 9] = [
 ];
 
 fn workspace_root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    Path::new("../..").canonicalize().unwrap()
 }
 
 /// The normal dependencies of each crate of the workspace, by name, without the test bed that a feature for tests brings.

@@ -6,7 +6,7 @@ use crate::process::program;
 
 #[test]
 fn an_old_application_is_taken_over_without_a_failed_request() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples/strangler/run.sh");
+    let script = "../../deploy/examples/strangler/run.sh";
     let gateway = program("gateway");
     let programs = gateway.parent().expect("a folder with the programs");
     let output = Command::new(script).arg(programs).output().expect("it runs");

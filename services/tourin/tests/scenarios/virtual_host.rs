@@ -56,7 +56,7 @@ impl Drop for VirtualHost {
 
 /// Gives the users of the services the permissions that they have in `compose.yaml`, and declares its exchanges.
 async fn define_users_and_exchanges(virtual_host: &str) {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/rabbitmq/definitions.json");
+    let path = "../../deploy/rabbitmq/definitions.json";
     let definitions = std::fs::read_to_string(path).expect("the broker's definitions");
     let definitions: Value = serde_json::from_str(&definitions).expect("JSON");
     for permission in definitions["permissions"].as_array().expect("a list") {
