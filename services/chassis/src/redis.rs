@@ -68,9 +68,10 @@ impl fmt::Debug for RedisUrl {
 /// The Redis of sessions, the same in core and in every gateway.
 #[derive(Debug, Clone, Args)]
 pub struct SessionRedisSettings {
-    /// Redis 7 for sessions, refresh tokens and revocations (redis://[USER:PASSWORD@]HOST:PORT
-    /// [/DATABASE], rediss:// for TLS); the same for core and for every gateway [default: none; they are
-    /// in core's database, and gateways ask core over HTTP which sessions have ended]
+    /// Redis 7 for sessions, refresh tokens and revocations, and for rate limits that gateways share
+    /// (redis://[USER:PASSWORD@]HOST:PORT[/DATABASE], rediss:// for TLS); the same for core and for every
+    /// gateway [default: none; they are in core's database, gateways ask core over HTTP which sessions have
+    /// ended, and each counts alone]
     #[arg(long, env = "TOURIN_REDIS_URL", value_name = "URL", hide_env_values = true, value_parser = Unquoted::<ServerUrl<RedisUrl>>::parser())]
     pub redis_url: Option<ServerUrl<RedisUrl>>,
     /// Redis for sessions alone, where the trend has another database or server; wins over --redis-url

@@ -14,8 +14,8 @@ use crate::joined;
 /// A join token to make.
 #[derive(Debug, Clone, Args)]
 pub struct JoinTokenSettings {
-    /// The service whose instances it lets join: gateway, core, recommendation, or operator for commands
-    /// such as this one
+    /// The service whose instances it lets join, such as gateway, core or recommendation; operator for
+    /// commands such as this one
     #[arg(value_name = "SERVICE")]
     pub service: String,
     /// How many instances may join by it [default: any number]
