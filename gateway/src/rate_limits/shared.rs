@@ -77,7 +77,7 @@ impl SharedCounts {
         let counts = Arc::clone(self);
         metrics.gauge_read(
             "tourin_gateway_shared_rate_limits",
-            "Whether rate limits are shared through Redis now: 1, or 0 while it is away",
+            "Whether rate limits are shared through Redis now: 0 while it is away, and before the first use",
             move || Some(f64::from(u8::from(counts.is_up.load(Ordering::Relaxed)))),
         );
     }
