@@ -105,7 +105,7 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=5_000)
     )]
     pub protection_min_instances: u32,
-    /// Maximum number of watchers, named or not
+    /// Maximum number of watches, of gateways and of others
     #[arg(
         long,
         env = "TOURIN_REGISTRY_MAX_WATCHERS",
@@ -114,7 +114,7 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=10_000)
     )]
     pub max_watchers: u32,
-    /// Maximum number of watchers of one peer
+    /// Maximum number of watches of one peer
     #[arg(
         long,
         env = "TOURIN_REGISTRY_MAX_WATCHES_PER_PEER",
