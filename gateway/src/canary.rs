@@ -354,7 +354,8 @@ mod tests {
         let count = (0..10_000)
             .filter(|_| matches!(chosen(&by_request, &one, &[]), VersionChoice::Canary(_)))
             .count();
-        assert!((4_750..=5_250).contains(&count), "{count}");
+        // Eight standard deviations: these are drawn anew in each run.
+        assert!((4_600..=5_400).contains(&count), "{count}");
         let by_header = canary("version = \"2\"\npercent = 50.0\nby = \"header:X-Shop\"");
         let of = |shop: &str| chosen(&by_header, &one, &[("x-shop", shop)]);
         let count =

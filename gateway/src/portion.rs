@@ -49,8 +49,8 @@ mod tests {
         assert!(!portion(0.0).includes(0) && portion(100.0).includes(u64::MAX));
         assert!(portion(50.0).includes(u64::MAX / 2) && !portion(50.0).includes(u64::MAX / 2 + 1));
         let drawn = (0..10_000).filter(|_| portion(20.0).draw()).count();
-        // Five standard deviations of a binomial distribution.
-        assert!((1_800..=2_200).contains(&drawn), "{drawn}");
+        // Eight standard deviations of a binomial distribution.
+        assert!((1_680..=2_320).contains(&drawn), "{drawn}");
     }
 
     #[test]

@@ -156,12 +156,13 @@ fn the_own_zone_is_preferred_and_spills_over() {
     let far = ["e", "f", "g", "h"].map(|id| instance(id, &[(ZONE, "two")]));
     let pool = pool_with(&settings, near.into_iter().chain(far).collect());
     let share = || {
-        let counts = counts(&pool, &Policy::RoundRobin, 2_000);
-        counts.range(.."e".to_owned()).map(|(_, count)| count).sum::<usize>() / 20
+        let counts = counts(&pool, &Policy::RoundRobin, 10_000);
+        counts.range(.."e".to_owned()).map(|(_, count)| count).sum::<usize>() / 100
     };
     assert_eq!(share(), 100);
     assert!(eject(&pool, "a"));
-    assert_eq!(share(), 100, "three of four can bear 1.4 times their load");
+    // All draws instead of its turn may hit the ejected one; then any other instance is chosen.
+    assert!(share() >= 99, "three of four can bear 1.4 times their load");
     assert!(eject(&pool, "b"));
     assert!((65..75).contains(&share()), "{}", share());
     assert_eq!(pool.report().own_zone_percent, Some(70));
