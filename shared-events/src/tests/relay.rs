@@ -115,19 +115,20 @@ impl Publisher for ScriptedBus {
     }
 }
 
-/// The defaults, with shorter times.
+/// The defaults with shorter times, except where a slow disk would change what happens: a lease that ends in
+/// the middle repeats events, and a stop that is cut off leaves some.
 fn quick() -> RelaySettings {
     RelaySettings {
         poll_interval: Duration::from_millis(5),
         rescan_interval: Duration::from_millis(50),
-        lease: Duration::from_millis(20),
+        lease: Duration::from_secs(10),
         confirm_timeout: Duration::from_secs(5),
         backoff: Backoff {
             base: Duration::from_millis(1),
             max: Duration::from_millis(5),
             jitter: 0.5,
         },
-        drain_timeout: Duration::from_millis(200),
+        drain_timeout: Duration::from_secs(30),
         ..RelaySettings::default()
     }
 }
@@ -333,7 +334,8 @@ async fn a_relay_that_was_paused_repeats_events_but_loses_and_swaps_none() {
     let (slow, fast) = (ScriptedBus::new(vec![Act::CrashAfter]), ScriptedBus::new(Vec::new()));
     let events: Vec<Outgoing> = (0..5).map(|n| view("a", n)).collect();
     outbox.append_now(&events).await;
-    let paused = relay(&outbox, &slow, &Wake::new(), quick());
+    let settings = RelaySettings { lease: Duration::from_millis(500), ..quick() };
+    let paused = relay(&outbox, &slow, &Wake::new(), settings);
     let mut paused = Box::pin(paused.run(CancellationToken::new()));
     // It has published the first event. Then it stops, with its shards and its confirmation.
     tokio::select! {
@@ -360,7 +362,8 @@ async fn stopping_marks_what_was_confirmed_and_leaves_the_rest() {
     // One of the two is never confirmed.
     let bus = ScriptedBus::new(vec![Act::Confirm, Act::CrashAfter]);
     outbox.append_now(&[view("a", 1), view("b", 1)]).await;
-    let relay = relay(&outbox, &bus, &Wake::new(), quick());
+    let settings = RelaySettings { drain_timeout: Duration::from_secs(2), ..quick() };
+    let relay = relay(&outbox, &bus, &Wake::new(), settings);
     let shutdown = CancellationToken::new();
     let control = async {
         bus.crash.notified().await;
@@ -425,7 +428,9 @@ proptest! {
                 }
                 batches.push(batch);
             }
-            let settings = RelaySettings { max_buffered, max_in_flight, ..quick() };
+            // So long that a claim does not outlast it, and short because each crash waits for its end.
+            let lease = Duration::from_millis(100);
+            let settings = RelaySettings { max_buffered, max_in_flight, lease, ..quick() };
             let writing = async {
                 for batch in batches {
                     outbox.append_now(&batch).await;
