@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tourin_testbed::eventually;
+use tourin_testbed::{SOON, eventually};
 
 use super::{
     Commands, Message, ReplyOutcome, ReplyPublisher, RequestError, RequestHandler, RequestSettings,
@@ -22,10 +22,10 @@ use crate::consumer::{Consumer, HandlerError, Received};
 use crate::envelope::Envelope;
 use crate::system_clock;
 
-/// The time within which expected events must happen.
-const SOON: Duration = Duration::from_secs(10);
 /// How long to watch that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(200);
+/// How long to wait for a reply that does not come to a request that does: sending it is part of this time.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The queues that the suite makes, for cleaning up.
 pub const QUEUES: [&str; 2] = ["one", "two"];
@@ -152,14 +152,14 @@ where
         let delivery = timeout(SOON, deliveries.next()).await.expect("in time").expect("a request");
         let received = received(&delivery);
         // Not acknowledged until the requester has timed out.
-        sleep(A_WHILE * 2).await;
+        sleep(PATIENCE + A_WHILE).await;
         delivery.settle(Settlement::Ack).await.expect("an acknowledgement");
         received
     };
     let started = Instant::now();
-    let (lost, late) = tokio::join!(requests.request("one", request(1), A_WHILE), slow);
+    let (lost, late) = tokio::join!(requests.request("one", request(1), PATIENCE), slow);
     assert_eq!(lost, Err(RequestError::TimedOut));
-    assert!(started.elapsed() >= A_WHILE);
+    assert!(started.elapsed() >= PATIENCE);
     let replies = ReplyPublisher::new(bus.clone(), system_clock());
     let outcome = replies.reply(&late, json!({ "n": 1 })).await;
     assert_eq!(outcome, Ok(ReplyOutcome::Sent));
@@ -184,7 +184,7 @@ where
     assert_eq!(by, ["one", "two"]);
     let first = requests.publish(view("a", 2), 1, SOON).await.expect("replies");
     assert_eq!((first.replies.len(), first.complete), (1, true));
-    let until_late = requests.publish(view("a", 3), 3, A_WHILE * 5).await.expect("replies");
+    let until_late = requests.publish(view("a", 3), 3, 2 * PATIENCE).await.expect("replies");
     assert_eq!((until_late.replies.len(), until_late.complete), (2, false));
 }
 
@@ -223,7 +223,7 @@ where
 {
     let mut deliveries = subscribe(&*bus, Commands::subscription("one")).await;
     let requests = open(&bus).await;
-    let asking = requests.request("one", Message::new("sum", json!({})), A_WHILE);
+    let asking = requests.request("one", Message::new("sum", json!({})), PATIENCE);
     let receiving = async {
         let delivery = timeout(SOON, deliveries.next()).await.expect("in time").expect("a request");
         let received = received(&delivery);

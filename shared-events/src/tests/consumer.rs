@@ -203,9 +203,10 @@ async fn a_poison_event_holds_back_its_own_key_only() {
     let settings = ConsumerSettings {
         retry: RetryPolicy {
             max_attempts: 3,
+            // Between its attempts the good ones have their time.
             backoff: Backoff {
-                base: Duration::from_millis(300),
-                max: Duration::from_millis(300),
+                base: Duration::from_secs(3),
+                max: Duration::from_secs(3),
                 jitter: 0.0,
             },
         },

@@ -144,7 +144,7 @@ async fn an_unreachable_broker_is_reported_and_reconnected() {
     })
     .await;
     println!("publishing again {:?} after the broker's return", back.elapsed());
-    assert!(back.elapsed() < Duration::from_secs(5));
+    assert!(back.elapsed() < Duration::from_secs(20));
     // Publishing has a separate connection, which may recover first.
     assert!(soon(bus.wait_until_connected(true)).await);
     delivery.settle(Settlement::Ack).await.unwrap();

@@ -113,7 +113,7 @@ async fn replicas_share_the_shards_and_take_over_from_one_that_dies() {
     })
     .await;
     println!("{} keys taken over {:?} after the death", theirs.len(), died.elapsed());
-    assert!(died.elapsed() < Duration::from_secs(5));
+    assert!(died.elapsed() < Duration::from_secs(20));
 
     stop.cancel();
     let rounds = soon(publishing).await.unwrap();
