@@ -5,9 +5,9 @@ use std::time::Duration;
 use tourin::up::UpSettings;
 
 /// How long a scenario waits for a condition.
-pub const TIMEOUT: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(40);
 /// Longest time from a view to the trend.
-pub const FRESH: Duration = Duration::from_secs(3);
+pub const FRESH: Duration = Duration::from_secs(10);
 /// There is no MongoDB.
 pub const MONGODB_MAY_BE_SLOW: bool = false;
 

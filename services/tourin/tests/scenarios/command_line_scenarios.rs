@@ -218,12 +218,12 @@ async fn a_second_start_finds_the_data_of_the_first_and_ctrl_c_ends_it_in_time()
     let answer = request.json(&sign_up).send().await.expect("an answer");
     assert_eq!(answer.status(), 201);
     first.signal("INT");
-    assert!(first.wait(Duration::from_secs(5)).await.success());
+    assert!(first.wait(Duration::from_secs(20)).await.success());
 
     let mut second = up();
     assert_eq!(get(&url).await[0]["id"], "keeper001");
     second.signal("TERM");
-    assert!(second.wait(Duration::from_secs(5)).await.success());
+    assert!(second.wait(Duration::from_secs(20)).await.success());
 }
 
 #[tokio::test]

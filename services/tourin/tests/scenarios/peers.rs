@@ -6,6 +6,7 @@ use tourin_chassis::config::MeshAccess;
 use tourin_chassis::http_client;
 use tourin_registry_api::wire::JoinTokenRequest;
 use tourin_registry_api::{Instance, JoinError, Joined, Joining};
+use tourin_testbed::eventually;
 use uuid::Uuid;
 
 use crate::world::TIMEOUT;
@@ -58,9 +59,14 @@ impl Operator {
         join(&access, service).await.expect("the token is good")
     }
 
-    /// The registered instances of a service.
+    /// The registered instances of a service, which registers a moment after it is ready.
     pub async fn instances(&self, service: &str) -> Vec<Instance> {
-        self.joined.registry.list(Some(service)).await.expect("the registry answers").instances
+        eventually("an instance is registered", async || {
+            let listed = self.joined.registry.list(Some(service)).await;
+            let instances = listed.expect("the registry answers").instances;
+            if instances.is_empty() { Err(instances) } else { Ok(instances) }
+        })
+        .await
     }
 
     /// The address of the only instance of a service.
