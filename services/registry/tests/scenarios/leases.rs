@@ -58,7 +58,7 @@ async fn heartbeats_keep_an_instance_and_a_killed_one_disappears_within_its_leas
     following.sees(&[]).await;
     let took = killed.elapsed();
     // The allowance is for a busy machine; the sweep itself is due on the millisecond.
-    assert!(took <= LEASE * 2, "{took:?}");
+    assert!(took <= LEASE * 5, "{took:?}");
     assert_eq!(following.directory.version(), version + 1);
 }
 
