@@ -24,7 +24,7 @@ async fn a_second_start_finds_the_data_and_the_key_of_the_first() {
     assert_eq!(first.get("/readyz").await.0, 200);
     assert_eq!(first.post("/api/auth/signup", hana()).await.0, 201);
     let keys = first.get("/.well-known/jwks.json").await.1;
-    assert!(first.stop().await < Duration::from_secs(4));
+    assert!(first.stop().await < Duration::from_secs(12));
 
     let second = Running::start(settings(&data, &["--no-demo"])).await;
     assert_eq!(second.get("/.well-known/jwks.json").await.1, keys);
@@ -94,7 +94,7 @@ async fn a_stop_does_not_wait_for_those_who_wait_for_news() {
         contains(metrics(&core).await, "\ntourin_http_requests_in_flight 2.0\n")
     })
     .await;
-    assert!(core.stop().await < Duration::from_secs(4));
+    assert!(core.stop().await < Duration::from_secs(12));
     for follower in followers {
         assert_eq!(follower.await.unwrap().unwrap().status(), 200);
     }

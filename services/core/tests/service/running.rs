@@ -20,7 +20,7 @@ use tourin_shared_events::outbox::testing::recorded;
 use tourin_testbed::eventually_within;
 
 /// How long the service may take to notice that a server is reachable again.
-pub const RECOVERY: Duration = Duration::from_secs(10);
+pub const RECOVERY: Duration = Duration::from_secs(40);
 
 #[derive(Parser)]
 #[command(args_override_self = true)]

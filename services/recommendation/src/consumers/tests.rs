@@ -98,7 +98,7 @@ impl Mesh {
 
     async fn stop(self) {
         self.tasks.shutdown().begin();
-        self.tasks.finish(Duration::from_secs(3)).await.unwrap();
+        self.tasks.finish(Duration::from_secs(30)).await.unwrap();
     }
 }
 
@@ -321,14 +321,14 @@ async fn events_published_before_the_first_subscription_reach_every_declared_que
         let running = consumer.run(bus, clock, ready, Prepared::already(), token);
         tasks.spawn("consumer", running);
     }
-    let published = tokio::time::timeout(Duration::from_secs(10), publishing).await;
+    let published = tokio::time::timeout(Duration::from_secs(40), publishing).await;
     assert_eq!(published.expect("all settled in time").unwrap(), vec![Ok(()); 3]);
     assert_eq!(world.trend(5).await, [2]);
     let known = world.stores.histories.profile("member01", 9).await.unwrap().known;
     assert_eq!(known, [id(1), id(2)].into_iter().collect());
     assert!(world.stores.spots.get_many(&[id(50)]).await.unwrap().contains_key(&id(50)));
     tasks.shutdown().begin();
-    tasks.finish(Duration::from_secs(3)).await.unwrap();
+    tasks.finish(Duration::from_secs(30)).await.unwrap();
 }
 
 /// A store that fails every operation with the same error.

@@ -202,7 +202,7 @@ impl Running {
         let begun = Instant::now();
         self.stop.begin();
         self.task.await.unwrap().unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(4), "took {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(12), "took {:?}", begun.elapsed());
     }
 }
 

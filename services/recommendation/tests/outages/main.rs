@@ -34,7 +34,7 @@ use tourin_registry::testing::workload;
 const SIMILAR: &str = "/api/tour-spots/1/similar";
 const TREND: &str = "/api/recommendations/trend";
 /// A recovered dependency is used again within this time.
-const RECOVERY: Duration = Duration::from_secs(10);
+const RECOVERY: Duration = Duration::from_secs(40);
 /// The spot that all members view.
 const SPOT: u64 = 3;
 /// The servers that the service needs.
@@ -220,7 +220,7 @@ async fn survives(server: Server, signal: StopSignal) {
     let bed = bed().await;
     let world = World::on(&bed).await;
     let (service, metrics) = world.serve().await;
-    eventually_within(Duration::from_secs(20), "the service is ready", async || {
+    eventually_within(RECOVERY, "the service is ready", async || {
         equal(service.unready().await, READY)
     })
     .await;
@@ -309,7 +309,7 @@ async fn a_redis_without_memory_is_reported_and_its_events_wait() {
     let bed = bed().await;
     let world = World::on(&bed).await;
     let (service, metrics) = world.serve().await;
-    eventually_within(Duration::from_secs(20), "the service is ready", async || {
+    eventually_within(RECOVERY, "the service is ready", async || {
         equal(service.unready().await, READY)
     })
     .await;

@@ -426,7 +426,7 @@ async fn a_waiting_follower_is_released_at_shutdown() {
         core.stopping.begin();
     };
     let both = futures::future::join(waiting, stopping);
-    let (answer, ()) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
+    let (answer, ()) = tokio::time::timeout(Duration::from_secs(12), both).await.unwrap();
     assert_eq!(answer.json()["entries"], json!([]));
 }
 

@@ -365,7 +365,7 @@ async fn a_server_that_was_slow_for_a_short_time_is_available_again() {
 
     let before = Instant::now();
     while documents.spots.is_complete().await.is_err() {
-        assert!(before.elapsed() < Duration::from_secs(10), "it is still unreachable");
+        assert!(before.elapsed() < Duration::from_secs(40), "it is still unreachable");
     }
 }
 
