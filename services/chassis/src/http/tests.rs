@@ -11,7 +11,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tourin_testbed::eventually_within;
+use tourin_testbed::eventually;
 use tower::ServiceExt;
 
 use super::*;
@@ -275,7 +275,9 @@ async fn the_handler_runs_only_with_a_complete_body() {
     assert_eq!(DONE.load(SeqCst), 2);
 }
 
+/// A server of one route, whose requests say that they have `arrived` and wait for their `release`.
 async fn serve_one(
+    arrived: Arc<tokio::sync::Notify>,
     release: Arc<tokio::sync::Notify>,
 ) -> (SocketAddr, Shutdown, tokio::task::JoinHandle<std::io::Result<()>>) {
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -284,8 +286,9 @@ async fn serve_one(
     let routes = Router::new().route(
         "/wait",
         get(move || {
-            let release = release.clone();
+            let (arrived, release) = (arrived.clone(), release.clone());
             async move {
+                arrived.notify_one();
                 release.notified().await;
                 "done"
             }
@@ -294,7 +297,7 @@ async fn serve_one(
     let serving = {
         let stop = stop.clone();
         tokio::spawn(async move {
-            serve(listener, routes, &HttpLimits::default(), stop, Duration::from_secs(5)).await
+            serve(listener, routes, &HttpLimits::default(), stop, Duration::from_secs(60)).await
         })
     };
     (address, stop, serving)
@@ -302,26 +305,25 @@ async fn serve_one(
 
 #[tokio::test]
 async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
-    let release = Arc::new(tokio::sync::Notify::new());
-    let (address, stop, serving) = serve_one(release.clone()).await;
-    let mut client = TcpStream::connect(address).await.unwrap();
-    client.write_all(b"GET /wait HTTP/1.1\r\nhost: demo\r\n\r\n").await.unwrap();
+    let [arrived, release] = [(); 2].map(|()| Arc::new(tokio::sync::Notify::new()));
+    let (address, stop, serving) = serve_one(arrived.clone(), release.clone()).await;
     // An idle kept-alive connection must not delay the drain.
     let _idle = TcpStream::connect(address).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET /wait HTTP/1.1\r\nhost: demo\r\n\r\n").await.unwrap();
+    // Connections are accepted in their order.
+    arrived.notified().await;
 
     stop.begin();
     // Before the drain is over, which ends with the request.
-    eventually_within(Duration::from_secs(2), "new connections are refused", async || {
-        TcpStream::connect(address).await.is_err()
-    })
-    .await;
+    eventually("new connections are refused", async || TcpStream::connect(address).await.is_err())
+        .await;
 
     release.notify_one();
     let mut text = String::new();
     client.read_to_string(&mut text).await.unwrap();
     assert!(text.starts_with("HTTP/1.1 200 OK") && text.ends_with("done"), "{text}");
-    tokio::time::timeout(Duration::from_secs(2), serving).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), serving).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
