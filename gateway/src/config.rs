@@ -27,6 +27,7 @@ use crate::limits::UpstreamLimits;
 use crate::origin::Origin;
 use crate::outliers::{HealthCheckSettings, OutlierSettings};
 use crate::proxy_protocol::ProxyProtocolSettings;
+use crate::rate_limits::shared::ANSWER_TIMEOUT;
 use crate::request_body::BUFFERED_BYTES;
 use crate::response_headers::ResponseHeaderSettings;
 use crate::retries::RetrySettings;
@@ -162,6 +163,9 @@ pub struct Settings {
     /// The Redis from whose stream ended sessions are read.
     #[command(flatten)]
     pub sessions: SessionRedisSettings,
+    /// How long a call waits for its shared rate limit. No flag: tests alone change it.
+    #[arg(skip = ANSWER_TIMEOUT)]
+    pub shared_limit_timeout: Duration,
     /// Whether that may be without TLS.
     #[command(flatten)]
     pub plaintext: PlaintextSettings,

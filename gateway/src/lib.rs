@@ -159,7 +159,7 @@ impl Gateway {
             settings.adaptive.check()?;
             let prefix = &settings.sessions.session_redis_prefix;
             let redis = settings.sessions.redis().map(|url| {
-                let counts = SharedCounts::new(url, prefix)?;
+                let counts = SharedCounts::new(url, prefix, settings.shared_limit_timeout)?;
                 anyhow::Ok((RevocationStream::new(url, prefix)?, Arc::new(counts)))
             });
             let redis = redis.transpose()?;

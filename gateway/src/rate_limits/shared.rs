@@ -8,7 +8,7 @@
 //! store holds no addresses and no members' ids. Times are by Redis's clock, so gateways' clocks do not
 //! matter.
 //!
-//! A request waits for at most [`ANSWER_TIMEOUT`]. After one failure no request asks Redis until it has
+//! A request waits for at most [`ANSWER_TIMEOUT`], unless a test gives it more. After one failure no request asks Redis until it has
 //! answered a call of the background task; the own counts decide meanwhile.
 
 use std::num::NonZeroU32;
@@ -29,7 +29,7 @@ use super::{By, Caller, MAX_PER_MINUTE, RateLimit, Standing};
 use crate::limits::network_of;
 
 /// Longest wait of a request. Redis answers within a millisecond; a longer wait costs every limited call.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 /// Time between two attempts while Redis is away.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 
@@ -39,6 +39,7 @@ pub struct SharedCounts {
     address: String,
     base: String,
     script: Script,
+    answer_timeout: Duration,
     is_up: AtomicBool,
     wanted: Notify,
     failures: AtomicU64,
@@ -49,7 +50,7 @@ impl SharedCounts {
     ///
     /// # Errors
     /// When the URL cannot be used, or the prefix has braces. Names the flag, without the URL.
-    pub fn new(url: &RedisUrl, prefix: &str) -> anyhow::Result<Self> {
+    pub fn new(url: &RedisUrl, prefix: &str, answer_timeout: Duration) -> anyhow::Result<Self> {
         ensure!(
             !prefix.is_empty() && !prefix.contains(['{', '}']),
             "--session-redis-prefix {prefix:?}: expected a text without braces"
@@ -60,6 +61,7 @@ impl SharedCounts {
             address,
             base: format!("{{{prefix}}}:rate:"),
             script: Script::new(include_str!("gcra.lua")),
+            answer_timeout,
             is_up: AtomicBool::new(false),
             wanted: Notify::new(),
             failures: AtomicU64::new(0),
@@ -95,11 +97,11 @@ impl SharedCounts {
             return None;
         }
         let key = format!("{}{}", self.base, digest(template, limit.by, caller));
-        let asked = tokio::time::timeout(ANSWER_TIMEOUT, self.ask(&key, limit)).await;
+        let asked = tokio::time::timeout(self.answer_timeout, self.ask(&key, limit)).await;
         let reason = match asked {
             Ok(Ok(standing)) => return Some(standing),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} ms", ANSWER_TIMEOUT.as_millis()),
+            Err(_) => format!("no answer within {} ms", self.answer_timeout.as_millis()),
         };
         self.failures.fetch_add(1, Ordering::Relaxed);
         if self.is_up.swap(false, Ordering::Relaxed) {

@@ -145,10 +145,15 @@ async fn a_stale_connection_is_retried_only_where_that_is_safe() {
 
     // Every second request is sent on a connection that is closed then.
     for _ in 0..6 {
+        gateway.is_idle().await;
         assert_eq!(gateway.get("/api/users").await.status, 200);
     }
     // A write that may have been read is not repeated.
-    let login = || gateway.call("POST", "/api/auth/login", &[]);
+    let login = async || {
+        // The connection of the request before is given back, so that there is one.
+        gateway.is_idle().await;
+        gateway.call("POST", "/api/auth/login", &[]).await
+    };
     let answers = [login().await, login().await];
     let lost =
         answers.iter().find(|answer| answer.status != 200).expect("one meets a dead connection");

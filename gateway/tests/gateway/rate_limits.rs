@@ -1,5 +1,7 @@
 //! Rate limits, at one gateway and over several through a real Redis.
 
+use std::time::Duration;
+
 use tempfile::TempDir;
 use tourin_testbed::{Proxy, Server, User, eventually, given_to};
 
@@ -64,6 +66,8 @@ impl Shared {
                 settings.routes = Some(self.routes.path().join("routes.toml"));
                 settings.sessions.redis_url = Some(self.redis.url(&self.url).parse().unwrap());
                 settings.sessions.session_redis_prefix.clone_from(&self.prefix);
+                // A call that Redis answers later than that is counted by one gateway alone.
+                settings.shared_limit_timeout = Duration::from_secs(5);
             })
             .await;
         until_shared(&gateway).await;

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tourin_registry_api::Instance;
 use tourin_testbed::eventually;
 
-use crate::harness::{Issuer, Mesh, Service, TestGateway};
+use crate::harness::{Issuer, LEASE, Mesh, Service, TestGateway};
 
 const BASE: &str = r#"
 [[route]]
@@ -28,7 +28,7 @@ async fn versioned(mesh: &Mesh, id: &str, version: &str) -> Service {
     let mut instance = Instance::new("core", id, service.address);
     instance.metadata.insert("version".to_owned(), version.to_owned());
     let registry = mesh.registry_as("core", id);
-    registry.register(&instance, Duration::from_secs(60)).await.unwrap();
+    registry.register(&instance, LEASE).await.unwrap();
     service
 }
 

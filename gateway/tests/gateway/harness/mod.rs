@@ -37,6 +37,8 @@ pub use websocket::WebSocket;
 
 /// No call in these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// The lease of an instance, which nobody renews: longer than a test.
+pub const LEASE: Duration = Duration::from_secs(240);
 
 pub struct Mesh {
     pub authority: Arc<Authority>,
@@ -106,7 +108,7 @@ impl Mesh {
 
     pub async fn register(&self, service: &str, id: &str, address: std::net::SocketAddr) {
         self.registry_as(service, id)
-            .register(&Instance::new(service, id, address), Duration::from_secs(60))
+            .register(&Instance::new(service, id, address), LEASE)
             .await
             .unwrap();
     }
@@ -120,6 +122,8 @@ impl Mesh {
         let mut settings = Settings::new(MeshSettings::new(self.registry_url.clone()));
         settings.listen = "127.0.0.1:0".parse().unwrap();
         settings.gateway_threads = Some(2);
+        // A handshake of a debug build takes its time on a busy machine, and one that fails is an attempt more.
+        settings.connect_timeout_ms = 10_000;
         settings
     }
 
