@@ -192,10 +192,10 @@ async fn when_core_is_silent_sessions_are_served_or_denied_as_configured() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
-    let serving = mesh.gateway(|settings| settings.revocation_stale_ms = 300).await;
+    let serving = mesh.gateway(|settings| settings.revocation_stale_ms = 2_000).await;
     let denying = mesh
         .gateway(|settings| {
-            settings.revocation_stale_ms = 300;
+            settings.revocation_stale_ms = 2_000;
             settings.revocation_when_stale = StalePolicy::Deny;
         })
         .await;

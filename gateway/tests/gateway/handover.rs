@@ -219,7 +219,7 @@ async fn no_request_fails_while_gateways_replace_each_other() {
     // Longer than the test waits for anything, so that the gateway does not close the idle connection.
     let mut stage = Stage::set(flags(&["--handover-drain-ms", "600000"])).await;
     let load = Load::begin(stage.address);
-    let client = http_client::client(Duration::from_secs(5)).unwrap();
+    let client = http_client::client(LIMIT).unwrap();
     let config = format!("http://{}/internal/state", stage.admin);
     for _ in 0..HAND_OVERS {
         let mut idle = Caller::connect(stage.address).await;

@@ -81,7 +81,15 @@ async fn a_gateway_is_in_the_registry_while_it_runs() {
 
 #[tokio::test]
 async fn a_stop_lets_requests_in_flight_finish_and_nothing_else() {
-    let (_mesh, core, mut gateway) = Mesh::complete().await;
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    mesh.service("recommendation", "recommendation-1").await;
+    let mut gateway = mesh
+        .gateway(|settings| {
+            settings.drain_timeout_ms = 60_000;
+            settings.client_first_byte_ms = 600_000;
+        })
+        .await;
     let mut idle = TcpStream::connect(gateway.addr).await.unwrap();
     let call = tokio::spawn(gateway.http.get(format!("{}/api/users?hold", gateway.url)).send());
     eventually("the request is in progress", || async { core.held() == 1 }).await;
@@ -89,7 +97,7 @@ async fn a_stop_lets_requests_in_flight_finish_and_nothing_else() {
     gateway.stop.begin();
     // Idle connections are closed at once, and new ones are refused.
     let mut nothing = Vec::new();
-    tokio::time::timeout(Duration::from_secs(2), idle.read_to_end(&mut nothing))
+    tokio::time::timeout(Duration::from_secs(20), idle.read_to_end(&mut nothing))
         .await
         .expect("closed")
         .unwrap();
@@ -114,19 +122,20 @@ async fn a_stop_lets_requests_in_flight_finish_and_nothing_else() {
 
 #[tokio::test]
 async fn a_stop_does_not_wait_for_ever() {
-    let (_mesh, core, mut gateway) = Mesh::complete().await;
+    let (mesh, core, _gateway) = Mesh::complete().await;
+    let mut gateway = mesh.gateway(|settings| settings.drain_timeout_ms = 60_000).await;
     let start = Instant::now();
     gateway.stop.begin();
     (&mut gateway.running).await.unwrap().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "nothing in flight: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "nothing in flight: {:?}", start.elapsed());
 
-    let (_mesh, held, mut gateway) = Mesh::complete().await;
-    drop(core);
+    // Long before the client gives up.
+    let mut gateway = mesh.gateway(|settings| settings.drain_timeout_ms = 1_000).await;
     let call = tokio::spawn(gateway.http.get(format!("{}/api/users?hold", gateway.url)).send());
-    eventually("the request is in progress", || async { held.held() == 1 }).await;
+    eventually("the request is in progress", || async { core.held() == 1 }).await;
     let start = Instant::now();
     gateway.stop.begin();
     (&mut gateway.running).await.unwrap().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     assert!(call.await.unwrap().is_err(), "cut, not answered with half a body");
 }

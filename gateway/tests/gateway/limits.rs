@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tourin_testbed::eventually;
+use tourin_testbed::{SOON, eventually};
 
 use crate::harness::{Mesh, TestGateway, raw};
 use tourin_gateway::Settings;
@@ -71,8 +71,8 @@ async fn heads_are_bounded() {
 async fn a_slow_head_is_cut_off_as_a_whole() {
     let mesh = Mesh::start().await;
     let gateway = limited(&mesh, |settings| {
-        settings.header_read_timeout_ms = 300;
-        settings.client_first_byte_ms = 300;
+        settings.header_read_timeout_ms = 1_000;
+        settings.client_first_byte_ms = 1_000;
     })
     .await;
     // A slow head does not keep its connection.
@@ -87,27 +87,22 @@ async fn a_slow_head_is_cut_off_as_a_whole() {
         }
     });
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(5), read.read_to_end(&mut answer))
-        .await
-        .expect("cut off");
-    assert!(start.elapsed() < Duration::from_secs(3));
+    let _ = tokio::time::timeout(SOON, read.read_to_end(&mut answer)).await.expect("cut off");
+    assert!(start.elapsed() < Duration::from_secs(8), "the default is 10 s");
     assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
     dripping.abort();
 
     // A silent connection is closed without a response.
     let mut idle = TcpStream::connect(gateway.addr).await.unwrap();
     answer.clear();
-    tokio::time::timeout(Duration::from_secs(5), idle.read_to_end(&mut answer))
-        .await
-        .expect("closed")
-        .unwrap();
+    tokio::time::timeout(SOON, idle.read_to_end(&mut answer)).await.expect("closed").unwrap();
     assert!(answer.is_empty());
 }
 
 #[tokio::test]
 async fn a_kept_connection_serves_again_and_again() {
     let mesh = Mesh::start().await;
-    let gateway = limited(&mesh, |settings| settings.header_read_timeout_ms = 500).await;
+    let gateway = limited(&mesh, |settings| settings.header_read_timeout_ms = 1_500).await;
     let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
     let mut buffer = vec![0; 8192];
     for _ in 0..3 {
@@ -133,7 +128,7 @@ async fn a_service_that_does_not_answer_costs_504() {
     let gateway = limited(&mesh, |settings| settings.first_byte_timeout_ms = 200).await;
     let start = Instant::now();
     gateway.get("/api/users?hold").await.assert_refused(504, "timeout");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(9), "the default is 12 s");
     drop(gateway);
     let gateway = mesh.gateway(|settings| settings.total_timeout_ms = 200).await;
     gateway.get("/api/users?hold").await.assert_refused(504, "timeout");
@@ -146,7 +141,7 @@ async fn an_unread_response_ends_at_its_time_limit() {
     mesh.service("recommendation", "recommendation-1").await;
     let gateway = mesh
         .gateway(|settings| {
-            settings.total_timeout_ms = 1_000;
+            settings.total_timeout_ms = 3_000;
             settings.client_stall_ms = 60_000;
         })
         .await;
@@ -165,7 +160,7 @@ async fn connect_from(address: &str, gateway: &TestGateway) -> TcpStream {
 }
 
 async fn is_closed(stream: &mut TcpStream) -> bool {
-    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 4096])).await;
+    let read = tokio::time::timeout(SOON, stream.read(&mut [0; 4096])).await;
     matches!(read.expect("closed at once"), Ok(0) | Err(_))
 }
 
@@ -202,7 +197,13 @@ async fn connections_of_one_client_that_are_all_busy_leave_no_room_for_its_next_
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
-    let gateway = mesh.gateway(|settings| settings.max_connections_per_client = 2).await;
+    let gateway = mesh
+        .gateway(|settings| {
+            settings.max_connections_per_client = 2;
+            // So that a connection that is closed has been refused.
+            settings.client_first_byte_ms = 600_000;
+        })
+        .await;
     let mut busy = Vec::new();
     for _ in 0..2 {
         let mut stream = connect_from("127.0.0.2", &gateway).await;
@@ -238,7 +239,7 @@ async fn silent_connections_from_everywhere_leave_room_for_others() {
         next.write_all(ASK).await.unwrap();
         let mut buffer = [0; 4096];
         let served = next.read(&mut buffer);
-        let served = tokio::time::timeout(Duration::from_secs(5), served).await;
+        let served = tokio::time::timeout(SOON, served).await;
         assert!(served.expect("served").unwrap() > 0);
     }
 }
@@ -314,14 +315,14 @@ async fn a_call_that_takes_no_body_refuses_one() {
 #[tokio::test]
 async fn a_new_connection_has_less_patience_than_a_used_one() {
     let mesh = Mesh::start().await;
-    let gateway = limited(&mesh, |settings| settings.client_first_byte_ms = 300).await;
+    let gateway = limited(&mesh, |settings| settings.client_first_byte_ms = 1_500).await;
     let mut used = TcpStream::connect(gateway.addr).await.unwrap();
     let ask = b"GET /api/users HTTP/1.1\r\nHost: h\r\n\r\n";
     let mut buffer = [0; 4096];
     used.write_all(ask).await.unwrap();
     assert!(used.read(&mut buffer).await.unwrap() > 0);
     let mut silent = TcpStream::connect(gateway.addr).await.unwrap();
-    let closed = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut buffer)).await;
+    let closed = tokio::time::timeout(SOON, silent.read(&mut buffer)).await;
     assert_eq!(closed.expect("closed").unwrap(), 0);
     used.write_all(ask).await.unwrap();
     assert!(used.read(&mut buffer).await.unwrap() > 0, "kept between requests");
@@ -391,7 +392,7 @@ async fn a_client_may_send_its_next_request_early() {
         tokio::task::yield_now().await;
     }
     let mut answers = String::new();
-    tokio::time::timeout(Duration::from_secs(5), read.read_to_string(&mut answers))
+    tokio::time::timeout(SOON, read.read_to_string(&mut answers))
         .await
         .expect("closed after the last")
         .unwrap();

@@ -60,7 +60,7 @@ impl Redis {
     fn settle(&self, settings: &mut Settings) {
         settings.sessions.redis_url = Some(self.way.url(&self.url).parse().unwrap());
         settings.sessions.session_redis_prefix.clone_from(&self.prefix);
-        settings.revocation_stale_ms = 1_000;
+        settings.revocation_stale_ms = 3_000;
     }
 
     async fn empty(&mut self) {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use tourin_chassis::telemetry::ZipkinSpan;
 use tourin_chassis::telemetry::testing::all_spans;
 use tourin_testbed::eventually;
 
@@ -118,9 +119,15 @@ async fn calls_that_anyone_may_make_keep_a_session_alive_too() {
     let (_mesh, core, gateway) = exact().await;
     for (session, path) in [("s1", "/api/tour-spots"), ("s2", "/api/tour-spots/1/similar")] {
         let expired = core.issuer.aged(session, 700, 600);
-        let answer = gateway.call_by_cookie(&expired, "GET", path).await;
-        is_member(&answer);
-        assert_eq!(answer.set_tokens().len(), 1, "{path}");
+        // Such a call waits a moment for the renewal, and is a visitor's if that takes longer.
+        eventually("it is renewed", || async {
+            let answer = gateway.call_by_cookie(&expired, "GET", path).await;
+            let tokens = answer.set_tokens().len();
+            let kind = &answer.asked()["subject"]["kind"];
+            assert_eq!(tokens == 1, kind == "member", "{answer:?}");
+            tokens == 1
+        })
+        .await;
     }
 }
 
@@ -295,9 +302,12 @@ async fn a_renewal_is_in_the_trace_and_in_the_metrics_and_its_token_in_neither()
     let answer = gateway.call_by_cookie(&expired, "GET", ME).await;
     let token = &answer.set_tokens()[0];
     let trace = answer.header("traceresponse").unwrap().split('-').nth(1).unwrap().to_owned();
-    let found = || all_spans().trace(&trace).unwrap_or_default();
-    eventually("the spans are there", || async { found().len() >= 3 }).await;
-    let spans = found();
+    let spans = eventually("the spans are there", || async {
+        let found = all_spans().trace(&trace).unwrap_or_default();
+        let is_server = |span: &ZipkinSpan| span.kind.as_deref() == Some("SERVER");
+        if found.len() >= 3 && found.iter().any(is_server) { Ok(found) } else { Err(found) }
+    })
+    .await;
     let server = spans.iter().find(|span| span.kind.as_deref() == Some("SERVER")).unwrap();
     let renewal = spans
         .iter()

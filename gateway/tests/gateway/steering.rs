@@ -262,7 +262,7 @@ async fn a_dead_or_slow_mirror_costs_the_client_nothing() {
     let _core = mesh.service("core", "core-1").await;
     // Nobody is behind this mirror yet: the gateway is ready all the same.
     let gateway = mesh
-        .gateway_with(&format!("{BASE}\n{TO_SHADOW}timeout_ms = 500\n"), |settings| {
+        .gateway_with(&format!("{BASE}\n{TO_SHADOW}timeout_ms = 2000\n"), |settings| {
             settings.traffic.mirror.mirror_requests = 2;
         })
         .await;
@@ -287,8 +287,8 @@ async fn a_dead_or_slow_mirror_costs_the_client_nothing() {
     for _ in 0..50 {
         assert_eq!(gateway.get("/api/users").await.status, 200);
     }
-    // One after the other they would take 25 s.
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // One after the other they would take 100 s.
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     assert!(outcome(&gateway, "dropped").await > dropped, "copies are bounded");
 
     // It refuses connections.

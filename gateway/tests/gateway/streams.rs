@@ -148,7 +148,7 @@ async fn a_websocket_stays_open_however_fast_its_service_answers() {
         let refused = WebSocket::try_connect(gateway.addr, "/api/live?refuse", &[]).await;
         assert_eq!(refused.unwrap_err().status, 403);
     }
-    assert_eq!(live.open(), 0);
+    eventually("the service has been left", || async { live.open() == 0 }).await;
 }
 
 #[tokio::test]
@@ -209,19 +209,19 @@ async fn a_handshake_is_refused_unless_all_of_it_is_right() {
 #[tokio::test]
 async fn an_open_stream_has_no_deadline_and_holds_no_permit_but_an_idle_one_ends() {
     let (_mesh, _core, live, gateway) = streaming(|settings| {
-        settings.first_byte_timeout_ms = 300;
-        settings.total_timeout_ms = 400;
-        settings.client_stall_ms = 200;
+        settings.first_byte_timeout_ms = 1_000;
+        settings.total_timeout_ms = 1_200;
+        settings.client_stall_ms = 1_000;
         settings.max_requests = 1;
         settings.max_requests_per_client = 1;
-        settings.streams.stream_idle_ms = 2_500;
+        settings.streams.stream_idle_ms = 5_000;
     })
     .await;
     let mut socket = WebSocket::connect(gateway.addr, "/api/live", &[]).await;
     let mut feed = events(&gateway).await;
     for round in ["one", "two"] {
         // Longer than each time-out of an ordinary exchange.
-        assert!(socket.is_quiet_for(Duration::from_millis(1_000)).await);
+        assert!(socket.is_quiet_for(Duration::from_millis(2_000)).await);
         socket.say(round).await;
         assert_eq!(socket.receive().await.unwrap().text(), round);
         live.send_event(round);
@@ -315,7 +315,8 @@ async fn a_stream_ends_with_its_session() {
 
 #[tokio::test]
 async fn a_stop_closes_streams_between_two_frames() {
-    let (_mesh, _core, live, mut gateway) = streaming(|_| {}).await;
+    let (_mesh, _core, live, mut gateway) =
+        streaming(|settings| settings.drain_timeout_ms = 10_000).await;
     let mut polite = WebSocket::connect(gateway.addr, "/api/live", &[]).await;
     let mut mute = WebSocket::connect(gateway.addr, "/api/live", &[]).await;
     let mut half = WebSocket::connect(gateway.addr, "/api/live", &[]).await;
@@ -330,12 +331,13 @@ async fn a_stop_closes_streams_between_two_frames() {
 
     gateway.stop.begin();
     assert_eq!(polite.receive().await.unwrap().status(), 1001);
+    // At once: it has a second for it.
+    polite.send(CLOSE, &1001_u16.to_be_bytes()).await;
     assert_eq!(mute.receive().await.unwrap().status(), 1001);
     // The frame under way is finished first, and nothing follows it but the Close frame.
     live.send_the_rest();
     assert_eq!(half.receive().await.unwrap().payload, [b'y'; 1_000]);
     assert_eq!(half.receive().await.unwrap().status(), 1001);
-    polite.send(CLOSE, &1001_u16.to_be_bytes()).await;
     assert_eq!(polite.receive().await, None);
     ends(&mut feed).await;
     // A client that does not answer does not hold the gateway up.

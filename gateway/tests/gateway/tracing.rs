@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tourin_chassis::telemetry::ZipkinSpan;
 use tourin_chassis::telemetry::testing::all_spans;
+use tourin_gateway::Settings;
 use tourin_testbed::eventually;
 
 use crate::harness::{Mesh, Response, raw};
@@ -20,17 +21,26 @@ fn traceparent(trace: &str) -> String {
     format!("00-{trace}-{CALLER}-01")
 }
 
-/// The spans of a trace, once there are `count`.
+/// The spans of a trace, once there are `count`, and the request's own.
 async fn spans(trace: &str, count: usize) -> Vec<ZipkinSpan> {
-    let found = || all_spans().trace(trace).unwrap_or_default();
-    eventually("the spans are there", || async { found().len() >= count }).await;
-    let mut spans = found();
+    let mut spans = eventually("the spans are there", || async {
+        let found = all_spans().trace(trace).unwrap_or_default();
+        let is_whole = found.len() >= count && found.iter().any(|span| kind(span) == "SERVER");
+        if is_whole { Ok(found) } else { Err(found) }
+    })
+    .await;
     spans.sort_by_key(|span| (span.timestamp, span.duration.map(|took| u64::MAX - took)));
     spans
 }
 
 fn kind(span: &ZipkinSpan) -> &str {
     span.kind.as_deref().unwrap_or("INTERNAL")
+}
+
+/// No health check finds a dead instance before a request does.
+fn without_checks(settings: &mut Settings) {
+    settings.health_checks.health_check_interval_ms = 0;
+    settings.health_checks.health_check_failures = u32::MAX;
 }
 
 /// The trace that an answer names.
@@ -162,7 +172,7 @@ async fn a_retry_is_seen_as_two_calls_and_a_note() {
     mesh.service("recommendation", "recommendation-1").await;
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     mesh.register("core", "core-dead", dead).await;
-    let gateway = mesh.gateway(|_| {}).await;
+    let gateway = mesh.gateway(without_checks).await;
     // Round robin: one of two calls is sent to the dead instance first.
     let mut retried = Vec::new();
     for _ in 0..2 {
@@ -205,7 +215,7 @@ async fn an_abandoned_attempt_records_its_reason() {
         .starting_gateway(|settings| {
             // Bodies that pass through as they come.
             settings.body_limit_bytes = 70_000;
-            settings.client_stall_ms = 200;
+            settings.client_stall_ms = 1_500;
         })
         .await;
     eventually("core is known", || async { gateway.get("/api/users").await.status == 200 }).await;
@@ -241,7 +251,10 @@ async fn of_unsampled_requests_only_failed_ones_are_exported() {
     }
     let stranger = mesh.gateway(|_| {}).await;
     let gateway = mesh
-        .gateway(|settings| settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()])
+        .gateway(|settings| {
+            settings.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+            without_checks(settings);
+        })
         .await;
     let unsampled = |trace: &str| format!("00-{trace}-{CALLER}-00");
     let well = new_trace();
@@ -335,7 +348,7 @@ async fn operators_have_a_listener_of_their_own() {
     let filter = filter.replace("http://", "https://");
     let put = |text: &'static str| {
         let request = operator.put(&filter);
-        request.body(text).timeout(Duration::from_secs(5)).send()
+        request.body(text).timeout(Duration::from_secs(20)).send()
     };
     all_spans(); // Starts logging too.
     let answer = put("warn,tourin_gateway=error").await.unwrap();
@@ -344,6 +357,10 @@ async fn operators_have_a_listener_of_their_own() {
     assert_eq!(put("info,=nonsense=").await.unwrap().status(), 422);
 
     // Prometheus finds its address in the registry.
-    let known = mesh.registry.list(Some("gateway")).await.unwrap().instances;
-    assert_eq!(known[0].metadata["admin"], gateway.admin.to_string());
+    let known = eventually("the gateway is registered", || async {
+        let known = mesh.registry.list(Some("gateway")).await.unwrap().instances;
+        known.into_iter().next().ok_or("not yet")
+    })
+    .await;
+    assert_eq!(known.metadata["admin"], gateway.admin.to_string());
 }
