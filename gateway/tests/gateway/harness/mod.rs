@@ -38,7 +38,7 @@ pub use websocket::WebSocket;
 /// No call in these tests may take longer.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The lease of an instance, which nobody renews: longer than a test.
-pub const LEASE: Duration = Duration::from_secs(240);
+pub const LEASE: Duration = Duration::from_secs(290);
 
 pub struct Mesh {
     pub authority: Arc<Authority>,
