@@ -14,8 +14,10 @@ mod quorum_queues;
 mod url;
 mod waiting;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 
 use rand::Rng as _;
 
@@ -93,11 +95,14 @@ impl User {
 
 /// An unused address of this machine, for a test that must know it before its program starts. The
 /// port is below the kernel's range for outgoing connections, so that it is still free when a
-/// killed program restarts on it.
+/// killed program restarts on it. No other test of this process gets it.
 pub fn free_address() -> SocketAddr {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], rand::rng().random_range(15_000..32_000)));
-        if TcpListener::bind(address).is_ok() {
+        let port = rand::rng().random_range(15_000..32_000);
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let is_free = TcpListener::bind(address).is_ok();
+        if is_free && GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
             return address;
         }
     }
