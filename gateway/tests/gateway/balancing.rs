@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tourin_testbed::eventually;
+use tourin_testbed::{eventually, free_address};
 
 use crate::harness::{Mesh, TestGateway};
 
@@ -63,9 +63,7 @@ async fn a_dead_instance_fails_no_request() {
     let mesh = Mesh::start().await;
     let core = mesh.service("core", "core-1").await;
     mesh.service("recommendation", "recommendation-1").await;
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    mesh.register("core", "core-0", dead.local_addr().unwrap()).await;
-    drop(dead);
+    mesh.register("core", "core-0", free_address()).await;
     let gateway = mesh.gateway(|_| {}).await;
     // A write is retried as well, because nothing was sent to the dead instance.
     let counts = count(&gateway, "POST", "/api/auth/login", 10).await;

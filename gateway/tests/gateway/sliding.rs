@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use tourin_chassis::telemetry::ZipkinSpan;
 use tourin_chassis::telemetry::testing::all_spans;
-use tourin_testbed::eventually;
+use tourin_testbed::{eventually, free_address};
 
 use crate::harness::{Mesh, Response, Service, TestGateway};
 
@@ -286,8 +286,7 @@ async fn while_core_is_down_no_request_is_answered_401() {
 #[tokio::test]
 async fn a_renewal_tries_another_core_and_recovers_at_once() {
     let (mesh, core, gateway) = exact().await;
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    mesh.register("core", "core-dead", dead).await;
+    mesh.register("core", "core-dead", free_address()).await;
     for number in 0..6 {
         let expired = core.issuer.aged(&format!("s{number}"), 700, 600);
         is_member(&gateway.call_by_cookie(&expired, "GET", "/api/recommendations/trend").await);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tourin_chassis::telemetry::ZipkinSpan;
 use tourin_chassis::telemetry::testing::all_spans;
 use tourin_gateway::Settings;
-use tourin_testbed::eventually;
+use tourin_testbed::{eventually, free_address};
 
 use crate::harness::{Mesh, Response, raw};
 
@@ -170,7 +170,7 @@ async fn a_retry_is_seen_as_two_calls_and_a_note() {
     let mesh = Mesh::start().await;
     let alive = mesh.service("core", "core-alive").await;
     mesh.service("recommendation", "recommendation-1").await;
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = free_address();
     mesh.register("core", "core-dead", dead).await;
     let gateway = mesh.gateway(without_checks).await;
     // Round robin: one of two calls is sent to the dead instance first.
@@ -246,8 +246,7 @@ async fn of_unsampled_requests_only_failed_ones_are_exported() {
     let mesh = Mesh::start().await;
     mesh.service("core", "core-1").await;
     for instance in ["recommendation-1", "recommendation-2"] {
-        let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        mesh.register("recommendation", instance, dead).await;
+        mesh.register("recommendation", instance, free_address()).await;
     }
     let stranger = mesh.gateway(|_| {}).await;
     let gateway = mesh

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::routing::post;
 use http::StatusCode;
 use tourin_chassis::telemetry::{Pipeline, Service, TraceSettings};
-use tourin_testbed::{SOON, eventually};
+use tourin_testbed::{SOON, eventually, free_address};
 
 use crate::readers::{all, serve};
 
@@ -24,16 +24,10 @@ fn counted(pipeline: &Pipeline) -> (u64, u64) {
     (counters.exported.load(std::sync::atomic::Ordering::Relaxed), counters.dropped())
 }
 
-/// An address without a listener.
-async fn dead() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
-
 #[tokio::test]
 async fn a_dead_collector_costs_its_spans_and_they_are_counted() {
-    let settings =
-        TraceSettings { zipkin_url: Some(dead().await), trace_queue_spans: 100, ..all() };
+    let dead = format!("http://{}", free_address());
+    let settings = TraceSettings { zipkin_url: Some(dead), trace_queue_spans: 100, ..all() };
     let pipeline = Pipeline::start(&settings, None).unwrap();
     spans(&pipeline.service("demo"), 5_000);
     // The hundred of the queue and those of the batch in progress are dropped later.

@@ -22,6 +22,7 @@ use tourin_registry_api::{
     RegistryClient, Snapshot, Workload,
 };
 pub use tourin_testbed::Proxy;
+use tourin_testbed::free_address;
 
 /// The time limit of every wait, also on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(40);
@@ -61,7 +62,8 @@ impl Running {
     /// One whose settings differ from the default.
     pub async fn start_with(adjust: impl FnOnce(&mut Settings)) -> Self {
         let folder = Arc::new(TempDir::new().unwrap());
-        Self::start_at(Place { addr: ([127, 0, 0, 1], 0).into(), folder }, adjust).await
+        // One on which it can start again.
+        Self::start_at(Place { addr: free_address(), folder }, adjust).await
     }
 
     pub async fn start_at(place: Place, adjust: impl FnOnce(&mut Settings)) -> Self {

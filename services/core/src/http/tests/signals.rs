@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tourin_chassis::clock::{Clock, SharedClock};
 use tourin_chassis::metrics::Metrics;
 use tourin_chassis::shutdown::Shutdown;
-use tourin_testbed::eventually;
+use tourin_testbed::{eventually, free_address};
 
 use super::{no_content, refused};
 use crate::SERVICE;
@@ -369,7 +369,7 @@ async fn an_event_that_is_not_the_transmitters_is_refused() {
     // Without a transmitter there is no such path; without its keys nothing can be judged.
     let off = TestCore::start().await;
     refused(&push(&off, &transmitter.sign(&claims())).await, 404, "not_found", "");
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let lonely = TransmitterServer { key: transmitter.key.clone(), address: gone }.core().await;
+    let address = free_address();
+    let lonely = TransmitterServer { key: transmitter.key.clone(), address }.core().await;
     refused(&push(&lonely, &transmitter.sign(&claims())).await, 503, "unavailable", "");
 }

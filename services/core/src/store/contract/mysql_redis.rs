@@ -19,7 +19,7 @@ use tourin_chassis::shutdown::Shutdown;
 use tourin_shared_events::mysql::PoolSizes;
 use tourin_shared_events::mysql::testing::TestDatabase;
 use tourin_shared_events::outbox::Wake;
-use tourin_testbed::{Server, User, given, given_to};
+use tourin_testbed::{Server, User, free_address, given, given_to};
 
 use super::*;
 use super::{accounts, clocks, races, rotation, sessions};
@@ -58,8 +58,7 @@ impl TestStores {
     /// With a proxy in front of Redis, which is open.
     async fn with_proxy() -> Self {
         let mut home = Self::new().await;
-        let way = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        home.way = Some((way, None));
+        home.way = Some((free_address(), None));
         home.open().await;
         home
     }
