@@ -16,7 +16,7 @@ use crate::world::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The registry looks once a second whether its own certificate must be renewed.
-const LIFETIME_S: u32 = 3;
+const LIFETIME_S: u32 = 5;
 /// How often the calls are made that must not fail.
 const CALL_EVERY: Duration = Duration::from_millis(50);
 /// The life of a certificate, and the second at whose end it is over.
