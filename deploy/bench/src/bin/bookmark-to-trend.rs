@@ -60,9 +60,11 @@ async fn main() -> anyhow::Result<()> {
     let mut requests = JoinSet::new();
     for number in 0..bookmarks {
         ticks.tick().await;
-        // Each spot in turn: by its next turn the last bookmark has long been seen.
-        let spot = spots[number % spots.len()].clone();
-        let member: Member = members[number / spots.len()].clone();
+        // Each spot in turn: by its next turn the last bookmark has long been seen. Each by another member:
+        // a member's own events wait for each other.
+        let (turn, place) = (number / spots.len(), number % spots.len());
+        let spot = spots[place].clone();
+        let member: Member = members[(turn + place) % members.len()].clone();
         let watch = watch.clone();
         requests.spawn(async move {
             let answered = member.bookmark(&spot).await;
