@@ -186,6 +186,7 @@ pub struct Ticket {
 /// The breaker of one route and service.
 #[derive(Debug)]
 pub struct Breaker {
+    template: Box<str>,
     service: Arc<str>,
     route: RouteBreaker,
     policy: Option<Policy>,
@@ -228,10 +229,11 @@ impl BreakerReport {
 }
 
 impl Breaker {
-    fn new(service: Arc<str>, route: RouteBreaker, policy: Option<Policy>) -> Self {
+    fn new(template: &str, service: Arc<str>, route: RouteBreaker, policy: Option<Policy>) -> Self {
         let inner = Inner { state: State::Closed, generation: 0, calls: VecDeque::new() };
         let (opened, refused) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { service, route, policy, inner: Mutex::new(inner), opened, refused }
+        let template = template.into();
+        Self { template, service, route, policy, inner: Mutex::new(inner), opened, refused }
     }
 
     /// Admits a call.
@@ -287,13 +289,15 @@ impl Breaker {
         if inner.calls.len() < enough {
             return;
         }
+        let (route, service) = (&self.template, &self.service);
         if policy.is_reached(&inner.calls) {
+            let (calls, failed, slow) = inner.counts();
+            tracing::warn!(%route, %service, calls, failed, slow, "a circuit breaker has opened");
             inner.turn(State::Open { until: now + policy.open_for });
             self.opened.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(service = %self.service, "a circuit breaker has opened");
         } else if ticket.is_probe {
             inner.turn(State::Closed);
-            tracing::info!(service = %self.service, "a circuit breaker has closed");
+            tracing::info!(%route, %service, "a circuit breaker has closed");
         }
     }
 
@@ -307,10 +311,11 @@ impl Breaker {
         }
     }
 
-    fn report(&self, route: &str, now: Instant) -> BreakerReport {
+    fn report(&self, now: Instant) -> BreakerReport {
         let inner = &*self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (calls, failed, slow) = inner.counts();
         BreakerReport {
-            route: route.to_owned(),
+            route: self.template.to_string(),
             service: self.service.to_string(),
             state: match inner.state {
                 State::Closed => "closed",
@@ -319,9 +324,9 @@ impl Breaker {
                 State::Open { .. } => "open",
                 State::HalfOpen { .. } => "half_open",
             },
-            calls: inner.calls.len(),
-            failed: inner.calls.iter().filter(|call| call.failed).count(),
-            slow: inner.calls.iter().filter(|call| call.slow).count(),
+            calls,
+            failed,
+            slow,
             opened: self.opened.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
         }
@@ -329,6 +334,12 @@ impl Breaker {
 }
 
 impl Inner {
+    /// The calls in the window, those of them that failed, and those that were slow.
+    fn counts(&self) -> (usize, usize, usize) {
+        let count = |is: fn(&Call) -> bool| self.calls.iter().filter(|call| is(call)).count();
+        (self.calls.len(), count(|call| call.failed), count(|call| call.slow))
+    }
+
     fn turn(&mut self, state: State) {
         self.state = state;
         self.generation += 1;
@@ -375,7 +386,8 @@ impl Breakers {
     /// The breaker of the route with this template. A route whose service or policy has changed has a new
     /// one.
     pub fn of(&self, template: &str, service: &Arc<str>, route: &RouteBreaker) -> Arc<Breaker> {
-        let make = || Breaker::new(Arc::clone(service), *route, self.settings.policy(route));
+        let policy = || self.settings.policy(route);
+        let make = || Breaker::new(template, Arc::clone(service), *route, policy());
         let known = self.by_route.get_or_insert_with(template, make);
         if known.route == *route && known.service == *service {
             return known;
@@ -390,7 +402,7 @@ impl Breakers {
         let mut reports: Vec<_> = all
             .iter()
             .filter(|(_, breaker)| breaker.policy.is_some())
-            .map(|(route, breaker)| breaker.report(route, now))
+            .map(|(_, breaker)| breaker.report(now))
             .collect();
         reports.sort_unstable_by(|one, other| one.route.cmp(&other.route));
         reports

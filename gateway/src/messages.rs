@@ -231,8 +231,8 @@ tourin_chassis::messages! {
         ko: "지금은 {service} 서비스를 이용할 수 없습니다. 잠시 후 다시 시도해 주십시오.",
     }
     pub(crate) fn service_is_failing(service: &str) {
-        en: "most calls of {service} have failed just now, so it is spared for a moment; try again",
-        ko: "지금은 {service} 서비스에 오류가 많습니다. 잠시 후 다시 시도해 주십시오.",
+        en: "most calls of {service} have failed or taken too long just now, so it is spared for a moment; try again",
+        ko: "지금은 {service} 서비스에 오류나 지연이 많습니다. 잠시 후 다시 시도해 주십시오.",
     }
     pub(crate) fn service_at_its_limit(service: &str) {
         en: "{service} has as many requests as it can serve; see Retry-After",

@@ -11,7 +11,7 @@ fn breaker(adjust: impl FnOnce(&mut RouteBreaker)) -> Breaker {
     adjust(&mut route);
     let settings: BreakerSettings = defaults(&[]);
     let policy = settings.policy(&route);
-    Breaker::new("core".into(), route, policy)
+    Breaker::new("/a", "core".into(), route, policy)
 }
 
 /// Calls with these outcomes, one after the other, each at the instance with its number.
@@ -23,7 +23,7 @@ fn call(breaker: &Breaker, now: Instant, outcomes: &[(bool, Duration, u64)]) {
 }
 
 fn state(breaker: &Breaker, now: Instant) -> &'static str {
-    breaker.report("/a", now).state
+    breaker.report(now).state
 }
 
 const GOOD: (bool, Duration, u64) = (false, FAST, 1);
@@ -39,7 +39,7 @@ fn it_opens_at_half_of_the_last_calls_and_not_before_five() {
     assert_eq!(state(&few, now), "open");
     let left = few.admit(now + OPEN / 4).unwrap_err();
     assert_eq!(left, OPEN * 3 / 4);
-    assert_eq!(few.report("/a", now).refused, 1);
+    assert_eq!(few.report(now).refused, 1);
 
     // Four of ten, whatever came before them.
     let many = breaker(|_| {});
@@ -85,7 +85,7 @@ fn probes_close_it_or_open_it_again() {
     let later = later + OPEN;
     call(&breaker, later, &[BAD, GOOD, GOOD, GOOD]);
     assert_eq!(state(&breaker, later), "closed");
-    assert_eq!(breaker.report("/a", later).opened, 2);
+    assert_eq!(breaker.report(later).opened, 2);
     call(&breaker, later, &[BAD; 4]);
     assert_eq!(state(&breaker, later), "closed", "the window begins anew");
 }

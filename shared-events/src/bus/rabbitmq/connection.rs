@@ -103,6 +103,11 @@ impl Connection {
     pub(super) async fn ended(&self) {
         self.ended.cancelled().await;
     }
+
+    /// Whether the connection is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.ended.is_cancelled() || !self.inner.status().connected()
+    }
 }
 
 /// Access to the current connection.

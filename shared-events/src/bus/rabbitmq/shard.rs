@@ -120,7 +120,12 @@ impl Subscribed {
                     }
                     failures += 1;
                     let queue = &self.buffer.queue;
-                    tracing::warn!(queue, shard, failures, %error, "shard lost, opening it again");
+                    if connection.is_lost() {
+                        // The loss was logged once, and took every shard with it.
+                        tracing::debug!(queue, shard, failures, %error, "shard lost, opening it again");
+                    } else {
+                        tracing::warn!(queue, shard, failures, %error, "shard lost, opening it again");
+                    }
                     // After any failure the queue may be gone too.
                     *self.declared.lock().await = None;
                     let wait = sleep(self.settings.reconnect.after(failures));

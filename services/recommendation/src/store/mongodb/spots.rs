@@ -59,6 +59,18 @@ impl MongoSpots {
         Self(connection)
     }
 
+    /// The stored versions of these spots, by id.
+    async fn versions(
+        &self,
+        states: impl Iterator<Item = &SpotState>,
+    ) -> Result<HashMap<i64, Version>, PortError> {
+        let ids: Vec<i64> = states.map(|state| id_of(state).number()).collect();
+        let fields = doc! { "generation": 1, "version": 1, "swept": 1, "resync": 1 };
+        let versions: Vec<Version> =
+            self.0.find(SPOTS, doc! { "_id": { "$in": ids } }, fields, doc! {}, 0).await?;
+        Ok(versions.into_iter().map(|version| (version.id, version)).collect())
+    }
+
     /// Stores that spots were mentioned.
     async fn confirm(&self, ids: Vec<i64>, log: &Log) -> Result<(), PortError> {
         if ids.is_empty() {
@@ -142,6 +154,36 @@ impl Version {
     }
 }
 
+/// What a merge has to write. Writes without effect are skipped here; a statement's condition decides about
+/// the others.
+struct MergePlan<'a> {
+    unknown: Vec<&'a SpotState>,
+    newer: Vec<&'a SpotState>,
+    /// Known as they are, and not yet mentioned in the latest resync.
+    confirmed: Vec<i64>,
+}
+
+impl<'a> MergePlan<'a> {
+    fn new(
+        states: impl IntoIterator<Item = &'a SpotState>,
+        versions: &HashMap<i64, Version>,
+        log: &Log,
+    ) -> Self {
+        let mut plan = Self { unknown: Vec::new(), newer: Vec::new(), confirmed: Vec::new() };
+        for state in states {
+            match versions.get(&id_of(state).number()) {
+                None => plan.unknown.push(state),
+                Some(known) if known.is_below(state, log.generation) => plan.newer.push(state),
+                Some(known) if matches!(state, SpotState::Live(_)) && known.resync < log.resync => {
+                    plan.confirmed.push(known.id);
+                }
+                Some(_) => {}
+            }
+        }
+        plan
+    }
+}
+
 impl TryFrom<Stored> for Spot {
     type Error = PortError;
 
@@ -167,40 +209,26 @@ impl SpotReplica for MongoSpots {
             if states.is_empty() {
                 return Ok(0);
             }
-            let ids: Vec<i64> = states.iter().map(|state| id_of(state).number()).collect();
-            let versions = self.0.find::<Version>(
-                SPOTS,
-                doc! { "_id": { "$in": ids } },
-                doc! { "generation": 1, "version": 1, "swept": 1, "resync": 1 },
-                doc! {},
-                0,
-            );
-            let (log, versions) = try_join(self.log(), versions).await?;
-            let versions: HashMap<i64, Version> = versions.into_iter().map(|v| (v.id, v)).collect();
-
-            let (mut unknown, mut newer, mut confirmed) = (Vec::new(), Vec::new(), Vec::new());
-            for state in states {
-                // Skips writes without effect. The statement's condition decides about the others.
-                let known = versions.get(&id_of(state).number());
-                match known.filter(|known| !known.is_below(state, log.generation)) {
-                    None if !versions.contains_key(&id_of(state).number()) => unknown.push(state),
-                    None => newer.push(statement(state, &log)),
-                    Some(known)
-                        if matches!(state, SpotState::Live(_)) && known.resync < log.resync =>
-                    {
-                        confirmed.push(known.id);
-                    }
-                    Some(_) => {}
-                }
-            }
-            // An insert is much less work for the server than a conditional upsert. Documents that another
-            // replica has inserted meanwhile are upserted.
+            let (log, versions) = try_join(self.log(), self.versions(states.iter())).await?;
+            let mut plan = MergePlan::new(states, &versions, &log);
+            // An insert is much less work for the server than a conditional upsert.
             let documents: Vec<Document> =
-                unknown.iter().map(|state| document(state, &log)).collect();
+                plan.unknown.iter().map(|state| document(state, &log)).collect();
             let inserted = self.0.insert(SPOTS, &documents).await?;
-            newer.extend(inserted.refused.into_iter().map(|at| statement(unknown[at], &log)));
+            if !inserted.refused.is_empty() {
+                // Another replica has inserted them meanwhile, most often the same states.
+                let refused = inserted.refused.into_iter().map(|at| plan.unknown[at]);
+                let refused: Vec<&SpotState> = refused.collect();
+                let versions = self.versions(refused.iter().copied()).await?;
+                let again = MergePlan::new(refused, &versions, &log);
+                plan.newer.extend(again.unknown);
+                plan.newer.extend(again.newer);
+                plan.confirmed.extend(again.confirmed);
+            }
+            let newer: Vec<Statement> =
+                plan.newer.iter().map(|state| statement(state, &log)).collect();
             let changed = self.0.upsert_where(SPOTS, &newer);
-            let (changed, ()) = try_join(changed, self.confirm(confirmed, &log)).await?;
+            let (changed, ()) = try_join(changed, self.confirm(plan.confirmed, &log)).await?;
             let (updated, changed) = (changed.matched, inserted.matched + changed.matched);
             if updated < newer.len() as u64 {
                 // Another replica was faster, perhaps before this resync began. Mark its spots as
