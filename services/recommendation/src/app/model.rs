@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use moka::sync::Cache;
+use moka::future::Cache;
 
 use super::ports::{HistoryStore, PortError};
 use crate::domain::similarity::{Exponents, overlaps, row};
@@ -81,12 +81,8 @@ impl CoOccurrence {
         let Some(rows) = &self.rows else {
             return self.make_row(spot).await;
         };
-        if let Some(row) = rows.get(&spot) {
-            return Ok(row);
-        }
-        let row = self.make_row(spot).await?;
-        rows.insert(spot, Arc::clone(&row));
-        Ok(row)
+        // Requests that need the same row at once wait for one of them to make it.
+        rows.try_get_with(spot, self.make_row(spot)).await.map_err(Arc::unwrap_or_clone)
     }
 
     /// The spots similar to a history, best first: the weighted sum of the seeds' rows.
