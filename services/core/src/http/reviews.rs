@@ -136,7 +136,8 @@ async fn list(
     request_body = NewReview,
     responses(
         (status = 201, description = "The review", body = ReviewAnswer),
-        (status = 403, description = "`userId` is another member's", body = ErrorBody),
+        (status = 403, description = "The body's `userId` must be the caller's own id",
+            body = ErrorBody),
         (status = 404, description = "No such spot", body = ErrorBody),
         SessionNeeded, BodyRefused, Unavailable,
     ),
@@ -196,7 +197,8 @@ async fn delete(
     request_body = NewLike,
     responses(
         (status = 200, description = "It is so now", body = ReviewLike),
-        (status = 403, description = "`userId` is another member's", body = ErrorBody),
+        (status = 403, description = "The body's `userId` must be the caller's own id",
+            body = ErrorBody),
         (status = 404, description = "No such review", body = ErrorBody),
         SessionNeeded, BodyRefused, Unavailable,
     ),

@@ -119,29 +119,30 @@ struct FilterParams {
     /// A text in the name or the address. Every character stands for itself; blank is none.
     #[param(max_length = 100, example = "해운대")]
     query: Option<String>,
-    /// At least one of these tags, each by its name or by its old one (자연 or NATURE), the old one in
-    /// any case. Repeated or separated by commas.
     #[param(schema_with = tag_names, required = false)]
     tags: Option<Vec<Tag>>,
-    /// `bookmarked`, or by its old name `bookmark`: only spots that the caller has bookmarked; needs a
-    /// session.
     #[param(rename = "customFilters", schema_with = filter_names, required = false)]
     custom_filters: Option<Vec<CustomFilter>>,
 }
 
 fn tag_names() -> Schema {
     let (names, old_names) = (Tag::ALL.map(Tag::name), Tag::ALL.map(Tag::old_name));
-    list_of(&[names, old_names].concat())
+    let description = "Spots that have at least one of these tags. A tag goes by its name or by its old one \
+        (자연 or NATURE), the old one in any case. Repeated or separated by commas.";
+    list_of(&[names, old_names].concat(), description)
 }
 
 fn filter_names() -> Schema {
-    list_of(&["bookmarked", "bookmark"])
+    let description = "`bookmarked`, or by its old name `bookmark`: only spots that the caller has bookmarked; \
+        needs a session. Repeated or separated by commas.";
+    list_of(&["bookmarked", "bookmark"], description)
 }
 
-/// A list of some of these words.
-fn list_of(words: &[&str]) -> Schema {
+/// A list of some of these words. The schema has the description, because utoipa leaves that of a field with
+/// `schema_with` out.
+fn list_of(words: &[&str], description: &str) -> Schema {
     let word = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.to_vec()));
-    ArrayBuilder::new().items(word).into()
+    ArrayBuilder::new().items(word).description(Some(description)).into()
 }
 
 /// A condition on the caller's own data.
@@ -168,7 +169,7 @@ impl Parameter for SpotSort {
     }
 }
 
-/// The order of the list, for the OpenAPI document.
+/// Ascending or descending by name.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "read by utoipa only")]
 enum Sort {

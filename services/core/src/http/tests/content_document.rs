@@ -54,6 +54,10 @@ async fn the_parameters_are_the_ones_that_the_parsers_accept() {
         assert_eq!(named(path, "tags")["schema"]["items"]["enum"], json!(tags));
         let filters = &named(path, "customFilters")["schema"]["items"]["enum"];
         assert_eq!(*filters, json!(["bookmarked", "bookmark"]));
+        for list in ["tags", "customFilters"] {
+            let description = &named(path, list)["schema"]["description"];
+            assert!(description.is_string(), "{list} of {path} is not described");
+        }
     }
     let sorts = named("/api/tour-spots", "sort");
     assert!(sorts["schema"].to_string().contains(r#"["name-asc","name-desc"]"#), "{sorts}");
