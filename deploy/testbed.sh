@@ -80,6 +80,12 @@ run() {
     trap 'exit 143' TERM
     bed_start
     eval "$(bed_exports)"
+    # An interactive shell's prompt does not show that the servers depend on it.
+    if [ -t 0 ] && [ "$#" -eq 1 ]; then
+        case "${1##*/}" in
+        bash | dash | fish | ksh | sh | zsh) say "the servers are up; leaving this shell stops them" ;;
+        esac
+    fi
 
     # On a terminal COMMAND shares our process group and the terminal's signals. Elsewhere it gets a
     # group of its own, so that a signal sent to us reaches all that COMMAND started.
