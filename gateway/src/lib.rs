@@ -64,6 +64,7 @@ pub mod server_settings;
 pub mod service_guards;
 pub mod stream_opening;
 pub mod streams;
+pub mod timed_connector;
 pub mod tls;
 pub mod traffic;
 pub mod transport;

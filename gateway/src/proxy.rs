@@ -37,6 +37,7 @@ use crate::responses::Response;
 use crate::service_guards::Outcome;
 use crate::stream_opening::{self, is_interim};
 use crate::streams::StreamPlace;
+use crate::timed_connector::name_timeout;
 use crate::traffic;
 use crate::unserved::Unserved;
 use crate::upstream_tls::UpstreamTls;
@@ -238,7 +239,7 @@ impl ProxyHttp for Proxy {
         (options.read_timeout, options.write_timeout) = (Some(wait), Some(wait));
         options.idle_timeout = Some(self.limits.idle_timeout);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        stream_opening::prepare(admitted, wait, &mut peer);
+        stream_opening::prepare(admitted, session.is_http2(), wait, &mut peer);
         let counts = self.metrics.upstream(&admitted.route.service);
         ctx.attempts.push(Attempt::begin(trace, member, counts));
         Ok(Box::new(peer))
@@ -416,6 +417,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         client_reused: bool,
     ) -> Box<Error> {
+        name_timeout(&mut error);
         self.failover.broken(session, ctx, &mut error, client_reused);
         error
     }

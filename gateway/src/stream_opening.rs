@@ -11,6 +11,7 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 use crate::context::{Admitted, RequestContext};
 use crate::streams::{StreamKind, Upgrade};
+use crate::timed_connector::TimedConnector;
 use crate::upgrade_connector::UpgradeConnector;
 use crate::websocket;
 
@@ -22,18 +23,27 @@ const NO_DEADLINE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 ///
 /// A WebSocket's silence is bounded on the client's side, where both directions pass, and the wait for its
 /// handshake's response by the exchange's deadline. It has a connection of its own, which is not kept if the
-/// service refuses.
-pub fn prepare(admitted: &Admitted, wait: Duration, peer: &mut HttpPeer) {
+/// service refuses. So has a client's request over HTTP/2, where that connection bounds the wait
+/// ([`crate::timed_connector`]).
+pub fn prepare(admitted: &Admitted, is_http2: bool, wait: Duration, peer: &mut HttpPeer) {
     let Some(place) = &admitted.stream else { return };
     let options = &mut peer.options;
-    if admitted.route.streams.upgrade.is_some() {
-        peer.group_key = !peer.group_key;
-        options.custom_l4 = Some(Arc::new(UpgradeConnector));
+    let upgrades = admitted.route.streams.upgrade.is_some();
+    if upgrades || is_http2 {
+        // No other request can be given it, not even in the moment until it is closed.
+        peer.group_key = rand::random();
         options.idle_timeout = Some(Duration::ZERO);
+    }
+    if upgrades {
+        options.custom_l4 = Some(Arc::new(UpgradeConnector));
         (options.read_timeout, options.write_timeout) = (None, None);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
     } else {
         options.read_timeout = Some(wait.max(place.idle_timeout));
+        if is_http2 {
+            place.reads.set(Some(admitted.deadline.into()));
+            options.custom_l4 = Some(Arc::new(TimedConnector(Arc::clone(&place.reads))));
+        }
     }
 }
 
@@ -58,6 +68,7 @@ pub fn open(
     let Some(kind) = kind else {
         if !is_interim(response) {
             admitted.deadline = place.response_deadline;
+            place.reads.set(Some(admitted.deadline.into()));
             if let Some(connection) = &ctx.connection {
                 connection.end_by(admitted.deadline.into());
             }
@@ -66,6 +77,7 @@ pub fn open(
         return Ok(());
     };
     let handle = place.open(kind, &admitted.subject);
+    place.reads.set(None);
     admitted.deadline = Instant::now() + NO_DEADLINE;
     admitted.permit = None;
     admitted.of_client = None;

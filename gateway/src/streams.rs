@@ -24,6 +24,7 @@ use tourin_chassis::metrics::{CounterBy, Metrics};
 use crate::limits::site_of;
 use crate::messages;
 use crate::responses::Response;
+use crate::timed_connector::ReadDeadline;
 use crate::websocket;
 
 /// How often open streams are compared with the ended sessions.
@@ -274,7 +275,8 @@ impl OpenStreams {
         let default = Duration::from_millis(self.settings.stream_idle_ms);
         let idle_timeout = policy.idle_timeout.unwrap_or(default);
         let all = self.clone();
-        Ok(Some(StreamPlace { all, id, idle_timeout, response_deadline, control: None }))
+        let (reads, control) = (Arc::default(), None);
+        Ok(Some(StreamPlace { all, id, idle_timeout, response_deadline, reads, control }))
     }
 
     /// Asks every stream to close, and those that open later.
@@ -318,6 +320,8 @@ pub struct StreamPlace {
     pub idle_timeout: Duration,
     /// The exchange's deadline if its response begins no stream.
     pub response_deadline: Instant,
+    /// Bounds the waits for its instance, over HTTP/2.
+    pub reads: Arc<ReadDeadline>,
     control: Option<Arc<StreamControl>>,
 }
 
@@ -397,7 +401,8 @@ mod tests {
         drop(state);
         let idle_timeout = Duration::from_secs(1);
         let (all, response_deadline) = (streams.clone(), Instant::now());
-        StreamPlace { all, id, idle_timeout, response_deadline, control: None }
+        let (reads, control) = (Arc::default(), None);
+        StreamPlace { all, id, idle_timeout, response_deadline, reads, control }
     }
 
     fn member(session: &str) -> Subject {

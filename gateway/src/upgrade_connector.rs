@@ -25,17 +25,30 @@ pub struct UpgradeConnector;
 #[async_trait]
 impl Connect for UpgradeConnector {
     async fn connect(&self, to: &SocketAddr) -> pingora::Result<Stream> {
-        let Some(address) = to.as_inet() else {
-            return Error::e_explain(ErrorType::InternalError, format!("{to} has no port"));
+        let socket = YieldingSocket::new(connect(to).await?);
+        Ok(VirtualSocketStream::new(Box::new(socket)).into())
+    }
+}
+
+/// A connection to an instance, with failures that Pingora's own connections have.
+pub(crate) async fn connect(to: &SocketAddr) -> pingora::Result<TcpStream> {
+    let Some(address) = to.as_inet() else {
+        return Error::e_explain(ErrorType::InternalError, format!("{to} has no port"));
+    };
+    TcpStream::connect(address).await.map_err(|error| {
+        let kind = match error.kind() {
+            io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+            _ => ErrorType::ConnectError,
         };
-        let socket = TcpStream::connect(address).await.map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-                _ => ErrorType::ConnectError,
-            };
-            Error::because(kind, format!("connecting to {address}"), error)
-        })?;
-        Ok(VirtualSocketStream::new(Box::new(YieldingSocket::new(socket))).into())
+        Error::because(kind, format!("connecting to {address}"), error)
+    })
+}
+
+/// Sets what Pingora sets on its own connections.
+pub(crate) fn set_option(tcp: &TcpStream, option: VirtualSockOpt) -> io::Result<()> {
+    match option {
+        VirtualSockOpt::NoDelay => tcp.set_nodelay(true),
+        other => Err(io::Error::new(io::ErrorKind::Unsupported, format!("{other:?}"))),
     }
 }
 
@@ -88,10 +101,7 @@ impl AsyncWrite for YieldingSocket {
 
 impl VirtualSocket for YieldingSocket {
     fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
-        match option {
-            VirtualSockOpt::NoDelay => self.tcp.set_nodelay(true),
-            other => Err(io::Error::new(io::ErrorKind::Unsupported, format!("{other:?}"))),
-        }
+        set_option(&self.tcp, option)
     }
 }
 

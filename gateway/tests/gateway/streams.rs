@@ -475,3 +475,25 @@ async fn an_ended_sessions_events_are_withheld_while_its_connection_has_other_re
     core.release();
     assert_eq!(held.await.unwrap().status(), 200, "the other request is not cut");
 }
+
+#[tokio::test]
+async fn over_http2_too_a_response_has_its_timeouts_until_it_is_a_stream() {
+    let (_mesh, _core, live, site, gateway) = streaming_over_tls(|settings| {
+        settings.first_byte_timeout_ms = 2_000;
+        settings.total_timeout_ms = 4_000;
+    })
+    .await;
+    let client = Http2::open(&site, gateway.addr).await;
+    let open = async |path: &str| {
+        let mut requests = client.requests.clone().ready().await.unwrap();
+        requests.send_request(ask("GET", path, &[]), true).unwrap().0.await.unwrap().into_body()
+    };
+    let mut events = open("/api/events").await;
+    let mut plain = open("/api/events?plain").await;
+    client.get("/api/events?silent", &[]).await.unwrap().assert_refused(504, "timeout");
+    assert_eq!(next_part(&mut plain).await, None, "it is no stream");
+    live.send_event("one");
+    assert_eq!(next_part(&mut events).await.as_deref(), Some("data: one\n\n"));
+    drop(events);
+    eventually("the service has been left", || async { live.open() == 0 }).await;
+}
