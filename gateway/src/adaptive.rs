@@ -3,7 +3,8 @@
 //! Gradient2 (Netflix's concurrency-limits, here of `tower-acc`) lowers the limit while responses take
 //! longer than they usually do, and raises it while they do not. The limit counts requests from their
 //! entry until their response's head: that is where a queue builds up at the service. Slow clients and long
-//! streams do not count; the total limit (`--max-requests`) counts those.
+//! streams do not count; the total limit (`--max-requests`) counts those. A body that passes through as its client
+//! sends it needs a place when it begins, and holds one from its end on.
 //!
 //! # Shedding
 //! Above its share of the limit ([`Priority`]) a request is refused at once, with the time after which the
@@ -229,6 +230,12 @@ impl ServiceLimit {
         pace.turn(now);
         pace.refused[0] = pace.refused[0].saturating_add(1);
         Err(pace.retry_after())
+    }
+
+    /// A request waits that was admitted before, until the value is dropped.
+    pub fn enter(self: &Arc<Self>) -> Waiting {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting { limit: Arc::clone(self) }
     }
 
     fn report(&self, service: &str) -> LimitReport {

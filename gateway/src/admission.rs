@@ -262,17 +262,17 @@ impl AdmissionFilter {
 
     /// Gives an admitted request, whose body has been read, a permit of the concurrent requests, its way
     /// through the guards of its service, and its identity. All come after the body, which may have taken
-    /// longer than an identity is valid.
+    /// longer than an identity is valid. A body that is not `complete` will pass through as it comes.
     ///
     /// # Errors
     /// The refusal at a limit of concurrent requests or of the circuit breaker.
-    pub fn enter(&self, ctx: &mut RequestContext) -> Result<(), Response> {
+    pub fn enter(&self, ctx: &mut RequestContext, complete: bool) -> Result<(), Response> {
         let Some(admitted) = &mut ctx.admitted else { return Ok(()) };
         let permit = self.concurrency.try_acquire();
         admitted.permit = Some(
             permit.ok_or_else(|| Response::unavailable(messages::too_many_requests_at_once()))?,
         );
-        let call = self.guards.enter(&admitted.route)?;
+        let call = self.guards.enter(&admitted.route, complete)?;
         admitted.identity = self.signer.sign_known(&admitted.subject, &admitted.route.service);
         if call.is_probe() {
             ctx.span().annotate("breaker_probe", &[]);

@@ -171,7 +171,7 @@ impl ProxyHttp for Proxy {
         let entered = match admitted {
             Ok(()) => {
                 self.read_body(session, ctx).await?;
-                self.admission.enter(ctx)
+                self.admission.enter(ctx, session.is_body_done())
             }
             refused => refused,
         };

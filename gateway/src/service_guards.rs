@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::metrics::Metrics;
 
-use crate::adaptive::{AdaptiveSettings, LimitReport, ServiceLimits, Waiting};
+use crate::adaptive::{AdaptiveSettings, LimitReport, ServiceLimit, ServiceLimits, Waiting};
 use crate::breaker::{Breaker, BreakerReport, BreakerSettings, Breakers, Ticket};
 use crate::messages;
 use crate::responses::Response;
@@ -75,23 +75,27 @@ impl ServiceGuards {
         Self { breakers: Breakers::new(breakers), limits: ServiceLimits::new(limits) }
     }
 
-    /// Admits a call of a route's service.
+    /// Admits a call of a route's service. One whose body is not `complete` waits for the service only from
+    /// [`ServiceCall::request_sent`] on; until then it is the client that is slow.
     ///
     /// # Errors
     /// The response to send instead, while the breaker is open or the service at its limit.
-    pub fn enter(&self, route: &Route) -> Result<ServiceCall, Response> {
+    pub fn enter(&self, route: &Route, complete: bool) -> Result<ServiceCall, Response> {
         let now = Instant::now();
         let breaker = self.breakers.of(&route.template, &route.service, &route.breaker);
         let ticket = breaker.admit(now).map_err(|wait| {
             Response::unavailable_for(messages::service_is_failing(&route.service), wait)
                 .because(Unserved::BreakerOpen)
         })?;
-        let mut call = ServiceCall { breaker, ticket: Some(ticket), waiting: None, began: now };
-        let waiting = self.limits.of(&route.service).try_enter(route.priority, now);
-        call.waiting = Some(waiting.map_err(|wait| {
+        let limit = self.limits.of(&route.service);
+        // Dropped with its ticket if there is no place.
+        let mut call =
+            ServiceCall { breaker, ticket: Some(ticket), limit, waiting: None, began: now };
+        let waiting = call.limit.try_enter(route.priority, now).map_err(|wait| {
             Response::unavailable_for(messages::service_at_its_limit(&route.service), wait)
                 .because(Unserved::Overloaded)
-        })?);
+        })?;
+        call.waiting = Some(waiting).filter(|_| complete);
         Ok(call)
     }
 
@@ -183,6 +187,8 @@ impl ServiceGuards {
 pub struct ServiceCall {
     breaker: Arc<Breaker>,
     ticket: Option<Ticket>,
+    limit: Arc<ServiceLimit>,
+    /// `None` while a body passes.
     waiting: Option<Waiting>,
     began: Instant,
 }
@@ -194,8 +200,10 @@ impl ServiceCall {
     }
 
     /// The service has the whole request since `now`, after a body that came as slowly as its client sent it.
+    /// It was asked for by then, so it waits even if the service is at its limit.
     pub fn request_sent(&mut self, now: Instant) {
         self.began = now;
+        self.waiting.get_or_insert_with(|| self.limit.enter());
     }
 
     /// The outcome after all attempts, the last of which was at `instance`.

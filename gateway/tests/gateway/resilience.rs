@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tourin_chassis::telemetry::testing::all_spans;
 use tourin_gateway::Settings;
 use tourin_testbed::eventually;
 
-use crate::harness::{Mesh, TestGateway};
+use crate::harness::{Mesh, TestGateway, raw};
 
 /// A gateway with these routes.
 async fn routed(
@@ -254,6 +254,44 @@ async fn calls_of_low_priority_are_shed_first() {
         assert_eq!(call.await.unwrap().unwrap().status(), 200);
     }
     assert_eq!(gateway.get("/api/tour-spots").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_upload_takes_no_place_while_its_client_sends_it() {
+    const BYTES: usize = 70_000;
+    let mesh = Mesh::start().await;
+    let core = mesh.service("core", "core-1").await;
+    let table = format!("{USERS}body_limit_bytes = 1_000_000\n");
+    let (gateway, _table) = routed(&mesh, &table, |settings| {
+        settings.adaptive.adaptive_limit_min = 1;
+        settings.adaptive.adaptive_limit_initial = 1;
+        settings.adaptive.adaptive_limit_max = 1;
+    })
+    .await;
+    is_up(&gateway, "/api/users").await;
+    gateway.is_idle().await;
+
+    let mut upload = TcpStream::connect(gateway.addr).await.unwrap();
+    let head = format!(
+        "POST /api/users?hold HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {BYTES}\r\n\r\nx"
+    );
+    upload.write_all(head.as_bytes()).await.unwrap();
+    eventually("its first bytes are with the service", || async { core.held() == 1 }).await;
+    assert_eq!(gateway.get("/api/users").await.status, 200, "no request waits for the service");
+    upload.write_all(&[b'x'; BYTES - 1]).await.unwrap();
+    eventually("now it waits", || async {
+        gateway.metric(r#"tourin_gateway_waiting_requests{upstream="core"}"#).await == 1.0
+    })
+    .await;
+    gateway.get("/api/users").await.assert_refused(503, "unavailable");
+    // Nor is another upload begun while the service is at its limit.
+    raw(gateway.addr, &head).await.assert_refused(503, "unavailable");
+    core.release();
+    let mut answer = String::new();
+    upload.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    gateway.is_idle().await;
+    assert_eq!(gateway.get("/api/users").await.status, 200);
 }
 
 #[tokio::test]
