@@ -57,6 +57,8 @@ pub struct RequestContext {
     pub has_timed_out: bool,
     /// What a copy for a mirror is compared with, if one will be made.
     pub mirror: Option<Box<MirrorProbe>>,
+    /// Whether it is decided if one will be made.
+    pub mirror_decided: bool,
     /// Whether this attempt's head was sent, as far as the gateway knows.
     pub head_sent: bool,
     /// Whether this attempt's body comes from the client while it is sent on.
@@ -134,6 +136,7 @@ impl Default for RequestContext {
             next: None,
             has_timed_out: false,
             mirror: None,
+            mirror_decided: false,
             head_sent: false,
             body_passes: false,
             body_bytes: 0,

@@ -107,7 +107,10 @@ impl Traffic {
 /// is what the mirror's is compared with.
 pub fn begin_attempt(session: &Session, ctx: &mut RequestContext) {
     if let Some(probe) = &mut ctx.mirror {
-        return probe.restart();
+        probe.restart();
+    }
+    if std::mem::replace(&mut ctx.mirror_decided, true) {
+        return;
     }
     let Some(admitted) = &ctx.admitted else { return };
     let Some(policy) = &admitted.route.mirror else { return };

@@ -1,13 +1,17 @@
 //! Canary releases, forced versions and mirrored traffic.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tourin_registry_api::Instance;
 use tourin_testbed::eventually;
 
+use crate::harness::websocket::read_head;
 use crate::harness::{Issuer, LEASE, Mesh, Service, TestGateway};
 
 const BASE: &str = r#"
@@ -298,4 +302,77 @@ async fn a_dead_or_slow_mirror_costs_the_client_nothing() {
         outcome(&gateway, "failed").await > 0.0
     })
     .await;
+}
+
+/// Instances of a service. The first ones of them that a request comes to hang up on it, the last one answers.
+async fn hang_up_first(mesh: &Mesh, instances: usize) {
+    let seen: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
+    for n in 0..instances {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        mesh.register("flaky", &format!("flaky-{n}"), listener.local_addr().unwrap()).await;
+        let (tls, seen) = (mesh.tls("flaky"), Arc::clone(&seen));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = tls.accept(stream).await else { continue };
+                let head = read_head(&mut stream).await;
+                let line = head.lines().next().unwrap_or_default().to_owned();
+                let is_check = line.starts_with("GET /healthz ");
+                let attempt = {
+                    let mut seen = seen.lock().unwrap();
+                    let attempt = seen.entry(line).or_default();
+                    *attempt += 1;
+                    *attempt
+                };
+                if attempt < instances && !is_check {
+                    continue;
+                }
+                let fine = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(fine).await;
+                let _ = stream.shutdown().await;
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn whether_a_request_is_copied_is_drawn_once_however_often_it_is_sent() {
+    const REQUESTS: usize = 80;
+    let mesh = Mesh::start().await;
+    let _core = mesh.service("core", "core-1").await;
+    hang_up_first(&mesh, 5).await;
+    let route =
+        "[[route]]\npath = \"/api/flaky\"\nservice = \"flaky\"\nmethods = { GET = \"public\" }\n";
+    let half = "[route.mirror]\nservice = \"nobody\"\npercent = 50\n";
+    let gateway = mesh
+        .gateway_with(&format!("{BASE}\n{route}\n{half}"), |settings| {
+            settings.upstream_tries = 5;
+            settings.retries.retry_pause_ms = 0;
+            settings.retries.retry_budget_min = 1_000_000;
+            // All of them stay in use.
+            settings.outliers.eject_failures = 0;
+            settings.outliers.eject_failure_percent = 0;
+            settings.health_checks.health_check_interval_ms = 0;
+            settings.health_checks.health_check_failures = u32::MAX;
+            settings.health_checks.silence_ms = 3_600_000;
+        })
+        .await;
+    for n in 0..REQUESTS {
+        let answer = gateway.get(&format!("/api/flaky?n={n}")).await;
+        assert_eq!(answer.status, 200, "{n}: {answer:?}");
+    }
+    let retries = r#"tourin_gateway_upstream_retries_total{upstream="flaky"}"#;
+    assert_eq!(gateway.metric(retries).await, 4.0 * REQUESTS as f64);
+    gateway.is_idle().await;
+    let copied = Cell::new(0.0);
+    eventually("all copies have been counted", || async {
+        let outcome = |outcome: &str| {
+            format!(r#"tourin_gateway_mirrored_requests_total{{route="/api/flaky",outcome="{outcome}"}}"#)
+        };
+        let now = gateway.metric(&outcome("no_instance")).await + gateway.metric(&outcome("dropped")).await;
+        now > 0.0 && copied.replace(now) == now
+    })
+    .await;
+    // Half of them, and six standard deviations of a binomial distribution. With a draw for each attempt it
+    // would be 97 of 100.
+    assert!(copied.get() <= 67.0, "{copied:?} of {REQUESTS}");
 }
