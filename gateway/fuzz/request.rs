@@ -21,6 +21,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::server::HttpSession;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::time::Instant;
 use tourin_chassis::identity::{IDENTITY_HEADER, REQUEST_ID_HEADER};
 use tourin_chassis::session_cookies::{CookieNames, SESSION_COOKIES_HEADER};
 use tourin_chassis::telemetry::Service;
@@ -29,7 +30,7 @@ use tourin_gateway::auth::cookies::{CookiePolicy, SecureCookies};
 use tourin_gateway::auth::{Credentials, check_bearer};
 use tourin_gateway::authority::{Authority, of_request};
 use tourin_gateway::client_address::{Client, ForwardingHeader, TrustedProxies, parse_network};
-use tourin_gateway::connection::{Connection, ConnectionLimits, GuardedStream};
+use tourin_gateway::connection::{BodyEnd, Connection, ConnectionLimits, GuardedStream};
 use tourin_gateway::headers;
 use tourin_gateway::malformed::MalformedRequests;
 use tourin_gateway::metrics::GatewayMetrics;
@@ -48,6 +49,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     first_byte_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(10),
 };
+const BODY_TIMEOUT: Duration = Duration::from_millis(100);
 const IDENTITY: HeaderValue = HeaderValue::from_static("signed by the gateway");
 /// Fields that a service believes because the gateway alone writes them.
 const OWN_FIELDS: [&str; 8] = [
@@ -156,6 +158,13 @@ impl Gateway {
             self.forward(header.clone(), &client);
         }
         path?;
+        let length = header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        connection.expect_body(match length.and_then(|length| length.parse().ok()) {
+            Some(length) => BodyEnd::After(length),
+            None => BodyEnd::Chunked,
+        });
+        // Where Pingora sees no end of chunks, it waits for more than it is given.
+        connection.end_by(Instant::now() + BODY_TIMEOUT);
         while let Ok(Some(_)) = session.read_body_bytes().await {}
         Some(())
     }

@@ -18,6 +18,7 @@ use crate::auth::{Authenticator, Caller, Credentials, check_bearer};
 use crate::authority::{self, Authority};
 use crate::canary::CallerFacts;
 use crate::client_address::{Client, TrustedProxies};
+use crate::connection::BodyEnd;
 use crate::context::{Admitted, RequestContext};
 use crate::headers;
 use crate::landing_page::{LANDING_PATH, LandingPage};
@@ -150,7 +151,7 @@ impl AdmissionFilter {
         check_bearer(&header.headers)?;
         let connection = ctx.connection.as_ref().ok_or_else(Response::internal)?;
         let declared = declared_body(header, is_open);
-        connection.expect_body(declared);
+        connection.expect_body(declared.map_or(BodyEnd::Chunked, BodyEnd::After));
         let asked = authority::of_request(header, connection.target_authority())?;
         let from = (connection.scheme(), connection.peer);
         let client = Client::of(from, asked.clone(), &header.headers, &self.trusted_proxies);

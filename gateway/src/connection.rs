@@ -6,16 +6,20 @@
 //! - a time-out of idle connections;
 //! - refusals with a body in place of Pingora's empty ones, for heads that do not parse;
 //! - request lines that Pingora's parser does not accept ([`request_line`]);
+//! - an end of each request: Pingora gets nothing of the next one before it has responded to this one. So a
+//!   pipelined head is bounded and normalised as every other;
 //! - a deadline for the whole exchange, at which waiting reads and writes fail;
 //! - what an exchange needs that has become a stream ([`open_stream`]).
 //!
 //! Of HTTP/2 it bounds the time until the first request alone. The rest is up to Pingora's session and
 //! to [`crate::http2`].
 
+mod body;
 mod head;
 mod open_stream;
 mod request_line;
 mod shared;
+mod unread;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -38,9 +42,12 @@ use crate::malformed::MalformedRequests;
 use crate::messages;
 use crate::responses::Response;
 use crate::transport::Transport;
+pub use body::BodyEnd;
+use body::BodyProgress;
 use head::{Head, HeadProgress};
 use open_stream::OpenStream;
 pub use shared::{Connection, Streams};
+use unread::Unread;
 
 /// Write buffer (bytes): a small response is one packet.
 const WRITE_BUFFER_BYTES: usize = 8 << 10;
@@ -97,11 +104,8 @@ pub struct GuardedStream {
     line: Option<Vec<u8>>,
     /// The normalised request line, to be read in place of the received one.
     normalized: Bytes,
-    /// Bytes given to Pingora since the current head's end.
-    after_head: u64,
-    /// Whether the next read begins with a head, because Pingora has buffered none of it. Otherwise
-    /// request lines are not normalised: a part of a body could be taken for one.
-    is_aligned: bool,
+    body: BodyProgress,
+    unread: Unread,
     stream: Option<OpenStream>,
 }
 
@@ -137,8 +141,8 @@ impl GuardedStream {
             substitute: None,
             line: Some(Vec::new()),
             normalized: Bytes::new(),
-            after_head: 0,
-            is_aligned: true,
+            body: BodyProgress::default(),
+            unread: Unread::default(),
             stream: None,
         }
     }
@@ -148,9 +152,9 @@ impl GuardedStream {
         self.phase = Phase::Head(Head::default());
         self.head_began = None;
         self.stream = None;
-        self.is_aligned &= self.after_head == self.connection.next_request();
-        self.after_head = 0;
-        self.line = self.is_aligned.then(Vec::new);
+        self.connection.next_request();
+        self.body = BodyProgress::default();
+        self.line = Some(Vec::new());
         self.deadline = Instant::now() + self.limits.idle_timeout;
     }
 
@@ -160,7 +164,6 @@ impl GuardedStream {
 
     /// A refusal of a request that the proxy never gets.
     fn refusal(&self, response: Response) -> Bytes {
-        // A pipelined head was buffered by Pingora, so its beginning was not seen here.
         self.malformed.refuse(response, self.head_began.unwrap_or_else(SystemTime::now))
     }
 
@@ -187,6 +190,21 @@ impl GuardedStream {
         self.normalized = line.bytes;
         self.connection.set_target_authority(line.authority);
         Ok(())
+    }
+
+    /// Reads the body. What follows it waits for the next request, and meanwhile looks like nothing. So a
+    /// client that leaves is noticed only if it has sent nothing before.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let end = self.connection.body_end();
+        if self.body.is_complete(end) && !self.unread.is_empty() {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        ready!(self.unread.poll_read(Pin::new(&mut self.io), cx, buf))?;
+        let read = buf.filled().len() - before;
+        let of_body = self.body.take(end, &buf.filled()[before..]);
+        self.unread.take_back(buf, read - of_body);
+        if read > 0 && of_body == 0 { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     /// Ready when `at` has come. To set a timer costs more than to poll it, and each request has deadlines of
@@ -238,10 +256,6 @@ impl AsyncRead for GuardedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if matches!(this.phase, Phase::Head(_)) && this.connection.is_admitted() {
-            // A pipelined head was buffered by Pingora, so its end was not seen here.
-            this.phase = Phase::Open;
-        }
         loop {
             if !this.normalized.is_empty() {
                 let length = this.normalized.len().min(buf.remaining());
@@ -250,8 +264,7 @@ impl AsyncRead for GuardedStream {
             }
             match &mut this.phase {
                 Phase::Open => {
-                    let before = buf.filled().len();
-                    return match Pin::new(&mut this.io).poll_read(cx, buf) {
+                    return match this.poll_body(cx, buf) {
                         Poll::Pending if this.stream().is_some() => {
                             // The gateway's end of a stream looks like the client's to Pingora.
                             ready!(this.poll_stream(cx));
@@ -259,7 +272,6 @@ impl AsyncRead for GuardedStream {
                         }
                         Poll::Pending => this.poll_deadline(cx),
                         ready => {
-                            this.after_head += (buf.filled().len() - before) as u64;
                             if let Some(stream) = &mut this.stream {
                                 stream.received();
                             }
@@ -284,7 +296,7 @@ impl AsyncRead for GuardedStream {
                 }
                 Phase::Head(head) => {
                     let before = buf.filled().len();
-                    match Pin::new(&mut this.io).poll_read(cx, buf) {
+                    match this.unread.poll_read(Pin::new(&mut this.io), cx, buf) {
                         Poll::Ready(Ok(())) if buf.filled().len() == before => {
                             return Poll::Ready(Ok(()));
                         }
@@ -298,7 +310,7 @@ impl AsyncRead for GuardedStream {
                                 HeadProgress::Incomplete => {}
                                 HeadProgress::Complete { rest } => {
                                     this.phase = Phase::Open;
-                                    this.after_head = rest as u64;
+                                    this.unread.take_back(buf, rest);
                                 }
                                 HeadProgress::TooLarge { in_target } => {
                                     buf.set_filled(before);
@@ -429,7 +441,8 @@ impl AsyncWrite for GuardedStream {
 #[async_trait]
 impl Shutdown for GuardedStream {
     async fn shutdown(&mut self) {
-        if AsyncWriteExt::shutdown(self).await.is_err() || !self.connection.lingers() {
+        let lingers = self.connection.lingers() || !self.unread.is_empty();
+        if AsyncWriteExt::shutdown(self).await.is_err() || !lingers {
             return;
         }
         // Closing with unread bytes resets the connection, and the client could lose the response.

@@ -66,8 +66,9 @@ impl HttpServerApp for ConnectionApp {
             return serving.await;
         }
         session.set_keepalive(Some(KEEP_ALIVE_S));
-        // Without this, a client that pipelines loses the response to the first request.
-        session.set_pipelining_enabled(true);
+        // The stream keeps what comes early, and Pingora reads nothing of it. If it ever did, a head would not have
+        // been checked: then it is not to serve it, but to close the connection.
+        session.set_pipelining_enabled(false);
         session.set_connection_user_context(Some(Box::new(Arc::clone(&self.connection))));
         let reused = self.proxy.process_new_http(session, shutdown).await?;
         let (stream, settings) = reused.consume();

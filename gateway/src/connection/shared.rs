@@ -3,7 +3,7 @@
 mod streams;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::streams::StreamHandle;
+use super::BodyEnd;
+use crate::streams::{StreamHandle, StreamKind};
 pub use streams::Streams;
 
 /// State that the proxy and the stream share. Each request over HTTP/2 has one of its own
@@ -40,7 +41,8 @@ pub struct Connection {
     stream_closes: AtomicBool,
     /// The authority of the current request's target, if it was in absolute form.
     authority: Mutex<Option<Bytes>>,
-    body_bytes: AtomicU64,
+    /// The end of the current request's body. Nothing is read of one that is not known.
+    body_end: Mutex<BodyEnd>,
 }
 
 impl Connection {
@@ -74,7 +76,7 @@ impl Connection {
             stream_opened: Notify::new(),
             stream_closes: AtomicBool::new(false),
             authority: Mutex::new(None),
-            body_bytes: AtomicU64::new(0),
+            body_end: Mutex::new(BodyEnd::After(0)),
         }
     }
 
@@ -97,15 +99,15 @@ impl Connection {
         self.admitted.load(Ordering::Relaxed)
     }
 
-    /// Prepares for the next request. Returns the declared length of the last one's body.
-    pub(super) fn next_request(&self) -> u64 {
+    /// Prepares for the next request.
+    pub(super) fn next_request(&self) {
         self.set_target_authority(None);
         self.admitted.store(false, Ordering::Relaxed);
         self.wait_for_client(true);
         self.linger.store(false, Ordering::Relaxed);
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.take_stream();
-        self.body_bytes.swap(0, Ordering::Relaxed)
+        self.expect_body(BodyEnd::After(0));
     }
 
     /// Notes that the gateway waits for the client from now on, or no longer.
@@ -155,6 +157,9 @@ impl Connection {
 
     /// Makes a stream of the current exchange, from the response's head on. It has no deadline.
     pub fn open_stream(&self, stream: StreamHandle) {
+        if stream.kind == StreamKind::WebSocket {
+            self.expect_body(BodyEnd::Never);
+        }
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
         self.has_stream.store(true, Ordering::Release);
@@ -195,9 +200,13 @@ impl Connection {
         *self.authority.lock().unwrap_or_else(PoisonError::into_inner) = authority;
     }
 
-    /// Notes the declared length of the current request's body; `None` when it is chunked.
-    pub fn expect_body(&self, bytes: Option<u64>) {
-        self.body_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Notes how the current request's body ends.
+    pub fn expect_body(&self, end: BodyEnd) {
+        *self.body_end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
+
+    pub(super) fn body_end(&self) -> BodyEnd {
+        *self.body_end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads on for a while after the response, because the request was not read whole.

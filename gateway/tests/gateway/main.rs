@@ -18,6 +18,7 @@ mod languages;
 mod lifecycle;
 mod limits;
 mod operators;
+mod pipelining;
 mod proxy_protocol;
 mod rate_limits;
 mod redis_user;

@@ -2,7 +2,7 @@
 
 mod child;
 mod live;
-mod raw;
+pub mod raw;
 mod service;
 mod site;
 pub mod websocket;
