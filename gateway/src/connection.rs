@@ -164,7 +164,8 @@ impl GuardedStream {
 
     /// A refusal of a request that the proxy never gets.
     fn refusal(&self, response: Response) -> Bytes {
-        self.malformed.refuse(response, self.head_began.unwrap_or_else(SystemTime::now))
+        let began = self.head_began.unwrap_or_else(SystemTime::now);
+        self.malformed.refuse(response, self.connection.is_tls, began)
     }
 
     fn refuse(&mut self, response: Response) {

@@ -37,8 +37,8 @@ impl MalformedRequests {
         Self { service, metrics, access_log, headers }
     }
 
-    /// The refusal, as bytes, of a request whose first byte came at `started`.
-    pub fn refuse(&self, response: Response, started: SystemTime) -> Bytes {
+    /// The refusal, as bytes, of a request whose first byte came at `started`, over TLS or not.
+    pub fn refuse(&self, response: Response, is_tls: bool, started: SystemTime) -> Bytes {
         // Nothing of the request is used. CONNECT is recorded as `_OTHER`.
         let method = &Method::CONNECT;
         let request = HttpRequest::new(method, Some(MALFORMED));
@@ -80,6 +80,11 @@ impl MalformedRequests {
             Some(value) => response.with(name, value),
             None => response,
         };
-        self.headers.on_refusal(ids.into_iter().fold(response, with)).to_wire()
+        let response = ids.into_iter().fold(response, with);
+        // Without bytes the connection is closed all the same.
+        response.to_wire(&self.headers, is_tls).unwrap_or_else(|error| {
+            tracing::error!(%error, "a fault in the gateway: a refusal cannot be written");
+            Bytes::new()
+        })
     }
 }

@@ -10,8 +10,6 @@ use http::header::{
 use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 
-use crate::responses::Response;
-
 /// Headers by which a response is read, or that depend on the request.
 const REFUSED: [HeaderName; 13] = [
     CACHE_CONTROL,
@@ -134,15 +132,6 @@ impl ResponseHeaders {
             }
         }
         Ok(())
-    }
-
-    /// Adds them to the refusal of a request that could not be read.
-    #[must_use]
-    pub fn on_refusal(&self, refusal: Response) -> Response {
-        let add = |refusal: Response, field: &ResponseField| {
-            refusal.with(field.0.clone(), field.1.clone())
-        };
-        self.fields.iter().fold(refusal, add)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
     SEC_WEBSOCKET_VERSION, UPGRADE, VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -16,6 +16,7 @@ use pingora::http::ResponseHeader;
 use tourin_chassis::http::{ErrorBody, Language, Message, messages as shared};
 
 use crate::messages;
+use crate::response_headers::ResponseHeaders;
 use crate::unserved::Unserved;
 
 /// The version of WebSockets, that of RFC 6455.
@@ -298,40 +299,68 @@ impl Response {
         Ok((head, body))
     }
 
-    /// The whole response as bytes, for a connection that is closed after it. In English, because no
-    /// `Accept-Language` could be read.
-    pub fn to_wire(&self) -> Bytes {
-        let body = self.body(Language::English);
-        let reason = self.status.canonical_reason().unwrap_or_default();
-        let head = format!(
-            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-language: en\r\ncontent-length: {}\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n",
-            self.status.as_u16(),
-            body.len(),
-        );
-        let mut wire = head.into_bytes();
-        for (name, value) in &self.headers {
+    /// The whole response as bytes, for a connection that is closed after it, with the headers that `every`
+    /// response over TLS or not gets. In English, because no `Accept-Language` could be read.
+    ///
+    /// # Errors
+    /// Those of [`Response::render`].
+    pub fn to_wire(&self, every: &ResponseHeaders, is_tls: bool) -> pingora::Result<Bytes> {
+        let (mut head, body) = self.render(Language::English)?;
+        head.remove_header(&VARY);
+        head.insert_header(CONNECTION, "close")?;
+        every.add(&mut head, is_tls)?;
+        let (status, reason) = (self.status.as_u16(), self.status.canonical_reason());
+        let line = format!("HTTP/1.1 {status} {}\r\n", reason.unwrap_or_default());
+        let mut wire = line.into_bytes();
+        for (name, value) in &head.headers {
             for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
                 wire.extend_from_slice(part);
             }
         }
         wire.extend_from_slice(b"\r\n");
         wire.extend_from_slice(&body);
-        wire.into()
+        Ok(wire.into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::response_headers::ResponseHeaderSettings;
 
     #[test]
     fn an_answer_as_bytes_has_all_its_headers() {
-        let wire = Response::method_not_allowed("GET, HEAD").retry_after(Duration::ZERO).to_wire();
-        let wire = String::from_utf8(wire.to_vec()).unwrap();
-        let (head, body) = wire.split_once("\r\n\r\n").unwrap();
-        let lines: Vec<_> = head.split("\r\n").collect();
-        assert_eq!(lines[0], "HTTP/1.1 405 Method Not Allowed");
-        assert!(lines.contains(&"allow: GET, HEAD") && lines.contains(&"retry-after: 1"), "{head}");
-        assert!(lines.contains(&format!("content-length: {}", body.len()).as_str()), "{head}");
+        let every = ResponseHeaders::new(&ResponseHeaderSettings {
+            hsts: "max-age=60".parse().unwrap(),
+            fields: ["Allow: PUT", "Content-Language: ko", "X-Own: 1"]
+                .map(|field| field.parse().unwrap())
+                .into(),
+        });
+        let response = Response::method_not_allowed("GET, HEAD").retry_after(Duration::ZERO);
+        let wire = |is_tls| {
+            let wire = response.to_wire(&every, is_tls).unwrap();
+            String::from_utf8(wire.to_vec()).unwrap()
+        };
+        let tls = wire(true);
+        let (head, body) = tls.split_once("\r\n\r\n").unwrap();
+        let mut lines: Vec<_> = head.split("\r\n").collect();
+        assert_eq!(lines.remove(0), "HTTP/1.1 405 Method Not Allowed");
+        lines.sort_unstable();
+        let length = format!("content-length: {}", body.len());
+        // Each once: what the response itself says.
+        let expected = [
+            "allow: GET, HEAD",
+            "cache-control: no-store",
+            "connection: close",
+            "content-language: en",
+            length.as_str(),
+            "content-type: application/json",
+            "retry-after: 1",
+            "strict-transport-security: max-age=60",
+            "x-content-type-options: nosniff",
+            "x-own: 1",
+        ];
+        assert_eq!(lines, expected);
+        assert!(!wire(false).contains("strict-transport-security"));
     }
 }

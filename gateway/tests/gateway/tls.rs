@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use tourin_gateway::Gateway;
 use tourin_testbed::eventually;
 
+use crate::harness::raw::parse;
 use crate::harness::{Mesh, Site};
 
 #[tokio::test]
@@ -37,6 +38,14 @@ async fn requests_over_tls_are_https_to_services_and_browsers() {
     assert_eq!(answer.asked()["subject"]["id"], "member01");
     let refused = gateway.get("/nowhere").await;
     refused.assert_refused(404, "not_found");
+    assert_eq!(refused.header("strict-transport-security"), Some("max-age=31536000"));
+    assert_eq!(refused.header("x-frame-options"), Some("DENY"));
+    let mut unreadable = site.connect(gateway.addr, "tourin.example", &[]).await.unwrap();
+    unreadable.write_all(b"what?\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    unreadable.read_to_end(&mut answer).await.unwrap();
+    let refused = parse(&answer);
+    refused.assert_refused(400, "malformed");
     assert_eq!(refused.header("strict-transport-security"), Some("max-age=31536000"));
     assert_eq!(refused.header("x-frame-options"), Some("DENY"));
 
