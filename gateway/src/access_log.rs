@@ -18,12 +18,17 @@ use anyhow::Context;
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, value_parser};
 use serde::{Serialize, Serializer};
+use tokio::sync::oneshot;
 use tourin_chassis::metrics::{Counter, Metrics};
 
 use crate::reload::{Contents, Reloadable};
 
 /// Standard output, as the value of the flag.
 const STDOUT: &str = "-";
+/// Time for the lines that are left at the stop.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(2_000);
+/// Time between two looks whether the queue has room for the message that ends the log.
+const CLOSE_RETRY: Duration = Duration::from_millis(10);
 
 /// Where the access log goes, and how much of it.
 #[derive(Debug, Clone, Args)]
@@ -100,6 +105,8 @@ enum Message {
     Line(Vec<u8>),
     /// Open the file again; answers with the error, if any.
     Reopen(SyncSender<io::Result<()>>),
+    /// Write what came before to the file and end; answers then.
+    Close(oneshot::Sender<()>),
 }
 
 /// The access log. Clones share it; the last one's end closes it.
@@ -142,7 +149,7 @@ impl AccessLog {
         let failed = log.failed.clone();
         std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write(output, &messages, &failed))
+            .spawn(move || write(output, messages, &failed))
             .context("cannot start the access log's thread")?;
         log.queue = Some(queue);
         Ok(log)
@@ -171,6 +178,25 @@ impl AccessLog {
     pub fn reopening(&self) -> Option<Arc<dyn Reloadable>> {
         self.file.as_ref()?;
         Some(Arc::new(Reopening(self.clone())))
+    }
+
+    /// Waits until all lines that were recorded are written, and ends the log. A disk that takes longer than
+    /// [`CLOSE_TIMEOUT`] loses lines.
+    pub async fn close(&self) {
+        let Some(queue) = &self.queue else { return };
+        let (done, closed) = oneshot::channel();
+        let closing = async {
+            let mut message = Message::Close(done);
+            while let Err(TrySendError::Full(unsent)) = queue.try_send(message) {
+                message = unsent;
+                tokio::time::sleep(CLOSE_RETRY).await;
+            }
+            // An error says that the log has ended before.
+            closed.await.ok();
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::warn!("the access log could not be written to its end in time");
+        }
     }
 
     /// Records a request. Never waits.
@@ -260,8 +286,8 @@ impl Output {
     }
 }
 
-/// Writes until all senders are gone. The file is flushed whenever the queue is empty.
-fn write(mut output: Output, messages: &Receiver<Message>, failed: &Counter) {
+/// Writes until it is told to end, or all senders are gone. The file is flushed whenever the queue is empty.
+fn write(mut output: Output, messages: Receiver<Message>, failed: &Counter) {
     let mut unflushed = 0;
     loop {
         let message = match messages.try_recv() {
@@ -289,6 +315,15 @@ fn write(mut output: Output, messages: &Receiver<Message>, failed: &Counter) {
                 unflushed = 0;
                 // The asker may have stopped waiting.
                 done.send(output.reopen()).ok();
+            }
+            Message::Close(done) => {
+                if output.writer().flush().is_err() {
+                    failed.add(unflushed);
+                }
+                drop(messages);
+                // As there.
+                done.send(()).ok();
+                return;
             }
         }
     }
@@ -391,6 +426,25 @@ mod tests {
         let statuses: Vec<_> =
             lines(&path, 7).iter().map(|line| line["status"].as_u64().unwrap()).collect();
         assert_eq!(statuses, [200, 200, 200, 200, 200, 503, 499]);
+    }
+
+    #[tokio::test]
+    async fn a_closed_log_has_all_its_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        let settings = AccessLogSettings { access_log_queue: 100_000, ..settings(&path, 1.0) };
+        let log = AccessLog::open(&settings).unwrap();
+        for _ in 0..20_000 {
+            log.record(&line(200));
+        }
+        log.close().await;
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 20_000);
+        assert!(text.ends_with('\n'));
+        // It is closed, so what comes now is lost, and counted.
+        log.record(&line(200));
+        assert_eq!(log.dropped.value(), 1);
+        log.close().await;
     }
 
     #[test]

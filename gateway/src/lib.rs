@@ -225,7 +225,7 @@ impl Gateway {
     }
 
     /// Serves until `shutdown` begins, then drains for at most [`Settings::drain_timeout_ms`] and half
-    /// a second more.
+    /// a second more. The access log may take two seconds after that, if its disk is slow.
     ///
     /// # Errors
     /// When the data plane fails.
@@ -344,7 +344,8 @@ impl Gateway {
             );
             let upstreams = (failover, settings.upstream_limits(), tls);
             self.sockets.ready(|| admission.readiness(false), &shutdown).await?;
-            let proxy = Proxy::new(admission, upstreams, service, (metrics, access_log));
+            let requests = (metrics, access_log.clone());
+            let proxy = Proxy::new(admission, upstreams, service, requests);
             let proxy = pingora::proxy::http_proxy(&Arc::new(conf), proxy);
             let mut data_plane = DataPlane::start(listener, proxy, server_settings)?;
             // Not before this gateway is ready: both may accept from the same socket.
@@ -386,6 +387,8 @@ impl Gateway {
             };
             end.begin();
             let finished = tasks.finish(TASKS_END).await;
+            // No request is left that could write a line.
+            access_log.close().await;
             served.and(finished)
         })
     }
