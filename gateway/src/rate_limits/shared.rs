@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use redis::aio::ConnectionManager;
 use redis::{RedisError, Script};
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tourin_chassis::metrics::Metrics;
-use tourin_chassis::redis::{RedisUrl, connection};
+use tourin_chassis::redis::{RedisUrl, connection, session_key_base};
 
 use super::{By, Caller, MAX_PER_MINUTE, RateLimit, Standing};
 use crate::limits::network_of;
@@ -51,15 +51,12 @@ impl SharedCounts {
     /// # Errors
     /// When the URL cannot be used, or the prefix has braces. Names the flag, without the URL.
     pub fn new(url: &RedisUrl, prefix: &str, answer_timeout: Duration) -> anyhow::Result<Self> {
-        ensure!(
-            !prefix.is_empty() && !prefix.contains(['{', '}']),
-            "--session-redis-prefix {prefix:?}: expected a text without braces"
-        );
+        let base = session_key_base(prefix)?;
         let (connection, address) = connection(url).context("--redis-url")?;
         Ok(Self {
             connection,
             address,
-            base: format!("{{{prefix}}}:rate:"),
+            base: format!("{base}rate:"),
             script: Script::new(include_str!("gcra.lua")),
             answer_timeout,
             is_up: AtomicBool::new(false),

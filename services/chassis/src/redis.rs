@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
@@ -93,6 +93,18 @@ impl SessionRedisSettings {
         let own = ServerUrl::given(self.session_redis_url.as_ref());
         own.or_else(|| ServerUrl::given(self.redis_url.as_ref()))
     }
+}
+
+/// What the names of the sessions' keys begin with. The braces put all of them into one slot of a cluster.
+///
+/// # Errors
+/// When `prefix` is empty or has braces itself, which would put them into different ones. Names the flag.
+pub fn session_key_base(prefix: &str) -> anyhow::Result<String> {
+    ensure!(
+        !prefix.is_empty() && !prefix.contains(['{', '}']),
+        "--session-redis-prefix {prefix:?}: expected a text without braces"
+    );
+    Ok(format!("{{{prefix}}}:"))
 }
 
 /// A connection to the Redis at `url`, and the server's host and port without credentials. The
@@ -200,6 +212,15 @@ mod tests {
         ] {
             let error = wrong.parse::<RedisUrl>().unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_sessions_keys_are_in_one_slot() {
+        assert_eq!(session_key_base("tourin:sessions").unwrap(), "{tourin:sessions}:");
+        for prefix in ["", "a{b", "a}b"] {
+            let error = session_key_base(prefix).unwrap_err().to_string();
+            assert!(error.contains("--session-redis-prefix"), "{error}");
         }
     }
 

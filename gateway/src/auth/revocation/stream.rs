@@ -24,12 +24,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisResult};
 use tokio_util::sync::CancellationToken;
-use tourin_chassis::redis::RedisUrl;
+use tourin_chassis::redis::{RedisUrl, session_key_base};
 
 use super::{RETRY_AFTER, Revocations};
 
@@ -65,15 +65,8 @@ impl RevocationStream {
     /// without the URL.
     pub fn new(url: &RedisUrl, prefix: &str) -> anyhow::Result<Self> {
         let client = Client::open(url.expose()).ok().context("--redis-url: it cannot be used")?;
-        ensure!(
-            !prefix.is_empty() && !prefix.contains(['{', '}']),
-            "--session-redis-prefix {prefix:?}: expected a text without braces"
-        );
-        Ok(Self {
-            client,
-            stream: format!("{{{prefix}}}:revocations"),
-            log: format!("{{{prefix}}}:log"),
-        })
+        let base = session_key_base(prefix)?;
+        Ok(Self { client, stream: format!("{base}revocations"), log: format!("{base}log") })
     }
 
     fn address(&self) -> String {

@@ -34,12 +34,12 @@ mod views;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tourin_chassis::health::{Outcomes, Trouble};
-use tourin_chassis::redis::{RedisUrl, connection, is_down, write_probe};
+use tourin_chassis::redis::{RedisUrl, connection, is_down, session_key_base, write_probe};
 use tourin_chassis::telemetry::Span;
 use tourin_shared_events::backoff::Backoff;
 use uuid::Uuid;
@@ -126,11 +126,7 @@ impl RedisSessions {
     /// the flag, not the URL.
     pub(crate) fn new(url: &RedisUrl, prefix: &str) -> anyhow::Result<Self> {
         let (connection, address) = connection(url).context("--redis-url")?;
-        ensure!(
-            !prefix.is_empty() && !prefix.contains(['{', '}']),
-            "--session-redis-prefix {prefix:?}: expected a text without braces"
-        );
-        let base = format!("{{{prefix}}}:");
+        let base = session_key_base(prefix)?;
         let keys = Keys {
             stream: format!("{base}revocations"),
             log: format!("{base}log"),
