@@ -302,10 +302,13 @@ impl AsyncRead for GuardedStream {
                             return Poll::Ready(Ok(()));
                         }
                         Poll::Ready(Ok(())) => {
-                            let first = head.seen == 0;
-                            this.head_began.get_or_insert_with(SystemTime::now);
-                            match head.feed(&buf.filled()[before..], this.limits.head_bytes) {
-                                HeadProgress::Incomplete if first => {
+                            let waited = !head.started;
+                            let progress =
+                                head.feed(&buf.filled()[before..], this.limits.head_bytes);
+                            let begins = waited && head.started;
+                            this.head_began = begins.then(SystemTime::now).or(this.head_began);
+                            match progress {
+                                HeadProgress::Incomplete if begins => {
                                     this.deadline = Instant::now() + this.limits.head_timeout;
                                 }
                                 HeadProgress::Incomplete => {}
@@ -332,7 +335,7 @@ impl AsyncRead for GuardedStream {
                         }
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => {
-                            let quiet = head.seen == 0;
+                            let quiet = !head.started;
                             ready!(this.poll_until(this.deadline, cx));
                             if quiet {
                                 // The idle time-out looks like the stream's end to Pingora.

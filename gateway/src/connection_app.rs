@@ -66,8 +66,8 @@ impl HttpServerApp for ConnectionApp {
             return serving.await;
         }
         session.set_keepalive(Some(KEEP_ALIVE_S));
-        // The stream keeps what comes early, and Pingora reads nothing of it. If it ever did, a head would not have
-        // been checked: then it is not to serve it, but to close the connection.
+        // The stream gives Pingora nothing of the next request. If it did, that head would be unchecked: with
+        // pipelining off, Pingora closes the connection.
         session.set_pipelining_enabled(false);
         session.set_connection_user_context(Some(Box::new(Arc::clone(&self.connection))));
         let reused = self.proxy.process_new_http(session, shutdown).await?;

@@ -91,7 +91,7 @@ impl Chunks {
                 Self::Data(size.saturating_add(LINE_END))
             }
             (Self::Size(size), byte) => match char::from(byte).to_digit(16) {
-                // One that is too large has no end.
+                // Of a size that is too large the maximum. The parser refuses it.
                 Some(digit) => Self::Size(size.saturating_mul(16).saturating_add(digit.into())),
                 None => Self::SizeLine(size),
             },

@@ -6,8 +6,9 @@ use memchr::memchr;
 #[derive(Debug, Default)]
 pub(super) struct Head {
     /// Bytes received.
-    pub seen: usize,
-    started: bool,
+    seen: usize,
+    /// Whether more than blank lines has come.
+    pub started: bool,
     lines: usize,
     /// Whether only a carriage return has come since the last line feed.
     at_line_start: bool,

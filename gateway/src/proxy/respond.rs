@@ -113,8 +113,9 @@ impl Proxy {
                 Err(_) => CLIENT_GONE,
             },
         };
-        if !begun && error_code != CLIENT_GONE && !session.is_body_done() {
-            session.shutdown().await; // Lingers, so that the client can read the response.
+        if !begun && error_code != CLIENT_GONE {
+            // Lingers while there is more from the client, so that it can read the response.
+            session.shutdown().await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

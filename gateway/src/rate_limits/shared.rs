@@ -8,8 +8,8 @@
 //! store holds no addresses and no members' ids. Times are by Redis's clock, so gateways' clocks do not
 //! matter.
 //!
-//! A request waits for at most [`ANSWER_TIMEOUT`], unless a test gives it more. After one failure no request asks Redis until it has
-//! answered a call of the background task; the own counts decide meanwhile.
+//! A request waits for at most [`ANSWER_TIMEOUT`], unless a test gives it more. After one failure no request
+//! asks Redis until it has answered a call of the background task; the own counts decide meanwhile.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -144,12 +144,27 @@ async fn many_requests_at_once_are_served_in_their_order() {
 async fn the_last_response_arrives_although_more_was_sent() {
     let (_mesh, _core, gateway) = Mesh::complete().await;
     let last = ask("GET", "/api/users", "HTTP/1.1");
-    let more = AFTER_A_BODY.repeat(10_000);
+    let more = AFTER_A_BODY.repeat(1_000);
     for _ in 0..10 {
         let got = responses(gateway.addr, &[&[&last, more.as_str()].concat()]).await;
         let statuses: Vec<_> = got.iter().map(|response| response.status).collect();
         assert_eq!(statuses, [200], "its connection is closed after the first one");
     }
+}
+
+#[tokio::test]
+async fn a_blank_line_after_a_body_begins_no_request() {
+    let mesh = Mesh::start().await;
+    let _core = mesh.service("core", "core-1").await;
+    let gateway = mesh
+        .gateway(|settings| {
+            settings.header_read_timeout_ms = 100;
+            settings.client_idle_ms = 1_000;
+        })
+        .await;
+    let got = responses(gateway.addr, &[&format!("{AFTER_A_BODY}\r\n")]).await;
+    let statuses: Vec<_> = got.iter().map(|response| response.status).collect();
+    assert_eq!(statuses, [200], "an idle connection is closed without a word");
 }
 
 #[tokio::test]
@@ -163,7 +178,11 @@ async fn a_client_that_has_asked_for_more_gets_what_it_has_asked_for() {
     stream.write_all(ask("GET", "/api/users?a b", "HTTP/1.1").as_bytes()).await.unwrap();
     core.release();
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).await.unwrap();
+    let reading = stream.read_to_end(&mut bytes);
+    tokio::time::timeout(Duration::from_secs(60), reading)
+        .await
+        .expect("the connection is closed in time")
+        .unwrap();
     let text = String::from_utf8(bytes).unwrap();
     assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     assert!(text.contains("HTTP/1.1 400 Bad Request"), "{text}");

@@ -374,5 +374,5 @@ async fn whether_a_request_is_copied_is_drawn_once_however_often_it_is_sent() {
     .await;
     // Half of them, and six standard deviations of a binomial distribution. With a draw for each attempt it
     // would be 97 of 100.
-    assert!(copied.get() <= 67.0, "{copied:?} of {REQUESTS}");
+    assert!((13.0..=67.0).contains(&copied.get()), "{copied:?} of {REQUESTS}");
 }

@@ -378,12 +378,16 @@ async fn stopping_marks_what_was_confirmed_and_leaves_the_rest() {
 async fn what_was_committed_before_the_stop_is_published_in_it() {
     let outbox = Outbox::new().await;
     let bus = ScriptedBus::new(Vec::new());
-    outbox.append_now(&[view("a", 1), view("a", 2), view("b", 1)]).await;
+    let events: Vec<Outgoing> =
+        (0..20).map(|n| view(if n % 2 == 0 { "a" } else { "b" }, n)).collect();
+    outbox.append_now(&events).await;
     let shutdown = CancellationToken::new();
     shutdown.cancel();
-    soon(relay(&outbox, &bus, &Wake::new(), quick()).run(shutdown)).await;
-    assert_eq!(bus.effect()["a"], [1, 2]);
-    assert_eq!(bus.effect()["b"], [1]);
+    // More than it holds at once.
+    let settings = RelaySettings { max_buffered: 4, ..quick() };
+    soon(relay(&outbox, &bus, &Wake::new(), settings).run(shutdown)).await;
+    assert_eq!(bus.effect()["a"], [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]);
+    assert_eq!(bus.carried().len(), 20);
     assert_eq!(outbox.store.depth().await.unwrap().pending, 0);
 }
 

@@ -118,3 +118,79 @@ impl CoOccurrence {
         Ok(row(&neighbourhood, &overlaps, &degrees, &rules.exponents, rules.kept).into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use chrono::{DateTime, Utc};
+    use futures::future::join_all;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::app::ports::{HistoryEvent, HistoryOutcome, Interactions, Profile};
+    use crate::domain::interaction::ChangeOrder;
+    use crate::domain::similarity::Neighbourhood;
+
+    /// Histories that are read when the test lets them. The first reading fails.
+    struct Held {
+        readings: AtomicUsize,
+        may_end: Semaphore,
+    }
+
+    #[async_trait]
+    impl HistoryStore for Held {
+        async fn neighbourhood(&self, _: SpotId, _: usize) -> Result<Neighbourhood, PortError> {
+            let earlier = self.readings.fetch_add(1, Ordering::SeqCst);
+            self.may_end.acquire().await.unwrap().forget();
+            match earlier {
+                0 => Err(PortError::failed(anyhow::anyhow!("the first one"))),
+                _ => Ok(Neighbourhood::default()),
+            }
+        }
+
+        async fn record(&self, _: &HistoryEvent) -> Result<HistoryOutcome, PortError> {
+            unreachable!()
+        }
+
+        async fn forget(&self, _: &str, _: ChangeOrder, _: DateTime<Utc>) -> Result<(), PortError> {
+            unreachable!()
+        }
+
+        async fn profile(&self, _: &str, _: usize) -> Result<Profile, PortError> {
+            unreachable!()
+        }
+
+        async fn interactions(&self, _: &str, _: usize) -> Result<Interactions, PortError> {
+            unreachable!()
+        }
+
+        async fn degrees(&self, _: &[SpotId]) -> Result<HashMap<SpotId, u64>, PortError> {
+            unreachable!()
+        }
+
+        async fn prune(&self, _: DateTime<Utc>) -> Result<u64, PortError> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_at_once_share_a_row_and_a_failure_is_not_kept() {
+        let store = Arc::new(Held { readings: AtomicUsize::new(0), may_end: Semaphore::new(0) });
+        let rules =
+            CoOccurrenceRules { row_max_age: Duration::from_secs(600), ..Default::default() };
+        let model = CoOccurrence::new(store.clone(), rules);
+        let spot = SpotId::new(1).unwrap();
+        for (round, succeed) in [(1, false), (2, true)] {
+            let ten = join_all((0..10).map(|_| model.neighbours(spot)));
+            // All of them wait by then.
+            let (rows, ()) = tokio::join!(ten, async { store.may_end.add_permits(1) });
+            assert!(rows.iter().all(|row| row.is_ok() == succeed), "{rows:?}");
+            assert_eq!(store.readings.load(Ordering::SeqCst), round);
+        }
+        assert!(model.neighbours(spot).await.unwrap().is_empty());
+        assert_eq!(store.readings.load(Ordering::SeqCst), 2, "it is cached");
+    }
+}

@@ -126,28 +126,12 @@ impl<'a> Running<'a> {
         let settings = &self.relay.settings;
         let due = self.confirmed_since.is_some_and(|since| now >= since + settings.mark_delay);
         let leaving = self.held.to_release();
-        if due || self.confirmed.len() >= settings.max_in_flight || !leaving.is_empty() {
-            if let Some(()) = self.mark().await {
-                for (shard, seq) in std::mem::take(&mut self.confirmed) {
-                    self.held.marked(shard, seq);
-                }
-                self.confirmed_since = None;
-            } else {
-                return;
-            }
+        let is_full = self.confirmed.len() >= settings.max_in_flight;
+        if (due || is_full || !leaving.is_empty()) && self.mark().await.is_none() {
+            return;
         }
-        if !self.refused.is_empty() {
-            let refusals: Vec<Refusal> = self.refused.iter().map(|(_, r)| r.clone()).collect();
-            let at = (self.relay.clock)();
-            let recorded = self.relay.store.record_refusals(&refusals, at).await;
-            if self.store_result(recorded, "refusals not recorded").is_none() {
-                return;
-            }
-            for (shard, refusal) in std::mem::take(&mut self.refused) {
-                if refusal.give_up {
-                    self.held.marked(shard, refusal.seq);
-                }
-            }
+        if self.record_refusals().await.is_none() {
+            return;
         }
         if !leaving.is_empty() {
             let released = self.relay.store.release(&self.holder, &leaving).await;
@@ -165,7 +149,27 @@ impl<'a> Running<'a> {
         // In a fixed order, so that two relays do not deadlock.
         seqs.sort_unstable();
         let marked = self.relay.store.mark_published(&seqs, (self.relay.clock)()).await;
-        self.store_result(marked, "confirmations not marked")
+        self.store_result(marked, "confirmations not marked")?;
+        for (shard, seq) in std::mem::take(&mut self.confirmed) {
+            self.held.marked(shard, seq);
+        }
+        self.confirmed_since = None;
+        Some(())
+    }
+
+    async fn record_refusals(&mut self) -> Option<()> {
+        if self.refused.is_empty() {
+            return Some(());
+        }
+        let refusals: Vec<Refusal> = self.refused.iter().map(|(_, r)| r.clone()).collect();
+        let recorded = self.relay.store.record_refusals(&refusals, (self.relay.clock)()).await;
+        self.store_result(recorded, "refusals not recorded")?;
+        for (shard, refusal) in std::mem::take(&mut self.refused) {
+            if refusal.give_up {
+                self.held.marked(shard, refusal.seq);
+            }
+        }
+        Some(())
     }
 
     /// Registers this relay as running, renews its leases and takes its share.
@@ -406,10 +410,21 @@ impl<'a> Running<'a> {
         self.more = true;
         let drained = timeout(drain, async {
             loop {
+                self.record().await;
+                self.read_on = false;
                 self.read().await;
                 self.publish();
-                let Some(published) = self.publishing.next().await else { break };
-                self.conclude(published);
+                match self.publishing.next().await {
+                    Some(published) => self.conclude(published),
+                    None if self.read_on => {}
+                    // What is marked leaves room for more.
+                    None if self.more && !self.confirmed.is_empty() => {
+                        if self.mark().await.is_none() {
+                            break;
+                        }
+                    }
+                    None => break,
+                }
             }
         });
         if drained.await.is_err() {
@@ -420,6 +435,7 @@ impl<'a> Running<'a> {
         }
         let last = timeout(drain, async {
             self.mark().await;
+            self.record_refusals().await;
             self.relay.store.leave(&self.holder).await
         });
         match last.await {
