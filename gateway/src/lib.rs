@@ -34,6 +34,7 @@ pub mod headers;
 pub mod health_checks;
 pub mod http2;
 pub mod incoming;
+mod instance_socket;
 pub mod keyed;
 pub mod landing_page;
 pub mod limits;

@@ -16,13 +16,12 @@ use async_trait::async_trait;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora::{Error, ErrorSource, ErrorType};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::upgrade_connector::{connect, set_option};
+use crate::instance_socket::{InstanceSocket, Reading};
 
 /// When reading fails; never, by default.
 #[derive(Debug, Default)]
@@ -46,8 +45,7 @@ pub struct TimedConnector(pub Arc<ReadDeadline>);
 #[async_trait]
 impl Connect for TimedConnector {
     async fn connect(&self, to: &SocketAddr) -> pingora::Result<Stream> {
-        let socket = TimedSocket::new(connect(to).await?, Arc::clone(&self.0));
-        Ok(VirtualSocketStream::new(Box::new(socket)).into())
+        InstanceSocket::connect(to, TimedReads::new(Arc::clone(&self.0))).await
     }
 }
 
@@ -66,25 +64,25 @@ pub fn name_timeout(error: &mut Error) {
 }
 
 #[derive(Debug)]
-struct TimedSocket {
-    tcp: TcpStream,
+struct TimedReads {
     deadline: Arc<ReadDeadline>,
     timer: Pin<Box<Sleep>>,
 }
 
-impl TimedSocket {
-    fn new(tcp: TcpStream, deadline: Arc<ReadDeadline>) -> Self {
-        Self { tcp, deadline, timer: Box::pin(tokio::time::sleep_until(Instant::now())) }
+impl TimedReads {
+    fn new(deadline: Arc<ReadDeadline>) -> Self {
+        Self { deadline, timer: Box::pin(tokio::time::sleep_until(Instant::now())) }
     }
 }
 
-impl AsyncRead for TimedSocket {
+impl Reading for TimedReads {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        &mut self,
+        tcp: Pin<&mut TcpStream>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        let read = tcp.poll_read(cx, buf);
         let Some(deadline) = self.deadline.get().filter(|_| read.is_pending()) else {
             return read;
         };
@@ -93,30 +91,6 @@ impl AsyncRead for TimedSocket {
         }
         ready!(self.timer.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the response took too long")))
-    }
-}
-
-impl AsyncWrite for TimedSocket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
-    }
-}
-
-impl VirtualSocket for TimedSocket {
-    fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
-        set_option(&self.tcp, option)
     }
 }
 
@@ -135,7 +109,8 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut service, _) = listener.accept().await.unwrap();
         let deadline = Arc::new(ReadDeadline::default());
-        let mut socket = TimedSocket::new(client, Arc::clone(&deadline));
+        let mut socket =
+            InstanceSocket { tcp: client, reading: TimedReads::new(Arc::clone(&deadline)) };
         let begun = Instant::now();
         deadline.set(Some(begun + Duration::from_millis(100)));
         let failed = socket.read_u8().await.unwrap_err();

@@ -7,16 +7,16 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
-use pingora::{Error, ErrorType};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::instance_socket::{InstanceSocket, Reading};
 
 /// Makes such connections.
 #[derive(Debug)]
@@ -25,49 +25,20 @@ pub struct UpgradeConnector;
 #[async_trait]
 impl Connect for UpgradeConnector {
     async fn connect(&self, to: &SocketAddr) -> pingora::Result<Stream> {
-        let socket = YieldingSocket::new(connect(to).await?);
-        Ok(VirtualSocketStream::new(Box::new(socket)).into())
+        InstanceSocket::connect(to, YieldingReads::default()).await
     }
 }
 
-/// A connection to an instance, with failures that Pingora's own connections have.
-pub(crate) async fn connect(to: &SocketAddr) -> pingora::Result<TcpStream> {
-    let Some(address) = to.as_inet() else {
-        return Error::e_explain(ErrorType::InternalError, format!("{to} has no port"));
-    };
-    TcpStream::connect(address).await.map_err(|error| {
-        let kind = match error.kind() {
-            io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-            _ => ErrorType::ConnectError,
-        };
-        Error::because(kind, format!("connecting to {address}"), error)
-    })
-}
-
-/// Sets what Pingora sets on its own connections.
-pub(crate) fn set_option(tcp: &TcpStream, option: VirtualSockOpt) -> io::Result<()> {
-    match option {
-        VirtualSockOpt::NoDelay => tcp.set_nodelay(true),
-        other => Err(io::Error::new(io::ErrorKind::Unsupported, format!("{other:?}"))),
-    }
-}
-
-/// A socket whose first read after a write is pending once.
-#[derive(Debug)]
-struct YieldingSocket {
-    tcp: TcpStream,
+/// The first read after a write is pending once.
+#[derive(Debug, Default)]
+struct YieldingReads {
     has_written: bool,
 }
 
-impl YieldingSocket {
-    fn new(tcp: TcpStream) -> Self {
-        Self { tcp, has_written: false }
-    }
-}
-
-impl AsyncRead for YieldingSocket {
+impl Reading for YieldingReads {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        &mut self,
+        tcp: Pin<&mut TcpStream>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -75,33 +46,11 @@ impl AsyncRead for YieldingSocket {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        tcp.poll_read(cx, buf)
     }
-}
 
-impl AsyncWrite for YieldingSocket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, bytes))?;
+    fn wrote(&mut self) {
         self.has_written = true;
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
-    }
-}
-
-impl VirtualSocket for YieldingSocket {
-    fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
-        set_option(&self.tcp, option)
     }
 }
 
@@ -120,7 +69,7 @@ mod tests {
         let (mut service, _) = listener.accept().await.unwrap();
         service.write_all(b"answer").await.unwrap();
         client.readable().await.unwrap();
-        let mut socket = YieldingSocket::new(client);
+        let mut socket = InstanceSocket { tcp: client, reading: YieldingReads::default() };
         assert_eq!(socket.read_u8().now_or_never().unwrap().unwrap(), b'a');
         socket.write_all(b"request").await.unwrap();
         assert!(socket.read_u8().now_or_never().is_none());

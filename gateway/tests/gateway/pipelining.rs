@@ -17,6 +17,16 @@ const AFTER_A_BODY: &str =
     "POST /api/auth/login HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
 const AFTER_CHUNKS: &str = "POST /api/auth/login HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
 
+async fn read_to_close(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let reading = stream.read_to_end(&mut bytes);
+    tokio::time::timeout(Duration::from_secs(60), reading)
+        .await
+        .expect("the connection is closed in time")
+        .unwrap();
+    bytes
+}
+
 /// Sends these parts, each by itself, and reads until the connection is closed.
 async fn responses(addr: SocketAddr, parts: &[&str]) -> Vec<RawResponse> {
     let mut stream = TcpStream::connect(addr).await.unwrap();
@@ -25,12 +35,7 @@ async fn responses(addr: SocketAddr, parts: &[&str]) -> Vec<RawResponse> {
         // The gateway may refuse and close before it has read everything.
         let _ = stream.write_all(part.as_bytes()).await;
     }
-    let mut bytes = Vec::new();
-    let reading = stream.read_to_end(&mut bytes);
-    tokio::time::timeout(Duration::from_secs(60), reading)
-        .await
-        .expect("the connection is closed in time")
-        .unwrap();
+    let mut bytes = read_to_close(&mut stream).await;
     let mut responses = Vec::new();
     while !bytes.is_empty() {
         let first = parse(&bytes);
@@ -177,12 +182,7 @@ async fn a_client_that_has_asked_for_more_gets_what_it_has_asked_for() {
     // While the gateway waits for the service, it looks whether the client is still there.
     stream.write_all(ask("GET", "/api/users?a b", "HTTP/1.1").as_bytes()).await.unwrap();
     core.release();
-    let mut bytes = Vec::new();
-    let reading = stream.read_to_end(&mut bytes);
-    tokio::time::timeout(Duration::from_secs(60), reading)
-        .await
-        .expect("the connection is closed in time")
-        .unwrap();
+    let bytes = read_to_close(&mut stream).await;
     let text = String::from_utf8(bytes).unwrap();
     assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     assert!(text.contains("HTTP/1.1 400 Bad Request"), "{text}");
